@@ -1,0 +1,47 @@
+# `make demo` and `make test` need git, make and Python 3.11 to 3.13 only; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test soak bench lock
+
+# The first Python that fits and can make virtual environments.
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { command -v $$python; break; }; done)
+BIN := .venv/bin
+WEIGHTS ?= none
+
+help:
+	@echo "make demo    train, evaluate, export and score on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
+	@echo "make test    all tests"
+	@echo "make check   ruff, pyright, import layers"
+	@echo "make soak    long fault tests"
+	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md)"
+	@echo "make lock    write requirements.lock anew"
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }
+	@echo "Setting up .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+	@awk '/^[^ ]/{p=/^uv==/} p' requirements.lock > .venv/uv.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --constraint requirements.lock -e . --group dev
+	@touch $@
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: setup
+	$(BIN)/python -m pytest
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+lock:
+	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--extra gpu --group dev pyproject.toml -o requirements.lock

@@ -1,0 +1,215 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from tlray import manifest
+from tlray.audit import audit, warnings
+
+
+def make_table(*images: dict) -> pa.Table:
+    """Makes a table of files that have been read; each image gives what differs from a plain training image."""
+    schema = manifest.SCHEMA
+    for name, kind in (("error_code", pa.string()), ("width_px", pa.int32()), ("height_px", pa.int32())):
+        schema = schema.append(pa.field(name, kind))
+    rows = [
+        {
+            "image_id": f"{index:05}",
+            "uri": f"/{index:05}",
+            "label": "a",
+            "split": "train",
+            "group_id": f"g{index}",
+            "sha256": f"s{index}",
+            "error_code": None,
+            "width_px": 10,
+            "height_px": 20,
+        }
+        | image
+        for index, image in enumerate(images)
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def failed(code: str) -> dict:
+    return {"error_code": code, "width_px": None, "height_px": None}
+
+
+def test_counts_errors_and_sizes():
+    report = audit(
+        make_table(
+            {"width_px": 100},
+            {"label": "b", "height_px": 40},
+            {"split": "valid", "width_px": 7},
+            {"split": None, "label": None},
+            failed("empty"),
+            failed("truncated") | {"image_id": "z"},
+            failed("truncated") | {"image_id": "y"},
+            {},
+        )
+    )
+    assert report["num_images"] == 8
+    assert report["num_readable"] == 5
+    assert report["num_unlabelled"] == 1
+    assert report["counts"] == {"train": {"a": 2, "b": 1}, "valid": {"a": 1}}
+    assert report["imbalance_ratio"] == 2.0
+    assert report["errors"] == {
+        "empty": {"num_images": 1, "examples": ["00004"]},
+        "truncated": {"num_images": 2, "examples": ["y", "z"]},
+    }
+    assert report["size_px"] == {
+        "width": {"min": 7, "median": 10.0, "max": 100},
+        "height": {"min": 20, "median": 20.0, "max": 40},
+    }
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_unsplit_data_is_counted_as_unassigned():
+    report = audit(make_table({"split": None}, {"split": None, "label": "b"}, {"split": None}))
+    assert report["counts"] == {"unassigned": {"a": 2, "b": 1}}
+    assert report["imbalance_ratio"] == 2.0
+    # Images in no split leak into none.
+    assert report["groups"]["across_splits"]["num_groups"] == 0
+
+
+def test_duplicates():
+    report = audit(
+        make_table(
+            {"sha256": "x"},
+            {"sha256": "x"},
+            {"sha256": "x", "split": "test"},
+            {"sha256": "y", "split": "valid"},
+            {"sha256": "y", "split": "test", "label": "b"},
+            {"sha256": "z", "label": None},
+            {"sha256": "z"},
+            {"sha256": "alone"},
+            {"sha256": None},
+            {"sha256": None},
+            # Two empty files are no copies of an image.
+            failed("empty") | {"sha256": "nothing"},
+            failed("empty") | {"sha256": "nothing"},
+        )
+    )
+    duplicates = report["duplicates"]
+    assert (duplicates["num_groups"], duplicates["num_images"]) == (3, 7)
+    x = {
+        "sha256": "x",
+        "images": [
+            {"image_id": "00000", "split": "train", "label": "a"},
+            {"image_id": "00001", "split": "train", "label": "a"},
+            {"image_id": "00002", "split": "test", "label": "a"},
+        ],
+    }
+    y = {
+        "sha256": "y",
+        "images": [
+            {"image_id": "00003", "split": "valid", "label": "a"},
+            {"image_id": "00004", "split": "test", "label": "b"},
+        ],
+    }
+    z = {
+        "sha256": "z",
+        "images": [
+            {"image_id": "00005", "split": "train", "label": None},
+            {"image_id": "00006", "split": "train", "label": "a"},
+        ],
+    }
+    assert duplicates["within_split"] == {"num_groups": 2, "num_images": 5, "examples": [x, z]}
+    assert duplicates["across_splits"] == {"num_groups": 2, "num_images": 5, "examples": [x, y]}
+    assert duplicates["conflicting_labels"] == {"num_groups": 1, "num_images": 2, "examples": [y]}
+
+
+def test_copies_in_unsplit_data_are_within():
+    duplicates = audit(make_table({"split": None, "sha256": "x"}, {"split": None, "sha256": "x"}))["duplicates"]
+    assert duplicates["within_split"]["num_groups"] == 1
+    assert duplicates["across_splits"]["num_groups"] == 0
+
+
+def test_patients_in_several_splits():
+    report = audit(
+        make_table(
+            {"group_id": "p1"},
+            {"group_id": "p1", "split": "valid"},
+            {"group_id": "p2"},
+            {"group_id": "p2"},
+            failed("empty") | {"group_id": "p2", "split": "test"},
+        )
+    )
+    assert report["groups"] == {
+        "num_groups": 2,
+        "across_splits": {
+            "num_groups": 1,
+            "num_images": 2,
+            "examples": [
+                {
+                    "group_id": "p1",
+                    "images": [
+                        {"image_id": "00000", "split": "train", "label": "a"},
+                        {"image_id": "00001", "split": "valid", "label": "a"},
+                    ],
+                }
+            ],
+        },
+    }
+
+
+def test_examples_are_limited_and_totals_are_not():
+    copies = [{"sha256": f"x{index // 30:02}", "group_id": "p"} for index in range(900)]
+    report = audit(make_table(*copies, *(failed("empty") for _ in range(25))))
+    within = report["duplicates"]["within_split"]
+    assert (within["num_groups"], within["num_images"]) == (30, 900)
+    assert [example["sha256"] for example in within["examples"]] == [f"x{index:02}" for index in range(20)]
+    assert [image["image_id"] for image in within["examples"][1]["images"]] == [f"{i:05}" for i in range(30, 50)]
+    assert report["errors"]["empty"]["num_images"] == 25
+    assert report["errors"]["empty"]["examples"] == [f"{index:05}" for index in range(900, 920)]
+
+
+def test_order_of_rows_makes_no_difference():
+    table = make_table({"sha256": "x"}, {"sha256": "x", "split": "test"}, {"label": "b"}, failed("empty"))
+    assert audit(table.take([3, 1, 2, 0])) == audit(table)
+
+
+@pytest.mark.parametrize("table", [make_table(failed("empty")), make_table()])
+def test_nothing_readable(table):
+    report = audit(table)
+    assert report["num_readable"] == 0
+    assert report["counts"] == {}
+    assert report["size_px"] is None
+    assert report["imbalance_ratio"] is None
+    assert report["duplicates"]["num_groups"] == 0
+
+
+# Warnings
+
+
+def test_nothing_wrong_gives_no_warning():
+    images = [{"label": label} for label in ("a", "b") for _ in range(20)]
+    held_out = [{"label": label, "split": split} for label in ("a", "b") for split in ("valid", "test")]
+    # 2 of 46 images are under 5 %; copies within train do not flatter the metrics.
+    assert warnings(audit(make_table(*images, *held_out, failed("empty"), failed("empty")))) == []
+    assert warnings(audit(make_table(*images, *held_out, {"sha256": "x"}, {"sha256": "x"}))) == []
+
+
+def test_warnings_say_what_and_how_to_mend():
+    images = [{} for _ in range(201)]
+    images[7] = {"sha256": "x", "group_id": "p"}
+    images[8] = {"sha256": "x"}
+    images += [
+        {"sha256": "x", "split": "test", "group_id": "p", "label": "b"},
+        *({"label": "b"} for _ in range(19)),
+        {"split": "valid"},
+        *(failed("empty") for _ in range(12)),
+    ]
+    assert warnings(audit(make_table(*images))) == [
+        "3 images are byte for byte copies of one another in different splits (groups: 1, for example '00007' and "
+        "'00201'), so the metrics are too good. Keep the copies of an image in one split.",
+        "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics are too good. "
+        "Split by patient.",
+        "The same image has different labels (1 times, for example '00007' and '00201'). Correct the labels.",
+        "Classes with fewer than 20 training images ('b': 19) are learned badly. "
+        "Add images, or merge classes with a class map.",
+        "The valid split has no image of 'b', so nothing can be measured for it. Add images or patients.",
+        "The test split has no image of 'a', so nothing can be measured for it. Add images or patients.",
+        "The largest class has 10.6 times the images of the smallest. "
+        "Weight the classes or add images, and read balanced accuracy, not accuracy.",
+        "12 of 234 images cannot be read (empty: 12). Repair or convert them; they are left out.",
+    ]

@@ -1,0 +1,362 @@
+import base64
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlray.errors import DataError
+from tlray.metrics import evaluate_predictions
+from tlray.report import (
+    Report,
+    SplitEvaluation,
+    best_epoch,
+    make_figures,
+    plot_confusion_matrix,
+    plot_history,
+    plot_roc,
+    render_report,
+)
+
+CLASSES = (
+    "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib",
+    "large.cell.carcinoma_left.hilum_T2_N2_M0_IIIa",
+    "normal",
+    "squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa",
+)
+
+
+def history_rows(valid_losses: list[float], learning_rates: list[float]) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "valid_loss": valid_loss,
+            "valid_accuracy": 0.8125 if epoch == 2 else 0.75,
+            "learning_rate": learning_rate,
+            "time_s": 65.0,
+        }
+        for epoch, (valid_loss, learning_rate) in enumerate(zip(valid_losses, learning_rates, strict=True), start=1)
+    ]
+
+
+HISTORY = history_rows([0.9, 0.4321, 0.5, 0.6], [1e-3, 1e-3, 1e-3, 1e-4])
+
+
+def evaluation(confusion_KK: list[list[int]], classes: tuple[str, ...]) -> SplitEvaluation:
+    """Makes predictions that have exactly this confusion matrix."""
+    pairs = [(row, column) for (row, column), count in np.ndenumerate(np.array(confusion_KK)) for _ in range(count)]
+    labels, predicted = np.array(pairs).T
+    noise_BK = np.random.default_rng(0).uniform(size=(len(labels), len(classes)))
+    probs_BK = (noise_BK + 2 * np.eye(len(classes))[predicted]).astype(np.float32)
+    probs_BK /= probs_BK.sum(axis=1, keepdims=True)
+    return SplitEvaluation(
+        metrics=evaluate_predictions(labels, probs_BK, classes), labels=labels, probs_BK=probs_BK, classes=classes
+    )
+
+
+# 60 of 72 are right; the most frequent mistake: 5 of class 0 taken for class 3.
+VALID = evaluation([[17, 1, 0, 5], [2, 18, 0, 1], [0, 0, 13, 0], [2, 1, 0, 12]], CLASSES)
+TEST = evaluation([[9, 1, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [0, 0, 0, 10]], CLASSES)
+
+FULL = Report(
+    title="run-7",
+    subtitle="InceptionV3 on chest-CT slices.",
+    notices=("Trained on 4 epochs only.",),
+    config={"seed": 7, "model": {"backbone": "InceptionV3", "augment": {"flip": True, "angles_deg": (5, 10)}}},
+    provenance={"date": "2025-11-23", "libraries": {"keras": "3.15.0"}, "git": None},
+    audit={
+        "counts": {"valid": {"normal": 13, "other": 59}, "train": {"normal": 148, "other": 465}},
+        "errors": {"truncated": {"count": 2, "examples": ["train/normal/a.png", "train/normal/b.png"]}},
+    },
+    warnings=("41 near-duplicates lie in two splits.",),
+    history=HISTORY,
+    evaluations={"test": TEST, "valid": VALID},
+)
+
+
+class Page(HTMLParser):
+    """Collects the tags, the text and the table rows of a page, and checks that tags are closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def render(report: Report) -> tuple[str, Page]:
+    html = render_report(report, make_figures(report))
+    return html, Page(html)
+
+
+def decode(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png), formats=["PNG"])
+    image.load()
+    return image
+
+
+def is_drawn_on(image: Image.Image) -> bool:
+    return len(image.convert("RGB").getcolors(1 << 24) or []) > 10
+
+
+def test_report_is_self_contained():
+    html, page = render(FULL)
+
+    assert html.startswith("<!DOCTYPE html>")
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", html))
+    assert not re.search(r"@import|url\(", html)
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.tags}
+    for attributes in (attributes for _, attributes in page.tags):
+        for name in ("src", "href"):
+            assert name not in attributes or str(attributes[name]).startswith("data:")
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def test_report_is_accessible():
+    _, page = render(FULL)
+
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == len(page.all("main")) == 1
+    assert len(page.all("img")) == 5
+    assert all(attributes["alt"] and attributes["width"] for attributes in page.all("img"))
+    assert all(attributes["scope"] in ("col", "row", "rowgroup") for attributes in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert sorted(map(str, ids)) == sorted(str(section["aria-labelledby"]) for section in page.all("section"))
+
+
+def test_report_works_in_dark_and_in_print():
+    html, page = render(FULL)
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    assert "@media print" in html
+    assert {"name": "color-scheme", "content": "light dark"} in page.all("meta")
+
+
+def test_report_shows_what_it_is_given():
+    _, page = render(FULL)
+
+    assert "Research tool, not a medical device." in page.text
+    assert "InceptionV3 on chest-CT slices." in page.text
+    assert "Trained on 4 epochs only." in page.text
+    # Wilson's interval of 60 of 72 is 0.730893 to 0.902006. Mean sensitivity: 17/23, 18/21, 13/13, 12/15.
+    valid = next(row for row in page.rows if row[0] == "valid" and row[1] == "72")
+    assert valid[2:4] == ["83.3 %", "73.1 % to 90.2 %"]
+    assert valid[5] == "84.9 %"
+    # Of 49 images of other classes 4 are taken for class 0, so its precision is 17 of 21 and its F1 34 of 44.
+    assert [CLASSES[0], "23", "73.9 %", "91.8 %", "81.0 %", "0.773"] in [row[:6] for row in page.rows]
+    assert "Most frequent mistake: 5 of" in page.text
+    assert ["normal", "148", "13", "161"] in page.rows
+    assert ["All", "613", "72", "685"] in page.rows
+    assert ["truncated", "2", "train/normal/a.png, train/normal/b.png"] in page.rows
+    assert "41 near-duplicates lie in two splits." in page.text
+    assert ["seed", "7"] in page.rows
+    assert ["model"] in page.rows
+    assert ["augment.flip", "yes"] in page.rows
+    assert ["augment.angles_deg", "5, 10"] in page.rows
+    assert ["keras", "3.15.0"] in page.rows
+    assert ["git", "\N{EN DASH}"] in page.rows
+    assert "4 epochs in 4 min 20 s." in page.text
+    assert "Best: epoch 2, validation loss 0.432, validation accuracy 81.2 %." in page.text
+    assert ["4", "0.2500", "87.5 %", "0.6000", "75.0 %", "0.0001", "1 min 05 s"] in page.rows
+
+
+def test_headline_is_the_test_split_and_splits_are_in_order():
+    _, page = render(FULL)
+    assert re.search(r"Split test, 40 images:\s+Accuracy97.5 %", page.text)
+    assert page.text.index("Results: valid") < page.text.index("Results: test")
+    assert "There is no test split here" not in page.text
+
+    _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
+    assert re.search(r"Split valid, 72 images:\s+Accuracy83.3 %", page.text)
+    assert "There is no test split here" in page.text
+
+
+def test_images_are_the_figures():
+    figures = make_figures(FULL)
+    assert list(figures) == [
+        "history.png",
+        "confusion_matrix_test.png",
+        "roc_test.png",
+        "confusion_matrix_valid.png",
+        "roc_valid.png",
+    ]
+    page = Page(render_report(FULL, figures))
+    embedded = [base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")) for image in page.all("img")]
+    assert sorted(embedded) == sorted(figures.values())
+
+
+@pytest.mark.parametrize("name", ["<b>bold</b>", "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a&b"])
+def test_everything_is_escaped(name: str):
+    report = Report(
+        title=name,
+        subtitle=name,
+        notices=(name,),
+        config={name: name, "nested": {name: [name]}},
+        provenance={name: {name: name}},
+        audit={"counts": {name: {name: 3}}, "errors": {name: {"count": 1, "examples": [name]}}},
+        warnings=(name,),
+        evaluations={name: evaluation([[3, 1, 0], [1, 3, 0], [0, 0, 0]], (name, "other", f"absent {name}"))},
+    )
+    html, page = render(report)
+    assert name not in html
+    assert page.text.count(name) >= 15
+    assert {"b", "script"} & {tag for tag, _ in page.tags} <= {"b"}
+    assert len(page.all("img")) == 2
+    assert len(page.all("b")) == 1  # the mark on the interval
+
+
+def test_smallest_report():
+    html, page = render(Report(title="empty"))
+    assert page.all("img") == []
+    assert [heading for heading in ("Summary", "Training", "Data", "Provenance") if heading in page.text] == []
+    assert "Research tool, not a medical device." in page.text
+    assert "Known limits" in page.text
+    assert "None" not in html
+
+
+@pytest.mark.parametrize(
+    ("audit", "shows_none"),
+    [({}, False), ({"counts": {}}, False), ({"errors": {}}, True), ({"errors": {"empty": {}}}, False)],
+)
+def test_audit_with_missing_keys(audit: dict[str, object], shows_none: bool):
+    _, page = render(Report(title="run", audit=audit))
+    assert ("None." in page.text) == shows_none
+    assert "Images by class and split" not in page.text or audit.get("counts")
+
+
+def test_undefined_values_are_explained():
+    absent = evaluation([[3, 0, 1], [0, 4, 0], [0, 0, 0]], ("a", "b", "c"))
+    _, page = render(Report(title="run", evaluations={"test": absent}))
+    dash = "\N{EN DASH}"
+    assert ["c", "0", dash, dash, dash, dash, dash] in page.rows
+    assert absent.metrics["notes"]["roc_auc_ovr_macro"] in page.text
+
+
+def test_best_epoch():
+    assert best_epoch(HISTORY) is HISTORY[1]
+    assert best_epoch(history_rows([float("nan"), 0.5, 0.5], [1e-3] * 3)) == pytest.approx(
+        history_rows([0.0, 0.5], [1e-3] * 2)[1]
+    )
+    assert best_epoch(history_rows([float("nan")], [1e-3])) is None
+    assert best_epoch([]) is None
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        HISTORY,
+        HISTORY[:1],
+        history_rows([float("nan")] * 2, [1e-3] * 2),
+        history_rows([1.0, 0.5, float("inf")], [1e-3] * 3),
+        history_rows([1.0] * 100, list(np.linspace(1e-3, 0, 100))),
+    ],
+    ids=["plain", "one epoch", "diverged", "infinite", "smooth schedule"],
+)
+def test_history_figure(history: list[dict[str, float]]):
+    image = decode(plot_history(history))
+    assert 1500 < image.width < 1750
+    assert 600 < image.height < 720
+    assert is_drawn_on(image)
+
+
+def test_diverged_run_is_reported():
+    _, page = render(Report(title="run", history=history_rows([float("nan")] * 2, [1e-3] * 2)))
+    assert "No epoch has a finite validation loss." in page.text
+
+
+def test_empty_history_is_no_figure():
+    assert make_figures(Report(title="run", history=[])) == {}
+    with pytest.raises(DataError, match="no epoch"):
+        plot_history([])
+
+
+@pytest.mark.parametrize("num_classes", [2, 4, 6, 7, 20])
+def test_confusion_matrix_figure(num_classes: int):
+    classes = tuple(f"adenocarcinoma_left.lower.lobe_T2_N0_M0_{index}" for index in range(num_classes))
+    image = decode(
+        plot_confusion_matrix(evaluation((np.eye(num_classes, dtype=int) * 5 + 1).tolist(), classes).metrics)
+    )
+    # Cells of 1.4 inches for up to six classes, of 0.58 above, at 160 pixels an inch, and the names beside them.
+    cells_px = 160 * num_classes * (1.4 if num_classes <= 6 else 0.58)
+    assert cells_px < image.width < cells_px + 500
+    assert cells_px < image.height < cells_px + 500
+    assert is_drawn_on(image)
+
+
+def test_confusion_matrix_colours_are_row_shares():
+    # Rows with 100 % on the diagonal are the darkest blue whatever their counts; an empty row is the palest.
+    metrics = evaluation([[40, 0, 0], [0, 1, 0], [0, 0, 0]], ("a", "b", "c")).metrics
+    colours = {colour for _, colour in decode(plot_confusion_matrix(metrics)).convert("RGB").getcolors(1 << 24) or []}
+    darkest, palest = (8, 48, 107), (247, 251, 255)  # the ends of ColorBrewer's Blues
+    assert {darkest, palest} <= colours
+
+
+def test_roc_figure_grows_with_the_legend():
+    many = tuple(f"squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa_{index}" for index in range(20))
+    twenty = evaluation((np.eye(20, dtype=int) * 3).tolist(), many)
+    small = decode(plot_roc(VALID.labels, VALID.probs_BK, VALID.classes))
+    large = decode(plot_roc(twenty.labels, twenty.probs_BK, twenty.classes))
+    assert is_drawn_on(small)
+    assert 1300 < small.width < 1600
+    assert 700 < small.height < 850
+    assert large.height > 1000
+
+
+def test_roc_figure_names_the_classes_left_out():
+    # Only the legend differs between no image of `c` and `c` not being a class.
+    labels = np.array([0, 0, 1, 1])
+    probs_BK = np.array([[0.8, 0.2, 0], [0.6, 0.4, 0], [0.7, 0.3, 0], [0.1, 0.9, 0]], dtype=np.float32)
+    assert plot_roc(labels, probs_BK, "abc") != plot_roc(labels, probs_BK[:, :2], "ab")
+    assert plot_roc(labels, probs_BK, "abc") == plot_roc(labels, probs_BK, "abc")
+    nothing = decode(plot_roc(np.zeros(3, dtype=int), probs_BK[:3], "abc"))
+    assert 700 < nothing.height < 850
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "_hidden", "肺", "a b" * 60, "", "x" * 300, "two\nlines"])
+def test_figures_take_any_class_name(name: str):
+    odd = evaluation([[3, 1], [1, 3]], (name, "other"))
+    assert decode(plot_confusion_matrix(odd.metrics)).width < 1200
+    assert decode(plot_roc(odd.labels, odd.probs_BK, odd.classes)).width < 2200
+
+
+def test_import_does_nothing_global():
+    code = (
+        "import sys, tlray.report, tlray.metrics\n"
+        "loaded = {'matplotlib.pyplot', 'ray', 'tensorflow', 'keras'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,6 @@
+"""Distributed transfer learning and serving on Ray for chest-CT images.
+
+A research tool, not a medical device.
+"""
+
+__version__ = "0.1.0"

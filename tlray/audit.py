@@ -1,0 +1,209 @@
+"""The audit: what is wrong with a data set before a model learns it, as a report and as warnings."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MAX_EXAMPLES = 20
+"""Examples of each finding in a report, and images in each example."""
+
+MIN_CLASS_IMAGES = 20
+"""Training images of a class below which the audit warns."""
+
+MAX_UNREADABLE_FRACTION = 0.05
+"""Share of unreadable images above which the audit warns."""
+
+MAX_IMBALANCE_RATIO = 10.0
+"""Ratio of the largest to the smallest training class above which the audit warns."""
+
+UNASSIGNED = "unassigned"
+"""The name in a report for images whose split is null."""
+
+
+def audit(table: pa.Table) -> dict[str, Any]:
+    """Examines a manifest whose files have been read.
+
+    Counts, duplicates and groups are of the readable images alone. Images are duplicates if their bytes are the same.
+
+    Args:
+        table: `manifest.SCHEMA` with `error_code` (string, null if the image is fine), `width_px` and `height_px` (int,
+            null on error). The order of rows makes no difference.
+
+    Returns:
+        A report that JSON can hold:
+
+        - `num_images`, `num_readable`, `num_unlabelled` (of the readable);
+        - `counts`: split, then class, to number of images; null splits are `unassigned`, unlabelled images left out;
+        - `imbalance_ratio`: largest by smallest class in train (in `unassigned` if nothing is in train), or null;
+        - `errors`: error code to `num_images` and `examples` (image ids);
+        - `duplicates`: `num_groups` and `num_images` (in those groups), and the same with `examples` for the groups
+          that have two images in one split (`within_split`), images in several splits (`across_splits`), and several
+          labels (`conflicting_labels`); an example has `sha256` and `images`, with `image_id`, `split` and `label`;
+        - `groups`: `num_groups`, and `across_splits` as above, with `group_id` for `sha256`;
+        - `size_px`: `width` and `height`, each with `min`, `median` and `max`, or null without readable images.
+    """
+    readable = table.filter(pc.field("error_code").is_null())
+    counts = _counts(readable)
+    training = (counts.get("train") or counts.get(UNASSIGNED) or {}).values()
+    return {
+        "num_images": table.num_rows,
+        "num_readable": readable.num_rows,
+        "num_unlabelled": readable["label"].null_count,
+        "counts": counts,
+        "imbalance_ratio": max(training) / min(training) if training else None,
+        "errors": _errors(table),
+        "duplicates": _duplicates(readable),
+        "groups": _groups(readable),
+        "size_px": _sizes(readable),
+    }
+
+
+def _counts(readable: pa.Table) -> dict[str, dict[str, int]]:
+    labelled = readable.filter(pc.field("label").is_valid())
+    counted = labelled.group_by(["split", "label"]).aggregate([([], "count_all")])
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in counted.sort_by([("split", "ascending"), ("label", "ascending")]).to_pylist():
+        counts[row["split"] or UNASSIGNED][row["label"]] = row["count_all"]
+    return dict(counts)
+
+
+def _errors(table: pa.Table) -> dict[str, dict[str, Any]]:
+    errors = {}
+    for code in sorted(table["error_code"].unique().drop_null().to_pylist()):
+        image_ids = sorted(table.filter(pc.field("error_code") == code)["image_id"].to_pylist())
+        errors[code] = {"num_images": len(image_ids), "examples": image_ids[:MAX_EXAMPLES]}
+    return errors
+
+
+def _duplicates(readable: pa.Table) -> dict[str, Any]:
+    hashed = readable.filter(pc.field("sha256").is_valid())
+    by_hash = hashed.group_by("sha256").aggregate(
+        [([], "count_all"), ("split", "count_distinct"), ("label", "count_distinct")]
+    )
+    repeated = by_hash.filter(pc.field("count_all") > 1)
+    by_split = hashed.group_by(["sha256", "split"]).aggregate([([], "count_all")])
+    in_one_split = by_split.filter(pc.field("count_all") > 1)["sha256"].unique()
+    return {
+        "num_groups": repeated.num_rows,
+        "num_images": sum(repeated["count_all"].to_pylist()),
+        "within_split": _finding(hashed, "sha256", repeated.filter(pc.field("sha256").isin(in_one_split))),
+        "across_splits": _finding(hashed, "sha256", repeated.filter(pc.field("split_count_distinct") > 1)),
+        "conflicting_labels": _finding(hashed, "sha256", repeated.filter(pc.field("label_count_distinct") > 1)),
+    }
+
+
+def _groups(readable: pa.Table) -> dict[str, Any]:
+    by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
+    across = by_group.filter(pc.field("split_count_distinct") > 1)
+    return {"num_groups": by_group.num_rows, "across_splits": _finding(readable, "group_id", across)}
+
+
+def _finding(images: pa.Table, key: str, found: pa.Table) -> dict[str, Any]:
+    """Describes groups of images with the same `key`; `found` has one row a group, with `count_all`."""
+    chosen = found.sort_by(key)[key].combine_chunks()[:MAX_EXAMPLES]
+    rows_of: dict[str, list[dict[str, Any]]] = {value: [] for value in chosen.to_pylist()}
+    for row in images.filter(pc.field(key).isin(chosen)).sort_by("image_id").to_pylist():
+        rows_of[row[key]].append(row)
+    return {
+        "num_groups": found.num_rows,
+        "num_images": sum(found["count_all"].to_pylist()),
+        "examples": [
+            {
+                key: value,
+                "images": [{name: row[name] for name in ("image_id", "split", "label")} for row in rows[:MAX_EXAMPLES]],
+            }
+            for value, rows in rows_of.items()
+        ],
+    }
+
+
+def _sizes(readable: pa.Table) -> dict[str, dict[str, float]] | None:
+    if not readable.num_rows:
+        return None
+    sizes = {}
+    for side in ("width", "height"):
+        values = readable[f"{side}_px"].to_numpy()
+        sizes[side] = {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    return sizes
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Says what a careful practitioner must know about a data set, each with a remedy.
+
+    Args:
+        report: From `audit`.
+
+    Returns:
+        Sentences for people, the gravest first; none if nothing is wrong.
+    """
+    found = [*_leak_warnings(report), *_label_warnings(report)]
+    num_unreadable = report["num_images"] - report["num_readable"]
+    if num_unreadable > MAX_UNREADABLE_FRACTION * report["num_images"]:
+        codes = ", ".join(f"{code}: {error['num_images']}" for code, error in report["errors"].items())
+        found.append(
+            f"{num_unreadable} of {report['num_images']} images cannot be read ({codes}). "
+            "Repair or convert them; they are left out."
+        )
+    return found
+
+
+def _leak_warnings(report: dict[str, Any]) -> list[str]:
+    found = []
+    copies = report["duplicates"]["across_splits"]
+    if copies["num_groups"]:
+        found.append(
+            f"{copies['num_images']} images are byte for byte copies of one another in different splits "
+            f"(groups: {copies['num_groups']}, for example {_example(copies, 'split')}), so the metrics are too good. "
+            "Keep the copies of an image in one split."
+        )
+    patients = report["groups"]["across_splits"]
+    if patients["num_groups"]:
+        group_id = patients["examples"][0]["group_id"]
+        found.append(
+            f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
+            "so the metrics are too good. Split by patient."
+        )
+    return found
+
+
+def _label_warnings(report: dict[str, Any]) -> list[str]:
+    found = []
+    conflicts = report["duplicates"]["conflicting_labels"]
+    if conflicts["num_groups"]:
+        found.append(
+            f"The same image has different labels ({conflicts['num_groups']} times, for example "
+            f"{_example(conflicts, 'label')}). Correct the labels."
+        )
+    counts = report["counts"]
+    train = counts.get("train", {})
+    small = {label: count for label, count in train.items() if count < MIN_CLASS_IMAGES}
+    if small:
+        listed = ", ".join(f"'{label}': {count}" for label, count in small.items())
+        found.append(
+            f"Classes with fewer than {MIN_CLASS_IMAGES} training images ({listed}) are learned badly. "
+            "Add images, or merge classes with a class map."
+        )
+    for split in ("valid", "test"):
+        absent = sorted(train.keys() - counts[split].keys()) if split in counts else []
+        if absent:
+            found.append(
+                f"The {split} split has no image of {', '.join(repr(label) for label in absent)}, so nothing can be "
+                "measured for it. Add images or patients."
+            )
+    ratio = report["imbalance_ratio"]
+    if ratio is not None and ratio > MAX_IMBALANCE_RATIO:
+        found.append(
+            f"The largest class has {ratio:.1f} times the images of the smallest. "
+            "Weight the classes or add images, and read balanced accuracy, not accuracy."
+        )
+    return found
+
+
+def _example(finding: dict[str, Any], column: str) -> str:
+    """Names two images of the first example, which differ in a column."""
+    first, *others = finding["examples"][0]["images"]
+    other = next((image for image in others if image[column] != first[column]), others[0])
+    return f"'{first['image_id']}' and '{other['image_id']}'"

@@ -1,0 +1,80 @@
+"""A training run's state on disk: arrays in .npz files and a history in JSON, nothing pickled."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+STATE_FILE = "state.npz"
+BEST_FILE = "best.npz"
+HISTORY_FILE = "history.json"
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """What rank 0 saves after each epoch.
+
+    Attributes:
+        weights: The model's weights after the last epoch.
+        optimizer: The optimizer's variables.
+        best_weights: The weights of the best epoch so far.
+        history: One row for each finished epoch.
+    """
+
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    best_weights: list[np.ndarray]
+    history: list[dict[str, float]]
+
+
+def save(directory: Path, state: RunState) -> None:
+    """Writes a run's state into a directory."""
+    _save_arrays(directory / STATE_FILE, weights=state.weights, optimizer=state.optimizer)
+    _save_arrays(directory / BEST_FILE, weights=state.best_weights)
+    (directory / HISTORY_FILE).write_text(json.dumps(state.history))
+
+
+def load(directory: Path) -> RunState:
+    """Reads a run's state from a directory."""
+    arrays = _load_arrays(directory / STATE_FILE)
+    return RunState(
+        weights=arrays["weights"],
+        optimizer=arrays["optimizer"],
+        best_weights=_load_arrays(directory / BEST_FILE)["weights"],
+        history=load_history(directory),
+    )
+
+
+def load_history(directory: Path) -> list[dict[str, float]]:
+    """Reads the history alone."""
+    return json.loads((directory / HISTORY_FILE).read_text())
+
+
+def save_seeds(directory: Path, rank: int, states: Sequence[np.ndarray]) -> None:
+    """Writes the states of one rank's seed generators (dropout), which no Keras file keeps."""
+    _save_arrays(directory / _seeds_file(rank), seeds=states)
+
+
+def load_seeds(directory: Path, rank: int) -> list[np.ndarray] | None:
+    """Reads one rank's seed states; None if there was no such rank."""
+    path = directory / _seeds_file(rank)
+    return _load_arrays(path).get("seeds", []) if path.exists() else None
+
+
+def _seeds_file(rank: int) -> str:
+    return f"seeds_{rank:05d}.npz"
+
+
+def _save_arrays(path: Path, **groups: Sequence[np.ndarray]) -> None:
+    arrays = {f"{name}/{index:05d}": array for name, group in groups.items() for index, array in enumerate(group)}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
+    groups: dict[str, list[np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in sorted(file.files):
+            groups.setdefault(key.partition("/")[0], []).append(file[key])
+    return groups

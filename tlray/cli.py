@@ -1,0 +1,219 @@
+"""The command `tlray` and the scripts in jobs/: parse, configure, call, show, exit code."""
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tlray import __version__, phantoms, storage
+from tlray.config import EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig
+from tlray.errors import BundleError, ConfigError, TlrayError
+from tlray.recipes import RECIPES
+
+NOTICE = "tlray is a research tool, no medical device."
+
+EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `tlray COMMAND ...` and exits."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(EXIT_OK)
+    if arguments[0] == "--version":
+        print(f"tlray {__version__}")
+        sys.exit(EXIT_OK)
+    if arguments[0] not in COMMANDS:
+        print(f"tlray: there is no command '{arguments[0]}'. The commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    run(arguments[0], arguments[1:])
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> None:
+    """Runs one command, shows its result, and exits: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--version" in arguments:
+        print(f"tlray {__version__}")
+        sys.exit(EXIT_OK)
+    _quieten()
+    # `ray job stop` and a closing terminal: leave as on Ctrl-C, so that Ray's processes end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(_guarded(COMMANDS[command][0], arguments))
+
+
+def _guarded(function: Callable[[list[str]], None], arguments: list[str]) -> int:
+    try:
+        function(arguments)
+    except TlrayError as error:
+        print(f"tlray: {error}", file=sys.stderr)
+        return EXIT_USER if isinstance(error, ValueError | BundleError) else EXIT_FAILURE
+    except KeyboardInterrupt:
+        print("tlray: interrupted. Continue with the same command and --resume.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_OK
+
+
+def _quieten() -> None:
+    """Silences the start-up noise of Ray and TensorFlow; their warnings of what goes wrong stay."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _overview() -> str:
+    lines = [f"  {name:10s}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tlray COMMAND [OPTIONS]",
+            "",
+            "Distributed transfer learning and serving on Ray for chest-CT images.",
+            "",
+            *lines,
+            "",
+            "`tlray COMMAND --help` explains each. `tlray --version` tells the version.",
+            NOTICE,
+        ]
+    )
+
+
+# -- the commands
+
+
+def _train(arguments: list[str]) -> None:
+    name = "standard"
+    if arguments and not arguments[0].startswith("-"):
+        name, arguments = arguments[0], arguments[1:]
+        if name not in RECIPES:
+            raise ConfigError(f"There is no recipe '{name}'. The recipes: {', '.join(RECIPES)}.")
+    recipe = RECIPES[name]
+    listed = "\n".join(f"  {each}: {_first_line(function)}" for each, function in RECIPES.items())
+    config = tyro.cli(
+        TrainConfig,
+        prog=f"tlray train {name}",
+        description=f"Fine-tune a classifier on labelled images, evaluate it and export it.\n\nusage: tlray train "
+        f"[RECIPE] --data URI --out URI. Recipes:\n{listed}\n\nThe defaults below are those of '{name}'. {NOTICE}",
+        default=recipe(tyro.MISSING, tyro.MISSING),
+        args=arguments,
+    )
+    from tlray.training import train  # noqa: PLC0415 (Ray only when something is run)
+
+    result = train(config)
+    rows: list[tuple[str, str]] = []
+    for split, metrics in result.metrics.items():
+        low, high = metrics["accuracy_ci95"]
+        rows.append(
+            (
+                f"{split} accuracy",
+                f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)",
+            )
+        )
+        rows.append((f"{split} balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"))
+    rows += [
+        ("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"),
+        ("report", f"{result.out}/report.html"),
+        ("bundle", result.bundle),
+    ]
+    _show("Trained", rows, result.warnings, quiet=config.quiet)
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def _evaluate(arguments: list[str]) -> None:
+    config = tyro.cli(EvaluateConfig, prog="tlray evaluate", description=_describe(EvaluateConfig), args=arguments)
+    from tlray.evaluation import evaluate  # noqa: PLC0415
+
+    result = evaluate(config)
+    metrics = result.metrics
+    low, high = metrics["accuracy_ci95"]
+    rows = [
+        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed"),
+        ("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"),
+        ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
+        ("log loss", f"{metrics['log_loss']:.3f}"),
+        ("report", f"{result.out}/report.html"),
+        ("predictions", f"{result.out}/predictions/predictions.csv"),
+    ]
+    _show(f"Evaluated on {result.split}", rows, quiet=config.quiet)
+
+
+def _score(arguments: list[str]) -> None:
+    config = tyro.cli(ScoreConfig, prog="tlray score", description=_describe(ScoreConfig), args=arguments)
+    from tlray.scoring import score  # noqa: PLC0415
+
+    result = score(config)
+    rows = [
+        ("images", f"{result.num_images}, {result.num_failed} failed{_counted(result.num_by_error)}"),
+        ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
+        ("to refer", str(result.num_referred)),
+        ("hidden files skipped", str(result.num_skipped)),
+        ("predictions", f"{result.out}/predictions.csv (and Parquet)"),
+    ]
+    _show("Scored", rows, quiet=config.quiet)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+    return f" ({shown})" if shown else ""
+
+
+def _export(arguments: list[str]) -> None:
+    config = tyro.cli(ExportConfig, prog="tlray export", description=_describe(ExportConfig), args=arguments)
+    from tlray.exporting import export  # noqa: PLC0415
+
+    sha256 = export(config)
+    _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)
+
+
+def _phantoms(arguments: list[str]) -> None:
+    config = tyro.cli(PhantomConfig, prog="tlray phantoms", description=_describe(PhantomConfig), args=arguments)
+    storage.prepare_output(config.out, known_names=frozenset(phantoms.CLASSES), overwrite=config.overwrite)
+    num_files = phantoms.write_data_set(
+        config.out,
+        num_patients_per_class=config.patients_per_class,
+        num_slices_per_patient=config.slices_per_patient,
+        size_px=config.image_size_px,
+        seed=config.seed,
+        num_unreadable=config.num_unreadable,
+    )
+    _show("Made", [("files", str(num_files)), ("data set", config.out)], quiet=config.quiet)
+
+
+def _describe(config: type) -> str:
+    return f"{(config.__doc__ or '').strip()}\n\n{NOTICE}"
+
+
+def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = (), *, quiet: bool) -> None:
+    if quiet:
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value, style=None)
+    # Paths are to be copied: a narrow log must not break them.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table, highlight=False, markup=False)
+    for note in notes:
+        print(f"! {note}")
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (_train, "images in, an evaluated and exported classifier out"),
+    "evaluate": (_evaluate, "measure a bundle on labelled images"),
+    "score": (_score, "score a file, folder, zip or manifest of images"),
+    "export": (_export, "make a bundle of a Keras model of your own"),
+    "phantoms": (_phantoms, "make a synthetic data set to try things on"),
+}

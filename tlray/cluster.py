@@ -1,0 +1,203 @@
+"""The Ray cluster: connecting to it, what it can give, and how that is shared between training and data."""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tlray import storage
+from tlray.errors import ConfigError
+from tlray.streams import Share
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the environment of an entry point
+
+WORKER_ENVIRONMENT = {
+    "TF_USE_LEGACY_KERAS": "0",  # Ray's TensorFlow backend would choose Keras 2
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check, by default 2 s
+}
+
+MIN_OBJECT_STORE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a cluster has, or can grow to.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs.
+        object_store_bytes: Shared memory for data in flight.
+        num_nodes: Nodes that are up.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    object_store_bytes: int
+    num_nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """How training and its data share a cluster.
+
+    Attributes:
+        cpus_per_worker: CPUs that each training worker asks for.
+        gpus_per_worker: 1 or 0.
+        share: What each rank's stream may use.
+    """
+
+    cpus_per_worker: float
+    gpus_per_worker: int
+    share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorePlan:
+    """How the model and its data share a cluster.
+
+    Attributes:
+        max_actors: The pool of predictors grows up to this many.
+        cpus_per_actor: CPUs that each asks for, and threads that it uses at least.
+        gpus_per_actor: 1 or 0.
+    """
+
+    max_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: int
+
+
+def in_job() -> bool:
+    """Tells whether this process is the entry point of a Ray job."""
+    return _JOB_VARIABLE in os.environ
+
+
+def connect() -> None:
+    """Connects to the running Ray (`RAY_ADDRESS`, or one on this machine), or starts a local one.
+
+    Raises:
+        ConfigError: A Ray is named and cannot be reached.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour of coming versions, unwarned
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # that it is on is its default
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
+    try:
+        if not ray.is_initialized():
+            ray.init(**options)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"The Ray cluster cannot be reached: {error}. Check RAY_ADDRESS, or unset it to start a local Ray."
+        ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def output_location(location: str) -> str:
+    """Returns an output location that every node and a later process will find again.
+
+    Raises:
+        ConfigError: It would lie in Ray's temporary copy of a job's files, or on the disk of one of several nodes.
+    """
+    if in_job() and not storage.is_uri(location) and not os.path.isabs(os.path.expanduser(location)):
+        raise ConfigError(
+            f"--out {location} is relative: in a Ray job it would be lost with Ray's copy of the working directory. "
+            "Give an absolute path on storage that all nodes share, or a URI (s3://, gs://)."
+        )
+    return storage.absolute(location)
+
+
+def input_location(location: str) -> str:
+    """Returns an input location as an absolute path or URI (relative ones are seen from the working directory)."""
+    return storage.absolute(location)
+
+
+def capacity() -> Capacity:
+    """Returns what the connected cluster has, or what its autoscaler may add up to."""
+    now = ray.cluster_resources()
+    # What Ray Train itself asks; None without an autoscaler.
+    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}  # pyright: ignore
+    return Capacity(
+        num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
+        num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
+        object_store_bytes=int(now.get("object_store_memory", 0)),
+        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+    )
+
+
+def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> TrainPlan:
+    """Shares a cluster between training workers and Ray Data, which keeps at least one CPU.
+
+    Workers that took every CPU would starve the streams that feed them, and the run would hang without a word.
+
+    Raises:
+        ConfigError: The cluster cannot give what is asked for, with the sums.
+    """
+    has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs"
+    if available.num_cpus < 2:
+        raise ConfigError(
+            f"{has}; training needs 2 CPUs, one of them for Ray Data. Start Ray with more: "
+            "`ray start --head --num-cpus=2`."
+        )
+    if use_gpu and available.num_gpus < num_workers:
+        remedy = f"--num-workers {available.num_gpus:g}" if available.num_gpus >= 1 else "training without --use-gpu"
+        raise ConfigError(
+            f"--use-gpu with --num-workers {num_workers} asks for {num_workers} GPUs. {has}. Try {remedy}."
+        )
+    if num_workers > available.num_cpus:
+        raise ConfigError(
+            f"--num-workers {num_workers} asks for more processes than CPUs. {has}. "
+            f"Try --num-workers {int(available.num_cpus)}."
+        )
+    reserved = max(1.0, math.floor(available.num_cpus / 4))
+    each = (available.num_cpus - reserved) / num_workers
+    # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
+    each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
+    data_cpus = available.num_cpus - each * num_workers
+    # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
+    store_bytes = max(MIN_OBJECT_STORE_BYTES, available.object_store_bytes // 4 // num_workers)
+    share = Share(num_cpus=data_cpus / num_workers, object_store_bytes=store_bytes)
+    return TrainPlan(cpus_per_worker=float(each), gpus_per_worker=int(use_gpu), share=share)
+
+
+def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
+    """Shares a cluster between predictors and Ray Data.
+
+    Raises:
+        ConfigError: There is no GPU, or too few CPUs.
+    """
+    if available.num_cpus < 2:
+        raise ConfigError(
+            f"The cluster has {available.num_cpus:g} CPUs; scoring needs 2, one of them for Ray Data. Start Ray with "
+            "more: `ray start --head --num-cpus=2`."
+        )
+    if use_gpu:
+        if available.num_gpus < 1:
+            raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
+        return ScorePlan(max_actors=int(available.num_gpus), cpus_per_actor=1.0, gpus_per_actor=1)
+    # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
+    cpus_per_actor = min(4.0, float(available.num_cpus // 2))
+    max_actors = max(1, int(available.num_cpus * 3 / 4 // cpus_per_actor))
+    return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
+
+
+def check_shared(location: str, available: Capacity) -> None:
+    """Refuses a node-local output where workers may run on other nodes; a `file://` URI says that all nodes see it.
+
+    Raises:
+        ConfigError: The output is a plain path and the cluster has several nodes.
+    """
+    if available.num_nodes > 1 and not storage.is_uri(location):
+        raise ConfigError(
+            f"--out {location} is a path on this node, and the cluster has {available.num_nodes}. Give a URI (s3://, "
+            f"gs://), or file://{location} if all nodes mount that path."
+        )

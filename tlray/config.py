@@ -1,0 +1,334 @@
+"""The knobs of every command: frozen dataclasses, from which the command line is made."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tlray.errors import ConfigError
+
+Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "none"]
+"""What the backbone wants to see of the 8-bit pixels: see `tlray.model.preprocess`."""
+
+MAX_TRAINABLE_TAIL_LAYERS = 15
+"""How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Random changes of a training image, each drawn anew in every epoch. All zero: none."""
+
+    rotation_deg: float = 0.0
+    """Rotate by an angle from [-x, x]."""
+    shear_deg: float = 0.0
+    """Shear by an angle from [-x, x]."""
+    zoom: float = 0.0
+    """Scale height and width, each by a factor from [1 - x, 1 + x]."""
+    shift: float = 0.0
+    """Shift by a part of the height and of the width from [-x, x]."""
+    brightness: float = 0.0
+    """Multiply all pixels by a factor from [1 - x, 1 + x]."""
+    contrast: float = 0.0
+    """Scale the distance from the image's mean by a factor from [1 - x, 1 + x]."""
+    horizontal_flip: bool = False
+    """Mirror left and right in half of the cases."""
+
+    def __post_init__(self) -> None:
+        for name in ("zoom", "shift", "brightness", "contrast"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"augmentation.{name} must lie in [0, 1). Received: {value}")
+        for name in ("rotation_deg", "shear_deg"):
+            value = getattr(self, name)
+            _require(0 <= value < 90 or name == "rotation_deg", f"augmentation.{name} must lie in [0, 90): {value}")
+            _require(0 <= value <= 180, f"augmentation.{name} must lie in [0, 180]. Received: {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the result of a training run. A recipe fills in the defaults."""
+
+    data: str
+    """The images: a folder (ROOT/CLASS/* or ROOT/SPLIT/CLASS/*), zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The run's directory, a path or URI: report, metrics, checkpoints, and the exported model in OUT/bundle."""
+
+    weights: str = "imagenet"
+    """Where the backbone starts: 'imagenet' (downloaded), 'none' (random, everything trainable), a Keras weights file,
+    or an earlier bundle of tlray."""
+    backbone: str = "InceptionV3"
+    """A model of keras.applications by its name, or the path of your own .keras file."""
+    cut: str | None = None
+    """With a .keras backbone: the layer whose output is used (default: the last one with height and width)."""
+    preprocessing: Preprocessing | None = None
+    """Pixels as the backbone wants them: unit [0, 1], symmetric [-1, 1], imagenet (mean, deviation), caffe (BGR minus
+    mean), none [0, 255]. Default: what keras.applications uses for this backbone; a .keras backbone must name it."""
+    image_size_px: int = 224
+    """Height and width that every image is resized to."""
+    trainable_layers: int | Literal["all"] | None = None
+    """How many of the backbone's last layers are trained. Default: 15, or all with --weights none."""
+    batch_norm: Literal["frozen", "trained"] | None = None
+    """Trained BatchNormalization layers use the statistics of the global batch (synchronised over workers).
+    Default: frozen, or trained with --weights none."""
+    batch_norm_momentum: float | None = None
+    """Momentum of trained moving statistics. Default: as the backbone has it, or 0.9 with --weights none."""
+    hidden_units: tuple[int, ...] = ()
+    """Widths of the head's hidden layers (relu), each followed by dropout."""
+    dropout: float = 0.3
+    """Dropout rate in the head."""
+
+    epochs: int = 30
+    """The most epochs to train."""
+    batch_size: int = 32
+    """Images in a global batch, over all workers together."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at the start."""
+    reduce_lr_patience: int | None = None
+    """Multiply the learning rate by --reduce-lr-factor after this many epochs without a better validation loss."""
+    reduce_lr_factor: float = 0.3
+    """See --reduce-lr-patience."""
+    early_stopping_patience: int | None = None
+    """Stop after this many epochs without a better validation loss."""
+    class_weights: bool = False
+    """Weight each image by the inverse frequency of its class."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the training images."""
+    seed: int = 0
+    """Decides splits, order, augmentation, initial weights and dropout."""
+
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    intensity_range: str = "auto"
+    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
+    refer_below: float = 0.5
+    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+
+    num_workers: int = 1
+    """Training workers: processes on CPUs, or one a GPU with --use-gpu."""
+    use_gpu: bool = False
+    """Train on GPUs: one for each worker."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training. auto: bfloat16 on GPUs, float32 on CPUs."""
+    max_failures: int = 3
+    """How often a training that lost a worker is continued from its last checkpoint."""
+
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint; give the other options as before."""
+    overwrite: bool = False
+    """Replace an earlier run in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        positive = ("image_size_px", "epochs", "batch_size", "learning_rate", "num_workers")
+        for name in positive:
+            value = getattr(self, name)
+            _require(value > 0, f"{_flag(name)} must be positive. Received: {value}")
+        for name in ("reduce_lr_patience", "early_stopping_patience"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{_flag(name)} must be positive. Received: {value}")
+        _require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1). Received: {self.dropout}")
+        _require(0 < self.reduce_lr_factor < 1, f"--reduce-lr-factor must lie in (0, 1): {self.reduce_lr_factor}")
+        _require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+        _require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
+        _require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
+        _require(all(units > 0 for units in self.hidden_units), f"--hidden-units must be positive: {self.hidden_units}")
+        momentum = self.batch_norm_momentum
+        _require(momentum is None or 0 <= momentum < 1, f"--batch-norm-momentum must lie in [0, 1): {momentum}")
+        _require(
+            not isinstance(self.trainable_layers, int) or self.trainable_layers >= 0,
+            f"--trainable-layers must not be negative. Received: {self.trainable_layers}",
+        )
+        _require(
+            self.batch_size % self.num_workers == 0,
+            f"--batch-size {self.batch_size} is global and must be divisible by --num-workers {self.num_workers}. "
+            f"Try --batch-size {-(-self.batch_size // self.num_workers) * self.num_workers}.",
+        )
+        _require(not (self.resume and self.overwrite), "--resume continues a run and --overwrite deletes it: give one.")
+        own_model = self.backbone.endswith(".keras")
+        _require(
+            not own_model or self.preprocessing is not None,
+            f"--backbone {self.backbone} is a model of your own: say with --preprocessing which pixels it was trained "
+            "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, none: [0, 255]).",
+        )
+        _require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
+        _require(
+            self.weights != "none" or self.trainable_layers in (None, "all"),
+            f"--trainable-layers {self.trainable_layers} would freeze random layers (--weights none): nothing useful "
+            "can be learned on top of them. Leave --trainable-layers out, or give pretrained --weights.",
+        )
+        _require(
+            self.weights != "none" or self.batch_norm != "frozen",
+            "--batch-norm frozen needs the statistics of pretrained weights: leave it out with --weights none.",
+        )
+
+    def resolved(self) -> "TrainConfig":
+        """Returns the config with every default that depends on another setting filled in."""
+        from_scratch = self.weights == "none"
+        default_layers: int | Literal["all"] = "all" if from_scratch else MAX_TRAINABLE_TAIL_LAYERS
+        return dataclasses.replace(
+            self,
+            trainable_layers=default_layers if self.trainable_layers is None else self.trainable_layers,
+            batch_norm=self.batch_norm or ("trained" if from_scratch else "frozen"),
+            # Keras' 0.99 needs some 500 steps to forget its start, more than a small data set has.
+            batch_norm_momentum=0.9 if from_scratch and self.batch_norm_momentum is None else self.batch_norm_momentum,
+            precision=("bfloat16" if self.use_gpu else "float32") if self.precision == "auto" else self.precision,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Score the images of one split with a bundle and measure the result against their labels."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    data: str
+    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """Where metrics.json, report.html, figures/ and predictions/ go; a path or URI."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """The split to evaluate. Data without splits of its own: all."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    overwrite: bool = False
+    """Replace an earlier evaluation in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """Score a file, folder, glob, zip or manifest of images: one row for every file, whatever is wrong with it."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    input: str
+    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """Where the predictions go (Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    resume: bool = False
+    """Continue an interrupted scoring in --out."""
+    overwrite: bool = False
+    """Replace an earlier output in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+        _require(not (self.resume and self.overwrite), "--resume continues and --overwrite deletes: give one.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Make a bundle of an already trained Keras model, to be evaluated, scored with and served like any other."""
+
+    model: str
+    """The trained model, a .keras file: images in, class probabilities or logits out."""
+    classes: str
+    """A text file with the class names, one a line, in the order of the model's outputs."""
+    out: str
+    """The bundle's directory, a path or URI."""
+    preprocessing: Preprocessing
+    """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, none [0, 255]."""
+    refer_below: float = 0.5
+    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    intensity_range: str = "0,65535"
+    """How 16-bit pixels become 8-bit ones: LO,HI."""
+    image_size_px: int | None = None
+    """Height and width of the input, for a model that leaves them open."""
+    overwrite: bool = False
+    """Replace an earlier bundle in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhantomConfig:
+    """Make a synthetic data set of chest-CT-like images, to try things on: four classes, several patients each."""
+
+    out: str
+    """The data set's folder: OUT/CLASS/PATIENT/*."""
+    patients_per_class: int = 50
+    """Patients of each class, each with an anatomy of its own."""
+    slices_per_patient: int = 4
+    """Images of each patient."""
+    image_size_px: int = 96
+    """Height and width of the images."""
+    num_unreadable: int = 4
+    """Files among them that cannot be read, as in life."""
+    seed: int = 0
+    """The same seed makes the same files."""
+    overwrite: bool = False
+    """Replace an earlier data set in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        for name in ("patients_per_class", "slices_per_patient", "image_size_px"):
+            value = getattr(self, name)
+            _require(value > 0, f"{_flag(name)} must be positive. Received: {value}")
+        _require(self.num_unreadable >= 0, f"--num-unreadable must not be negative. Received: {self.num_unreadable}")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Parses `--columns uri=path,label=dx` into {"uri": "path", "label": "dx"}.
+
+    Raises:
+        ConfigError: It is not a list of OURS=THEIRS.
+    """
+    if not text:
+        return {}
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if any(not ours or not theirs for ours, _, theirs in pairs):
+        raise ConfigError(f"--columns must look like uri=path,label=dx. Received: {text}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def parse_intensity_range(text: str) -> tuple[float, float] | None:
+    """Parses `--intensity-range LO,HI`; `auto` gives None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text == "auto":
+        return None
+    low, _, high = text.partition(",")
+    try:
+        limits = float(low), float(high)
+    except ValueError:
+        limits = (0.0, 0.0)
+    _require(limits[0] < limits[1], f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
+    return limits
+
+
+def to_json(config: Any) -> str:
+    """Returns a config as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

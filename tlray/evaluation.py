@@ -1,0 +1,175 @@
+"""Measuring a bundle on labelled images: scoring, metrics, report."""
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray import audit, bundle, cluster, manifest, metrics, report, scoring, storage
+from tlray.bundle import BundleSpec
+from tlray.config import EvaluateConfig, parse_columns
+from tlray.errors import DataError
+from tlray.labels import match_classes, read_class_map
+from tlray.listing import list_images
+from tlray.progress import Progress
+from tlray.report import Report, SplitEvaluation
+
+METRICS_JSON = "metrics.json"
+REPORT_HTML = "report.html"
+FIGURES = "figures"
+PREDICTIONS = "predictions"
+NAMES = frozenset({METRICS_JSON, REPORT_HTML, FIGURES, PREDICTIONS})
+
+NOTICE = "A research tool, no medical device: not for diagnosis or treatment."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult:
+    """What an evaluation came to.
+
+    Attributes:
+        out: Where it lies.
+        split: The split.
+        metrics: See `metrics.evaluate_predictions`, and `num_failed`: images that could not be scored.
+    """
+
+    out: str
+    split: str
+    metrics: Mapping[str, Any]
+
+
+def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
+    """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
+
+    Args:
+        predictions: See `scoring.prediction_schema`.
+        classes: The bundle's classes.
+
+    Raises:
+        DataError: No row has both a label and a prediction.
+    """
+    usable = predictions.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
+    if not usable.num_rows:
+        raise DataError("None of the images has both a label and a prediction: there is nothing to measure.")
+    labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
+    probs_BK = np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes])
+    values = metrics.evaluate_predictions(labels, probs_BK, classes)
+    values["num_failed"] = predictions.num_rows - predictions["error_code"].null_count
+    values["num_unlabelled"] = predictions["label"].null_count
+    return SplitEvaluation(metrics=values, labels=labels, probs_BK=probs_BK, classes=classes)
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Scores the images of one split with a bundle and writes predictions, metrics, figures and a report.
+
+    `metrics.json` is written last.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        DataError: The data has no such split, or labels that the bundle does not know.
+        BundleError: The bundle cannot be used.
+    """
+    cluster.connect()
+    out = cluster.output_location(config.out)
+    location = cluster.input_location(config.bundle)
+    spec = bundle.load(location).spec
+    plan = cluster.plan_scoring(cluster.capacity(), use_gpu=config.use_gpu)
+    listing = list_images(cluster.input_location(config.data), columns=parse_columns(config.columns))
+    table = select_split(listing.table, config.split)
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    table = match_classes(table, spec.classes, class_map)
+    storage.prepare_output(out, known_names=NAMES, overwrite=config.overwrite)
+    seen: list[pa.Table] = []
+
+    def remember(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for each in tables:
+            seen.append(each)
+            yield each
+
+    with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
+        scoring.write_predictions(
+            remember(scoring.predict(location, table, plan=plan, batch_size=config.batch_size)),
+            storage.join(out, PREDICTIONS),
+            schema=scoring.prediction_schema(spec.classes),
+            progress=progress,
+        )
+    predictions = pa.concat_tables(seen)
+    evaluation = measure(predictions, spec.classes)
+    findings = audit.audit(_as_inspected(predictions))
+    write_report(
+        out,
+        Report(
+            title="Evaluation",
+            subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
+            notices=(NOTICE,),
+            config={"bundle": describe(spec)},
+            provenance=provenance(spec, predictions["bundle_sha256"][0].as_py()),
+            audit=findings,
+            warnings=tuple(failure_warnings(findings)),
+            evaluations={config.split: evaluation},
+        ),
+    )
+    content = {**evaluation.metrics, "split": config.split, "bundle_sha256": predictions["bundle_sha256"][0].as_py()}
+    storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
+    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics)
+
+
+def select_split(table: pa.Table, split: str) -> pa.Table:
+    """Returns a split's rows; `all` takes every row.
+
+    Raises:
+        DataError: The data has no such split.
+    """
+    if split == "all":
+        return table
+    chosen = table.filter(pc.field("split") == split)
+    if not chosen.num_rows:
+        there = sorted({name for name in table["split"].unique().to_pylist() if name})
+        remedy = f"It has: {', '.join(there)}." if there else "It has no splits: use --split all."
+        raise DataError(f"The data has no split '{split}'. {remedy}")
+    return chosen
+
+
+def _as_inspected(predictions: pa.Table) -> pa.Table:
+    """Returns what the audit needs, without the sizes, which scoring does not keep."""
+    unknown = pa.nulls(predictions.num_rows, pa.int32())
+    return (
+        predictions.select([*manifest.SCHEMA.names, "error_code"])
+        .append_column("width_px", unknown)
+        .append_column("height_px", unknown)
+    )
+
+
+def failure_warnings(findings: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each kind of image that could not be used."""
+    return [f"{value['num_images']} images could not be used: {code}." for code, value in findings["errors"].items()]
+
+
+def describe(spec: BundleSpec) -> dict[str, object]:
+    """Returns what a report shows of a bundle."""
+    hidden = {"files", "metrics", "library_versions"}
+    return {name: value for name, value in asdict(spec).items() if name not in hidden}
+
+
+def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, object]:
+    """Returns versions, fingerprints and the date."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "bundle_sha256": bundle_sha256,
+        "data_fingerprint": spec.data_fingerprint,
+        "split_fingerprint": spec.split_fingerprint,
+        "libraries": spec.library_versions or bundle.library_versions(),
+    }
+
+
+def write_report(out: str, content: Report) -> None:
+    """Writes `figures/*.png` and `report.html`."""
+    figures = report.make_figures(content)
+    for name, png in figures.items():
+        storage.write_bytes(storage.join(out, FIGURES, name), png)
+    storage.write_text(storage.join(out, REPORT_HTML), report.render_report(content, figures))

@@ -1,0 +1,224 @@
+"""From a file's bytes to the model's pixels: the one decode path of training, evaluation, scoring and serving.
+
+All functions are pure: they never write to their input and take randomness as an argument.
+"""
+
+import hashlib
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tlray.config import Augmentation
+from tlray.errors import ImageError, ImageErrorCode
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files are refused unread: a CT slice has less than a hundredth of it."""
+
+MAX_PIXELS = 2**30 // 4 // 3
+"""Images with more pixels are refused undecoded. Pillow's own limit against decompression bombs: 256 MiB of RGB
+(https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.MAX_IMAGE_PIXELS)."""
+
+NUM_INTENSITIES = 2**16
+
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What is known of a readable image.
+
+    Attributes:
+        width_px: Width as shown (after EXIF rotation).
+        height_px: Height as shown.
+        is_16_bit: Pixels are wider than 8 bits and are mapped by the data set's intensity range.
+    """
+
+    width_px: int
+    height_px: int
+    is_16_bit: bool
+
+
+def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Decodes an image file and resizes it to a square, as the model sees it.
+
+    Grey, palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The
+    aspect ratio is not kept, as in the published models.
+
+    Args:
+        data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
+        size_px: Height and width of the result.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
+
+    Returns:
+        uint8 [size_px, size_px, 3], RGB in [0, 255].
+
+    Raises:
+        ImageError: With the code that says why there are no pixels.
+    """
+    image = _load(data, shrink_to_px=size_px)
+    try:
+        rgb = _to_rgb(image, intensity_range or (0.0, NUM_INTENSITIES - 1.0))
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be shown in 8 bits: {error}"
+        ) from error
+    return np.asarray(rgb.resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
+def inspect(data: bytes) -> ImageInfo:
+    """Decodes an image file completely and tells its size.
+
+    Raises:
+        ImageError: With the code that says why there are no pixels.
+    """
+    image = _load(data)
+    _to_rgb(image, (0.0, 1.0))
+    return ImageInfo(width_px=image.width, height_px=image.height, is_16_bit=image.mode in _WIDE_MODES)
+
+
+def intensity_histogram(data: bytes) -> np.ndarray:
+    """Counts the pixel values of a 16-bit image.
+
+    Returns:
+        int64 [65536]; values outside [0, 65535] are counted at the nearer end.
+    """
+    values = np.asarray(_load(data)).astype(np.int64, copy=False)
+    return np.bincount(np.clip(values, 0, NUM_INTENSITIES - 1).ravel(), minlength=NUM_INTENSITIES)
+
+
+def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 99.9) -> tuple[float, float]:
+    """Returns the pixel values at two percentiles of a histogram, at least 1 apart.
+
+    Args:
+        histogram: int64 [65536] counts, at least one of them positive.
+        low: The lower percentile.
+        high: The upper percentile.
+    """
+    cumulative = np.cumsum(histogram) / histogram.sum() * 100
+    low_value, high_value = (float(np.searchsorted(cumulative, percentile)) for percentile in (low, high))
+    return low_value, max(high_value, low_value + 1)
+
+
+def _load(data: bytes, *, shrink_to_px: int | None = None) -> Image.Image:
+    if not data:
+        raise ImageError(ImageErrorCode.EMPTY, "The file has zero bytes.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if shrink_to_px is not None:
+            # A JPEG decoder can halve while decoding: the result stays at least as large as asked for.
+            image.draft(None, (shrink_to_px, shrink_to_px))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {MAX_PIXELS:,} pixels.") from error
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.") from error
+        raise ImageError(
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"The file is none of {', '.join(FORMATS)} (DICOM is not read)."
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
+        is_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        code = ImageErrorCode.TRUNCATED if is_short else ImageErrorCode.DECODE_FAILED
+        raise ImageError(code, f"The image cannot be decoded: {error}") from error
+    return image
+
+
+def _to_rgb(image: Image.Image, intensity_range: tuple[float, float]) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in _WIDE_MODES:
+        low, high = intensity_range
+        scaled = (np.asarray(image).astype(np.float32) - low) * (255 / (high - low))
+        return Image.fromarray(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating point")
+    if image.mode == "P":
+        # Pillow warns about palettes with alpha unless they go by way of RGBA.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def augmentation_rng(*, seed: int, epoch: int, image_id: str) -> np.random.Generator:
+    """Returns the random numbers of one image in one epoch: the same on every worker and after a resume."""
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, epoch, int.from_bytes(digest, "little")])
+
+
+def augment(image_HWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Applies a random affine map, mirroring and changes of brightness and contrast.
+
+    Rotation, shear and zoom are those of Keras' ImageDataGenerator (same ranges, independent zoom of height and width,
+    pixels outside filled with the nearest), but interpolate bilinearly in one step.
+
+    Args:
+        image_HWC: uint8 [height, width, 3], left as it is.
+        augmentation: The ranges to draw from.
+        rng: The source of all randomness. The same numbers are drawn whatever the ranges are.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    angle, shear, zoom_x, zoom_y, shift_x, shift_y, brightness, contrast = rng.uniform(-1, 1, size=8)
+    mirrored = bool(rng.random() < 0.5) and augmentation.horizontal_flip
+    matrix = _linear_map(
+        rotation_deg=angle * augmentation.rotation_deg,
+        shear_deg=shear * augmentation.shear_deg,
+        zoom_xy=(1 + zoom_x * augmentation.zoom, 1 + zoom_y * augmentation.zoom),
+        mirrored=mirrored,
+    )
+    shift_xy = np.array([shift_x, shift_y]) * augmentation.shift
+    image_HWC = _warp(image_HWC, matrix, shift_xy)
+    return _adjust(
+        image_HWC,
+        brightness=1 + brightness * augmentation.brightness,
+        contrast=1 + contrast * augmentation.contrast,
+    )
+
+
+def _linear_map(*, rotation_deg: float, shear_deg: float, zoom_xy: tuple[float, float], mirrored: bool) -> np.ndarray:
+    """Returns the float64 [2, 2] map from output to input coordinates (x, y) about the image's centre."""
+    angle, shear = math.radians(rotation_deg), math.radians(shear_deg)
+    rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    shearing = np.array([[math.cos(shear), 0.0], [-math.sin(shear), 1.0]])
+    zooming = np.diag(zoom_xy)
+    mirroring = np.diag([-1.0 if mirrored else 1.0, 1.0])
+    return rotation @ shearing @ zooming @ mirroring
+
+
+def _warp(image_HWC: np.ndarray, matrix: np.ndarray, shift_xy: np.ndarray) -> np.ndarray:
+    if np.array_equal(matrix, np.diag([-1.0, 1.0])) and not shift_xy.any():
+        return np.ascontiguousarray(image_HWC[:, ::-1])
+    if np.array_equal(matrix, np.eye(2)) and not shift_xy.any():
+        return image_HWC
+    size_xy = np.array(image_HWC.shape[1::-1], dtype=float)
+    centre = size_xy / 2
+    offset = centre - matrix @ centre + shift_xy * size_xy
+    corners = np.array([[0, 0, size_xy[0], size_xy[0]], [0, size_xy[1], 0, size_xy[1]]])
+    reached = matrix @ corners + offset[:, None]
+    overhang = max(float(-reached.min()), float((reached - size_xy[:, None]).max()))
+    # Pillow fills what lies outside with black: pad with the nearest pixels as far as the map reaches.
+    padding = max(0, math.ceil(overhang)) + 1
+    padded = np.pad(image_HWC, ((padding, padding), (padding, padding), (0, 0)), mode="edge")
+    coefficients = (*matrix[0], offset[0] + padding, *matrix[1], offset[1] + padding)
+    warped = Image.fromarray(padded).transform(
+        (image_HWC.shape[1], image_HWC.shape[0]), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    )
+    return np.asarray(warped)
+
+
+def _adjust(image_HWC: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
+    if brightness == 1 and contrast == 1:
+        return image_HWC
+    mean = float(image_HWC.mean())
+    table = ((np.arange(256) - mean) * contrast + mean) * brightness
+    return np.rint(np.clip(table, 0, 255)).astype(np.uint8)[image_HWC]

@@ -1,0 +1,325 @@
+"""What is at a source: every input form (folder, file, glob, zip, CSV, Parquet) becomes a manifest.
+
+A listing opens no image. Files that are no images become rows with an error code later.
+"""
+
+import fnmatch
+import os
+import posixpath
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from tlray import storage
+from tlray.errors import DataError, some
+from tlray.manifest import SCHEMA, read_csv, refuse_repeated
+
+_SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
+_CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv or .parquet manifest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What was found at a source."""
+
+    table: pa.Table
+    """The manifest, with `SCHEMA`, sorted by `image_id`."""
+    num_skipped: int
+    """Files left out: hidden ones, system clutter, loops, and loose files beside split or class folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    image_id: str
+    uri: str
+    label: str | None = None
+    split: str | None = None
+    group_id: str | None = None
+
+
+def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Listing:
+    """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
+
+    How a folder (or zip, or the part of a glob before its first wildcard) is read:
+
+    1. Wrapping folders are entered: a sole entry that is a folder, not named like a split, and that holds folders
+       itself or has the name of the source (`scans.zip` with `scans/1.png`). `image_id` is the path below them.
+    2. A folder named like a split (any case) makes it `SPLIT/CLASS/*`; folders with other names beside it are an error.
+       A split without class folders is unlabelled.
+    3. Otherwise folders are classes (`CLASS/*`), unless a loose file beside them is named like an image: then nothing
+       says that the folders are classes, and all files, at any depth, are unlabelled.
+    4. Loose files beside split or class folders (a README) are skipped and counted.
+    5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
+       being one group; without such a folder it is the image's own id.
+
+    Args:
+        source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv or .parquet manifest; a local
+            path or a URI. A path that exists is taken literally even if it looks like a glob.
+        columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
+
+    Raises:
+        DataError: There is no such source, nothing in it, or it cannot be read.
+        ConfigError: The scheme of the URI is unknown.
+    """
+    location = _localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    try:
+        kind = storage.file_info(location).type
+        is_manifest = kind == fs.FileType.File and suffix in (".csv", ".parquet")
+        if columns and not is_manifest:
+            raise DataError(f"Columns can be renamed in a .csv or .parquet manifest only; '{source}' is none.")
+        if kind == fs.FileType.Directory:
+            listing = _list_folder(location)
+        elif is_manifest:
+            listing = _list_manifest(location, suffix, columns or {})
+        elif kind == fs.FileType.File and suffix == ".zip":
+            listing = _list_zip(location)
+        elif kind == fs.FileType.File:
+            name = posixpath.basename(location)
+            listing = Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
+        elif re.search(r"[*?\[]", location):
+            listing = _list_glob(location)
+        else:
+            raise DataError(f"There is no file or folder '{source}'. {_FORMS}.")
+    except OSError as error:
+        raise DataError(f"Cannot read '{source}': {error}. Check that it is there and that you may read it.") from error
+    if not listing.table.num_rows:
+        raise DataError(f"'{source}' has no images ({listing.num_skipped} hidden or loose files skipped). {_FORMS}.")
+    return listing
+
+
+def _to_table(rows: Iterable[_Row]) -> pa.Table:
+    ordered = sorted(rows, key=lambda row: row.image_id)
+    refuse_repeated((row.image_id for row in ordered), "The image_id")
+    try:
+        return pa.table(
+            {
+                "image_id": [row.image_id for row in ordered],
+                "uri": [row.uri for row in ordered],
+                "label": [row.label for row in ordered],
+                "split": [row.split for row in ordered],
+                "group_id": [row.group_id or row.image_id for row in ordered],
+                "sha256": [None] * len(ordered),
+            },
+            schema=SCHEMA,
+        )
+    except UnicodeEncodeError as error:
+        raise DataError(f"The file name {error.object!r} is not UTF-8. Rename the file.") from error
+
+
+def _list_folder(location: str) -> Listing:
+    if storage.is_uri(location):
+        paths, num_special = list(storage.walk(location)), 0
+    else:
+        paths = []
+        num_special = _walk_local(location, (), frozenset(), lambda _: True, paths)
+    rows, num_skipped = _read_layout(paths, posixpath.basename(location), lambda path: storage.join(location, path))
+    return Listing(table=_to_table(rows), num_skipped=num_skipped + num_special)
+
+
+def _list_glob(location: str) -> Listing:
+    parts = location.split("/")
+    first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    root, patterns = "/".join(parts[:first]) or "/", parts[first:]
+    paths: list[str] = []
+    if storage.is_uri(root):
+        paths.extend(storage.walk(root))
+    elif os.path.isdir(root):
+        _walk_local(root, (), frozenset(), lambda folder: _may_hold(folder, patterns), paths)
+    matching = [path for path in paths if _matches(path.split("/"), patterns)]
+    rows, num_skipped = _read_layout(matching, posixpath.basename(root), lambda path: storage.join(root, path))
+    return Listing(table=_to_table(rows), num_skipped=num_skipped)
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns or not parts:
+        return not parts and all(pattern == "**" for pattern in patterns)
+    if patterns[0] == "**":
+        return _matches(parts, patterns[1:]) or _matches(parts[1:], patterns)
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _may_hold(folder: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Tells whether files below a folder can match, so that `/data/*.png` does not walk all of /data."""
+    for part, pattern in zip(folder, patterns, strict=False):
+        if pattern == "**":
+            return True
+        if not fnmatch.fnmatchcase(part, pattern):
+            return False
+    return len(folder) < len(patterns)
+
+
+def _walk_local(
+    root: str,
+    folder: tuple[str, ...],
+    ancestors: frozenset[tuple[int, int]],
+    enter: Callable[[Sequence[str]], bool],
+    paths: list[str],
+) -> int:
+    """Appends the paths below `root/folder`, relative to `root`; returns how many loops, pipes and devices it met.
+
+    Not `os.walk` or pyarrow: the one swallows errors, and neither follows links and stops at loops.
+    """
+    directory = os.path.join(root, *folder)
+    status = os.stat(directory)
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        return 1
+    num_skipped = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            below = (*folder, entry.name)
+            is_link = entry.is_symlink()
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                if enter(below):
+                    num_skipped += _walk_local(root, below, ancestors | {identity}, enter, paths)
+            # A broken link is listed: it becomes a row `not_found`. Reading a pipe would wait for ever.
+            elif (os.path.isfile(entry.path) or not os.path.exists(entry.path)) if is_link else entry.is_file():
+                paths.append("/".join(below))
+            else:
+                num_skipped += 1
+    return num_skipped
+
+
+def _list_zip(location: str) -> Listing:
+    try:
+        members = [info.filename for info in storage.open_zip(location).infolist()]
+    except (zipfile.BadZipFile, pa.ArrowInvalid, NotImplementedError) as error:
+        raise DataError(f"The zip archive '{location}' is damaged: {error}. Copy or pack it again.") from error
+    member_of: dict[str, str] = {}
+    for member in members:
+        if "\\" in member or re.match(r"/|[A-Za-z]:", member) or ".." in member.split("/"):
+            raise DataError(
+                f"The zip archive '{location}' has a member that points out of it: '{member}'. "
+                "Pack it again with relative paths and forward slashes."
+            )
+        if not member.endswith("/"):
+            path = posixpath.normpath(member)
+            if path in member_of:
+                raise DataError(f"The zip archive '{location}' has '{path}' twice. Pack it again with one of them.")
+            member_of[path] = member
+    name = posixpath.splitext(posixpath.basename(location))[0]
+    uri_prefix = location + storage.ZIP_SEPARATOR
+    rows, num_skipped = _read_layout(list(member_of), name, lambda path: uri_prefix + member_of[path])
+    return Listing(table=_to_table(rows), num_skipped=num_skipped)
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
+
+
+def _read_layout(paths: Sequence[str], name: str, to_uri: Callable[[str], str]) -> tuple[list[_Row], int]:
+    """Reads splits, labels and groups from relative paths; returns the rows and the number of files skipped."""
+    visible = [parts for path in paths if not _is_hidden(parts := path.split("/"))]
+    depth = 0
+    while _is_wrapped(visible, depth, name):
+        depth += 1
+    below = [parts[depth:] for parts in visible]
+    folders = {parts[0] for parts in below if len(parts) > 1}
+    splits = {folder: _SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in _SPLIT_NAMES}
+    if splits and len(splits) < len(folders):
+        raise DataError(
+            f"'{name}' has split folders ({some(splits)}) beside others ({some(folders - splits.keys())}). "
+            "Move the others away, or list the images in a CSV manifest."
+        )
+    if splits:
+        labelled = {parts[0] for parts in below if len(parts) > 2}
+    else:
+        has_loose_images = any(len(parts) == 1 and parts[0].lower().endswith(_IMAGE_SUFFIXES) for parts in below)
+        labelled = set() if has_loose_images else folders
+    rows = []
+    for parts, whole in zip(below, visible, strict=True):
+        split = splits.get(parts[0]) if len(parts) > 1 else None
+        inner = parts[1:] if split else parts
+        is_labelled = parts[0] in labelled if split else bool(labelled)
+        if (splits and not split) or (is_labelled and len(inner) == 1):
+            continue  # a loose file
+        rows.append(
+            _Row(
+                image_id="/".join(parts),
+                uri=to_uri("/".join(whole)),
+                label=inner[0] if is_labelled else None,
+                split=split,
+                group_id=inner[1] if is_labelled and len(inner) > 2 else None,
+            )
+        )
+    return rows, len(paths) - len(rows)
+
+
+def _is_wrapped(visible: Sequence[Sequence[str]], depth: int, name: str) -> bool:
+    entries = {parts[depth] for parts in visible}
+    if len(entries) != 1 or any(len(parts) == depth + 1 for parts in visible):
+        return False
+    (entry,) = entries
+    holds_folders = any(len(parts) > depth + 2 for parts in visible)
+    return entry.lower() not in _SPLIT_NAMES and (holds_folders or entry == name)
+
+
+def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Listing:
+    unknown = columns.keys() - set(_MANIFEST_COLUMNS)
+    if unknown:
+        raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
+    data = storage.read_bytes(location)
+    values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns)
+    absent = {name for name in columns.values() if name not in values}
+    if absent:
+        raise DataError(f"'{location}' has no column {some(absent)}. Its columns: {some(values)}.")
+    if columns.get("uri", "uri") not in values:
+        raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
+    num_rows = len(values[columns.get("uri", "uri")])
+    ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
+    rows = []
+    for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
+        if not uri:
+            raise DataError(f"'{location}' has no uri in row {number} (not counting a header). Fill or remove it.")
+        if split and split.lower() not in _SPLIT_NAMES:
+            raise DataError(
+                f"'{location}' has split '{split}' in row {number}. Use train, valid or test, or leave it empty."
+            )
+        rows.append(
+            _Row(
+                image_id=image_id or (uri if _is_absolute(uri) else posixpath.normpath(uri)),
+                uri=_resolve(location, uri),
+                label=label or None,
+                split=_SPLIT_NAMES[split.lower()] if split else None,
+                group_id=group_id,
+            )
+        )
+    refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
+    return Listing(table=_to_table(rows), num_skipped=0)
+
+
+def _is_absolute(uri: str) -> bool:
+    return uri.startswith("/") or storage.is_uri(uri)
+
+
+def _resolve(manifest: str, uri: str) -> str:
+    """Returns the location that a manifest's uri means."""
+    if _is_absolute(uri):
+        return _localize(uri)
+    scheme, separator, path = manifest.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(posixpath.dirname(path), uri))
+
+
+def _localize(location: str) -> str:
+    """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
+    return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
+
+
+def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    wanted = {columns.get(name, name) for name in _MANIFEST_COLUMNS}
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        return {
+            name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
+        }
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"'{location}' is no Parquet manifest: {error}. Write it again, with text columns.") from error

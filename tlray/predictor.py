@@ -1,0 +1,62 @@
+"""Inference with a bundle: pixels in, probabilities out."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from tlray import bundle as bundle_module
+from tlray.errors import BundleError
+
+
+class Predictor:
+    """A loaded bundle.
+
+    Args:
+        location: The bundle's directory, a path or URI. Its checksums are verified.
+        num_threads: Threads of TensorFlow's pool; None: all CPUs. Only the first Predictor of a process decides.
+
+    Attributes:
+        bundle: The verified bundle.
+
+    Raises:
+        BundleError: The bundle cannot be used.
+    """
+
+    def __init__(self, location: str, *, num_threads: int | None = None) -> None:
+        self.bundle = bundle_module.load(location)
+        if num_threads is not None and not tf.config.threading.get_intra_op_parallelism_threads():
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+                tf.config.threading.set_inter_op_parallelism_threads(1)
+            except RuntimeError:
+                pass  # TensorFlow has started already
+        try:
+            loaded = tf.saved_model.load(os.fspath(self.bundle.saved_model_path))
+            # With constants TensorFlow folds BatchNormalization into the convolutions.
+            self._predict = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+            raise BundleError(f"The SavedModel of '{location}' cannot be loaded: {error}") from error
+
+    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """Predicts class probabilities.
+
+        Args:
+            images_BHWC: uint8 [batch, size, size, 3], RGB, at the bundle's `image_size_px`.
+
+        Returns:
+            float32 [batch, classes], in the bundle's class order.
+
+        Raises:
+            ValueError: The images have another dtype or shape.
+        """
+        size_px = self.bundle.spec.image_size_px
+        if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != (size_px, size_px, 3):
+            raise ValueError(
+                f"The model takes uint8 [batch, {size_px}, {size_px}, 3]. "
+                f"Received: {images_BHWC.dtype} {list(images_BHWC.shape)}"
+            )
+        if not len(images_BHWC):
+            return np.zeros((0, len(self.bundle.spec.classes)), dtype=np.float32)
+        return self._predict(tf.constant(images_BHWC))[0].numpy()

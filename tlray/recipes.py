@@ -1,0 +1,79 @@
+"""Named, complete configurations of a training run."""
+
+from collections.abc import Callable
+
+from tlray.config import Augmentation, TrainConfig
+
+
+def article(data: str, out: str) -> TrainConfig:
+    """The article that this project started from, as it stands there.
+
+    Its pixels in [0, 1] are not what the pretrained InceptionV3 saw ([-1, 1]), its last 15 layers include trained
+    BatchNormalization, and its rate does not change: a baseline, not advice.
+
+        python jobs/train.py article --data DATA --weights WEIGHTS --num-workers 2 --out runs/article
+    """
+    return TrainConfig(
+        data=data,
+        out=out,
+        backbone="InceptionV3",
+        preprocessing="unit",
+        image_size_px=224,
+        batch_norm="trained",
+        hidden_units=(512, 512),
+        dropout=0.3,
+        epochs=8,
+        batch_size=32,
+        learning_rate=1e-3,
+        augmentation=Augmentation(shear_deg=0.2, zoom=0.2, horizontal_flip=True),
+    )
+
+
+def standard(data: str, out: str) -> TrainConfig:
+    """What a practitioner should want: a small head on a pretrained backbone whose last 15 layers are fine-tuned.
+
+    The backbone's own preprocessing, frozen BatchNormalization, class weights, a rate reduced on plateaus, early
+    stopping, mild augmentation. The best epoch is exported.
+
+        python jobs/train.py --data DATA --out runs/standard
+    """
+    return TrainConfig(
+        data=data,
+        out=out,
+        dropout=0.3,
+        epochs=30,
+        batch_size=32,
+        learning_rate=1e-3,
+        reduce_lr_patience=3,
+        early_stopping_patience=8,
+        class_weights=True,
+        augmentation=Augmentation(
+            rotation_deg=10, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1, horizontal_flip=True
+        ),
+    )
+
+
+def full(data: str, out: str) -> TrainConfig:
+    """Everything unfrozen at a low rate, for thousands of images and a GPU; BatchNormalization synchronised.
+
+    python jobs/train.py full --data DATA --out runs/full --num-workers 4 --use-gpu
+    """
+    return TrainConfig(
+        data=data,
+        out=out,
+        trainable_layers="all",
+        batch_norm="trained",
+        dropout=0.3,
+        epochs=30,
+        batch_size=32,
+        learning_rate=3e-5,
+        reduce_lr_patience=3,
+        early_stopping_patience=8,
+        class_weights=True,
+        augmentation=Augmentation(
+            rotation_deg=10, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1, horizontal_flip=True
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[str, str], TrainConfig]] = {"standard": standard, "article": article, "full": full}

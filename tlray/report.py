@@ -1,0 +1,366 @@
+"""The report of a run: its figures as PNG, and one HTML file that holds everything and needs nothing else."""
+
+import base64
+import io
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import auc, roc_curve
+
+from tlray.errors import DataError
+
+_DPI = 160
+# Okabe and Ito's palette, which people with colour-blindness can tell apart, without its yellow, too pale for lines.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_LINE_STYLES = ("-", "--", "-.", ":")
+_MUTED = "#6b7280"
+_NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SplitEvaluation:
+    """How a model did on one split."""
+
+    metrics: Mapping[str, Any]
+    """What `tlray.metrics.evaluate_predictions` returned."""
+    labels: np.ndarray
+    """True classes as indices into `classes`, integer, shape [images]."""
+    probs_BK: np.ndarray
+    """Probability of each class, floating point, shape [images, K], in [0, 1]."""
+    classes: Sequence[str]
+    """The K class names in the order of the columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Report:
+    """Everything that a report shows, as plain data. No value is trusted: all are escaped."""
+
+    title: str
+    """The name of the run."""
+    subtitle: str = ""
+    """What it is, in one sentence."""
+    notices: tuple[str, ...] = ()
+    """What a reader must know before the numbers, shown above them."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Model and configuration; nested mappings become sections."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """Library versions, fingerprints, date; nested mappings become sections."""
+    audit: Mapping[str, Any] | None = None
+    """`counts` {split: {class: images}} and `errors` {code: {"count": images, "examples": [image ids]}}."""
+    warnings: tuple[str, ...] = ()
+    """What the audit or the run warned about."""
+    history: Sequence[Mapping[str, float]] | None = None
+    """One row an epoch, see `plot_history`; None or empty where nothing was trained."""
+    evaluations: Mapping[str, SplitEvaluation] = field(default_factory=dict)
+    """Split to its evaluation; shown in the order valid, test, others."""
+
+
+def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Draws loss and accuracy of training and validation by epoch, side by side.
+
+    Args:
+        history: One row an epoch with `epoch` (from 1), `loss`, `accuracy`, `valid_loss`, `valid_accuracy` and
+            `learning_rate`; losses may be NaN, accuracies are in [0, 1]. At least one row.
+
+    Returns:
+        A PNG. The best epoch (lowest validation loss) and steps down of the learning rate are marked; a rate that falls
+        in most epochs is a smooth schedule, whose ends the title gives.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if not history:
+        raise DataError("There is no epoch to draw. Leave the history out where nothing was trained.")
+    epochs = [row["epoch"] for row in history]
+    best = best_epoch(history)
+    rates = [row["learning_rate"] for row in history]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, 2)
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
+        for key, label, colour in ((name, "training", _COLOURS[0]), (f"valid_{name}", "validation", _COLOURS[1])):
+            axes.plot(epochs, [row[key] for row in history], "o-", color=colour, label=label, markersize=3.5)
+        if best is not None:
+            label = f"best epoch ({best['epoch']:g})"
+            axes.scatter(
+                best["epoch"],
+                best[f"valid_{name}"],
+                s=170,
+                marker="*",
+                c=_COLOURS[1],
+                ec="black",
+                zorder=3,
+                label=label,
+            )
+        for index, epoch in enumerate(_rate_drops(history)):
+            label = "learning rate lowered" if index == 0 else None
+            axes.axvline(epoch - 0.5, color=_MUTED, linestyle=":", linewidth=1.2, label=label)
+        axes.set_title(name.capitalize(), loc="left", fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _tidy(axes)
+        axes.legend(frameon=False, fontsize=9)
+    panels[1].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
+    panels[1].set_title(f"learning rate {_span(rates)}", loc="right", fontsize=9, color=_MUTED)
+    return _to_png(figure)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Returns the first row with the lowest validation loss, None if that is finite in no row."""
+    finite = [row for row in history if math.isfinite(row["valid_loss"])]
+    return min(finite, key=lambda row: row["valid_loss"], default=None)
+
+
+def _rate_drops(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Returns the first epochs of a lower learning rate, none for a smooth schedule, which lowers it all the time."""
+    pairs = itertools.pairwise(history)
+    drops = [now["epoch"] for before, now in pairs if now["learning_rate"] < before["learning_rate"]]
+    return drops if len(drops) <= max(1, len(history) // 2) else []
+
+
+def _span(rates: Sequence[float]) -> str:
+    return f"{rates[0]:.3g}" if min(rates) == max(rates) else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+
+
+def plot_confusion_matrix(metrics: Mapping[str, Any]) -> bytes:
+    """Draws a confusion matrix with counts and the percentage of each row.
+
+    Args:
+        metrics: `classes` and `confusion_matrix` (rows are the truth) of `tlray.metrics.evaluate_predictions`.
+
+    Returns:
+        A PNG that grows with the number of classes.
+    """
+    matrix_KK = np.asarray(metrics["confusion_matrix"])
+    support_K = matrix_KK.sum(axis=1)
+    share_KK = matrix_KK / np.maximum(support_K, 1)[:, None]
+    num_classes = len(matrix_KK)
+    # Names fit below wide cells; many classes get small cells, and names that stand upright.
+    cell_in, count_size, name_size, rotation = (1.4, 12, 8.5, 0) if num_classes <= 6 else (0.58, 8.5, 7.5, 90)
+    side_in = cell_in * num_classes
+    figure = Figure(figsize=(side_in + 2.2, side_in + 2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix_KK):
+        _draw_cell(axes, row, column, int(count), share_KK[row, column], font_size=count_size)
+    names = [_wrap(name, 20) for name in metrics["classes"]]
+    rows = [_wrap(name, 28) + f"\nn = {support}" for name, support in zip(metrics["classes"], support_K, strict=True)]
+    axes.set_xticks(range(num_classes), names, fontsize=name_size, parse_math=False, rotation=rotation)
+    axes.set_yticks(range(num_classes), rows, fontsize=name_size, parse_math=False)
+    axes.set_xlabel("predicted class", fontweight="bold", labelpad=8)
+    axes.set_ylabel("true class", fontweight="bold", labelpad=8)
+    axes.set_xticks(np.arange(1, num_classes) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, num_classes) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    return _to_png(figure)
+
+
+def _draw_cell(axes: Axes, row: int, column: int, count: int, share: float, *, font_size: float) -> None:
+    if count == 0:
+        axes.text(column, row, "0", ha="center", va="center", color=_MUTED, fontsize=font_size * 0.85)
+        return
+    colour = "white" if share > 0.68 else "black"
+    weight = "bold" if row == column else "normal"
+    axes.text(column, row, f"{count}", ha="center", va="bottom", color=colour, fontsize=font_size, fontweight=weight)
+    percentage = f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
+    axes.text(column, row + 0.06, percentage, ha="center", va="top", color=colour, fontsize=font_size * 0.75)
+
+
+def plot_roc(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str]) -> bytes:
+    """Draws the receiver operating characteristic of each class against the rest.
+
+    Args:
+        labels: True classes as indices into `classes`, integer, shape [images].
+        probs_BK: Probability of each class, floating point, shape [images, K], in [0, 1].
+        classes: The K class names.
+
+    Returns:
+        A PNG. The legend says of which classes there can be no curve, because no image or every image is of them.
+    """
+    # Twelve spaces of this font are as wide as the area before the name.
+    names = [_wrap(name, 44).replace("\n", "\n" + " " * 12) for name in classes]
+    num_lines = sum(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(9.3, max(4.8, 0.17 * num_lines + 0.6)), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
+    lines, legend = [], []
+    for index, name in enumerate(names):
+        positive = labels == index
+        colour, style = _COLOURS[index % len(_COLOURS)], _LINE_STYLES[index // len(_COLOURS) % len(_LINE_STYLES)]
+        if positive.any() and not positive.all():
+            false_rates, true_rates, _ = roc_curve(positive, probs_BK[:, index])
+            lines += axes.plot(false_rates, true_rates, style, color=colour, linewidth=2, clip_on=False)
+            legend.append(f"{auc(false_rates, true_rates):.3f}   {name}")
+        else:
+            lines += axes.plot([], [], linestyle="none")
+            legend.append(f"none    {name} ({'all' if positive.any() else 'no'} images)")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", anchor="NW")
+    axes.set_xlabel("false positive rate (1 - specificity)")
+    axes.set_ylabel("true positive rate (sensitivity)")
+    _tidy(axes)
+    box = figure.legend(lines, legend, loc="outside right upper", frameon=False, fontsize=9, title="AUROC")
+    box.set_alignment("left")
+    for text in box.get_texts():
+        text.set_parse_math(False)
+    return _to_png(figure)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Breaks a name into as few lines of at most `width` characters as it needs, at most 4, of about equal length."""
+    num_lines = len(_break(text, width))
+    narrowest = next(narrower for narrower in range(1, width + 1) if len(_break(text, narrower)) <= num_lines)
+    lines = [line.rstrip() for line in _break(text, narrowest)]
+    return "\n".join(lines if num_lines <= 4 else [*lines[:3], lines[3][: width - 1] + "…"])
+
+
+def _break(text: str, width: int) -> list[str]:
+    """Breaks a text after separators, or wherever it must, into lines of at most `width` characters."""
+    lines = [""]
+    for part in re.findall(r"[^\s_.,/-]*[\s_.,/-]|[^\s_.,/-]+", text):
+        for piece in (part[start : start + width] for start in range(0, len(part), width)):
+            if len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    return lines
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _to_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Names in a script that the font lacks become boxes in the figure; the HTML tables show them as they are.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(
+            buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None}
+        )
+    return buffer.getvalue()
+
+
+def make_figures(report: Report) -> dict[str, bytes]:
+    """Draws all figures of a report.
+
+    Returns:
+        File name to PNG: `history.png` where something was trained, and `confusion_matrix_SPLIT.png` and
+        `roc_SPLIT.png` for each evaluated split.
+    """
+    figures = {"history.png": plot_history(report.history)} if report.history else {}
+    for split, evaluation in report.evaluations.items():
+        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics)
+        figures[f"roc_{split}.png"] = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes)
+    return figures
+
+
+def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
+    """Writes a report as one HTML file: figures, style and all inside, no script, nothing to load.
+
+    Args:
+        report: What to show.
+        figures: What `make_figures` returned for it.
+
+    Returns:
+        An HTML document, to be encoded as UTF-8.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tlray", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
+    audit = report.audit or {}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        best=best_epoch(report.history or ()),
+        evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations)},
+        confusions={split: _worst_confusion(each.metrics) for split, each in report.evaluations.items()},
+        count_splits=_in_order(audit.get("counts", {})),
+        count_rows=_count_rows(audit.get("counts", {})),
+        errors=audit.get("errors"),
+        tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
+        images={name: _image(png) for name, png in figures.items()},
+    )
+
+
+def _in_order(splits: Mapping[str, Any]) -> list[str]:
+    known = ("train", "valid", "test")
+    return sorted(splits, key=lambda split: known.index(split) if split in known else len(known))
+
+
+def _count_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[int]]]:
+    """Returns class and images in each split and in all of them, the sums of the columns last."""
+    splits = [counts[split] for split in _in_order(counts)]
+    names = dict.fromkeys(name for split in splits for name in split)
+    rows = [(str(name), [split.get(name, 0) for split in splits]) for name in names]
+    rows.append(("All", [sum(split.values()) for split in splits]))
+    return [(name, [*images, sum(images)]) for name, images in rows]
+
+
+def _image(png: bytes) -> dict[str, object]:
+    """Returns the data URI of a PNG, and the width in CSS pixels (1/96 inch) at which its text has its size."""
+    width_px = int.from_bytes(png[16:20])  # the first field of the header chunk (PNG specification, 11.2.2)
+    return {"uri": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width_px": round(width_px * 96 / _DPI)}
+
+
+def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, str, str] | None:
+    """Returns count, true and predicted class of the most frequent mistake, None if there is none."""
+    mistakes_KK = np.array(metrics["confusion_matrix"])
+    np.fill_diagonal(mistakes_KK, 0)
+    row, column = np.unravel_index(mistakes_KK.argmax(), mistakes_KK.shape)
+    count = int(mistakes_KK[row, column])
+    return (count, metrics["classes"][row], metrics["classes"][column]) if count else None
+
+
+def _sections(values: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:
+    """Flattens nested mappings to (section, rows), the plain values of the top level first, without a name."""
+    plain = [(str(key), value) for key, value in values.items() if not isinstance(value, Mapping)]
+    nested = [(str(key), list(_rows(value))) for key, value in values.items() if isinstance(value, Mapping)]
+    return [section for section in [("", plain), *nested] if section[1]]
+
+
+def _rows(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def _decimals(value: float | None, digits: int = 3) -> str:
+    return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _value(value: object) -> str:
+    if value is None or value in ("", (), []):
+        return _NOTHING
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

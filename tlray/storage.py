@@ -1,0 +1,292 @@
+"""Where things lie: local paths and URIs through pyarrow's file systems, and outputs that appear whole or not at all.
+
+A location is a local path or a URI (`file://`, `s3://`, `gs://`, `hdfs://`). A file inside a zip archive is written
+`ARCHIVE!/MEMBER`, for example `s3://bucket/scans.zip!/normal/1.png`.
+"""
+
+import functools
+import os
+import re
+import shutil
+import tempfile
+import threading
+import urllib.parse
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from tlray.errors import ConfigError, ImageError, ImageErrorCode
+
+ZIP_SEPARATOR = "!/"
+
+
+def is_uri(location: str) -> bool:
+    """Tells whether a location has a scheme such as `s3://` (a Windows drive letter is none)."""
+    return "://" in location
+
+
+def is_local(location: str) -> bool:
+    """Tells whether a location is on this node's own file system (by its form; a mount may still be shared)."""
+    return not is_uri(location) or location.startswith("file://")
+
+
+def absolute(location: str) -> str:
+    """Returns a location that means the same in every process: local paths absolute, URIs as they are."""
+    if is_uri(location):
+        return location.rstrip("/")
+    return os.path.abspath(os.path.expanduser(location))
+
+
+def join(location: str, *parts: str) -> str:
+    """Appends path components to a location, with `/` between them."""
+    return "/".join([location.rstrip("/"), *parts])
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(scheme_and_host: str) -> fs.FileSystem:
+    try:
+        return fs.FileSystem.from_uri(scheme_and_host)[0]
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ConfigError(
+            f"Cannot open '{scheme_and_host}': {error}. Give a local path, or a file://, s3:// or gs:// URI."
+        ) from error
+
+
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """Resolves a location.
+
+    Returns:
+        The pyarrow file system and the path on it.
+
+    Raises:
+        ConfigError: The scheme is unknown.
+    """
+    if not is_uri(location):
+        return _local_file_system(), absolute(location)
+    scheme, _, rest = location.partition("://")
+    if scheme == "file":
+        return _local_file_system(), urllib.parse.unquote(rest)
+    bucket, _, _ = rest.partition("/")
+    # The host alone is parsed as a URI, so that keys with spaces, `#` or `%` reach the store as they are.
+    return _file_system(f"{scheme}://{bucket}/"), rest.rstrip("/")
+
+
+@functools.lru_cache(maxsize=1)
+def _local_file_system() -> fs.LocalFileSystem:
+    return fs.LocalFileSystem()
+
+
+def file_info(location: str) -> fs.FileInfo:
+    """Returns type and size of what lies at a location (`FileType.NotFound` if nothing does)."""
+    file_system, path = open_location(location)
+    return file_system.get_file_info(path)
+
+
+def exists(location: str) -> bool:
+    """Tells whether a file or directory lies at a location."""
+    return file_info(location).type != fs.FileType.NotFound
+
+
+def list_names(location: str) -> list[str]:
+    """Returns the sorted names of a directory's entries, none if there is no such directory."""
+    file_system, path = open_location(location)
+    selector = fs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in file_system.get_file_info(selector))
+
+
+def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        location: A path, a URI, or a member of a zip archive (`ARCHIVE!/MEMBER`).
+        max_bytes: Refuse larger files.
+
+    Raises:
+        ImageError: The file is larger than `max_bytes` (`too_large`), or a damaged member of a zip (`decode_failed`).
+        OSError: The file cannot be read (`FileNotFoundError` if it is not there).
+    """
+    # A folder's name may end with `!`; only `.zip!/` marks a member.
+    if in_zip := re.match(rf"(.+?\.zip){ZIP_SEPARATOR}(.+)", location, re.IGNORECASE | re.DOTALL):
+        return _read_zip_member(in_zip[1], in_zip[2], max_bytes)
+    file_system, path = open_location(location)
+    with file_system.open_input_file(path) as file:
+        size_bytes = file.size()
+        if max_bytes is not None and size_bytes > max_bytes:
+            raise _too_large(size_bytes, max_bytes)
+        return file.read()
+
+
+def _too_large(size_bytes: int, max_bytes: int) -> ImageError:
+    return ImageError(ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}.")
+
+
+# zipfile seeks in one shared file object: the lock keeps a pool of reading threads apart.
+_zip_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=8)
+def open_zip(location: str) -> zipfile.ZipFile:
+    """Opens a zip archive at a location, once in a process.
+
+    Raises:
+        OSError: The archive cannot be read.
+        zipfile.BadZipFile: It is no zip archive.
+    """
+    file_system, path = open_location(location)
+    return zipfile.ZipFile(file_system.open_input_file(path))  # pyright: ignore[reportArgumentType]
+
+
+def _read_zip_member(archive: str, member: str, max_bytes: int | None) -> bytes:
+    with _zip_lock:
+        zip_file = open_zip(archive)
+        try:
+            info = zip_file.getinfo(member)
+        except KeyError as error:
+            raise FileNotFoundError(f"'{archive}' has no member '{member}'.") from error
+        if max_bytes is not None and info.file_size > max_bytes:
+            raise _too_large(info.file_size, max_bytes)
+        try:
+            with zip_file.open(info) as file:
+                # zipfile stops at the size that the header gives, so a lying header cannot exceed the limit.
+                return file.read()
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
+
+
+def write_bytes(location: str, data: bytes) -> None:
+    """Writes a whole file, its directory too; another process sees the old file or the new one, never a part."""
+    file_system, path = open_location(location)
+    if not isinstance(file_system, fs.LocalFileSystem):
+        with file_system.open_output_stream(path) as file:  # object stores publish an object when it is closed
+            file.write(data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@functools.lru_cache(maxsize=1)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(location: str, text: str) -> None:
+    """Writes a whole UTF-8 file; see `write_bytes`."""
+    write_bytes(location, text.encode())
+
+
+def make_directory(location: str) -> None:
+    """Makes a directory and its parents; one that is there already is no error."""
+    file_system, path = open_location(location)
+    file_system.create_dir(path, recursive=True)
+
+
+def delete(location: str) -> None:
+    """Deletes a file or a directory with all that is in it; nothing there is no error."""
+    file_system, path = open_location(location)
+    match file_system.get_file_info(path).type:
+        case fs.FileType.Directory:
+            file_system.delete_dir(path)
+        case fs.FileType.NotFound:
+            return
+        case _:
+            file_system.delete_file(path)
+
+
+def copy_tree(source: str, destination: str) -> None:
+    """Copies a directory's files to another location, on another file system if need be.
+
+    Args:
+        source: The directory to copy.
+        destination: The directory to fill; made where it is missing.
+    """
+    source_fs, source_path = open_location(source)
+    destination_fs, destination_path = open_location(destination)
+    destination_fs.create_dir(destination_path, recursive=True)
+    for relative in walk(source):
+        target = f"{destination_path}/{relative}"
+        destination_fs.create_dir(os.path.dirname(target), recursive=True)
+        with (
+            source_fs.open_input_stream(f"{source_path}/{relative}") as reader,
+            destination_fs.open_output_stream(target) as writer,
+        ):
+            shutil.copyfileobj(reader, writer, 8 << 20)
+
+
+def move_tree(source: str, destination: str) -> None:
+    """Moves a directory within a file system, to a place where nothing is."""
+    file_system, source_path = open_location(source)
+    if isinstance(file_system, fs.LocalFileSystem):
+        os.replace(source_path, open_location(destination)[1])
+        return
+    copy_tree(source, destination)  # an object store cannot rename a directory
+    delete(source)
+
+
+def walk(location: str) -> Iterator[str]:
+    """Yields the paths, relative to a directory, of all files below it, sorted."""
+    file_system, path = open_location(location)
+    infos = file_system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = path.rstrip("/") + "/"
+    yield from sorted(info.path.removeprefix(prefix) for info in infos if info.is_file)
+
+
+@contextmanager
+def local_copy(location: str) -> Iterator[Path]:
+    """Gives a local path with the content of a location: the path itself where it is local, else a temporary copy."""
+    if is_local(location):
+        yield Path(open_location(location)[1])
+        return
+    with tempfile.TemporaryDirectory(prefix="tlray-") as directory:
+        target = Path(directory) / location.rstrip("/").rsplit("/", 1)[-1]
+        if file_info(location).type == fs.FileType.Directory:
+            copy_tree(location, str(target))
+        else:
+            target.write_bytes(read_bytes(location))
+        yield target
+
+
+def prepare_output(location: str, *, known_names: frozenset[str], overwrite: bool) -> None:
+    """Makes sure that an output directory is free to be filled.
+
+    Args:
+        location: The output directory.
+        known_names: The names that this kind of output has at its top level. With `overwrite` only these are deleted,
+            so that a mistyped `--out` cannot cost anybody their files.
+        overwrite: Delete an earlier output.
+
+    Raises:
+        ConfigError: Something is there already, and may not be deleted.
+    """
+    info = file_info(location)
+    if info.type == fs.FileType.File:
+        raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
+    names = list_names(location)
+    if not names:
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"The output directory '{location}' is not empty. Give another one, or --overwrite to replace it."
+        )
+    strangers = [name for name in names if name not in known_names]
+    if strangers:
+        raise ConfigError(
+            f"The output directory '{location}' holds files that are not an earlier output of this command "
+            f"({', '.join(strangers[:5])}), so --overwrite does not touch it. Give another directory."
+        )
+    for name in names:
+        delete(join(location, name))

@@ -1,0 +1,256 @@
+"""Ray Data streams of images: read, decode and augment on CPU workers, in order, never the whole data set in memory.
+
+A stream is a range of row numbers; each task looks its rows up in the manifest, which lies in Ray's object store once.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ExecutionOptions, ExecutionResources
+
+from tlray import images, storage
+from tlray.config import Augmentation
+from tlray.errors import ImageError, ImageErrorCode
+from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+
+ROWS_PER_BLOCK = 32
+"""Rows in one task's output: at 224 px 5 MB, so that a task yields once and a waiting consumer never holds a CPU."""
+
+READ_THREADS = 8
+"""Files read at a time in one task: what hides an object store's latency."""
+
+INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The part of a cluster that one stream may use.
+
+    Attributes:
+        num_cpus: CPUs for all its tasks together; below 1 a task asks for just that fraction.
+        object_store_bytes: Memory for images that wait to be consumed.
+    """
+
+    num_cpus: float
+    object_store_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """How files become the model's pixels.
+
+    Attributes:
+        size_px: Height and width.
+        intensity_range: The values of a 16-bit image that become 0 and 255, see `images.decode`.
+        augmentation: Random changes; None: as they are.
+        seed: Decides the changes, with epoch and image_id.
+    """
+
+    size_px: int
+    intensity_range: tuple[float, float] | None = None
+    augmentation: Augmentation | None = None
+    seed: int = 0
+
+
+def read_file(uri: str) -> bytes:
+    """Reads an image file.
+
+    Raises:
+        ImageError: With the code that says why not.
+    """
+    try:
+        return storage.read_bytes(uri, max_bytes=images.MAX_FILE_BYTES)
+    except FileNotFoundError as error:
+        raise ImageError(ImageErrorCode.NOT_FOUND, "There is no such file.") from error
+    except ImageError:
+        raise
+    except Exception as error:  # one unreadable image is a row, whatever its store or archive raised
+        raise ImageError(ImageErrorCode.UNREADABLE, f"The file cannot be read: {error}") from error
+
+
+def image_stream(
+    manifest: "ray.ObjectRef[pa.Table]",
+    schedule: TrainSchedule | EvalSchedule | PlainSchedule,
+    pixels: Pixels,
+    *,
+    share: Share | None = None,
+    first_row: int = 0,
+) -> ray.data.Dataset:
+    """Streams decoded images in a schedule's order.
+
+    Args:
+        manifest: A table with `uri` and `image_id`, in the object store.
+        schedule: Says which row comes when.
+        pixels: How files become pixels.
+        share: The part of the cluster to use; None: what is free.
+        first_row: Where to start in the schedule.
+
+    Returns:
+        A dataset with the columns `row` (int64, the manifest's row), `image` (uint8 [size, size, 3], zeros on error),
+        `epoch` (int64), `weight` (float32), and the strings `sha256`, `error_code` and `error`, empty for none: a block
+        of nulls alone would lose its type on the way.
+    """
+    return _map_rows(
+        schedule.num_rows - first_row,
+        _decode_rows,
+        {"manifest": [manifest], "schedule": schedule, "pixels": pixels, "first_row": first_row},
+        share,
+    )
+
+
+def _decode_rows(
+    batch: Mapping[str, np.ndarray],
+    manifest: list["ray.ObjectRef[pa.Table]"],
+    schedule: TrainSchedule | EvalSchedule | PlainSchedule,
+    pixels: Pixels,
+    first_row: int,
+) -> dict[str, Any]:
+    table = ray.get(manifest[0])
+    rows = schedule.rows(batch["id"] + first_row)
+    chosen = table.select(["uri", "image_id"]).take(rows.index).to_pydict()
+    decoded = np.zeros((len(rows.index), pixels.size_px, pixels.size_px, 3), dtype=np.uint8)
+    digests: list[str] = []
+    errors: list[ImageError | None] = []
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        contents = pool.map(_read_or_error, chosen["uri"])
+        for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
+            error = content if isinstance(content, ImageError) else None
+            digests.append("" if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest())
+            if not isinstance(content, ImageError):
+                try:
+                    decoded[place] = _pixels_of(content, image_id, int(rows.epoch[place]), pixels)
+                except ImageError as caught:
+                    error = caught
+            errors.append(error)
+    return {
+        "row": rows.index,
+        "image": decoded,
+        "epoch": rows.epoch,
+        "weight": rows.weight,
+        "sha256": np.array(digests),
+        "error_code": np.array([error.code.value if error else "" for error in errors]),
+        "error": np.array([error.message if error else "" for error in errors]),
+    }
+
+
+def _read_or_error(uri: str) -> bytes | ImageError:
+    try:
+        return read_file(uri)
+    except ImageError as error:
+        return error
+
+
+def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.ndarray:
+    image = images.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
+    if pixels.augmentation is None:
+        return image
+    rng = images.augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
+    return images.augment(image, pixels.augmentation, rng)
+
+
+def inspect_images(table: pa.Table) -> Iterator[pa.Table]:
+    """Reads and decodes every file once, in the table's order.
+
+    Args:
+        table: A manifest.
+
+    Yields:
+        Tables, one after another with a row for each row of the manifest, of the `INSPECTION_COLUMNS`: what the file
+        is, or why it cannot be used.
+    """
+    dataset = _map_rows(table.num_rows, _inspect_rows, {"uris": [ray.put(table["uri"])]}, None)
+    yield from cast("Iterator[pa.Table]", dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+_INSPECTION_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("is_16_bit", pa.bool_()),
+    ]
+)
+
+
+def _inspect_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> pa.Table:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        rows = [_inspect(content) for content in pool.map(_read_or_error, chosen)]
+    return pa.Table.from_pylist(rows, schema=_INSPECTION_SCHEMA)
+
+
+def _inspect(content: bytes | ImageError) -> dict[str, Any]:
+    if isinstance(content, ImageError):
+        return {"error_code": content.code.value, "error": content.message}
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        info = images.inspect(content)
+    except ImageError as error:
+        return {"sha256": sha256, "error_code": error.code.value, "error": error.message}
+    return {
+        "sha256": sha256,
+        "width_px": info.width_px,
+        "height_px": info.height_px,
+        "is_16_bit": info.is_16_bit,
+    }
+
+
+def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
+    """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
+
+    Args:
+        uris: At least one readable 16-bit image.
+    """
+    dataset = _map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
+    total = np.zeros(images.NUM_INTENSITIES, dtype=np.int64)
+    for batch in iterate(dataset):
+        total += batch["histogram"].sum(axis=0)
+    return images.percentile_range(total)
+
+
+def _histogram_rows(
+    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
+) -> dict[str, np.ndarray]:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    histogram = sum(images.intensity_histogram(read_file(uri)) for uri in chosen)
+    return {"histogram": np.asarray(histogram)[None]}
+
+
+def _map_rows(num_rows: int, function: Any, arguments: dict[str, Any], share: Share | None) -> ray.data.Dataset:
+    dataset = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // ROWS_PER_BLOCK)))
+    num_cpus = 1.0 if share is None else min(1.0, share.num_cpus)
+    dataset = dataset.map_batches(
+        function, fn_kwargs=arguments, batch_size=ROWS_PER_BLOCK, num_cpus=num_cpus, zero_copy_batch=True
+    )
+    configure(dataset, share)
+    return dataset
+
+
+def iterate(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Yields a dataset's batches, in order, as NumPy arrays.
+
+    Args:
+        dataset: What to run.
+        batch_size: Rows in a batch, the last may have fewer; None: as they come.
+    """
+    batches = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    yield from cast("Iterator[dict[str, np.ndarray]]", batches)
+
+
+def configure(dataset: ray.data.Dataset, share: Share | None = None) -> None:
+    """Makes a dataset run in order, without a progress bar, and within its share."""
+    context = dataset.context
+    context.enable_progress_bars = False
+    limits = None
+    if share is not None:
+        limits = ExecutionResources(cpu=share.num_cpus, object_store_memory=share.object_store_bytes)
+    context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)

@@ -1,0 +1,338 @@
+"""What runs inside a training worker: TensorFlow's MultiWorkerMirroredStrategy over the ranks of Ray Train.
+
+Every rank runs the same number of steps and reports equally often, or the collective operations would wait for ever.
+Keras' own `fit` does not run under this strategy, so the loop is written out.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+
+from tlray import checkpoint, plateau, storage, streams
+from tlray import model as models
+from tlray.checkpoint import RunState
+from tlray.errors import DataError
+from tlray.schedule import EvalSchedule, TrainSchedule
+from tlray.traintask import TrainTask
+
+POST_INTERVAL_S = 0.5
+
+
+def run(task: TrainTask) -> None:
+    """Trains, from the last checkpoint if there is one, and exports the best epoch. Called on every rank."""
+    context = ray.train.get_context()
+    set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
+    trainer = Trainer(task, rank=context.get_world_rank(), num_workers=context.get_world_size())
+    start = ray.train.get_checkpoint()
+    if start is not None:
+        with start.as_directory() as directory:
+            trainer.restore(Path(directory))
+    trainer.train()
+    if trainer.rank == 0:
+        export(task, trainer.state.best_weights)
+
+
+def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
+    """Chooses TensorFlow's threads and devices; must come before its first operation."""
+    if use_gpu:
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+        return
+    tf.config.set_visible_devices([], "GPU")
+    # Ray's OMP_NUM_THREADS does not bind TensorFlow's own pool: unbound, workers on one node fight for its cores.
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, num_node_cpus() // workers_on_node))
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
+def num_node_cpus() -> int:
+    """Returns the CPUs that this process may use, whatever Ray counts."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_strategy(*, use_gpu: bool) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Returns the strategy over the workers that TF_CONFIG names: NCCL on GPUs, ring over gRPC on CPUs."""
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementation.NCCL if use_gpu else implementation.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+class Trainer:
+    """One rank's part of a training run.
+
+    Args:
+        task: What to train.
+        rank: This worker's rank.
+        num_workers: Number of ranks.
+
+    Attributes:
+        rank: This worker's rank.
+        state: What the run has come to; complete on rank 0 after each epoch.
+    """
+
+    def __init__(self, task: TrainTask, *, rank: int, num_workers: int) -> None:
+        self.task = task
+        self.config = task.config
+        self.rank = rank
+        self.num_workers = num_workers
+        keras.utils.set_random_seed(self.config.seed)
+        self.strategy = make_strategy(use_gpu=self.config.use_gpu)
+        weights = ray.get(task.initial_weights[0])
+        with self.strategy.scope():
+            self.model = models.from_json(task.architecture, weights)
+            self.optimizer = keras.optimizers.Adam(self.config.learning_rate)
+            self.optimizer.build(self.model.trainable_variables)
+        self.seeds = [variable for variable in self.model.variables if "seed_generator" in variable.path]
+        for index, variable in enumerate(self.seeds):
+            variable.assign(np.array([self.config.seed + 7919 * index, rank], dtype=np.uint32))
+        self.state = RunState(weights=[], optimizer=[], best_weights=list(weights), history=[])
+        self.labels = {
+            "train": ray.get(task.train_table[0])["class_index"].to_numpy(),
+            "valid": ray.get(task.valid_table[0])["class_index"].to_numpy(),
+        }
+        self.num_replaced = 0
+        self._train_step = tf.function(self._replicated(self._train_replica))
+        self._eval_step = tf.function(self._replicated(self._eval_replica))
+        self._sum_over_ranks = tf.function(self._reduce)
+
+    # -- state
+
+    def restore(self, directory: Path) -> None:
+        """Continues from a checkpoint's directory."""
+        self.state = checkpoint.load(directory)
+        self.model.set_weights(self.state.weights)
+        for variable, value in zip(self.optimizer.variables, self.state.optimizer, strict=True):
+            variable.assign(value)
+        # A rank that the saved run did not have starts its dropout anew.
+        saved = checkpoint.load_seeds(directory, self.rank)
+        for variable, value in zip(self.seeds, saved or [], strict=saved is not None):
+            variable.assign(value)
+
+    def _report(self, row: dict[str, float]) -> None:
+        """Saves a checkpoint of all ranks, which Ray Train counts only once every rank has handed in its part."""
+        with tempfile.TemporaryDirectory(prefix="tlray-checkpoint-") as temporary:
+            directory = Path(temporary)
+            checkpoint.save_seeds(directory, self.rank, [variable.numpy() for variable in self.seeds])
+            if self.rank == 0:
+                self.state.weights = models.get_weights(self.model)
+                self.state.optimizer = [variable.numpy() for variable in self.optimizer.variables]
+                checkpoint.save(directory, self.state)
+                storage.write_text(self.task.history_file, history_csv(self.state.history))
+            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    # -- the loop
+
+    def train(self) -> None:
+        """Runs the remaining epochs, until the last one, early stopping, or a loss that is no number."""
+        first_epoch = len(self.state.history)
+        if first_epoch >= self.config.epochs or self._is_finished():
+            return
+        schedule = TrainSchedule(
+            num_images=self.task.num_train,
+            batch_size=self.config.batch_size,
+            num_workers=self.num_workers,
+            rank=self.rank,
+            seed=self.config.seed,
+            num_epochs=self.config.epochs,
+            first_epoch=first_epoch,
+        )
+        pixels = self._pixels(augmented=True)
+        dataset = streams.image_stream(self.task.train_table[0], schedule, pixels, share=self.task.share)
+        batches = self._batches(dataset, "train", schedule.rank_batch_size)
+        for epoch in range(first_epoch, self.config.epochs):
+            self.optimizer.learning_rate = self._learning_rate()
+            self._train_epoch(epoch, schedule, batches)
+            if self._is_finished():
+                break
+
+    def _train_epoch(self, epoch: int, schedule: TrainSchedule, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        start_s = time.monotonic()
+        self._post(epoch, 0, schedule)
+        last_post_s = start_s
+        totals = tf.zeros(2)
+        for step in range(schedule.steps_per_epoch):
+            batch = next(batches)
+            count = float(schedule.num_images_in_step(step))
+            totals += self._train_step(*_tensors(batch), tf.constant(count))
+            if time.monotonic() - last_post_s > POST_INTERVAL_S:
+                self._post(epoch, step + 1, schedule)
+                last_post_s = time.monotonic()
+        loss, accuracy = self._mean_over_ranks(totals, schedule.num_images)
+        train_time_s = time.monotonic() - start_s
+        valid_loss, valid_accuracy = self.evaluate()
+        row = {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "accuracy": accuracy,
+            "valid_loss": valid_loss,
+            "valid_accuracy": valid_accuracy,
+            "learning_rate": self._learning_rate(),
+            "time_s": time.monotonic() - start_s,
+            "images_per_s": schedule.num_images / train_time_s,
+            "num_replaced": float(self._sum_over_ranks(tf.constant(float(self.num_replaced)))),
+        }
+        self.state.history.append(row)
+        if self.rank == 0 and plateau.best_epoch(self._valid_losses()) == epoch:
+            self.state.best_weights = models.get_weights(self.model)
+        self._report(row)
+        self._post(epoch, schedule.steps_per_epoch, schedule)
+
+    def evaluate(self) -> tuple[float, float]:
+        """Returns loss and accuracy on the validation images, exact over all ranks."""
+        schedule = EvalSchedule(num_images=self.task.num_valid, num_workers=self.num_workers, rank=self.rank)
+        dataset = streams.image_stream(
+            self.task.valid_table[0], schedule, self._pixels(augmented=False), share=self.task.share
+        )
+        rank_batch_size = self.config.batch_size // self.num_workers
+        totals = tf.zeros(2)
+        for batch in self._batches(dataset, "valid", rank_batch_size):
+            totals += self._eval_step(*_tensors(batch), tf.constant(1.0))
+        return self._mean_over_ranks(totals, self.task.num_valid)
+
+    def _batches(self, dataset: ray.data.Dataset, split: str, rank_batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields image, label and weight of each of this rank's batches.
+
+        A row that could be read before training and now fails is replaced by its neighbour, so that no rank ends early.
+        """
+        for batch in streams.iterate(dataset, rank_batch_size):
+            place, num_failed = replace_failed(batch["error_code"] == "")
+            self.num_replaced += num_failed
+            index = batch["row"][place]
+            yield {"image": batch["image"][place], "label": self.labels[split][index], "weight": batch["weight"]}
+
+    # -- one step, on every rank at once
+
+    def _replicated(self, function: Any) -> Any:
+        def run_step(images: Any, labels: Any, weights: Any, count: Any) -> Any:
+            return self.strategy.run(function, args=(images, labels, weights, count))
+
+        return run_step
+
+    def _train_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
+        """Makes one update. `count` is the number of rows of the global batch that count."""
+        variables = self.model.trainable_variables
+        class_weights = tf.gather(tf.constant(self.task.class_weights, tf.float32), labels)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable.value)
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            total = tf.reduce_sum(losses * weights * class_weights)
+            penalty = tf.add_n(self.model.losses) / self.num_workers if self.model.losses else 0.0
+            objective = total / count + penalty
+        gradients = tape.gradient(objective, [variable.value for variable in variables])
+        # Keras' optimizer sums the gradients over the ranks before it applies them.
+        self.optimizer.apply(gradients, variables)
+        return tf.stack([total, _num_correct(logits, labels, weights)])
+
+    def _eval_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
+        logits = self.model(images, training=False)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.stack([tf.reduce_sum(losses * weights), _num_correct(logits, labels, weights)]) / count
+
+    def _reduce(self, value: Any) -> Any:
+        def all_reduce(local: Any) -> Any:
+            # The identity gives the value a device, without which it cannot be reduced.
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(local))
+
+        return self.strategy.run(all_reduce, args=(value,))
+
+    def _mean_over_ranks(self, totals: Any, num_images: int) -> tuple[float, float]:
+        loss_sum, num_correct = self._sum_over_ranks(totals).numpy()
+        return float(loss_sum) / num_images, float(num_correct) / num_images
+
+    # -- small questions
+
+    def _pixels(self, *, augmented: bool) -> streams.Pixels:
+        return streams.Pixels(
+            size_px=self.config.image_size_px,
+            intensity_range=self.task.intensity_range,
+            augmentation=self.config.augmentation if augmented else None,
+            seed=self.config.seed,
+        )
+
+    def _valid_losses(self) -> list[float]:
+        return [row["valid_loss"] for row in self.state.history]
+
+    def _learning_rate(self) -> float:
+        return plateau.learning_rate(
+            self._valid_losses(),
+            initial=self.config.learning_rate,
+            factor=self.config.reduce_lr_factor,
+            patience=self.config.reduce_lr_patience,
+        )
+
+    def _is_finished(self) -> bool:
+        if self.state.history and not math.isfinite(self.state.history[-1]["loss"]):
+            return True
+        return plateau.should_stop(self._valid_losses(), patience=self.config.early_stopping_patience)
+
+    def _post(self, epoch: int, step: int, schedule: TrainSchedule) -> None:
+        if self.rank == 0:
+            self.task.board.post.remote(
+                {
+                    "epoch": epoch + 1,
+                    "step": step,
+                    "steps_per_epoch": schedule.steps_per_epoch,
+                    "history": self.state.history,
+                }
+            )
+
+
+def replace_failed(readable: np.ndarray) -> tuple[np.ndarray, int]:
+    """Chooses a readable row of the same batch in place of each that cannot be read.
+
+    Args:
+        readable: bool [rows].
+
+    Returns:
+        int64 [rows], the row to take at each place, and the number of rows replaced.
+
+    Raises:
+        DataError: No row of the batch can be read.
+    """
+    place = np.arange(len(readable))
+    if readable.all():
+        return place, 0
+    if not readable.any():
+        raise DataError(
+            "None of a whole batch of images can be read any more, though all could before training. Check the "
+            "storage, and continue with --resume."
+        )
+    place[~readable] = np.resize(place[readable], int((~readable).sum()))
+    return place, int((~readable).sum())
+
+
+def _tensors(batch: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
+    return tf.constant(batch["image"]), tf.constant(batch["label"], tf.int32), tf.constant(batch["weight"])
+
+
+def _num_correct(logits: Any, labels: Any, weights: Any) -> Any:
+    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+    return tf.reduce_sum(tf.cast(hits, tf.float32) * weights)
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """Returns a history as CSV, a row for each epoch."""
+    names = list(history[0]) if history else []
+    lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in history)]
+    return "\n".join(lines) + "\n"
+
+
+def export(task: TrainTask, weights: list[np.ndarray]) -> None:
+    """Writes the artifact's model files: float32, whatever training used, with temperature and softmax as layers."""
+    classifier = models.with_probabilities(models.from_json(task.export_architecture, weights))
+    with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
+        models.save_artifact(classifier, Path(temporary))
+        storage.copy_tree(temporary, task.artifact)
