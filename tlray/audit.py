@@ -30,7 +30,7 @@ def audit(table: pa.Table) -> dict[str, Any]:
 
     Args:
         table: `manifest.SCHEMA` with `error_code` (string, null if the image is fine), `width_px` and `height_px` (int,
-            null on error). The order of rows makes no difference.
+            null on error, or for all where not measured). The order of rows makes no difference.
 
     Returns:
         A report that JSON can hold:
@@ -43,7 +43,7 @@ def audit(table: pa.Table) -> dict[str, Any]:
           that have two images in one split (`within_split`), images in several splits (`across_splits`), and several
           labels (`conflicting_labels`); an example has `sha256` and `images`, with `image_id`, `split` and `label`;
         - `groups`: `num_groups`, and `across_splits` as above, with `group_id` for `sha256`;
-        - `size_px`: `width` and `height`, each with `min`, `median` and `max`, or null without readable images.
+        - `size_px`: `width` and `height`, each with `min`, `median` and `max`, or null where unknown.
     """
     readable = table.filter(pc.field("error_code").is_null())
     counts = _counts(readable)
@@ -121,7 +121,7 @@ def _finding(images: pa.Table, key: str, found: pa.Table) -> dict[str, Any]:
 
 
 def _sizes(readable: pa.Table) -> dict[str, dict[str, float]] | None:
-    if not readable.num_rows:
+    if not readable.num_rows or readable["width_px"].null_count:
         return None
     sizes = {}
     for side in ("width", "height"):

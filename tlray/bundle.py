@@ -8,7 +8,9 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +72,14 @@ class BundleSpec:
         return self.thresholds.get("refer_below", 0.0)
 
 
+class _TemporaryCopy:
+    """A directory for a remote bundle's files, deleted with this object: TemporaryDirectory would warn of that."""
+
+    def __init__(self) -> None:
+        self.directory = tempfile.mkdtemp(prefix="tlray-bundle-")
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """A verified bundle on this node's disk.
@@ -83,7 +93,7 @@ class Bundle:
     spec: BundleSpec
     directory: Path
     sha256: str
-    _temporary: "tempfile.TemporaryDirectory[str] | None" = None
+    _copy: "_TemporaryCopy | None" = None
 
     @property
     def model_path(self) -> Path:
@@ -166,12 +176,12 @@ def load(location: str) -> Bundle:
         BundleError: It is missing, incomplete, or was changed after its export.
     """
     spec, sha256 = read_spec(location)
-    temporary = None
+    copy = None
     directory = Path(storage.open_location(location)[1])
     if not storage.is_local(location):
-        temporary = tempfile.TemporaryDirectory(prefix="tlray-bundle-")
-        directory = Path(temporary.name)
-        storage.copy_tree(location, temporary.name)
+        copy = _TemporaryCopy()
+        directory = Path(copy.directory)
+        storage.copy_tree(location, copy.directory)
     for name, wanted in spec.files.items():
         path = (directory / name).resolve()
         if not path.is_relative_to(directory.resolve()):
@@ -188,7 +198,7 @@ def load(location: str) -> Bundle:
     missing = {MODEL_FILE, f"{SAVED_MODEL_DIR}/saved_model.pb"} - set(spec.files)
     if missing:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' does not list {', '.join(sorted(missing))}.")
-    return Bundle(spec=spec, directory=directory, sha256=sha256, _temporary=temporary)
+    return Bundle(spec=spec, directory=directory, sha256=sha256, _copy=copy)
 
 
 def model_card(spec: BundleSpec) -> str:

@@ -38,20 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
-    """Runs one command, shows its result, and exits: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
+    """Runs one command and exits with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--version" in arguments:
         print(f"tlray {__version__}")
         sys.exit(EXIT_OK)
-    _quieten()
     # `ray job stop` and a closing terminal: leave as on Ctrl-C, so that Ray's processes end too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_guarded(COMMANDS[command][0], arguments))
+    sys.exit(execute(command, arguments))
 
 
-def _guarded(function: Callable[[list[str]], None], arguments: list[str]) -> int:
+def execute(command: str, arguments: list[str]) -> int:
+    """Runs one command, shows its result, and returns 0: done, 1: failed, 2: a user's mistake, 130: interrupted."""
+    _quieten()
     try:
-        function(arguments)
+        COMMANDS[command][0](arguments)
     except TlrayError as error:
         print(f"tlray: {error}", file=sys.stderr)
         return EXIT_USER if isinstance(error, ValueError | BundleError) else EXIT_FAILURE
@@ -68,7 +69,6 @@ def _guarded(function: Callable[[list[str]], None], arguments: list[str]) -> int
 def _quieten() -> None:
     """Silences the start-up noise of Ray and TensorFlow; their warnings of what goes wrong stay."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray._private.state as ray_state
 
 from tlray import storage
 from tlray.errors import ConfigError
@@ -20,6 +21,13 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check, by default 2 s
 }
 
+LOCAL_RAY_ENVIRONMENT = {
+    # On few CPUs Ray ends each idle process after a second and starts a new one for the next task, which costs more
+    # than the images that it decodes.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
+}
+
 MIN_OBJECT_STORE_BYTES = 64 * 2**20
 
 
@@ -30,14 +38,16 @@ class Capacity:
     Attributes:
         num_cpus: CPUs.
         num_gpus: GPUs.
+        largest_node_cpus: CPUs of the largest node: what one worker can have.
         object_store_bytes: Shared memory for data in flight.
-        num_nodes: Nodes that are up.
+        has_many_nodes: It has, or can grow to, more than one node.
     """
 
     num_cpus: float
     num_gpus: float
+    largest_node_cpus: float
     object_store_bytes: int
-    num_nodes: int
+    has_many_nodes: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +91,8 @@ def connect() -> None:
     Raises:
         ConfigError: A Ray is named and cannot be reached.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour of coming versions, unwarned
+    for name, value in LOCAL_RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.WARNING)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # that it is on is its default
     options: dict[str, Any] = {
@@ -124,13 +135,18 @@ def input_location(location: str) -> str:
 def capacity() -> Capacity:
     """Returns what the connected cluster has, or what its autoscaler may add up to."""
     now = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # What Ray Train itself asks; None without an autoscaler.
-    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}  # pyright: ignore
+    state: Any = ray_state.state
+    largest = state.get_max_resources_from_cluster_config() or {}
+    config = state.get_cluster_config()
+    groups = [dict(group.resources) for group in config.node_group_configs] if config else []
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
+        largest_node_cpus=max([0.0, *(float(node.get("CPU", 0)) for node in [*nodes, *groups])]),
         object_store_bytes=int(now.get("object_store_memory", 0)),
-        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        has_many_nodes=len(nodes) > 1 or bool(groups),
     )
 
 
@@ -159,7 +175,7 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
             f"Try --num-workers {int(available.num_cpus)}."
         )
     reserved = max(1.0, math.floor(available.num_cpus / 4))
-    each = (available.num_cpus - reserved) / num_workers
+    each = min((available.num_cpus - reserved) / num_workers, available.largest_node_cpus)
     # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
     each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
     data_cpus = available.num_cpus - each * num_workers
@@ -183,9 +199,10 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     if use_gpu:
         if available.num_gpus < 1:
             raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
-        return ScorePlan(max_actors=int(available.num_gpus), cpus_per_actor=1.0, gpus_per_actor=1)
+        max_actors = min(int(available.num_gpus), int(available.num_cpus) - 1)
+        return ScorePlan(max_actors=max_actors, cpus_per_actor=1.0, gpus_per_actor=1)
     # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
-    cpus_per_actor = min(4.0, float(available.num_cpus // 2))
+    cpus_per_actor = min(4.0, float(available.num_cpus // 2), available.largest_node_cpus)
     max_actors = max(1, int(available.num_cpus * 3 / 4 // cpus_per_actor))
     return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
 
@@ -196,8 +213,8 @@ def check_shared(location: str, available: Capacity) -> None:
     Raises:
         ConfigError: The output is a plain path and the cluster has several nodes.
     """
-    if available.num_nodes > 1 and not storage.is_uri(location):
+    if available.has_many_nodes and not storage.is_uri(location):
         raise ConfigError(
-            f"--out {location} is a path on this node, and the cluster has {available.num_nodes}. Give a URI (s3://, "
-            f"gs://), or file://{location} if all nodes mount that path."
+            f"--out {location} is a path on this node, and the cluster has others. Give a URI (s3://, gs://), or "
+            f"file://{location} if all nodes mount that path."
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -71,9 +72,10 @@ class TrainConfig:
     """Height and width that every image is resized to."""
     trainable_layers: int | Literal["all"] | None = None
     """How many of the backbone's last layers are trained. Default: 15, or all with --weights none."""
-    batch_norm: Literal["frozen", "trained"] | None = None
-    """Trained BatchNormalization layers use the statistics of the global batch (synchronised over workers).
-    Default: frozen, or trained with --weights none."""
+    batch_norm: Literal["frozen", "synchronized", "local"] | None = None
+    """frozen: stored statistics. synchronized: those of the global batch, whatever the number of workers. local: each
+    worker's own batch, averaged after each epoch; quicker between CPUs. Default: frozen, or synchronized with
+    --weights none."""
     batch_norm_momentum: float | None = None
     """Momentum of trained moving statistics. Default: as the backbone has it, or 0.9 with --weights none."""
     hidden_units: tuple[int, ...] = ()
@@ -175,7 +177,7 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             trainable_layers=default_layers if self.trainable_layers is None else self.trainable_layers,
-            batch_norm=self.batch_norm or ("trained" if from_scratch else "frozen"),
+            batch_norm=self.batch_norm or ("synchronized" if from_scratch else "frozen"),
             # Keras' 0.99 needs some 500 steps to forget its start, more than a small data set has.
             batch_norm_momentum=0.9 if from_scratch and self.batch_norm_momentum is None else self.batch_norm_momentum,
             precision=("bfloat16" if self.use_gpu else "float32") if self.precision == "auto" else self.precision,
@@ -321,7 +323,8 @@ def parse_intensity_range(text: str) -> tuple[float, float] | None:
         limits = float(low), float(high)
     except ValueError:
         limits = (0.0, 0.0)
-    _require(limits[0] < limits[1], f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
+    is_range = -math.inf < limits[0] < limits[1] < math.inf
+    _require(is_range, f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
     return limits
 
 

@@ -148,7 +148,11 @@ def load_keras_file(location: str) -> keras.Model:
             raise ConfigError(f"'{location}' is no Keras model that can be loaded safely: {error}") from error
     if not isinstance(model, keras.Model) or len(model.inputs) != 1:
         raise ConfigError(f"'{location}' must be a Keras model with one input, an image.")
-    return keras.Model(model.inputs, model.outputs, name=model.name) if isinstance(model, keras.Sequential) else model
+    return (
+        keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        if isinstance(model, keras.Sequential)
+        else model
+    )
 
 
 def _own_backbone(config: TrainConfig) -> keras.Model:
@@ -176,7 +180,7 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
             f"--cut '{name}' is no layer of {config.backbone} with a feature map. The last ones: "
             f"{', '.join(list(outputs)[-8:])}."
         )
-    return keras.Model(same_layers.inputs, outputs[name], name="own_backbone")
+    return keras.Model(same_layers.inputs[0], outputs[name], name="own_backbone")
 
 
 def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
@@ -224,8 +228,9 @@ def leaf_layers(model: keras.Model) -> list[keras.Layer]:
 def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
     """Freezes the trunk and decides what BatchNormalization does in the tail.
 
-    A frozen BatchNormalization layer runs on its stored statistics, also in training. A trained one uses the global
-    batch: under this strategy Keras would otherwise let each worker keep moving statistics of its own.
+    A frozen BatchNormalization layer runs on its stored statistics, also in training. A synchronized one uses the
+    global batch; a local one its worker's, and the training loop has to average the moving statistics, which Keras
+    leaves different on each worker.
 
     Args:
         backbone: Changed in place.
@@ -236,8 +241,8 @@ def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
     for index, layer in enumerate(layers):
         layer.trainable = index >= len(layers) - num_trained
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            layer.trainable = config.batch_norm == "trained"
-            layer.synchronized = True
+            layer.trainable = config.batch_norm != "frozen"
+            layer.synchronized = config.batch_norm == "synchronized"
             if config.batch_norm_momentum is not None:
                 layer.momentum = config.batch_norm_momentum
 

@@ -66,10 +66,11 @@ class Progress:
             return
         self._last_line_s = now_s
         done = completed - self._first
-        left = ""
-        if done > 0:
-            left = f", {_duration((now_s - self._start_s) / done * (self.total - completed))} left"
-        self.say(f"{self.description}: {completed} of {self.total} {self.unit}{left}")
+        if done <= 0:
+            self.say(f"{self.description}: starting")
+            return
+        left_s = (now_s - self._start_s) / done * (self.total - completed)
+        self.say(f"{self.description}: {completed} of {self.total} {self.unit}, {_duration(left_s)} left")
 
     def say(self, line: str) -> None:
         """Prints a line of its own, above the bar if there is one."""

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,12 +64,14 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
         The pyarrow file system and the path on it.
 
     Raises:
-        ConfigError: The scheme is unknown.
+        ConfigError: The scheme is unknown, or a `file://` URI is relative.
     """
     if not is_uri(location):
         return _local_file_system(), absolute(location)
     scheme, _, rest = location.partition("://")
     if scheme == "file":
+        if not rest.startswith("/"):
+            raise ConfigError(f"'{location}' has no absolute path. Write file:///PATH, with three slashes.")
         return _local_file_system(), urllib.parse.unquote(rest)
     bucket, _, _ = rest.partition("/")
     # The host alone is parsed as a URI, so that keys with spaces, `#` or `%` reach the store as they are.
@@ -153,7 +156,7 @@ def _read_zip_member(archive: str, member: str, max_bytes: int | None) -> bytes:
             with zip_file.open(info) as file:
                 # zipfile stops at the size that the header gives, so a lying header cannot exceed the limit.
                 return file.read()
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
 
 

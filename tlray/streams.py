@@ -4,6 +4,7 @@ A stream is a range of row numbers; each task looks its rows up in the manifest,
 """
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tlray import images, storage
 from tlray.config import Augmentation
@@ -22,6 +24,13 @@ from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 
 ROWS_PER_BLOCK = 32
 """Rows in one task's output: at 224 px 5 MB, so that a task yields once and a waiting consumer never holds a CPU."""
+
+TASK_CPUS = 0.5
+"""What a reading task asks for: it waits for storage about as long as it decodes. (Ray Data also fuses tasks into the
+predictors' actors where both ask for the same, and then nothing is decoded while the model runs.)"""
+
+ROUND_S = 0.05
+"""The least time between two rounds of a stream's scheduling loop."""
 
 READ_THREADS = 8
 """Files read at a time in one task: what hides an object store's latency."""
@@ -227,7 +236,7 @@ def _histogram_rows(
 
 def _map_rows(num_rows: int, function: Any, arguments: dict[str, Any], share: Share | None) -> ray.data.Dataset:
     dataset = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // ROWS_PER_BLOCK)))
-    num_cpus = 1.0 if share is None else min(1.0, share.num_cpus)
+    num_cpus = TASK_CPUS if share is None else min(TASK_CPUS, share.num_cpus)
     dataset = dataset.map_batches(
         function, fn_kwargs=arguments, batch_size=ROWS_PER_BLOCK, num_cpus=num_cpus, zero_copy_batch=True
     )
@@ -246,11 +255,21 @@ def iterate(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterato
     yield from cast("Iterator[dict[str, np.ndarray]]", batches)
 
 
+class _Paced(ExecutionCallback):
+    """Lets a stream's scheduling loop rest between its rounds.
+
+    When everything that may be decoded ahead has been, Ray Data's loop has no task to wait for and spins, in the very
+    process that trains: measured, a step took twice its time.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
+        time.sleep(ROUND_S)
+
+
 def configure(dataset: ray.data.Dataset, share: Share | None = None) -> None:
     """Makes a dataset run in order, without a progress bar, and within its share."""
     context = dataset.context
     context.enable_progress_bars = False
-    limits = None
-    if share is not None:
-        limits = ExecutionResources(cpu=share.num_cpus, object_store_memory=share.object_store_bytes)
+    context.custom_execution_callback_classes = [_Paced]
+    limits = ExecutionResources(object_store_memory=share.object_store_bytes) if share else None
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)

@@ -21,7 +21,7 @@ from tlray import audit, bundle, cluster, evaluation, labels, listing, manifest,
 from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity, TrainPlan
 from tlray.config import TrainConfig, parse_columns, parse_intensity_range, to_json
-from tlray.errors import ConfigError, TlrayError
+from tlray.errors import ConfigError, DataError, TlrayError, some
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
 from tlray.traintask import TrainTask
@@ -251,6 +251,9 @@ def _read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     for name in streams.INSPECTION_COLUMNS:
         table = table.append_column(name, inspected[name])
     readable = table.filter(pc.field("error_code").is_null())
+    lost = set(table["label"].to_pylist()) - set(readable["label"].to_pylist())
+    if lost:
+        raise DataError(f"Not one image of {some(lost)} can be read. Replace the files, or take those classes out.")
     unreadable = table.filter(pc.field("error_code").is_valid())
     table = pa.concat_tables([manifest.assign_splits(readable, seed=config.seed), unreadable]).sort_by("image_id")
     findings = audit.audit(table)
@@ -480,11 +483,7 @@ def _finish(
     best = plateau.best_epoch([row["valid_loss"] for row in history])
     partial = storage.join(config.out, PARTIAL_BUNDLE)
     bundle.seal(partial, spec)
-    evaluations = {
-        split: _evaluate(config, available, dataset, partial, split)
-        for split in ("valid", "test")
-        if dataset.split(split).num_rows
-    }
+    evaluations = _evaluate(config, available, dataset, partial)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
     warnings = tuple(audit.warnings(dataset.findings))
@@ -527,15 +526,18 @@ def _weights_notice(config: TrainConfig) -> tuple[str, ...]:
     return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
 
 
-def _evaluate(config: TrainConfig, available: Capacity, dataset: Dataset, location: str, split: str) -> SplitEvaluation:
-    table = dataset.split(split)
+def _evaluate(config: TrainConfig, available: Capacity, dataset: Dataset, location: str) -> dict[str, SplitEvaluation]:
+    """Scores validation and test images in one go, and measures each split."""
+    table = pa.concat_tables([dataset.split("valid"), dataset.split("test")])
     plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
-    with Progress(f"Evaluating {split}", table.num_rows, quiet=config.quiet) as progress:
+    with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
         for part in scoring.predict(location, table, plan=plan, batch_size=config.batch_size):
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
-    return evaluation.measure(pa.concat_tables(parts), dataset.classes)
+    predictions = pa.concat_tables(parts)
+    by_split = {split: predictions.filter(pc.field("split") == split) for split in ("valid", "test")}
+    return {split: evaluation.measure(rows, dataset.classes) for split, rows in by_split.items() if rows.num_rows}
 
 
 def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:

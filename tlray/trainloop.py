@@ -168,6 +168,8 @@ class Trainer:
             if time.monotonic() - last_post_s > POST_INTERVAL_S:
                 self._post(epoch, step + 1, schedule)
                 last_post_s = time.monotonic()
+        if self.config.batch_norm == "local":
+            self._average_moving_statistics()
         loss, accuracy = self._mean_over_ranks(totals, schedule.num_images)
         train_time_s = time.monotonic() - start_s
         valid_loss, valid_accuracy = self.evaluate()
@@ -187,6 +189,20 @@ class Trainer:
             self.state.best_weights = models.get_weights(self.model)
         self._report(row)
         self._post(epoch, schedule.steps_per_epoch, schedule)
+
+    def _average_moving_statistics(self) -> None:
+        """Gives all ranks the same moving means and variances: those of all their batches together.
+
+        The variance of a mixture is the mean of the variances plus the variance of the means.
+        """
+        for layer in models.leaf_layers(self.model):
+            if not isinstance(layer, keras.layers.BatchNormalization) or not layer.trainable:
+                continue
+            local_mean, local_variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+            sums = np.stack([local_mean, local_variance + np.square(local_mean)])
+            mean, mean_of_squares = self._sum_over_ranks(tf.constant(sums)).numpy() / self.num_workers
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(np.maximum(mean_of_squares - np.square(mean), 0.0))
 
     def evaluate(self) -> tuple[float, float]:
         """Returns loss and accuracy on the validation images, exact over all ranks."""

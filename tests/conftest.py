@@ -1,0 +1,48 @@
+"""What all tiers share: small data sets and where the real images are."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tlray import phantoms
+
+
+@pytest.fixture(scope="session")
+def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder CLASS/PATIENT/*: 4 classes of 8 patients of 2 slices at 64 px, and 4 unreadable files."""
+    root = tmp_path_factory.mktemp("phantoms")
+    phantoms.write_data_set(
+        str(root), num_patients_per_class=8, num_slices_per_patient=2, size_px=64, seed=1, num_unreadable=4
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and weights, which is no part of the project."""
+    root = Path(os.environ.get("TLRAY_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (root / "data/chest_ct").is_dir():
+        pytest.skip(f"needs the real chest-CT images in {root}/data/chest_ct (TLRAY_SHARED names another folder)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[str]:
+    """One local Ray for all tests, of exactly 2 CPUs: the smallest machine on which everything must run."""
+    import ray
+
+    from tlray import cluster
+
+    os.environ.update(cluster.LOCAL_RAY_ENVIRONMENT)
+    context = ray.init(
+        num_cpus=2,
+        object_store_memory=1 * 2**30,
+        log_to_driver=False,
+        include_dashboard=False,
+        runtime_env={"env_vars": cluster.WORKER_ENVIRONMENT},
+    )
+    cluster.connect()
+    yield context.address_info["gcs_address"]  # pyright: ignore[reportAttributeAccessIssue]
+    ray.shutdown()

@@ -1,0 +1,150 @@
+"""A run that was killed in mid-epoch and continued gives what an uninterrupted one gives."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tlray import checkpoint, training
+from tlray.checkpoint import RunState
+from tlray.config import Augmentation, TrainConfig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+NUM_EPOCHS = 5
+DEADLINE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    keras.utils.set_random_seed(1)
+    pixels = keras.Input((64, 64, 3))
+    x = keras.layers.Conv2D(12, 3, strides=2, use_bias=False)(pixels)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.8)(x))
+    path = str(tmp_path_factory.mktemp("model") / "own.keras")
+    keras.Model(pixels, x).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(phantom_set: Path, backbone: str) -> TrainConfig:
+    """Dropout on, so that the seeds must be restored too. 32 images in batches of 2: 16 steps an epoch."""
+    return TrainConfig(
+        data=str(phantom_set),
+        out="",
+        backbone=backbone,
+        preprocessing="symmetric",
+        image_size_px=64,
+        trainable_layers="all",
+        batch_norm="synchronized",
+        hidden_units=(16,),
+        dropout=0.3,
+        epochs=NUM_EPOCHS,
+        batch_size=2,
+        reduce_lr_patience=1,
+        augmentation=Augmentation(zoom=0.1, horizontal_flip=True),
+        num_workers=2,
+        quiet=True,
+    )
+
+
+def with_out(config: TrainConfig, out: Path, **changes: Any) -> TrainConfig:
+    return dataclasses.replace(config, out=str(out), **changes)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(local_ray: str, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> RunState:  # noqa: ARG001
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    training.train(with_out(config, out, max_failures=0))
+    return load_state(out)
+
+
+def load_state(out: Path) -> RunState:
+    (saved,) = (out / "checkpoints").glob("checkpoint_2*")
+    return checkpoint.load(saved)
+
+
+def assert_equal(mine: RunState, theirs: RunState) -> None:
+    assert len(mine.history) == len(theirs.history) == NUM_EPOCHS
+    for row, expected in zip(mine.history, theirs.history, strict=True):
+        for name in ("epoch", "loss", "accuracy", "valid_loss", "valid_accuracy", "learning_rate"):
+            assert row[name] == pytest.approx(expected[name], abs=1e-5), (row["epoch"], name)
+    for weights, expected in zip(mine.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-5)
+
+
+def num_epochs_done(out: Path) -> int:
+    path = out / "history.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def poll(ended: threading.Event) -> Iterator[None]:
+    """Yields every 20 ms until the deadline or `ended`."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline and not ended.wait(0.02):
+        yield
+
+
+def test_a_killed_worker_is_replaced(config, uninterrupted, tmp_path):
+    out, ended, killed = tmp_path / "run", threading.Event(), []
+
+    def kill_one_worker() -> None:
+        for _ in poll(ended):
+            if num_epochs_done(out) == 2:
+                found = subprocess.run(["pgrep", "-f", "^ray::RayTrainWorker"], capture_output=True, check=True)
+                killed.append(int(found.stdout.split()[-1]))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    try:
+        training.train(with_out(config, out, max_failures=1))
+    finally:
+        ended.set()
+        killer.join()
+    assert len(killed) == 1
+    assert_equal(load_state(out), uninterrupted)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_driver_is_resumed(config, uninterrupted, local_ray, tmp_path, signal_number):
+    out = tmp_path / "run"
+    arguments = [
+        *("--data", config.data, "--out", out, "--backbone", config.backbone, "--preprocessing", "symmetric"),
+        *("--image-size-px", 64, "--trainable-layers", "all", "--batch-norm", "synchronized", "--hidden-units", 16),
+        *("--dropout", 0.3, "--epochs", NUM_EPOCHS, "--batch-size", 2, "--reduce-lr-patience", 1),
+        *("--early-stopping-patience", "None", "--no-class-weights", "--num-workers", 2, "--quiet"),
+        *("--augmentation.rotation-deg", 0, "--augmentation.zoom", 0.1, "--augmentation.shift", 0),
+        *("--augmentation.brightness", 0, "--augmentation.contrast", 0, "--augmentation.horizontal-flip"),
+    ]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tlray", "train", *map(str, arguments)],
+        env={**os.environ, "RAY_ADDRESS": local_ray},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    never = threading.Event()
+    for _ in poll(never):
+        if num_epochs_done(out) >= 2 or driver.poll() is not None:
+            driver.send_signal(signal_number)
+            break
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == (130 if signal_number == signal.SIGINT else -signal_number), output
+    assert 2 <= num_epochs_done(out) < NUM_EPOCHS, output
+    assert not (out / "metrics.json").exists()
+    if signal_number == signal.SIGINT:
+        assert "interrupted. Continue with the same command and --resume" in output
+    training.train(with_out(config, out, resume=True))
+    assert_equal(load_state(out), uninterrupted)

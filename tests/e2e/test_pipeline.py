@@ -1,0 +1,278 @@
+"""The spine: images in, an evaluated and exported classifier and scored folders out, on a Ray of exactly 2 CPUs."""
+
+import csv
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from tlray import cli, listing, phantoms, scoring
+from tlray.bundle import load, read_spec
+from tlray.images import decode
+from tlray.model import load_keras_file
+from tlray.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+NUM_IMAGES, NUM_UNREADABLE = 64, 4
+
+
+def tlray(*arguments: object) -> int:
+    """Runs a command in this process and returns its exit code."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([str(argument) for argument in arguments])
+    return int(exit_info.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(local_ray, phantom_set, tmp_path_factory) -> Path:  # noqa: ARG001
+    """A run of the default recipe with two workers."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    code = tlray(
+        *("train", "--data", phantom_set, "--out", out, "--weights", "none", "--backbone", "MobileNetV2"),
+        *("--image-size-px", 64, "--epochs", 2, "--num-workers", 2, "--batch-size", 16, "--max-failures", 0, "--quiet"),
+    )
+    assert code == 0
+    return out
+
+
+def test_run_directory_is_complete(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        *("config.json", "manifest.parquet", "audit.json", "history.csv", "checkpoints"),
+        *("metrics.json", "figures", "report.html", "bundle"),
+    }
+    assert sorted(path.name for path in (run / "figures").iterdir()) == [
+        *("confusion_matrix_test.png", "confusion_matrix_valid.png", "history.png", "roc_test.png", "roc_valid.png"),
+    ]
+    with (run / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    config = json.loads((run / "config.json").read_text())
+    assert (config["trainable_layers"], config["batch_norm"], config["precision"]) == ("all", "synchronized", "float32")
+
+
+def test_manifest_has_a_row_for_every_file_and_whole_patients(run):
+    table = pq.read_table(run / "manifest.parquet")
+    assert table.num_rows == NUM_IMAGES + NUM_UNREADABLE
+    assert table.num_rows - table["error_code"].null_count == NUM_UNREADABLE
+    split_of: dict[str, set[str]] = {}
+    for row in table.to_pylist():
+        if row["error_code"] is None:
+            split_of.setdefault(row["group_id"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in split_of.values())
+    # 15 % of 16 images a class is 2.4: two patients of two slices for test, two for valid, four for train.
+    counts = json.loads((run / "audit.json").read_text())["counts"]
+    assert {split: set(by_class.values()) for split, by_class in counts.items()} == {
+        "train": {8},
+        "valid": {4},
+        "test": {4},
+    }
+
+
+def test_metrics_are_those_of_the_validation_during_training(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "history.csv").open() as file:
+        best = list(csv.DictReader(file))[metrics["best_epoch"] - 1]
+    assert metrics["split"] == "test"
+    assert metrics["accuracy"] == metrics["splits"]["test"]["accuracy"]
+    valid = metrics["splits"]["valid"]
+    assert valid["num_images"] == 16
+    assert valid["log_loss"] == pytest.approx(float(best["valid_loss"]), abs=1e-5)
+    assert valid["accuracy"] == pytest.approx(float(best["valid_accuracy"]), abs=1e-6)
+    spec, _ = read_spec(str(run / "bundle"))
+    assert spec.metrics["test"]["accuracy"] == metrics["accuracy"]
+    assert spec.classes == phantoms.CLASSES
+
+
+def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
+    bundle = load(str(run / "bundle"))
+    paths = sorted(phantom_set.glob("normal/*/*"))[:6]
+    images = np.stack([decode(path.read_bytes(), size_px=64) for path in paths if path.stat().st_size > 2000])
+    from_keras = np.asarray(load_keras_file(str(bundle.model_path))(images))
+    signature = tf.saved_model.load(str(bundle.saved_model_path)).signatures["serving_default"]
+    from_saved_model = next(iter(signature(tf.constant(images)).values())).numpy()
+    from_predictor = Predictor(str(run / "bundle")).predict(images)
+    assert from_predictor.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert from_keras == pytest.approx(from_predictor, abs=1e-5)
+    assert from_saved_model == pytest.approx(from_predictor, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def scores(run, phantom_set, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scores") / "folder"
+    assert tlray("score", "--bundle", run / "bundle", "--input", phantom_set, "--out", out, "--quiet") == 0
+    return out
+
+
+def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
+    table = scoring.read_predictions(str(scores))
+    listed = listing.list_images(str(phantom_set)).table
+    assert table["image_id"].to_pylist() == listed["image_id"].to_pylist()
+    assert table.schema == scoring.prediction_schema(phantoms.CLASSES)
+    rows = table.to_pylist()
+    failed = [row for row in rows if row["error_code"]]
+    assert len(failed) == NUM_UNREADABLE
+    assert all(row["predicted_label"] is None and row["refer"] is None and row["error"] for row in failed)
+    bundle_sha256 = load(str(run / "bundle")).sha256
+    predictor = Predictor(str(run / "bundle"))
+    for row in [row for row in rows if not row["error_code"]][::9]:
+        image = decode(Path(row["uri"]).read_bytes(), size_px=64)
+        expected = predictor.predict(image[None])[0]
+        assert [row[f"p_{name}"] for name in phantoms.CLASSES] == pytest.approx(expected, abs=1e-5)
+        assert row["predicted_label"] == phantoms.CLASSES[int(expected.argmax())]
+        assert row["confidence"] == pytest.approx(expected.max(), abs=1e-5)
+        assert row["refer"] == (row["confidence"] < 0.5)
+        assert row["bundle_sha256"] == bundle_sha256
+    with (scores / "predictions.csv").open() as file:
+        assert [line["image_id"] for line in csv.DictReader(file)] == table["image_id"].to_pylist()
+
+
+def test_a_zip_and_a_continued_scoring_give_the_same(scores, run, phantom_set, tmp_path, monkeypatch):
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in phantom_set.rglob("*.*"):
+            file.write(path, path.relative_to(phantom_set))
+    monkeypatch.setattr(scoring, "ROWS_PER_PART", 20)
+    out = tmp_path / "out"
+    arguments = ("score", "--bundle", run / "bundle", "--input", archive, "--out", out, "--quiet")
+    assert tlray(*arguments) == 0
+    assert scoring.part_names(str(out)) == [f"part-{number:05d}.parquet" for number in range(4)]  # 68 rows
+    # As a kill after the second part leaves it.
+    for name in ("_SUCCESS", "predictions.csv", "part-00002.parquet", "part-00003.parquet"):
+        (out / name).unlink()
+    kept = (out / "part-00001.parquet").stat().st_mtime_ns
+    assert tlray(*arguments) == 2  # not empty
+    assert tlray(*arguments, "--resume") == 0
+    assert (out / "part-00001.parquet").stat().st_mtime_ns == kept
+    columns = ["image_id", "sha256", "predicted_label", "confidence", "error_code"]
+    continued = scoring.read_predictions(str(out)).select(columns).to_pylist()
+    for mine, theirs in zip(continued, scoring.read_predictions(str(scores)).select(columns).to_pylist(), strict=True):
+        assert mine == theirs | {"confidence": pytest.approx(theirs["confidence"], abs=1e-5)}
+
+
+def test_evaluation_maps_published_class_names(run, phantom_set, tmp_path):
+    # The public data set calls the same classes differently in train and test.
+    for name in phantoms.CLASSES:
+        shutil.copytree(phantom_set / name, tmp_path / "data" / f"{name}_left.hilum_T1")
+    out = tmp_path / "out"
+    code = tlray(
+        *("evaluate", "--bundle", run / "bundle", "--data", tmp_path / "data"),
+        *("--split", "all", "--out", out, "--quiet"),
+    )
+    assert code == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["num_images"], metrics["num_failed"]) == (NUM_IMAGES, NUM_UNREADABLE)
+    table = scoring.read_predictions(str(out / "predictions"))
+    hits = [row["label"] == row["predicted_label"] for row in table.to_pylist() if not row["error_code"]]
+    assert metrics["accuracy"] == pytest.approx(sum(hits) / NUM_IMAGES)
+    assert {path.name for path in out.iterdir()} == {"metrics.json", "report.html", "figures", "predictions"}
+
+
+def test_an_earlier_bundle_is_reused(run, phantom_set, tmp_path):
+    arguments = (
+        *("train", "--data", phantom_set, "--out", tmp_path / "reuse", "--weights", run / "bundle"),
+        *("--backbone", "MobileNetV2", "--image-size-px", 64, "--epochs", 1, "--trainable-layers", 0),
+        *("--max-failures", 0, "--quiet"),
+    )
+    assert tlray(*arguments) == 0
+    backbones = []
+    for directory in (run, tmp_path / "reuse"):
+        model = load_keras_file(str(directory / "bundle/model.keras"))
+        backbones.append(next(layer for layer in model.layers if isinstance(layer, keras.Model)))
+    for mine, theirs in zip(backbones[1].get_weights(), backbones[0].get_weights(), strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def test_a_model_of_ones_own_is_exported_and_scored(phantom_set, tmp_path):
+    keras.utils.set_random_seed(5)
+    images = keras.Input((32, 32, 3))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(images))
+    model = keras.Model(images, keras.layers.Dense(2, activation="softmax")(features))
+    model.save(tmp_path / "own.keras")
+    (tmp_path / "classes.txt").write_text("healthy\nill\n")
+    arguments = ("export", "--model", tmp_path / "own.keras", "--classes", tmp_path / "classes.txt")
+    bundle = tmp_path / "bundle"
+    assert tlray(*arguments, "--preprocessing", "unit", "--out", bundle, "--quiet") == 0
+    image = next(path for path in sorted(phantom_set.glob("normal/*/*.png")) if path.stat().st_size > 2000)
+    out = tmp_path / "out"
+    assert tlray("score", "--bundle", bundle, "--input", image, "--out", out, "--quiet") == 0
+    (row,) = scoring.read_predictions(str(out)).to_pylist()
+    pixels = decode(image.read_bytes(), size_px=32)[None] / np.float32(255)
+    assert [row["p_healthy"], row["p_ill"]] == pytest.approx(np.asarray(model(pixels))[0], abs=1e-5)
+
+
+# -- bad input
+
+
+def test_a_changed_byte_in_a_bundle_is_noticed(run, phantom_set, tmp_path, capsys):
+    shutil.copytree(run / "bundle", tmp_path / "bundle")
+    path = tmp_path / "bundle/saved_model/saved_model.pb"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    code = tlray("score", "--bundle", tmp_path / "bundle", "--input", phantom_set, "--out", tmp_path / "out", "--quiet")
+    assert code == 2
+    assert "was changed after its export: sha256 of saved_model/saved_model.pb" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def make_folder(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            keras.utils.save_img(root / name / f"{number}.png", np.full((8, 8, 3), number), scale=False)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "DATA/missing"], "There is no file or folder"),
+        (["--data", "DATA/empty"], "has no images"),
+        (["--data", "DATA/one_class"], "at least two classes"),
+        (["--data", "DATA/broken_class"], "Not one image of 'b' can be read"),
+        (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
+        (["--data", "DATA/climbing.zip"], "climb"),
+        (["--data", "DATA/good", "--num-workers", "64", "--batch-size", "64"], "64 asks for more processes than CPUs"),
+        (["--data", "DATA/good", "--use-gpu"], "The cluster has 2 CPUs and 0 GPUs"),
+        (["--data", "DATA/good", "--weights", "DATA/nothing.h5"], "There are no weights at"),
+        (["--data", "DATA/good", "--weights", "DATA/shape.weights.h5"], "does not fit the backbone MobileNetV2"),
+        (["--data", "DATA/good", "--out", "DATA/good"], "is not empty"),
+        (["--data", "DATA/good", "--out", "DATA/good", "--overwrite"], "files that are not an earlier output"),
+    ],
+)
+def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, capsys, arguments, message):
+    data = tmp_path / "data"
+    (data / "empty").mkdir(parents=True)
+    make_folder(data / "one_class", a=3)
+    make_folder(data / "good", a=4, b=4)
+    (make_folder(data / "broken_class", a=3, c=3) / "b").mkdir()
+    (data / "broken_class/b/1.png").write_bytes(b"")
+    make_folder(data / "valid_only_class/train", a=2, b=2)
+    make_folder(data / "valid_only_class/valid", a=1, b=1, c=1)
+    with zipfile.ZipFile(data / "climbing.zip", "w") as file:
+        file.writestr("../evil.png", b"")
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(data / "shape.weights.h5")
+    given = [argument.replace("DATA", str(data)) for argument in arguments]
+    out = tmp_path / "out"
+    defaults = ["--out", out] if "--out" not in given else []
+    if "--weights" not in given:
+        defaults += ["--weights", "none"]
+    code = tlray(
+        *("train", *given, *defaults, "--backbone", "MobileNetV2", "--image-size-px", 32, "--max-failures", 0),
+        *("--quiet",),
+    )
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (out / "metrics.json").exists()
+    assert not (out / "bundle").exists()
+    assert len(list((data / "good").rglob("*.png"))) == 8

@@ -1,0 +1,110 @@
+"""Distributed equals local: the same global batches give the same numbers, whatever the number of workers."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tlray import checkpoint, phantoms, training
+from tlray.checkpoint import RunState
+from tlray.config import Augmentation, TrainConfig
+from tlray.model import load_keras_file
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 training images after the cut of validation and test: 5 steps of 8 an epoch."""
+    root = tmp_path_factory.mktemp("images")
+    for split, num_patients in (("train", 10), ("valid", 3), ("test", 1)):
+        phantoms.write_data_set(
+            str(root / split),
+            num_patients_per_class=num_patients,
+            num_slices_per_patient=1,
+            size_px=32,
+            seed=num_patients,
+            num_unreadable=0,
+        )
+    return root
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small network of one's own with two BatchNormalization layers; its statistics are not those of the images."""
+    keras.utils.set_random_seed(11)
+    pixels = keras.Input((32, 32, 3))
+    x = pixels
+    for num_filters in (8, 12):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, use_bias=False)(x)
+        x = keras.layers.BatchNormalization(momentum=0.8)(x)
+        x = keras.layers.ReLU()(x)
+    path = str(tmp_path_factory.mktemp("model") / "own.keras")
+    keras.Model(pixels, x).save(path)
+    return path
+
+
+def train(images: Path, backbone: str, out: Path, **changes) -> tuple[list[dict[str, float]], RunState]:
+    settings = {
+        "data": str(images),
+        "out": str(out),
+        "backbone": backbone,
+        "preprocessing": "symmetric",
+        "image_size_px": 32,
+        "trainable_layers": "all",
+        "dropout": 0.0,
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "augmentation": Augmentation(zoom=0.1, rotation_deg=5, horizontal_flip=True),
+        "class_weights": True,
+        "max_failures": 0,
+        "quiet": True,
+    }
+    training.train(TrainConfig(**(settings | changes)))
+    (saved,) = (out / "checkpoints").glob("checkpoint_2*")
+    state = checkpoint.load(saved)
+    return state.history, state
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "synchronized"])
+def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch_norm):
+    one_history, one = train(images, backbone, tmp_path / "one", num_workers=1, batch_norm=batch_norm)
+    two_history, two = train(images, backbone, tmp_path / "two", num_workers=2, batch_norm=batch_norm)
+    assert len(one_history) == 2
+    for mine, theirs in zip(two_history, one_history, strict=True):
+        for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
+    start = load_keras_file(backbone).get_weights()
+    for index, (mine, theirs) in enumerate(zip(two.weights, one.weights, strict=True)):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5, err_msg=str(index))
+    # The backbone's weights come first in the model: [kernel, gamma, beta, mean, variance] twice, then the head.
+    changed = [not np.array_equal(mine, theirs) for mine, theirs in zip(two.weights, start, strict=False)]
+    is_trained = batch_norm == "synchronized"
+    assert changed == [True, is_trained, is_trained, is_trained, is_trained] * 2
+
+
+def test_validation_during_training_and_scoring_agree(images, backbone, tmp_path):
+    history, _ = train(images, backbone, tmp_path / "run", num_workers=2, batch_norm="synchronized", epochs=1)
+    result = training.train(
+        TrainConfig(
+            data=str(images),
+            out=str(tmp_path / "run"),
+            backbone=backbone,
+            preprocessing="symmetric",
+            image_size_px=32,
+            trainable_layers="all",
+            batch_norm="synchronized",
+            dropout=0.0,
+            epochs=1,
+            batch_size=8,
+            augmentation=Augmentation(zoom=0.1, rotation_deg=5, horizontal_flip=True),
+            class_weights=True,
+            num_workers=2,
+            resume=True,
+            quiet=True,
+        )
+    )
+    assert result.metrics["valid"]["log_loss"] == pytest.approx(history[0]["valid_loss"], abs=1e-5)
+    assert result.metrics["valid"]["accuracy"] == pytest.approx(history[0]["valid_accuracy"], abs=1e-9)

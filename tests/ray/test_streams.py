@@ -1,0 +1,102 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from PIL import Image
+
+from tlray import images, listing, streams
+from tlray.config import Augmentation
+from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+AUGMENTATION = Augmentation(rotation_deg=10, zoom=0.2, horizontal_flip=True)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """70 images, more than two blocks; image n is grey of value n. Numbers 7 and 40 are unreadable."""
+    root = tmp_path_factory.mktemp("images")
+    for number in range(70):
+        Image.new("L", (20, 10), number).save(root / f"{number:02d}.png")
+    (root / "07.png").write_bytes(b"")
+    (root / "40.png").unlink()
+    (root / "40.png").symlink_to(root / "nowhere")
+    return listing.list_images(str(root)).table
+
+
+def collect(dataset) -> dict[str, np.ndarray]:
+    batches = list(streams.iterate(dataset, 16))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def test_every_row_comes_once_and_in_order(table):
+    rows = collect(streams.image_stream(ray.put(table), PlainSchedule(num_rows=70), streams.Pixels(size_px=8)))
+    assert rows["row"].tolist() == list(range(70))
+    assert rows["image"].shape == (70, 8, 8, 3)
+    codes = {int(row): str(code) for row, code in zip(rows["row"], rows["error_code"], strict=True) if code}
+    assert codes == {7: "empty", 40: "not_found"}
+    greys = np.arange(70)
+    greys[[7, 40]] = 0
+    assert (rows["image"] == greys[:, None, None, None]).all()
+    assert rows["sha256"][3] == hashlib.sha256(Path(table["uri"][3].as_py()).read_bytes()).hexdigest()
+    assert rows["sha256"][40] == ""
+
+
+def test_a_stream_can_start_at_any_row(table):
+    pixels = streams.Pixels(size_px=8)
+    rows = collect(streams.image_stream(ray.put(table), PlainSchedule(num_rows=70), pixels, first_row=50))
+    assert rows["row"].tolist() == list(range(50, 70))
+
+
+def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table):
+    share = streams.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
+    pixels = streams.Pixels(size_px=16, augmentation=AUGMENTATION, seed=5)
+    reference = ray.put(table)
+    uris = table["uri"].to_pylist()
+    for rank in (0, 1):
+        schedule = TrainSchedule(num_images=70, batch_size=32, num_workers=2, rank=rank, seed=5, num_epochs=2)
+        rows = collect(streams.image_stream(reference, schedule, pixels, share=share))
+        expected = schedule.rows(np.arange(schedule.num_rows))
+        assert rows["row"].tolist() == expected.index.tolist()
+        assert rows["epoch"].tolist() == expected.epoch.tolist()
+        assert rows["weight"].tolist() == expected.weight.tolist()
+        for place in (0, 17, 60, 95):
+            row, epoch = int(rows["row"][place]), int(rows["epoch"][place])
+            if row in (7, 40):
+                continue
+            image = images.decode(Path(uris[row]).read_bytes(), size_px=16)
+            rng = images.augmentation_rng(seed=5, epoch=epoch, image_id=table["image_id"][row].as_py())
+            assert np.array_equal(rows["image"][place], images.augment(image, AUGMENTATION, rng))
+
+
+def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
+    counted: list[int] = []
+    for rank in (0, 1):
+        schedule = EvalSchedule(num_images=69, num_workers=2, rank=rank)
+        rows = collect(streams.image_stream(ray.put(table), schedule, streams.Pixels(size_px=8)))
+        assert len(rows["row"]) == 35
+        counted += rows["row"][rows["weight"] == 1].tolist()
+    assert sorted(counted) == list(range(69))
+
+
+def test_inspection_has_a_row_for_every_file_in_order(table):
+    inspected = pa.concat_tables(list(streams.inspect_images(table)))
+    assert inspected.column_names == list(streams.INSPECTION_COLUMNS)
+    assert inspected.num_rows == 70
+    assert inspected["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
+    assert inspected["width_px"][0].as_py() == 20
+    assert inspected["height_px"][0].as_py() == 10
+    assert inspected["width_px"][7].as_py() is None
+
+
+def test_intensity_range_is_over_all_images(tmp_path):
+    # 2 images of 1,000 pixels: values 0..999 and 1000..1999. The 0.1 and 99.9 percentiles of 0..1999 are 1 and 1997.
+    for number in range(2):
+        values = np.arange(1000, dtype=np.uint16).reshape(40, 25) + 1000 * number
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    uris = listing.list_images(str(tmp_path)).table["uri"]
+    assert streams.intensity_range(uris) == (1.0, 1997.0)

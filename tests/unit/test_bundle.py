@@ -1,0 +1,218 @@
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tlray import __version__, bundle, storage
+from tlray.bundle import BundleSpec
+from tlray.errors import BundleError
+
+SPEC = BundleSpec(
+    classes=("normal", "cancer", "böse"),
+    image_size_px=96,
+    preprocessing="symmetric",
+    intensity_range=(-1000.0, 400.0),
+    temperature=1.5,
+    thresholds={"refer_below": 0.6},
+    backbone="InceptionV3",
+    weights="imagenet",
+    data_fingerprint="d" * 64,
+    split_fingerprint="e" * 64,
+    metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
+)
+FILES = {
+    "model.keras": b"keras",
+    "model_card.md": b"# card",
+    "saved_model/saved_model.pb": b"graph",
+    "saved_model/variables/variables.index": b"",
+}
+
+
+@pytest.fixture(params=["local", "mock"])
+def location(request, tmp_path):
+    """A directory with a model's files, not yet sealed."""
+    location = str(tmp_path / "bundle") if request.param == "local" else f"mock://{uuid.uuid4().hex}/bundle"
+    for name, data in FILES.items():
+        storage.make_directory(os.path.dirname(storage.join(location, name)))
+        storage.write_bytes(storage.join(location, name), data)
+    return location
+
+
+def edit(location: str, **changes: object) -> None:
+    """Changes entries of bundle.json; None removes one."""
+    raw = json.loads(storage.read_bytes(storage.join(location, "bundle.json")))
+    raw = {name: value for name, value in (raw | changes).items() if value is not None or name not in changes}
+    storage.write_text(storage.join(location, "bundle.json"), json.dumps(raw))
+
+
+def test_sealed_bundle_comes_back(location):
+    sha256 = bundle.seal(location, SPEC)
+    content = storage.read_bytes(storage.join(location, "bundle.json"))
+    assert sha256 == hashlib.sha256(content).hexdigest()
+    raw = json.loads(content)
+    assert raw["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
+    assert (raw["schema_version"], raw["classes"]) == (1, ["normal", "cancer", "böse"])
+
+    loaded = bundle.load(location)
+    assert loaded.sha256 == sha256
+    assert loaded.model_path.read_bytes() == b"keras"
+    assert (loaded.saved_model_path / "saved_model.pb").read_bytes() == b"graph"
+    expected = dataclasses.replace(SPEC, files=raw["files"], library_versions=bundle.library_versions())
+    assert loaded.spec == expected
+    assert bundle.read_spec(location) == (expected, sha256)
+
+
+def test_sealing_again_gives_the_same_name(location):
+    first = bundle.seal(location, SPEC)
+    assert bundle.seal(location, SPEC) == first
+    assert bundle.seal(location, dataclasses.replace(SPEC, temperature=2.0)) != first
+    assert bundle.load(location).spec.temperature == 2.0
+
+
+def test_copy_has_the_same_name(location, tmp_path):
+    sha256 = bundle.seal(location, SPEC)
+    storage.copy_tree(location, str(tmp_path / "copy"))
+    assert bundle.load(str(tmp_path / "copy")).sha256 == sha256
+
+
+def test_copy_of_a_remote_bundle_lives_as_long_as_it_is_used(location):
+    bundle.seal(location, SPEC)
+    loaded = bundle.load(location)
+    directory = loaded.directory
+    assert (directory / "model.keras").is_file()
+    del loaded
+    assert directory.exists() == storage.is_local(location)
+
+
+def test_no_range_and_no_threshold(location):
+    bundle.seal(location, dataclasses.replace(SPEC, intensity_range=None, thresholds={}))
+    spec = bundle.load(location).spec
+    assert (spec.intensity_range, spec.refer_below) == (None, 0.0)
+    assert SPEC.refer_below == 0.6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_changed_file_is_refused(location, name):
+    bundle.seal(location, SPEC)
+    data = bytearray(FILES[name] or b"\0")
+    data[-1] ^= 1
+    storage.write_bytes(storage.join(location, name), bytes(data))
+    found, wanted = hashlib.sha256(data).hexdigest()[:12], hashlib.sha256(FILES[name]).hexdigest()[:12]
+    with pytest.raises(BundleError, match=f"changed after its export: sha256 of {name} is {found}…, .* says {wanted}…"):
+        bundle.load(location)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_refused(location, name):
+    bundle.seal(location, SPEC)
+    storage.delete(storage.join(location, name))
+    with pytest.raises(BundleError, match=f"lacks its file {name}"):
+        bundle.load(location)
+
+
+def test_directory_without_description_is_no_bundle(location):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no bundle.json. .*`tlray export`"):
+        bundle.load(location)
+    with pytest.raises(BundleError, match="is no bundle"):
+        bundle.load(f"{location}/nowhere")
+    with pytest.raises(BundleError, match="is no bundle"):
+        bundle.load(storage.join(location, "model.keras"))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1"])
+def test_other_schema_version_is_refused(location, version):
+    bundle.seal(location, SPEC)
+    edit(location, schema_version=version)
+    with pytest.raises(BundleError, match=f"has schema version {version}; this tlray reads 1. Export it again"):
+        bundle.load(location)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"{}", b'{"schema_version": 1}', b"\xff\xfe"])
+def test_damaged_description_is_refused(location, content):
+    storage.write_bytes(storage.join(location, "bundle.json"), content)
+    with pytest.raises(BundleError, match=r"bundle.json of '.*' is damaged: .* Restore the bundle."):
+        bundle.load(location)
+
+
+@pytest.mark.parametrize("changes", [{"backbone": None}, {"classes": None}, {"invented": 1}, {"classes": 7}])
+def test_description_with_other_entries_is_refused(location, changes):
+    bundle.seal(location, SPEC)
+    edit(location, **changes)
+    with pytest.raises(BundleError, match="is damaged"):
+        bundle.load(location)
+
+
+@pytest.mark.parametrize("name", ["../outside", "saved_model/../../outside"])
+def test_path_out_of_the_bundle_is_refused(location, name):
+    bundle.seal(location, SPEC)
+    digests = {file: hashlib.sha256(data).hexdigest() for file, data in FILES.items()}
+    edit(location, files={**digests, name: "0" * 64})
+    with pytest.raises(BundleError, match="lists a file outside of itself: "):
+        bundle.load(location)
+
+
+def test_absolute_path_is_refused(location, tmp_path):
+    (tmp_path / "passwd").write_bytes(b"root")
+    bundle.seal(location, SPEC)
+    edit(location, files={str(tmp_path / "passwd"): hashlib.sha256(b"root").hexdigest()})
+    with pytest.raises(BundleError, match="lists a file outside of itself: "):
+        bundle.load(location)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "saved_model/saved_model.pb"])
+def test_model_files_must_be_listed(location, name):
+    storage.delete(storage.join(location, name))
+    bundle.seal(location, SPEC)
+    with pytest.raises(BundleError, match=rf"does not list {name}\."):
+        bundle.load(location)
+
+
+def test_files_beside_are_not_a_bundles(tmp_path):
+    # The directory's sibling has its name as a prefix: still outside.
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle2").mkdir()
+    Path(tmp_path / "bundle2" / "x").write_bytes(b"1")
+    location = str(tmp_path / "bundle")
+    bundle.seal(location, SPEC)
+    edit(location, files={"../bundle2/x": hashlib.sha256(b"1").hexdigest()})
+    with pytest.raises(BundleError, match="outside of itself"):
+        bundle.load(location)
+
+
+def test_library_versions():
+    versions = bundle.library_versions()
+    assert versions["tlray"] == __version__
+    assert set(versions) == {"tlray", "python", "ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow"}
+    assert versions["numpy"] == __import__("numpy").__version__
+
+
+def test_model_card():
+    lines = bundle.model_card(SPEC).splitlines()
+    assert lines[0] == "# Model card"
+    assert "no medical device, not for diagnosis" in lines[2]
+    assert "Classes, in the order of the outputs: `normal`, `cancer`, `böse`" in lines
+    for fact in (
+        "- Backbone: InceptionV3",
+        "- Starting weights: imagenet",
+        "- Input: uint8 [batch, 96, 96, 3], RGB",
+        "- Preprocessing (in the model): symmetric",
+        "- 16-bit pixels shown as 0 to 255: (-1000.0, 400.0)",
+        "- Temperature: 1.5",
+        "- Refer when confidence is below: 0.6",
+        f"- Data fingerprint: {'d' * 64}",
+        "| valid | 40 | 0.812 | 0.750 |",  # 0.8125 is exact in binary: rounded to the even digit
+    ):
+        assert fact in lines
+
+
+def test_model_card_of_a_model_that_little_is_known_of():
+    bare = dataclasses.replace(SPEC, metrics={}, intensity_range=None, data_fingerprint=None)
+    lines = bundle.model_card(bare).splitlines()
+    assert "It has not been evaluated." in lines
+    assert not [line for line in lines if line.startswith("|")]
+    assert "- 16-bit pixels shown as 0 to 255: (0, 65535)" in lines
+    assert "- Data fingerprint: unknown" in lines

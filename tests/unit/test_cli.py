@@ -1,0 +1,330 @@
+"""The command line: what is parsed, shown, refused, and with which exit code. Nothing here starts Ray."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import os
+import re
+import shlex
+import signal
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tlray import __version__, cli
+from tlray import config as configs
+from tlray.config import Augmentation, EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig
+from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.recipes import RECIPES, standard
+
+CONFIGS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+    "export": ExportConfig,
+    "phantoms": PhantomConfig,
+}
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """Wide output, and what a command changes of its process as it was before."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def tlray(command_line: str) -> int | str | None:
+    """Runs a command line and returns its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(shlex.split(command_line))
+    return caught.value.code
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Puts stand-ins in the place of the modules that do the work; gives the configs that they were called with."""
+    received: list = []
+    metrics = {
+        "num_images": 40, "num_failed": 2, "accuracy": 0.8125, "accuracy_ci95": (0.7, 0.9),
+        "balanced_accuracy": 0.75, "log_loss": 0.5,
+    }  # fmt: skip
+    results = {
+        ("training", "train"): SimpleNamespace(
+            out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, warnings=("Look out.",)
+        ),
+        ("evaluation", "evaluate"): SimpleNamespace(out="/o", split="test", metrics=metrics),
+        ("scoring", "score"): SimpleNamespace(
+            out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
+            num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
+        ),
+        ("exporting", "export"): "5" * 64,
+    }  # fmt: skip
+    for (module, function), result in results.items():
+        stand_in = ModuleType(f"tlray.{module}")
+        setattr(stand_in, function, lambda config, result=result: received.append(config) or result)
+        monkeypatch.setitem(sys.modules, f"tlray.{module}", stand_in)
+    return received
+
+
+# The overview, the version, the help
+
+
+@pytest.mark.parametrize("command_line", ["", "-h", "--help"])
+def test_overview_lists_every_command(command_line, capsys):
+    assert tlray(command_line) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) ", shown, re.MULTILINE) == list(CONFIGS) == list(cli.COMMANDS)
+    assert "no medical device" in shown
+
+
+@pytest.mark.parametrize("command_line", ["--version", "train --version", "score --bundle b --version"])
+def test_version(command_line, capsys):
+    assert tlray(command_line) == 0
+    assert capsys.readouterr() == (f"tlray {__version__}\n", "")
+
+
+def documented_fields(config: type) -> dict[str, str]:
+    """Returns each field's own docstring, from the source."""
+    (body,) = (
+        node.body
+        for node in ast.parse(inspect.getsource(configs)).body
+        if isinstance(node, ast.ClassDef) and node.name == config.__name__
+    )
+    return {
+        ast.unparse(field.target): ast.literal_eval(text.value)
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_is_complete(command, capsys):
+    assert tlray(f"{command} --help") == 0
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    fields = documented_fields(CONFIGS[command])
+    assert list(fields) == [field.name for field in dataclasses.fields(CONFIGS[command])]
+    if "augmentation" in fields:
+        fields |= {f"augmentation.{name}": text for name, text in documented_fields(Augmentation).items()}
+        assert fields.pop("augmentation") in shown
+    for name, text in fields.items():
+        assert re.search(rf"--{name.replace('_', '-')}[ ,]", shown), name
+        assert " ".join(text.split()) in shown, name
+    assert "no medical device" in shown
+
+
+def test_help_of_train_lists_the_recipes_and_shows_the_defaults_of_the_one(capsys):
+    assert tlray("train article --help") == 0
+    shown = capsys.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" in shown
+    assert "those of 'article'" in shown
+    assert re.search(r"--epochs INT .*\(default: 8\)", shown)
+
+
+# What is parsed
+
+
+def test_train_parses_the_recipe_and_its_changes(called):
+    code = tlray(
+        "train article --data d --out o --epochs 3 --hidden-units 8 4 --trainable-layers all --num-workers 2 "
+        "--augmentation.zoom 0.5 --no-class-weights --resume --weights none --reduce-lr-patience 2 --quiet"
+    )
+    assert code == 0
+    expected = dataclasses.replace(
+        RECIPES["article"]("d", "o"),
+        epochs=3,
+        hidden_units=(8, 4),
+        trainable_layers="all",
+        num_workers=2,
+        augmentation=Augmentation(shear_deg=0.2, zoom=0.5, horizontal_flip=True),
+        resume=True,
+        weights="none",
+        reduce_lr_patience=2,
+        quiet=True,
+    )
+    assert called == [expected]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "value"),
+    [
+        ("--trainable-layers 5", "trainable_layers", 5),
+        ("--trainable-layers None", "trainable_layers", None),
+        ("--early-stopping-patience None", "early_stopping_patience", None),
+        ("--hidden-units", "hidden_units", ()),
+        ("--data s3://bucket/a", "data", "s3://bucket/a"),
+        ("--batch-norm local", "batch_norm", "local"),
+        ("--intensity-range=-1000,400", "intensity_range", "-1000,400"),
+    ],
+)
+def test_train_without_a_name_is_the_standard_recipe(called, option, name, value):
+    assert tlray(f"train --data d --out o {option}") == 0
+    assert called == [dataclasses.replace(standard("d", "o"), **{name: value})]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_commands_in_the_recipes_docstrings_work(called, name):
+    (command,) = re.findall(r"python jobs/(train\.py .*)", inspect.getdoc(RECIPES[name]) or "")
+    assert tlray(command.replace("train.py", "train")) == 0
+    (config,) = called
+    changed = {"weights": "WEIGHTS", "num_workers": 2} if name == "article" else {}
+    changed |= {"num_workers": 4, "use_gpu": True} if name == "full" else {}
+    assert config == dataclasses.replace(RECIPES[name]("DATA", f"runs/{name}"), **changed)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "expected"),
+    [
+        (
+            "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path",
+            EvaluateConfig(bundle="b", data="d", out="o", split="all", batch_size=4, columns="uri=path"),
+        ),
+        ("score --bundle b --input i --out o --resume", ScoreConfig(bundle="b", input="i", out="o", resume=True)),
+        (
+            "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
+            ExportConfig(model="m", classes="c", out="o", preprocessing="unit", image_size_px=64),
+        ),
+    ],
+)
+def test_other_commands_parse(called, command_line, expected):
+    assert tlray(command_line) == 0
+    assert called == [expected]
+
+
+# What is shown
+
+
+@pytest.mark.parametrize(
+    ("command_line", "facts"),
+    [
+        (
+            "train --data d --out o",
+            ["test accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)", "test balanced accuracy .* 0.750",
+             "epochs .* 7, the best one was 4", "report .* /o/report.html", "bundle .* /o/bundle", "! Look out."],
+        ),
+        (
+            "evaluate --bundle b --data d --out o",
+            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500"],
+        ),
+        (
+            "score --bundle b --input i --out o",
+            ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
+             "hidden files skipped .* 5"],
+        ),
+        ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
+    ],
+)  # fmt: skip
+def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
+    assert tlray(command_line) == 0
+    shown = capsys.readouterr()
+    for fact in facts:
+        assert re.search(re.escape(fact).replace(r"\ \.\*\ ", r"\W+"), shown.out), fact
+    assert shown.err == ""
+    assert tlray(f"{command_line} --quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(called) == 2
+
+
+# Mistakes and failures
+
+
+@pytest.mark.parametrize(
+    ("command_line", "message"),
+    [
+        ("tain", "tlray: there is no command 'tain'. The commands: train, evaluate, score, export, phantoms."),
+        ("--nope", "there is no command '--nope'"),
+        ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, article, full."),
+        ("train --data d", "--out"),
+        ("train --data d --out o --nope 3", "--nope"),
+        ("train --data d --out o --epochs many", "--epochs"),
+        ("train --data d --out o --epochs 0", "--epochs must be positive. Received: 0"),
+        ("train --data d --out o --num-workers 3", "Try --batch-size 33."),
+        ("train --data d --out o --batch-norm loose", "--batch-norm"),
+        ("train --data d --out o --augmentation.zoom 2", "augmentation.zoom must lie in [0, 1). Received: 2.0"),
+        ("score --bundle b --input i --out o --resume --overwrite", "--resume continues and --overwrite deletes"),
+        ("evaluate --bundle b --data d --out o --split some", "--split"),
+        ("export --model m --classes c --out o", "--preprocessing"),
+        ("phantoms --out o --seed x", "--seed"),
+    ],
+)
+def test_a_users_mistake_is_2(called, capsys, command_line, message):
+    assert tlray(command_line) == 2
+    shown = capsys.readouterr()
+    assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown.err + shown.out).split())
+    assert "Traceback" not in shown.err + shown.out
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("Too few."), 2, "tlray: Too few.\n"),
+        (DataError("No images."), 2, "tlray: No images.\n"),
+        (BundleError("No bundle."), 2, "tlray: No bundle.\n"),
+        (TlrayError("It failed."), 1, "tlray: It failed.\n"),
+        (ImageError(ImageErrorCode.EMPTY, "Empty."), 1, "tlray: Empty.\n"),
+        (KeyboardInterrupt(), 130, "tlray: interrupted. Continue with the same command and --resume.\n"),
+    ],
+)
+def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
+    def fail(_arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "score", (fail, ""))
+    assert tlray("score") == code
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), OSError("odd")])
+def test_what_should_not_happen_is_1_with_its_traceback(monkeypatch, capsys, error):
+    def fail(_arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "score", (fail, ""))
+    assert tlray("score") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert f"{type(error).__name__}: odd\n" in shown
+    assert shown.endswith("tlray: this should not have happened; the lines above say where.\n")
+
+
+def test_termination_is_an_interruption(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "score", (lambda _arguments: signal.raise_signal(signal.SIGTERM), ""))
+    assert tlray("score") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "score", "export"])
+def test_jobs_run_their_command(monkeypatch, job):
+    received: list[list[str]] = []
+    monkeypatch.setitem(cli.COMMANDS, job, (received.append, ""))
+    monkeypatch.setattr(sys, "argv", ["job.py", "--some", "thing"])
+    path = os.path.join(os.path.dirname(cli.__file__), "..", "jobs", f"{job}.py")
+    with open(path, encoding="utf-8") as file, pytest.raises(SystemExit) as caught:
+        exec(compile(file.read(), path, "exec"), {"__name__": "__main__"})  # noqa: S102
+    assert caught.value.code == 0
+    assert received == [["--some", "thing"]]
+
+
+def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
+    out = tmp_path / "set"
+    small = f"phantoms --out {out} --patients-per-class 2 --slices-per-patient 3 --image-size-px 16 --num-unreadable 1"
+    assert tlray(small) == 0
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    num_files = 4 * 2 * 3 + 1  # classes, patients, slices; and the unreadable one
+    assert len(files) == num_files
+    assert re.search(rf"files\W+{num_files}\b", capsys.readouterr().out)
+    assert tlray(small) == 2
+    assert "is not empty. Give another one, or --overwrite" in capsys.readouterr().err
+    files[0].write_bytes(b"changed")
+    assert tlray(f"{small} --overwrite --quiet") == 0
+    assert files[0].read_bytes() != b"changed"
+    (out / "thesis.doc").write_bytes(b"")
+    assert tlray(f"{small} --overwrite") == 2
+    assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err

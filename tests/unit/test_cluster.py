@@ -1,0 +1,217 @@
+"""The plans and the checks of locations: what needs no running Ray."""
+
+import os
+import re
+
+import pytest
+
+from tlray import cluster
+from tlray.cluster import Capacity, ScorePlan
+from tlray.errors import ConfigError
+
+MIB = 2**20
+
+
+def make_capacity(
+    num_cpus: float = 2,
+    num_gpus: float = 0,
+    *,
+    store: int = 8 * 2**30,
+    largest: float | None = None,
+    has_many_nodes: bool = False,
+) -> Capacity:
+    return Capacity(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        largest_node_cpus=num_cpus if largest is None else largest,
+        object_store_bytes=store,
+        has_many_nodes=has_many_nodes,
+    )
+
+
+def test_nothing_asks_for_more_than_the_largest_node_has():
+    # 4 nodes of 16 CPUs: a quarter is Ray Data's, but one worker cannot have the other 48.
+    capacity = make_capacity(64, largest=16, has_many_nodes=True)
+    assert cluster.plan_training(capacity, num_workers=1, use_gpu=False).cpus_per_worker == 16
+    assert cluster.plan_training(capacity, num_workers=4, use_gpu=False).cpus_per_worker == 12
+    # 3 nodes of 2 CPUs: half of all would be 3.
+    assert cluster.plan_scoring(make_capacity(6, largest=2), use_gpu=False).cpus_per_actor == 2
+
+
+@pytest.mark.parametrize(
+    ("cluster_size", "num_workers", "use_gpu", "cpus_per_worker", "data_cpus_per_rank"),
+    [
+        # A quarter of the CPUs, at least one, is Ray Data's; the rest is shared, in whole CPUs from one on.
+        ((2, 0), 1, False, 1, 1),  # 2 - 1 = 1
+        ((2, 0), 2, False, 0.5, 0.5),  # (2 - 1) / 2; 1 left for two ranks
+        ((3, 0), 2, False, 1, 0.5),  # (3 - 1) / 2; 1 left
+        ((3, 0), 3, False, 0.66, 0.34),  # (3 - 1) / 3 = 0.666, cut to hundredths; 3 - 1.98 = 1.02 left
+        ((8, 0), 1, False, 6, 2),  # 8 - 8 // 4
+        ((8, 0), 2, False, 3, 1),
+        ((8, 0), 4, False, 1, 1),  # 6 / 4 = 1.5, a whole CPU each; 4 left
+        ((8, 0), 8, False, 0.75, 0.25),
+        ((9, 0), 2, False, 3, 1.5),  # (9 - 2) / 2 = 3.5; 3 left
+        # Beside a GPU two CPUs do, the rest decodes images.
+        ((32, 4), 4, True, 2, 6),  # 32 - 8 = 24, 6 each, at most 2; 24 left
+        ((32, 4), 2, True, 2, 14),
+        ((8, 4), 4, True, 1, 1),  # 6 / 4
+        ((2, 1), 1, True, 1, 1),
+    ],
+)
+def test_training_plan_by_hand(cluster_size, num_workers, use_gpu, cpus_per_worker, data_cpus_per_rank):
+    plan = cluster.plan_training(make_capacity(*cluster_size), num_workers=num_workers, use_gpu=use_gpu)
+    assert plan.cpus_per_worker == cpus_per_worker
+    assert plan.gpus_per_worker == int(use_gpu)
+    assert plan.share.num_cpus == pytest.approx(data_cpus_per_rank)
+
+
+@pytest.mark.parametrize(
+    ("store", "num_workers", "expected"),
+    [
+        (4096 * MIB, 1, 1024 * MIB),  # a quarter
+        (4096 * MIB, 4, 256 * MIB),  # a quarter, for four ranks
+        (400 * MIB, 2, 64 * MIB),  # 400 / 4 / 2 = 50: the least is 64
+        (0, 1, 64 * MIB),
+    ],
+)
+def test_share_of_the_object_store(store, num_workers, expected):
+    plan = cluster.plan_training(make_capacity(8, store=store), num_workers=num_workers, use_gpu=False)
+    assert plan.share.object_store_bytes == expected
+
+
+def test_a_cpu_is_always_left_for_data():
+    for num_cpus in [*range(2, 40), 2.5, 63.9, 64, 100, 1000]:
+        for num_gpus in (0, num_cpus):
+            capacity = make_capacity(num_cpus, num_gpus)
+            for num_workers in range(1, min(int(num_cpus), 64) + 1):
+                plan = cluster.plan_training(capacity, num_workers=num_workers, use_gpu=num_gpus > 0)
+                assert plan.cpus_per_worker > 0
+                assert plan.share.num_cpus > 0
+                assert num_cpus - plan.cpus_per_worker * num_workers >= 1
+                used = (plan.cpus_per_worker + plan.share.num_cpus) * num_workers
+                assert used == pytest.approx(num_cpus)
+            scoring = cluster.plan_scoring(capacity, use_gpu=num_gpus > 0)
+            assert scoring.max_actors >= 1
+            assert num_cpus - scoring.max_actors * scoring.cpus_per_actor >= 1
+
+
+@pytest.mark.parametrize(
+    ("capacity", "num_workers", "use_gpu", "message"),
+    [
+        ((1, 0), 1, False, "The cluster has 1 CPUs and 0 GPUs; training needs 2 CPUs, one of them for Ray Data."),
+        ((0, 0), 1, False, "The cluster has 0 CPUs and 0 GPUs; training needs 2 CPUs"),
+        ((1.9, 4), 1, True, "The cluster has 1.9 CPUs and 4 GPUs; training needs 2 CPUs"),
+        (
+            (2, 0), 3, False,
+            "--num-workers 3 asks for more processes than CPUs. The cluster has 2 CPUs and 0 GPUs. "
+            "Try --num-workers 2.",
+        ),
+        (
+            (16, 2), 4, True,
+            "--use-gpu with --num-workers 4 asks for 4 GPUs. The cluster has 16 CPUs and 2 GPUs. Try --num-workers 2.",
+        ),
+        (
+            (8, 0), 1, True,
+            "--use-gpu with --num-workers 1 asks for 1 GPUs. The cluster has 8 CPUs and 0 GPUs. "
+            "Try training without --use-gpu.",
+        ),
+        ((2, 4), 3, True, "--num-workers 3 asks for more processes than CPUs. The cluster has 2 CPUs and 4 GPUs."),
+    ],
+)  # fmt: skip
+def test_training_refusals_with_the_sums(capacity, num_workers, use_gpu, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cluster.plan_training(make_capacity(*capacity), num_workers=num_workers, use_gpu=use_gpu)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "num_gpus", "use_gpu", "expected"),
+    [
+        (2, 0, False, (1, 1.0, 0)),  # half of the CPUs, of which three quarters hold one
+        (3, 0, False, (2, 1.0, 0)),  # 3 // 2 = 1 each; 2.25 / 1
+        (4, 0, False, (1, 2.0, 0)),  # 3 / 2
+        (8, 0, False, (1, 4.0, 0)),  # 6 / 4
+        (16, 0, False, (3, 4.0, 0)),  # 12 / 4
+        (64, 0, False, (12, 4.0, 0)),  # never more than 4 CPUs each
+        (32, 4, True, (4, 1.0, 1)),
+        (32, 4, False, (6, 4.0, 0)),
+        (2, 1, True, (1, 1.0, 1)),
+        (4, 8, True, (3, 1.0, 1)),  # a CPU each, and one for Ray Data
+    ],
+)
+def test_scoring_plan_by_hand(num_cpus, num_gpus, use_gpu, expected):
+    max_actors, cpus_per_actor, gpus_per_actor = expected
+    assert cluster.plan_scoring(make_capacity(num_cpus, num_gpus), use_gpu=use_gpu) == ScorePlan(
+        max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor
+    )
+
+
+@pytest.mark.parametrize(
+    ("capacity", "use_gpu", "message"),
+    [
+        ((1, 0), False, "The cluster has 1 CPUs; scoring needs 2, one of them for Ray Data."),
+        ((8, 0), True, "--use-gpu: the cluster has no GPU. Score without --use-gpu."),
+    ],
+)
+def test_scoring_refusals(capacity, use_gpu, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cluster.plan_scoring(make_capacity(*capacity), use_gpu=use_gpu)
+
+
+# Locations
+
+
+@pytest.fixture
+def in_job(monkeypatch):
+    """The environment of a Ray job's entry point."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+
+
+@pytest.mark.parametrize("location", ["runs/a", "./a", "a"])
+@pytest.mark.usefixtures("in_job")
+def test_relative_output_in_a_job_is_refused(location):
+    assert cluster.in_job()
+    with pytest.raises(
+        ConfigError, match=f"--out {location} is relative: in a Ray job .* an absolute path .* or a URI"
+    ):
+        cluster.output_location(location)
+
+
+@pytest.mark.parametrize("location", ["/shared/a", "s3://bucket/a", "file:///shared/a"])
+@pytest.mark.usefixtures("in_job")
+def test_absolute_output_in_a_job(location):
+    assert cluster.output_location(location) == location
+    assert cluster.output_location(f"{location}/") == location
+
+
+@pytest.mark.usefixtures("in_job")
+def test_home_in_a_job(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cluster.output_location("~/a") == "/home/me/a"
+
+
+def test_relative_output_outside_of_a_job(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert not cluster.in_job()
+    assert cluster.output_location("runs/a") == os.path.join(tmp_path, "runs/a")
+
+
+@pytest.mark.usefixtures("in_job")
+def test_relative_input_is_seen_from_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cluster.input_location("data") == os.path.join(tmp_path, "data")
+    assert cluster.input_location("gs://bucket/data") == "gs://bucket/data"
+
+
+def test_path_of_one_node_is_refused_on_several():
+    with pytest.raises(
+        ConfigError, match=r"--out /a is a path on this node, and the cluster has others\. .* or file:///a if"
+    ):
+        cluster.check_shared("/a", make_capacity(has_many_nodes=True))
+
+
+@pytest.mark.parametrize(
+    ("location", "many"), [("/a", False), ("s3://bucket/a", True), ("file:///a", True), ("file:///a", False)]
+)
+def test_shared_outputs(location, many):
+    assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None

@@ -1,0 +1,187 @@
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tlray.config import (
+    Augmentation,
+    EvaluateConfig,
+    ExportConfig,
+    PhantomConfig,
+    ScoreConfig,
+    TrainConfig,
+    parse_columns,
+    parse_intensity_range,
+    to_json,
+)
+from tlray.errors import ConfigError
+
+
+def with_defaults(config: Callable[..., Any], **defaults: str) -> Callable[..., Any]:
+    """Returns a config's constructor with values for what it demands."""
+    return lambda **settings: config(**(defaults | settings))
+
+
+CONFIGS = {
+    "train": with_defaults(TrainConfig, data="d", out="o"),
+    "evaluate": with_defaults(EvaluateConfig, bundle="b", data="d", out="o"),
+    "score": with_defaults(ScoreConfig, bundle="b", input="i", out="o"),
+    "export": with_defaults(ExportConfig, model="m", classes="c", out="o", preprocessing="unit"),
+    "phantoms": with_defaults(PhantomConfig, out="o"),
+    "augmentation": with_defaults(Augmentation),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        *(
+            ("train", {name: value}, f"--{name.replace('_', '-')} must be positive. Received: {value}")
+            for name in ("image_size_px", "epochs", "batch_size", "learning_rate", "num_workers")
+            for value in (0, -1)
+        ),
+        ("train", {"reduce_lr_patience": 0}, "--reduce-lr-patience must be positive. Received: 0"),
+        ("train", {"early_stopping_patience": -2}, "--early-stopping-patience must be positive. Received: -2"),
+        ("train", {"dropout": 1.0}, "--dropout must lie in [0, 1). Received: 1.0"),
+        ("train", {"dropout": -0.1}, "--dropout must lie in [0, 1). Received: -0.1"),
+        ("train", {"dropout": float("nan")}, "--dropout must lie in [0, 1). Received: nan"),
+        ("train", {"learning_rate": float("nan")}, "--learning-rate must be positive. Received: nan"),
+        ("train", {"reduce_lr_factor": 1.0}, "--reduce-lr-factor must lie in (0, 1): 1.0"),
+        ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1): 0.0"),
+        ("train", {"refer_below": 1.01}, "--refer-below must lie in [0, 1]. Received: 1.01"),
+        ("train", {"refer_below": -0.01}, "--refer-below must lie in [0, 1]. Received: -0.01"),
+        ("train", {"seed": -1}, "--seed must not be negative. Received: -1"),
+        ("train", {"max_failures": -1}, "--max-failures must not be negative. Received: -1"),
+        ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
+        ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1): 1.0"),
+        ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
+        ("train", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
+        # The next multiple of 3 after 32 is 33.
+        ("train", {"num_workers": 3}, "--batch-size 32 is global and must be divisible by --num-workers 3. Try"
+            " --batch-size 33."),
+        ("train", {"num_workers": 5, "batch_size": 4}, "--num-workers 5. Try --batch-size 5."),
+        ("train", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it: give one"),
+        ("train", {"backbone": "my.keras"}, "--backbone my.keras is a model of your own: say with --preprocessing"),
+        ("train", {"cut": "mixed7"}, "--cut names a layer of your own .keras --backbone."),
+        ("train", {"weights": "none", "trainable_layers": 15}, "--trainable-layers 15 would freeze random layers"),
+        ("train", {"weights": "none", "trainable_layers": 0}, "--trainable-layers 0 would freeze random layers"),
+        ("train", {"weights": "none", "batch_norm": "frozen"}, "--batch-norm frozen needs the statistics of"),
+        ("evaluate", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
+        ("score", {"batch_size": -3}, "--batch-size must be positive. Received: -3"),
+        ("score", {"resume": True, "overwrite": True}, "--resume continues and --overwrite deletes: give one."),
+        ("export", {"refer_below": 2.0}, "--refer-below must lie in [0, 1]. Received: 2.0"),
+        *(
+            ("phantoms", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
+            for name in ("patients_per_class", "slices_per_patient", "image_size_px")
+        ),
+        ("phantoms", {"num_unreadable": -1}, "--num-unreadable must not be negative. Received: -1"),
+        *(
+            ("augmentation", {name: value}, f"augmentation.{name} must lie in [0, 1). Received: {value}")
+            for name in ("zoom", "shift", "brightness", "contrast")
+            for value in (1.0, -0.1)
+        ),
+        ("augmentation", {"rotation_deg": 180.5}, "augmentation.rotation_deg must lie in [0, 180]. Received: 180.5"),
+        ("augmentation", {"rotation_deg": -1.0}, "augmentation.rotation_deg must lie in [0, 180]. Received: -1.0"),
+        ("augmentation", {"shear_deg": 90.0}, "augmentation.shear_deg must lie in [0, 90): 90.0"),
+        ("augmentation", {"shear_deg": -1.0}, "augmentation.shear_deg must lie in [0, 90): -1.0"),
+    ],
+)  # fmt: skip
+def test_refusals(config, settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        CONFIGS[config](**settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("train", {"dropout": 0.0, "refer_below": 0.0, "seed": 0, "max_failures": 0, "batch_norm_momentum": 0.0}),
+        ("train", {"refer_below": 1.0, "trainable_layers": 0, "num_workers": 32, "batch_size": 32}),
+        ("train", {"backbone": "my.keras", "preprocessing": "none", "cut": "mixed7"}),
+        ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
+        ("phantoms", {"num_unreadable": 0}),
+        ("augmentation", {"rotation_deg": 180.0, "shear_deg": 89.9, "zoom": 0.99}),
+    ],
+)
+def test_limits_themselves_are_allowed(config, settings):
+    made = CONFIGS[config](**settings)
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configs_are_frozen(config):
+    made = CONFIGS[config]()
+    name = dataclasses.fields(made)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, name, "other")
+
+
+DEPENDENT = ("trainable_layers", "batch_norm", "batch_norm_momentum", "precision")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (15, "frozen", None, "float32")),
+        ({"use_gpu": True}, (15, "frozen", None, "bfloat16")),
+        ({"use_gpu": True, "precision": "float32"}, (15, "frozen", None, "float32")),
+        ({"precision": "bfloat16"}, (15, "frozen", None, "bfloat16")),
+        ({"weights": "none"}, ("all", "synchronized", 0.9, "float32")),
+        ({"weights": "none", "batch_norm_momentum": 0.5}, ("all", "synchronized", 0.5, "float32")),
+        ({"weights": "none", "batch_norm_momentum": 0.0}, ("all", "synchronized", 0.0, "float32")),
+        ({"trainable_layers": 0}, (0, "frozen", None, "float32")),
+        ({"trainable_layers": "all", "batch_norm": "synchronized"}, ("all", "synchronized", None, "float32")),
+    ],
+)
+def test_resolved_fills_in_what_depends_on_others(settings, expected):
+    config = CONFIGS["train"](**settings)
+    resolved = config.resolved()
+    assert tuple(getattr(resolved, name) for name in DEPENDENT) == expected
+    assert resolved.resolved() == resolved
+    rest = {field.name for field in dataclasses.fields(config)} - set(DEPENDENT)
+    assert all(getattr(resolved, name) == getattr(config, name) for name in rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, {}),
+        ("", {}),
+        ("uri=path", {"uri": "path"}),
+        ("uri=path,label=dx", {"uri": "path", "label": "dx"}),
+        (" uri = the path , label=dx", {"uri": "the path", "label": "dx"}),
+        ("uri=a=b", {"uri": "a=b"}),
+    ],
+)
+def test_columns(text, expected):
+    assert parse_columns(text) == expected
+
+
+@pytest.mark.parametrize("text", ["path", "uri=", "=path", "uri=path,", "uri=path,dx"])
+def test_columns_refused(text):
+    with pytest.raises(ConfigError, match=f"--columns must look like uri=path,label=dx. Received: {text}"):
+        parse_columns(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("auto", None), ("0,65535", (0.0, 65535.0)), ("-1000,400.5", (-1000.0, 400.5)), ("1e2, 1e3", (100.0, 1000.0))],
+)
+def test_intensity_range(text, expected):
+    assert parse_intensity_range(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "5", "5,", "a,b", "5,5", "6,5", "1,2,3", "nan,5", "-inf,5", "0,inf", "Auto"])
+def test_intensity_range_refused(text):
+    with pytest.raises(ConfigError, match=f"must be 'auto' or LO,HI with LO < HI. Received: {text}"):
+        parse_intensity_range(text)
+
+
+def test_json_has_every_setting():
+    config = CONFIGS["train"](hidden_units=(4, 2), augmentation=Augmentation(zoom=0.5))
+    content = json.loads(to_json(config))
+    assert set(content) == {field.name for field in dataclasses.fields(config)}
+    assert (content["hidden_units"], content["augmentation"]["zoom"], content["weights"]) == ([4, 2], 0.5, "imagenet")
+    assert to_json(config).endswith("}\n")

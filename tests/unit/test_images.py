@@ -1,0 +1,472 @@
+import dataclasses
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlray import images
+from tlray.config import Augmentation
+from tlray.errors import ImageError, ImageErrorCode
+
+BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def encode(image: Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def from_pixels(pixels, dtype: type = np.uint8) -> Image.Image:
+    return Image.fromarray(np.array(pixels, dtype=dtype))
+
+
+def png(*, width: int, height: int, bit_depth: int, colour_type: int, scanlines: bytes) -> bytes:
+    """Writes a PNG by hand (https://www.w3.org/TR/png-3/): what Pillow reads but does not write, or damaged ones."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", scanlines) + chunk(b"IEND", b"")
+
+
+def palette_png(**options) -> bytes:
+    image = Image.new("P", (2, 2))
+    image.putpalette([*RED, *GREEN, *BLUE, *GREY])
+    image.putdata([0, 1, 2, 3])
+    return encode(image, "PNG", **options)
+
+
+def code_of(function: Callable[[bytes], object], data: bytes) -> ImageErrorCode:
+    with pytest.raises(ImageError) as caught:
+        function(data)
+    return caught.value.code
+
+
+def decode(data: bytes) -> np.ndarray:
+    return images.decode(data, size_px=4)
+
+
+FOUR = [[RED, GREEN], [BLUE, GREY]]  # a 2 x 2 image with a different colour everywhere
+GREY_4 = [[0, 85], [128, 255]]
+
+
+def as_rgb(grey) -> np.ndarray:
+    return np.repeat(np.array(grey)[..., None], 3, axis=2)
+
+
+# Decoding: every format and pixel type
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(from_pixels(FOUR), "PNG"), FOUR),
+        (encode(from_pixels(FOUR), "BMP"), FOUR),
+        (encode(from_pixels(FOUR), "TIFF"), FOUR),
+        (encode(from_pixels(FOUR), "TIFF", compression="tiff_lzw"), FOUR),
+        (encode(from_pixels(FOUR), "WEBP", lossless=True), FOUR),
+        (encode(from_pixels(GREY_4), "PNG"), as_rgb(GREY_4)),
+        (encode(from_pixels(GREY_4), "BMP"), as_rgb(GREY_4)),
+        (encode(from_pixels(GREY_4), "TIFF"), as_rgb(GREY_4)),
+        # Alpha is dropped, not blended: the second colour is nearly transparent and stays.
+        (encode(from_pixels([[[*RED, 255], [*GREEN, 3]], [[*BLUE, 128], [*GREY, 255]]]), "PNG"), FOUR),
+        (encode(from_pixels([[[*RED, 255], [*GREEN, 3]], [[*BLUE, 128], [*GREY, 255]]]), "TIFF"), FOUR),
+        (encode(from_pixels([[[0, 9], [85, 0]], [[128, 255], [255, 1]]]), "PNG"), as_rgb(GREY_4)),
+        (palette_png(), FOUR),
+        (palette_png(transparency=1), FOUR),
+        (palette_png(transparency=bytes([0, 10, 255, 128])), FOUR),
+        (encode(from_pixels([[0, 255], [255, 0]]).convert("1"), "PNG"), as_rgb([[0, 255], [255, 0]])),
+        (encode(from_pixels([[0, 255], [255, 0]]).convert("1"), "TIFF"), as_rgb([[0, 255], [255, 0]])),
+        # CMYK: all ink none is white, all black ink is black, full cyan takes away red, full magenta green.
+        (
+            encode(
+                Image.frombytes("CMYK", (2, 2), bytes([0] * 4 + [0, 0, 0, 255, 255, 0, 0, 0, 0, 255, 0, 0])), "TIFF"
+            ),
+            [[WHITE, BLACK], [(0, 255, 255), (255, 0, 255)]],
+        ),
+        # 16 bits a colour (type 2) or grey with alpha (type 4): the high byte.
+        (
+            png(width=2, height=1, bit_depth=16, colour_type=2, scanlines=zlib.compress(bytes(range(13)))),
+            [[(1, 3, 5), (7, 9, 11)]],
+        ),
+        (
+            png(width=2, height=1, bit_depth=16, colour_type=4, scanlines=zlib.compress(bytes(range(9)))),
+            [[(1, 1, 1), (5, 5, 5)]],
+        ),
+    ],
+)
+def test_pixels_by_format(data, expected):
+    expected = np.array(expected)
+    height, width = expected.shape[:2]
+    decoded = images.decode(data, size_px=2)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (2, 2, 3)
+    assert np.array_equal(decoded[:height], np.broadcast_to(expected, decoded[:height].shape))
+    assert images.inspect(data) == images.ImageInfo(width_px=width, height_px=height, is_16_bit=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "file_format", "expected"),
+    [
+        ("L", 128, "JPEG", GREY),
+        ("RGB", GREY, "JPEG", GREY),
+        ("CMYK", (0, 0, 0, 255), "JPEG", BLACK),
+        ("CMYK", (0, 0, 0, 0), "JPEG", WHITE),
+        ("L", 255, "WEBP", WHITE),
+        ("RGB", BLACK, "WEBP", BLACK),
+    ],
+)
+def test_lossy_formats_keep_a_plain_image(mode, colour, file_format, expected):
+    data = encode(Image.new(mode, (24, 16), colour), file_format)
+    assert np.array_equal(images.decode(data, size_px=8), np.full((8, 8, 3), expected))
+    assert images.inspect(data) == images.ImageInfo(width_px=24, height_px=16, is_16_bit=False)
+
+
+WIDE = [[100, 600], [1100, 5000]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(from_pixels(WIDE, np.uint16), "PNG"),
+        encode(from_pixels(WIDE, np.uint16), "TIFF"),
+        encode(Image.frombytes("I;16B", (2, 2), np.array(WIDE, dtype=">u2").tobytes()), "TIFF"),
+        encode(from_pixels(WIDE, np.int32), "TIFF"),
+    ],
+    ids=["png", "tiff", "big-endian tiff", "32-bit tiff"],
+)
+def test_16_bits_are_mapped_by_the_range(data):
+    # (value - 100) / (1100 - 100) * 255: 0, 127.5 (rounded to the even 128), 255, and 5000 is cut off at 255.
+    expected = as_rgb([[0, 128], [255, 255]])
+    assert np.array_equal(images.decode(data, size_px=2, intensity_range=(100, 1100)), expected)
+    # 600 / 65535 * 255 = 2.33, 1100: 4.28, 5000: 19.46, 100: 0.39
+    assert np.array_equal(images.decode(data, size_px=2), as_rgb([[0, 2], [4, 19]]))
+    assert images.inspect(data) == images.ImageInfo(width_px=2, height_px=2, is_16_bit=True)
+
+
+def test_exif_rotation_is_applied():
+    # Orientation 6: the stored left edge is shown on top (https://exiftool.org/TagNames/EXIF.html).
+    stored = np.zeros((32, 48), dtype=np.uint8)
+    stored[:, 16:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(stored), "JPEG", exif=exif)
+    info = images.inspect(data)
+    assert (info.width_px, info.height_px) == (32, 48)
+    shown = images.decode(data, size_px=48)
+    assert np.array_equal(shown, np.repeat(np.repeat([[0], [255]], [16, 32], axis=0), 48, axis=1)[..., None] + [0] * 3)
+
+
+@pytest.mark.parametrize(("file_format", "options"), [("TIFF", {}), ("WEBP", {"lossless": True})])
+def test_first_frame_is_taken(file_format, options):
+    frames = [Image.new("RGB", (2, 2), colour) for colour in (RED, GREEN, BLUE)]
+    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    assert np.array_equal(images.decode(data, size_px=2), np.full((2, 2, 3), RED))
+
+
+def test_resizing_by_hand():
+    # Pillow's bilinear filter from 4 to 2 is a triangle of half-width 2 about 1 and 3: pixels at 0.5, 1.5, 2.5 weigh
+    # 0.75, 0.75, 0.25, that is 3/7, 3/7, 1/7. So (0, 0, 70, 70) becomes 70 / 7 and (3 + 3) * 70 / 7.
+    data = encode(from_pixels([[0, 0, 70, 70]] * 4), "PNG")
+    assert np.array_equal(images.decode(data, size_px=2), as_rgb([[10, 60], [10, 60]]))
+
+
+def test_resizing_is_pillows_and_does_not_keep_the_aspect_ratio():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((17, 17), Image.Resampling.BILINEAR))
+    assert np.array_equal(images.decode(encode(Image.fromarray(pixels), "PNG"), size_px=17), expected)
+
+
+def test_jpeg_may_shrink_while_decoding_but_never_below_the_size():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG")
+    # 64 / 4 = 16: the decoder gives 16 px itself; for 17 px it must stay at 32.
+    for size_px, drafted_px in ((16, 16), (17, 32)):
+        drafted = Image.open(io.BytesIO(data))
+        drafted.draft(None, (drafted_px, drafted_px))
+        assert drafted.size == (drafted_px, drafted_px)
+        expected = drafted.convert("RGB").resize((size_px, size_px), Image.Resampling.BILINEAR)
+        assert np.array_equal(images.decode(data, size_px=size_px), np.asarray(expected))
+
+
+# Decoding: what cannot be
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+PNG, JPEG, TIFF, BMP = (encode(NOISE, name) for name in ("PNG", "JPEG", "TIFF", "BMP"))
+
+
+@pytest.mark.parametrize("function", [decode, images.inspect])
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (b"", ImageErrorCode.EMPTY, "zero bytes"),
+        (b"patient,diagnosis\n7,normal\n", ImageErrorCode.UNSUPPORTED_FORMAT, "none of PNG, JPEG, BMP, TIFF, WEBP"),
+        (bytes(128) + b"DICM", ImageErrorCode.UNSUPPORTED_FORMAT, "DICOM is not read"),
+        (encode(NOISE, "GIF"), ImageErrorCode.UNSUPPORTED_FORMAT, "none of PNG"),
+        (encode(NOISE.convert("F"), "TIFF"), ImageErrorCode.UNSUPPORTED_FORMAT, "type F .* floating point"),
+        (PNG[: len(PNG) // 2], ImageErrorCode.TRUNCATED, "truncated"),
+        (JPEG[: len(JPEG) // 2], ImageErrorCode.TRUNCATED, "truncated"),
+        (JPEG[:-1], ImageErrorCode.TRUNCATED, "truncated"),
+        (TIFF[: len(TIFF) // 2], ImageErrorCode.TRUNCATED, "truncated"),
+        (BMP[: len(BMP) // 2], ImageErrorCode.TRUNCATED, "truncated"),
+        (PNG[:8] + bytes(40), ImageErrorCode.DECODE_FAILED, "header is damaged"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", ImageErrorCode.DECODE_FAILED, "cannot be decoded|header is damaged"),
+        (
+            png(width=2, height=2, bit_depth=8, colour_type=0, scanlines=b"no zlib stream"),
+            ImageErrorCode.DECODE_FAILED,
+            "cannot be decoded",
+        ),
+        (
+            png(width=50000, height=50000, bit_depth=8, colour_type=2, scanlines=b""),
+            ImageErrorCode.TOO_LARGE,
+            "more than 89,478,485 pixels",
+        ),
+    ],
+)
+def test_error_codes(function, data, code, message):
+    with pytest.raises(ImageError, match=message) as caught:
+        function(data)
+    assert caught.value.code == code
+
+
+def test_limit_of_pixels_is_exact(monkeypatch):
+    # 10,000 x 9,000 is over the limit and under the double of it, where Pillow alone would only warn.
+    with warnings.catch_warnings(action="ignore"):
+        big = png(width=10_000, height=9_000, bit_depth=8, colour_type=0, scanlines=b"")
+        assert code_of(images.inspect, big) == ImageErrorCode.TOO_LARGE
+    data = encode(from_pixels(FOUR), "PNG")
+    monkeypatch.setattr(images, "MAX_PIXELS", 4)
+    assert images.inspect(data).width_px == 2
+    monkeypatch.setattr(images, "MAX_PIXELS", 3)
+    assert code_of(images.inspect, data) == ImageErrorCode.TOO_LARGE
+
+
+# Intensities
+
+
+def test_histogram_by_hand():
+    data = encode(from_pixels([[0, 7, 7], [65535, 40000, 7]], np.uint16), "PNG")
+    histogram = images.intensity_histogram(data)
+    assert histogram.shape == (65536,)
+    assert {int(value): int(histogram[value]) for value in np.flatnonzero(histogram)} == {
+        0: 1,
+        7: 3,
+        40000: 1,
+        65535: 1,
+    }
+
+
+def test_histogram_counts_values_outside_at_the_nearer_end():
+    histogram = images.intensity_histogram(encode(from_pixels([[-1000, 5, 70000, 65535]], np.int32), "TIFF"))
+    assert (histogram[0], histogram[5], histogram[65535], histogram.sum()) == (1, 1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "percentiles", "expected"),
+    [
+        # 10 pixels of each of 100 values: one in a thousand is reached within the first, 99.9 % within the last.
+        (dict.fromkeys(range(100, 200), 10), {}, (100, 199)),
+        # 1 outlier in 10,000 on each side is left out.
+        ({5: 1, 1000: 4999, 2000: 4999, 60000: 1}, {}, (1000, 2000)),
+        # 10 % of 10 pixels is reached with the first value, 90 % with the ninth.
+        (dict.fromkeys(range(10), 1), {"low": 10, "high": 90}, (0, 8)),
+        # One value alone: the range is at least 1 wide.
+        ({300: 7}, {}, (300, 301)),
+    ],
+)
+def test_percentile_range_by_hand(counts, percentiles, expected):
+    histogram = np.zeros(65536, dtype=np.int64)
+    for value, count in counts.items():
+        histogram[value] = count
+    assert images.percentile_range(histogram, **percentiles) == expected
+
+
+# Augmentation
+
+STRONG = Augmentation(
+    rotation_deg=30, shear_deg=10, zoom=0.2, shift=0.1, brightness=0.3, contrast=0.3, horizontal_flip=True
+)
+DRAWS = ("angle", "shear", "zoom_x", "zoom_y", "shift_x", "shift_y", "brightness", "contrast")
+
+
+class Drawn:
+    """Random numbers of our choice, all zero but for those named."""
+
+    def __init__(self, flip: bool = False, **draws: float) -> None:
+        self.draws, self.flip = draws, flip
+
+    def uniform(self, low: float, high: float, size: int) -> np.ndarray:
+        assert (low, high, size) == (-1, 1, 8)
+        return np.array([self.draws.get(name, 0.0) for name in DRAWS])
+
+    def random(self) -> float:
+        return 0.0 if self.flip else 0.99
+
+
+def augment(image: np.ndarray, augmentation: Augmentation, flip: bool = False, **draws: float) -> np.ndarray:
+    image = image.copy()
+    image.flags.writeable = False
+    before = image.copy()
+    result = images.augment(image, augmentation, cast("np.random.Generator", Drawn(flip, **draws)))
+    assert result.dtype == np.uint8
+    assert result.shape == image.shape
+    assert np.array_equal(image, before)
+    return result
+
+
+def noise(height: int = 8, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def rows_of(*values: int) -> np.ndarray:
+    """An image as wide as the values are many, all rows alike."""
+    return np.broadcast_to(np.array(values, dtype=np.uint8)[None, :, None], (4, len(values), 3))
+
+
+def test_all_zero_is_the_identity():
+    image = noise()
+    drawn = dict.fromkeys(DRAWS, 0.7)
+    assert np.array_equal(augment(image, Augmentation(), flip=True, **drawn), image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7)])
+def test_flip_is_exact(height, width):
+    image = noise(height, width)
+    flipping = Augmentation(horizontal_flip=True)
+    assert np.array_equal(augment(image, flipping, flip=True), image[:, ::-1])
+    assert np.array_equal(augment(image, flipping, flip=False), image)
+
+
+@pytest.mark.parametrize(("draw", "turns"), [(1.0, -1), (-1.0, 1)])
+def test_rotation_by_90_degrees(draw, turns):
+    # The map goes from output to input: with +90 degrees the output's right edge (x, 0) shows the input's (0, -x), the
+    # top edge (y grows downwards). The image turns clockwise, which is np.rot90's k = -1.
+    rotated = augment(noise(), Augmentation(rotation_deg=90), angle=draw)
+    assert_one_off(rotated, np.rot90(noise(), turns))
+
+
+def test_rotation_by_180_degrees():
+    assert_one_off(augment(noise(), Augmentation(rotation_deg=180), angle=1.0), noise()[::-1, ::-1])
+
+
+def assert_one_off(image: np.ndarray, expected: np.ndarray) -> None:
+    """Pillow cuts 199.9999, which cos(90 degrees) = 6e-17 makes of 200, to 199."""
+    assert set(np.unique(expected.astype(int) - image)) <= {0, 1}
+
+
+def test_shear_by_hand():
+    # Keras: in_x = cos(s) x, in_y = y - sin(s) x about the centre; s = 30 degrees: sin = 1/2. The left edge of a plain
+    # horizontal border lies lower by x / 2 than the right one.
+    image = np.zeros((40, 40, 3), dtype=np.uint8)
+    image[20:] = 255
+    sheared = augment(image, Augmentation(shear_deg=30), shear=1.0)
+    # in_y >= 20 where y >= 20 + (x - 20) / 2: at x = 2.5 that is 11.25, at x = 38.5 it is 29.25.
+    assert int(np.argmax(sheared[:, 2, 0] > 127)) == 11
+    assert int(np.argmax(sheared[:, 38, 0] > 127)) == 29
+
+
+def test_zoom_in_by_hand():
+    # Factor 0.5 about the centre 2: output pixels at 0.5, 1.5, 2.5, 3.5 show 1.25, 1.75, 2.25, 2.75 of the input, whose
+    # pixels lie at 0.5, 1.5, 2.5, 3.5: (0 + 3 * 100) / 4, (3 * 100 + 200) / 4, (100 + 3 * 200) / 4, (3 * 200 + 40) / 4.
+    zoomed = augment(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=-1.0)
+    assert np.array_equal(zoomed, rows_of(75, 125, 175, 160))
+
+
+def test_zoom_out_fills_with_the_nearest():
+    # Factor 1.5 about 2: 0.5 shows -0.25 (the edge), 1.5 shows 1.25: (0 + 3 * 100) / 4, 2.5 shows 2.75, 3.5 the edge.
+    zoomed = augment(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=1.0)
+    assert np.array_equal(zoomed, rows_of(0, 75, 160, 40))
+
+
+def test_zooms_of_height_and_width_are_independent():
+    image = rows_of(0, 100, 200, 40)
+    assert np.array_equal(augment(image, Augmentation(zoom=0.5), zoom_y=-1.0), image)
+    standing = np.ascontiguousarray(image.transpose(1, 0, 2))
+    zoomed = augment(standing, Augmentation(zoom=0.5), zoom_y=-1.0)
+    assert np.array_equal(zoomed, rows_of(75, 125, 175, 160).transpose(1, 0, 2))
+
+
+def test_order_of_rotation_zoom_and_flip():
+    # The map is rotation . shear . zoom . flip from output to input: the image is turned, zoomed, then mirrored.
+    turned_back = np.rot90(rows_of(0, 100, 200, 40), 1)
+    augmentation = Augmentation(rotation_deg=90, zoom=0.5, horizontal_flip=True)
+    assert_one_off(augment(turned_back, augmentation, angle=1.0, zoom_x=-1.0), rows_of(75, 125, 175, 160))
+    mirrored = augment(turned_back, augmentation, angle=1.0, zoom_x=-1.0, flip=True)
+    assert_one_off(mirrored, rows_of(160, 175, 125, 75))
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (1.0, (20, 30, 40, 40)),  # a quarter of 4 px: every pixel shows its right neighbour, the last the edge
+        (-1.0, (10, 10, 20, 30)),
+        (0.5, (15, 25, 35, 40)),  # half a pixel: the mean of two
+    ],
+)
+def test_shift_by_hand(draw, expected):
+    image = rows_of(10, 20, 30, 40)
+    assert np.array_equal(augment(image, Augmentation(shift=0.25), shift_x=draw), rows_of(*expected))
+    standing = np.ascontiguousarray(image.transpose(1, 0, 2))
+    shifted = augment(standing, Augmentation(shift=0.25), shift_y=draw)
+    assert np.array_equal(shifted, rows_of(*expected).transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("draws", "expected"),
+    [
+        ({"brightness": 1.0}, (0, 150, 255)),  # times 1.5; 300 is cut off
+        ({"brightness": -1.0}, (0, 50, 100)),
+        ({"brightness": 0.012}, (0, 101, 201)),  # times 1.006: 100.6 and 201.2, rounded
+        ({"contrast": 1.0}, (0, 100, 250)),  # the mean is 100: 100 +- 1.5 * 100; -50 is cut off
+        ({"contrast": -1.0}, (50, 100, 150)),
+        ({"brightness": -1.0, "contrast": -1.0}, (25, 50, 75)),
+    ],
+)
+def test_brightness_and_contrast_by_hand(draws, expected):
+    image = rows_of(0, 100, 200)
+    assert np.array_equal(augment(image, Augmentation(brightness=0.5, contrast=0.5), **draws), rows_of(*expected))
+
+
+def test_no_black_corners():
+    white = np.full((24, 16, 3), 255, dtype=np.uint8)
+    extreme = Augmentation(rotation_deg=180, shear_deg=60, zoom=0.9, shift=0.9, horizontal_flip=True)
+    for seed in range(50):
+        assert (images.augment(white, extreme, np.random.default_rng(seed)) == 255).all()
+
+
+def test_input_is_never_written_to():
+    image = noise(24, 24)
+    before = image.copy()
+    image.flags.writeable = False
+    for seed in range(20):
+        images.augment(image, STRONG, np.random.default_rng(seed))
+    assert np.array_equal(image, before)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone():
+    def one(**changes) -> np.ndarray:
+        rng = images.augmentation_rng(**({"seed": 1, "epoch": 2, "image_id": "a/1.png"} | changes))
+        return images.augment(noise(24, 24), STRONG, rng)
+
+    assert np.array_equal(one(), one())
+    for changes in ({"seed": 2}, {"epoch": 1}, {"image_id": "a/2.png"}):
+        assert not np.array_equal(one(), one(**changes))
+
+
+def test_the_same_numbers_are_drawn_whatever_the_ranges():
+    states = []
+    for augmentation in (Augmentation(), STRONG, dataclasses.replace(STRONG, zoom=0.0, horizontal_flip=False)):
+        rng = images.augmentation_rng(seed=0, epoch=0, image_id="x")
+        images.augment(noise(), augmentation, rng)
+        states.append(rng.random())
+    assert states[0] == states[1] == states[2]

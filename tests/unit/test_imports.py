@@ -1,0 +1,68 @@
+"""What importing brings along and does, seen in a fresh interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
+CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "recipes", "cli"]
+ON_RAY = ["streams", "cluster", "traintask", "scoring", "evaluation", "training"]
+
+# Prints, for each module, what of the forbidden has come with it or with those before it, and what it has started.
+PROGRAM = """
+import logging, os, signal, sys, threading
+forbidden, names = (text.split() for text in sys.argv[1:])
+handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+environment, mask = dict(os.environ), os.umask(0o22)
+sys.argv[1:] = ["--no-such-option"]
+for name in names:
+    __import__(f"tlray.{name}")
+    found = [module for module in forbidden if module in sys.modules]
+    if found:
+        print(f"tlray.{name} imports {found}")
+if logging.getLogger().handlers or logging.getLogger("tlray").handlers or logging.getLogger().level != logging.WARNING:
+    print("logging was set up")
+if [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != handlers:
+    print("signal handlers were changed")
+if os.umask(mask) != 0o22:
+    print("the umask was changed")
+if threading.active_count() > 1:
+    print(f"threads were started: {threading.enumerate()}")
+if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    print("Ray was started")
+print(sorted(name for name in os.environ if environment.get(name) != os.environ[name]))
+"""
+
+
+def run(modules: list[str], forbidden: list[str], directory: str) -> str:
+    """Imports modules in a fresh interpreter in an empty directory; returns all that it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TF_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, " ".join(forbidden), " ".join(modules)],
+        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [(CORE, ["ray", "tensorflow", "keras"]), (ON_RAY, ["tensorflow", "keras"])],
+    ids=["core", "on Ray"],
+)
+def test_importing_brings_no_more_than_it_should_and_does_nothing(modules, forbidden, tmp_path):
+    *complaints, environment = run(modules, forbidden, str(tmp_path)).splitlines()
+    assert complaints == []
+    # Ray sets some of its own; nobody may set TensorFlow's before the command or the worker does.
+    assert "TF_" not in environment
+    assert "tlray" not in environment.lower()
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_module_is_known_here():
+    import tlray
+
+    (folder,) = tlray.__path__
+    found = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
+    assert found - {"__init__"} == {*CORE, *ON_RAY, "model", "predictor", "trainloop", "exporting"}  # with TensorFlow

@@ -1,0 +1,207 @@
+"""What the tasks of a stream do, called directly: Ray is not started."""
+
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tlray import images, storage, streams
+from tlray.config import Augmentation
+from tlray.errors import ImageError, ImageErrorCode
+from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+from tlray.streams import Pixels
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Object references are the objects themselves."""
+    monkeypatch.setattr(streams.ray, "get", lambda reference: reference)
+
+
+def encode(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((6, 5), value, dtype=np.uint8)
+
+
+FLOATING = encode(np.zeros((2, 2), dtype=np.float32), "TIFF")
+WIDE = encode(np.array([[100, 600], [1100, 5000]], dtype=np.uint16))
+
+
+@pytest.fixture
+def table(tmp_path) -> pa.Table:
+    """Seven files: three plain images of grey 10, 20, 30, then text, nothing, an empty file and a floating TIFF."""
+    contents = {f"{value}.png": encode(grey(value)) for value in (10, 20, 30)}
+    contents |= {"text.png": b"no image", "empty.png": b"", "float.tif": FLOATING}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    names = ["10.png", "20.png", "30.png", "text.png", "missing.png", "empty.png", "float.tif"]
+    return pa.table({"image_id": names, "uri": [f"{tmp_path}/{name}" for name in names]})
+
+
+CODES = ["", "", "", "unsupported_format", "not_found", "empty", "unsupported_format"]
+
+
+def decode_rows(table, schedule, ids, *, pixels: Pixels, first_row: int = 0) -> dict:
+    return streams._decode_rows({"id": np.array(ids)}, [table], schedule, pixels, first_row)
+
+
+# Reading
+
+
+def code_of(uri: str) -> ImageErrorCode:
+    with pytest.raises(ImageError) as caught:
+        streams.read_file(uri)
+    return caught.value.code
+
+
+def test_read_file(tmp_path, monkeypatch):
+    (tmp_path / "a b.png").write_bytes(b"1234")
+    assert streams.read_file(f"{tmp_path}/a b.png") == b"1234"
+    assert streams.read_file(f"file://{tmp_path}/a%20b.png") == b"1234"
+    assert code_of(f"{tmp_path}/other.png") == ImageErrorCode.NOT_FOUND
+    assert code_of(str(tmp_path)) == ImageErrorCode.UNREADABLE
+    assert code_of("ftp://host/1.png") == ImageErrorCode.UNREADABLE
+    assert code_of(f"{tmp_path}/a b.png/c.png") in (ImageErrorCode.NOT_FOUND, ImageErrorCode.UNREADABLE)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 4)
+    assert streams.read_file(f"{tmp_path}/a b.png") == b"1234"
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 3)
+    assert code_of(f"{tmp_path}/a b.png") == ImageErrorCode.TOO_LARGE
+
+
+def test_broken_link_is_not_found(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    assert code_of(f"{tmp_path}/link.png") == ImageErrorCode.NOT_FOUND
+
+
+def test_read_zip_member(tmp_path):
+    archive = f"{tmp_path}/set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/1.png", b"1234")
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    assert streams.read_file(f"{archive}!/a/1.png") == b"1234"
+    assert code_of(f"{archive}!/a/2.png") == ImageErrorCode.NOT_FOUND
+    assert code_of(f"{tmp_path}/none.zip!/1.png") == ImageErrorCode.NOT_FOUND
+    assert code_of(f"{tmp_path}/bad.zip!/1.png") == ImageErrorCode.UNREADABLE
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), TimeoutError("slow"), ValueError("odd"), MemoryError()])
+def test_whatever_a_store_raises_is_an_unreadable_image(monkeypatch, error):
+    def fail(*_args: object, **_settings: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(ImageError, match=f"The file cannot be read: {error}") as caught:
+        streams.read_file("s3://bucket/1.png")
+    assert caught.value.code == ImageErrorCode.UNREADABLE
+    assert caught.value.__cause__ is error
+
+
+# Decoding
+
+
+def test_rows_with_and_without_pixels(table):
+    batch = decode_rows(table, PlainSchedule(num_rows=7), range(7), pixels=Pixels(size_px=4))
+    assert batch["row"].tolist() == list(range(7))
+    assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (7, 4, 4, 3))
+    assert [image.min() for image in batch["image"]] == [10, 20, 30, 0, 0, 0, 0]
+    assert [image.max() for image in batch["image"]] == [10, 20, 30, 0, 0, 0, 0]
+    assert batch["error_code"].tolist() == CODES
+    assert [bool(text) for text in batch["error"]] == [bool(code) for code in CODES]
+    assert batch["error"][4] == "There is no such file."
+    # A file that is no image has been read: its checksum is known.
+    contents = [encode(grey(value)) for value in (10, 20, 30)] + [b"no image", None, b"", FLOATING]
+    digests = ["" if content is None else hashlib.sha256(content).hexdigest() for content in contents]
+    assert batch["sha256"].tolist() == digests
+    assert batch["weight"].tolist() == [1] * 7
+    assert batch["epoch"].tolist() == [0] * 7
+
+
+def test_columns_keep_their_types_where_nothing_or_all_fails(table):
+    for ids in ([0, 1], [3, 4]):
+        batch = decode_rows(table, PlainSchedule(num_rows=7), ids, pixels=Pixels(size_px=2))
+        assert {name: batch[name].dtype.kind for name in ("sha256", "error_code", "error")} == {
+            "sha256": "U", "error_code": "U", "error": "U"
+        }  # fmt: skip
+
+
+def test_first_row_shifts_the_positions(table):
+    batch = decode_rows(table, PlainSchedule(num_rows=7), [0, 1], pixels=Pixels(size_px=2), first_row=1)
+    assert batch["row"].tolist() == [1, 2]
+    assert batch["image"][:, 0, 0, 0].tolist() == [20, 30]
+
+
+def test_padding_rows_are_decoded_at_weight_0(table):
+    # Three images for two ranks: the second has row 1 and, to fill up, row 0.
+    schedule = EvalSchedule(num_images=3, num_workers=2, rank=1)
+    batch = decode_rows(table, schedule, [0, 1], pixels=Pixels(size_px=2))
+    assert batch["row"].tolist() == [1, 0]
+    assert batch["weight"].tolist() == [1, 0]
+    assert batch["image"][:, 0, 0, 0].tolist() == [20, 10]
+
+
+def test_16_bit_images_are_mapped_by_the_range(tmp_path):
+    (tmp_path / "wide.png").write_bytes(WIDE)
+    table = pa.table({"image_id": ["wide.png"], "uri": [f"{tmp_path}/wide.png"]})
+    pixels = Pixels(size_px=2, intensity_range=(100, 1100))
+    image = decode_rows(table, PlainSchedule(num_rows=1), [0], pixels=pixels)["image"][0]
+    # (600 - 100) / 1000 * 255 = 127.5, rounded to the even 128
+    assert image[..., 0].tolist() == [[0, 128], [255, 255]]
+
+
+def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{number}.png" for number in range(3)]
+    for name in names:
+        (tmp_path / name).write_bytes(encode(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+    table = pa.table({"image_id": names, "uri": [f"{tmp_path}/{name}" for name in names]})
+    augmentation = Augmentation(rotation_deg=40, brightness=0.3)
+    pixels = Pixels(size_px=16, augmentation=augmentation, seed=9)
+    schedule = TrainSchedule(num_images=3, batch_size=3, num_workers=1, rank=0, seed=1, num_epochs=2)
+    whole = decode_rows(table, schedule, range(6), pixels=pixels)
+    assert whole["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
+    for place in range(6):
+        row, epoch = int(whole["row"][place]), int(whole["epoch"][place])
+        plain = images.decode((tmp_path / names[row]).read_bytes(), size_px=16)
+        generator = images.augmentation_rng(seed=9, epoch=epoch, image_id=names[row])
+        assert np.array_equal(whole["image"][place], images.augment(plain, augmentation, generator))
+    # However the rows are cut into tasks, and from wherever they start.
+    part = decode_rows(table, schedule, [1, 2], pixels=pixels, first_row=3)
+    for name in ("row", "image", "epoch", "weight"):
+        assert np.array_equal(part[name], whole[name][4:6])
+
+
+# Inspecting
+
+
+def test_inspection_tells_size_or_error(table):
+    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]])
+    assert tuple(found.column_names) == streams.INSPECTION_COLUMNS
+    assert found["error_code"].to_pylist() == [code or None for code in CODES]
+    assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
+    assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
+    assert found["is_16_bit"].to_pylist() == [False, False, False, None, None, None, None]
+    assert found["sha256"].to_pylist()[0] == hashlib.sha256(encode(grey(10))).hexdigest()
+    assert found["sha256"].to_pylist()[3] == hashlib.sha256(b"no image").hexdigest()
+    assert found["sha256"].to_pylist()[4] is None
+    # A block in which nothing failed, or all, has the same types.
+    for ids in ([0], [4]):
+        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]]).schema == found.schema
+
+
+def test_histogram_of_16_bit_images(tmp_path):
+    for name, content in {"a.png": WIDE, "b.png": WIDE}.items():
+        (tmp_path / name).write_bytes(content)
+    uris = pa.chunked_array([[f"{tmp_path}/a.png"], [f"{tmp_path}/b.png"]])
+    histogram = streams._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
+    assert histogram.shape == (1, 65536)
+    counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
+    assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
