@@ -1,6 +1,6 @@
 # `make demo` and `make test` need git, make and Python 3.11 to 3.13 only; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test soak bench lock
+.PHONY: help setup demo check test bench lock
 
 # The first Python that fits and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -13,7 +13,6 @@ help:
 	@echo "make demo    train, evaluate, export and score on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
-	@echo "make soak    long fault tests"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md)"
 	@echo "make lock    write requirements.lock anew"
 
@@ -40,8 +39,8 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest
 
-soak: setup
-	$(BIN)/python -m pytest -m soak
+bench: setup
+	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 
 lock:
 	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }

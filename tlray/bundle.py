@@ -157,6 +157,8 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
                 f"The bundle '{location}' has schema version {version}; this tlray reads {SCHEMA_VERSION}. "
                 "Export it again, or use the tlray that made it."
             )
+        if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
+            raise TypeError("classes must be a list and files an object")
         limits = raw.pop("intensity_range")
         spec = BundleSpec(
             **{**raw, "classes": tuple(raw["classes"]), "intensity_range": tuple(limits) if limits else None}

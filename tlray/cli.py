@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tlray import __version__, phantoms, storage
-from tlray.config import EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig
+from tlray.config import EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig, to_json
 from tlray.errors import BundleError, ConfigError, TlrayError
 from tlray.recipes import RECIPES
 
 NOTICE = "tlray is a research tool, no medical device."
+
+PHANTOM_MARKER = "phantoms.json"
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -181,7 +183,11 @@ def _export(arguments: list[str]) -> None:
 
 def _phantoms(arguments: list[str]) -> None:
     config = tyro.cli(PhantomConfig, prog="tlray phantoms", description=_describe(PhantomConfig), args=arguments)
-    storage.prepare_output(config.out, known_names=frozenset(phantoms.CLASSES), overwrite=config.overwrite)
+    # Real data has such folders too: only what bears the mark was made here and may be replaced.
+    marker = storage.join(config.out, PHANTOM_MARKER)
+    known_names = frozenset([*phantoms.CLASSES, PHANTOM_MARKER]) if storage.exists(marker) else frozenset()
+    storage.prepare_output(config.out, known_names=known_names, overwrite=config.overwrite)
+    storage.write_text(marker, to_json(config))
     num_files = phantoms.write_data_set(
         config.out,
         num_patients_per_class=config.patients_per_class,

@@ -390,6 +390,8 @@ def _fit(config: TrainConfig, plan: TrainPlan, dataset: Dataset, model: Prepared
     with _shown(config, board, task):
         try:
             trainer.fit()
+        except SystemExit:
+            raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
         except ray.train.TrainingFailedError as error:
             raise _explained(error, config) from error
     return _read_history(config)

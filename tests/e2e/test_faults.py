@@ -70,8 +70,8 @@ def uninterrupted(local_ray: str, config: TrainConfig, tmp_path_factory: pytest.
 
 
 def load_state(out: Path) -> RunState:
-    (saved,) = (out / "checkpoints").glob("checkpoint_2*")
-    return checkpoint.load(saved)
+    # A worker that is killed while it hands in its part leaves a checkpoint behind that was never counted.
+    return checkpoint.load(max((out / "checkpoints").glob("checkpoint_2*")))
 
 
 def assert_equal(mine: RunState, theirs: RunState) -> None:

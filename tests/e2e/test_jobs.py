@@ -61,7 +61,12 @@ def wait_for_jobs_api(address: str, token: str, process: subprocess.Popen) -> No
     deadline = time.monotonic() + START_S
     pause = threading.Event()
     while time.monotonic() < deadline and process.poll() is None:
-        request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+        # A trivial job: the dashboard answers before there is an agent that could take one.
+        request = urllib.request.Request(  # noqa: S310
+            f"{address}/api/jobs/",
+            data=json.dumps({"entrypoint": "true"}).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
         try:
             with urllib.request.urlopen(request, timeout=5):  # noqa: S310
                 return
