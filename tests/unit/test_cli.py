@@ -316,7 +316,7 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     out = tmp_path / "set"
     small = f"phantoms --out {out} --patients-per-class 2 --slices-per-patient 3 --image-size-px 16 --num-unreadable 1"
     assert tlray(small) == 0
-    files = sorted(path for path in out.rglob("*") if path.is_file())
+    files = sorted(out.glob("*/patient_*/*"))
     num_files = 4 * 2 * 3 + 1  # classes, patients, slices; and the unreadable one
     assert len(files) == num_files
     assert re.search(rf"files\W+{num_files}\b", capsys.readouterr().out)
@@ -328,3 +328,9 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     (out / "thesis.doc").write_bytes(b"")
     assert tlray(f"{small} --overwrite") == 2
     assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err
+    # Real data has the same class folders: without the mark of this command they stay.
+    (out / "thesis.doc").unlink()
+    (out / "phantoms.json").unlink()
+    assert tlray(f"{small} --overwrite") == 2
+    assert "so --overwrite does not touch it" in capsys.readouterr().err
+    assert len(list(out.glob("*/patient_*/*"))) == num_files

@@ -65,4 +65,11 @@ def test_every_module_is_known_here():
 
     (folder,) = tlray.__path__
     found = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
-    assert found - {"__init__"} == {*CORE, *ON_RAY, "model", "predictor", "trainloop", "exporting"}  # with TensorFlow
+    assert found - {"__init__", "__main__"} == {
+        *CORE,
+        *ON_RAY,
+        "model",
+        "predictor",
+        "trainloop",
+        "exporting",
+    }  # with TensorFlow
