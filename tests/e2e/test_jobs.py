@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,13 @@ ROOT = Path(__file__).parents[2]
 START_S = 120.0
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Different ports of this host's that nothing listens on."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("", 0))
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +38,22 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     directory = tmp_path_factory.mktemp("head")
     token = directory / "auth_token"
     token.write_text(secrets.token_hex(32))
-    port, dashboard_port = free_port(), free_port()
+    port, dashboard_port, agent_port, client_port = free_ports(4)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = clean | cluster.LOCAL_RAY_ENVIRONMENT
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     bin_directory = Path(sys.executable).parent
+    # There is no Serve to quiesce: the drain before the end would wait its whole 30 s.
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     environment["PATH"] = f"{bin_directory}{os.pathsep}{environment['PATH']}"
+    # A short path: Ray's sockets lie below it, and their names have a limit of 107 bytes.
+    temporary = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108
     command = [
         *(bin_directory / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--object-store-memory=1000000000"),
-        # A short path: Ray's sockets lie below it, and their names have a limit of 107 bytes.
-        f"--temp-dir=/tmp/ray-{os.getpid()}",
+        # Their fixed defaults belong to the first Ray of a machine, and another one may still be on its way out.
+        *(f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}"),
+        f"--temp-dir={temporary}",
     ]
     with (directory / "ray.log").open("w") as log:
         process = subprocess.Popen(
@@ -53,8 +63,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         wait_for_jobs_api(f"http://127.0.0.1:{dashboard_port}", token.read_text(), process)
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        # The head alone: it ends its own processes, in order.
+        process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary)
 
 
 def wait_for_jobs_api(address: str, token: str, process: subprocess.Popen) -> None:
