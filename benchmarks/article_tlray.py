@@ -22,7 +22,7 @@ a short run would be decoded while the first epoch, which does not count, is tra
 def main(data: str, weights: str, epochs: str, out: str) -> None:
     """Trains with one worker."""
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.update(cluster.LOCAL_RAY_ENVIRONMENT)
     ray.init(
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,

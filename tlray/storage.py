@@ -285,7 +285,9 @@ def prepare_output(location: str, *, known_names: frozenset[str], overwrite: boo
         raise ConfigError(
             f"The output directory '{location}' is not empty. Give another one, or --overwrite to replace it."
         )
-    strangers = [name for name in names if name not in known_names]
+    # A process that was killed while it wrote has left `.NAME.RANDOM` (see `write_bytes`).
+    temporary = tuple(f".{name}." for name in known_names)
+    strangers = [name for name in names if name not in known_names and not name.startswith(temporary)]
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,23 +16,22 @@ import ray.train
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray import audit, bundle, cluster, evaluation, labels, listing, manifest, plateau, scoring, storage, streams
+from tlray import audit, board, bundle, cluster, dataset, evaluation, manifest, plateau, scoring, storage
 from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity, TrainPlan
-from tlray.config import TrainConfig, parse_columns, parse_intensity_range, to_json
-from tlray.errors import ConfigError, DataError, TlrayError, some
+from tlray.config import TrainConfig, to_json
+from tlray.dataset import Dataset
+from tlray.errors import ConfigError, TlrayError
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
 from tlray.traintask import TrainTask
 
 CONFIG = "config.json"
-MANIFEST = "manifest.parquet"
-AUDIT = "audit.json"
 HISTORY = "history.csv"
 CHECKPOINTS = "checkpoints"
 BUNDLE = "bundle"
 PARTIAL_BUNDLE = "bundle.partial"
-NAMES = evaluation.NAMES | {CONFIG, MANIFEST, AUDIT, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE}
+NAMES = evaluation.NAMES | {CONFIG, dataset.MANIFEST, dataset.AUDIT, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE}
 
 # What may differ between a run and its continuation.
 _FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures"})
@@ -58,42 +56,6 @@ class TrainResult:
     best_epoch: int
     metrics: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
-    """The images of a run, read once.
-
-    Attributes:
-        table: The run's manifest: `manifest.SCHEMA` and `streams.INSPECTION_COLUMNS`.
-        findings: See `audit.audit`, and the `intensity_range`, `class_mapping` and `num_skipped` of the run.
-    """
-
-    table: pa.Table
-    findings: dict[str, Any]
-
-    @property
-    def readable(self) -> pa.Table:
-        """The rows without an error."""
-        return self.table.filter(pc.field("error_code").is_null() & pc.field("label").is_valid())
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of the model's outputs."""
-        return tuple(manifest.check_trainable(self.readable))
-
-    @property
-    def intensity_range(self) -> tuple[float, float] | None:
-        """See `images.decode`."""
-        limits = self.findings["intensity_range"]
-        return (limits[0], limits[1]) if limits else None
-
-    def split(self, name: str) -> pa.Table:
-        """Returns the readable rows of one split with a column `class_index` (int32)."""
-        rows = self.readable.filter(pc.field("split") == name)
-        index = {label: number for number, label in enumerate(self.classes)}
-        numbers = pa.array([index[label] for label in rows["label"].to_pylist()], pa.int32())
-        return rows.append_column("class_index", numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +93,13 @@ def train(config: TrainConfig) -> TrainResult:
     _prepare_output(config)
     if config.resume and storage.exists(storage.join(config.out, evaluation.METRICS_JSON)):
         return _finished(config)
-    listed = _list_classes(config)
-    preparing = _start_preparing(config, num_classes=_num_classes(listed.table))
-    dataset = _read_dataset(config, listed)
+    listed = dataset.list_classes(config)
+    preparing = _start_preparing(config, num_classes=len(listed.table["label"].drop_null().unique()))
+    images = dataset.read_dataset(config, listed)
     model: PreparedModel = get(preparing)
-    spec = _make_spec(config, dataset, model)
-    history = _fit(config, plan, dataset, model)
-    return _finish(config, available, dataset, spec, history)
+    spec = _make_spec(config, images, model)
+    history = _fit(config, plan, images, model)
+    return _finish(config, available, images, spec, history)
 
 
 # -- before training
@@ -183,20 +145,6 @@ def _finished(config: TrainConfig) -> TrainResult:
     )
 
 
-def _list_classes(config: TrainConfig) -> listing.Listing:
-    """Lists the images, with the same class names in all splits."""
-    listed = listing.list_images(config.data, columns=parse_columns(config.columns))
-    class_map = labels.read_class_map(config.class_map) if config.class_map else None
-    table, mapping = labels.unify_classes(listed.table, class_map)
-    if any(name != label for name, label in mapping.items()) and not config.quiet:
-        print("Classes: " + ", ".join(f"{name} -> {label}" for name, label in sorted(mapping.items())))
-    return dataclasses.replace(listed, table=table)
-
-
-def _num_classes(table: pa.Table) -> int:
-    return len(table["label"].drop_null().unique())
-
-
 def _start_preparing(config: TrainConfig, *, num_classes: int) -> "ray.ObjectRef[PreparedModel]":
     """Builds the model in a process of its own, while this one reads the images: TensorFlow takes its time to start.
 
@@ -236,104 +184,21 @@ def get(reference: Any) -> Any:
         raise
 
 
-def _read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
-    """Reads every image once, or takes what an interrupted run has written of it."""
-    manifest_file, audit_file = storage.join(config.out, MANIFEST), storage.join(config.out, AUDIT)
-    if config.resume and storage.exists(manifest_file) and storage.exists(audit_file):
-        return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
-    parts: list[pa.Table] = []
-    with Progress("Reading images", listed.table.num_rows, quiet=config.quiet) as progress:
-        for part in streams.inspect_images(listed.table):
-            parts.append(part)
-            progress.update(sum(each.num_rows for each in parts))
-    inspected = pa.concat_tables(parts)
-    table = listed.table.drop_columns(["sha256"])
-    for name in streams.INSPECTION_COLUMNS:
-        table = table.append_column(name, inspected[name])
-    readable = table.filter(pc.field("error_code").is_null())
-    lost = set(table["label"].to_pylist()) - set(readable["label"].to_pylist())
-    if lost:
-        raise DataError(f"Not one image of {some(lost)} can be read. Replace the files, or take those classes out.")
-    unreadable = table.filter(pc.field("error_code").is_valid())
-    table = pa.concat_tables([manifest.assign_splits(readable, seed=config.seed), unreadable]).sort_by("image_id")
-    findings = audit.audit(table)
-    findings["num_skipped"] = listed.num_skipped
-    findings["intensity_range"] = _find_intensity_range(config, table)
-    dataset = Dataset(table=table, findings=findings)
-    manifest.check_trainable(dataset.readable)
-    manifest.write_manifest(table, manifest_file)
-    storage.write_text(audit_file, json.dumps(findings, indent=2) + "\n")
-    return dataset
-
-
-def _find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
-    given = parse_intensity_range(config.intensity_range)
-    wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == "train"))
-    if given is not None or not wide.num_rows:
-        return given
-    return streams.intensity_range(wide["uri"])
-
-
-def class_weights(class_index: np.ndarray, num_classes: int) -> tuple[float, ...]:
-    """Returns the inverse class frequencies, scaled to a mean of 1 over the images.
-
-    The rule of scikit-learn's `class_weight="balanced"`: images / (classes * images of the class).
-
-    Args:
-        class_index: int [images], every class at least once.
-        num_classes: Number of classes.
-    """
-    counts = np.bincount(class_index, minlength=num_classes)
-    return tuple(float(weight) for weight in len(class_index) / (num_classes * counts))
-
-
-def _make_spec(config: TrainConfig, dataset: Dataset, model: PreparedModel) -> BundleSpec:
+def _make_spec(config: TrainConfig, images: Dataset, model: PreparedModel) -> BundleSpec:
     return BundleSpec(
-        classes=dataset.classes,
+        classes=images.classes,
         image_size_px=config.image_size_px,
         preprocessing=model.preprocessing,
-        intensity_range=dataset.intensity_range,
+        intensity_range=images.intensity_range,
         thresholds={"refer_below": config.refer_below},
         backbone=os.path.basename(config.backbone),
         weights=os.path.basename(config.weights),
-        data_fingerprint=manifest.fingerprint(dataset.table),
-        split_fingerprint=manifest.split_fingerprint(dataset.table),
+        data_fingerprint=manifest.fingerprint(images.table),
+        split_fingerprint=manifest.split_fingerprint(images.table),
     )
 
 
 # -- training
-
-
-class _Board:
-    """An actor on which rank 0 posts how far it is and the controller what failed, and from which the driver reads."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, Any] = {}
-        self._failures: list[str] = []
-
-    def post(self, latest: dict[str, Any]) -> None:
-        self._latest = latest
-
-    def post_failure(self, failure: str) -> None:
-        self._failures.append(failure)
-
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        return self._latest, self._failures
-
-
-class _FailurePoster(ray.train.UserCallback):
-    """Tells the driver of failures that Ray Train recovers from by itself."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        for rank, error in list(worker_exceptions.items())[:1]:
-            self._board.post_failure.remote(f"worker {rank} failed: {_last_line(error)}")
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -344,14 +209,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     trainloop.run(config["task"])
 
 
-def _fit(config: TrainConfig, plan: TrainPlan, dataset: Dataset, model: PreparedModel) -> list[dict[str, float]]:
+def _fit(config: TrainConfig, plan: TrainPlan, images: Dataset, model: PreparedModel) -> list[dict[str, float]]:
     """Trains on Ray Train's workers and returns the history."""
-    train_table, valid_table = dataset.split("train"), dataset.split("valid")
-    num_classes = len(dataset.classes)
-    weights = (1.0,) * num_classes
-    if config.class_weights:
-        weights = class_weights(train_table["class_index"].to_numpy(), num_classes)
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    train_table, valid_table = images.split("train"), images.split("valid")
+    posted = board.start()
     task = TrainTask(
         config=config,
         architecture=model.architecture,
@@ -361,10 +222,10 @@ def _fit(config: TrainConfig, plan: TrainPlan, dataset: Dataset, model: Prepared
         valid_table=[ray.put(valid_table)],
         num_train=train_table.num_rows,
         num_valid=valid_table.num_rows,
-        class_weights=weights,
-        intensity_range=dataset.intensity_range,
+        class_weights=images.balanced_class_weights() if config.class_weights else (1.0,) * len(images.classes),
+        intensity_range=images.intensity_range,
         share=plan.share,
-        board=board,
+        board=posted,
         artifact=storage.join(config.out, PARTIAL_BUNDLE),
         history_file=storage.join(config.out, HISTORY),
     )
@@ -384,17 +245,26 @@ def _fit(config: TrainConfig, plan: TrainPlan, dataset: Dataset, model: Prepared
             storage_path=config.out,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            callbacks=[_FailurePoster(board)],
+            callbacks=[board.FailurePoster(posted)],
         ),
     )
-    with _shown(config, board, task):
+    with board.shown(posted, config, steps_per_epoch=-(-task.num_train // config.batch_size)):
         try:
-            trainer.fit()
+            result = trainer.fit()
         except SystemExit:
             raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
         except ray.train.TrainingFailedError as error:
             raise _explained(error, config) from error
+    _delete_orphans(config, result.checkpoint)
     return _read_history(config)
+
+
+def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
+    """Deletes the checkpoints that killed workers had begun: Ray Train forgets them, and they are large."""
+    directory = storage.join(config.out, CHECKPOINTS)
+    for name in storage.list_names(directory):
+        if name.startswith("checkpoint_2") and last is not None and name != os.path.basename(last.path):
+            storage.delete(storage.join(directory, name))
 
 
 @contextmanager
@@ -426,49 +296,6 @@ def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> Tlr
     )
 
 
-@contextmanager
-def _shown(config: TrainConfig, board: Any, task: Any) -> Iterator[None]:
-    """Shows the progress that rank 0 posts, for as long as the block runs."""
-    stopped = threading.Event()
-    steps_per_epoch = -(-task.num_train // config.batch_size)
-    progress = Progress("Training", config.epochs * steps_per_epoch, unit="steps", quiet=config.quiet)
-
-    def watch() -> None:
-        num_said = num_failures = 0
-        while True:
-            is_last = stopped.wait(0.5)
-            latest, failures = ray.get(board.read.remote())
-            for failure in failures[num_failures:]:
-                progress.say(
-                    f"{failure}\nIt is continued from the last checkpoint, at most {config.max_failures} times."
-                )
-            num_failures = len(failures)
-            if latest:
-                progress.update((latest["epoch"] - 1) * steps_per_epoch + latest["step"])
-                for row in latest["history"][num_said:]:
-                    progress.say(_epoch_line(row, config.epochs))
-                num_said = len(latest["history"])
-            if is_last:
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    with progress:
-        watcher.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            watcher.join()
-
-
-def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']}/{num_epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
-        f"valid_loss {row['valid_loss']:.4f}  valid_accuracy {row['valid_accuracy']:.3f}  "
-        f"rate {row['learning_rate']:.2g}  {row['time_s']:.0f} s"
-    )
-
-
 def _read_history(config: TrainConfig) -> list[dict[str, float]]:
     lines = storage.read_bytes(storage.join(config.out, HISTORY)).decode().splitlines()
     names = lines[0].split(",")
@@ -479,23 +306,23 @@ def _read_history(config: TrainConfig) -> list[dict[str, float]]:
 
 
 def _finish(
-    config: TrainConfig, available: Capacity, dataset: Dataset, spec: BundleSpec, history: list[dict[str, float]]
+    config: TrainConfig, available: Capacity, images: Dataset, spec: BundleSpec, history: list[dict[str, float]]
 ) -> TrainResult:
     """Evaluates the exported model through scoring, then publishes bundle, report and metrics."""
     best = plateau.best_epoch([row["valid_loss"] for row in history])
     partial = storage.join(config.out, PARTIAL_BUNDLE)
     bundle.seal(partial, spec)
-    evaluations = _evaluate(config, available, dataset, partial)
+    evaluations = _evaluate(config, available, images, partial)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
-    warnings = tuple(audit.warnings(dataset.findings))
+    warnings = tuple(audit.warnings(images.findings))
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
         subtitle=f"{spec.backbone} fine-tuned on {config.data}",
         notices=(evaluation.NOTICE, *_weights_notice(config)),
         config=dataclasses.asdict(config),
         provenance=evaluation.provenance(spec),
-        audit=dataset.findings,
+        audit=images.findings,
         warnings=warnings,
         history=history,
         evaluations=evaluations,
@@ -528,9 +355,9 @@ def _weights_notice(config: TrainConfig) -> tuple[str, ...]:
     return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
 
 
-def _evaluate(config: TrainConfig, available: Capacity, dataset: Dataset, location: str) -> dict[str, SplitEvaluation]:
+def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:
     """Scores validation and test images in one go, and measures each split."""
-    table = pa.concat_tables([dataset.split("valid"), dataset.split("test")])
+    table = pa.concat_tables([images.split("valid"), images.split("test")])
     plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
     with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
@@ -539,7 +366,7 @@ def _evaluate(config: TrainConfig, available: Capacity, dataset: Dataset, locati
             progress.update(sum(each.num_rows for each in parts))
     predictions = pa.concat_tables(parts)
     by_split = {split: predictions.filter(pc.field("split") == split) for split in ("valid", "test")}
-    return {split: evaluation.measure(rows, dataset.classes) for split, rows in by_split.items() if rows.num_rows}
+    return {split: evaluation.measure(rows, images.classes) for split, rows in by_split.items() if rows.num_rows}
 
 
 def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:

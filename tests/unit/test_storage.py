@@ -292,6 +292,15 @@ def test_earlier_output_is_replaced_only_on_demand(place):
     assert storage.list_names(place) == []
 
 
+def test_what_a_killed_writer_left_is_replaced(tmp_path):
+    (tmp_path / ".report.html.x1y2z3").write_bytes(b"half")
+    prepare(str(tmp_path), overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "xreport.html.bak").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"\(xreport.html.bak\)"):
+        prepare(str(tmp_path), overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_strangers_are_never_deleted(place, overwrite):
     files = {"report.html": b"1", "figures/a": b"2", "thesis.doc": b"3"}

@@ -1,0 +1,117 @@
+"""What README.md shows: every command of tlray there is run, on small images and with the least training."""
+
+import re
+import shlex
+import shutil
+import string
+import subprocess
+from pathlib import Path
+
+import keras
+import pytest
+
+from tlray import cli, phantoms, training
+from tlray.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+SMALL = {
+    "train": ["--backbone", "MobileNetV2", "--image-size-px", "32", "--epochs", "1", "--max-failures", "0", "--quiet"],
+    "evaluate": ["--quiet"],
+    "score": ["--quiet"],
+    "export": ["--quiet"],
+}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of tlray in a text, comments left out."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tlray ")]
+
+
+def run(command: list[str], variables: dict[str, str]) -> None:
+    arguments = [string.Template(argument).substitute(variables) for argument in command]
+    small = SMALL[arguments[0]]
+    if "--backbone" in arguments:  # the README's own choice stays
+        small = small[2:]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*arguments, *small])
+    assert exit_info.value.code == 0, arguments
+
+
+@pytest.fixture(scope="module")
+def place(phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a reader of the README has: images in splits, and a model of one's own."""
+    root = tmp_path_factory.mktemp("readme")
+    for patient in sorted(phantom_set.glob("*/*")):
+        number = int(re.sub(r"\D", "", patient.name))
+        split = "valid" if number % 4 == 1 else "test" if number % 4 == 2 else "train"
+        shutil.copytree(patient, root / "chest_ct" / split / patient.parent.name / patient.name)
+    inputs = keras.Input((32, 32, 3))
+    features = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    outputs = keras.layers.Dense(4, activation="softmax")(keras.layers.GlobalAveragePooling2D()(features))
+    keras.Model(inputs, outputs).save(root / "own.keras")
+    (root / "classes.txt").write_text("\n".join(phantoms.CLASSES))
+    return root
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_commands_in_order(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (block,) = [block for block in BLOCKS if "tlray train article" in block]
+    variables = {"DATA": str(place / "chest_ct"), "WEIGHTS": "none"}
+    shown = commands(block)
+    assert [command[0] for command in shown] == ["train", "train", "evaluate", "score"]
+    for command in shown:
+        run(command, variables)
+    table = re.findall(r"\| `tlray (train .*?) \.\.\.` \|", README)
+    assert len(table) == 3
+    for number, text in enumerate(table):
+        given = shlex.split(text.replace("[", "").replace("]", "").replace("LAYER", "conv2d"))
+        options = ["--data", "$DATA", "--out", f"runs/table-{number}"]
+        if "--weights" not in given and "own.keras" not in given:
+            options += ["--weights", "none"]
+        run([*given, *options], variables)
+    (export,) = re.findall(r"`tlray (export .*?)`", README)
+    run(shlex.split(export), variables)
+
+
+def test_the_jobs_of_the_cluster(monkeypatch, capsys):
+    """Their options are understood; there is no bucket here to run them on."""
+    shown = re.findall(r"ray job submit .* -- python jobs/(\w+)\.py (.*)", README)
+    assert [name for name, _ in shown] == ["train", "score"]
+    configs: list[TrainConfig] = []
+
+    def stop(config: TrainConfig) -> None:
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr("tlray.scoring.score", stop)
+    for name, arguments in shown:
+        assert (ROOT / "jobs" / f"{name}.py").is_file()
+        assert cli.execute(name, shlex.split(arguments)) == cli.EXIT_INTERRUPTED
+    assert configs[0].num_workers == 4
+    assert configs[0].use_gpu
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_is_shell(block):
+    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+def test_every_make_target_is_there():
+    targets = set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE))
+    assert targets >= {"demo", "test", "bench", "lock"}
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_tree_names_every_module():
+    (tree,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    modules = {path.stem for path in (ROOT / "tlray").glob("[a-z]*.py")}
+    assert {name for name in modules if not re.search(rf"\b{name}\b", tree)} == set()
+    assert len(README.splitlines()) < 250

@@ -1,0 +1,122 @@
+"""The images of a training run: listed, read once, audited, and cut into splits."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.utils.class_weight import compute_class_weight
+
+from tlray import audit, labels, listing, manifest, storage, streams
+from tlray.config import TrainConfig, parse_columns, parse_intensity_range
+from tlray.errors import DataError, some
+from tlray.progress import Progress
+
+MANIFEST = "manifest.parquet"
+AUDIT = "audit.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """The images of a run, read once.
+
+    Attributes:
+        table: The run's manifest: `manifest.SCHEMA` and `streams.INSPECTION_COLUMNS`.
+        findings: See `audit.audit`, and the `intensity_range`, `class_mapping` and `num_skipped` of the run.
+    """
+
+    table: pa.Table
+    findings: dict[str, Any]
+
+    @property
+    def readable(self) -> pa.Table:
+        """The rows without an error."""
+        return self.table.filter(pc.field("error_code").is_null() & pc.field("label").is_valid())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the model's outputs."""
+        return tuple(manifest.check_trainable(self.readable))
+
+    @property
+    def intensity_range(self) -> tuple[float, float] | None:
+        """See `images.decode`."""
+        limits = self.findings["intensity_range"]
+        return (limits[0], limits[1]) if limits else None
+
+    def split(self, name: str) -> pa.Table:
+        """Returns the readable rows of one split with a column `class_index` (int32)."""
+        rows = self.readable.filter(pc.field("split") == name)
+        index = {label: number for number, label in enumerate(self.classes)}
+        numbers = pa.array([index[label] for label in rows["label"].to_pylist()], pa.int32())
+        return rows.append_column("class_index", numbers)
+
+    def balanced_class_weights(self) -> tuple[float, ...]:
+        """Returns a factor of the loss for each class: its inverse frequency among the training images."""
+        labels = self.split("train")["label"].to_numpy()
+        return tuple(compute_class_weight("balanced", classes=np.array(self.classes), y=labels).tolist())
+
+
+def list_classes(config: TrainConfig) -> listing.Listing:
+    """Lists the images of a run, with the same class names in all splits.
+
+    Raises:
+        DataError: There are none, or the splits' class names do not fit together.
+    """
+    listed = listing.list_images(config.data, columns=parse_columns(config.columns))
+    class_map = labels.read_class_map(config.class_map) if config.class_map else None
+    table, mapping = labels.unify_classes(listed.table, class_map)
+    if any(name != label for name, label in mapping.items()) and not config.quiet:
+        print("Classes: " + ", ".join(f"{name} -> {label}" for name, label in sorted(mapping.items())))
+    return dataclasses.replace(listed, table=table)
+
+
+def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
+    """Reads every image once, or takes what an interrupted run has written of it.
+
+    Writes `MANIFEST` and `AUDIT` into the run's directory.
+
+    Args:
+        config: A resolved config.
+        listed: See `list_classes`.
+
+    Raises:
+        DataError: The readable images cannot be trained on.
+    """
+    manifest_file, audit_file = storage.join(config.out, MANIFEST), storage.join(config.out, AUDIT)
+    if config.resume and storage.exists(manifest_file) and storage.exists(audit_file):
+        return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
+    parts: list[pa.Table] = []
+    with Progress("Reading images", listed.table.num_rows, quiet=config.quiet) as progress:
+        for part in streams.inspect_images(listed.table):
+            parts.append(part)
+            progress.update(sum(each.num_rows for each in parts))
+    inspected = pa.concat_tables(parts)
+    table = listed.table.drop_columns(["sha256"])
+    for name in streams.INSPECTION_COLUMNS:
+        table = table.append_column(name, inspected[name])
+    readable = table.filter(pc.field("error_code").is_null())
+    lost = set(table["label"].to_pylist()) - set(readable["label"].to_pylist())
+    if lost:
+        raise DataError(f"Not one image of {some(lost)} can be read. Replace the files, or take those classes out.")
+    unreadable = table.filter(pc.field("error_code").is_valid())
+    table = pa.concat_tables([manifest.assign_splits(readable, seed=config.seed), unreadable]).sort_by("image_id")
+    findings = audit.audit(table)
+    findings["num_skipped"] = listed.num_skipped
+    findings["intensity_range"] = _find_intensity_range(config, table)
+    dataset = Dataset(table=table, findings=findings)
+    manifest.check_trainable(dataset.readable)
+    manifest.write_manifest(table, manifest_file)
+    storage.write_text(audit_file, json.dumps(findings, indent=2) + "\n")
+    return dataset
+
+
+def _find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
+    given = parse_intensity_range(config.intensity_range)
+    wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == "train"))
+    if given is not None or not wide.num_rows:
+        return given
+    return streams.intensity_range(wide["uri"])
