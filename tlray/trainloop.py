@@ -18,7 +18,7 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from tlray import checkpoint, plateau, storage, streams
+from tlray import checkpoint, plateau, storage, streams, trunk
 from tlray import model as models
 from tlray.checkpoint import RunState
 from tlray.errors import DataError
@@ -89,8 +89,11 @@ class Trainer:
         keras.utils.set_random_seed(self.config.seed)
         self.strategy = make_strategy(use_gpu=self.config.use_gpu)
         weights = ray.get(task.initial_weights[0])
+        # From a copy outside the strategy, whose variables need not be mirrored to become constants.
+        self.trunk = trunk.as_constant(trunk.split(models.from_json(task.architecture, weights))[0])
         with self.strategy.scope():
             self.model = models.from_json(task.architecture, weights)
+            _, self.tail = trunk.split(self.model)
             self.optimizer = keras.optimizers.Adam(self.config.learning_rate)
             self.optimizer.build(self.model.trainable_variables)
         self.seeds = [variable for variable in self.model.variables if "seed_generator" in variable.path]
@@ -242,7 +245,7 @@ class Trainer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in variables:
                 tape.watch(variable.value)
-            logits = self.model(images, training=True)
+            logits = self.tail(self.trunk(images), training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             total = tf.reduce_sum(losses * weights * class_weights)
             penalty = tf.add_n(self.model.losses) / self.num_workers if self.model.losses else 0.0
@@ -253,7 +256,7 @@ class Trainer:
         return tf.stack([total, _num_correct(logits, labels, weights)])
 
     def _eval_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
-        logits = self.model(images, training=False)
+        logits = self.tail(self.trunk(images), training=False)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return tf.stack([tf.reduce_sum(losses * weights), _num_correct(logits, labels, weights)]) / count
 

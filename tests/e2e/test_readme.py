@@ -50,7 +50,7 @@ def place(phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         split = "valid" if number % 4 == 1 else "test" if number % 4 == 2 else "train"
         shutil.copytree(patient, root / "chest_ct" / split / patient.parent.name / patient.name)
     inputs = keras.Input((32, 32, 3))
-    features = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    features = keras.layers.Conv2D(4, 3, activation="relu", name="features")(inputs)
     outputs = keras.layers.Dense(4, activation="softmax")(keras.layers.GlobalAveragePooling2D()(features))
     keras.Model(inputs, outputs).save(root / "own.keras")
     (root / "classes.txt").write_text("\n".join(phantoms.CLASSES))
@@ -69,7 +69,7 @@ def test_the_commands_in_order(place, monkeypatch):
     table = re.findall(r"\| `tlray (train .*?) \.\.\.` \|", README)
     assert len(table) == 3
     for number, text in enumerate(table):
-        given = shlex.split(text.replace("[", "").replace("]", "").replace("LAYER", "conv2d"))
+        given = shlex.split(text.replace("[", "").replace("]", "").replace("LAYER", "features"))
         options = ["--data", "$DATA", "--out", f"runs/table-{number}"]
         if "--weights" not in given and "own.keras" not in given:
             options += ["--weights", "none"]
