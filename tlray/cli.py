@@ -59,13 +59,22 @@ def execute(command: str, arguments: list[str]) -> int:
         print(f"tlray: {error}", file=sys.stderr)
         return EXIT_USER if isinstance(error, ValueError | BundleError) else EXIT_FAILURE
     except KeyboardInterrupt:
-        print("tlray: interrupted. Continue with the same command and --resume.", file=sys.stderr)
+        print(f"tlray: interrupted. {_how_to_continue(command)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception:
+    except Exception as error:
+        # A full disk, a folder that may not be written, a store that does not answer: no fault of the program's.
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            print(f"tlray: {error}. Mend the cause. {_how_to_continue(command)}", file=sys.stderr)
+            return EXIT_FAILURE
         traceback.print_exc()
         print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
         return EXIT_FAILURE
     return EXIT_OK
+
+
+def _how_to_continue(command: str) -> str:
+    option = "--resume" if command in ("train", "score") else "--overwrite"
+    return f"Continue with the same command and {option}."
 
 
 def _quieten() -> None:

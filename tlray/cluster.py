@@ -25,6 +25,8 @@ LOCAL_RAY_ENVIRONMENT = {
     # On few CPUs Ray ends each idle process after a second and starts a new one for the next task, which costs more
     # than the images that it decodes.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # Ray warns once it has four times as many processes: on 2 CPUs a training with 2 workers already has.
+    "RAY_worker_maximum_startup_concurrency": "4",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from tlray.config import Augmentation
 from tlray.errors import ImageError, ImageErrorCode
@@ -45,11 +45,11 @@ class ImageInfo:
     is_16_bit: bool
 
 
-def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
+def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | None = None) -> Image.Image:
     """Decodes an image file and resizes it to a square, as the model sees it.
 
-    Grey, palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The
-    aspect ratio is not kept, as in the published models.
+    Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
+    ratio is not kept, as in the published models.
 
     Args:
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
@@ -57,22 +57,22 @@ def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | 
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
 
     Returns:
-        uint8 [size_px, size_px, 3], RGB in [0, 255].
+        An image of mode RGB, or of mode L where the three channels are the same; see `to_array`.
 
     Raises:
         ImageError: With the code that says why there are no pixels.
     """
     image = _load(data, shrink_to_px=size_px)
     rgb = _to_rgb(image, intensity_range or (0.0, NUM_INTENSITIES - 1.0))
-    bands = rgb.split()
-    if len({band.tobytes() for band in bands}) == 1:
-        # A grey slice saved as RGB, as most are: one band is resized in place of three.
-        return _grey_to_array(bands[0].resize((size_px, size_px), Image.Resampling.BILINEAR))
-    return np.asarray(rgb.resize((size_px, size_px), Image.Resampling.BILINEAR))
+    red, green, blue = rgb.split()
+    # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
+    is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+    return (red if is_grey else rgb).resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
-def _grey_to_array(image: Image.Image) -> np.ndarray:
-    return np.asarray(Image.merge("RGB", (image, image, image)))
+def to_array(image: Image.Image) -> np.ndarray:
+    """Returns an image's pixels as the model takes them: uint8 [height, width, 3], RGB in [0, 255], read-only."""
+    return np.asarray(image if image.mode == "RGB" else Image.merge("RGB", (image, image, image)))
 
 
 def inspect(data: bytes) -> ImageInfo:
@@ -160,19 +160,19 @@ def augmentation_rng(*, seed: int, epoch: int, image_id: str) -> np.random.Gener
     return np.random.default_rng([seed, epoch, int.from_bytes(digest, "little")])
 
 
-def augment(image_HWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+def augment(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
     """Applies a random affine map, mirroring and changes of brightness and contrast.
 
     Rotation, shear and zoom are those of Keras' ImageDataGenerator (same ranges, independent zoom of height and width,
     pixels outside filled with the nearest), but interpolate bilinearly in one step.
 
     Args:
-        image_HWC: uint8 [height, width, 3], left as it is.
+        image: Mode RGB or L, left as it is.
         augmentation: The ranges to draw from.
         rng: The source of all randomness. The same numbers are drawn whatever the ranges are.
 
     Returns:
-        uint8 [height, width, 3].
+        An image of the same mode and size.
     """
     angle, shear, zoom_x, zoom_y, shift_x, shift_y, brightness, contrast = rng.uniform(-1, 1, size=8).tolist()
     mirrored = bool(rng.random() < 0.5) and augmentation.horizontal_flip
@@ -182,9 +182,8 @@ def augment(image_HWC: np.ndarray, augmentation: Augmentation, rng: np.random.Ge
         zoom_xy=(1 + zoom_x * augmentation.zoom, 1 + zoom_y * augmentation.zoom),
         mirrored=mirrored,
     )
-    image_HWC = _warp(image_HWC, matrix, (shift_x * augmentation.shift, shift_y * augmentation.shift))
     return _adjust(
-        image_HWC,
+        _warp(image, matrix, (shift_x * augmentation.shift, shift_y * augmentation.shift)),
         brightness=1 + brightness * augmentation.brightness,
         contrast=1 + contrast * augmentation.contrast,
     )
@@ -209,12 +208,12 @@ def _linear_map(
 
 
 def _warp(
-    image_HWC: np.ndarray, linear_map: tuple[float, float, float, float], shift_xy: tuple[float, float]
-) -> np.ndarray:
+    image: Image.Image, linear_map: tuple[float, float, float, float], shift_xy: tuple[float, float]
+) -> Image.Image:
     xx, xy, yx, yy = linear_map
     if (xy, yx, yy) == (0, 0, 1) and abs(xx) == 1 and shift_xy == (0, 0):
-        return image_HWC if xx == 1 else np.ascontiguousarray(image_HWC[:, ::-1])
-    height, width = image_HWC.shape[:2]
+        return image if xx == 1 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    width, height = image.size
     x0 = width / 2 - xx * width / 2 - xy * height / 2 + shift_xy[0] * width
     y0 = height / 2 - yx * width / 2 - yy * height / 2 + shift_xy[1] * height
     reached_x = [x0 + xx * x + xy * y for x in (0, width) for y in (0, height)]
@@ -222,15 +221,12 @@ def _warp(
     overhang = max(-min(reached_x), max(reached_x) - width, -min(reached_y), max(reached_y) - height)
     # Pillow fills what lies outside with black: pad with the nearest pixels as far as the map reaches.
     padding = max(0, math.ceil(overhang)) + 1
-    first = image_HWC[..., 0]
-    is_grey = np.array_equal(first, image_HWC[..., 1]) and np.array_equal(first, image_HWC[..., 2])
-    warped = Image.fromarray(_pad(first if is_grey else image_HWC, padding)).transform(
+    return Image.fromarray(_pad(np.asarray(image), padding)).transform(
         (width, height),
         Image.Transform.AFFINE,
         (xx, xy, x0 + padding, yx, yy, y0 + padding),
         Image.Resampling.BILINEAR,
     )
-    return _grey_to_array(warped) if is_grey else np.asarray(warped)
 
 
 def _pad(image: np.ndarray, padding: int) -> np.ndarray:
@@ -246,9 +242,9 @@ def _pad(image: np.ndarray, padding: int) -> np.ndarray:
     return padded
 
 
-def _adjust(image_HWC: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
+def _adjust(image: Image.Image, *, brightness: float, contrast: float) -> Image.Image:
     if brightness == 1 and contrast == 1:
-        return image_HWC
-    mean = float(image_HWC.mean())
+        return image
+    mean = float(np.asarray(image).mean())
     table = ((np.arange(256) - mean) * contrast + mean) * brightness
-    return np.rint(np.clip(table, 0, 255)).astype(np.uint8)[image_HWC]
+    return image.point(np.rint(np.clip(table, 0, 255)).astype(int).tolist() * len(image.getbands()))

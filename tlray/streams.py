@@ -158,10 +158,10 @@ def _read_or_error(uri: str) -> bytes | ImageError:
 
 def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.ndarray:
     image = images.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
-    if pixels.augmentation is None:
-        return image
-    rng = images.augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
-    return images.augment(image, pixels.augmentation, rng)
+    if pixels.augmentation is not None:
+        rng = images.augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
+        image = images.augment(image, pixels.augmentation, rng)
+    return images.to_array(image)
 
 
 def inspect_images(table: pa.Table) -> Iterator[pa.Table]:

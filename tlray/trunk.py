@@ -39,7 +39,8 @@ def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def _split_backbone(backbone: keras.Model) -> tuple[keras.Model, keras.Model]:
-    inputs = keras.Input(batch_shape=backbone.input.shape, dtype=backbone.input.dtype)
+    (pixels,) = backbone.inputs
+    inputs = keras.Input(batch_shape=pixels.shape, dtype=pixels.dtype)
     untouched = {id(inputs)}  # tensors of the trunk
     cut: dict[int, keras.KerasTensor] = {}
 
@@ -66,10 +67,11 @@ def as_constant(trunk: keras.Model) -> Callable[[Any], list[Any]]:
     With constants TensorFlow folds BatchNormalization into the convolutions and keeps their kernels as its library
     wants them.
     """
-    images = tf.TensorSpec((None, *trunk.input_shape[1:]), tf.as_dtype(trunk.input.dtype))
+    (pixels,) = trunk.inputs
+    signature = tf.TensorSpec((None, *pixels.shape[1:]), tf.as_dtype(pixels.dtype))
 
     def run(images: Any) -> Any:
         return trunk(images, training=False)
 
-    constant = convert_variables_to_constants_v2(tf.function(run, autograph=False).get_concrete_function(images))
-    return lambda images: list(constant(images))
+    constant = convert_variables_to_constants_v2(tf.function(run, autograph=False).get_concrete_function(signature))
+    return lambda images: list(constant(tf.convert_to_tensor(images)))

@@ -14,13 +14,17 @@ import tensorflow as tf
 
 from tlray import cli, listing, phantoms, scoring
 from tlray.bundle import load, read_spec
-from tlray.images import decode
+from tlray.images import decode, to_array
 from tlray.model import load_keras_file
 from tlray.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 NUM_IMAGES, NUM_UNREADABLE = 64, 4
+
+
+def pixels_of(path: Path, *, size_px: int) -> np.ndarray:
+    return to_array(decode(path.read_bytes(), size_px=size_px))
 
 
 def tlray(*arguments: object) -> int:
@@ -94,7 +98,7 @@ def test_metrics_are_those_of_the_validation_during_training(run):
 def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
     bundle = load(str(run / "bundle"))
     paths = sorted(phantom_set.glob("normal/*/*"))[:6]
-    images = np.stack([decode(path.read_bytes(), size_px=64) for path in paths if path.stat().st_size > 2000])
+    images = np.stack([pixels_of(path, size_px=64) for path in paths if path.stat().st_size > 2000])
     from_keras = np.asarray(load_keras_file(str(bundle.model_path))(images))
     signature = tf.saved_model.load(str(bundle.saved_model_path)).signatures["serving_default"]
     from_saved_model = next(iter(signature(tf.constant(images)).values())).numpy()
@@ -123,7 +127,7 @@ def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
     bundle_sha256 = load(str(run / "bundle")).sha256
     predictor = Predictor(str(run / "bundle"))
     for row in [row for row in rows if not row["error_code"]][::9]:
-        image = decode(Path(row["uri"]).read_bytes(), size_px=64)
+        image = pixels_of(Path(row["uri"]), size_px=64)
         expected = predictor.predict(image[None])[0]
         assert [row[f"p_{name}"] for name in phantoms.CLASSES] == pytest.approx(expected, abs=1e-5)
         assert row["predicted_label"] == phantoms.CLASSES[int(expected.argmax())]
@@ -204,7 +208,7 @@ def test_a_model_of_ones_own_is_exported_and_scored(phantom_set, tmp_path):
     out = tmp_path / "out"
     assert tlray("score", "--bundle", bundle, "--input", image, "--out", out, "--quiet") == 0
     (row,) = scoring.read_predictions(str(out)).to_pylist()
-    pixels = decode(image.read_bytes(), size_px=32)[None] / np.float32(255)
+    pixels = pixels_of(image, size_px=32)[None] / np.float32(255)
     assert [row["p_healthy"], row["p_ill"]] == pytest.approx(np.asarray(model(pixels))[0], abs=1e-5)
 
 

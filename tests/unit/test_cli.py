@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import inspect
 import itertools
 import os
@@ -269,6 +270,12 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
         (BundleError("No bundle."), 2, "tlray: No bundle.\n"),
         (TlrayError("It failed."), 1, "tlray: It failed.\n"),
         (ImageError(ImageErrorCode.EMPTY, "Empty."), 1, "tlray: Empty.\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            1,
+            "tlray: [Errno 28] No space left on device: '/data/x'. Mend the cause. Continue with the same command and "
+            "--resume.\n",
+        ),
         (KeyboardInterrupt(), 130, "tlray: interrupted. Continue with the same command and --resume.\n"),
     ],
 )
@@ -281,7 +288,13 @@ def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
     assert capsys.readouterr() == ("", message)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), OSError("odd")])
+def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", (lambda _arguments: signal.raise_signal(signal.SIGINT), ""))
+    assert tlray("evaluate") == 130
+    assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command and --overwrite.\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])
 def test_what_should_not_happen_is_1_with_its_traceback(monkeypatch, capsys, error):
     def fail(_arguments: list[str]) -> None:
         raise error

@@ -69,6 +69,7 @@ def test_every_module_is_known_here():
         *CORE,
         *ON_RAY,
         "model",
+        "trunk",
         "predictor",
         "trainloop",
         "exporting",
