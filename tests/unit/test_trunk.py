@@ -1,0 +1,94 @@
+import keras
+import numpy as np
+import pytest
+
+from tlray import model as models
+from tlray import trunk
+from tlray.config import TrainConfig
+
+SIZE_PX = 75
+
+
+def build(backbone: str, trainable_layers: int | str, batch_norm: str = "frozen", dropout: float = 0.3) -> keras.Model:
+    """A classifier whose BatchNormalization has statistics and scales of its own, as a pretrained one."""
+    keras.utils.set_random_seed(5)
+    config = TrainConfig(
+        data="d", out="o", weights="none", backbone=backbone, image_size_px=SIZE_PX, hidden_units=(8,), dropout=dropout
+    )
+    classifier = models.build_classifier(config.resolved(), preprocessing="symmetric", num_classes=3)
+    changes = {"weights": "imagenet", "trainable_layers": trainable_layers, "batch_norm": batch_norm}
+    pretrained = TrainConfig(data="d", out="o", backbone=backbone, **(changes)).resolved()  # pyright: ignore
+    (inner,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
+    models.set_trainable(inner, pretrained)
+    rng = np.random.default_rng(2)
+    for layer in models.leaf_layers(inner):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for variable in layer.variables:
+                variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+
+
+def assert_close(mine, theirs) -> None:
+    """To 1e-5 of the largest logit."""
+    mine, theirs = np.asarray(mine), np.asarray(theirs)
+    assert np.ptp(theirs) > 0
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trainable_layers", "num_channels"),
+    [
+        # 97,600 values an image at 224 px, where these maps have 5 x 5 pixels.
+        ("InceptionV3", 15, [320, 768, 768, 2048]),
+        ("InceptionV3", 40, [2048, 2048]),
+        ("MobileNetV2", 0, [1280]),
+        ("MobileNetV2", "all", [3]),
+        ("MobileNetV2", 15, [160, 960]),
+        ("EfficientNetB0", 15, [1152]),
+    ],
+)
+def test_trunk_and_tail_compose_to_the_classifier(images, backbone, trainable_layers, num_channels):
+    classifier = build(backbone, trainable_layers)
+    first, second = trunk.split(classifier)
+    assert sorted(output.shape[-1] for output in first.outputs) == num_channels
+    assert not first.trainable_variables
+    assert {id(each) for each in second.trainable_variables} == {id(each) for each in classifier.trainable_variables}
+    expected = classifier(images)
+    assert_close(second(first(images)), expected)
+    constant = trunk.as_constant(first)
+    assert_close(second(constant(images)), expected)
+    assert_close(second(constant(images[:1])), expected[:1])
+
+
+def test_training_the_tail_trains_the_classifier(images):
+    classifier = build("MobileNetV2", 15, batch_norm="synchronized", dropout=0.0)
+    constant = trunk.as_constant(trunk.split(classifier)[0])
+    tail = trunk.split(classifier)[1]
+    before = models.get_weights(classifier)
+    tail.compile(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    tail.fit(constant(images), np.array([0, 1, 2]), epochs=1, verbose=0)  # pyright: ignore[reportArgumentType]
+    changed = {
+        weight.path
+        for weight, old in zip(classifier.weights, before, strict=True)
+        if not np.array_equal(np.asarray(weight), old)
+    }
+    moving = {weight.path for weight in tail.non_trainable_variables if "moving" in weight.path}
+    assert len(moving) == 10
+    trained = {weight.path for weight in classifier.trainable_variables}
+    # A shift that the next BatchNormalization takes out again has no gradient: some betas stay.
+    assert {path for path in trained if "kernel" in path} | moving <= changed <= trained | moving
+    assert_close(tail(constant(images)), classifier(images))
+
+
+def test_dropout_of_the_head_stays_and_that_of_the_trunk_is_off(images):
+    first, second = trunk.split(build("EfficientNetB0", 1))
+    assert any(isinstance(layer, keras.layers.Dropout) for layer in models.leaf_layers(first))
+    constant = trunk.as_constant(first)
+    maps = constant(images)
+    assert all(np.array_equal(a, b) for a, b in zip(maps, constant(images), strict=True))
+    assert not np.array_equal(second(maps, training=True), second(maps, training=False))
