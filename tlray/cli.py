@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tlray import __version__, phantoms, storage
-from tlray.config import EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig, to_json
+from tlray.config import (
+    EvaluateConfig,
+    ExportConfig,
+    FeaturesConfig,
+    PhantomConfig,
+    ScoreConfig,
+    TrainConfig,
+    to_json,
+)
 from tlray.errors import BundleError, ConfigError, TlrayError
 from tlray.recipes import RECIPES
 
@@ -182,6 +190,21 @@ def _counted(counts: Mapping[str, int]) -> str:
     return f" ({shown})" if shown else ""
 
 
+def _features(arguments: list[str]) -> None:
+    config = tyro.cli(FeaturesConfig, prog="tlray features", description=_describe(FeaturesConfig), args=arguments)
+    from tlray.features import extract  # noqa: PLC0415
+
+    result = extract(config)
+    shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
+    rows = [
+        ("rows", f"{result.num_rows}, {result.num_reused} of them were there already"),
+        ("images that cannot be read", str(result.num_failed)),
+        ("features (float16)", shapes),
+        ("Parquet", result.out),
+    ]
+    _show("Features", rows, result.notes, quiet=config.quiet)
+
+
 def _export(arguments: list[str]) -> None:
     config = tyro.cli(ExportConfig, prog="tlray export", description=_describe(ExportConfig), args=arguments)
     from tlray.exporting import export  # noqa: PLC0415
@@ -229,6 +252,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "images in, an evaluated and exported classifier out"),
     "evaluate": (_evaluate, "measure a bundle on labelled images"),
     "score": (_score, "score a file, folder, zip or manifest of images"),
+    "features": (_features, "what a pretrained network sees in images, as Parquet"),
     "export": (_export, "make a bundle of a Keras model of your own"),
     "phantoms": (_phantoms, "make a synthetic data set to try things on"),
 }

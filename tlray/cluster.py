@@ -1,16 +1,21 @@
 """The Ray cluster: connecting to it, what it can give, and how that is shared between training and data."""
 
+import dataclasses
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray._private.state as ray_state
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tlray import storage
-from tlray.errors import ConfigError
+from tlray.config import TrainConfig
+from tlray.errors import ConfigError, TlrayError
 from tlray.streams import Share
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the environment of an entry point
@@ -115,6 +120,25 @@ def connect() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def start_here(function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
+    """Runs a function in a process of its own, so that TensorFlow starts while this one does something else.
+
+    On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=here, max_retries=0).remote(*arguments)
+
+
+def get(reference: Any) -> Any:
+    """Waits for a task; its own errors come through as they were raised, without Ray's wrapping."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, TlrayError):
+            raise error.cause from None
+        raise
+
+
 def output_location(location: str) -> str:
     """Returns an output location that every node and a later process will find again.
 
@@ -132,6 +156,23 @@ def output_location(location: str) -> str:
 def input_location(location: str) -> str:
     """Returns an input location as an absolute path or URI (relative ones are seen from the working directory)."""
     return storage.absolute(location)
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """Returns a config whose locations mean the same in every process."""
+
+    def if_path(location: str | None, *names: str) -> Any:
+        return location if location is None or location in names else input_location(location)
+
+    own_model = config.backbone.endswith(".keras")
+    return dataclasses.replace(
+        config,
+        data=input_location(config.data),
+        out=output_location(config.out),
+        weights=if_path(config.weights, "imagenet", "none"),
+        class_map=if_path(config.class_map),
+        backbone=input_location(config.backbone) if own_model else config.backbone,
+    )
 
 
 def capacity() -> Capacity:

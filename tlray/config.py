@@ -185,6 +185,78 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesConfig:
+    """Run a pretrained network once over images and keep what it sees in them, as Parquet for any other tool.
+
+    What is in --out already and still right is kept: the same command goes on with an interrupted run, and after a
+    change of the images it computes only what changed.
+    """
+
+    data: str
+    """The images: a folder (ROOT/CLASS/*, ROOT/SPLIT/CLASS/*, or without classes), zip, CSV or Parquet manifest."""
+    out: str
+    """Where the features go (Parquet parts, then _SUCCESS); a path or URI."""
+
+    level: Literal["pooled", "cut", "both"] = "pooled"
+    """pooled: global averages at five depths of the network, one vector an image. cut: the feature maps that its last
+    --trainable-layers are fed with. both: in one pass."""
+    views: int = 1
+    """Rows of each training image: view 0 as it is, view 1, 2, ... augmented as a training does in epoch 1, 2, ..."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the training images in the views after the first."""
+
+    weights: str = "imagenet"
+    """The network's weights: 'imagenet' (downloaded), a Keras weights file, or an earlier bundle of tlray."""
+    backbone: str = "InceptionV3"
+    """A model of keras.applications by its name, or the path of your own .keras file."""
+    cut: str | None = None
+    """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
+    preprocessing: Preprocessing | None = None
+    """Pixels as the backbone wants them; see `tlray train --help`. A .keras backbone must name it."""
+    image_size_px: int = 224
+    """Height and width that every image is resized to."""
+    trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
+    """With --level cut: how many of the last layers will be trained on the features."""
+
+    seed: int = 0
+    """Decides splits that the data does not give, and augmentation."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    intensity_range: str = "auto"
+    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Compute on GPUs."""
+    overwrite: bool = False
+    """Replace features of another network in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        for name in ("views", "batch_size"):
+            _require(getattr(self, name) > 0, f"{_flag(name)} must be positive. Received: {getattr(self, name)}")
+        _require(self.weights != "none", "--weights none: a network of random weights has no features. Give weights.")
+        _require(
+            self.views == 1 or self.augmentation != Augmentation(),
+            f"--views {self.views} without an --augmentation would be the same image {self.views} times.",
+        )
+        self.training()
+
+    def training(self) -> TrainConfig:
+        """Returns the training whose images and backbone these are (resolved).
+
+        Raises:
+            ConfigError: A setting cannot work.
+        """
+        shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
+        shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
+        return TrainConfig(**{name: getattr(self, name) for name in shared}).resolved()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
     """Score the images of one split with a bundle and measure the result against their labels."""
 

@@ -89,24 +89,15 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     manifest_file, audit_file = storage.join(config.out, MANIFEST), storage.join(config.out, AUDIT)
     if config.resume and storage.exists(manifest_file) and storage.exists(audit_file):
         return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
-    parts: list[pa.Table] = []
-    with Progress("Reading images", listed.table.num_rows, quiet=config.quiet) as progress:
-        for part in streams.inspect_images(listed.table):
-            parts.append(part)
-            progress.update(sum(each.num_rows for each in parts))
-    inspected = pa.concat_tables(parts)
-    table = listed.table.drop_columns(["sha256"])
-    for name in streams.INSPECTION_COLUMNS:
-        table = table.append_column(name, inspected[name])
+    table = read_images(listed.table, quiet=config.quiet)
     readable = table.filter(pc.field("error_code").is_null())
     lost = set(table["label"].to_pylist()) - set(readable["label"].to_pylist())
     if lost:
         raise DataError(f"Not one image of {some(lost)} can be read. Replace the files, or take those classes out.")
-    unreadable = table.filter(pc.field("error_code").is_valid())
-    table = pa.concat_tables([manifest.assign_splits(readable, seed=config.seed), unreadable]).sort_by("image_id")
+    table = with_splits(table, seed=config.seed)
     findings = audit.audit(table)
     findings["num_skipped"] = listed.num_skipped
-    findings["intensity_range"] = _find_intensity_range(config, table)
+    findings["intensity_range"] = find_intensity_range(config, table)
     dataset = Dataset(table=table, findings=findings)
     manifest.check_trainable(dataset.readable)
     manifest.write_manifest(table, manifest_file)
@@ -114,9 +105,35 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     return dataset
 
 
-def _find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
+def read_images(table: pa.Table, *, quiet: bool) -> pa.Table:
+    """Reads every image of a manifest once; returns the manifest with `streams.INSPECTION_COLUMNS`."""
+    parts: list[pa.Table] = []
+    with Progress("Reading images", table.num_rows, quiet=quiet) as progress:
+        for part in streams.inspect_images(table):
+            parts.append(part)
+            progress.update(sum(each.num_rows for each in parts))
+    inspected = pa.concat_tables(parts)
+    table = table.drop_columns(["sha256"])
+    for name in streams.INSPECTION_COLUMNS:
+        table = table.append_column(name, inspected[name])
+    return table
+
+
+def with_splits(table: pa.Table, *, seed: int) -> pa.Table:
+    """Returns what `read_images` gave with the splits cut that the data lacks, sorted; see `manifest.assign_splits`."""
+    readable = table.filter(pc.field("error_code").is_null())
+    unreadable = table.filter(pc.field("error_code").is_valid())
+    return pa.concat_tables([manifest.assign_splits(readable, seed=seed), unreadable]).sort_by("image_id")
+
+
+def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
+    """Returns the range of 16-bit pixels that is given, or that of the training images; None: they have none.
+
+    Where no image is in a split all are taken.
+    """
     given = parse_intensity_range(config.intensity_range)
-    wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == "train"))
+    wanted = "train" if "train" in table["split"].unique().to_pylist() else None
+    wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == wanted if wanted else True))
     if given is not None or not wide.num_rows:
         return given
     return streams.intensity_range(wide["uri"])

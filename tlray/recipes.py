@@ -39,6 +39,9 @@ def standard(data: str, out: str) -> TrainConfig:
     stopping, mild augmentation. The best epoch is exported.
 
         python jobs/train.py --data DATA --out runs/standard
+
+    On the public chest-CT set's train and valid folders, with incomplete ImageNet weights of 2015, two CPU cores (AMD
+    EPYC): validation accuracy 0.76 (72 images: 0.65 to 0.85), test 0.85 (96 images), after 26 epochs.
     """
     return TrainConfig(
         data=data,

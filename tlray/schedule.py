@@ -23,7 +23,7 @@ class Rows:
 
     Attributes:
         index: int64 [rows], the image's row in the manifest.
-        epoch: int64 [rows], 0-based.
+        epoch: int64 [rows], 0-based; -1: not augmented, whatever the stream's augmentation.
         weight: float32 [rows], 1, or 0 for a row that only fills up the last batch.
     """
 
@@ -127,3 +127,24 @@ class PlainSchedule:
     def rows(self, positions: np.ndarray) -> Rows:
         """Returns the rows at some positions: the positions themselves."""
         return Rows(index=positions, epoch=np.zeros_like(positions), weight=np.ones(len(positions), dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSchedule:
+    """Every row of a table once, each as the view that the table names: what feature extraction reads.
+
+    Attributes:
+        views: int32 [rows]; 0: the image as it is, v: augmented as in epoch v - 1 of a training.
+    """
+
+    views: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the stream."""
+        return len(self.views)
+
+    def rows(self, positions: np.ndarray) -> Rows:
+        """Returns the rows at some positions, epoch -1 for images as they are."""
+        epoch = self.views[positions].astype(np.int64) - 1
+        return Rows(index=positions, epoch=epoch, weight=np.ones(len(positions), dtype=np.float32))

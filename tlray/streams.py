@@ -20,7 +20,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from tlray import images, storage
 from tlray.config import Augmentation
 from tlray.errors import ImageError, ImageErrorCode
-from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
 
 ROWS_PER_BLOCK = 32
 """Rows in one task's output: at 224 px 5 MB, so that a task yields once and a waiting consumer never holds a CPU."""
@@ -36,6 +36,9 @@ READ_THREADS = 8
 """Files read at a time in one task: what hides an object store's latency."""
 
 INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
+
+
+Schedule = TrainSchedule | EvalSchedule | PlainSchedule | ViewSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ def read_file(uri: str) -> bytes:
 
 def image_stream(
     manifest: "ray.ObjectRef[pa.Table]",
-    schedule: TrainSchedule | EvalSchedule | PlainSchedule,
+    schedule: Schedule,
     pixels: Pixels,
     *,
     share: Share | None = None,
@@ -117,7 +120,7 @@ def image_stream(
 def _decode_rows(
     batch: Mapping[str, np.ndarray],
     manifest: list["ray.ObjectRef[pa.Table]"],
-    schedule: TrainSchedule | EvalSchedule | PlainSchedule,
+    schedule: Schedule,
     pixels: Pixels,
     first_row: int,
 ) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def _read_or_error(uri: str) -> bytes | ImageError:
 
 def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.ndarray:
     image = images.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
-    if pixels.augmentation is not None:
+    if pixels.augmentation is not None and epoch >= 0:
         rng = images.augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
         image = images.augment(image, pixels.augmentation, rng)
     return images.to_array(image)

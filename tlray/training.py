@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
-from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tlray import audit, board, bundle, cluster, dataset, evaluation, manifest, plateau, scoring, storage
 from tlray.bundle import BundleSpec
@@ -85,7 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
         DataError: The data cannot be used.
         TlrayError: Training failed, with what to do.
     """
-    config = _absolute(config.resolved())
+    config = cluster.absolute(config.resolved())
     cluster.connect()
     available = cluster.capacity()
     cluster.check_shared(config.out, available)
@@ -94,30 +92,16 @@ def train(config: TrainConfig) -> TrainResult:
     if config.resume and storage.exists(storage.join(config.out, evaluation.METRICS_JSON)):
         return _finished(config)
     listed = dataset.list_classes(config)
-    preparing = _start_preparing(config, num_classes=len(listed.table["label"].drop_null().unique()))
+    num_classes = max(2, len(listed.table["label"].drop_null().unique()))
+    preparing = cluster.start_here(_prepare_model, config, num_classes)
     images = dataset.read_dataset(config, listed)
-    model: PreparedModel = get(preparing)
+    model: PreparedModel = cluster.get(preparing)
     spec = _make_spec(config, images, model)
     history = _fit(config, plan, images, model)
     return _finish(config, available, images, spec, history)
 
 
 # -- before training
-
-
-def _absolute(config: TrainConfig) -> TrainConfig:
-    def if_path(location: str | None, *names: str) -> Any:
-        return location if location is None or location in names else cluster.input_location(location)
-
-    own_model = config.backbone.endswith(".keras")
-    return dataclasses.replace(
-        config,
-        data=cluster.input_location(config.data),
-        out=cluster.output_location(config.out),
-        weights=if_path(config.weights, "imagenet", "none"),
-        class_map=if_path(config.class_map),
-        backbone=cluster.input_location(config.backbone) if own_model else config.backbone,
-    )
 
 
 def _prepare_output(config: TrainConfig) -> None:
@@ -145,16 +129,6 @@ def _finished(config: TrainConfig) -> TrainResult:
     )
 
 
-def _start_preparing(config: TrainConfig, *, num_classes: int) -> "ray.ObjectRef[PreparedModel]":
-    """Builds the model in a process of its own, while this one reads the images: TensorFlow takes its time to start.
-
-    On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(_prepare_model).options(num_cpus=0, scheduling_strategy=here, max_retries=0)
-    return task.remote(config, max(2, num_classes))
-
-
 def _prepare_model(config: TrainConfig, num_classes: int) -> PreparedModel:
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
@@ -172,16 +146,6 @@ def _prepare_model(config: TrainConfig, num_classes: int) -> PreparedModel:
         weights=ray.put(models.get_weights(classifier)),
         preprocessing=preprocessing,
     )
-
-
-def get(reference: Any) -> Any:
-    """Waits for a task; its own errors come through as they were raised, without Ray's wrapping."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, TlrayError):
-            raise error.cause from None
-        raise
 
 
 def _make_spec(config: TrainConfig, images: Dataset, model: PreparedModel) -> BundleSpec:

@@ -6,12 +6,16 @@ import shutil
 import string
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
+import pandas
 import pytest
 
 from tlray import cli, phantoms, training
 from tlray.config import TrainConfig
+from tlray.model import find_application
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +25,7 @@ SMALL = {
     "train": ["--backbone", "MobileNetV2", "--image-size-px", "32", "--epochs", "1", "--max-failures", "0", "--quiet"],
     "evaluate": ["--quiet"],
     "score": ["--quiet"],
+    "features": ["--backbone", "MobileNetV2", "--image-size-px", "32", "--quiet"],
     "export": ["--quiet"],
 }
 
@@ -76,6 +81,23 @@ def test_the_commands_in_order(place, monkeypatch):
         run([*given, *options], variables)
     (export,) = re.findall(r"`tlray (export .*?)`", README)
     run(shlex.split(export), variables)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_features_and_the_lines_that_read_them(place, monkeypatch):
+    monkeypatch.chdir(place)
+    find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(
+        "of.weights.h5"
+    )
+    (block,) = [block for block in BLOCKS if "tlray features" in block]
+    for command in commands(block):
+        run(command, {"DATA": str(place / "chest_ct"), "WEIGHTS": "of.weights.h5"})
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {"pandas": pandas, "numpy": np}
+    exec(lines, names)  # noqa: S102
+    assert names["X"].shape == (64, 1696)
+    assert names["X"].dtype == np.float16
+    assert sorted(set(names["y"])) == sorted(phantoms.CLASSES)
 
 
 def test_the_jobs_of_the_cluster(monkeypatch, capsys):

@@ -16,7 +16,15 @@ import pytest
 
 from tlray import __version__, cli
 from tlray import config as configs
-from tlray.config import Augmentation, EvaluateConfig, ExportConfig, PhantomConfig, ScoreConfig, TrainConfig
+from tlray.config import (
+    Augmentation,
+    EvaluateConfig,
+    ExportConfig,
+    FeaturesConfig,
+    PhantomConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
 from tlray.recipes import RECIPES, standard
 
@@ -24,6 +32,7 @@ CONFIGS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "features": FeaturesConfig,
     "export": ExportConfig,
     "phantoms": PhantomConfig,
 }
@@ -63,6 +72,10 @@ def called(monkeypatch):
         ("scoring", "score"): SimpleNamespace(
             out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
+        ),
+        ("features", "extract"): SimpleNamespace(
+            out="/o", num_rows=12, num_reused=5, num_failed=1, shapes={"pooled": (56,), "cut_0": (7, 7, 6)},
+            notes=("part-1 was damaged.",),
         ),
         ("exporting", "export"): "5" * 64,
     }  # fmt: skip
@@ -188,6 +201,12 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
         ),
         ("score --bundle b --input i --out o --resume", ScoreConfig(bundle="b", input="i", out="o", resume=True)),
         (
+            "features --data d --out o --level both --views 3 --augmentation.zoom 0.1 --trainable-layers 40",
+            FeaturesConfig(
+                data="d", out="o", level="both", views=3, augmentation=Augmentation(zoom=0.1), trainable_layers=40
+            ),
+        ),
+        (
             "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
             ExportConfig(model="m", classes="c", out="o", preprocessing="unit", image_size_px=64),
         ),
@@ -218,6 +237,11 @@ def test_other_commands_parse(called, command_line, expected):
             ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
              "hidden files skipped .* 5"],
         ),
+        (
+            "features --data d --out o",
+            ["rows .* 12, 5 of them were there already", "images that cannot be read .* 1",
+             "features (float16) .* pooled: 56, cut_0: 7 x 7 x 6", "Parquet .* /o", "! part-1 was damaged."],
+        ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
     ],
 )  # fmt: skip
@@ -238,7 +262,10 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
 @pytest.mark.parametrize(
     ("command_line", "message"),
     [
-        ("tain", "tlray: there is no command 'tain'. The commands: train, evaluate, score, export, phantoms."),
+        (
+            "tain",
+            "tlray: there is no command 'tain'. The commands: train, evaluate, score, features, export, phantoms.",
+        ),
         ("--nope", "there is no command '--nope'"),
         ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, article, full."),
         ("train --data d", "--out"),
@@ -313,7 +340,7 @@ def test_termination_is_an_interruption(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "export"])
+@pytest.mark.parametrize("job", ["train", "evaluate", "score", "features", "export"])
 def test_jobs_run_their_command(monkeypatch, job):
     received: list[list[str]] = []
     monkeypatch.setitem(cli.COMMANDS, job, (received.append, ""))

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tlray.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, permutation
+from tlray.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, ViewSchedule, permutation
 
 
 def schedule(**settings) -> TrainSchedule:
@@ -143,3 +143,10 @@ def test_validation_by_hand():
 def test_plain_is_the_manifests_order():
     rows = PlainSchedule(num_rows=9).rows(np.array([4, 5, 6]))
     assert (rows.index.tolist(), rows.epoch.tolist(), rows.weight.tolist()) == ([4, 5, 6], [0, 0, 0], [1, 1, 1])
+
+
+def test_views_are_epochs_and_the_first_is_plain():
+    schedule = ViewSchedule(views=np.array([0, 1, 2, 0], dtype=np.int32))
+    rows = schedule.rows(np.array([1, 2, 3]))
+    assert schedule.num_rows == 4
+    assert (rows.index.tolist(), rows.epoch.tolist(), rows.weight.tolist()) == ([1, 2, 3], [0, 1, -1], [1, 1, 1])

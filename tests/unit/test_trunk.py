@@ -65,6 +65,36 @@ def test_trunk_and_tail_compose_to_the_classifier(images, backbone, trainable_la
     assert_close(second(constant(images[:1])), expected[:1])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "num_values"),
+    [
+        ("MobileNetV2", 64 + 96 + 96 + 160 + 1280),
+        ("VGG16", 256 + 3 * 512 + 512),  # a plain chain of layers
+    ],
+)
+def test_pooled_features_come_from_five_depths(images, backbone, num_values):
+    network = models.find_application(backbone)(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    for layer in network.layers[:-1]:
+        layer.trainable = False
+    model, names = trunk.extractor(network, "symmetric", pooled=True, cut=True)
+    pooled, *cut = trunk.as_constant(model)(images)
+    assert names == ["pooled", *(f"cut_{number}" for number in range(len(cut)))]
+    assert pooled.shape == (3, num_values)
+    last = np.asarray(network(images / np.float32(127.5) - 1))
+    assert_close(np.asarray(pooled)[:, -last.shape[-1] :], last.mean(axis=(1, 2)))
+
+
+def test_inceptions_depths_are_those_that_were_measured(images):
+    network = models.find_application("InceptionV3")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    wanted = keras.Model(network.inputs[0], [network.get_layer(f"mixed{n}").output for n in (4, 6, 7, 8, 10)])
+    maps = wanted(images.astype(np.float32))
+    model, _ = trunk.extractor(network, "none", pooled=True, cut=False)
+    assert_close(
+        trunk.as_constant(model)(images)[0],
+        np.concatenate([np.asarray(each).mean(axis=(1, 2)) for each in maps], axis=1),
+    )
+
+
 def test_training_the_tail_trains_the_classifier(images):
     classifier = build("MobileNetV2", 15, batch_norm="synchronized", dropout=0.0)
     constant = trunk.as_constant(trunk.split(classifier)[0])

@@ -1,0 +1,171 @@
+"""Feature extraction: the network's own numbers, kept where they are still right and computed where they are not."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tlray import features, images
+from tlray.config import Augmentation, FeaturesConfig
+from tlray.errors import ConfigError, DataError
+from tlray.model import load_keras_file
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SIZE_PX = 32
+AUGMENTATION = Augmentation(rotation_deg=20, horizontal_flip=True)
+
+
+def make_backbone(path: Path, seed: int = 3) -> str:
+    keras.utils.set_random_seed(seed)
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="first")(pixels)
+    x = keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="second")(x)
+    keras.Model(pixels, keras.layers.Conv2D(5, 3, name="third")(x)).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_backbone(tmp_path_factory.mktemp("model") / "own.keras")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two classes in three splits, 12 images and one that is none."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("valid", 1), ("test", 1)):
+        for label in ("a", "b"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                keras.utils.save_img(folder / f"{number}.png", pixels, scale=False)
+    (tmp_path / "data/train/a/broken.png").write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+def extract(data: Path, backbone: str, **changes: Any) -> features.FeaturesResult:
+    settings = {
+        "data": str(data),
+        "out": str(data.parent / "features"),
+        "backbone": backbone,
+        "preprocessing": "symmetric",
+        "image_size_px": SIZE_PX,
+        "trainable_layers": 1,
+        "level": "both",
+        "views": 2,
+        "augmentation": AUGMENTATION,
+        "seed": 7,
+        "quiet": True,
+    }
+    return features.extract(FeaturesConfig(**(settings | changes)))
+
+
+def read(out: str) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = features.read_features(out).to_pylist()
+    return {(row["image_id"], row["view"]): row for row in rows}
+
+
+def files(out: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(out).glob("part-*")}
+
+
+def test_features_are_the_networks(data, backbone):
+    result = extract(data, backbone)
+    assert (result.num_rows, result.num_reused, result.num_failed) == (20, 0, 1)
+    assert result.shapes == {"pooled": (11,), "cut_0": (7, 7, 6)}
+    rows = read(result.out)
+    assert len(rows) == 20
+    model = load_keras_file(backbone)
+    maps = keras.Model(model.inputs[0], [model.get_layer(name).output for name in ("second", "third")])
+    for (image_id, view), row in rows.items():
+        split, label, _ = image_id.split("/")
+        assert (row["split"], row["label"], row["group_id"]) == (split, label, image_id)
+        image = images.decode((data / image_id).read_bytes(), size_px=SIZE_PX)
+        if view:
+            assert split == "train"
+            rng = images.augmentation_rng(seed=7, epoch=view - 1, image_id=image_id)
+            image = images.augment(image, AUGMENTATION, rng)
+        second, third = maps(images.to_array(image)[None] / np.float32(127.5) - 1)
+        pooled = np.concatenate([np.asarray(each)[0].mean(axis=(0, 1)) for each in (second, third)])
+        # float16 keeps 11 bits.
+        np.testing.assert_allclose(np.array(row["pooled"], np.float32), pooled, rtol=2**-11, atol=1e-5)
+        cut = np.array(row["cut_0"], np.float32).reshape(7, 7, 6)
+        np.testing.assert_allclose(cut, np.asarray(second)[0], rtol=2**-11, atol=1e-5)
+    manifest = pq.read_table(Path(result.out) / "_manifest.parquet").to_pylist()
+    assert [row["image_id"] for row in manifest if row["error_code"]] == ["train/a/broken.png"]
+    assert len(manifest) == 13
+
+
+def test_only_what_changed_is_computed_again(data, backbone):
+    out = extract(data, backbone).out
+    before, parts = read(out), files(out)
+    again = extract(data, backbone)
+    assert (again.num_rows, again.num_reused) == (20, 20)
+    assert files(out) == parts
+    # One image is another, one is gone, one has another label: of the last the features stay.
+    pixels = np.full((40, 48, 3), 200, dtype=np.uint8)
+    keras.utils.save_img(data / "train/a/0.png", pixels, scale=False)
+    (data / "valid/b/0.png").unlink()
+    class_map = data.parent / "classes.json"
+    class_map.write_text(json.dumps({"a": "a", "b": "other"}))
+    changed = extract(data, backbone, class_map=str(class_map))
+    assert (changed.num_rows, changed.num_reused) == (19, 17)
+    after = read(out)
+    assert {key for key in before if key not in after} == {("valid/b/0.png", 0)}
+    for key, row in after.items():
+        assert row["label"] == {"a": "a", "b": "other"}[key[0].split("/")[1]]
+        assert (row["pooled"] == before[key]["pooled"]) == (key[0] != "train/a/0.png")
+    more = extract(data, backbone, views=3, class_map=str(class_map))
+    assert (more.num_rows, more.num_reused) == (27, 19)
+    other_seed = extract(data, backbone, seed=8, class_map=str(class_map))
+    assert (other_seed.num_rows, other_seed.num_reused) == (19, 11)
+
+
+def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeypatch):
+    monkeypatch.setattr(features, "ROWS_PER_PART", 5)
+    out = extract(data, backbone).out
+    before, (damaged, lost, *_) = read(out), sorted(Path(out).glob("part-*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    num_lost = pq.read_table(damaged).num_rows + pq.read_table(lost).num_rows
+    damaged.write_bytes(content)
+    lost.unlink()
+    (Path(out) / "_SUCCESS").unlink()
+    with pytest.raises(DataError, match="has no _SUCCESS"):
+        features.read_features(out)
+    result = extract(data, backbone)
+    assert (result.num_rows, result.num_reused) == (20, 20 - num_lost)
+    assert result.notes == (f"{damaged.name} was damaged; its features were computed again.",)
+    assert read(out) == before
+
+
+def test_features_of_another_network_are_not_used(data, backbone, tmp_path):
+    out = extract(data, backbone).out
+    parts = files(out)
+    other = make_backbone(tmp_path / "other.keras", seed=4)
+    with pytest.raises(ConfigError, match="holds features of another network"):
+        extract(data, other)
+    assert files(out) == parts
+    result = extract(data, other, overwrite=True)
+    assert (result.num_rows, result.num_reused) == (20, 0)
+    with pytest.raises(ConfigError, match="is not empty"):
+        extract(data, backbone, out=str(data))
+
+
+def test_images_without_labels_have_features_too(data, backbone, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(3):
+        shutil.copy(data / f"train/a/{number}.png", flat / f"{number}.png")
+    result = extract(flat, backbone, level="pooled")
+    rows = read(result.out)
+    assert sorted(rows) == [("0.png", 0), ("1.png", 0), ("2.png", 0)]
+    assert {(row["label"], row["split"]) for row in rows.values()} == {(None, None)}
+    assert result.shapes == {"pooled": (11,)}
