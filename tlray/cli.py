@@ -140,8 +140,9 @@ def _train(arguments: list[str]) -> None:
             )
         )
         rows.append((f"{split} balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"))
+    if result.num_epochs:
+        rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
     rows += [
-        ("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"),
         ("report", f"{result.out}/report.html"),
         ("bundle", result.bundle),
     ]

@@ -58,6 +58,9 @@ class TrainConfig:
     out: str
     """The run's directory, a path or URI: report, metrics, checkpoints, and the exported model in OUT/bundle."""
 
+    method: Literal["fine-tune", "probe"] = "fine-tune"
+    """fine-tune: train a head and the backbone's last layers. probe: run the backbone once over all images and fit a
+    logistic regression on its features from five depths; settings of the head and of training do not count."""
     weights: str = "imagenet"
     """Where the backbone starts: 'imagenet' (downloaded), 'none' (random, everything trainable), a Keras weights file,
     or an earlier bundle of tlray."""

@@ -69,13 +69,15 @@ class Network:
         weights: In the object store.
         names: The features' names, in the model's order.
         shapes: Their shapes, without the batch.
-        fingerprint: sha256 of all that is above.
+        preprocessing: What the network wants to see; a part of the model.
+        fingerprint: sha256 of architecture and weights.
     """
 
     architecture: str
     weights: "ray.ObjectRef[list[np.ndarray]]"
     names: list[str]
     shapes: list[tuple[int, ...]]
+    preprocessing: str
     fingerprint: str
 
 
@@ -96,34 +98,66 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
     cluster.check_shared(training.out, available)
     plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
     listed = dataset.list_classes(training)
-    preparing = cluster.start_here(_prepare, training, config.level)
+    preparing = cluster.start_here(prepare, training, config.level)
     table = dataset.with_splits(dataset.read_images(listed.table, quiet=config.quiet), seed=config.seed)
-    readable = table.filter(pc.field("error_code").is_null())
-    if not readable.num_rows:
+    if not table["error_code"].null_count:
         raise DataError(f"Not one of the {table.num_rows} images of '{config.data}' can be read.")
-    intensity_range = dataset.find_intensity_range(training, table)
-    network: Network = cluster.get(preparing)
-    _open_output(training.out, network, overwrite=config.overwrite)
-    rows = _rows(readable, config, network, intensity_range)
-    kept, notes = _keep(training.out, rows)
-    missing = rows.filter(pa.array([key not in kept for key in rows[KEY].to_pylist()], pa.bool_()))
     pixels = streams.Pixels(
         size_px=config.image_size_px,
-        intensity_range=intensity_range,
+        intensity_range=dataset.find_intensity_range(training, table),
         augmentation=config.augmentation,
         seed=config.seed,
     )
+    network: Network = cluster.get(preparing)
+    return update(
+        training.out, table, network, pixels,
+        plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
+    )  # fmt: skip
+
+
+def update(
+    out: str,
+    table: pa.Table,
+    network: Network,
+    pixels: streams.Pixels,
+    *,
+    plan: ScorePlan,
+    views: int,
+    batch_size: int,
+    overwrite: bool,
+    quiet: bool,
+) -> FeaturesResult:
+    """Brings the features in a directory up to date.
+
+    Args:
+        out: The directory.
+        table: A manifest with `streams.INSPECTION_COLUMNS` and splits; see `dataset.with_splits`.
+        network: What computes the features.
+        pixels: How files become its pixels.
+        plan: How the cluster is shared.
+        views: Rows of each training image.
+        batch_size: Images that the network takes at once.
+        overwrite: Replace features of another network.
+        quiet: Show no progress.
+
+    Raises:
+        ConfigError: The directory holds features of another network.
+    """
+    _open_output(out, network, overwrite=overwrite)
+    rows = _rows(table.filter(pc.field("error_code").is_null()), views, network, pixels)
+    kept, notes = _keep(out, rows)
+    missing = rows.filter(pa.array([key not in kept for key in rows[KEY].to_pylist()], pa.bool_()))
     failures: list[dict[str, Any]] = []
-    with Progress("Computing features", rows.num_rows, quiet=config.quiet) as progress:
+    with Progress("Computing features", rows.num_rows, quiet=quiet) as progress:
         progress.update(len(kept))
-        for batch in _compute(training.out, missing, network, pixels, plan, batch_size=config.batch_size):
+        for batch in _compute(out, missing, network, pixels, plan, batch_size=batch_size):
             progress.update(len(kept) + batch["num_done"])
             failures += batch["failures"]
     table = _with_failures(table, failures)
-    manifest.write_manifest(table, storage.join(training.out, MANIFEST))
-    storage.write_text(storage.join(training.out, SUCCESS), "")
+    manifest.write_manifest(table, storage.join(out, MANIFEST))
+    storage.write_text(storage.join(out, SUCCESS), "")
     return FeaturesResult(
-        out=training.out,
+        out=out,
         num_rows=rows.num_rows - len(failures),
         num_reused=len(kept),
         num_failed=table.num_rows - table["error_code"].null_count,
@@ -159,13 +193,15 @@ def _read_part(location: str, columns: list[str] | None = None) -> pa.Table:
 # -- the network, in a process of its own
 
 
-def _prepare(config: TrainConfig, level: str) -> Network:
+def prepare(config: TrainConfig, level: str) -> Network:
+    """Builds the network of a config that computes `pooled`, `cut` or `both`; to be run by `cluster.start_here`."""
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray import model as models  # noqa: PLC0415
     from tlray import trunk  # noqa: PLC0415
 
     keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
+    keras.utils.set_random_seed(config.seed)  # --weights none: the same network again
     preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
     backbone = models.build_backbone(config)
     models.set_trainable(backbone, config)
@@ -180,6 +216,7 @@ def _prepare(config: TrainConfig, level: str) -> Network:
         weights=ray.put(weights),
         names=names,
         shapes=shapes,
+        preprocessing=preprocessing,
         fingerprint=digest.hexdigest(),
     )
 
@@ -203,21 +240,19 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     storage.delete(storage.join(out, SUCCESS))
 
 
-def _rows(
-    readable: pa.Table, config: FeaturesConfig, network: Network, intensity_range: tuple[float, float] | None
-) -> pa.Table:
+def _rows(readable: pa.Table, views: int, network: Network, pixels: streams.Pixels) -> pa.Table:
     """Returns a row for each image and view that features are wanted of, with its `key`."""
-    places, views, keys = [], [], []
+    places, numbers, keys = [], [], []
     for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
-        for view in range(config.views if image["split"] == "train" else 1):
+        for view in range(views if image["split"] == "train" else 1):
             parts = [network.fingerprint, image["image_id"], image["sha256"], view]
-            parts += [intensity_range] if image["is_16_bit"] else []
-            parts += [asdict(config.augmentation), config.seed] if view else []
+            parts += [pixels.intensity_range] if image["is_16_bit"] else []
+            parts += [asdict(pixels.augmentation), pixels.seed] if view and pixels.augmentation else []
             places.append(place)
-            views.append(view)
+            numbers.append(view)
             keys.append(hashlib.sha256(json.dumps(parts).encode()).hexdigest())
     table = readable.select(["uri", *COLUMNS]).take(pa.array(places))
-    return table.append_column("view", pa.array(views, pa.int32())).append_column(KEY, pa.array(keys))
+    return table.append_column("view", pa.array(numbers, pa.int32())).append_column(KEY, pa.array(keys))
 
 
 def _keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:

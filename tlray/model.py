@@ -268,6 +268,32 @@ def build_classifier(config: TrainConfig, *, preprocessing: Preprocessing, num_c
     return keras.Model(images, logits)
 
 
+def with_linear_head(
+    extractor: keras.Model, *, mean: np.ndarray, deviation: np.ndarray, weights: np.ndarray, bias: np.ndarray
+) -> keras.Model:
+    """Appends a linear classifier of standardised features, such as a probe.
+
+    Args:
+        extractor: uint8 [batch, height, width, 3] to features [batch, n].
+        mean: Of each feature, [n].
+        deviation: Of each feature, [n].
+        weights: [n, classes].
+        bias: [classes].
+
+    Returns:
+        A model with the same layers, to float32 logits [batch, classes].
+    """
+    normalization = keras.layers.Normalization(dtype="float32", name="normalization")
+    features = normalization(extractor.outputs[0])
+    normalization.adapt_mean.assign(mean)
+    normalization.adapt_variance.assign(np.square(deviation))
+    normalization.finalize_state()
+    logits = keras.layers.Dense(len(bias), dtype="float32", name=LOGITS_LAYER)
+    model = keras.Model(extractor.inputs[0], logits(features))
+    logits.set_weights([weights, bias])
+    return model
+
+
 def with_probabilities(logits_model: keras.Model, *, temperature: float = 1.0) -> keras.Model:
     """Appends the calibrating temperature (Guo et al. 2017, arXiv:1706.04599) and a softmax as layers.
 

@@ -14,12 +14,27 @@ import pyarrow.compute as pc
 import ray
 import ray.train
 
-from tlray import audit, board, bundle, cluster, dataset, evaluation, manifest, plateau, scoring, storage
+from tlray import (
+    audit,
+    board,
+    bundle,
+    cluster,
+    dataset,
+    evaluation,
+    features,
+    manifest,
+    plateau,
+    probing,
+    scoring,
+    storage,
+)
 from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity, TrainPlan
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError, TlrayError
+from tlray.features import Network
+from tlray.probe import Probe
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
 from tlray.traintask import TrainTask
@@ -29,7 +44,16 @@ HISTORY = "history.csv"
 CHECKPOINTS = "checkpoints"
 BUNDLE = "bundle"
 PARTIAL_BUNDLE = "bundle.partial"
-NAMES = evaluation.NAMES | {CONFIG, dataset.MANIFEST, dataset.AUDIT, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE}
+NAMES = evaluation.NAMES | {
+    CONFIG,
+    dataset.MANIFEST,
+    dataset.AUDIT,
+    HISTORY,
+    CHECKPOINTS,
+    BUNDLE,
+    PARTIAL_BUNDLE,
+    probing.FEATURES,
+}
 
 # What may differ between a run and its continuation.
 _FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures"})
@@ -93,12 +117,21 @@ def train(config: TrainConfig) -> TrainResult:
         return _finished(config)
     listed = dataset.list_classes(config)
     num_classes = max(2, len(listed.table["label"].drop_null().unique()))
-    preparing = cluster.start_here(_prepare_model, config, num_classes)
+    if config.method == "probe":
+        preparing = cluster.start_here(features.prepare, config, "pooled")
+    else:
+        preparing = cluster.start_here(_prepare_model, config, num_classes)
     images = dataset.read_dataset(config, listed)
-    model: PreparedModel = cluster.get(preparing)
-    spec = _make_spec(config, images, model)
-    history = _fit(config, plan, images, model)
-    return _finish(config, available, images, spec, history)
+    model: PreparedModel | Network = cluster.get(preparing)
+    spec = _make_spec(config, images, model.preprocessing)
+    history: list[dict[str, float]] = []
+    fitted: Probe | None = None
+    if isinstance(model, Network):
+        artifact = storage.join(config.out, PARTIAL_BUNDLE)
+        fitted = probing.run(config, available, images, model, artifact=artifact)
+    else:
+        history = _fit(config, plan, images, model)
+    return _finish(config, available, images, spec, history=history, fitted=fitted)
 
 
 # -- before training
@@ -148,11 +181,11 @@ def _prepare_model(config: TrainConfig, num_classes: int) -> PreparedModel:
     )
 
 
-def _make_spec(config: TrainConfig, images: Dataset, model: PreparedModel) -> BundleSpec:
+def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
     return BundleSpec(
         classes=images.classes,
         image_size_px=config.image_size_px,
-        preprocessing=model.preprocessing,
+        preprocessing=preprocessing,
         intensity_range=images.intensity_range,
         thresholds={"refer_below": config.refer_below},
         backbone=os.path.basename(config.backbone),
@@ -270,10 +303,16 @@ def _read_history(config: TrainConfig) -> list[dict[str, float]]:
 
 
 def _finish(
-    config: TrainConfig, available: Capacity, images: Dataset, spec: BundleSpec, history: list[dict[str, float]]
+    config: TrainConfig,
+    available: Capacity,
+    images: Dataset,
+    spec: BundleSpec,
+    *,
+    history: list[dict[str, float]],
+    fitted: Probe | None,
 ) -> TrainResult:
     """Evaluates the exported model through scoring, then publishes bundle, report and metrics."""
-    best = plateau.best_epoch([row["valid_loss"] for row in history])
+    best_epoch = plateau.best_epoch([row["valid_loss"] for row in history]) + 1 if history else 0
     partial = storage.join(config.out, PARTIAL_BUNDLE)
     bundle.seal(partial, spec)
     evaluations = _evaluate(config, available, images, partial)
@@ -282,9 +321,9 @@ def _finish(
     warnings = tuple(audit.warnings(images.findings))
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
-        subtitle=f"{spec.backbone} fine-tuned on {config.data}",
+        subtitle=f"{spec.backbone} {'probed' if fitted else 'fine-tuned'} on {config.data}",
         notices=(evaluation.NOTICE, *_weights_notice(config)),
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(config) | {"probe": _describe_probe(fitted)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -299,18 +338,25 @@ def _finish(
         **metrics[headline],
         "split": headline,
         "num_epochs": len(history),
-        "best_epoch": best + 1,
+        "best_epoch": best_epoch,
         "splits": metrics,
+        "probe": _describe_probe(fitted),
     }
     storage.write_text(storage.join(config.out, evaluation.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     return TrainResult(
         out=config.out,
         bundle=location,
         num_epochs=len(history),
-        best_epoch=best + 1,
+        best_epoch=best_epoch,
         metrics=metrics,
         warnings=warnings,
     )
+
+
+def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
+    if fitted is None:
+        return None
+    return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
 
 
 def _weights_notice(config: TrainConfig) -> tuple[str, ...]:

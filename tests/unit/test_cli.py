@@ -267,7 +267,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
             "tlray: there is no command 'tain'. The commands: train, evaluate, score, features, export, phantoms.",
         ),
         ("--nope", "there is no command '--nope'"),
-        ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, article, full."),
+        ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, probe, article, full."),
         ("train --data d", "--out"),
         ("train --data d --out o --nope 3", "--nope"),
         ("train --data d --out o --epochs many", "--epochs"),

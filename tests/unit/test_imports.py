@@ -7,8 +7,19 @@ import sys
 import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
-CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "recipes", "cli"]
-ON_RAY = ["streams", "cluster", "traintask", "dataset", "board", "scoring", "features", "evaluation", "training"]
+CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli"]
+ON_RAY = [
+    "streams",
+    "cluster",
+    "traintask",
+    "dataset",
+    "board",
+    "scoring",
+    "features",
+    "probing",
+    "evaluation",
+    "training",
+]
 
 # Prints, for each module, what of the forbidden has come with it or with those before it, and what it has started.
 PROGRAM = """

@@ -5,13 +5,13 @@ import re
 import pytest
 
 from tlray.config import Augmentation, TrainConfig
-from tlray.recipes import RECIPES, article, full, standard
+from tlray.recipes import RECIPES, article, full, probe, standard
 
 MILD = Augmentation(rotation_deg=10, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1, horizontal_flip=True)
 
 
 def test_recipes_are_named_like_their_functions():
-    assert {"standard": standard, "article": article, "full": full} == RECIPES
+    assert {"standard": standard, "probe": probe, "article": article, "full": full} == RECIPES
     assert next(iter(RECIPES)) == "standard"  # the default comes first in the help
 
 

@@ -1,0 +1,96 @@
+"""The recipe `probe`: one pass of a network, a logistic regression, and a bundle like any other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tlray import cli, features, phantoms, scoring
+from tlray.bundle import load
+from tlray.model import find_application
+from tlray.predictor import Predictor
+
+SIZE_PX = 64
+
+
+def tlray(*arguments: object) -> int:
+    return cli.execute(str(arguments[0]), list(map(str, arguments[1:])))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of MobileNetV2 whose activations are as large as a pretrained network's."""
+    keras.utils.set_random_seed(2)
+    network = find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights([gamma, beta, mean, variance * 0.02])
+    path = tmp_path_factory.mktemp("weights") / "network.weights.h5"
+    network.save_weights(path)
+    return path
+
+
+def train(data: Path, out: Path, *options: object) -> int:
+    network = ("--backbone", "MobileNetV2", "--image-size-px", SIZE_PX, "--quiet")
+    return tlray("train", "probe", "--data", data, "--out", out, *network, *options)
+
+
+@pytest.fixture(scope="module")
+def run(local_ray, phantom_set, weights, tmp_path_factory) -> Path:  # noqa: ARG001
+    out = tmp_path_factory.mktemp("probe") / "run"
+    assert train(phantom_set, out, "--weights", weights) == 0
+    return out
+
+
+def test_the_exported_model_is_the_probe(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    trials = metrics["probe"]["trials"]
+    assert metrics["probe"]["best"] == min(trials, key=lambda trial: trial["valid_loss"])
+    assert (metrics["num_epochs"], metrics["best_epoch"]) == (0, 0)
+    # The probe saw float16, the exported model computes in float32.
+    assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(metrics["probe"]["best"]["valid_loss"], rel=5e-3)
+    assert metrics["splits"]["valid"]["accuracy"] == metrics["probe"]["best"]["valid_accuracy"]
+    assert features.read_features(str(run / "features")).num_rows == 64
+    assert not (run / "figures/history.png").exists()
+    assert "probed on" in (run / "report.html").read_text()
+    assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
+
+
+def test_its_bundle_scores_images(run, phantom_set, tmp_path):
+    assert tlray("score", "--bundle", run / "bundle", "--input", phantom_set, "--out", tmp_path / "s", "--quiet") == 0
+    rows = [row for row in scoring.read_predictions(str(tmp_path / "s")).to_pylist() if not row["error_code"]]
+    assert len(rows) == 64
+    probs_BK = np.array([[row[f"p_{name}"] for name in phantoms.CLASSES] for row in rows])
+    assert probs_BK.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    predictor = Predictor(str(run / "bundle"))
+    assert predictor.bundle.spec.image_size_px == SIZE_PX
+
+
+def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    for name in ("metrics.json", "report.html"):
+        (out / name).unlink()
+    shutil.rmtree(out / "bundle")
+    # As a run that was interrupted before its bundle: its settings name its own place.
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"out": str(out)}))
+    parts = {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")}
+    assert train(phantom_set, out, "--weights", weights, "--resume") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")} == parts
+    before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
+    assert after["probe"] == before["probe"]
+
+
+def test_its_backbone_is_reused(run, phantom_set, tmp_path):
+    assert train(phantom_set, tmp_path / "run", "--weights", run / "bundle") == 0
+    pooled = [
+        np.stack(features.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
+        for each in (run, tmp_path / "run")
+    ]
+    assert np.array_equal(pooled[0], pooled[1])
+    assert pooled[0].std() > 0.01
