@@ -24,7 +24,8 @@ setup: .venv/installed
 	@$(PYTHON) -m venv .venv
 	@awk '/^[^ ]/{p=/^uv==/} p' requirements.lock > .venv/uv.txt
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r .venv/uv.txt
-	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --constraint requirements.lock -e . --group dev
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --constraint requirements.lock \
+		--config-setting editable_mode=compat -e . --group dev
 	@touch $@
 
 demo: setup

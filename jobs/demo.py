@@ -24,7 +24,7 @@ def main() -> None:
     for command in (
         f"phantoms --out {images} --patients-per-class 200 --slices-per-patient 2 --image-size-px 75",
         f"train --data {images} --weights {shlex.quote(weights)} --out {run} {training}",
-        f"score --bundle {run}/bundle --input {images}/adenocarcinoma --out {scores}",
+        f"score --bundle {run}/bundle --input {images} --out {scores}",
     ):
         print(f"\n$ tlray {command}", flush=True)
         name, *arguments = shlex.split(command)

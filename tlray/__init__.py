@@ -1,4 +1,4 @@
-"""Distributed transfer learning and serving on Ray for chest-CT images.
+"""Distributed transfer learning on Ray for chest-CT images.
 
 A research tool, not a medical device.
 """

@@ -125,7 +125,7 @@ def seal(location: str, spec: BundleSpec) -> str:
     files = {
         name: hashlib.sha256(storage.read_bytes(storage.join(location, name))).hexdigest()
         for name in storage.walk(location)
-        if name != BUNDLE_JSON
+        if name not in (BUNDLE_JSON, storage.MARK)
     }
     sealed = dataclasses.replace(spec, files=files, library_versions=library_versions())
     content = json.dumps(dataclasses.asdict(sealed), indent=2).encode() + b"\n"

@@ -27,7 +27,7 @@ from tlray.recipes import RECIPES
 
 NOTICE = "tlray is a research tool, no medical device."
 
-PHANTOM_MARKER = "phantoms.json"
+PHANTOM_SETTINGS = "phantoms.json"
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -98,11 +98,12 @@ def _overview() -> str:
         [
             "usage: tlray COMMAND [OPTIONS]",
             "",
-            "Distributed transfer learning and serving on Ray for chest-CT images.",
+            "Distributed transfer learning on Ray for chest-CT images.",
             "",
             *lines,
             "",
-            "`tlray COMMAND --help` explains each. `tlray --version` tells the version.",
+            "`tlray COMMAND --help` explains each. `tlray --version` tells the version. Exit codes: 0 done, 1 failed,",
+            "2 something given was wrong, 130 interrupted.",
             NOTICE,
         ]
     )
@@ -216,11 +217,9 @@ def _export(arguments: list[str]) -> None:
 
 def _phantoms(arguments: list[str]) -> None:
     config = tyro.cli(PhantomConfig, prog="tlray phantoms", description=_describe(PhantomConfig), args=arguments)
-    # Real data has such folders too: only what bears the mark was made here and may be replaced.
-    marker = storage.join(config.out, PHANTOM_MARKER)
-    known_names = frozenset([*phantoms.CLASSES, PHANTOM_MARKER]) if storage.exists(marker) else frozenset()
-    storage.prepare_output(config.out, known_names=known_names, overwrite=config.overwrite)
-    storage.write_text(marker, to_json(config))
+    known_names = frozenset([*phantoms.CLASSES, PHANTOM_SETTINGS])
+    storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
+    storage.write_text(storage.join(config.out, PHANTOM_SETTINGS), to_json(config))
     num_files = phantoms.write_data_set(
         config.out,
         num_patients_per_class=config.patients_per_class,

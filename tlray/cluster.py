@@ -45,16 +45,21 @@ class Capacity:
     Attributes:
         num_cpus: CPUs.
         num_gpus: GPUs.
-        largest_node_cpus: CPUs of the largest node: what one worker can have.
+        node_cpus: CPUs of each node that it has or can grow to: what a worker must fit into.
         object_store_bytes: Shared memory for data in flight.
         has_many_nodes: It has, or can grow to, more than one node.
     """
 
     num_cpus: float
     num_gpus: float
-    largest_node_cpus: float
+    node_cpus: tuple[float, ...]
     object_store_bytes: int
     has_many_nodes: bool
+
+    @property
+    def largest_node_cpus(self) -> float:
+        """CPUs of the largest node: what one worker can have."""
+        return max(self.node_cpus, default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,8 @@ def connect() -> None:
             ray.init(**options)
     except ConnectionError as error:
         raise ConfigError(
-            f"The Ray cluster cannot be reached: {error}. Check RAY_ADDRESS, or unset it to start a local Ray."
+            f"The Ray cluster cannot be reached: {error}. Check RAY_ADDRESS and the token (RAY_AUTH_MODE=token, "
+            "`ray get-auth-token`), or unset RAY_ADDRESS to start a local Ray."
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -126,7 +132,9 @@ def start_here(function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[
     On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(function).options(num_cpus=0, scheduling_strategy=here, max_retries=0).remote(*arguments)
+    reference = ray.remote(function).options(num_cpus=0, scheduling_strategy=here, max_retries=0).remote(*arguments)
+    reference.future()  # so that Ray does not print its error where this process ends for another one
+    return reference
 
 
 def get(reference: Any) -> Any:
@@ -183,11 +191,13 @@ def capacity() -> Capacity:
     state: Any = ray_state.state
     largest = state.get_max_resources_from_cluster_config() or {}
     config = state.get_cluster_config()
-    groups = [dict(group.resources) for group in config.node_group_configs] if config else []
+    groups = list(config.node_group_configs) if config else []
+    now_cpus = [float(node.get("CPU", 0)) for node in nodes]
+    then_cpus = [float(group.resources.get("CPU", 0)) for group in groups for _ in range(max(1, group.max_count))]
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
-        largest_node_cpus=max([0.0, *(float(node.get("CPU", 0)) for node in [*nodes, *groups])]),
+        node_cpus=tuple(max(now_cpus, then_cpus, key=sum)),
         object_store_bytes=int(now.get("object_store_memory", 0)),
         has_many_nodes=len(nodes) > 1 or bool(groups),
     )
@@ -221,6 +231,9 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     each = min((available.num_cpus - reserved) / num_workers, available.largest_node_cpus)
     # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
     each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
+    # What is left over on single nodes may be too little for the last workers, which would be waited for without end.
+    while sum(math.floor(cpus / each + 1e-9) for cpus in available.node_cpus) < num_workers:
+        each = each - 1 if each > 1 else each / 2
     data_cpus = available.num_cpus - each * num_workers
     # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
     store_bytes = max(MIN_OBJECT_STORE_BYTES, available.object_store_bytes // 4 // num_workers)

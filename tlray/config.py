@@ -54,7 +54,8 @@ class TrainConfig:
     """Everything that decides the result of a training run. A recipe fills in the defaults."""
 
     data: str
-    """The images: a folder (ROOT/CLASS/* or ROOT/SPLIT/CLASS/*), zip, CSV or Parquet manifest; a path or URI."""
+    """The images: a folder (ROOT/CLASS/*, ROOT/CLASS/PATIENT/*, or either below ROOT/train, valid, test), a zip of one,
+    a CSV or Parquet manifest; a path or URI."""
     out: str
     """The run's directory, a path or URI: report, metrics, checkpoints, and the exported model in OUT/bundle."""
 
@@ -108,7 +109,8 @@ class TrainConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
     intensity_range: str = "auto"
     """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
     refer_below: float = 0.5
@@ -131,6 +133,9 @@ class TrainConfig:
     """Print errors only."""
 
     def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        parse_intensity_range(self.intensity_range)
+        _require(math.isfinite(self.learning_rate), f"--learning-rate must be a number. Received: {self.learning_rate}")
         positive = ("image_size_px", "epochs", "batch_size", "learning_rate", "num_workers")
         for name in positive:
             value = getattr(self, name)
@@ -226,7 +231,8 @@ class FeaturesConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
     intensity_range: str = "auto"
     """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
     batch_size: int = 32
@@ -274,7 +280,8 @@ class EvaluateConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
     columns: str | None = None
-    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
     batch_size: int = 32
     """Images that the model takes at once."""
     use_gpu: bool = False
@@ -285,6 +292,7 @@ class EvaluateConfig:
     """Print errors only."""
 
     def __post_init__(self) -> None:
+        parse_columns(self.columns)
         _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
 
 
@@ -299,7 +307,8 @@ class ScoreConfig:
     out: str
     """Where the predictions go (Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
     columns: str | None = None
-    """With a CSV or Parquet manifest: its names for our columns, such as uri=path,label=dx."""
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
     batch_size: int = 32
     """Images that the model takes at once."""
     use_gpu: bool = False
@@ -312,6 +321,7 @@ class ScoreConfig:
     """Print errors only."""
 
     def __post_init__(self) -> None:
+        parse_columns(self.columns)
         _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
         _require(not (self.resume and self.overwrite), "--resume continues and --overwrite deletes: give one.")
 

@@ -75,9 +75,7 @@ def list_classes(config: TrainConfig) -> listing.Listing:
 
 
 def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
-    """Reads every image once, or takes what an interrupted run has written of it.
-
-    Writes `MANIFEST` and `AUDIT` into the run's directory.
+    """Reads every image once, or takes what an interrupted run has written of it (see `write_dataset`).
 
     Args:
         config: A resolved config.
@@ -91,7 +89,7 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
         return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
     table = read_images(listed.table, quiet=config.quiet)
     readable = table.filter(pc.field("error_code").is_null())
-    lost = set(table["label"].to_pylist()) - set(readable["label"].to_pylist())
+    lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
     if lost:
         raise DataError(f"Not one image of {some(lost)} can be read. Replace the files, or take those classes out.")
     table = with_splits(table, seed=config.seed)
@@ -100,9 +98,23 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     findings["intensity_range"] = find_intensity_range(config, table)
     dataset = Dataset(table=table, findings=findings)
     manifest.check_trainable(dataset.readable)
-    manifest.write_manifest(table, manifest_file)
-    storage.write_text(audit_file, json.dumps(findings, indent=2) + "\n")
     return dataset
+
+
+def write_dataset(dataset: Dataset, out: str) -> None:
+    """Writes `MANIFEST` and `AUDIT` into a run's directory."""
+    manifest.write_manifest(dataset.table, storage.join(out, MANIFEST))
+    storage.write_text(storage.join(out, AUDIT), json.dumps(dataset.findings, indent=2) + "\n")
+
+
+def describe(dataset: Dataset) -> str:
+    """Returns the classes with their images in each split, in a line."""
+    counts: dict[str, dict[str, int]] = dataset.findings["counts"]
+    per_class = [
+        f"{name} ({', '.join(f'{counts[split][name]} {split}' for split in counts if name in counts[split])})"
+        for name in dataset.classes
+    ]
+    return f"Classes: {', '.join(per_class)}"
 
 
 def read_images(table: pa.Table, *, quiet: bool) -> pa.Table:

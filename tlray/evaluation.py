@@ -25,8 +25,6 @@ FIGURES = "figures"
 PREDICTIONS = "predictions"
 NAMES = frozenset({METRICS_JSON, REPORT_HTML, FIGURES, PREDICTIONS})
 
-NOTICE = "A research tool, no medical device: not for diagnosis or treatment."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateResult:
@@ -83,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     table = select_split(listing.table, config.split)
     class_map = read_class_map(config.class_map) if config.class_map else None
     table = match_classes(table, spec.classes, class_map)
-    storage.prepare_output(out, known_names=NAMES, overwrite=config.overwrite)
+    storage.prepare_output(out, kind="evaluation", known_names=NAMES, overwrite=config.overwrite)
     seen: list[pa.Table] = []
 
     def remember(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -106,7 +104,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         Report(
             title="Evaluation",
             subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
-            notices=(NOTICE,),
             config={"bundle": describe(spec)},
             provenance=provenance(spec, predictions["bundle_sha256"][0].as_py()),
             audit=findings,
@@ -158,9 +155,10 @@ def describe(spec: BundleSpec) -> dict[str, object]:
 
 def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, object]:
     """Returns versions, fingerprints and the date."""
-    return {
+    # A report inside a bundle cannot know it.
+    about: dict[str, object] = {"bundle_sha256": bundle_sha256} if bundle_sha256 else {}
+    return about | {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "bundle_sha256": bundle_sha256,
         "data_fingerprint": spec.data_fingerprint,
         "split_fingerprint": spec.split_fingerprint,
         "libraries": spec.library_versions or bundle.library_versions(),

@@ -33,7 +33,7 @@ def export(config: ExportConfig) -> str:
         num_classes=len(classes),
         image_size_px=config.image_size_px,
     )
-    storage.prepare_output(out, known_names=bundle.NAMES, overwrite=config.overwrite)
+    storage.prepare_output(out, kind="bundle", known_names=bundle.NAMES, overwrite=config.overwrite)
     classifier: keras.Model = models.with_probabilities(logits_model)
     spec = BundleSpec(
         classes=classes,

@@ -234,7 +234,7 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
         )
     if not is_same:
         known_names = frozenset({NETWORK, MANIFEST, SUCCESS, *part_names(out)})
-        storage.prepare_output(out, known_names=known_names, overwrite=overwrite)
+        storage.prepare_output(out, kind="features", known_names=known_names, overwrite=overwrite)
         about = {"sha256": network.fingerprint, "features": dict(zip(network.names, network.shapes, strict=True))}
         storage.write_text(location, json.dumps(about, indent=2) + "\n")
     storage.delete(storage.join(out, SUCCESS))

@@ -1,6 +1,11 @@
 """Inference with a bundle: pixels in, probabilities out."""
 
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +13,18 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tlray import bundle as bundle_module
 from tlray.errors import BundleError
+
+
+@contextmanager
+def _without_wildcards(path: Path) -> Iterator[Path]:
+    """Gives a path that TensorFlow, which looks for files by pattern, takes literally."""
+    if not re.search(r"[*?\[\]\\]", os.fspath(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="tlray-") as directory:
+        link = Path(directory) / "saved_model"
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        yield link
 
 
 class Predictor:
@@ -33,7 +50,8 @@ class Predictor:
             except RuntimeError:
                 pass  # TensorFlow has started already
         try:
-            loaded = tf.saved_model.load(os.fspath(self.bundle.saved_model_path))
+            with _without_wildcards(self.bundle.saved_model_path) as path:
+                loaded = tf.saved_model.load(os.fspath(path))
             # With constants TensorFlow folds BatchNormalization into the convolutions.
             self._predict = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:

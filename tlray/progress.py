@@ -28,6 +28,7 @@ class Progress:
         self._quiet = quiet
         self._start_s = self._last_line_s = time.monotonic()
         self._first: int | None = None
+        self._is_starting = False
         console = Console(stderr=True)
         self._bar = None
         if not quiet and sys.stderr.isatty():
@@ -67,7 +68,9 @@ class Progress:
         self._last_line_s = now_s
         done = completed - self._first
         if done <= 0:
-            self.say(f"{self.description}: starting")
+            if not self._is_starting:
+                self.say(f"{self.description}: starting")
+            self._is_starting = True
             return
         left_s = (now_s - self._start_s) / done * (self.total - completed)
         self.say(f"{self.description}: {completed} of {self.total} {self.unit}, {_duration(left_s)} left")

@@ -56,7 +56,8 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Library versions, fingerprints, date; nested mappings become sections."""
     audit: Mapping[str, Any] | None = None
-    """`counts` {split: {class: images}} and `errors` {code: {"count": images, "examples": [image ids]}}."""
+    """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
+    `tlray.audit.audit`."""
     warnings: tuple[str, ...] = ()
     """What the audit or the run warned about."""
     history: Sequence[Mapping[str, float]] | None = None

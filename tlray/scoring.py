@@ -1,6 +1,7 @@
 """Bulk scoring: every image of a manifest through a bundle's model, one row out for every row in."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,8 @@ def predict(
     Yields:
         Tables of predictions in the manifest's order, one row for each of its rows: see `prediction_schema`.
     """
+    if first_row >= table.num_rows:
+        return
     spec, sha256 = bundle_module.read_spec(bundle)
     pixels = streams.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     schedule = PlainSchedule(num_rows=table.num_rows)
@@ -183,7 +186,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     identity = {
         "bundle_sha256": bundle_sha256,
         "input": config.input,
-        "split_fingerprint": manifest.fingerprint(listing.table),
+        "data_fingerprint": manifest.fingerprint(listing.table),
     }
     num_done = _prepare(out, identity, config)
     with Progress("Scoring", listing.table.num_rows, quiet=config.quiet) as progress:
@@ -206,7 +209,8 @@ def _prepare(out: str, identity: Mapping[str, str], config: ScoreConfig) -> int:
         parts = part_names(out)
         return sum(pq.read_metadata(_open(storage.join(out, name))).num_rows for name in parts)
     parts = frozenset(part_names(out))
-    storage.prepare_output(out, known_names=parts | {SUCCESS, CSV, STATE}, overwrite=config.overwrite)
+    known_names = parts | {SUCCESS, CSV, STATE}
+    storage.prepare_output(out, kind="scoring", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(state_file, json.dumps(identity, indent=2) + "\n")
     return 0
 
@@ -218,7 +222,7 @@ def _open(location: str) -> pa.NativeFile:
 
 def part_names(out: str) -> list[str]:
     """Returns the names of the Parquet parts of an output, in order."""
-    return [name for name in storage.list_names(out) if name.startswith("part-") and name.endswith(".parquet")]
+    return [name for name in storage.list_names(out) if re.fullmatch(r"part-\d{5}\.parquet", name)]
 
 
 def write_predictions(
@@ -250,8 +254,7 @@ def _write_part(out: str, number: int, table: pa.Table) -> None:
 
 
 def _write_csv(out: str, schema: pa.Schema) -> None:
-    file_system, path = storage.open_location(storage.join(out, CSV))
-    with file_system.open_output_stream(path) as sink, pv.CSVWriter(sink, schema) as writer:
+    with storage.output_stream(storage.join(out, CSV)) as sink, pv.CSVWriter(sink, schema) as writer:
         for name in part_names(out):
             writer.write_table(pq.read_table(_open(storage.join(out, name))))
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -23,6 +24,9 @@ from pyarrow import fs
 from tlray.errors import ConfigError, ImageError, ImageErrorCode
 
 ZIP_SEPARATOR = "!/"
+
+MARK = ".tlray"
+"""The file by which an output of tlray is known: what has none is never deleted."""
 
 
 def is_uri(location: str) -> bool:
@@ -162,17 +166,24 @@ def _read_zip_member(archive: str, member: str, max_bytes: int | None) -> bytes:
 
 def write_bytes(location: str, data: bytes) -> None:
     """Writes a whole file, its directory too; another process sees the old file or the new one, never a part."""
+    with output_stream(location) as file:
+        file.write(data)
+
+
+@contextmanager
+def output_stream(location: str) -> Iterator[Any]:
+    """Opens a file for writing bytes; it appears, whole, when the block ends without an error."""
     file_system, path = open_location(location)
     if not isinstance(file_system, fs.LocalFileSystem):
         with file_system.open_output_stream(path) as file:  # object stores publish an object when it is closed
-            file.write(data)
+            yield file
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
@@ -263,20 +274,20 @@ def local_copy(location: str) -> Iterator[Path]:
         yield target
 
 
-def prepare_output(location: str, *, known_names: frozenset[str], overwrite: bool) -> None:
-    """Makes sure that an output directory is free to be filled.
+def check_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
+    """Makes sure that an output directory may be filled, without touching it.
 
     Args:
         location: The output directory.
-        known_names: The names that this kind of output has at its top level. With `overwrite` only these are deleted,
-            so that a mistyped `--out` cannot cost anybody their files.
-        overwrite: Delete an earlier output.
+        kind: What is going to lie there, for example "training".
+        known_names: The names that this kind of output has at its top level.
+        overwrite: An earlier output of this kind may be replaced. Only one that bears the mark of `prepare_output` and
+            holds nothing else, so that a mistyped `--out` cannot cost anybody their files.
 
     Raises:
         ConfigError: Something is there already, and may not be deleted.
     """
-    info = file_info(location)
-    if info.type == fs.FileType.File:
+    if file_info(location).type == fs.FileType.File:
         raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
     names = list_names(location)
     if not names:
@@ -285,13 +296,25 @@ def prepare_output(location: str, *, known_names: frozenset[str], overwrite: boo
         raise ConfigError(
             f"The output directory '{location}' is not empty. Give another one, or --overwrite to replace it."
         )
+    if MARK not in names or read_bytes(join(location, MARK)) != kind.encode():
+        raise ConfigError(
+            f"The output directory '{location}' holds files and no mark ({MARK}) of an earlier {kind} of tlray, so "
+            "--overwrite does not touch it. Give another directory."
+        )
     # A process that was killed while it wrote has left `.NAME.RANDOM` (see `write_bytes`).
     temporary = tuple(f".{name}." for name in known_names)
-    strangers = [name for name in names if name not in known_names and not name.startswith(temporary)]
+    strangers = [name for name in names if name not in known_names | {MARK} and not name.startswith(temporary)]
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "
             f"({', '.join(strangers[:5])}), so --overwrite does not touch it. Give another directory."
         )
-    for name in names:
-        delete(join(location, name))
+
+
+def prepare_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
+    """Empties an output directory, if `check_output` allows it, and leaves the mark of its kind there."""
+    check_output(location, kind=kind, known_names=known_names, overwrite=overwrite)
+    for name in list_names(location):
+        if name != MARK:
+            delete(join(location, name))
+    write_text(join(location, MARK), kind)

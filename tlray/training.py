@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
 from tlray.traintask import TrainTask
 
+KIND = "training"
 CONFIG = "config.json"
 HISTORY = "history.csv"
 CHECKPOINTS = "checkpoints"
@@ -112,8 +114,8 @@ def train(config: TrainConfig) -> TrainResult:
     available = cluster.capacity()
     cluster.check_shared(config.out, available)
     plan = cluster.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
-    _prepare_output(config)
-    if config.resume and storage.exists(storage.join(config.out, evaluation.METRICS_JSON)):
+    is_continued = _check_output(config)
+    if is_continued and _is_finished(config):
         return _finished(config)
     listed = dataset.list_classes(config)
     num_classes = max(2, len(listed.table["label"].drop_null().unique()))
@@ -123,6 +125,14 @@ def train(config: TrainConfig) -> TrainResult:
         preparing = cluster.start_here(_prepare_model, config, num_classes)
     images = dataset.read_dataset(config, listed)
     model: PreparedModel | Network = cluster.get(preparing)
+    # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
+    if not is_continued:
+        storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        storage.write_text(storage.join(config.out, CONFIG), to_json(config))
+    dataset.write_dataset(images, config.out)
+    storage.delete(storage.join(config.out, evaluation.METRICS_JSON))
+    if not config.quiet:
+        print(dataset.describe(images))
     spec = _make_spec(config, images, model.preprocessing)
     history: list[dict[str, float]] = []
     fitted: Probe | None = None
@@ -137,17 +147,27 @@ def train(config: TrainConfig) -> TrainResult:
 # -- before training
 
 
-def _prepare_output(config: TrainConfig) -> None:
+def _check_output(config: TrainConfig) -> bool:
+    """Tells whether there is a run to continue; refuses an output that must not be touched."""
     location = storage.join(config.out, CONFIG)
-    if config.resume and storage.exists(location):
-        before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
-        changed = [name for name in now if name not in _FREE_ON_RESUME and now[name] != before.get(name)]
-        if changed:
-            listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
-            raise ConfigError(f"--resume continues the run in {config.out} with its own settings: {listed}.")
-        return
-    storage.prepare_output(config.out, known_names=NAMES, overwrite=config.overwrite)
-    storage.write_text(location, to_json(config))
+    if not config.resume or not storage.exists(location):
+        storage.check_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        return False
+    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
+    changed = [name for name in now if name not in _FREE_ON_RESUME and now[name] != before.get(name)]
+    if changed:
+        listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise ConfigError(f"--resume continues the run in {config.out} with its own settings: {listed}.")
+    return True
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    """Tells whether a run has come to its end; more --epochs than it had make it go on."""
+    location = storage.join(config.out, evaluation.METRICS_JSON)
+    if not storage.exists(location):
+        return False
+    num_epochs = json.loads(storage.read_bytes(location))["num_epochs"]
+    return config.method == "probe" or num_epochs >= config.epochs
 
 
 def _finished(config: TrainConfig) -> TrainResult:
@@ -253,7 +273,13 @@ def _fit(config: TrainConfig, plan: TrainPlan, images: Dataset, model: PreparedM
         except ray.train.TrainingFailedError as error:
             raise _explained(error, config) from error
     _delete_orphans(config, result.checkpoint)
-    return _read_history(config)
+    history = _read_history(config)
+    if not any(math.isfinite(row["valid_loss"]) for row in history):
+        raise TlrayError(
+            f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
+            f"--learning-rate (it was {config.learning_rate:g}) and --overwrite."
+        )
+    return history
 
 
 def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
@@ -288,8 +314,8 @@ def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> Tlr
                 return cause
     first = str(failures[0]) if failures else str(error)
     return TlrayError(
-        f"Training failed, and was continued --max-failures {config.max_failures} times. Mend the cause and continue "
-        f"with --resume. The last failure:\n{first.strip()[-2000:]}"
+        f"Training failed (and is continued by itself at most --max-failures {config.max_failures} times). Mend the "
+        f"cause and continue with --resume. The last failure:\n{first.strip()[-2000:]}"
     )
 
 
@@ -312,18 +338,19 @@ def _finish(
     fitted: Probe | None,
 ) -> TrainResult:
     """Evaluates the exported model through scoring, then publishes bundle, report and metrics."""
-    best_epoch = plateau.best_epoch([row["valid_loss"] for row in history]) + 1 if history else 0
+    losses = [row["valid_loss"] for row in history]
+    best_epoch = plateau.best_epoch(losses) + 1 if history else 0
     partial = storage.join(config.out, PARTIAL_BUNDLE)
     bundle.seal(partial, spec)
     evaluations = _evaluate(config, available, images, partial)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
-    warnings = tuple(audit.warnings(images.findings))
+    warnings = (*_training_warnings(history), *audit.warnings(images.findings))
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
-        subtitle=f"{spec.backbone} {'probed' if fitted else 'fine-tuned'} on {config.data}",
-        notices=(evaluation.NOTICE, *_weights_notice(config)),
-        config=dataclasses.asdict(config) | {"probe": _describe_probe(fitted)},
+        subtitle=f"{spec.backbone} {_verb(config)} on {config.data}",
+        notices=_weights_notice(config),
+        config=dataclasses.asdict(config) | {"preprocessing": spec.preprocessing, "probe": _describe_probe(fitted)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -353,10 +380,31 @@ def _finish(
     )
 
 
+def _training_warnings(history: list[dict[str, float]]) -> list[str]:
+    found = []
+    if history and not math.isfinite(history[-1]["loss"]):
+        found.append(
+            f"Training diverged in epoch {len(history)}: its loss is no number. An epoch before it was exported. Try a "
+            "lower --learning-rate."
+        )
+    if history and history[-1]["num_replaced"]:
+        found.append(
+            f"Images that could be read before training and later could not were replaced by others of their batch "
+            f"{history[-1]['num_replaced']:g} times. Check the storage."
+        )
+    return found
+
+
 def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
     if fitted is None:
         return None
     return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
+
+
+def _verb(config: TrainConfig) -> str:
+    if config.method == "probe":
+        return "probed"
+    return "trained from random weights" if config.weights == "none" else "fine-tuned"
 
 
 def _weights_notice(config: TrainConfig) -> tuple[str, ...]:

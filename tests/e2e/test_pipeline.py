@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -50,11 +51,16 @@ def test_run_directory_is_complete(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.json", "manifest.parquet", "audit.json", "history.csv", "checkpoints"),
-        *("metrics.json", "figures", "report.html", "bundle"),
+        *("metrics.json", "figures", "report.html", "bundle", ".tlray"),
     }
     assert sorted(path.name for path in (run / "figures").iterdir()) == [
         *("confusion_matrix_test.png", "confusion_matrix_valid.png", "history.png", "roc_test.png", "roc_valid.png"),
     ]
+    # Each of the unreadable phantoms is so in a way of its own.
+    report = (run / "report.html").read_text()
+    assert re.findall(r"<code>(\w+)</code></th><td>(\d+)</td>", report) == [
+        ("decode_failed", "1"), ("empty", "1"), ("truncated", "1"), ("unsupported_format", "1"),
+    ]  # fmt: skip
     with (run / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2"]
@@ -176,7 +182,7 @@ def test_evaluation_maps_published_class_names(run, phantom_set, tmp_path):
     table = scoring.read_predictions(str(out / "predictions"))
     hits = [row["label"] == row["predicted_label"] for row in table.to_pylist() if not row["error_code"]]
     assert metrics["accuracy"] == pytest.approx(sum(hits) / NUM_IMAGES)
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "report.html", "figures", "predictions"}
+    assert {path.name for path in out.iterdir()} == {"metrics.json", "report.html", "figures", "predictions", ".tlray"}
 
 
 def test_an_earlier_bundle_is_reused(run, phantom_set, tmp_path):
@@ -227,6 +233,41 @@ def test_a_changed_byte_in_a_bundle_is_noticed(run, phantom_set, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bundle_lies_wherever_its_user_likes(run, phantom_set, tmp_path):
+    place = tmp_path / "Bündel [1] *"
+    shutil.copytree(run / "bundle", place)
+    images = np.stack([pixels_of(path, size_px=64) for path in sorted(phantom_set.glob("normal/*/*.png"))[-2:]])
+    assert np.array_equal(Predictor(str(place)).predict(images), Predictor(str(run / "bundle")).predict(images))
+
+
+def test_an_earlier_run_is_replaced_only_once_nothing_is_wrong(run, phantom_set, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    files = sorted(path.relative_to(out) for path in out.rglob("*"))
+    for mistake in (
+        ("--data", tmp_path / "nowhere", "--weights", "none"),
+        ("--data", phantom_set, "--weights", tmp_path / "nothing.h5"),
+    ):
+        code = tlray("train", *mistake, "--out", out, "--backbone", "MobileNetV2", "--overwrite", "--quiet")
+        assert code == 2
+        assert "There " in capsys.readouterr().err
+        assert sorted(path.relative_to(out) for path in out.rglob("*")) == files
+
+
+def test_a_diverged_training_is_no_result(phantom_set, tmp_path, capsys):
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, keras.layers.Conv2D(3, 3)(inputs)).save(tmp_path / "own.keras")
+    out = tmp_path / "run"
+    code = tlray(
+        *("train", "--data", phantom_set, "--out", out, "--backbone", tmp_path / "own.keras", "--image-size-px", 32),
+        *("--preprocessing", "unit", "--learning-rate", 1e38, "--epochs", 2, "--max-failures", 0, "--quiet"),
+    )
+    assert code == 1
+    assert "Training diverged: the validation loss is no number in any epoch." in capsys.readouterr().err
+    assert not (out / "metrics.json").exists()
+    assert not (out / "bundle").exists()
+
+
 def make_folder(root: Path, **counts: int) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
@@ -243,13 +284,13 @@ def make_folder(root: Path, **counts: int) -> Path:
         (["--data", "DATA/one_class"], "at least two classes"),
         (["--data", "DATA/broken_class"], "Not one image of 'b' can be read"),
         (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
-        (["--data", "DATA/climbing.zip"], "climb"),
+        (["--data", "DATA/climbing.zip"], "has a member that points out of it"),
         (["--data", "DATA/good", "--num-workers", "64", "--batch-size", "64"], "64 asks for more processes than CPUs"),
         (["--data", "DATA/good", "--use-gpu"], "The cluster has 2 CPUs and 0 GPUs"),
         (["--data", "DATA/good", "--weights", "DATA/nothing.h5"], "There are no weights at"),
         (["--data", "DATA/good", "--weights", "DATA/shape.weights.h5"], "does not fit the backbone MobileNetV2"),
         (["--data", "DATA/good", "--out", "DATA/good"], "is not empty"),
-        (["--data", "DATA/good", "--out", "DATA/good", "--overwrite"], "files that are not an earlier output"),
+        (["--data", "DATA/good", "--out", "DATA/good", "--overwrite"], "no mark (.tlray) of an earlier training"),
     ],
 )
 def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, capsys, arguments, message):

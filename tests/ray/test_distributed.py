@@ -1,5 +1,6 @@
 """Distributed equals local: the same global batches give the same numbers, whatever the number of workers."""
 
+import json
 from pathlib import Path
 
 import keras
@@ -87,24 +88,20 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
 
 def test_validation_during_training_and_scoring_agree(images, backbone, tmp_path):
     history, _ = train(images, backbone, tmp_path / "run", num_workers=2, batch_norm="synchronized", epochs=1)
-    result = training.train(
-        TrainConfig(
-            data=str(images),
-            out=str(tmp_path / "run"),
-            backbone=backbone,
-            preprocessing="symmetric",
-            image_size_px=32,
-            trainable_layers="all",
-            batch_norm="synchronized",
-            dropout=0.0,
-            epochs=1,
-            batch_size=8,
-            augmentation=Augmentation(zoom=0.1, rotation_deg=5, horizontal_flip=True),
-            class_weights=True,
-            num_workers=2,
-            resume=True,
-            quiet=True,
-        )
-    )
-    assert result.metrics["valid"]["log_loss"] == pytest.approx(history[0]["valid_loss"], abs=1e-5)
-    assert result.metrics["valid"]["accuracy"] == pytest.approx(history[0]["valid_accuracy"], abs=1e-9)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["splits"]["valid"]
+    assert metrics["log_loss"] == pytest.approx(history[0]["valid_loss"], abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx(history[0]["valid_accuracy"], abs=1e-9)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(images, backbone, tmp_path):
+    whole, _ = train(images, backbone, tmp_path / "whole")
+    train(images, backbone, tmp_path / "run", epochs=1)
+    continued, _ = train(images, backbone, tmp_path / "run", resume=True)
+    assert len(continued) == len(whole) == 2
+    for mine, theirs in zip(continued, whole, strict=True):
+        assert mine["valid_loss"] == pytest.approx(theirs["valid_loss"], abs=1e-5)
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 2
+    # Nothing is left to do: the files stay as they are.
+    before = (tmp_path / "run/metrics.json").stat().st_mtime_ns
+    train(images, backbone, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == before

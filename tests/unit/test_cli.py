@@ -370,7 +370,7 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err
     # Real data has the same class folders: without the mark of this command they stay.
     (out / "thesis.doc").unlink()
-    (out / "phantoms.json").unlink()
+    (out / ".tlray").unlink()
     assert tlray(f"{small} --overwrite") == 2
     assert "so --overwrite does not touch it" in capsys.readouterr().err
     assert len(list(out.glob("*/patient_*/*"))) == num_files

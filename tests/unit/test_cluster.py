@@ -23,7 +23,7 @@ def make_capacity(
     return Capacity(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        largest_node_cpus=num_cpus if largest is None else largest,
+        node_cpus=(num_cpus,) if largest is None else (largest,) * int(num_cpus // largest),
         object_store_bytes=store,
         has_many_nodes=has_many_nodes,
     )
@@ -36,6 +36,21 @@ def test_nothing_asks_for_more_than_the_largest_node_has():
     assert cluster.plan_training(capacity, num_workers=4, use_gpu=False).cpus_per_worker == 12
     # 3 nodes of 2 CPUs: half of all would be 3.
     assert cluster.plan_scoring(make_capacity(6, largest=2), use_gpu=False).cpus_per_actor == 2
+
+
+@pytest.mark.parametrize("node_cpus", [2, 4, 8, 16])
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 5, 8])
+def test_every_worker_fits_on_a_node(num_nodes, node_cpus):
+    capacity = make_capacity(num_nodes * node_cpus, largest=node_cpus, has_many_nodes=True)
+    for num_workers in range(1, num_nodes * node_cpus + 1):
+        each = cluster.plan_training(capacity, num_workers=num_workers, use_gpu=False).cpus_per_worker
+        assert num_nodes * int(node_cpus / each + 1e-9) >= num_workers
+
+
+def test_workers_are_made_smaller_until_they_fit():
+    # 8 nodes of 8: (64 - 16) // 9 = 5 each, of which a node holds one; of 4 it holds two.
+    capacity = make_capacity(64, largest=8, has_many_nodes=True)
+    assert cluster.plan_training(capacity, num_workers=9, use_gpu=False).cpus_per_worker == 4
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ CONFIGS = {
         ("train", {"dropout": 1.0}, "--dropout must lie in [0, 1). Received: 1.0"),
         ("train", {"dropout": -0.1}, "--dropout must lie in [0, 1). Received: -0.1"),
         ("train", {"dropout": float("nan")}, "--dropout must lie in [0, 1). Received: nan"),
-        ("train", {"learning_rate": float("nan")}, "--learning-rate must be positive. Received: nan"),
+        ("train", {"learning_rate": float("nan")}, "--learning-rate must be a number. Received: nan"),
         ("train", {"reduce_lr_factor": 1.0}, "--reduce-lr-factor must lie in (0, 1): 1.0"),
         ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1): 0.0"),
         ("train", {"refer_below": 1.01}, "--refer-below must lie in [0, 1]. Received: 1.01"),
@@ -60,6 +60,11 @@ CONFIGS = {
         ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
         ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1): 1.0"),
         ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
+        ("train", {"learning_rate": float("inf")}, "--learning-rate must be a number. Received: inf"),
+        ("train", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
+        ("train", {"intensity_range": "5,1"}, "--intensity-range must be 'auto' or LO,HI with LO < HI. Received: 5,1"),
+        ("score", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
+        ("evaluate", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
         ("train", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
         # The next multiple of 3 after 32 is 33.
         ("train", {"num_workers": 3}, "--batch-size 32 is global and must be divisible by --num-workers 3. Try"

@@ -85,3 +85,15 @@ def test_every_module_is_known_here():
         "trainloop",
         "exporting",
     }  # with TensorFlow
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """As the clone does for one who works beside it: Ray puts the working directory into its workers' path."""
+    (tmp_path / "tlray" / "tests").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import tlray; print(tlray.__version__)"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    from tlray import __version__
+
+    assert done.stdout.strip() == __version__

@@ -73,7 +73,7 @@ FULL = Report(
     provenance={"date": "2025-11-23", "libraries": {"keras": "3.15.0"}, "git": None},
     audit={
         "counts": {"valid": {"normal": 13, "other": 59}, "train": {"normal": 148, "other": 465}},
-        "errors": {"truncated": {"count": 2, "examples": ["train/normal/a.png", "train/normal/b.png"]}},
+        "errors": {"truncated": {"num_images": 2, "examples": ["train/normal/a.png", "train/normal/b.png"]}},
     },
     warnings=("41 near-duplicates lie in two splits.",),
     history=HISTORY,
@@ -227,7 +227,7 @@ def test_everything_is_escaped(name: str):
         notices=(name,),
         config={name: name, "nested": {name: [name]}},
         provenance={name: {name: name}},
-        audit={"counts": {name: {name: 3}}, "errors": {name: {"count": 1, "examples": [name]}}},
+        audit={"counts": {name: {name: 3}}, "errors": {name: {"num_images": 1, "examples": [name]}}},
         warnings=(name,),
         evaluations={name: evaluation([[3, 1, 0], [1, 3, 0], [0, 0, 0]], (name, "other", f"absent {name}"))},
     )

@@ -272,30 +272,32 @@ KNOWN = frozenset({"report.html", "figures"})
 
 
 def prepare(location: str, *, overwrite: bool) -> None:
-    storage.prepare_output(location, known_names=KNOWN, overwrite=overwrite)
+    storage.prepare_output(location, kind="run", known_names=KNOWN, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_free_outputs(place, overwrite):
     prepare(place, overwrite=overwrite)
-    storage.make_directory(place)
-    prepare(place, overwrite=overwrite)
-    assert storage.list_names(place) == []
+    assert contents(place) == {".tlray": b"run"}
 
 
 def test_earlier_output_is_replaced_only_on_demand(place):
+    prepare(place, overwrite=False)
+    files = {".tlray": b"run", "report.html": b"1", "figures/a/b": b"2"}
     fill(place, **{"report.html": b"1"}, figures__a__b=b"2")
     with pytest.raises(ConfigError, match=re.escape(f"'{place}' is not empty. Give another one, or --overwrite")):
         prepare(place, overwrite=False)
-    assert contents(place) == {"report.html": b"1", "figures/a/b": b"2"}
+    storage.check_output(place, kind="run", known_names=KNOWN, overwrite=True)
+    assert contents(place) == files
     prepare(place, overwrite=True)
-    assert storage.list_names(place) == []
+    assert contents(place) == {".tlray": b"run"}
 
 
 def test_what_a_killed_writer_left_is_replaced(tmp_path):
+    prepare(str(tmp_path), overwrite=False)
     (tmp_path / ".report.html.x1y2z3").write_bytes(b"half")
     prepare(str(tmp_path), overwrite=True)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".tlray"]
     (tmp_path / "xreport.html.bak").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"\(xreport.html.bak\)"):
         prepare(str(tmp_path), overwrite=True)
@@ -303,12 +305,22 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_strangers_are_never_deleted(place, overwrite):
-    files = {"report.html": b"1", "figures/a": b"2", "thesis.doc": b"3"}
+    prepare(place, overwrite=False)
     fill(place, **{"report.html": b"1", "figures__a": b"2", "thesis.doc": b"3"})
+    files = contents(place)
     with pytest.raises(
         ConfigError, match=r"\(thesis\.doc\), so --overwrite does not touch it" if overwrite else "empty"
     ):
         prepare(place, overwrite=overwrite)
+    assert contents(place) == files
+
+
+@pytest.mark.parametrize("mark", [None, b"evaluation"])
+def test_a_folder_that_only_looks_like_an_output_is_never_deleted(place, mark):
+    fill(place, **{"report.html": b"1", "figures__paper": b"2"}, **({".tlray": mark} if mark else {}))
+    files = contents(place)
+    with pytest.raises(ConfigError, match=r"no mark \(\.tlray\) of an earlier run"):
+        prepare(place, overwrite=True)
     assert contents(place) == files
 
 
@@ -323,7 +335,7 @@ def test_output_that_is_a_file_is_refused(place, overwrite):
 def test_links_in_an_output_are_removed_and_not_followed(tmp_path):
     elsewhere = Path(fill(str(tmp_path / "elsewhere"), precious=b"1"))
     out = tmp_path / "out"
-    out.mkdir()
+    prepare(str(out), overwrite=False)
     (out / "figures").symlink_to(elsewhere)
     prepare(str(out), overwrite=True)
     assert (elsewhere / "precious").read_bytes() == b"1"
