@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tlray.errors import ConfigError
 
-Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "none"]
+Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """What the backbone wants to see of the 8-bit pixels: see `tlray.model.preprocess`."""
 
 MAX_TRAINABLE_TAIL_LAYERS = 15
@@ -71,7 +71,7 @@ class TrainConfig:
     """With a .keras backbone: the layer whose output is used (default: the last one with height and width)."""
     preprocessing: Preprocessing | None = None
     """Pixels as the backbone wants them: unit [0, 1], symmetric [-1, 1], imagenet (mean, deviation), caffe (BGR minus
-    mean), none [0, 255]. Default: what keras.applications uses for this backbone; a .keras backbone must name it."""
+    mean), raw [0, 255]. Default: what keras.applications uses for this backbone; a .keras backbone must name it."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     trainable_layers: int | Literal["all"] | None = None
@@ -165,7 +165,7 @@ class TrainConfig:
         _require(
             not own_model or self.preprocessing is not None,
             f"--backbone {self.backbone} is a model of your own: say with --preprocessing which pixels it was trained "
-            "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, none: [0, 255]).",
+            "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, raw: [0, 255]).",
         )
         _require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
         _require(
@@ -337,7 +337,7 @@ class ExportConfig:
     out: str
     """The bundle's directory, a path or URI."""
     preprocessing: Preprocessing
-    """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, none [0, 255]."""
+    """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
     intensity_range: str = "0,65535"

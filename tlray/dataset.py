@@ -108,13 +108,13 @@ def write_dataset(dataset: Dataset, out: str) -> None:
 
 
 def describe(dataset: Dataset) -> str:
-    """Returns the classes with their images in each split, in a line."""
+    """Returns the classes with their images in each split, a line each."""
     counts: dict[str, dict[str, int]] = dataset.findings["counts"]
-    per_class = [
-        f"{name} ({', '.join(f'{counts[split][name]} {split}' for split in counts if name in counts[split])})"
+    lines = [
+        f"  {name}: {', '.join(f'{counts.get(split, {}).get(name, 0)} {split}' for split in manifest.SPLITS)}"
         for name in dataset.classes
     ]
-    return f"Classes: {', '.join(per_class)}"
+    return "\n".join(["Images by class:", *lines])
 
 
 def read_images(table: pa.Table, *, quiet: bool) -> pa.Table:

@@ -38,7 +38,7 @@ def preprocess(images: Any, mode: Preprocessing) -> Any:
     Args:
         images: Keras tensor [batch, height, width, 3], RGB in [0, 255], any dtype.
         mode: `unit` [0, 1], `symmetric` [-1, 1], `imagenet` (deviations from ImageNet's mean), `caffe` (BGR minus
-            ImageNet's mean), `none` [0, 255].
+            ImageNet's mean), `raw` [0, 255].
 
     Returns:
         Keras tensor of the layers' dtype, same shape.
@@ -56,7 +56,7 @@ def preprocess(images: Any, mode: Preprocessing) -> Any:
             offset = [-mean for mean in _CAFFE_MEAN_BGR]
             bgr = keras.ops.flip(images, axis=-1)
             return keras.layers.Rescaling(1.0, offset=offset)(bgr)  # pyright: ignore[reportArgumentType]
-        case "none":
+        case "raw":
             return keras.layers.Rescaling(1.0)(images)
 
 

@@ -66,6 +66,9 @@ def probe(data: str, out: str) -> TrainConfig:
     loss. No augmentation, no epochs.
 
         python jobs/train.py probe --data DATA --out runs/probe
+
+    On the public chest-CT set's train and valid folders, with incomplete ImageNet weights of 2015, two CPU cores (AMD
+    EPYC): validation accuracy 0.86 (72 images: 0.76 to 0.92), test 0.94 (96 images), in 51 seconds.
     """
     return TrainConfig(data=data, out=out, method="probe", class_weights=True)
 

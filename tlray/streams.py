@@ -46,7 +46,7 @@ class Share:
     """The part of a cluster that one stream may use.
 
     Attributes:
-        num_cpus: CPUs for all its tasks together; below 1 a task asks for just that fraction.
+        num_cpus: CPUs that are left for its tasks; where that is less than `TASK_CPUS` a task asks for no more.
         object_store_bytes: Memory for images that wait to be consumed.
     """
 

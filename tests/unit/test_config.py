@@ -113,7 +113,7 @@ def test_refusals(config, settings, message):
     [
         ("train", {"dropout": 0.0, "refer_below": 0.0, "seed": 0, "max_failures": 0, "batch_norm_momentum": 0.0}),
         ("train", {"refer_below": 1.0, "trainable_layers": 0, "num_workers": 32, "batch_size": 32}),
-        ("train", {"backbone": "my.keras", "preprocessing": "none", "cut": "mixed7"}),
+        ("train", {"backbone": "my.keras", "preprocessing": "raw", "cut": "mixed7"}),
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
         ("phantoms", {"num_unreadable": 0}),
         ("augmentation", {"rotation_deg": 180.0, "shear_deg": 89.9, "zoom": 0.99}),

@@ -33,7 +33,7 @@ def own_model(tmp_path):
     [
         ("InceptionV3", "symmetric"),
         ("MobileNetV2", "symmetric"),
-        ("EfficientNetB0", "none"),
+        ("EfficientNetB0", "raw"),
         ("ResNet50", "caffe"),
         ("DenseNet121", "imagenet"),
     ],
@@ -49,7 +49,7 @@ def test_preprocessing_is_that_of_keras_applications(backbone, mode):
         ("symmetric", [-1.0, -0.6, 1.0]),  # x / 127.5 - 1
         ("imagenet", [-2.117904, -1.142857, 2.64]),  # (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         ("caffe", [151.061, -65.779, -123.68]),  # blue 255 - 103.939, green 51 - 116.779, red 0 - 123.68
-        ("none", [0.0, 51.0, 255.0]),
+        ("raw", [0.0, 51.0, 255.0]),
     ],
 )
 def test_preprocess_by_hand(mode, expected):

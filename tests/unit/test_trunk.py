@@ -88,7 +88,7 @@ def test_inceptions_depths_are_those_that_were_measured(images):
     network = models.find_application("InceptionV3")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
     wanted = keras.Model(network.inputs[0], [network.get_layer(f"mixed{n}").output for n in (4, 6, 7, 8, 10)])
     maps = wanted(images.astype(np.float32))
-    model, _ = trunk.extractor(network, "none", pooled=True, cut=False)
+    model, _ = trunk.extractor(network, "raw", pooled=True, cut=False)
     assert_close(
         trunk.as_constant(model)(images)[0],
         np.concatenate([np.asarray(each).mean(axis=(1, 2)) for each in maps], axis=1),

@@ -1,0 +1,171 @@
+"""Images per second of `tlray features` beside the bare network on the same machine, and the memory that it takes.
+
+    python benchmarks/features_pass.py --data DIR --weights FILE
+
+The bare network (`features_bare.py`: batches in memory, no Ray) and whole runs of `tlray features` over 1,000 and
+10,000 images take turns in this one call. A run's rate is that between its first and its last part, so without the
+start of Ray and TensorFlow; its memory is the largest sum over its processes (proportional set sizes: what they share
+counts once). It prints a table and writes `features_pass_DATE.md` and `.json` into --out. No figure makes it fail.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_step import NEEDS, machine
+
+from tlray import listing
+
+BARE_S = 15.0
+SAMPLE_S = 0.5
+PACKAGES = ("tlray", "ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Compare feature extraction with the bare network on this machine."""
+
+    data: str = ""
+    """A local folder of images, at any depth; they are repeated until there are enough."""
+    weights: str = ""
+    """A weights file of InceptionV3 without its top."""
+    num_images: tuple[int, ...] = (1000, 10000)
+    """Images of each run."""
+    out: str = "benchmarks/results"
+    """The folder for the results; earlier ones of the same day are replaced."""
+
+
+def link_images(data: str, directory: Path, num_images: int) -> None:
+    """Makes a flat folder of links to the images, over and over."""
+    uris = listing.list_images(data).table["uri"].to_pylist()
+    directory.mkdir()
+    for number in range(num_images):
+        uri = uris[number % len(uris)]
+        (directory / f"{number:06d}{Path(uri).suffix}").symlink_to(uri)
+
+
+def run_bare(weights: str, scratch: Path) -> float:
+    """Returns the bare network's images per second."""
+    out = scratch / "rate.json"
+    command = [sys.executable, str(Path(__file__).with_name("features_bare.py")), weights, str(BARE_S), str(out)]
+    subprocess.run(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}, stderr=subprocess.DEVNULL, check=True)
+    return json.loads(out.read_text())
+
+
+def run_pass(weights: str, images: Path, out: Path) -> dict[str, float]:
+    """Runs `tlray features` and returns its rate, wall time and peak memory."""
+    command = [sys.executable, "-m", "tlray", "features", "--data", str(images), "--weights", weights]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    start_s, peak_bytes = time.monotonic(), 0
+    process = subprocess.Popen([*command, "--out", str(out), "--quiet"], env=environment)
+    while process.poll() is None:
+        peak_bytes = max(peak_bytes, memory_bytes(process.pid))
+        time.sleep(SAMPLE_S)
+    if process.returncode:
+        sys.exit(f"tlray features failed with exit code {process.returncode}.")
+    wall_s = time.monotonic() - start_s
+    parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in out.glob("part-*"))
+    num_rows = sum(rows for _, rows in parts[1:])
+    return {
+        "images_per_s": num_rows / (parts[-1][0] - parts[0][0]),
+        "wall_s": wall_s,
+        "peak_gib": peak_bytes / 2**30,
+    }
+
+
+def memory_bytes(pid: int) -> int:
+    """Returns the memory of a process and all below it; what several share counts once. Linux only, elsewhere 0."""
+    parents: dict[int, int] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(directory.name)] = int(directory.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    total_kib = 0
+    for member in family:
+        try:
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+            total_kib += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        except (OSError, StopIteration):
+            continue
+    return total_kib * 1024
+
+
+def main() -> None:
+    """Measures, prints the table, and writes the results."""
+    settings = tyro.cli(Settings, prog="features_pass.py", description=__doc__)
+    if not os.path.isdir(settings.data) or not os.path.isfile(settings.weights):
+        print(NEEDS, file=sys.stderr)
+        sys.exit(2)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as directory:
+        before = run_bare(settings.weights, Path(directory))
+        for num_images in settings.num_images:
+            images = Path(directory) / f"images-{num_images}"
+            link_images(settings.data, images, num_images)
+            measured = run_pass(settings.weights, images, Path(directory) / f"features-{num_images}")
+            after = run_bare(settings.weights, Path(directory))
+            bare = statistics.mean([before, after])
+            ratio = measured["images_per_s"] / bare
+            rows.append({"num_images": num_images, "bare": [before, after], "ratio": ratio, **measured})
+            print(f"{num_images} images: {measured['images_per_s']:.1f} images/s, {ratio:.2f} of bare", flush=True)
+            before = after
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    about = {
+        "date": date,
+        "command": f"python benchmarks/features_pass.py --data DIR --weights {Path(settings.weights).name}",
+        "machine": machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    page = to_markdown(about, rows)
+    stem = Path(settings.out) / f"features_pass_{date}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(about | {"runs": rows}, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+
+
+def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Returns the results as a page."""
+    computer = about["machine"]
+    lines = [
+        f"# Feature extraction beside the bare network, {about['date']}",
+        "",
+        f"    {about['command']}",
+        "",
+        "| images | `tlray features`, images/s | bare, before and after | ratio | whole process | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['num_images']:,} | **{row['images_per_s']:.1f}** | {row['bare'][0]:.1f}, {row['bare'][1]:.1f} | "
+            f"**{row['ratio']:.2f}** | {row['wall_s']:.0f} s | {row['peak_gib']:.1f} GiB |"
+            for row in rows
+        ),
+        "",
+        "- InceptionV3 at 224 px, float32, batches of 32, pooled features of five depths. The goal is 0.9 of the bare "
+        "network; reading and decoding the images takes a part of the same cores.",
+        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
