@@ -79,6 +79,8 @@ def run_pass(weights: str, images: Path, out: Path) -> dict[str, float]:
         sys.exit(f"tlray features failed with exit code {process.returncode}.")
     wall_s = time.monotonic() - start_s
     parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in out.glob("part-*"))
+    if len(parts) < 3:
+        sys.exit(f"{len(parts)} parts are too few to tell a rate. Give more --num-images.")
     num_rows = sum(rows for _, rows in parts[1:])
     return {
         "images_per_s": num_rows / (parts[-1][0] - parts[0][0]),

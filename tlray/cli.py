@@ -81,7 +81,9 @@ def execute(command: str, arguments: list[str]) -> int:
 
 
 def _how_to_continue(command: str) -> str:
-    option = "--resume" if command in ("train", "score") else "--overwrite"
+    if command == "features":
+        return "Continue with the same command."
+    option = "--resume (not --overwrite)" if command in ("train", "score") else "--overwrite"
     return f"Continue with the same command and {option}."
 
 

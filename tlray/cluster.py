@@ -36,6 +36,8 @@ LOCAL_RAY_ENVIRONMENT = {
 }
 
 MIN_OBJECT_STORE_BYTES = 64 * 2**20
+MIN_WORKER_CPUS = 0.01
+MANY_NODES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +47,21 @@ class Capacity:
     Attributes:
         num_cpus: CPUs.
         num_gpus: GPUs.
-        node_cpus: CPUs of each node that it has or can grow to: what a worker must fit into.
+        nodes: CPUs and GPUs of each node that it has or can grow to: what a worker must fit into.
         object_store_bytes: Shared memory for data in flight.
         has_many_nodes: It has, or can grow to, more than one node.
     """
 
     num_cpus: float
     num_gpus: float
-    node_cpus: tuple[float, ...]
+    nodes: tuple[tuple[float, float], ...]
     object_store_bytes: int
     has_many_nodes: bool
 
     @property
     def largest_node_cpus(self) -> float:
         """CPUs of the largest node: what one worker can have."""
-        return max(self.node_cpus, default=0.0)
+        return max((cpus for cpus, _ in self.nodes), default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +194,16 @@ def capacity() -> Capacity:
     largest = state.get_max_resources_from_cluster_config() or {}
     config = state.get_cluster_config()
     groups = list(config.node_group_configs) if config else []
-    now_cpus = [float(node.get("CPU", 0)) for node in nodes]
-    then_cpus = [float(group.resources.get("CPU", 0)) for group in groups for _ in range(max(1, group.max_count))]
+    # The most nodes of a type; negative: any number.
+    counts = [group.max_count if group.max_count >= 0 else MANY_NODES for group in groups]
+    types = [group.resources for group, count in zip(groups, counts, strict=True) for _ in range(count)]
+    now_nodes, then_nodes = (
+        [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in each] for each in (nodes, types)
+    )
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
-        node_cpus=tuple(max(now_cpus, then_cpus, key=sum)),
+        nodes=tuple(max(now_nodes, then_nodes, key=lambda each: sum(cpus for cpus, _ in each))),
         object_store_bytes=int(now.get("object_store_memory", 0)),
         has_many_nodes=len(nodes) > 1 or bool(groups),
     )
@@ -232,13 +238,21 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
     each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
     # What is left over on single nodes may be too little for the last workers, which would be waited for without end.
-    while sum(math.floor(cpus / each + 1e-9) for cpus in available.node_cpus) < num_workers:
+    while _num_fitting(available, each, use_gpu=use_gpu) < num_workers:
+        if each < MIN_WORKER_CPUS:
+            raise ConfigError(f"--num-workers {num_workers} do not fit onto the nodes. {has}. Try fewer.")
         each = each - 1 if each > 1 else each / 2
     data_cpus = available.num_cpus - each * num_workers
     # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
     store_bytes = max(MIN_OBJECT_STORE_BYTES, available.object_store_bytes // 4 // num_workers)
     share = Share(num_cpus=data_cpus / num_workers, object_store_bytes=store_bytes)
     return TrainPlan(cpus_per_worker=float(each), gpus_per_worker=int(use_gpu), share=share)
+
+
+def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> int:
+    """Returns how many workers fit onto the nodes, each whole on one of them."""
+    fitting = [(math.floor(cpus / cpus_per_worker + 1e-9), gpus) for cpus, gpus in available.nodes]
+    return sum(min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting)
 
 
 def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:

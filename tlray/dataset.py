@@ -75,7 +75,7 @@ def list_classes(config: TrainConfig) -> listing.Listing:
 
 
 def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
-    """Reads every image once, or takes what an interrupted run has written of it (see `write_dataset`).
+    """Reads every image once.
 
     Args:
         config: A resolved config.
@@ -84,9 +84,6 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     Raises:
         DataError: The readable images cannot be trained on.
     """
-    manifest_file, audit_file = storage.join(config.out, MANIFEST), storage.join(config.out, AUDIT)
-    if config.resume and storage.exists(manifest_file) and storage.exists(audit_file):
-        return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
     table = read_images(listed.table, quiet=config.quiet)
     readable = table.filter(pc.field("error_code").is_null())
     lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
@@ -99,6 +96,14 @@ def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
     dataset = Dataset(table=table, findings=findings)
     manifest.check_trainable(dataset.readable)
     return dataset
+
+
+def stored_dataset(out: str) -> Dataset | None:
+    """Reads what `write_dataset` has written into a run's directory; None where it has not."""
+    manifest_file, audit_file = storage.join(out, MANIFEST), storage.join(out, AUDIT)
+    if not storage.exists(manifest_file) or not storage.exists(audit_file):
+        return None
+    return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
 
 
 def write_dataset(dataset: Dataset, out: str) -> None:

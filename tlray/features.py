@@ -4,8 +4,10 @@ Each row has a key, a fingerprint of all that decides its features. A second run
 whole and undamaged parts, and computes the others.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from tlray import cluster, dataset, manifest, storage, streams
+from tlray import cluster, dataset, images, manifest, storage, streams
 from tlray.cluster import ScorePlan
 from tlray.config import FeaturesConfig, TrainConfig
 from tlray.errors import ConfigError, DataError
@@ -25,12 +27,15 @@ from tlray.progress import Progress
 from tlray.schedule import ViewSchedule
 
 ROWS_PER_PART = 256
-"""Rows of one Parquet part: an interrupted run has lost at most the part that it was at."""
+PART_BYTES = 64 * 2**20
+"""The most rows and about the most bytes of one Parquet part: an interrupted run loses no more than it was at."""
 
 # Readers of Parquet folders pass over names that begin with an underscore.
 NETWORK = "_network.json"
 MANIFEST = "_manifest.parquet"
 SUCCESS = "_SUCCESS"
+
+NAMES = frozenset({NETWORK, MANIFEST, SUCCESS, "part-"})
 
 KEY = "key"
 COLUMNS = ("image_id", "label", "split", "group_id")
@@ -96,6 +101,8 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
     training = cluster.absolute(config.training())
     available = cluster.capacity()
     cluster.check_shared(training.out, available)
+    if not storage.exists(storage.join(training.out, NETWORK)):
+        storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
     plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
     listed = dataset.list_classes(training)
     preparing = cluster.start_here(prepare, training, config.level)
@@ -109,10 +116,14 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
         seed=config.seed,
     )
     network: Network = cluster.get(preparing)
-    return update(
+    result = update(
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
     )  # fmt: skip
+    if config.views > 1 and "train" not in table["split"].unique().to_pylist():
+        note = "There are no training images (no labels, or no train split), so that there are no augmented views."
+        return dataclasses.replace(result, notes=(*result.notes, note))
+    return result
 
 
 def update(
@@ -154,6 +165,8 @@ def update(
             progress.update(len(kept) + batch["num_done"])
             failures += batch["failures"]
     table = _with_failures(table, failures)
+    if len(failures) == rows.num_rows:
+        raise DataError(f"Not one of {rows.num_rows} images can be read any more. Check the storage, and run it again.")
     manifest.write_manifest(table, storage.join(out, MANIFEST))
     storage.write_text(storage.join(out, SUCCESS), "")
     return FeaturesResult(
@@ -197,15 +210,17 @@ def prepare(config: TrainConfig, level: str) -> Network:
     """Builds the network of a config that computes `pooled`, `cut` or `both`; to be run by `cluster.start_here`."""
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
+    from tlray import devices, trunk  # noqa: PLC0415
     from tlray import model as models  # noqa: PLC0415
-    from tlray import trunk  # noqa: PLC0415
 
+    devices.use_cpus()  # the extractors want all of the GPUs
     keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
     keras.utils.set_random_seed(config.seed)  # --weights none: the same network again
     preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
     backbone = models.build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
+    extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
     architecture, weights = extractor.to_json(), models.get_weights(extractor)
     shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
     digest = hashlib.sha256(json.dumps([architecture, names, shapes]).encode())
@@ -233,8 +248,7 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
             f"'{out}' holds features of another network, level or image size. Give another --out, or --overwrite."
         )
     if not is_same:
-        known_names = frozenset({NETWORK, MANIFEST, SUCCESS, *part_names(out)})
-        storage.prepare_output(out, kind="features", known_names=known_names, overwrite=overwrite)
+        storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)
         about = {"sha256": network.fingerprint, "features": dict(zip(network.names, network.shapes, strict=True))}
         storage.write_text(location, json.dumps(about, indent=2) + "\n")
     storage.delete(storage.join(out, SUCCESS))
@@ -245,7 +259,7 @@ def _rows(readable: pa.Table, views: int, network: Network, pixels: streams.Pixe
     places, numbers, keys = [], [], []
     for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
         for view in range(views if image["split"] == "train" else 1):
-            parts = [network.fingerprint, image["image_id"], image["sha256"], view]
+            parts = [network.fingerprint, images.DECODING, image["image_id"], image["sha256"], view]
             parts += [pixels.intensity_range] if image["is_16_bit"] else []
             parts += [asdict(pixels.augmentation), pixels.seed] if view and pixels.augmentation else []
             places.append(place)
@@ -264,6 +278,9 @@ def _keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:
     wanted = {key: place for place, key in enumerate(rows[KEY].to_pylist())}
     kept: set[str] = set()
     notes: list[str] = []
+    for name in storage.list_names(out):
+        if name.startswith(".part-"):  # what a killed writer has left
+            storage.delete(storage.join(out, name))
     for name in part_names(out):
         location = storage.join(out, name)
         try:
@@ -304,14 +321,14 @@ def _with_failures(table: pa.Table, failures: list[dict[str, Any]]) -> pa.Table:
 class _Extractor:
     """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
 
-    def __init__(self, network: Network, num_threads: int | None) -> None:
-        import tensorflow as tf  # noqa: PLC0415
-
+    def __init__(self, network: Network, num_threads: int | None, use_gpu: bool) -> None:
+        from tlray import devices, trunk  # noqa: PLC0415
         from tlray import model as models  # noqa: PLC0415
-        from tlray import trunk  # noqa: PLC0415
 
-        if num_threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        if use_gpu:
+            devices.use_gpus()
+        else:
+            devices.use_cpus(num_threads)
         self.names = network.names
         self.run = trunk.as_constant(models.from_json(network.architecture, ray.get(network.weights)))
 
@@ -332,9 +349,10 @@ def _compute(
     schedule = ViewSchedule(views=rows["view"].to_numpy())
     features = streams.image_stream(reference, schedule, pixels)
     num_threads = int(plan.cpus_per_actor) if plan.max_actors > 1 and not plan.gpus_per_actor else None
+    row_bytes = sum(2 * math.prod(shape) for shape in network.shapes)
     features = features.map_batches(
         _Extractor,
-        fn_constructor_args=(network, num_threads),
+        fn_constructor_args=(network, num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
         num_cpus=plan.cpus_per_actor,
         num_gpus=plan.gpus_per_actor or None,
@@ -342,7 +360,7 @@ def _compute(
     ).map_batches(
         _write_rows,  # pyright: ignore[reportArgumentType]
         fn_kwargs={"out": out, "rows": [reference], "names": network.names},
-        batch_size=ROWS_PER_PART,
+        batch_size=max(1, min(ROWS_PER_PART, PART_BYTES // row_bytes)),
         num_cpus=min(streams.TASK_CPUS, 0.25),
         zero_copy_batch=True,
     )
@@ -369,7 +387,7 @@ def _write_rows(
         values = np.ascontiguousarray(batch[name][good])
         table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
     if len(good):
-        number = hashlib.sha256("".join(table[KEY].to_pylist()).encode()).hexdigest()[:16]
+        number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
         _write_part(storage.join(out, f"part-{number}.parquet"), table)
     return {
         "image_id": np.array(about["image_id"].to_pylist()),

@@ -15,6 +15,9 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from tlray.config import Augmentation
 from tlray.errors import ImageError, ImageErrorCode
 
+DECODING = 1
+"""To be raised with every change of what `decode` or `augment` give: earlier features are then computed again."""
+
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 MAX_FILE_BYTES = 256 * 2**20

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlray import bundle as bundle_module
+from tlray import devices
 from tlray.errors import BundleError
 
 
@@ -33,6 +34,7 @@ class Predictor:
     Args:
         location: The bundle's directory, a path or URI. Its checksums are verified.
         num_threads: Threads of TensorFlow's pool; None: all CPUs. Only the first Predictor of a process decides.
+        use_gpu: Predict on the visible GPU; otherwise none is touched.
 
     Attributes:
         bundle: The verified bundle.
@@ -41,14 +43,12 @@ class Predictor:
         BundleError: The bundle cannot be used.
     """
 
-    def __init__(self, location: str, *, num_threads: int | None = None) -> None:
+    def __init__(self, location: str, *, num_threads: int | None = None, use_gpu: bool = False) -> None:
         self.bundle = bundle_module.load(location)
-        if num_threads is not None and not tf.config.threading.get_intra_op_parallelism_threads():
-            try:
-                tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-                tf.config.threading.set_inter_op_parallelism_threads(1)
-            except RuntimeError:
-                pass  # TensorFlow has started already
+        if use_gpu:
+            devices.use_gpus()
+        else:
+            devices.use_cpus(num_threads)
         try:
             with _without_wildcards(self.bundle.saved_model_path) as path:
                 loaded = tf.saved_model.load(os.fspath(path))

@@ -11,6 +11,9 @@ from sklearn.metrics import log_loss
 INVERSE_PENALTIES = tuple(float(f"{value:.2g}") for value in np.logspace(-5, 1, 13))
 """The values of scikit-learn's C that are tried: from features that hardly count to hardly a penalty."""
 
+MIN_DEVIATION = 1e-6
+"""Below it a feature is taken as constant: float16 has steps of 6e-8 near zero, and Keras divides by 1e-7 at least."""
+
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-5
 """Of the gradient; with scikit-learn's 1e-4 a probability still moves in its third digit."""
@@ -73,13 +76,14 @@ def fit(
     """
     train, valid = np.asarray(train, np.float64), np.asarray(valid, np.float64)
     mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation[deviation < 1e-12] = 1.0
+    deviation[deviation < MIN_DEVIATION] = 1.0
     standardised, valid = (train - mean) / deviation, (valid - mean) / deviation
+    del train
     # An L2 penalty does not see a rotation: with fewer images than features, their own span is all there is to fit.
-    rotation = np.eye(standardised.shape[1])
+    rotation = None
     if len(standardised) < standardised.shape[1]:
         rotation = np.linalg.svd(standardised, full_matrices=False)[2].T
-    standardised, valid = standardised @ rotation, valid @ rotation
+        standardised, valid = standardised @ rotation, valid @ rotation
     model = LogisticRegression(
         solver="newton-cg",
         max_iter=MAX_ITERATIONS,
@@ -110,7 +114,7 @@ def fit(
     return Probe(
         mean=mean.astype(np.float32),
         deviation=deviation.astype(np.float32),
-        weights=(rotation @ weights.T).astype(np.float32),
+        weights=(weights.T if rotation is None else rotation @ weights.T).astype(np.float32),
         bias=bias.astype(np.float32),
         trials=tuple(trials),
         best=trials[best],

@@ -75,8 +75,10 @@ def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
 
 def _export(network: Network, fitted: Probe, artifact: str) -> None:
     """Writes the model files, in a process of its own."""
-    from tlray import model as models  # noqa: PLC0415 (TensorFlow only in this process)
+    from tlray import devices  # noqa: PLC0415 (TensorFlow only in this process)
+    from tlray import model as models  # noqa: PLC0415
 
+    devices.use_cpus()
     extractor = models.from_json(network.architecture, ray.get(network.weights))
     classifier = models.with_linear_head(
         extractor, mean=fitted.mean, deviation=fitted.deviation, weights=fitted.weights, bias=fitted.bias

@@ -57,10 +57,10 @@ class ScoreResult:
 class _Scorer:
     """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
 
-    def __init__(self, location: str, num_threads: int | None) -> None:
+    def __init__(self, location: str, num_threads: int | None, use_gpu: bool) -> None:
         from tlray.predictor import Predictor  # noqa: PLC0415
 
-        self.predictor = Predictor(location, num_threads=num_threads)
+        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch.pop("image")
@@ -96,7 +96,7 @@ def predict(
     num_threads = int(plan.cpus_per_actor) if plan.max_actors > 1 and not plan.gpus_per_actor else None
     dataset = dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, num_threads),
+        fn_constructor_args=(bundle, num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
         num_cpus=plan.cpus_per_actor,
         num_gpus=plan.gpus_per_actor or None,
@@ -208,8 +208,7 @@ def _prepare(out: str, identity: Mapping[str, str], config: ScoreConfig) -> int:
             raise ConfigError(f"--resume: '{out}' was made with another bundle or other images. Use --overwrite.")
         parts = part_names(out)
         return sum(pq.read_metadata(_open(storage.join(out, name))).num_rows for name in parts)
-    parts = frozenset(part_names(out))
-    known_names = parts | {SUCCESS, CSV, STATE}
+    known_names = frozenset({SUCCESS, CSV, STATE, "part-"})
     storage.prepare_output(out, kind="scoring", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(state_file, json.dumps(identity, indent=2) + "\n")
     return 0

@@ -175,8 +175,12 @@ def output_stream(location: str) -> Iterator[Any]:
     """Opens a file for writing bytes; it appears, whole, when the block ends without an error."""
     file_system, path = open_location(location)
     if not isinstance(file_system, fs.LocalFileSystem):
-        with file_system.open_output_stream(path) as file:  # object stores publish an object when it is closed
+        # Object stores publish what there is when a stream is closed, after an error too: it is opened last.
+        with tempfile.TemporaryFile() as file:
             yield file
+            file.seek(0)
+            with file_system.open_output_stream(path) as sink:
+                shutil.copyfileobj(file, sink, 8 << 20)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +284,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     Args:
         location: The output directory.
         kind: What is going to lie there, for example "training".
-        known_names: The names that this kind of output has at its top level.
+        known_names: The names that this kind of output has at its top level; one that ends in `-` begins names.
         overwrite: An earlier output of this kind may be replaced. Only one that bears the mark of `prepare_output` and
             holds nothing else, so that a mistyped `--out` cannot cost anybody their files.
 
@@ -290,20 +294,22 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     if file_info(location).type == fs.FileType.File:
         raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
     names = list_names(location)
-    if not names:
+    is_marked = MARK in names and read_bytes(join(location, MARK)) == kind.encode()
+    if not names or (is_marked and names == [MARK]):
         return
     if not overwrite:
         raise ConfigError(
             f"The output directory '{location}' is not empty. Give another one, or --overwrite to replace it."
         )
-    if MARK not in names or read_bytes(join(location, MARK)) != kind.encode():
+    if not is_marked:
         raise ConfigError(
             f"The output directory '{location}' holds files and no mark ({MARK}) of an earlier {kind} of tlray, so "
             "--overwrite does not touch it. Give another directory."
         )
     # A process that was killed while it wrote has left `.NAME.RANDOM` (see `write_bytes`).
-    temporary = tuple(f".{name}." for name in known_names)
-    strangers = [name for name in names if name not in known_names | {MARK} and not name.startswith(temporary)]
+    prefixes = tuple(name for name in known_names if name.endswith("-"))
+    begin = prefixes + tuple(f".{name}" if name in prefixes else f".{name}." for name in known_names)
+    strangers = [name for name in names if name not in known_names | {MARK} and not name.startswith(begin)]
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "
@@ -317,4 +323,5 @@ def prepare_output(location: str, *, kind: str, known_names: frozenset[str], ove
     for name in list_names(location):
         if name != MARK:
             delete(join(location, name))
+    make_directory(location)
     write_text(join(location, MARK), kind)

@@ -4,25 +4,21 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.train
 
 from tlray import (
     audit,
-    board,
     bundle,
     cluster,
     dataset,
     evaluation,
     features,
+    fitting,
     manifest,
     plateau,
     probing,
@@ -30,28 +26,27 @@ from tlray import (
     storage,
 )
 from tlray.bundle import BundleSpec
-from tlray.cluster import Capacity, TrainPlan
+from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, TlrayError
+from tlray.errors import ConfigError
 from tlray.features import Network
+from tlray.fitting import PreparedModel
+from tlray.listing import Listing
 from tlray.probe import Probe
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
-from tlray.traintask import TrainTask
 
 KIND = "training"
 CONFIG = "config.json"
-HISTORY = "history.csv"
-CHECKPOINTS = "checkpoints"
 BUNDLE = "bundle"
 PARTIAL_BUNDLE = "bundle.partial"
 NAMES = evaluation.NAMES | {
     CONFIG,
     dataset.MANIFEST,
     dataset.AUDIT,
-    HISTORY,
-    CHECKPOINTS,
+    fitting.HISTORY,
+    fitting.CHECKPOINTS,
     BUNDLE,
     PARTIAL_BUNDLE,
     probing.FEATURES,
@@ -82,23 +77,6 @@ class TrainResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedModel:
-    """A classifier that was built once, for all workers.
-
-    Attributes:
-        architecture: For training, as JSON.
-        export_architecture: The same in float32.
-        weights: The model's weights, in the object store.
-        preprocessing: What the backbone wants to see.
-    """
-
-    architecture: str
-    export_architecture: str
-    weights: "ray.ObjectRef[list[np.ndarray]]"
-    preprocessing: str
-
-
 def train(config: TrainConfig) -> TrainResult:
     """Runs a training from images to an evaluated and exported model.
 
@@ -117,13 +95,14 @@ def train(config: TrainConfig) -> TrainResult:
     is_continued = _check_output(config)
     if is_continued and _is_finished(config):
         return _finished(config)
-    listed = dataset.list_classes(config)
-    num_classes = max(2, len(listed.table["label"].drop_null().unique()))
+    stored = dataset.stored_dataset(config.out) if is_continued else None
+    source: Dataset | Listing = stored or dataset.list_classes(config)
+    num_classes = max(2, len(source.table["label"].drop_null().unique()))
     if config.method == "probe":
         preparing = cluster.start_here(features.prepare, config, "pooled")
     else:
-        preparing = cluster.start_here(_prepare_model, config, num_classes)
-    images = dataset.read_dataset(config, listed)
+        preparing = cluster.start_here(fitting.prepare, config, num_classes)
+    images = source if isinstance(source, Dataset) else dataset.read_dataset(config, source)
     model: PreparedModel | Network = cluster.get(preparing)
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
     if not is_continued:
@@ -136,11 +115,11 @@ def train(config: TrainConfig) -> TrainResult:
     spec = _make_spec(config, images, model.preprocessing)
     history: list[dict[str, float]] = []
     fitted: Probe | None = None
+    artifact = storage.join(config.out, PARTIAL_BUNDLE)
     if isinstance(model, Network):
-        artifact = storage.join(config.out, PARTIAL_BUNDLE)
         fitted = probing.run(config, available, images, model, artifact=artifact)
     else:
-        history = _fit(config, plan, images, model)
+        history = fitting.fit(config, plan, images, model, artifact=artifact)
     return _finish(config, available, images, spec, history=history, fitted=fitted)
 
 
@@ -154,7 +133,7 @@ def _check_output(config: TrainConfig) -> bool:
         storage.check_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         return False
     before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
-    changed = [name for name in now if name not in _FREE_ON_RESUME and now[name] != before.get(name)]
+    changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
     if changed:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
         raise ConfigError(f"--resume continues the run in {config.out} with its own settings: {listed}.")
@@ -166,8 +145,8 @@ def _is_finished(config: TrainConfig) -> bool:
     location = storage.join(config.out, evaluation.METRICS_JSON)
     if not storage.exists(location):
         return False
-    num_epochs = json.loads(storage.read_bytes(location))["num_epochs"]
-    return config.method == "probe" or num_epochs >= config.epochs
+    content = json.loads(storage.read_bytes(location))
+    return config.method == "probe" or content["epochs"] >= config.epochs
 
 
 def _finished(config: TrainConfig) -> TrainResult:
@@ -179,25 +158,6 @@ def _finished(config: TrainConfig) -> TrainResult:
         best_epoch=content["best_epoch"],
         metrics=content["splits"],
         warnings=("The run had already finished: nothing was done.",),
-    )
-
-
-def _prepare_model(config: TrainConfig, num_classes: int) -> PreparedModel:
-    import keras  # noqa: PLC0415 (TensorFlow only in this process)
-
-    from tlray import model as models  # noqa: PLC0415
-
-    keras.utils.set_random_seed(config.seed)
-    preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
-    classifier = models.build_classifier(config, preprocessing=preprocessing, num_classes=num_classes)
-    export_architecture = architecture = classifier.to_json()
-    if config.precision == "bfloat16":
-        architecture = models.mixed_bfloat16(architecture)
-    return PreparedModel(
-        architecture=architecture,
-        export_architecture=export_architecture,
-        weights=ray.put(models.get_weights(classifier)),
-        preprocessing=preprocessing,
     )
 
 
@@ -213,116 +173,6 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
     )
-
-
-# -- training
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    # Ray's TensorFlow backend has just chosen Keras 2 for this process.
-    os.environ["TF_USE_LEGACY_KERAS"] = "0"
-    from tlray import trainloop  # noqa: PLC0415 (TensorFlow only in workers)
-
-    trainloop.run(config["task"])
-
-
-def _fit(config: TrainConfig, plan: TrainPlan, images: Dataset, model: PreparedModel) -> list[dict[str, float]]:
-    """Trains on Ray Train's workers and returns the history."""
-    train_table, valid_table = images.split("train"), images.split("valid")
-    posted = board.start()
-    task = TrainTask(
-        config=config,
-        architecture=model.architecture,
-        export_architecture=model.export_architecture,
-        initial_weights=[model.weights],
-        train_table=[ray.put(train_table)],
-        valid_table=[ray.put(valid_table)],
-        num_train=train_table.num_rows,
-        num_valid=valid_table.num_rows,
-        class_weights=images.balanced_class_weights() if config.class_weights else (1.0,) * len(images.classes),
-        intensity_range=images.intensity_range,
-        share=plan.share,
-        board=posted,
-        artifact=storage.join(config.out, PARTIAL_BUNDLE),
-        history_file=storage.join(config.out, HISTORY),
-    )
-    with _silent_stderr():
-        from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415 (brings TensorFlow)
-    trainer = TensorflowTrainer(
-        _train_worker,
-        train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": plan.cpus_per_worker}
-            | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=config.out,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            callbacks=[board.FailurePoster(posted)],
-        ),
-    )
-    with board.shown(posted, config, steps_per_epoch=-(-task.num_train // config.batch_size)):
-        try:
-            result = trainer.fit()
-        except SystemExit:
-            raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
-        except ray.train.TrainingFailedError as error:
-            raise _explained(error, config) from error
-    _delete_orphans(config, result.checkpoint)
-    history = _read_history(config)
-    if not any(math.isfinite(row["valid_loss"]) for row in history):
-        raise TlrayError(
-            f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
-            f"--learning-rate (it was {config.learning_rate:g}) and --overwrite."
-        )
-    return history
-
-
-def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
-    """Deletes the checkpoints that killed workers had begun: Ray Train forgets them, and they are large."""
-    directory = storage.join(config.out, CHECKPOINTS)
-    for name in storage.list_names(directory):
-        if name.startswith("checkpoint_2") and last is not None and name != os.path.basename(last.path):
-            storage.delete(storage.join(directory, name))
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what TensorFlow's C++ writes while it is imported, before any setting of its logs is read."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> TlrayError:
-    """Finds the cause that a user can do something about."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            cause = getattr(cause, "cause", None) or cause.__cause__
-            if isinstance(cause, TlrayError):
-                return cause
-    first = str(failures[0]) if failures else str(error)
-    return TlrayError(
-        f"Training failed (and is continued by itself at most --max-failures {config.max_failures} times). Mend the "
-        f"cause and continue with --resume. The last failure:\n{first.strip()[-2000:]}"
-    )
-
-
-def _read_history(config: TrainConfig) -> list[dict[str, float]]:
-    lines = storage.read_bytes(storage.join(config.out, HISTORY)).decode().splitlines()
-    names = lines[0].split(",")
-    return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]]
 
 
 # -- after training
@@ -364,6 +214,7 @@ def _finish(
     summary = {
         **metrics[headline],
         "split": headline,
+        "epochs": config.epochs,
         "num_epochs": len(history),
         "best_epoch": best_epoch,
         "splits": metrics,

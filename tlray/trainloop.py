@@ -4,6 +4,7 @@ Every rank runs the same number of steps and reports equally often, or the colle
 Keras' own `fit` does not run under this strategy, so the loop is written out.
 """
 
+import contextlib
 import math
 import os
 import tempfile
@@ -18,7 +19,7 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from tlray import checkpoint, plateau, storage, streams, trunk
+from tlray import checkpoint, devices, plateau, storage, streams, trunk
 from tlray import model as models
 from tlray.checkpoint import RunState
 from tlray.errors import DataError
@@ -32,11 +33,11 @@ def run(task: TrainTask) -> None:
     """Trains, from the last checkpoint if there is one, and exports the best epoch. Called on every rank."""
     context = ray.train.get_context()
     set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
-    trainer = Trainer(task, rank=context.get_world_rank(), num_workers=context.get_world_size())
-    start = ray.train.get_checkpoint()
-    if start is not None:
-        with start.as_directory() as directory:
-            trainer.restore(Path(directory))
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    saved = ray.train.get_checkpoint()
+    with saved.as_directory() if saved else contextlib.nullcontext() as directory:
+        start = Path(directory) if directory else None
+        trainer = Trainer(task, rank=rank, num_workers=num_workers, start=start)
     trainer.train()
     if trainer.rank == 0:
         export(task, trainer.state.best_weights)
@@ -45,13 +46,9 @@ def run(task: TrainTask) -> None:
 def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
     """Chooses TensorFlow's threads and devices; must come before its first operation."""
     if use_gpu:
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)
-        return
-    tf.config.set_visible_devices([], "GPU")
-    # Ray's OMP_NUM_THREADS does not bind TensorFlow's own pool: unbound, workers on one node fight for its cores.
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, num_node_cpus() // workers_on_node))
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+        devices.use_gpus()
+    else:
+        devices.use_cpus(max(1, num_node_cpus() // workers_on_node), num_parallel=2)
 
 
 def num_node_cpus() -> int:
@@ -75,20 +72,25 @@ class Trainer:
         task: What to train.
         rank: This worker's rank.
         num_workers: Number of ranks.
+        start: A checkpoint's directory to continue from.
 
     Attributes:
         rank: This worker's rank.
         state: What the run has come to; complete on rank 0 after each epoch.
     """
 
-    def __init__(self, task: TrainTask, *, rank: int, num_workers: int) -> None:
+    def __init__(self, task: TrainTask, *, rank: int, num_workers: int, start: Path | None = None) -> None:
         self.task = task
         self.config = task.config
         self.rank = rank
         self.num_workers = num_workers
         keras.utils.set_random_seed(self.config.seed)
         self.strategy = make_strategy(use_gpu=self.config.use_gpu)
-        weights = ray.get(task.initial_weights[0])
+        initial = ray.get(task.initial_weights[0])
+        self.state = RunState(weights=[], optimizer=[], best_weights=list(initial), history=[])
+        if start is not None:
+            self.state = checkpoint.load(start)
+        weights = self.state.weights or initial
         # From a copy outside the strategy, whose variables need not be mirrored to become constants.
         self.trunk = trunk.as_constant(trunk.split(models.from_json(task.architecture, weights))[0])
         with self.strategy.scope():
@@ -99,7 +101,8 @@ class Trainer:
         self.seeds = [variable for variable in self.model.variables if "seed_generator" in variable.path]
         for index, variable in enumerate(self.seeds):
             variable.assign(np.array([self.config.seed + 7919 * index, rank], dtype=np.uint32))
-        self.state = RunState(weights=[], optimizer=[], best_weights=list(weights), history=[])
+        if start is not None:
+            self._restore(start)
         self.labels = {
             "train": ray.get(task.train_table[0])["class_index"].to_numpy(),
             "valid": ray.get(task.valid_table[0])["class_index"].to_numpy(),
@@ -111,10 +114,7 @@ class Trainer:
 
     # -- state
 
-    def restore(self, directory: Path) -> None:
-        """Continues from a checkpoint's directory."""
-        self.state = checkpoint.load(directory)
-        self.model.set_weights(self.state.weights)
+    def _restore(self, directory: Path) -> None:
         for variable, value in zip(self.optimizer.variables, self.state.optimizer, strict=True):
             variable.assign(value)
         # A rank that the saved run did not have starts its dropout anew.

@@ -301,9 +301,13 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             1,
             "tlray: [Errno 28] No space left on device: '/data/x'. Mend the cause. Continue with the same command and "
-            "--resume.\n",
+            "--resume (not --overwrite).\n",
         ),
-        (KeyboardInterrupt(), 130, "tlray: interrupted. Continue with the same command and --resume.\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "tlray: interrupted. Continue with the same command and --resume (not --overwrite).\n",
+        ),
     ],
 )
 def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
@@ -316,9 +320,15 @@ def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
 
 
 def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "evaluate", (lambda _arguments: signal.raise_signal(signal.SIGINT), ""))
+    def interrupted(_arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", (interrupted, ""))
     assert tlray("evaluate") == 130
     assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command and --overwrite.\n"
+    monkeypatch.setitem(cli.COMMANDS, "features", (interrupted, ""))
+    assert tlray("features") == 130
+    assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command.\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])

@@ -1,5 +1,6 @@
 """The plans and the checks of locations: what needs no running Ray."""
 
+import dataclasses
 import os
 import re
 
@@ -23,7 +24,7 @@ def make_capacity(
     return Capacity(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        node_cpus=(num_cpus,) if largest is None else (largest,) * int(num_cpus // largest),
+        nodes=((num_cpus, num_gpus),) if largest is None else ((largest, num_gpus),) * int(num_cpus // largest),
         object_store_bytes=store,
         has_many_nodes=has_many_nodes,
     )
@@ -45,6 +46,15 @@ def test_every_worker_fits_on_a_node(num_nodes, node_cpus):
     for num_workers in range(1, num_nodes * node_cpus + 1):
         each = cluster.plan_training(capacity, num_workers=num_workers, use_gpu=False).cpus_per_worker
         assert num_nodes * int(node_cpus / each + 1e-9) >= num_workers
+
+
+def test_workers_go_where_the_gpus_are():
+    # All 4 GPUs are on the node of 4 CPUs: 2 CPUs each would leave two workers without a place.
+    capacity = dataclasses.replace(make_capacity(20, 4), nodes=((16.0, 0.0), (4.0, 4.0)))
+    assert cluster.plan_training(capacity, num_workers=4, use_gpu=True).cpus_per_worker == 1
+    apart = dataclasses.replace(capacity, nodes=((16.0, 3.0), (0.0, 1.0)))
+    with pytest.raises(ConfigError, match="--num-workers 4 do not fit onto the nodes"):
+        cluster.plan_training(apart, num_workers=4, use_gpu=True)
 
 
 def test_workers_are_made_smaller_until_they_fit():

@@ -17,6 +17,7 @@ ON_RAY = [
     "scoring",
     "features",
     "probing",
+    "fitting",
     "evaluation",
     "training",
 ]
@@ -81,6 +82,7 @@ def test_every_module_is_known_here():
         *ON_RAY,
         "model",
         "trunk",
+        "devices",
         "predictor",
         "trainloop",
         "exporting",

@@ -1,7 +1,9 @@
+import keras
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from tlray import model as models
 from tlray import probe
 
 
@@ -12,6 +14,7 @@ def make_data(num_classes: int, num_features: int, num_images: int, seed: int = 
     centres = np.random.default_rng(99).normal(0, 1, (num_classes, num_features))
     features = (centres[labels] + rng.normal(0, 1.5, (num_images, num_features))) * np.logspace(-2, 2, num_features)
     features[:, 3] = 7.0
+    features[:, 4] = np.where(np.arange(num_images) % 29 == 0, 6e-8, 0.0)  # float16's smallest step, now and then
     return features.astype(np.float32), labels
 
 
@@ -27,7 +30,7 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
     train, valid = train.astype(np.float64), valid.astype(np.float64)
     fitted = probe.fit(train, labels, valid, valid_labels, num_classes=num_classes, balanced=False)
     deviation = train.std(axis=0)
-    deviation[3] = 1.0
+    deviation[3:5] = 1.0
     reference = LogisticRegression(C=fitted.best.inverse_penalty, solver="newton-cholesky", tol=1e-10)
     reference.fit((train - train.mean(axis=0)) / deviation, labels)
     expected = reference.predict_proba((valid - train.mean(axis=0)) / deviation)
@@ -42,12 +45,25 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
     assert [trial.inverse_penalty for trial in fitted.trials] == list(probe.INVERSE_PENALTIES)
 
 
-def test_a_strong_penalty_leaves_the_frequencies_of_the_classes():
-    features, labels = make_data(2, 20, 90)
-    labels = (np.arange(90) % 3 == 0).astype(int)  # 60 of the first class, nothing to do with the features
+def test_a_strong_penalty_leaves_the_frequencies_of_the_classes(monkeypatch):
+    monkeypatch.setattr(probe, "INVERSE_PENALTIES", (1e-9,))
+    features, _ = make_data(2, 20, 90)
+    labels = (np.arange(90) % 3 == 0).astype(int)  # 60 of the first class
     for balanced, expected in ((False, [2 / 3, 1 / 3]), (True, [1 / 2, 1 / 2])):
         fitted = probe.fit(features, labels, features[:6], labels[:6], num_classes=2, balanced=balanced)
-        strongest = probe.fit(features * 0, labels, features[:6] * 0, labels[:6], num_classes=2, balanced=balanced)
-        odds = np.exp(strongest.bias - strongest.bias.max())
-        assert odds / odds.sum() == pytest.approx(expected, abs=1e-3)
-        assert fitted.weights.shape == (20, 2)
+        odds = np.exp(logits(fitted, features))
+        assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(np.tile(expected, (90, 1)), abs=1e-3)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_keras_head_computes_the_same(num_classes):
+    features, labels = make_data(num_classes, 20, 90)
+    fitted = probe.fit(features, labels, features[:9], labels[:9], num_classes=num_classes, balanced=True)
+    images = keras.Input((1, 1, 20))
+    head = models.with_linear_head(
+        keras.Model(images, keras.layers.Flatten()(images)),
+        mean=fitted.mean, deviation=fitted.deviation, weights=fitted.weights, bias=fitted.bias,
+    )  # fmt: skip
+    given = np.asarray(head(features[:, None, None, :]))
+    assert given == pytest.approx(logits(fitted, features), rel=1e-5, abs=1e-4)
+    assert np.ptp(given) > 1
