@@ -266,6 +266,19 @@ def test_encrypted_zip_member(tmp_path):
         storage.read_bytes(f"{path}!/a.png")
 
 
+def test_a_stream_that_fails_leaves_nothing(place):
+    storage.make_directory(place)
+
+    def fail() -> None:
+        with storage.output_stream(storage.join(place, "scores.csv")) as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert storage.list_names(place) == []
+
+
 # Output directories
 
 KNOWN = frozenset({"report.html", "figures"})
@@ -301,6 +314,24 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
     (tmp_path / "xreport.html.bak").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"\(xreport.html.bak\)"):
         prepare(str(tmp_path), overwrite=True)
+
+
+def test_names_that_begin_alike_are_known_by_their_beginning(tmp_path):
+    names = frozenset({"part-"})
+    storage.prepare_output(str(tmp_path), kind="run", known_names=names, overwrite=False)
+    for name in ("part-00001.parquet", ".part-00002.parquet.x1y2"):  # the second as a killed writer leaves it
+        (tmp_path / name).write_bytes(b"1")
+    storage.prepare_output(str(tmp_path), kind="run", known_names=names, overwrite=True)
+    assert contents(str(tmp_path)) == {".tlray": b"run"}
+    (tmp_path / "departed").write_bytes(b"1")
+    with pytest.raises(ConfigError, match=r"\(departed\)"):
+        storage.prepare_output(str(tmp_path), kind="run", known_names=names, overwrite=True)
+
+
+def test_an_output_that_was_only_begun_is_free(place):
+    prepare(place, overwrite=False)
+    prepare(place, overwrite=False)
+    assert contents(place) == {".tlray": b"run"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
