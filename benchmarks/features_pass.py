@@ -162,7 +162,8 @@ def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         ),
         "",
         "- InceptionV3 at 224 px, float32, batches of 32, pooled features of five depths. The goal is 0.9 of the bare "
-        "network; reading and decoding the images takes a part of the same cores.",
+        "network; reading and decoding the images takes a part of the same cores. A short run is flattered: its rate "
+        "rests on few parts, and many of its images were decoded while the network was being built.",
         f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
     ]
