@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray._private.state as ray_state
+import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -92,6 +93,19 @@ class ScorePlan:
     max_actors: int
     cpus_per_actor: float
     gpus_per_actor: int
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads that each actor's model uses; None: all of its node's, which an only one on CPUs has to itself."""
+        return int(self.cpus_per_actor) if self.max_actors > 1 and not self.gpus_per_actor else None
+
+    def pool(self) -> dict[str, Any]:
+        """Returns the options of `ray.data.Dataset.map_batches` for a pool that grows and shrinks."""
+        return {
+            "num_cpus": self.cpus_per_actor,
+            "num_gpus": self.gpus_per_actor or None,
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=self.max_actors),
+        }
 
 
 def in_job() -> bool:

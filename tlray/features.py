@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-import ray.data
 
 from tlray import cluster, dataset, images, manifest, storage, streams
 from tlray.cluster import ScorePlan
@@ -348,15 +347,12 @@ def _compute(
     reference = ray.put(rows)
     schedule = ViewSchedule(views=rows["view"].to_numpy())
     features = streams.image_stream(reference, schedule, pixels)
-    num_threads = int(plan.cpus_per_actor) if plan.max_actors > 1 and not plan.gpus_per_actor else None
     row_bytes = sum(2 * math.prod(shape) for shape in network.shapes)
     features = features.map_batches(
         _Extractor,
-        fn_constructor_args=(network, num_threads, bool(plan.gpus_per_actor)),
+        fn_constructor_args=(network, plan.num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
-        num_cpus=plan.cpus_per_actor,
-        num_gpus=plan.gpus_per_actor or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=plan.max_actors),
+        **plan.pool(),
     ).map_batches(
         _write_rows,  # pyright: ignore[reportArgumentType]
         fn_kwargs={"out": out, "rows": [reference], "names": network.names},

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import ray
-import ray.data
 
 from tlray import bundle as bundle_module
 from tlray import cluster, manifest, storage, streams
@@ -92,15 +91,11 @@ def predict(
     pixels = streams.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     schedule = PlainSchedule(num_rows=table.num_rows)
     dataset = streams.image_stream(ray.put(table), schedule, pixels, first_row=first_row)
-    # On CPUs an only actor takes all of its node's cores; several share them by their number of CPUs.
-    num_threads = int(plan.cpus_per_actor) if plan.max_actors > 1 and not plan.gpus_per_actor else None
     dataset = dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, num_threads, bool(plan.gpus_per_actor)),
+        fn_constructor_args=(bundle, plan.num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
-        num_cpus=plan.cpus_per_actor,
-        num_gpus=plan.gpus_per_actor or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=plan.max_actors),
+        **plan.pool(),
     )
     streams.configure(dataset)
     for batch in streams.iterate(dataset):

@@ -240,3 +240,18 @@ def test_path_of_one_node_is_refused_on_several():
 )
 def test_shared_outputs(location, many):
     assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_threads", "num_gpus"),
+    [
+        (ScorePlan(max_actors=1, cpus_per_actor=4.0, gpus_per_actor=0), None, None),  # the only one: all cores
+        (ScorePlan(max_actors=3, cpus_per_actor=4.0, gpus_per_actor=0), 4, None),
+        (ScorePlan(max_actors=3, cpus_per_actor=1.0, gpus_per_actor=1), None, 1),
+    ],
+)
+def test_the_pool_of_a_plan(plan, num_threads, num_gpus):
+    pool = plan.pool()
+    assert plan.num_threads == num_threads
+    assert (pool["num_cpus"], pool["num_gpus"]) == (plan.cpus_per_actor, num_gpus)
+    assert (pool["compute"].min_size, pool["compute"].max_size) == (1, plan.max_actors)
