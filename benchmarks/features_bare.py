@@ -14,7 +14,7 @@ import numpy as np
 
 from tlray import model as models
 from tlray import trunk
-from tlray.config import FeaturesConfig
+from tlray.jobconfig import FeaturesConfig
 
 BATCH_SIZE = 32
 

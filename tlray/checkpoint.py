@@ -42,9 +42,14 @@ def load(directory: Path) -> RunState:
     return RunState(
         weights=arrays["weights"],
         optimizer=arrays["optimizer"],
-        best_weights=_load_arrays(directory / BEST_FILE)["weights"],
+        best_weights=load_best_weights(directory),
         history=load_history(directory),
     )
+
+
+def load_best_weights(directory: Path) -> list[np.ndarray]:
+    """Reads the weights of the best epoch alone."""
+    return _load_arrays(directory / BEST_FILE)["weights"]
 
 
 def load_history(directory: Path) -> list[dict[str, float]]:

@@ -13,16 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tlray import __version__, phantoms, storage
-from tlray.config import (
+from tlray.config import TrainConfig, to_json
+from tlray.errors import BundleError, ConfigError, TlrayError
+from tlray.jobconfig import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
-    TrainConfig,
-    to_json,
 )
-from tlray.errors import BundleError, ConfigError, TlrayError
 from tlray.recipes import RECIPES
 
 NOTICE = "tlray is a research tool, no medical device."

@@ -24,7 +24,7 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the
 WORKER_ENVIRONMENT = {
     "TF_USE_LEGACY_KERAS": "0",  # Ray's TensorFlow backend would choose Keras 2
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check, by default 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits for the next check, by default 2 s
 }
 
 LOCAL_RAY_ENVIRONMENT = {
@@ -35,6 +35,9 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "4",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
+
+KERAS_ENVIRONMENT = WORKER_ENVIRONMENT | {"TLRAY_PROCESS": "keras"}
+"""Of `start_here`. Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
 
 MIN_OBJECT_STORE_BYTES = 64 * 2**20
 MIN_WORKER_CPUS = 0.01
@@ -126,6 +129,7 @@ def connect() -> None:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,
+        "include_dashboard": False,  # of a Ray that ends with this process
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     try:
@@ -142,13 +146,14 @@ def connect() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def start_here(function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
+def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":
     """Runs a function in a process of its own, so that TensorFlow starts while this one does something else.
 
     On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reference = ray.remote(function).options(num_cpus=0, scheduling_strategy=here, max_retries=0).remote(*arguments)
+    options = {"scheduling_strategy": here, "runtime_env": {"env_vars": KERAS_ENVIRONMENT}}
+    reference = ray.remote(function).options(num_cpus=0, max_retries=0, **options).remote(*arguments, **named)
     reference.future()  # so that Ray does not print its error where this process ends for another one
     return reference
 

@@ -1,4 +1,4 @@
-"""The knobs of every command: frozen dataclasses, from which the command line is made."""
+"""The knobs of a training run: frozen dataclasses, from which the command line is made."""
 
 import dataclasses
 import json
@@ -15,7 +15,8 @@ MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises a ConfigError with a message unless a condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -42,11 +43,11 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("zoom", "shift", "brightness", "contrast"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"augmentation.{name} must lie in [0, 1). Received: {value}")
+            require(0 <= value < 1, f"augmentation.{name} must lie in [0, 1). Received: {value}")
         for name in ("rotation_deg", "shear_deg"):
             value = getattr(self, name)
-            _require(0 <= value < 90 or name == "rotation_deg", f"augmentation.{name} must lie in [0, 90): {value}")
-            _require(0 <= value <= 180, f"augmentation.{name} must lie in [0, 180]. Received: {value}")
+            require(0 <= value < 90 or name == "rotation_deg", f"augmentation.{name} must lie in [0, 90): {value}")
+            require(0 <= value <= 180, f"augmentation.{name} must lie in [0, 180]. Received: {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,10 @@ class TrainConfig:
     out: str
     """The run's directory, a path or URI: report, metrics, checkpoints, and the exported model in OUT/bundle."""
 
-    method: Literal["fine-tune", "probe"] = "fine-tune"
-    """fine-tune: train a head and the backbone's last layers. probe: run the backbone once over all images and fit a
-    logistic regression on its features from five depths; settings of the head and of training do not count."""
+    method: Literal["fine-tune", "probe", "lp-ft"] = "fine-tune"
+    """fine-tune: train a new head and the backbone's last layers. probe: run the backbone once over all images and fit
+    a logistic regression on its features from five depths; settings of training do not count. lp-ft: fine-tune from
+    such a probe (linear probing, then fine-tuning); with --weights none there is nothing to probe: fine-tune."""
     weights: str = "imagenet"
     """Where the backbone starts: 'imagenet' (downloaded), 'none' (random, everything trainable), a Keras weights file,
     or an earlier bundle of tlray."""
@@ -87,12 +89,17 @@ class TrainConfig:
     dropout: float = 0.3
     """Dropout rate in the head."""
 
+    cache: Literal["auto", "off"] = "auto"
+    """With --method lp-ft. auto: run what is not trained once over --views of the images and train on the result, where
+    that fits into Ray's object store. off: read, augment and run every image anew in every epoch."""
+    views: int = 1
+    """With a cache: views of each training image, the first as it is, the others augmented; epochs take turns."""
     epochs: int = 30
     """The most epochs to train."""
     batch_size: int = 32
     """Images in a global batch, over all workers together."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate at the start."""
+    learning_rate: float | None = None
+    """Adam's learning rate at the start. Default: 0.001, or 0.0001 with --method lp-ft, whose start is a good one."""
     reduce_lr_patience: int | None = None
     """Multiply the learning rate by --reduce-lr-factor after this many epochs without a better validation loss."""
     reduce_lr_factor: float = 0.3
@@ -135,250 +142,79 @@ class TrainConfig:
     def __post_init__(self) -> None:
         parse_columns(self.columns)
         parse_intensity_range(self.intensity_range)
-        _require(math.isfinite(self.learning_rate), f"--learning-rate must be a number. Received: {self.learning_rate}")
-        positive = ("image_size_px", "epochs", "batch_size", "learning_rate", "num_workers")
+        rate = self.learning_rate
+        require(rate is None or 0 < rate < math.inf, f"--learning-rate must be a positive number. Received: {rate}")
+        positive = ("image_size_px", "epochs", "batch_size", "num_workers", "views")
         for name in positive:
             value = getattr(self, name)
-            _require(value > 0, f"{_flag(name)} must be positive. Received: {value}")
+            require(value > 0, f"{flag(name)} must be positive. Received: {value}")
         for name in ("reduce_lr_patience", "early_stopping_patience"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{_flag(name)} must be positive. Received: {value}")
-        _require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1). Received: {self.dropout}")
-        _require(0 < self.reduce_lr_factor < 1, f"--reduce-lr-factor must lie in (0, 1): {self.reduce_lr_factor}")
-        _require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
-        _require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
-        _require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
-        _require(all(units > 0 for units in self.hidden_units), f"--hidden-units must be positive: {self.hidden_units}")
+            require(value is None or value > 0, f"{flag(name)} must be positive. Received: {value}")
+        require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1). Received: {self.dropout}")
+        require(0 < self.reduce_lr_factor < 1, f"--reduce-lr-factor must lie in (0, 1): {self.reduce_lr_factor}")
+        require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+        require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
+        require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
+        require(all(units > 0 for units in self.hidden_units), f"--hidden-units must be positive: {self.hidden_units}")
         momentum = self.batch_norm_momentum
-        _require(momentum is None or 0 <= momentum < 1, f"--batch-norm-momentum must lie in [0, 1): {momentum}")
-        _require(
+        require(momentum is None or 0 <= momentum < 1, f"--batch-norm-momentum must lie in [0, 1): {momentum}")
+        require(
             not isinstance(self.trainable_layers, int) or self.trainable_layers >= 0,
             f"--trainable-layers must not be negative. Received: {self.trainable_layers}",
         )
-        _require(
+        require(
             self.batch_size % self.num_workers == 0,
             f"--batch-size {self.batch_size} is global and must be divisible by --num-workers {self.num_workers}. "
             f"Try --batch-size {-(-self.batch_size // self.num_workers) * self.num_workers}.",
         )
-        _require(not (self.resume and self.overwrite), "--resume continues a run and --overwrite deletes it: give one.")
+        require(not (self.resume and self.overwrite), "--resume continues a run and --overwrite deletes it: give one.")
         own_model = self.backbone.endswith(".keras")
-        _require(
+        require(
             not own_model or self.preprocessing is not None,
             f"--backbone {self.backbone} is a model of your own: say with --preprocessing which pixels it was trained "
             "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, raw: [0, 255]).",
         )
-        _require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
-        _require(
+        require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
+        require(
+            self.method != "lp-ft" or not self.hidden_units,
+            f"--method lp-ft starts from a linear probe, without --hidden-units {self.hidden_units}.",
+        )
+        require(
+            self.views == 1 or self.augmentation != Augmentation(),
+            f"--views {self.views} without an --augmentation would be the same image {self.views} times.",
+        )
+        require(
             self.weights != "none" or self.trainable_layers in (None, "all"),
             f"--trainable-layers {self.trainable_layers} would freeze random layers (--weights none): nothing useful "
             "can be learned on top of them. Leave --trainable-layers out, or give pretrained --weights.",
         )
-        _require(
+        require(
             self.weights != "none" or self.batch_norm != "frozen",
             "--batch-norm frozen needs the statistics of pretrained weights: leave it out with --weights none.",
         )
 
+    @property
+    def initial_learning_rate(self) -> float:
+        """Adam's learning rate at the start."""
+        starts_well = self.method == "lp-ft" and self.weights != "none"
+        return self.learning_rate or (1e-4 if starts_well else 1e-3)
+
     def resolved(self) -> "TrainConfig":
         """Returns the config with every default that depends on another setting filled in."""
         from_scratch = self.weights == "none"
+        method = "fine-tune" if from_scratch and self.method == "lp-ft" else self.method
         default_layers: int | Literal["all"] = "all" if from_scratch else MAX_TRAINABLE_TAIL_LAYERS
         return dataclasses.replace(
             self,
+            method=method,
+            learning_rate=self.initial_learning_rate,
             trainable_layers=default_layers if self.trainable_layers is None else self.trainable_layers,
             batch_norm=self.batch_norm or ("synchronized" if from_scratch else "frozen"),
             # Keras' 0.99 needs some 500 steps to forget its start, more than a small data set has.
             batch_norm_momentum=0.9 if from_scratch and self.batch_norm_momentum is None else self.batch_norm_momentum,
             precision=("bfloat16" if self.use_gpu else "float32") if self.precision == "auto" else self.precision,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeaturesConfig:
-    """Run a pretrained network once over images and keep what it sees in them, as Parquet for any other tool.
-
-    What is in --out already and still right is kept: the same command goes on with an interrupted run, and after a
-    change of the images it computes only what changed.
-    """
-
-    data: str
-    """The images: a folder (ROOT/CLASS/*, ROOT/SPLIT/CLASS/*, or without classes), zip, CSV or Parquet manifest."""
-    out: str
-    """Where the features go (Parquet parts, then _SUCCESS); a path or URI."""
-
-    level: Literal["pooled", "cut", "both"] = "pooled"
-    """pooled: global averages at five depths of the network, one vector an image. cut: the feature maps that its last
-    --trainable-layers are fed with. both: in one pass."""
-    views: int = 1
-    """Rows of each training image: view 0 as it is, view 1, 2, ... augmented as a training does in epoch 1, 2, ..."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Random changes of the training images in the views after the first."""
-
-    weights: str = "imagenet"
-    """The network's weights: 'imagenet' (downloaded), a Keras weights file, or an earlier bundle of tlray."""
-    backbone: str = "InceptionV3"
-    """A model of keras.applications by its name, or the path of your own .keras file."""
-    cut: str | None = None
-    """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
-    preprocessing: Preprocessing | None = None
-    """Pixels as the backbone wants them; see `tlray train --help`. A .keras backbone must name it."""
-    image_size_px: int = 224
-    """Height and width that every image is resized to."""
-    trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
-    """With --level cut: how many of the last layers will be trained on the features."""
-
-    seed: int = 0
-    """Decides splits that the data does not give, and augmentation."""
-    class_map: str | None = None
-    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
-    columns: str | None = None
-    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
-    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
-    intensity_range: str = "auto"
-    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
-    batch_size: int = 32
-    """Images that the model takes at once."""
-    use_gpu: bool = False
-    """Compute on GPUs."""
-    overwrite: bool = False
-    """Replace features of another network in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        for name in ("views", "batch_size"):
-            _require(getattr(self, name) > 0, f"{_flag(name)} must be positive. Received: {getattr(self, name)}")
-        _require(self.weights != "none", "--weights none: a network of random weights has no features. Give weights.")
-        _require(
-            self.views == 1 or self.augmentation != Augmentation(),
-            f"--views {self.views} without an --augmentation would be the same image {self.views} times.",
-        )
-        self.training()
-
-    def training(self) -> TrainConfig:
-        """Returns the training whose images and backbone these are (resolved).
-
-        Raises:
-            ConfigError: A setting cannot work.
-        """
-        shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
-        shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
-        return TrainConfig(**{name: getattr(self, name) for name in shared}).resolved()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
-    """Score the images of one split with a bundle and measure the result against their labels."""
-
-    bundle: str
-    """The exported model: a directory, a path or URI."""
-    data: str
-    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
-    out: str
-    """Where metrics.json, report.html, figures/ and predictions/ go; a path or URI."""
-    split: Literal["train", "valid", "test", "all"] = "test"
-    """The split to evaluate. Data without splits of its own: all."""
-    class_map: str | None = None
-    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
-    columns: str | None = None
-    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
-    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
-    batch_size: int = 32
-    """Images that the model takes at once."""
-    use_gpu: bool = False
-    """Predict on GPUs."""
-    overwrite: bool = False
-    """Replace an earlier evaluation in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        parse_columns(self.columns)
-        _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreConfig:
-    """Score a file, folder, glob, zip or manifest of images: one row for every file, whatever is wrong with it."""
-
-    bundle: str
-    """The exported model: a directory, a path or URI."""
-    input: str
-    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
-    out: str
-    """Where the predictions go (Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
-    columns: str | None = None
-    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
-    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
-    batch_size: int = 32
-    """Images that the model takes at once."""
-    use_gpu: bool = False
-    """Predict on GPUs."""
-    resume: bool = False
-    """Continue an interrupted scoring in --out."""
-    overwrite: bool = False
-    """Replace an earlier output in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        parse_columns(self.columns)
-        _require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
-        _require(not (self.resume and self.overwrite), "--resume continues and --overwrite deletes: give one.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
-    """Make a bundle of an already trained Keras model, to be evaluated, scored with and served like any other."""
-
-    model: str
-    """The trained model, a .keras file: images in, class probabilities or logits out."""
-    classes: str
-    """A text file with the class names, one a line, in the order of the model's outputs."""
-    out: str
-    """The bundle's directory, a path or URI."""
-    preprocessing: Preprocessing
-    """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
-    refer_below: float = 0.5
-    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
-    intensity_range: str = "0,65535"
-    """How 16-bit pixels become 8-bit ones: LO,HI."""
-    image_size_px: int | None = None
-    """Height and width of the input, for a model that leaves them open."""
-    overwrite: bool = False
-    """Replace an earlier bundle in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhantomConfig:
-    """Make a synthetic data set of chest-CT-like images, to try things on: four classes, several patients each."""
-
-    out: str
-    """The data set's folder: OUT/CLASS/PATIENT/*."""
-    patients_per_class: int = 50
-    """Patients of each class, each with an anatomy of its own."""
-    slices_per_patient: int = 4
-    """Images of each patient."""
-    image_size_px: int = 96
-    """Height and width of the images."""
-    num_unreadable: int = 4
-    """Files among them that cannot be read, as in life."""
-    seed: int = 0
-    """The same seed makes the same files."""
-    overwrite: bool = False
-    """Replace an earlier data set in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        for name in ("patients_per_class", "slices_per_patient", "image_size_px"):
-            value = getattr(self, name)
-            _require(value > 0, f"{_flag(name)} must be positive. Received: {value}")
-        _require(self.num_unreadable >= 0, f"--num-unreadable must not be negative. Received: {self.num_unreadable}")
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -409,7 +245,7 @@ def parse_intensity_range(text: str) -> tuple[float, float] | None:
     except ValueError:
         limits = (0.0, 0.0)
     is_range = -math.inf < limits[0] < limits[1] < math.inf
-    _require(is_range, f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
+    require(is_range, f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
     return limits
 
 
@@ -418,5 +254,6 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Returns a setting's name on the command line."""
     return "--" + name.replace("_", "-")

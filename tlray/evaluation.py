@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from tlray import audit, bundle, cluster, manifest, metrics, report, scoring, storage
 from tlray.bundle import BundleSpec
-from tlray.config import EvaluateConfig, parse_columns
+from tlray.config import parse_columns
 from tlray.errors import DataError
+from tlray.jobconfig import EvaluateConfig
 from tlray.labels import match_classes, read_class_map
 from tlray.listing import list_images
 from tlray.progress import Progress
@@ -56,9 +57,26 @@ def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
         raise DataError("None of the images has both a label and a prediction: there is nothing to measure.")
     labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
     probs_BK = np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes])
+    return measure_probabilities(
+        labels,
+        probs_BK,
+        classes,
+        num_failed=predictions.num_rows - predictions["error_code"].null_count,
+        num_unlabelled=predictions["label"].null_count,
+    )
+
+
+def measure_probabilities(
+    labels: np.ndarray,
+    probs_BK: np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    num_failed: int = 0,
+    num_unlabelled: int = 0,
+) -> SplitEvaluation:
+    """Compares probabilities with class indices; see `metrics.evaluate_predictions`."""
     values = metrics.evaluate_predictions(labels, probs_BK, classes)
-    values["num_failed"] = predictions.num_rows - predictions["error_code"].null_count
-    values["num_unlabelled"] = predictions["label"].null_count
+    values |= {"num_failed": num_failed, "num_unlabelled": num_unlabelled}
     return SplitEvaluation(metrics=values, labels=labels, probs_BK=probs_BK, classes=classes)
 
 

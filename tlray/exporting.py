@@ -9,8 +9,9 @@ import keras
 from tlray import bundle, storage
 from tlray import model as models
 from tlray.bundle import BundleSpec
-from tlray.config import ExportConfig, parse_intensity_range
+from tlray.config import parse_intensity_range
 from tlray.errors import ConfigError
+from tlray.jobconfig import ExportConfig
 
 
 def export(config: ExportConfig) -> str:

@@ -20,8 +20,9 @@ import ray
 
 from tlray import cluster, dataset, images, manifest, storage, streams
 from tlray.cluster import ScorePlan
-from tlray.config import FeaturesConfig, TrainConfig
+from tlray.config import TrainConfig
 from tlray.errors import ConfigError, DataError
+from tlray.jobconfig import FeaturesConfig
 from tlray.progress import Progress
 from tlray.schedule import ViewSchedule
 
@@ -83,6 +84,11 @@ class Network:
     shapes: list[tuple[int, ...]]
     preprocessing: str
     fingerprint: str
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Size of one image's features, float16."""
+        return sum(2 * math.prod(shape) for shape in self.shapes)
 
 
 def extract(config: FeaturesConfig) -> FeaturesResult:
@@ -186,7 +192,7 @@ def read_features(out: str, *, columns: list[str] | None = None) -> pa.Table:
     """
     if not storage.exists(storage.join(out, SUCCESS)):
         raise DataError(f"'{out}' has no {SUCCESS}: the features are not complete. Run `tlray features` again.")
-    return pa.concat_tables([_read_part(storage.join(out, name), columns=columns) for name in part_names(out)])
+    return pa.concat_tables([read_part(out, name, columns=columns) for name in part_names(out)])
 
 
 def part_names(out: str) -> list[str]:
@@ -194,7 +200,13 @@ def part_names(out: str) -> list[str]:
     return [name for name in storage.list_names(out) if name.startswith("part-") and name.endswith(".parquet")]
 
 
-def _read_part(location: str, columns: list[str] | None = None) -> pa.Table:
+def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Table:
+    """Reads one part.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    location = storage.join(out, name)
     try:
         source = pa.BufferReader(storage.read_bytes(location))
         return pq.read_table(source, columns=columns, page_checksum_verification=True)
@@ -219,6 +231,13 @@ def prepare(config: TrainConfig, level: str) -> Network:
     backbone = models.build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
+    return as_network(extractor, names, preprocessing)
+
+
+def as_network(extractor: Any, names: list[str], preprocessing: str) -> Network:
+    """Makes a Keras model, from uint8 images to a list of features, what extractors on any node can load."""
+    from tlray import model as models  # noqa: PLC0415
+
     extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
     architecture, weights = extractor.to_json(), models.get_weights(extractor)
     shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
@@ -283,7 +302,7 @@ def _keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:
     for name in part_names(out):
         location = storage.join(out, name)
         try:
-            part = _read_part(location)
+            part = read_part(out, name)
             keys = part[KEY].to_pylist()
         except (DataError, KeyError):
             notes.append(f"{name} was damaged; its features were computed again.")
@@ -329,7 +348,7 @@ class _Extractor:
         else:
             devices.use_cpus(num_threads)
         self.names = network.names
-        self.run = trunk.as_constant(models.from_json(network.architecture, ray.get(network.weights)))
+        self.run = trunk.as_function(models.from_json(network.architecture, ray.get(network.weights)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         features = self.run(np.ascontiguousarray(batch.pop("image")))
@@ -347,7 +366,6 @@ def _compute(
     reference = ray.put(rows)
     schedule = ViewSchedule(views=rows["view"].to_numpy())
     features = streams.image_stream(reference, schedule, pixels)
-    row_bytes = sum(2 * math.prod(shape) for shape in network.shapes)
     features = features.map_batches(
         _Extractor,
         fn_constructor_args=(network, plan.num_threads, bool(plan.gpus_per_actor)),
@@ -356,7 +374,7 @@ def _compute(
     ).map_batches(
         _write_rows,  # pyright: ignore[reportArgumentType]
         fn_kwargs={"out": out, "rows": [reference], "names": network.names},
-        batch_size=max(1, min(ROWS_PER_PART, PART_BYTES // row_bytes)),
+        batch_size=max(1, min(ROWS_PER_PART, PART_BYTES // network.bytes_per_row)),
         num_cpus=min(streams.TASK_CPUS, 0.25),
         zero_copy_batch=True,
     )

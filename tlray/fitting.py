@@ -6,61 +6,25 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 
-from tlray import board, storage
+from tlray import board, checkpoint, storage
+from tlray.assembly import Prepared
 from tlray.cluster import TrainPlan
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import TlrayError
+from tlray.featurecache import FeatureCache
+from tlray.probe import Probe
 from tlray.traintask import TrainTask
 
 HISTORY = "history.csv"
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedModel:
-    """A classifier that was built once, for all workers.
-
-    Attributes:
-        architecture: For training, as JSON.
-        export_architecture: The same in float32.
-        weights: The model's weights, in the object store.
-        preprocessing: What the backbone wants to see.
-    """
-
-    architecture: str
-    export_architecture: str
-    weights: "ray.ObjectRef[list[np.ndarray]]"
-    preprocessing: str
-
-
-def prepare(config: TrainConfig, num_classes: int) -> PreparedModel:
-    """Builds the classifier of a config; to be run by `cluster.start_here`."""
-    import keras  # noqa: PLC0415 (TensorFlow only in this process)
-
-    from tlray import devices  # noqa: PLC0415
-    from tlray import model as models  # noqa: PLC0415
-
-    devices.use_cpus()  # the workers want all of the GPUs
-    keras.utils.set_random_seed(config.seed)
-    preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
-    classifier = models.build_classifier(config, preprocessing=preprocessing, num_classes=num_classes)
-    export_architecture = architecture = classifier.to_json()
-    if config.precision == "bfloat16":
-        architecture = models.mixed_bfloat16(architecture)
-    return PreparedModel(
-        architecture=architecture,
-        export_architecture=export_architecture,
-        weights=ray.put(models.get_weights(classifier)),
-        preprocessing=preprocessing,
-    )
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -72,29 +36,42 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def fit(
-    config: TrainConfig, plan: TrainPlan, images: Dataset, model: PreparedModel, *, artifact: str
-) -> list[dict[str, float]]:
-    """Trains on Ray Train's workers, from the last checkpoint if there is one, and returns the history.
-
-    Rank 0 writes the best epoch's model files.
+    config: TrainConfig,
+    plan: TrainPlan,
+    images: Dataset,
+    model: Prepared,
+    *,
+    start: Probe | None = None,
+    cache: FeatureCache | None = None,
+) -> tuple[list[dict[str, float]], list[np.ndarray]]:
+    """Trains on Ray Train's workers, from the last checkpoint if there is one.
 
     Args:
         config: A resolved config.
         plan: How the cluster is shared.
         images: The run's images.
-        model: From `prepare`.
-        artifact: Where the model files go, a path or URI.
+        model: What to train.
+        start: The probe that the head starts from.
+        cache: What the tail is trained on, in place of images.
+
+    Returns:
+        The history, a row an epoch (epoch 0: the probe), and the best epoch's weights.
 
     Raises:
         TlrayError: Training failed or diverged, with what to do.
     """
     train_table, valid_table = images.split("train"), images.split("valid")
     posted = board.start()
+    architecture, weights = model.architecture, model.weights
+    if cache is not None:
+        assert model.tail is not None and model.tail_weights is not None  # noqa: PT018, S101
+        architecture, weights = model.tail, model.tail_weights
     task = TrainTask(
         config=config,
-        architecture=model.architecture,
-        export_architecture=model.export_architecture,
-        initial_weights=[model.weights],
+        architecture=architecture,
+        initial_weights=[weights],
+        start=start,
+        cache=cache,
         train_table=[ray.put(train_table)],
         valid_table=[ray.put(valid_table)],
         num_train=train_table.num_rows,
@@ -103,7 +80,6 @@ def fit(
         intensity_range=images.intensity_range,
         share=plan.share,
         board=posted,
-        artifact=artifact,
         history_file=storage.join(config.out, HISTORY),
     )
     with _silent_stderr():
@@ -138,9 +114,11 @@ def fit(
     if not any(math.isfinite(row["valid_loss"]) for row in history):
         raise TlrayError(
             f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
-            f"--learning-rate (it was {config.learning_rate:g}) and --overwrite."
+            f"--learning-rate (it was {config.initial_learning_rate:g}) and --overwrite."
         )
-    return history
+    assert result.checkpoint is not None  # noqa: S101
+    with result.checkpoint.as_directory() as directory:
+        return history, checkpoint.load_best_weights(Path(directory))
 
 
 def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:

@@ -9,12 +9,13 @@ import inspect
 import json
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tlray import bundle, storage
 from tlray.config import Preprocessing, TrainConfig
@@ -30,6 +31,7 @@ _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 TEMPERATURE_LAYER = "temperature"
 LOGITS_LAYER = "logits"
+STANDARDISATION_LAYER = "standardisation"
 
 
 def preprocess(images: Any, mode: Preprocessing) -> Any:
@@ -247,16 +249,17 @@ def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
                 layer.momentum = config.batch_norm_momentum
 
 
-def build_classifier(config: TrainConfig, *, preprocessing: Preprocessing, num_classes: int) -> keras.Model:
+def build_classifier(
+    backbone: keras.Model, config: TrainConfig, *, preprocessing: Preprocessing, num_classes: int
+) -> keras.Model:
     """Builds the whole model: uint8 [batch, size, size, 3] in, float32 logits [batch, num_classes] out.
 
     Args:
+        backbone: See `build_backbone` and `set_trainable`.
         config: A resolved config.
         preprocessing: What the backbone wants to see.
         num_classes: At least 2.
     """
-    backbone = build_backbone(config)
-    set_trainable(backbone, config)
     images = keras.Input((config.image_size_px, config.image_size_px, 3), dtype="uint8", name="image")
     features = keras.layers.GlobalAveragePooling2D()(backbone(preprocess(images, preprocessing)))
     for num_units in config.hidden_units:
@@ -268,30 +271,47 @@ def build_classifier(config: TrainConfig, *, preprocessing: Preprocessing, num_c
     return keras.Model(images, logits)
 
 
-def with_linear_head(
-    extractor: keras.Model, *, mean: np.ndarray, deviation: np.ndarray, weights: np.ndarray, bias: np.ndarray
-) -> keras.Model:
-    """Appends a linear classifier of standardised features, such as a probe.
+def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float) -> keras.Model:
+    """Appends a linear classifier of standardised features, to be set by `set_linear_head`.
 
     Args:
         extractor: uint8 [batch, height, width, 3] to features [batch, n].
+        num_classes: At least 2.
+        dropout: Rate between the two.
+
+    Returns:
+        A model with the same layers, to float32 logits [batch, num_classes].
+    """
+    # Not keras.layers.Normalization, whose statistics `set_weights` leaves as they were when it was built.
+    standardise = keras.layers.BatchNormalization(
+        center=False,
+        scale=False,
+        epsilon=1e-12,  # far below the square of the least deviation
+        trainable=False,
+        dtype="float32",
+        name=STANDARDISATION_LAYER,
+    )
+    features = standardise(extractor.outputs[0])
+    features = keras.layers.Dropout(dropout, name="head_dropout")(features) if dropout else features
+    return keras.Model(
+        extractor.inputs[0], keras.layers.Dense(num_classes, dtype="float32", name=LOGITS_LAYER)(features)
+    )
+
+
+def set_linear_head(
+    classifier: keras.Model, *, mean: np.ndarray, deviation: np.ndarray, weights: np.ndarray, bias: np.ndarray
+) -> None:
+    """Makes the head of `with_linear_head` compute (features - mean) / deviation @ weights + bias.
+
+    Args:
+        classifier: Of `with_linear_head`, or its tail.
         mean: Of each feature, [n].
         deviation: Of each feature, [n].
         weights: [n, classes].
         bias: [classes].
-
-    Returns:
-        A model with the same layers, to float32 logits [batch, classes].
     """
-    normalization = keras.layers.Normalization(dtype="float32", name="normalization")
-    features = normalization(extractor.outputs[0])
-    normalization.adapt_mean.assign(mean)
-    normalization.adapt_variance.assign(np.square(deviation))
-    normalization.finalize_state()
-    logits = keras.layers.Dense(len(bias), dtype="float32", name=LOGITS_LAYER)
-    model = keras.Model(extractor.inputs[0], logits(features))
-    logits.set_weights([weights, bias])
-    return model
+    classifier.get_layer(STANDARDISATION_LAYER).set_weights([mean, np.square(deviation)])
+    classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
 def with_probabilities(logits_model: keras.Model, *, temperature: float = 1.0) -> keras.Model:
@@ -359,12 +379,12 @@ def from_json(architecture: str, weights: Sequence[np.ndarray] | None = None) ->
 
 
 def mixed_bfloat16(architecture: str) -> str:
-    """Returns an architecture (JSON) that computes in bfloat16 with float32 weights, but for the logits."""
+    """Returns an architecture (JSON) that computes in bfloat16 with float32 weights, but for the ends of the head."""
 
     def convert(node: Any) -> Any:
         if isinstance(node, list):
             return [convert(item) for item in node]
-        if not isinstance(node, dict) or node.get("name") == LOGITS_LAYER:
+        if not isinstance(node, dict) or node.get("name") in (LOGITS_LAYER, STANDARDISATION_LAYER):
             return node
         if node.get("class_name") == "DTypePolicy" and node["config"]["name"] == "float32":
             return {**node, "config": {"name": "mixed_bfloat16"}}
@@ -373,11 +393,22 @@ def mixed_bfloat16(architecture: str) -> str:
     return json.dumps(convert(json.loads(architecture)))
 
 
-def save_artifact(classifier: keras.Model, directory: Path) -> None:
-    """Writes `model.keras` and `saved_model/` (signature `serving_default`) of a model with probabilities."""
+def save_artifact(classifier: keras.Model, directory: Path) -> Callable[[Any], Any]:
+    """Writes `model.keras` and `saved_model/` (signature `serving_default`) of a model with probabilities.
+
+    Returns:
+        The signature's function, from uint8 images to probabilities.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     classifier.save(directory / bundle.MODEL_FILE)
-    signature = [keras.InputSpec(shape=(None, *classifier.input_shape[1:]), dtype="uint8", name="image")]
-    classifier.export(
-        directory / bundle.SAVED_MODEL_DIR, format="tf_saved_model", input_signature=signature, verbose=False
-    )
+    signature = tf.TensorSpec((None, *classifier.input_shape[1:]), tf.uint8, name="image")
+
+    def predict(image: Any) -> Any:
+        return classifier(image, training=False)
+
+    serve = tf.function(predict, input_signature=[signature], autograph=False)
+    # Keras' own `export` writes every weight twice and takes twice the time.
+    module: Any = tf.Module()
+    module.weights = [variable.value for variable in classifier.variables]
+    tf.saved_model.save(module, str(directory / bundle.SAVED_MODEL_DIR), signatures=serve)
+    return serve

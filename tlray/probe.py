@@ -45,6 +45,8 @@ class Probe:
         bias: float32 [classes].
         trials: All that was tried, in the order of the penalties.
         best: The trial with the lowest validation loss, which this is.
+        train_loss: Mean log loss on the training images, nats.
+        train_accuracy: Their accuracy, in [0, 1].
     """
 
     mean: np.ndarray
@@ -53,6 +55,12 @@ class Probe:
     bias: np.ndarray
     trials: tuple[Trial, ...]
     best: Trial
+    train_loss: float
+    train_accuracy: float
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns mean, deviation, weights and bias."""
+        return {"mean": self.mean, "deviation": self.deviation, "weights": self.weights, "bias": self.bias}
 
 
 def fit(
@@ -109,6 +117,8 @@ def fit(
         fitted.append((np.array(model.coef_), np.array(model.intercept_)))
     best = min(range(len(trials)), key=lambda place: trials[place].valid_loss)
     weights, bias = fitted[best]
+    model.coef_, model.intercept_ = weights, bias
+    train_probs_BK = model.predict_proba(standardised)
     if num_classes == 2:  # one logit, of the second class against the first
         weights, bias = np.vstack([np.zeros_like(weights), weights]), np.concatenate([[0.0], bias])
     return Probe(
@@ -118,4 +128,6 @@ def fit(
         bias=bias.astype(np.float32),
         trials=tuple(trials),
         best=trials[best],
+        train_loss=float(log_loss(train_labels, train_probs_BK, labels=range(num_classes))),
+        train_accuracy=float((train_probs_BK.argmax(axis=1) == train_labels).mean()),
     )

@@ -1,7 +1,6 @@
-"""A run's linear probe: pooled features of its images in, the model files of a classifier out."""
+"""A run's features: computed, kept in memory, and its linear probe."""
 
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -12,42 +11,61 @@ from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import DataError
+from tlray.featurecache import FeatureCache
 from tlray.features import Network
 from tlray.probe import Probe
 
 FEATURES = "features"
 
 
-def run(config: TrainConfig, available: Capacity, images: Dataset, network: Network, *, artifact: str) -> Probe:
-    """Fits a probe and writes `model.keras` and `saved_model/`.
+def compute(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
+    """Computes the features of a run's images.
 
-    The features are kept in the run's directory, so that an interrupted run does not compute them again.
+    They are kept in the run's directory, so that an interrupted run does not compute them again.
 
     Args:
         config: A resolved config.
         available: What the cluster has.
         images: The run's images.
-        network: From `features.prepare`, with pooled features.
-        artifact: Where the model files go, a path or URI.
+        network: What computes them.
 
-    Raises:
-        DataError: An image that could be read at first cannot be read any more.
+    Returns:
+        Where they lie.
     """
     directory = storage.join(config.out, FEATURES)
     features.update(
         directory,
         images.readable,
         network,
-        streams.Pixels(size_px=config.image_size_px, intensity_range=images.intensity_range),
+        pixels(config, images),
         plan=cluster.plan_scoring(available, use_gpu=config.use_gpu),
-        views=1,
+        views=config.views if config.method == "lp-ft" else 1,
         batch_size=config.batch_size,
-        overwrite=config.overwrite,
+        overwrite=True,  # the directory is the run's own
         quiet=config.quiet,
     )
-    table = features.read_features(directory, columns=["image_id", "pooled"])
+    return directory
+
+
+def pixels(config: TrainConfig, images: Dataset) -> streams.Pixels:
+    """Returns how the files of a run become pixels."""
+    return streams.Pixels(
+        size_px=config.image_size_px,
+        intensity_range=images.intensity_range,
+        augmentation=config.augmentation,
+        seed=config.seed,
+    )
+
+
+def fit(config: TrainConfig, images: Dataset, directory: str) -> Probe:
+    """Fits a probe on the pooled features of the images as they are.
+
+    Raises:
+        DataError: An image that could be read at first cannot be read any more.
+    """
+    table = features.read_features(directory, columns=["image_id", "view", "pooled"])
     train, valid = images.split("train"), images.split("valid")
-    fitted = probe.fit(
+    return probe.fit(
         _look_up(table, train),
         train["class_index"].to_numpy(),
         _look_up(table, valid),
@@ -55,34 +73,54 @@ def run(config: TrainConfig, available: Capacity, images: Dataset, network: Netw
         num_classes=len(images.classes),
         balanced=config.class_weights,
     )
-    cluster.get(cluster.start_here(_export, network, fitted, artifact))
-    return fitted
 
 
 def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
     """Returns the features of some images, float16 [images, features]."""
-    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
+    place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
     missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
     if missing:
         raise DataError(
             f"{len(missing)} images can no longer be read, for example '{missing[0]}', though all could before. Check "
             "the storage, and continue with --resume."
         )
-    places = pa.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()])
-    column = table["pooled"].combine_chunks()
-    return column.to_numpy_ndarray()[places.to_numpy()]
+    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()])
+    return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
 
 
-def _export(network: Network, fitted: Probe, artifact: str) -> None:
-    """Writes the model files, in a process of its own."""
-    from tlray import devices  # noqa: PLC0415 (TensorFlow only in this process)
-    from tlray import model as models  # noqa: PLC0415
+def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, views: int) -> FeatureCache:
+    """Puts finished features into the object store, part by part.
 
-    devices.use_cpus()
-    extractor = models.from_json(network.architecture, ray.get(network.weights))
-    classifier = models.with_linear_head(
-        extractor, mean=fitted.mean, deviation=fitted.deviation, weights=fitted.weights, bias=fitted.bias
-    )
-    with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        models.save_artifact(models.with_probabilities(classifier), Path(temporary))
-        storage.copy_tree(temporary, artifact)
+    Args:
+        directory: Where they lie.
+        names: Which of them.
+        splits: Split to its images.
+        views: Views of each image of `train`.
+
+    Raises:
+        DataError: An image has no features, or a part is damaged.
+    """
+    place_of: dict[tuple[str, int], int] = {}
+    parts, num_rows = [], []
+    for part_name in features.part_names(directory):
+        part = features.read_part(directory, part_name, columns=["image_id", "view", *names])
+        start = sum(num_rows)
+        keys = zip(part["image_id"].to_pylist(), part["view"].to_pylist(), strict=True)
+        place_of |= {key: start + place for place, key in enumerate(keys)}
+        parts.append(ray.put({name: part[name].combine_chunks().to_numpy_ndarray() for name in names}))
+        num_rows.append(part.num_rows)
+    rows = {}
+    for split, table in splits.items():
+        wanted = [
+            [(image_id, view) for view in range(views if split == "train" else 1)]
+            for image_id in table["image_id"].to_pylist()
+        ]
+        missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
+        if missing:
+            raise DataError(
+                f"{len(missing)} images can no longer be read, for example '{missing[0]}', though all could before. "
+                "Check the storage, and continue with --resume."
+            )
+        rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(len(wanted), -1)
+    return FeatureCache(names=names, parts=parts, num_rows=num_rows, rows=rows)

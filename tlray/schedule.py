@@ -32,6 +32,15 @@ class Rows:
     weight: np.ndarray
 
 
+def view_of(rows: Rows, *, num_images: int, num_views: int, seed: int) -> np.ndarray:
+    """Returns which of an image's stored views each row takes, int64 [rows].
+
+    Each image begins with a view of its own and takes the next one in the next epoch.
+    """
+    first = np.random.default_rng([seed, num_images]).integers(num_views, size=num_images)
+    return (first[rows.index] + np.maximum(rows.epoch, 0)) % num_views
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSchedule:
     """The rows of one rank's training stream: every epoch a permutation, cut into global batches.

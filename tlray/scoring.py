@@ -16,8 +16,9 @@ from tlray import bundle as bundle_module
 from tlray import cluster, manifest, storage, streams
 from tlray.bundle import BundleSpec
 from tlray.cluster import ScorePlan
-from tlray.config import ScoreConfig, parse_columns
+from tlray.config import parse_columns
 from tlray.errors import ConfigError, DataError, ImageErrorCode
+from tlray.jobconfig import ScoreConfig
 from tlray.listing import Listing, list_images
 from tlray.progress import Progress
 from tlray.schedule import PlainSchedule

@@ -5,19 +5,19 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray import (
+    assembly,
     audit,
     bundle,
     cluster,
     dataset,
     evaluation,
-    features,
     fitting,
     manifest,
     plateau,
@@ -25,13 +25,14 @@ from tlray import (
     scoring,
     storage,
 )
+from tlray.assembly import Prepared, Trained
 from tlray.bundle import BundleSpec
-from tlray.cluster import Capacity
+from tlray.cluster import Capacity, TrainPlan
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError
+from tlray.featurecache import FeatureCache
 from tlray.features import Network
-from tlray.fitting import PreparedModel
 from tlray.listing import Listing
 from tlray.probe import Probe
 from tlray.progress import Progress
@@ -51,6 +52,9 @@ NAMES = evaluation.NAMES | {
     PARTIAL_BUNDLE,
     probing.FEATURES,
 }
+
+MAX_CACHE_PART = 0.5
+"""Of the object store, for features: the rest is for data on its way and Ray's own."""
 
 # What may differ between a run and its continuation.
 _FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures"})
@@ -98,12 +102,12 @@ def train(config: TrainConfig) -> TrainResult:
     stored = dataset.stored_dataset(config.out) if is_continued else None
     source: Dataset | Listing = stored or dataset.list_classes(config)
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
-    if config.method == "probe":
-        preparing = cluster.start_here(features.prepare, config, "pooled")
-    else:
-        preparing = cluster.start_here(fitting.prepare, config, num_classes)
+    preparing = cluster.start_here(assembly.prepare, config, num_classes)
     images = source if isinstance(source, Dataset) else dataset.read_dataset(config, source)
-    model: PreparedModel | Network = cluster.get(preparing)
+    prepared: Prepared = cluster.get(preparing)
+    if prepared.network and not _fits(config, available, images, prepared.network):
+        config = dataclasses.replace(config, cache="off")
+        prepared = cluster.get(cluster.start_here(assembly.prepare, config, num_classes))
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
     if not is_continued:
         storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -112,15 +116,66 @@ def train(config: TrainConfig) -> TrainResult:
     storage.delete(storage.join(config.out, evaluation.METRICS_JSON))
     if not config.quiet:
         print(dataset.describe(images))
-    spec = _make_spec(config, images, model.preprocessing)
-    history: list[dict[str, float]] = []
-    fitted: Probe | None = None
-    artifact = storage.join(config.out, PARTIAL_BUNDLE)
-    if isinstance(model, Network):
-        fitted = probing.run(config, available, images, model, artifact=artifact)
-    else:
-        history = fitting.fit(config, plan, images, model, artifact=artifact)
-    return _finish(config, available, images, spec, history=history, fitted=fitted)
+    run = _Run(config=config, available=available, plan=plan, images=images, prepared=prepared)
+    return _finish(run, _learn(run))
+
+
+def _fits(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
+    """Tells whether a run's features fit into the object store, beside what else it holds."""
+    num_rows = images.readable.num_rows + (config.views - 1) * images.split("train").num_rows
+    num_bytes = num_rows * network.bytes_per_row
+    if num_bytes <= available.object_store_bytes * MAX_CACHE_PART or not assembly.is_cached(config):
+        return True
+    if not config.quiet:
+        print(
+            f"The features that are trained on would take {num_bytes / 1e9:.1f} GB, more than half of Ray's object "
+            f"store ({available.object_store_bytes / 1e9:.1f} GB): images are read in every epoch instead."
+        )
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What training works with."""
+
+    config: TrainConfig
+    available: Capacity
+    plan: TrainPlan
+    images: Dataset
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learned:
+    """What training came to.
+
+    Attributes:
+        trained: The classifier's weights.
+        history: One row an epoch, empty for a probe.
+        cache: The features that were learned from.
+    """
+
+    trained: Trained
+    history: list[dict[str, float]] = field(default_factory=list)
+    cache: FeatureCache | None = None
+
+
+def _learn(run: _Run) -> _Learned:
+    config, images, prepared = run.config, run.images, run.prepared
+    if prepared.network is None:
+        history, weights = fitting.fit(config, run.plan, images, prepared)
+        return _Learned(trained=Trained(weights=weights), history=history)
+    directory = probing.compute(config, run.available, images, prepared.network)
+    probe = probing.fit(config, images, directory)
+    cache = None
+    if prepared.tail:
+        splits = {split: images.split(split) for split in manifest.SPLITS}
+        views = config.views if config.method == "lp-ft" else 1
+        cache = probing.load(directory, prepared.tail_inputs, splits, views=views)
+    if config.method == "probe":
+        return _Learned(trained=Trained(probe=probe), cache=cache)
+    history, weights = fitting.fit(config, run.plan, images, prepared, start=probe, cache=cache)
+    return _Learned(trained=Trained(probe=probe, weights=weights), history=history, cache=cache)
 
 
 # -- before training
@@ -178,21 +233,16 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
 # -- after training
 
 
-def _finish(
-    config: TrainConfig,
-    available: Capacity,
-    images: Dataset,
-    spec: BundleSpec,
-    *,
-    history: list[dict[str, float]],
-    fitted: Probe | None,
-) -> TrainResult:
-    """Evaluates the exported model through scoring, then publishes bundle, report and metrics."""
-    losses = [row["valid_loss"] for row in history]
-    best_epoch = plateau.best_epoch(losses) + 1 if history else 0
+def _finish(run: _Run, learned: _Learned) -> TrainResult:
+    """Exports and evaluates the model, then publishes bundle, report and metrics."""
+    config, images = run.config, run.images
+    history, probe = learned.history, learned.trained.probe
+    best_epoch = int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"]) if history else 0
+    num_epochs = int(history[-1]["epoch"]) if history else 0
     partial = storage.join(config.out, PARTIAL_BUNDLE)
-    bundle.seal(partial, spec)
-    evaluations = _evaluate(config, available, images, partial)
+    storage.delete(partial)
+    spec = _make_spec(config, images, run.prepared.preprocessing)
+    evaluations = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
     warnings = (*_training_warnings(history), *audit.warnings(images.findings))
@@ -200,7 +250,7 @@ def _finish(
         title=os.path.basename(config.out.rstrip("/")),
         subtitle=f"{spec.backbone} {_verb(config)} on {config.data}",
         notices=_weights_notice(config),
-        config=dataclasses.asdict(config) | {"preprocessing": spec.preprocessing, "probe": _describe_probe(fitted)},
+        config=dataclasses.asdict(config) | {"preprocessing": spec.preprocessing, "probe": _describe_probe(probe)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -215,20 +265,45 @@ def _finish(
         **metrics[headline],
         "split": headline,
         "epochs": config.epochs,
-        "num_epochs": len(history),
+        "num_epochs": num_epochs,
         "best_epoch": best_epoch,
         "splits": metrics,
-        "probe": _describe_probe(fitted),
+        "probe": _describe_probe(probe),
     }
     storage.write_text(storage.join(config.out, evaluation.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     return TrainResult(
         out=config.out,
         bundle=location,
-        num_epochs=len(history),
+        num_epochs=num_epochs,
         best_epoch=best_epoch,
         metrics=metrics,
         warnings=warnings,
     )
+
+
+def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> dict[str, SplitEvaluation]:
+    """Writes the model files and measures the model: on the features that it learned from, or through scoring."""
+    config, images = run.config, run.images
+    tables = {split: images.split(split) for split in ("valid", "test")}
+    tables = {split: table for split, table in tables.items() if table.num_rows}
+    partial = storage.join(config.out, PARTIAL_BUNDLE)
+    exporting = cluster.start_here(
+        assembly.export,
+        run.prepared,
+        learned.trained,
+        partial,
+        cache=learned.cache,
+        tables=tables,
+        pixels=probing.pixels(config, images),
+    )
+    probs = cluster.get(exporting)
+    if learned.cache is None:
+        bundle.seal(partial, spec)
+        return _evaluate(config, run.available, images, partial)
+    return {
+        split: evaluation.measure_probabilities(table["class_index"].to_numpy(), probs[split], images.classes)
+        for split, table in tables.items()
+    }
 
 
 def _training_warnings(history: list[dict[str, float]]) -> list[str]:
@@ -255,6 +330,8 @@ def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
 def _verb(config: TrainConfig) -> str:
     if config.method == "probe":
         return "probed"
+    if config.method == "lp-ft":
+        return "probed, then fine-tuned,"
     return "trained from random weights" if config.weights == "none" else "fine-tuned"
 
 

@@ -22,15 +22,19 @@ import tensorflow as tf
 from tlray import checkpoint, devices, plateau, storage, streams, trunk
 from tlray import model as models
 from tlray.checkpoint import RunState
+from tlray.config import TrainConfig
 from tlray.errors import DataError
-from tlray.schedule import EvalSchedule, TrainSchedule
+from tlray.featurecache import FeatureReader
+from tlray.probe import Probe
+from tlray.schedule import EvalSchedule, Rows, TrainSchedule, view_of
+from tlray.streams import Schedule
 from tlray.traintask import TrainTask
 
 POST_INTERVAL_S = 0.5
 
 
 def run(task: TrainTask) -> None:
-    """Trains, from the last checkpoint if there is one, and exports the best epoch. Called on every rank."""
+    """Trains, from the last checkpoint if there is one. Called on every rank."""
     context = ray.train.get_context()
     set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -39,8 +43,6 @@ def run(task: TrainTask) -> None:
         start = Path(directory) if directory else None
         trainer = Trainer(task, rank=rank, num_workers=num_workers, start=start)
     trainer.train()
-    if trainer.rank == 0:
-        export(task, trainer.state.best_weights)
 
 
 def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
@@ -87,22 +89,35 @@ class Trainer:
         keras.utils.set_random_seed(self.config.seed)
         self.strategy = make_strategy(use_gpu=self.config.use_gpu)
         initial = ray.get(task.initial_weights[0])
-        self.state = RunState(weights=[], optimizer=[], best_weights=list(initial), history=[])
+        self.state = RunState(weights=[], optimizer=[], best_weights=[], history=[])
         if start is not None:
             self.state = checkpoint.load(start)
         weights = self.state.weights or initial
-        # From a copy outside the strategy, whose variables need not be mirrored to become constants.
-        self.trunk = trunk.as_constant(trunk.split(models.from_json(task.architecture, weights))[0])
+        architecture = task.architecture
+        if self.config.precision == "bfloat16":
+            architecture = models.mixed_bfloat16(architecture)
+        self.features = None
+        if task.cache is not None:
+            self.trunk = _as_float32
+            self.features = FeatureReader(task.cache)
+        else:
+            # From a copy outside the strategy, whose variables need not be mirrored to become constants.
+            self.trunk = trunk.as_constant(trunk.split(models.from_json(architecture, weights))[0])
         with self.strategy.scope():
-            self.model = models.from_json(task.architecture, weights)
-            _, self.tail = trunk.split(self.model)
-            self.optimizer = keras.optimizers.Adam(self.config.learning_rate)
+            self.model = models.from_json(architecture, weights)
+            self.tail = self.model if task.cache is not None else trunk.split(self.model)[1]
+            self.optimizer = keras.optimizers.Adam(self.config.initial_learning_rate)
             self.optimizer.build(self.model.trainable_variables)
         self.seeds = [variable for variable in self.model.variables if "seed_generator" in variable.path]
         for index, variable in enumerate(self.seeds):
             variable.assign(np.array([self.config.seed + 7919 * index, rank], dtype=np.uint32))
         if start is not None:
             self._restore(start)
+        elif task.start is not None:
+            models.set_linear_head(self.model, **task.start.arrays())
+            self.state.history.append(_start_row(task.start, self.config))
+        if not self.state.best_weights:
+            self.state.best_weights = models.get_weights(self.model)
         self.labels = {
             "train": ray.get(task.train_table[0])["class_index"].to_numpy(),
             "valid": ray.get(task.valid_table[0])["class_index"].to_numpy(),
@@ -138,7 +153,7 @@ class Trainer:
 
     def train(self) -> None:
         """Runs the remaining epochs, until the last one, early stopping, or a loss that is no number."""
-        first_epoch = len(self.state.history)
+        first_epoch = int(self.state.history[-1]["epoch"]) if self.state.history else 0
         if first_epoch >= self.config.epochs or self._is_finished():
             return
         schedule = TrainSchedule(
@@ -150,16 +165,14 @@ class Trainer:
             num_epochs=self.config.epochs,
             first_epoch=first_epoch,
         )
-        pixels = self._pixels(augmented=True)
-        dataset = streams.image_stream(self.task.train_table[0], schedule, pixels, share=self.task.share)
-        batches = self._batches(dataset, "train", schedule.rank_batch_size)
+        batches = self._batches("train", schedule, schedule.rank_batch_size)
         for epoch in range(first_epoch, self.config.epochs):
             self.optimizer.learning_rate = self._learning_rate()
             self._train_epoch(epoch, schedule, batches)
             if self._is_finished():
                 break
 
-    def _train_epoch(self, epoch: int, schedule: TrainSchedule, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    def _train_epoch(self, epoch: int, schedule: TrainSchedule, batches: Iterator[tuple[Any, Any, Any]]) -> None:
         start_s = time.monotonic()
         self._post(epoch, 0, schedule)
         last_post_s = start_s
@@ -167,7 +180,7 @@ class Trainer:
         for step in range(schedule.steps_per_epoch):
             batch = next(batches)
             count = float(schedule.num_images_in_step(step))
-            totals += self._train_step(*_tensors(batch), tf.constant(count))
+            totals += self._train_step(*batch, tf.constant(count))
             if time.monotonic() - last_post_s > POST_INTERVAL_S:
                 self._post(epoch, step + 1, schedule)
                 last_post_s = time.monotonic()
@@ -188,7 +201,7 @@ class Trainer:
             "num_replaced": float(self._sum_over_ranks(tf.constant(float(self.num_replaced)))),
         }
         self.state.history.append(row)
-        if self.rank == 0 and plateau.best_epoch(self._valid_losses()) == epoch:
+        if self.rank == 0 and plateau.best_epoch(self._valid_losses()) == len(self.state.history) - 1:
             self.state.best_weights = models.get_weights(self.model)
         self._report(row)
         self._post(epoch, schedule.steps_per_epoch, schedule)
@@ -210,25 +223,36 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Returns loss and accuracy on the validation images, exact over all ranks."""
         schedule = EvalSchedule(num_images=self.task.num_valid, num_workers=self.num_workers, rank=self.rank)
-        dataset = streams.image_stream(
-            self.task.valid_table[0], schedule, self._pixels(augmented=False), share=self.task.share
-        )
-        rank_batch_size = self.config.batch_size // self.num_workers
         totals = tf.zeros(2)
-        for batch in self._batches(dataset, "valid", rank_batch_size):
-            totals += self._eval_step(*_tensors(batch), tf.constant(1.0))
+        for batch in self._batches("valid", schedule, self.config.batch_size // self.num_workers):
+            totals += self._eval_step(*batch, tf.constant(1.0))
         return self._mean_over_ranks(totals, self.task.num_valid)
 
-    def _batches(self, dataset: ray.data.Dataset, split: str, rank_batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields image, label and weight of each of this rank's batches.
+    def _batches(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
+        """Yields what the trunk takes (images, or features), labels and weights of each of this rank's batches."""
+        batches = self._streamed if self.features is None else self._cached
+        for rows, inputs in batches(split, schedule, batch_size):
+            labels = tf.constant(self.labels[split][rows.index], tf.int32)
+            yield inputs, labels, tf.constant(rows.weight)
 
-        A row that could be read before training and now fails is replaced by its neighbour, so that no rank ends early.
-        """
-        for batch in streams.iterate(dataset, rank_batch_size):
+    def _streamed(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
+        """A row that could be read before training and now fails is replaced by its neighbour: no rank ends early."""
+        table = self.task.train_table if split == "train" else self.task.valid_table
+        pixels = self._pixels(augmented=split == "train")
+        dataset = streams.image_stream(table[0], schedule, pixels, share=self.task.share)
+        for batch in streams.iterate(dataset, batch_size):
             place, num_failed = replace_failed(batch["error_code"] == "")
             self.num_replaced += num_failed
-            index = batch["row"][place]
-            yield {"image": batch["image"][place], "label": self.labels[split][index], "weight": batch["weight"]}
+            rows = Rows(index=batch["row"][place], epoch=batch["epoch"], weight=batch["weight"])
+            yield rows, tf.constant(batch["image"][place])
+
+    def _cached(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
+        assert self.task.cache is not None and self.features is not None  # noqa: PT018, S101
+        views = self.task.cache.rows[split]
+        for start in range(0, schedule.num_rows, batch_size):
+            rows = schedule.rows(np.arange(start, min(start + batch_size, schedule.num_rows)))
+            view = view_of(rows, num_images=len(views), num_views=views.shape[1], seed=self.config.seed)
+            yield rows, [tf.constant(each) for each in self.features.take(views[rows.index, view])]
 
     # -- one step, on every rank at once
 
@@ -287,7 +311,7 @@ class Trainer:
     def _learning_rate(self) -> float:
         return plateau.learning_rate(
             self._valid_losses(),
-            initial=self.config.learning_rate,
+            initial=self.config.initial_learning_rate,
             factor=self.config.reduce_lr_factor,
             patience=self.config.reduce_lr_patience,
         )
@@ -333,8 +357,23 @@ def replace_failed(readable: np.ndarray) -> tuple[np.ndarray, int]:
     return place, int((~readable).sum())
 
 
-def _tensors(batch: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
-    return tf.constant(batch["image"]), tf.constant(batch["label"], tf.int32), tf.constant(batch["weight"])
+def _as_float32(features: list[Any]) -> list[Any]:
+    return [tf.cast(each, tf.float32) for each in features]
+
+
+def _start_row(start: Probe, config: TrainConfig) -> dict[str, float]:
+    """Returns the history's row of the probe, epoch 0."""
+    return {
+        "epoch": 0,
+        "loss": start.train_loss,
+        "accuracy": start.train_accuracy,
+        "valid_loss": start.best.valid_loss,
+        "valid_accuracy": start.best.valid_accuracy,
+        "learning_rate": config.initial_learning_rate,
+        "time_s": 0.0,
+        "images_per_s": 0.0,
+        "num_replaced": 0.0,
+    }
 
 
 def _num_correct(logits: Any, labels: Any, weights: Any) -> Any:
@@ -347,11 +386,3 @@ def history_csv(history: list[dict[str, float]]) -> str:
     names = list(history[0]) if history else []
     lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in history)]
     return "\n".join(lines) + "\n"
-
-
-def export(task: TrainTask, weights: list[np.ndarray]) -> None:
-    """Writes the artifact's model files: float32, whatever training used, with temperature and softmax as layers."""
-    classifier = models.with_probabilities(models.from_json(task.export_architecture, weights))
-    with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        models.save_artifact(classifier, Path(temporary))
-        storage.copy_tree(temporary, task.artifact)

@@ -8,6 +8,8 @@ import pyarrow as pa
 import ray
 
 from tlray.config import TrainConfig
+from tlray.featurecache import FeatureCache
+from tlray.probe import Probe
 from tlray.streams import Share
 
 
@@ -17,9 +19,10 @@ class TrainTask:
 
     Attributes:
         config: A resolved config.
-        architecture: The classifier (uint8 in, logits out) as JSON, for training.
-        export_architecture: The same in float32, for the exported artifact.
-        initial_weights: In the object store (in a list, so that Ray hands over the reference): the model's weights.
+        architecture: What is trained, as JSON: the classifier (uint8 in, logits out), or its tail with a cache.
+        initial_weights: In the object store (in a list, so that Ray hands over the reference): its weights.
+        start: The probe that its head starts from.
+        cache: What the tail is trained on, in place of images.
         train_table: In the object store: `uri`, `image_id`, `class_index` of the readable training images.
         valid_table: The same of the validation images.
         num_train: Rows of `train_table`.
@@ -28,14 +31,14 @@ class TrainTask:
         intensity_range: See `images.decode`.
         share: The part of the cluster for this rank's streams.
         board: An actor with a method `post(dict)`, for progress.
-        artifact: Where rank 0 writes the exported model, a path or URI.
         history_file: Where rank 0 keeps `history.csv` up to date.
     """
 
     config: TrainConfig
     architecture: str
-    export_architecture: str
     initial_weights: list["ray.ObjectRef[list[np.ndarray]]"]
+    start: Probe | None
+    cache: FeatureCache | None
     train_table: list["ray.ObjectRef[pa.Table]"]
     valid_table: list["ray.ObjectRef[pa.Table]"]
     num_train: int
@@ -44,5 +47,4 @@ class TrainTask:
     intensity_range: tuple[float, float] | None
     share: Share
     board: Any
-    artifact: str
     history_file: str

@@ -6,6 +6,7 @@ The trunk's output for an image never changes in a training, so it runs as in in
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -66,6 +67,19 @@ def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
 
     same_layers = keras.models.clone_model(classifier, clone_function=lambda layer: layer, call_function=call)
     return keras.Model(same_layers.inputs[0], cut), keras.Model(cut, same_layers.outputs[0])
+
+
+def up_to(model: keras.Model, layer_name: str) -> keras.Model:
+    """Returns the part of a model that computes what one of its layers takes, with the same layers."""
+    taken: list[keras.KerasTensor] = []
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer.name == layer_name:
+            taken.extend(keras.tree.flatten(args))
+        return layer(*args, **kwargs)
+
+    same_layers = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    return keras.Model(same_layers.inputs, taken[0])
 
 
 def extractor(
@@ -146,17 +160,23 @@ def _levels(graph: _Graph) -> list[keras.KerasTensor]:
     return [deep[place] for place in np.unique(places)]
 
 
+def as_function(model: keras.Model) -> Callable[[Any], list[Any]]:
+    """Makes a model a TensorFlow function of its images, as in inference, for batches of any size."""
+    run = tf.function(partial(model, training=False), input_signature=[_signature(model)], autograph=False)
+    return lambda images: keras.tree.flatten(run(tf.convert_to_tensor(images)))
+
+
 def as_constant(model: keras.Model) -> Callable[[Any], list[Any]]:
-    """Makes a model a TensorFlow function of its images, as in inference, for batches of any size.
+    """Makes a model a function as `as_function` does, with its weights as constants.
 
-    With constants TensorFlow folds BatchNormalization into the convolutions and keeps their kernels as its library
-    wants them.
+    With constants TensorFlow folds BatchNormalization into the convolutions: for InceptionV3 5 % faster on CPUs, after
+    four seconds and for twice the memory.
     """
-    (pixels,) = model.inputs
-    signature = tf.TensorSpec((None, *pixels.shape[1:]), tf.as_dtype(pixels.dtype))
-
-    def run(images: Any) -> Any:
-        return model(images, training=False)
-
-    constant = convert_variables_to_constants_v2(tf.function(run, autograph=False).get_concrete_function(signature))
+    run = tf.function(partial(model, training=False), autograph=False)
+    constant = convert_variables_to_constants_v2(run.get_concrete_function(_signature(model)))
     return lambda images: list(constant(tf.convert_to_tensor(images)))
+
+
+def _signature(model: keras.Model) -> tf.TensorSpec:
+    (pixels,) = model.inputs
+    return tf.TensorSpec((None, *pixels.shape[1:]), tf.as_dtype(pixels.dtype))

@@ -75,6 +75,9 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
     one_history, one = train(images, backbone, tmp_path / "one", num_workers=1, batch_norm=batch_norm)
     two_history, two = train(images, backbone, tmp_path / "two", num_workers=2, batch_norm=batch_norm)
     assert len(one_history) == 2
+    # The validation in training, and the scoring of the exported model.
+    metrics = json.loads((tmp_path / "two/metrics.json").read_text())["splits"]["valid"]
+    assert metrics["log_loss"] == pytest.approx(min(row["valid_loss"] for row in two_history), abs=1e-5)
     for mine, theirs in zip(two_history, one_history, strict=True):
         for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
             assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
@@ -87,24 +90,43 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
     assert changed == [True, is_trained, is_trained, is_trained, is_trained] * 2
 
 
-def test_validation_during_training_and_scoring_agree(images, backbone, tmp_path):
-    history, _ = train(images, backbone, tmp_path / "run", num_workers=2, batch_norm="synchronized", epochs=1)
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["splits"]["valid"]
-    assert metrics["log_loss"] == pytest.approx(history[0]["valid_loss"], abs=1e-5)
-    assert metrics["accuracy"] == pytest.approx(history[0]["valid_accuracy"], abs=1e-9)
+def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes) -> list[dict[str, float]]:
+    settings = {"method": "lp-ft", "trainable_layers": 3, "augmentation": Augmentation(), "learning_rate": None}
+    return train(images, backbone, out, **(settings | changes))[0]
+
+
+def test_training_on_features_equals_training_on_images(images, backbone, tmp_path):
+    streamed = probe_then_fine_tune(images, backbone, tmp_path / "streamed", cache="off")
+    cached = probe_then_fine_tune(images, backbone, tmp_path / "cached", num_workers=2)
+    assert [row["epoch"] for row in cached] == [0, 1, 2]  # epoch 0 is the probe
+    assert cached[2]["loss"] < cached[1]["loss"] - 1e-3
+    for mine, theirs in zip(cached, streamed, strict=True):
+        for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-4), name
+    models = [load_keras_file(str(tmp_path / name / "bundle/model.keras")) for name in ("cached", "streamed")]
+    for mine, theirs in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4)
+    # Through scoring, and on the features.
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["splits"] for name in ("cached", "streamed")]
+    for split in ("valid", "test"):
+        assert metrics[0][split]["log_loss"] == pytest.approx(metrics[1][split]["log_loss"], abs=1e-4)
+    assert metrics[0]["valid"]["log_loss"] == pytest.approx(min(row["valid_loss"] for row in cached), abs=1e-5)
 
 
 def test_a_finished_run_goes_on_for_more_epochs(images, backbone, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
-    (first,), _ = train(images, backbone, tmp_path / "run", epochs=1)
+    views = {"views": 2, "augmentation": Augmentation(rotation_deg=20)}
+    first = probe_then_fine_tune(images, backbone, tmp_path / "run", epochs=1, **views)
     assert signal.getsignal(signal.SIGINT) is handler  # Ray Train leaves one of its own, which ends nothing
-    continued, _ = train(images, backbone, tmp_path / "run", resume=True)
-    assert len(continued) == 2
-    assert continued[0] == first
-    assert continued[1]["loss"] < first["loss"]
+    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/features").glob("part-*")}
+    continued = probe_then_fine_tune(images, backbone, tmp_path / "run", resume=True, **views)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/features").glob("part-*")} == parts
+    assert (len(first), len(continued)) == (2, 3)
+    assert continued[:2] == first
+    assert continued[2]["loss"] < first[1]["loss"]
     metrics = tmp_path / "run/metrics.json"
     assert json.loads(metrics.read_text())["num_epochs"] == 2
     # Nothing is left to do: the files stay as they are.
     before = metrics.stat().st_mtime_ns
-    train(images, backbone, tmp_path / "run", resume=True)
+    probe_then_fine_tune(images, backbone, tmp_path / "run", resume=True, **views)
     assert metrics.stat().st_mtime_ns == before

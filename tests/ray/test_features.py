@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray import features, images
-from tlray.config import Augmentation, FeaturesConfig
+from tlray.config import Augmentation
 from tlray.errors import ConfigError, DataError
+from tlray.jobconfig import FeaturesConfig
 from tlray.model import load_keras_file
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -15,17 +15,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from tlray import __version__, cli
-from tlray import config as configs
-from tlray.config import (
-    Augmentation,
+from tlray.config import Augmentation, TrainConfig
+from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.jobconfig import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
-    TrainConfig,
 )
-from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
 from tlray.recipes import RECIPES, standard
 
 CONFIGS = {
@@ -107,7 +105,7 @@ def documented_fields(config: type) -> dict[str, str]:
     """Returns each field's own docstring, from the source."""
     (body,) = (
         node.body
-        for node in ast.parse(inspect.getsource(configs)).body
+        for node in ast.parse(inspect.getsource(sys.modules[config.__module__])).body
         if isinstance(node, ast.ClassDef) and node.name == config.__name__
     )
     return {

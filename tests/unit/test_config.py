@@ -8,17 +8,19 @@ import pytest
 
 from tlray.config import (
     Augmentation,
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    PhantomConfig,
-    ScoreConfig,
     TrainConfig,
     parse_columns,
     parse_intensity_range,
     to_json,
 )
 from tlray.errors import ConfigError
+from tlray.jobconfig import (
+    EvaluateConfig,
+    ExportConfig,
+    FeaturesConfig,
+    PhantomConfig,
+    ScoreConfig,
+)
 
 
 def with_defaults(config: Callable[..., Any], **defaults: str) -> Callable[..., Any]:
@@ -42,7 +44,7 @@ CONFIGS = {
     [
         *(
             ("train", {name: value}, f"--{name.replace('_', '-')} must be positive. Received: {value}")
-            for name in ("image_size_px", "epochs", "batch_size", "learning_rate", "num_workers")
+            for name in ("image_size_px", "epochs", "batch_size", "num_workers", "views")
             for value in (0, -1)
         ),
         ("train", {"reduce_lr_patience": 0}, "--reduce-lr-patience must be positive. Received: 0"),
@@ -50,7 +52,7 @@ CONFIGS = {
         ("train", {"dropout": 1.0}, "--dropout must lie in [0, 1). Received: 1.0"),
         ("train", {"dropout": -0.1}, "--dropout must lie in [0, 1). Received: -0.1"),
         ("train", {"dropout": float("nan")}, "--dropout must lie in [0, 1). Received: nan"),
-        ("train", {"learning_rate": float("nan")}, "--learning-rate must be a number. Received: nan"),
+        ("train", {"learning_rate": float("nan")}, "--learning-rate must be a positive number. Received: nan"),
         ("train", {"reduce_lr_factor": 1.0}, "--reduce-lr-factor must lie in (0, 1): 1.0"),
         ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1): 0.0"),
         ("train", {"refer_below": 1.01}, "--refer-below must lie in [0, 1]. Received: 1.01"),
@@ -60,7 +62,14 @@ CONFIGS = {
         ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
         ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1): 1.0"),
         ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
-        ("train", {"learning_rate": float("inf")}, "--learning-rate must be a number. Received: inf"),
+        ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
+        ("train", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
+        (
+            "train",
+            {"method": "lp-ft", "hidden_units": (8,)},
+            "--method lp-ft starts from a linear probe, without --hidden-units (8,).",
+        ),
+        ("train", {"learning_rate": float("inf")}, "--learning-rate must be a positive number. Received: inf"),
         ("train", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
         ("train", {"intensity_range": "5,1"}, "--intensity-range must be 'auto' or LO,HI with LO < HI. Received: 5,1"),
         ("score", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
@@ -154,7 +163,8 @@ def test_resolved_fills_in_what_depends_on_others(settings, expected):
     resolved = config.resolved()
     assert tuple(getattr(resolved, name) for name in DEPENDENT) == expected
     assert resolved.resolved() == resolved
-    rest = {field.name for field in dataclasses.fields(config)} - set(DEPENDENT)
+    assert resolved.learning_rate == 1e-3
+    rest = {field.name for field in dataclasses.fields(config)} - {*DEPENDENT, "learning_rate"}
     assert all(getattr(resolved, name) == getattr(config, name) for name in rest)
 
 

@@ -7,15 +7,17 @@ import sys
 import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
-CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli"]
+CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
 ON_RAY = [
     "streams",
     "cluster",
+    "featurecache",
     "traintask",
     "dataset",
     "board",
     "scoring",
     "features",
+    "assembly",
     "probing",
     "fitting",
     "evaluation",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tlray import model as models
-from tlray.config import TrainConfig
+from tlray.config import Preprocessing, TrainConfig
 from tlray.errors import ConfigError
 
 
@@ -57,10 +57,16 @@ def test_preprocess_by_hand(mode, expected):
     assert np.asarray(models.preprocess(pixel, mode))[0, 0, 0] == pytest.approx(expected, abs=1e-4)
 
 
+def build_classifier(config: TrainConfig, *, preprocessing: Preprocessing, num_classes: int) -> keras.Model:
+    backbone = models.build_backbone(config)
+    models.set_trainable(backbone, config)
+    return models.build_classifier(backbone, config, preprocessing=preprocessing, num_classes=num_classes)
+
+
 @pytest.mark.parametrize("backbone", ["InceptionV3", "MobileNetV2", "EfficientNetB0"])
 def test_backbones_give_logits_of_uint8_images(backbone):
     config = make_config(backbone=backbone, hidden_units=(8,))
-    classifier = models.build_classifier(config, preprocessing="symmetric", num_classes=3)
+    classifier = build_classifier(config, preprocessing="symmetric", num_classes=3)
     again = models.from_json(classifier.to_json(), models.get_weights(classifier))
     images = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), dtype=np.uint8)
     logits = np.asarray(classifier(images))
@@ -72,7 +78,7 @@ def test_backbones_give_logits_of_uint8_images(backbone):
 
 
 def test_temperature_divides_the_logits():
-    classifier = models.build_classifier(make_config(), preprocessing="unit", num_classes=2)
+    classifier = build_classifier(make_config(), preprocessing="unit", num_classes=2)
     images = np.full((1, 75, 75, 3), 9, dtype=np.uint8)
     logits = np.asarray(classifier(images))[0]
     cold = np.asarray(models.with_probabilities(classifier, temperature=4.0)(images))[0]
@@ -196,7 +202,7 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
 
 
 def test_mixed_precision_leaves_the_logits_alone():
-    classifier = models.build_classifier(make_config(hidden_units=(4,)), preprocessing="unit", num_classes=2)
+    classifier = build_classifier(make_config(hidden_units=(4,)), preprocessing="unit", num_classes=2)
     mixed = models.from_json(models.mixed_bfloat16(classifier.to_json()), models.get_weights(classifier))
     by_name = {layer.name: layer.compute_dtype for layer in models.leaf_layers(mixed)}
     assert by_name.pop("logits") == "float32"
@@ -210,9 +216,7 @@ def test_mixed_precision_leaves_the_logits_alone():
 def test_saved_artifacts_agree(tmp_path):
     import tensorflow as tf
 
-    classifier = models.with_probabilities(
-        models.build_classifier(make_config(), preprocessing="symmetric", num_classes=3)
-    )
+    classifier = models.with_probabilities(build_classifier(make_config(), preprocessing="symmetric", num_classes=3))
     models.save_artifact(classifier, tmp_path)
     images = np.random.default_rng(4).integers(0, 256, (3, 75, 75, 3), dtype=np.uint8)
     expected = np.asarray(classifier(images))

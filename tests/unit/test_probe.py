@@ -60,10 +60,11 @@ def test_the_keras_head_computes_the_same(num_classes):
     features, labels = make_data(num_classes, 20, 90)
     fitted = probe.fit(features, labels, features[:9], labels[:9], num_classes=num_classes, balanced=True)
     images = keras.Input((1, 1, 20))
-    head = models.with_linear_head(
-        keras.Model(images, keras.layers.Flatten()(images)),
-        mean=fitted.mean, deviation=fitted.deviation, weights=fitted.weights, bias=fitted.bias,
-    )  # fmt: skip
+    extractor = keras.Model(images, keras.layers.Flatten()(images))
+    head = models.with_linear_head(extractor, num_classes=num_classes, dropout=0.5)
+    models.set_linear_head(head, **fitted.arrays())
     given = np.asarray(head(features[:, None, None, :]))
     assert given == pytest.approx(logits(fitted, features), rel=1e-5, abs=1e-4)
     assert np.ptp(given) > 1
+    again = models.from_json(head.to_json(), models.get_weights(head))
+    assert np.array_equal(np.asarray(again(features[:, None, None, :])), given)

@@ -53,7 +53,7 @@ def test_the_article_as_it_stands():
 
 @pytest.mark.parametrize(
     ("recipe", "trainable_layers", "batch_norm", "learning_rate"),
-    [(standard, 15, "frozen", 1e-3), (full, "all", "synchronized", 3e-5)],
+    [(standard, 15, "frozen", 1e-4), (full, "all", "synchronized", 3e-5)],
 )
 def test_fine_tuning_recipes(recipe, trainable_layers, batch_norm, learning_rate):
     config = recipe("d", "o").resolved()
@@ -63,6 +63,12 @@ def test_fine_tuning_recipes(recipe, trainable_layers, batch_norm, learning_rate
     assert (config.reduce_lr_patience, config.early_stopping_patience, config.epochs) == (3, 8, 30)
     assert config.class_weights is True
     assert config.augmentation == MILD
+
+
+def test_without_pretrained_weights_there_is_nothing_to_probe():
+    assert standard("d", "o").resolved().method == "lp-ft"
+    scratch = dataclasses.replace(standard("d", "o"), weights="none").resolved()
+    assert (scratch.method, scratch.learning_rate, scratch.trainable_layers) == ("fine-tune", 1e-3, "all")
 
 
 @pytest.mark.parametrize("name", RECIPES)

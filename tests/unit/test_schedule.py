@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tlray.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, ViewSchedule, permutation
+from tlray.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, ViewSchedule, permutation, view_of
 
 
 def schedule(**settings) -> TrainSchedule:
@@ -150,3 +150,14 @@ def test_views_are_epochs_and_the_first_is_plain():
     rows = schedule.rows(np.array([1, 2, 3]))
     assert schedule.num_rows == 4
     assert (rows.index.tolist(), rows.epoch.tolist(), rows.weight.tolist()) == ([1, 2, 3], [0, 1, -1], [1, 1, 1])
+
+
+def test_every_image_takes_all_of_its_views_in_turn():
+    one = schedule(num_images=30, num_epochs=3)
+    rows = everything(one)
+    views = view_of(rows, num_images=30, num_views=3, seed=1)
+    seen = {image: views[(rows.index == image) & (rows.weight > 0)].tolist() for image in range(30)}
+    assert all(sorted(turns) == [0, 1, 2] for turns in seen.values())
+    assert {turns[0] for turns in seen.values()} == {0, 1, 2}  # an epoch has all kinds
+    assert all((turns[0] + 1) % 3 == turns[1] for turns in seen.values())
+    assert view_of(rows, num_images=30, num_views=1, seed=1).tolist() == [0] * len(rows.index)

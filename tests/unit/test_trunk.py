@@ -15,7 +15,9 @@ def build(backbone: str, trainable_layers: int | str, batch_norm: str = "frozen"
     config = TrainConfig(
         data="d", out="o", weights="none", backbone=backbone, image_size_px=SIZE_PX, hidden_units=(8,), dropout=dropout
     )
-    classifier = models.build_classifier(config.resolved(), preprocessing="symmetric", num_classes=3)
+    config = config.resolved()
+    backbone_model = models.build_backbone(config)
+    classifier = models.build_classifier(backbone_model, config, preprocessing="symmetric", num_classes=3)
     changes = {"weights": "imagenet", "trainable_layers": trainable_layers, "batch_norm": batch_norm}
     pretrained = TrainConfig(data="d", out="o", backbone=backbone, **(changes)).resolved()  # pyright: ignore
     (inner,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
@@ -122,3 +124,18 @@ def test_dropout_of_the_head_stays_and_that_of_the_trunk_is_off(images):
     maps = constant(images)
     assert all(np.array_equal(a, b) for a, b in zip(maps, constant(images), strict=True))
     assert not np.array_equal(second(maps, training=True), second(maps, training=False))
+
+
+def test_a_head_on_five_depths_is_split_where_training_begins(images):
+    network = models.find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    for layer in network.layers[:-15]:
+        layer.trainable = False
+    extractor, _ = trunk.extractor(network, "symmetric", pooled=True, cut=False)
+    classifier = models.with_linear_head(extractor, num_classes=3, dropout=0.5)
+    first, tail = trunk.split(classifier)
+    # Three feature maps' averages from depths that are not trained, and what feeds the trained layers.
+    assert sorted(len(tensor.shape) for tensor in first.outputs) == [2, 2, 2, 2, 4]
+    features = trunk.as_function(first)(images)
+    assert_close(tail(features), classifier(images))
+    assert_close(trunk.up_to(tail, models.STANDARDISATION_LAYER)(features), extractor(images))
+    assert len(tail.trainable_variables) == len(classifier.trainable_variables)

@@ -1,0 +1,183 @@
+"""Keras models before and after a training: built, and exported, by tasks in processes of their own."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray import features, images, storage, streams
+from tlray.config import TrainConfig
+from tlray.errors import TlrayError
+from tlray.featurecache import FeatureCache, FeatureReader
+from tlray.features import Network
+from tlray.probe import Probe
+from tlray.streams import Pixels
+
+POOLED = "pooled"
+PREDICT_BATCH = 256
+
+NUM_CHECKED_IMAGES = 16
+MAX_DIFFERENCE = 0.02
+"""Of a probability that was computed from float16 features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is to be trained, built once.
+
+    Attributes:
+        architecture: The classifier (uint8 in, logits out, float32) as JSON.
+        weights: Its weights, in the object store.
+        preprocessing: What the backbone wants to see.
+        network: What computes the features that a probe or a training on a cache needs, None where nothing does.
+        tail: The part of the classifier that is trained on features, as JSON; None where it is trained on images.
+        tail_weights: Its weights, in the object store.
+    """
+
+    architecture: str
+    weights: "ray.ObjectRef[list[np.ndarray]]"
+    preprocessing: str
+    network: Network | None = None
+    tail: str | None = None
+    tail_weights: "ray.ObjectRef[list[np.ndarray]] | None" = None
+
+    @property
+    def tail_inputs(self) -> list[str]:
+        """The names of the features that the tail takes, in order."""
+        names = self.network.names if self.network else []
+        return [name for name in names if name != POOLED] or names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        probe: What the head is, or started from.
+        weights: The best weights of what was trained, the tail or the classifier; None: the probe is all there is.
+    """
+
+    probe: Probe | None = None
+    weights: list[np.ndarray] | None = None
+
+
+def prepare(config: TrainConfig, num_classes: int) -> Prepared:
+    """Builds the classifier of a resolved config, and what computes its features; to be run by `cluster.start_here`."""
+    import keras  # noqa: PLC0415 (TensorFlow only in this process)
+
+    from tlray import devices, trunk  # noqa: PLC0415
+    from tlray import model as models  # noqa: PLC0415
+
+    devices.use_cpus()  # the workers want all of the GPUs
+    keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
+    keras.utils.set_random_seed(config.seed)
+    preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
+    backbone = models.build_backbone(config)
+    models.set_trainable(backbone, replace(config, trainable_layers=0) if config.method == "probe" else config)
+    if config.method == "fine-tune":
+        classifier = models.build_classifier(backbone, config, preprocessing=preprocessing, num_classes=num_classes)
+        weights = ray.put(models.get_weights(classifier))
+        return Prepared(architecture=classifier.to_json(), weights=weights, preprocessing=preprocessing)
+    extractor, _ = trunk.extractor(backbone, preprocessing, pooled=True, cut=False)
+    dropout = config.dropout if config.method == "lp-ft" else 0.0
+    classifier = models.with_linear_head(extractor, num_classes=num_classes, dropout=dropout)
+    prepared = Prepared(
+        architecture=classifier.to_json(), weights=ray.put(models.get_weights(classifier)), preprocessing=preprocessing
+    )
+    first, tail = trunk.split(classifier)
+    pooled = trunk.up_to(tail, models.STANDARDISATION_LAYER)(first.outputs)
+    if config.method == "probe":
+        outputs = {POOLED: pooled}
+    elif is_cached(config):
+        outputs = {POOLED: pooled} | {f"cut_{number}": tensor for number, tensor in enumerate(first.outputs)}
+    else:
+        network = features.as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], preprocessing)
+        return replace(prepared, network=network)
+    return replace(
+        prepared,
+        tail=tail.to_json(),
+        tail_weights=ray.put(models.get_weights(tail)),
+        network=features.as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),
+    )
+
+
+def is_cached(config: TrainConfig) -> bool:
+    """Tells whether a resolved config trains on features instead of images, if they fit into memory."""
+    return config.method == "lp-ft" and config.cache == "auto" and config.trainable_layers != "all"
+
+
+def export(
+    prepared: Prepared,
+    trained: Trained,
+    artifact: str,
+    *,
+    cache: FeatureCache | None,
+    tables: Mapping[str, pa.Table],
+    pixels: Pixels,
+) -> dict[str, np.ndarray]:
+    """Writes `model.keras` and `saved_model/` of a trained classifier; to be run by `cluster.start_here`.
+
+    Args:
+        prepared: What was trained.
+        trained: What it came to.
+        artifact: Where the files go, a path or URI.
+        cache: The features of what `tail` takes, if there is one.
+        tables: Split to its images, those of the cache.
+        pixels: How files become pixels.
+
+    Returns:
+        Split to float32 probabilities [images, classes], computed from the cache; nothing without one.
+
+    Raises:
+        TlrayError: The model that was written does not give these probabilities.
+    """
+    from tlray import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
+    from tlray import model as models  # noqa: PLC0415
+
+    devices.use_cpus()
+    classifier = models.from_json(prepared.architecture, ray.get(prepared.weights))
+    tail = trunk.split(classifier)[1] if prepared.tail else classifier
+    if trained.weights is not None:
+        tail.set_weights(trained.weights)
+    elif trained.probe is not None:
+        models.set_linear_head(tail, **trained.probe.arrays())
+    with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
+        predict = models.save_artifact(models.with_probabilities(classifier), Path(temporary))
+        storage.copy_tree(temporary, artifact)
+    if cache is None:
+        return {}
+    probs = _predict_cached(models.with_probabilities(tail), cache, tables)
+    _check(predict, probs, tables, pixels)
+    return probs
+
+
+def _predict_cached(tail: Any, cache: FeatureCache, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+    reader = FeatureReader(cache)
+    probs = {}
+    for split in tables:
+        rows = cache.rows[split][:, 0]
+        batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]
+        probs[split] = np.concatenate([np.asarray(tail(reader.take(batch), training=False)) for batch in batches])
+    return probs
+
+
+def _check(predict: Any, probs: Mapping[str, np.ndarray], tables: Mapping[str, pa.Table], pixels: Pixels) -> None:
+    """Compares the exported model, on some images, with what was computed from their features."""
+    split = next(iter(tables))
+    uris = tables[split]["uri"].to_pylist()[:NUM_CHECKED_IMAGES]
+    decoded = [
+        images.decode(streams.read_file(uri), size_px=pixels.size_px, intensity_range=pixels.intensity_range)
+        for uri in uris
+    ]
+    found = predict(np.stack([images.to_array(image) for image in decoded])).numpy()
+    difference = float(np.abs(found - probs[split][: len(uris)]).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise TlrayError(
+            f"The exported model's probabilities differ by up to {difference:.3f} from those that its features gave. "
+            "Please report this; --cache off trains without stored features."
+        )

@@ -1,0 +1,203 @@
+"""The knobs of the commands beside training: frozen dataclasses, from which the command line is made."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tlray.config import (
+    MAX_TRAINABLE_TAIL_LAYERS,
+    Augmentation,
+    Preprocessing,
+    TrainConfig,
+    flag,
+    parse_columns,
+    require,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesConfig:
+    """Run a pretrained network once over images and keep what it sees in them, as Parquet for any other tool.
+
+    What is in --out already and still right is kept: the same command goes on with an interrupted run, and after a
+    change of the images it computes only what changed.
+    """
+
+    data: str
+    """The images: a folder (ROOT/CLASS/*, ROOT/SPLIT/CLASS/*, or without classes), zip, CSV or Parquet manifest."""
+    out: str
+    """Where the features go (Parquet parts, then _SUCCESS); a path or URI."""
+
+    level: Literal["pooled", "cut", "both"] = "pooled"
+    """pooled: global averages at five depths of the network, one vector an image. cut: the feature maps that its last
+    --trainable-layers are fed with. both: in one pass."""
+    views: int = 1
+    """Rows of each training image: view 0 as it is, view 1, 2, ... augmented as a training does in epoch 1, 2, ..."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the training images in the views after the first."""
+
+    weights: str = "imagenet"
+    """The network's weights: 'imagenet' (downloaded), a Keras weights file, or an earlier bundle of tlray."""
+    backbone: str = "InceptionV3"
+    """A model of keras.applications by its name, or the path of your own .keras file."""
+    cut: str | None = None
+    """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
+    preprocessing: Preprocessing | None = None
+    """Pixels as the backbone wants them; see `tlray train --help`. A .keras backbone must name it."""
+    image_size_px: int = 224
+    """Height and width that every image is resized to."""
+    trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
+    """With --level cut: how many of the last layers will be trained on the features."""
+
+    seed: int = 0
+    """Decides splits that the data does not give, and augmentation."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
+    intensity_range: str = "auto"
+    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Compute on GPUs."""
+    overwrite: bool = False
+    """Replace features of another network in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        for name in ("views", "batch_size"):
+            require(getattr(self, name) > 0, f"{flag(name)} must be positive. Received: {getattr(self, name)}")
+        require(self.weights != "none", "--weights none: a network of random weights has no features. Give weights.")
+        require(
+            self.views == 1 or self.augmentation != Augmentation(),
+            f"--views {self.views} without an --augmentation would be the same image {self.views} times.",
+        )
+        self.training()
+
+    def training(self) -> TrainConfig:
+        """Returns the training whose images and backbone these are (resolved).
+
+        Raises:
+            ConfigError: A setting cannot work.
+        """
+        shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
+        shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
+        return TrainConfig(**{name: getattr(self, name) for name in shared}).resolved()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Score the images of one split with a bundle and measure the result against their labels."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    data: str
+    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """Where metrics.json, report.html, figures/ and predictions/ go; a path or URI."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """The split to evaluate. Data without splits of its own: all."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    overwrite: bool = False
+    """Replace an earlier evaluation in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """Score a file, folder, glob, zip or manifest of images: one row for every file, whatever is wrong with it."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    input: str
+    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """Where the predictions go (Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
+    batch_size: int = 32
+    """Images that the model takes at once."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    resume: bool = False
+    """Continue an interrupted scoring in --out."""
+    overwrite: bool = False
+    """Replace an earlier output in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+        require(not (self.resume and self.overwrite), "--resume continues and --overwrite deletes: give one.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Make a bundle of an already trained Keras model, to be evaluated, scored with and served like any other."""
+
+    model: str
+    """The trained model, a .keras file: images in, class probabilities or logits out."""
+    classes: str
+    """A text file with the class names, one a line, in the order of the model's outputs."""
+    out: str
+    """The bundle's directory, a path or URI."""
+    preprocessing: Preprocessing
+    """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
+    refer_below: float = 0.5
+    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    intensity_range: str = "0,65535"
+    """How 16-bit pixels become 8-bit ones: LO,HI."""
+    image_size_px: int | None = None
+    """Height and width of the input, for a model that leaves them open."""
+    overwrite: bool = False
+    """Replace an earlier bundle in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhantomConfig:
+    """Make a synthetic data set of chest-CT-like images, to try things on: four classes, several patients each."""
+
+    out: str
+    """The data set's folder: OUT/CLASS/PATIENT/*."""
+    patients_per_class: int = 50
+    """Patients of each class, each with an anatomy of its own."""
+    slices_per_patient: int = 4
+    """Images of each patient."""
+    image_size_px: int = 96
+    """Height and width of the images."""
+    num_unreadable: int = 4
+    """Files among them that cannot be read, as in life."""
+    seed: int = 0
+    """The same seed makes the same files."""
+    overwrite: bool = False
+    """Replace an earlier data set in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        for name in ("patients_per_class", "slices_per_patient", "image_size_px"):
+            value = getattr(self, name)
+            require(value > 0, f"{flag(name)} must be positive. Received: {value}")
+        require(self.num_unreadable >= 0, f"--num-unreadable must not be negative. Received: {self.num_unreadable}")
