@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tlray import phantoms
+from tlray import phantomset
 
 
 @pytest.fixture(scope="session")
 def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder CLASS/PATIENT/*: 4 classes of 8 patients of 2 slices at 64 px, and 4 unreadable files."""
     root = tmp_path_factory.mktemp("phantoms")
-    phantoms.write_data_set(
+    phantomset.write_data_set(
         str(root), num_patients_per_class=8, num_slices_per_patient=2, size_px=64, seed=1, num_unreadable=4
     )
     return root

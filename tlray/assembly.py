@@ -35,6 +35,8 @@ class Prepared:
         weights: Its weights, in the object store.
         preprocessing: What the backbone wants to see.
         network: What computes the features that a probe or a training on a cache needs, None where nothing does.
+        depth_sizes: Columns of the pooled features from each depth, the last depth last.
+        tail_layers: The names of the backbone's layers in the tail, in order.
         tail: The part of the classifier that is trained on features, as JSON; None where it is trained on images.
         tail_weights: Its weights, in the object store.
     """
@@ -43,6 +45,8 @@ class Prepared:
     weights: "ray.ObjectRef[list[np.ndarray]]"
     preprocessing: str
     network: Network | None = None
+    depth_sizes: tuple[int, ...] = ()
+    tail_layers: tuple[str, ...] = ()
     tail: str | None = None
     tail_weights: "ray.ObjectRef[list[np.ndarray]] | None" = None
 
@@ -78,12 +82,14 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     keras.utils.set_random_seed(config.seed)
     preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
     backbone = models.build_backbone(config)
-    models.set_trainable(backbone, replace(config, trainable_layers=0) if config.method == "probe" else config)
+    models.set_trainable(backbone, config)
+    if config.method == "probe":
+        backbone.trainable = False
     if config.method == "fine-tune":
         classifier = models.build_classifier(backbone, config, preprocessing=preprocessing, num_classes=num_classes)
         weights = ray.put(models.get_weights(classifier))
         return Prepared(architecture=classifier.to_json(), weights=weights, preprocessing=preprocessing)
-    extractor, _ = trunk.extractor(backbone, preprocessing, pooled=True, cut=False)
+    extractor, _ = trunk.extractor(backbone, preprocessing, pooled=True, cut=False, depths=config.depths)
     dropout = config.dropout if config.method == "lp-ft" else 0.0
     classifier = models.with_linear_head(extractor, num_classes=num_classes, dropout=dropout)
     prepared = Prepared(
@@ -100,6 +106,8 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         return replace(prepared, network=network)
     return replace(
         prepared,
+        depth_sizes=tuple(trunk.level_sizes(backbone)[-config.depths :]),
+        tail_layers=tuple(layer.name for layer in models.leaf_layers(backbone) if layer in models.leaf_layers(tail)),
         tail=tail.to_json(),
         tail_weights=ray.put(models.get_weights(tail)),
         network=features.as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),

@@ -88,8 +88,9 @@ def shown(board: Any, config: TrainConfig, *, steps_per_epoch: int) -> Iterator[
 
 
 def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
+    name = f"epoch {row['epoch']}/{num_epochs}" if row["epoch"] else "probe"
     return (
-        f"epoch {row['epoch']}/{num_epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
+        f"{name}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
         f"valid_loss {row['valid_loss']:.4f}  valid_accuracy {row['valid_accuracy']:.3f}  "
         f"rate {row['learning_rate']:.2g}  {row['time_s']:.0f} s"
     )

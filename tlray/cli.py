@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tlray import __version__, phantoms, storage
+from tlray import __version__, phantoms, phantomset, storage
 from tlray.config import TrainConfig, to_json
 from tlray.errors import BundleError, ConfigError, TlrayError
 from tlray.jobconfig import (
@@ -21,12 +21,15 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    SweepConfig,
 )
 from tlray.recipes import RECIPES
 
 NOTICE = "tlray is a research tool, no medical device."
 
 PHANTOM_SETTINGS = "phantoms.json"
+
+SHOWN_TRIALS = 5
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -208,6 +211,33 @@ def _features(arguments: list[str]) -> None:
     _show("Features", rows, result.notes, quiet=config.quiet)
 
 
+def _sweep(arguments: list[str]) -> None:
+    config = tyro.cli(SweepConfig, prog="tlray sweep", description=_describe(SweepConfig), args=arguments)
+    from tlray.sweep import sweep  # noqa: PLC0415
+
+    result = sweep(config)
+    rows = [
+        (f"trial {number}" if number > 1 else "best trial", _trial_line(trial))
+        for number, trial in enumerate(result.trials[:SHOWN_TRIALS], start=1)
+    ]
+    rows += [
+        (f"best, {split} accuracy", f"{metrics['accuracy']:.3f}") for split, metrics in result.best.metrics.items()
+    ]
+    rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
+    _show(f"Tried {len(result.trials)} settings", rows, result.best.warnings, quiet=config.quiet)
+
+
+def _trial_line(trial: Mapping[str, Any]) -> str:
+    probe = f"{trial['depths']} depths, penalty C {trial['inverse_penalty']:.2g}"
+    tuned = (
+        f"{trial['best_epoch']:.0f} epochs of {trial['trainable_layers']} layers at {trial['learning_rate']:.2g}, "
+        f"dropout {trial['dropout']:g}, {trial['views']} views"
+        if trial["best_epoch"]
+        else "no fine-tuning"
+    )
+    return f"loss {trial['best_loss']:.3f}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
+
+
 def _export(arguments: list[str]) -> None:
     config = tyro.cli(ExportConfig, prog="tlray export", description=_describe(ExportConfig), args=arguments)
     from tlray.exporting import export  # noqa: PLC0415
@@ -218,16 +248,18 @@ def _export(arguments: list[str]) -> None:
 
 def _phantoms(arguments: list[str]) -> None:
     config = tyro.cli(PhantomConfig, prog="tlray phantoms", description=_describe(PhantomConfig), args=arguments)
-    known_names = frozenset([*phantoms.CLASSES, PHANTOM_SETTINGS])
+    known_names = frozenset([PHANTOM_SETTINGS]).union(*phantoms.TASKS.values())
     storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(storage.join(config.out, PHANTOM_SETTINGS), to_json(config))
-    num_files = phantoms.write_data_set(
+    num_files = phantomset.write_data_set(
         config.out,
         num_patients_per_class=config.patients_per_class,
         num_slices_per_patient=config.slices_per_patient,
         size_px=config.image_size_px,
         seed=config.seed,
         num_unreadable=config.num_unreadable,
+        classes=phantoms.TASKS[config.task],
+        first_patient=config.first_patient,
     )
     _show("Made", [("files", str(num_files)), ("data set", config.out)], quiet=config.quiet)
 
@@ -254,6 +286,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (_evaluate, "measure a bundle on labelled images"),
     "score": (_score, "score a file, folder, zip or manifest of images"),
     "features": (_features, "what a pretrained network sees in images, as Parquet"),
+    "sweep": (_sweep, "try many settings on features that are computed once"),
     "export": (_export, "make a bundle of a Keras model of your own"),
     "phantoms": (_phantoms, "make a synthetic data set to try things on"),
 }

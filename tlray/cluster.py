@@ -33,6 +33,7 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     # Ray warns once it has four times as many processes: on 2 CPUs a training with 2 workers already has.
     "RAY_worker_maximum_startup_concurrency": "4",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's new output shows tables whatever its verbosity
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 
@@ -162,6 +163,9 @@ def get(reference: Any) -> Any:
     """Waits for a task; its own errors come through as they were raised, without Ray's wrapping."""
     try:
         return ray.get(reference)
+    except KeyboardInterrupt:
+        ray.cancel(reference, force=True)
+        raise
     except RayTaskError as error:
         if isinstance(error.cause, TlrayError):
             raise error.cause from None

@@ -89,6 +89,14 @@ class TrainConfig:
     dropout: float = 0.3
     """Dropout rate in the head."""
 
+    depths: int = 5
+    """With a probe: from how many depths of the backbone its features come; 1: from the last feature map alone."""
+    inverse_penalty: float | None = None
+    """With a probe: scikit-learn's C of the logistic regression. Default: of 13 the one with the lowest validation
+    loss."""
+    learning_curve: bool = False
+    """With a probe: show in the report how accuracy grows with the training images of a class, by probes on 5, 10, 20,
+    50 and all of them."""
     cache: Literal["auto", "off"] = "auto"
     """With --method lp-ft. auto: run what is not trained once over --views of the images and train on the result, where
     that fits into Ray's object store. off: read, augment and run every image anew in every epoch."""
@@ -148,6 +156,11 @@ class TrainConfig:
         for name in positive:
             value = getattr(self, name)
             require(value > 0, f"{flag(name)} must be positive. Received: {value}")
+        require(1 <= self.depths <= 5, f"--depths must lie in [1, 5]. Received: {self.depths}")
+        require(
+            self.inverse_penalty is None or 0 < self.inverse_penalty < math.inf,
+            f"--inverse-penalty must be a positive number. Received: {self.inverse_penalty}",
+        )
         for name in ("reduce_lr_patience", "early_stopping_patience"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{flag(name)} must be positive. Received: {value}")
@@ -179,6 +192,12 @@ class TrainConfig:
         require(
             self.method != "lp-ft" or not self.hidden_units,
             f"--method lp-ft starts from a linear probe, without --hidden-units {self.hidden_units}.",
+        )
+        has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
+        require(
+            has_probe or not self.learning_curve,
+            "--learning-curve is that of a linear probe: give --method probe, or --method lp-ft with pretrained "
+            "--weights.",
         )
         require(
             self.views == 1 or self.augmentation != Augmentation(),

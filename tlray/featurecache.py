@@ -1,6 +1,6 @@
 """Features that a run has computed, in Ray's object store: every process takes the rows that it wants from there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,11 @@ class FeatureReader:
         self._parts = ray.get(cache.parts)
         self._starts = np.cumsum([0, *cache.num_rows])
 
-    def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Returns the features of some rows, float16 [rows, ...] for each name."""
+    def take(self, rows: np.ndarray, names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Returns the features of some rows, float16 [rows, ...] for each of some names, or of all."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[numbers]
         where = list(zip(numbers, places, strict=True))
-        return [np.stack([self._parts[number][name][place] for number, place in where]) for name in self._names]
+        return [
+            np.stack([self._parts[number][name][place] for number, place in where]) for name in names or self._names
+        ]

@@ -2,10 +2,6 @@
 
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,7 @@ import numpy as np
 import ray
 import ray.train
 
-from tlray import board, checkpoint, storage
+from tlray import board, checkpoint, cluster, storage
 from tlray.assembly import Prepared
 from tlray.cluster import TrainPlan
 from tlray.config import TrainConfig
@@ -82,8 +78,17 @@ def fit(
         board=posted,
         history_file=storage.join(config.out, HISTORY),
     )
-    with _silent_stderr():
-        from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415 (brings TensorFlow)
+    num_steps = -(-task.num_train // config.batch_size)
+    with board.shown(posted, config, steps_per_epoch=num_steps):
+        weights = cluster.get(cluster.start_here(_run, task, plan))
+    return _read_history(config), weights
+
+
+def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
+    """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer brings TensorFlow."""
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+
+    config = task.config
     trainer = TensorflowTrainer(
         _train_worker,
         train_loop_config={"task": task},
@@ -98,27 +103,22 @@ def fit(
             storage_path=config.out,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            callbacks=[board.FailurePoster(posted)],
+            callbacks=[board.FailurePoster(task.board)],
         ),
     )
-    num_steps = -(-task.num_train // config.batch_size)
-    with _interrupts_as_before(), board.shown(posted, config, steps_per_epoch=num_steps):
-        try:
-            result = trainer.fit()
-        except SystemExit:
-            raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
-        except ray.train.TrainingFailedError as error:
-            raise _explained(error, config) from error
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error, config) from error
     _delete_orphans(config, result.checkpoint)
-    history = _read_history(config)
-    if not any(math.isfinite(row["valid_loss"]) for row in history):
+    if not any(math.isfinite(row["valid_loss"]) for row in _read_history(config)):
         raise TlrayError(
             f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
             f"--learning-rate (it was {config.initial_learning_rate:g}) and --overwrite."
         )
     assert result.checkpoint is not None  # noqa: S101
     with result.checkpoint.as_directory() as directory:
-        return history, checkpoint.load_best_weights(Path(directory))
+        return checkpoint.load_best_weights(Path(directory))
 
 
 def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
@@ -127,32 +127,6 @@ def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> N
     for name in storage.list_names(directory):
         if name.startswith("checkpoint_2") and last is not None and name != os.path.basename(last.path):
             storage.delete(storage.join(directory, name))
-
-
-@contextmanager
-def _interrupts_as_before() -> Iterator[None]:
-    """Takes back the handler of Ctrl-C that Ray Train leaves, which ends nothing once its training is over."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what TensorFlow's C++ writes while it is imported, before any setting of its logs is read."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> TlrayError:

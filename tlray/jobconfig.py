@@ -88,6 +88,84 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Try many settings on features that a pretrained network computes once; train and export the best.
+
+    A trial is a linear probe (how many depths of the network, which penalty) and fine-tuning from it (last layers,
+    rate, dropout, views), cross-validated over training and validation images. Of four trials one is fine-tuned.
+    """
+
+    data: str
+    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The sweep's directory: trials.csv, trials.png, and in OUT/best the training of the best settings."""
+
+    num_trials: int = 40
+    """Settings to try, the first ones about those of the recipe standard, the others at random."""
+    num_folds: int = 3
+    """Folds of the cross-validation; the images of a patient, and copies of an image, are in one fold."""
+    epochs: int = 4
+    """The most epochs of fine-tuning in a trial."""
+    trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
+    """The most last layers that are fine-tuned; none, a third and two thirds of them are tried too."""
+    views: int = 1
+    """The most views of each training image, the first as it is, the others augmented."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the training images in the views after the first."""
+
+    weights: str = "imagenet"
+    """The network's weights: 'imagenet' (downloaded), a Keras weights file, or an earlier bundle of tlray."""
+    backbone: str = "InceptionV3"
+    """A model of keras.applications by its name, or the path of your own .keras file."""
+    cut: str | None = None
+    """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
+    preprocessing: Preprocessing | None = None
+    """Pixels as the backbone wants them; see `tlray train --help`. A .keras backbone must name it."""
+    image_size_px: int = 224
+    """Height and width that every image is resized to."""
+    batch_size: int = 32
+    """Images in a batch."""
+
+    seed: int = 0
+    """Decides splits that the data does not give, folds, settings and augmentation."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
+    columns: str | None = None
+    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
+    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
+    intensity_range: str = "auto"
+    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
+    refer_below: float = 0.5
+    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    use_gpu: bool = False
+    """Compute on GPUs, one for each trial at a time."""
+    overwrite: bool = False
+    """Replace an earlier sweep in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_trials", "epochs", "trainable_layers", "views"):
+            require(getattr(self, name) > 0, f"{flag(name)} must be positive. Received: {getattr(self, name)}")
+        require(self.num_folds > 1, f"--num-folds must be at least 2. Received: {self.num_folds}")
+        require(self.weights != "none", "--weights none: a network of random weights has no features. Give weights.")
+        self.training()
+
+    def training(self) -> TrainConfig:
+        """Returns the training that the trials change (resolved).
+
+        Raises:
+            ConfigError: A setting cannot work.
+        """
+        shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
+        shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
+        shared += ("views", "batch_size", "refer_below")
+        return TrainConfig(
+            method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
+        ).resolved()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
     """Score the images of one split with a bundle and measure the result against their labels."""
 
@@ -177,10 +255,12 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomConfig:
-    """Make a synthetic data set of chest-CT-like images, to try things on: four classes, several patients each."""
+    """Make a synthetic data set of chest-CT-like images, to try things on: several classes, several patients each."""
 
     out: str
     """The data set's folder: OUT/CLASS/PATIENT/*."""
+    task: Literal["cancer-type", "nodules"] = "cancer-type"
+    """cancer-type: three types of cancer, and none. nodules: a calcified granuloma, metastases, and none."""
     patients_per_class: int = 50
     """Patients of each class, each with an anatomy of its own."""
     slices_per_patient: int = 4
@@ -191,6 +271,9 @@ class PhantomConfig:
     """Files among them that cannot be read, as in life."""
     seed: int = 0
     """The same seed makes the same files."""
+    first_patient: int = 0
+    """The lowest number in a patient's name. For splits of one data set made one by one: a patient of one name in two
+    splits is taken for one."""
     overwrite: bool = False
     """Replace an earlier data set in --out."""
     quiet: bool = False
@@ -200,4 +283,6 @@ class PhantomConfig:
         for name in ("patients_per_class", "slices_per_patient", "image_size_px"):
             value = getattr(self, name)
             require(value > 0, f"{flag(name)} must be positive. Received: {value}")
-        require(self.num_unreadable >= 0, f"--num-unreadable must not be negative. Received: {self.num_unreadable}")
+        for name in ("num_unreadable", "first_patient"):
+            value = getattr(self, name)
+            require(value >= 0, f"{flag(name)} must not be negative. Received: {value}")

@@ -32,6 +32,7 @@ _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TEMPERATURE_LAYER = "temperature"
 LOGITS_LAYER = "logits"
 STANDARDISATION_LAYER = "standardisation"
+HEAD_DROPOUT_LAYER = "head_dropout"
 
 
 def preprocess(images: Any, mode: Preprocessing) -> Any:
@@ -292,7 +293,7 @@ def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float
         name=STANDARDISATION_LAYER,
     )
     features = standardise(extractor.outputs[0])
-    features = keras.layers.Dropout(dropout, name="head_dropout")(features) if dropout else features
+    features = keras.layers.Dropout(dropout, name=HEAD_DROPOUT_LAYER)(features) if dropout else features
     return keras.Model(
         extractor.inputs[0], keras.layers.Dense(num_classes, dtype="float32", name=LOGITS_LAYER)(features)
     )

@@ -1,13 +1,19 @@
-"""Synthetic chest-CT slices: a small labelled data set for the demo and the tests, where no patient's images may go.
+"""Synthetic chest-CT slices of two tasks, for the demo and the tests, where no patient's images may go.
 
 A slice is painted in Hounsfield units (HU) from polygons, seen through a wide lung window. Coordinates are in mm from
 the middle of the chest, x to the right of the image (the patient's left), y to the back. Body, vessels, side, noise and
-window are drawn alike for all classes; the lesion alone tells them apart, by place, size and outline:
+window are drawn alike for all classes; the lesion alone tells them apart. One task tells types of cancer by place, size
+and outline:
 
 - Adenocarcinoma: a peripheral nodule, mostly under 4 cm, lobulated or spiculated, often with a tail to the pleura, and
   with ground glass where it grows along the alveoli [1, 2].
 - Squamous cell carcinoma: at the hilum; the type that most often hollows out [1, 3].
 - Large cell carcinoma: a peripheral mass, mostly over 4 cm, smooth or lobulated, often with dead tissue inside [1, 3].
+
+The other tells smooth round nodules under 3 cm by number and density:
+
+- Granuloma: a single one, calcified but for its rim [4].
+- Metastases: several of various sizes in both lungs, mostly in their outer parts, of soft tissue [5].
 
 They are caricatures for testing software and teach nothing about patients.
 
@@ -17,20 +23,24 @@ They are caricatures for testing software and teach nothing about patients.
     time. AJR 2000;174(3):763-768.
 [3] Byrd et al. Radiographic abnormalities in carcinoma of the lung as related to histological cell type.
     Thorax 1969;24(5):573-575.
+[4] Erasmus et al. Solitary pulmonary nodules: part I. Morphologic evaluation for differentiation of benign and
+    malignant lesions. RadioGraphics 2000;20(1):43-58.
+[5] Seo et al. Atypical pulmonary metastases: spectrum of radiologic findings. RadioGraphics 2001;21(2):403-417.
 """
 
-import io
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tlray import storage
 from tlray.errors import ConfigError
 
 CLASSES: tuple[str, ...] = ("adenocarcinoma", "large.cell.carcinoma", "normal", "squamous.cell.carcinoma")
-"""The labels, sorted."""
+"""The labels of the first task, sorted."""
+
+TASKS: dict[str, tuple[str, ...]] = {"cancer-type": CLASSES, "nodules": ("granuloma", "metastases", "normal")}
+"""Tasks by name: the labels of each, sorted."""
 
 _FIELD_OF_VIEW_MM = 300.0  # width and height of a slice
 # Edges are smoothed by painting this many times finer than the slice that is asked for.
@@ -68,7 +78,7 @@ Region: TypeAlias = tuple[np.ndarray, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesion:
-    """One patient's tumour: its centre, float64 [2 (x, y)], and the regions about it in the order of painting."""
+    """What one patient has: a centre, float64 [2 (x, y)], and the regions about it in the order of painting."""
 
     centre_mm: np.ndarray
     regions: tuple[Region, ...]
@@ -96,23 +106,21 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Lesion | None:
-    """Draws the tumour of a patient.
+    """Draws the tumour, or the nodules, of a patient.
 
     Args:
-        label: One of `CLASSES`.
-        anatomy: The patient, who gives the tumour its place.
+        label: A class of one of the `TASKS`.
+        anatomy: The patient, who gives the lesion its place.
         rng: Source of randomness.
 
     Returns:
         The lesion; None for `normal`.
 
     Raises:
-        ConfigError: The label is none of `CLASSES`.
+        ConfigError: No task has this class.
     """
     side = int(rng.choice([-1, 1]))
-    lung = _lung_outline_mm(anatomy, side)
-    pleura = _at_angle(lung, side, rng.uniform(-65.0, 65.0))
-    inwards = (lung.mean(axis=0) - pleura) / np.linalg.norm(lung.mean(axis=0) - pleura)
+    pleura, inwards = _pleura(anatomy, side, rng.uniform(-65.0, 65.0))
     density_hu = rng.uniform(20.0, 60.0)
     regions: list[Region] = []
     match label:
@@ -121,19 +129,7 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
         case "adenocarcinoma":
             radius_mm = rng.uniform(15.0, 19.0)
             centre = pleura + inwards * (radius_mm + rng.uniform(3.0, 9.0))
-            outline = _lobulated_mm(radius_mm, 0.12, rng)
-            if rng.random() < 0.8:  # ground glass about a smaller core
-                outline = 0.9 * outline
-                regions += [(outline * scale, -350.0 * scale) for scale in np.linspace(1.7, 1.1, 5)]
-            regions.append((outline, density_hu))
-            # Spicules are spikes on the outline; the tail is one that reaches the pleura.
-            spikes = rng.choice(len(outline), 14, replace=False)
-            tips = [outline[spike] * rng.uniform(1.6, 2.2) for spike in spikes]
-            if rng.random() < 0.6:
-                spikes, tips = [*spikes, np.argmax(outline @ -inwards)], [*tips, pleura - centre]
-            regions += [
-                (np.stack([outline[k - 3], tip, outline[k]]), 20.0) for k, tip in zip(spikes, tips, strict=True)
-            ]
+            regions += _spiculated(radius_mm, pleura - centre, density_hu, rng)
         case "large.cell.carcinoma":
             radius_mm = rng.uniform(32.0, 40.0)
             centre = pleura + inwards * radius_mm * rng.uniform(0.7, 0.95)
@@ -147,9 +143,40 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
             if rng.random() < 0.8:
                 cavity = _lobulated_mm(radius_mm * rng.uniform(0.4, 0.6), 0.12, rng)
                 regions.append((cavity + np.array([0.2 * side * radius_mm, 0.0]), -930.0))
+        case "granuloma":
+            radius_mm = rng.uniform(8.0, 12.0)
+            centre = pleura + inwards * (radius_mm + rng.uniform(3.0, 25.0))
+            regions.append((_lobulated_mm(radius_mm, 0.03, rng), density_hu))
+            regions.append((_lobulated_mm(0.8 * radius_mm, 0.03, rng), rng.uniform(500.0, 900.0)))
+        case "metastases":
+            centre = np.zeros(2)
+            # In turn left and right, from the front to the back: they do not overlap.
+            for angle_deg in np.linspace(-60.0, 60.0, int(rng.integers(5, 9))):
+                radius_mm, side = rng.uniform(6.0, 12.0), -side
+                pleura, inwards = _pleura(anatomy, side, angle_deg + rng.normal(0.0, 4.0))
+                place = pleura + inwards * (radius_mm + rng.uniform(3.0, 25.0))
+                regions.append((place + _lobulated_mm(radius_mm, 0.03, rng), density_hu))
         case _:
-            raise ConfigError(f"There is no class '{label}'. Use one of {', '.join(CLASSES)}.")
+            known = sorted(set().union(*TASKS.values()))
+            raise ConfigError(f"There is no class '{label}'. Use one of {', '.join(known)}.")
     return Lesion(centre_mm=centre, regions=tuple(regions))
+
+
+def _spiculated(radius_mm: float, tail_mm: np.ndarray, density_hu: float, rng: np.random.Generator) -> list[Region]:
+    """Returns a nodule with spicules, mostly in ground glass and with a tail that ends at `tail_mm`, float64 [2]."""
+    regions: list[Region] = []
+    outline = _lobulated_mm(radius_mm, 0.12, rng)
+    if rng.random() < 0.8:  # ground glass about a smaller core
+        outline = 0.9 * outline
+        regions += [(outline * scale, -350.0 * scale) for scale in np.linspace(1.7, 1.1, 5)]
+    regions.append((outline, density_hu))
+    # Spicules are spikes on the outline; the tail is one that reaches the pleura.
+    spikes = rng.choice(len(outline), 14, replace=False)
+    tips = [outline[spike] * rng.uniform(1.6, 2.2) for spike in spikes]
+    if rng.random() < 0.6:
+        spikes, tips = [*spikes, np.argmax(outline @ tail_mm)], [*tips, tail_mm]
+    regions += [(np.stack([outline[k - 3], tip, outline[k]]), 20.0) for k, tip in zip(spikes, tips, strict=True)]
+    return regions
 
 
 def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Generator, size_px: int) -> np.ndarray:
@@ -160,7 +187,7 @@ def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Gene
 
     Args:
         anatomy: The patient.
-        lesion: The patient's tumour; None for none.
+        lesion: The patient's tumour or nodules; None for none.
         rng: Source of randomness: the level, the breath, the vessels, the noise.
         size_px: Width and height of the slice.
 
@@ -187,57 +214,6 @@ def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Gene
     density_hu = np.asarray(canvas.image.reduce(_SUPERSAMPLING)) + noise_hu
     grey = (density_hu - anatomy.window_centre_hu) / anatomy.window_width_hu + 0.5
     return np.rint(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def write_data_set(
-    location: str,
-    *,
-    num_patients_per_class: int,
-    num_slices_per_patient: int,
-    size_px: int,
-    seed: int,
-    num_unreadable: int = 4,
-) -> int:
-    """Writes a labelled data set `LOCATION/CLASS/PATIENT/SLICE`, as hospitals send them: formats mixed, some broken.
-
-    One file in five is JPEG or RGBA PNG, the others grey PNG. Unreadable ones come on top: in turn an empty file, a
-    truncated PNG, a text named `.png`, and a PNG with damaged data. The same seed gives the same bytes.
-
-    Args:
-        location: Directory or URI to fill.
-        num_patients_per_class: At least 1; patients' names are unique over all classes.
-        num_slices_per_patient: Readable slices, at least 1.
-        size_px: Width and height of the slices.
-        seed: Seed of everything random.
-        num_unreadable: Files that no decoder can read, at least 0.
-
-    Returns:
-        The number of files written.
-
-    Raises:
-        ConfigError: A number is too small.
-    """
-    if min(num_patients_per_class, num_slices_per_patient) < 1 or num_unreadable < 0:
-        raise ConfigError(
-            f"Cannot write {num_patients_per_class} patients per class with {num_slices_per_patient} slices each and "
-            f"{num_unreadable} unreadable files: give at least 1, 1 and 0."
-        )
-    rng = np.random.default_rng(seed)
-    labels = [label for label in CLASSES for _ in range(num_patients_per_class)]
-    folders = [
-        storage.join(location, label, f"patient_{number:04d}")
-        for label, number in zip(labels, rng.permutation(len(labels)), strict=True)  # numbers tell nothing of the class
-    ]
-    for label, folder in zip(labels, folders, strict=True):
-        anatomy = sample_anatomy(rng)
-        lesion = sample_lesion(label, anatomy, rng)
-        for index in range(num_slices_per_patient):
-            extension, data = _encode(render_slice(anatomy, lesion, rng=rng, size_px=size_px), rng)
-            storage.write_bytes(storage.join(folder, f"slice_{index:03d}.{extension}"), data)
-    for index in range(num_unreadable):
-        folder, name = folders[rng.integers(len(folders))], f"slice_{num_slices_per_patient + index:03d}.png"
-        storage.write_bytes(storage.join(folder, name), _unreadable_png(index, size_px, rng))
-    return len(folders) * num_slices_per_patient + num_unreadable
 
 
 class _Canvas:
@@ -281,6 +257,13 @@ def _lung_outline_mm(anatomy: Anatomy, side: int) -> np.ndarray:
     room_mm = anatomy.half_width_mm - anatomy.fat_mm - 19.0
     half_mm = (0.49 * room_mm, anatomy.half_depth_mm - anatomy.fat_mm - 19.0)
     return _ellipse_mm((side * 0.52 * room_mm, -3.0), half_mm, tilt_deg=9.0 * side, exponent=2.25)
+
+
+def _pleura(anatomy: Anatomy, side: int, angle_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a point of a lung's pleura, see `_at_angle`, and the direction from there inwards, each float64 [2]."""
+    lung = _lung_outline_mm(anatomy, side)
+    pleura = _at_angle(lung, side, angle_deg)
+    return pleura, (lung.mean(axis=0) - pleura) / np.linalg.norm(lung.mean(axis=0) - pleura)
 
 
 def _hilum_mm(side: int, level: float) -> np.ndarray:
@@ -378,23 +361,3 @@ def _lobulated_mm(radius_mm: float, roughness: float, rng: np.random.Generator) 
     lobes = np.cos(np.outer(_ANGLES_RAD, orders) + rng.uniform(0.0, 2.0 * np.pi, len(orders))) @ amplitudes
     radii_mm = radius_mm * np.clip(1.0 + lobes, 0.6, 1.4)
     return radii_mm[:, None] * _CIRCLE
-
-
-def _encode(image: np.ndarray, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Returns a file's extension and content for a slice, uint8 [size_px, size_px], in a format drawn by lot."""
-    grey, lot, stream = Image.fromarray(image), rng.random(), io.BytesIO()
-    if lot < 0.12:
-        grey.save(stream, "JPEG", quality=92)
-        return "jpg", stream.getvalue()
-    (grey.convert("RGBA") if lot < 0.2 else grey).save(stream, "PNG")
-    return "png", stream.getvalue()
-
-
-def _unreadable_png(kind: int, size_px: int, rng: np.random.Generator) -> bytes:
-    """Returns the content of a broken file; the kinds repeat after four."""
-    stream = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (size_px, size_px), dtype=np.uint8)).save(stream, "PNG")
-    whole = stream.getvalue()
-    text = b"The export of this series failed. Ask the archive for it again.\n"
-    damaged = whole[:60] + bytes(len(whole) - 60)  # the header stays whole, the compressed pixels do not
-    return (b"", whole[: len(whole) // 2], text, damaged)[kind % 4]

@@ -1,6 +1,7 @@
 """A linear probe: multinomial logistic regression on standardised features, its penalty chosen on validation data."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,74 @@ class Probe:
         return {"mean": self.mean, "deviation": self.deviation, "weights": self.weights, "bias": self.bias}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Basis:
+    """How features are standardised, and turned to where fitting is cheap.
+
+    Attributes:
+        mean: float64 [features].
+        deviation: float64 [features], 1 where a feature is constant.
+        rotation: float64 [features, images], or None where there are more images than features. An L2 penalty does not
+            see a rotation: with fewer images than features, their own span is all there is to fit.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    rotation: np.ndarray | None
+
+    def turn(self, features: np.ndarray) -> np.ndarray:
+        """Returns features [images, features] standardised and turned, float64."""
+        standardised = (np.asarray(features, np.float64) - self.mean) / self.deviation
+        return standardised if self.rotation is None else standardised @ self.rotation
+
+    def turn_back(self, weights: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of a probe that does on features what weights [classes, n] and bias do on turned ones."""
+        return {
+            "mean": self.mean.astype(np.float32),
+            "deviation": self.deviation.astype(np.float32),
+            "weights": (weights.T if self.rotation is None else self.rotation @ weights.T).astype(np.float32),
+            "bias": bias.astype(np.float32),
+        }
+
+
+def basis(train: np.ndarray) -> Basis:
+    """Finds the basis of training features, floating point [images, features]."""
+    train = np.asarray(train, np.float64)
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    deviation[deviation < MIN_DEVIATION] = 1.0
+    rotation = None
+    if len(train) < train.shape[1]:
+        rotation = np.linalg.svd((train - mean) / deviation, full_matrices=False)[2].T
+    return Basis(mean=mean, deviation=deviation, rotation=rotation)
+
+
+def regression(*, balanced: bool) -> LogisticRegression:
+    """Returns the regression to be fitted on turned features, whose C is still to be set; it goes on where it was."""
+    return LogisticRegression(
+        solver="newton-cg",
+        max_iter=MAX_ITERATIONS,
+        tol=TOLERANCE,
+        warm_start=True,
+        class_weight="balanced" if balanced else None,
+    )
+
+
+def solve(model: LogisticRegression, turned: np.ndarray, labels: np.ndarray, *, inverse_penalty: float) -> None:
+    """Fits a regression with one penalty."""
+    with warnings.catch_warnings():
+        # With hardly a penalty the weights grow without end: such a trial is none of the good ones.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.set_params(C=inverse_penalty).fit(turned, labels)
+
+
+def coefficients(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weights [classes, n] and bias [classes] of a fitted regression."""
+    weights, bias = np.array(model.coef_), np.array(model.intercept_)
+    if len(bias) == 1:  # one logit, of the second class against the first
+        weights, bias = np.vstack([np.zeros_like(weights), weights]), np.concatenate([[0.0], bias])
+    return weights, bias
+
+
 def fit(
     train: np.ndarray,
     train_labels: np.ndarray,
@@ -71,6 +140,7 @@ def fit(
     *,
     num_classes: int,
     balanced: bool,
+    inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
 ) -> Probe:
     """Fits a probe for each penalty and keeps the one with the lowest validation loss.
 
@@ -81,31 +151,15 @@ def fit(
         valid_labels: Class indices, int [images].
         num_classes: At least 2.
         balanced: Weight each image by the inverse frequency of its class.
+        inverse_penalties: The values of scikit-learn's C to try.
     """
-    train, valid = np.asarray(train, np.float64), np.asarray(valid, np.float64)
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation[deviation < MIN_DEVIATION] = 1.0
-    standardised, valid = (train - mean) / deviation, (valid - mean) / deviation
-    del train
-    # An L2 penalty does not see a rotation: with fewer images than features, their own span is all there is to fit.
-    rotation = None
-    if len(standardised) < standardised.shape[1]:
-        rotation = np.linalg.svd(standardised, full_matrices=False)[2].T
-        standardised, valid = standardised @ rotation, valid @ rotation
-    model = LogisticRegression(
-        solver="newton-cg",
-        max_iter=MAX_ITERATIONS,
-        tol=TOLERANCE,
-        warm_start=True,
-        class_weight="balanced" if balanced else None,
-    )
+    turn = basis(train)
+    train, valid = turn.turn(train), turn.turn(valid)
+    model = regression(balanced=balanced)
     trials: list[Trial] = []
     fitted: list[tuple[np.ndarray, np.ndarray]] = []
-    for inverse_penalty in INVERSE_PENALTIES:
-        with warnings.catch_warnings():
-            # With hardly a penalty the weights grow without end: such a trial is none of the good ones.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=inverse_penalty).fit(standardised, train_labels)
+    for inverse_penalty in inverse_penalties:
+        solve(model, train, train_labels, inverse_penalty=inverse_penalty)
         probs_BK = model.predict_proba(valid)
         trials.append(
             Trial(
@@ -116,16 +170,10 @@ def fit(
         )
         fitted.append((np.array(model.coef_), np.array(model.intercept_)))
     best = min(range(len(trials)), key=lambda place: trials[place].valid_loss)
-    weights, bias = fitted[best]
-    model.coef_, model.intercept_ = weights, bias
-    train_probs_BK = model.predict_proba(standardised)
-    if num_classes == 2:  # one logit, of the second class against the first
-        weights, bias = np.vstack([np.zeros_like(weights), weights]), np.concatenate([[0.0], bias])
+    model.coef_, model.intercept_ = fitted[best]
+    train_probs_BK = model.predict_proba(train)
     return Probe(
-        mean=mean.astype(np.float32),
-        deviation=deviation.astype(np.float32),
-        weights=(weights.T if rotation is None else rotation @ weights.T).astype(np.float32),
-        bias=bias.astype(np.float32),
+        **turn.turn_back(*coefficients(model)),
         trials=tuple(trials),
         best=trials[best],
         train_loss=float(log_loss(train_labels, train_probs_BK, labels=range(num_classes))),

@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import cluster, features, probe, storage, streams
+from tlray import cluster, features, learningcurve, probe, storage, streams
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import DataError
 from tlray.featurecache import FeatureCache
 from tlray.features import Network
+from tlray.learningcurve import Point
 from tlray.probe import Probe
 
 FEATURES = "features"
@@ -57,13 +58,22 @@ def pixels(config: TrainConfig, images: Dataset) -> streams.Pixels:
     )
 
 
-def fit(config: TrainConfig, images: Dataset, directory: str) -> Probe:
+def read_pooled(directory: str) -> pa.Table:
+    """Reads the pooled features of a run: `image_id`, `view` and `pooled`."""
+    return features.read_features(directory, columns=["image_id", "view", "pooled"])
+
+
+def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
     """Fits a probe on the pooled features of the images as they are.
+
+    Args:
+        config: A resolved config.
+        images: The run's images.
+        table: See `read_pooled`.
 
     Raises:
         DataError: An image that could be read at first cannot be read any more.
     """
-    table = features.read_features(directory, columns=["image_id", "view", "pooled"])
     train, valid = images.split("train"), images.split("valid")
     return probe.fit(
         _look_up(table, train),
@@ -72,6 +82,23 @@ def fit(config: TrainConfig, images: Dataset, directory: str) -> Probe:
         valid["class_index"].to_numpy(),
         num_classes=len(images.classes),
         balanced=config.class_weights,
+        inverse_penalties=(config.inverse_penalty,) if config.inverse_penalty else probe.INVERSE_PENALTIES,
+    )
+
+
+def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tuple[Point, ...]:
+    """Returns the learning curve of the run's features; see `fit`."""
+    train, valid, test = (images.split(split) for split in ("train", "valid", "test"))
+    return learningcurve.learning_curve(
+        _look_up(table, train),
+        train["class_index"].to_numpy(),
+        _look_up(table, valid),
+        valid["class_index"].to_numpy(),
+        test=_look_up(table, test),
+        test_labels=test["class_index"].to_numpy(),
+        num_classes=len(images.classes),
+        balanced=config.class_weights,
+        seed=config.seed,
     )
 
 
@@ -85,7 +112,7 @@ def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
             f"{len(missing)} images can no longer be read, for example '{missing[0]}', though all could before. Check "
             "the storage, and continue with --resume."
         )
-    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()])
+    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
     return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
 
 

@@ -62,6 +62,8 @@ class Report:
     """What the audit or the run warned about."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row an epoch, see `plot_history`; None or empty where nothing was trained."""
+    learning_curve: Sequence[Mapping[str, Any]] = ()
+    """The points, see `plot_learning_curve`; measured on the split test, or on valid where there is no test."""
     evaluations: Mapping[str, SplitEvaluation] = field(default_factory=dict)
     """Split to its evaluation; shown in the order valid, test, others."""
 
@@ -70,8 +72,9 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
     """Draws loss and accuracy of training and validation by epoch, side by side.
 
     Args:
-        history: One row an epoch with `epoch` (from 1), `loss`, `accuracy`, `valid_loss`, `valid_accuracy` and
-            `learning_rate`; losses may be NaN, accuracies are in [0, 1]. At least one row.
+        history: One row an epoch with `epoch` (from 1, or 0: the probe that fine-tuning starts from), `loss`,
+            `accuracy`, `valid_loss`, `valid_accuracy` and `learning_rate`; losses may be NaN, accuracies are in [0, 1].
+            At least one row.
 
     Returns:
         A PNG. The best epoch (lowest validation loss) and steps down of the learning rate are marked; a rate that falls
@@ -91,7 +94,7 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
         for key, label, colour in ((name, "training", _COLOURS[0]), (f"valid_{name}", "validation", _COLOURS[1])):
             axes.plot(epochs, [row[key] for row in history], "o-", color=colour, label=label, markersize=3.5)
         if best is not None:
-            label = f"best epoch ({best['epoch']:g})"
+            label = f"best: epoch {_epoch(best['epoch'])}"
             axes.scatter(
                 best["epoch"],
                 best[f"valid_{name}"],
@@ -108,9 +111,11 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
         axes.set_title(name.capitalize(), loc="left", fontweight="bold")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if epochs[0] == 0:
+            axes.xaxis.set_major_formatter(lambda epoch, _: _epoch(epoch).replace(" ", "\n"))
         _tidy(axes)
         axes.legend(frameon=False, fontsize=9)
-    panels[1].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
+    panels[1].yaxis.set_major_formatter(_percent_tick)
     panels[1].set_title(f"learning rate {_span(rates)}", loc="right", fontsize=9, color=_MUTED)
     return _to_png(figure)
 
@@ -119,6 +124,14 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | 
     """Returns the first row with the lowest validation loss, None if that is finite in no row."""
     finite = [row for row in history if math.isfinite(row["valid_loss"])]
     return min(finite, key=lambda row: row["valid_loss"], default=None)
+
+
+def _epoch(number: float) -> str:
+    return f"{number:g}" if number else "0 (probe)"
+
+
+def _percent_tick(share: float, _: float) -> str:
+    return f"{100 * share:.4g} %"
 
 
 def _rate_drops(history: Sequence[Mapping[str, float]]) -> list[float]:
@@ -130,6 +143,73 @@ def _rate_drops(history: Sequence[Mapping[str, float]]) -> list[float]:
 
 def _span(rates: Sequence[float]) -> str:
     return f"{rates[0]:.3g}" if min(rates) == max(rates) else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+
+
+def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> bytes:
+    """Draws the accuracy of probes over the number of their training images.
+
+    Args:
+        points: `images_per_class` (None: all), `num_images` and `accuracies` (in [0, 1], of each draw) of
+            `tlray.learningcurve.Point`, in rising order; at least one.
+        split: What was measured.
+
+    Returns:
+        A PNG: the mean of the draws, and a bar from the lowest to the highest; the axis of the images is logarithmic.
+    """
+    num_images = [point["num_images"] for point in points]
+    accuracies = [point["accuracies"] for point in points]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    low, high = list(map(min, accuracies)), list(map(max, accuracies))
+    axes.vlines(num_images, low, high, color=_COLOURS[0], alpha=0.3, linewidth=7, label="lowest to highest draw")
+    axes.plot(num_images, list(map(np.mean, accuracies)), "o-", color=_COLOURS[0], label="mean")
+    axes.set_xscale("log")
+    names = ["all" if point["images_per_class"] is None else point["images_per_class"] for point in points]
+    axes.set_xticks(num_images, [f"{name}\n({count})" for name, count in zip(names, num_images, strict=True)])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(_percent_tick)
+    axes.set_xlabel("training images of each class (of all classes together)")
+    axes.set_title(f"Accuracy, {split}", loc="left", fontweight="bold")
+    _tidy(axes)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _to_png(figure)
+
+
+def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
+    """Draws the loss of each trial of a sweep over each of its settings, a panel a setting.
+
+    Args:
+        trials: The settings, `best_loss` and `best_epoch`, the best trial first; at least one.
+        names: The settings to draw.
+
+    Returns:
+        A PNG. Settings that span more than a factor of 30 have a logarithmic axis; the best trial is marked.
+    """
+    num_columns = 3
+    num_rows = math.ceil(len(names) / num_columns)
+    figure = Figure(figsize=(10, 3.1 * num_rows), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).flat)
+    # A trial may be so bad that the others would lie on one line.
+    worst = float(np.quantile([trial["best_loss"] for trial in trials], 0.9)) * 1.1
+    tuned = np.array([trial["best_epoch"] > 0 for trial in trials])
+    losses = np.minimum([trial["best_loss"] for trial in trials], worst)
+    for axes, name in itertools.zip_longest(panels, names):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        values = np.array([trial[name] for trial in trials], float)
+        kinds = (("probe alone", ~tuned, "o", _COLOURS[0]), ("fine-tuned", tuned, "^", _COLOURS[1]))
+        for label, chosen, marker, colour in kinds:
+            axes.scatter(values[chosen], losses[chosen], marker=marker, s=28, c=colour, alpha=0.8, label=label)
+        axes.scatter(values[0], losses[0], s=170, marker="*", c="white", ec="black", zorder=3, label="best")
+        if values.min() > 0 and values.max() > 30 * values.min():
+            axes.set_xscale("log")
+        axes.set_xlabel(name.replace("_", " "))
+        _tidy(axes)
+    for row in range(num_rows):
+        panels[row * num_columns].set_ylabel("cross-validated loss")
+    panels[0].legend(frameon=False, fontsize=9)
+    return _to_png(figure)
 
 
 def plot_confusion_matrix(metrics: Mapping[str, Any]) -> bytes:
@@ -257,10 +337,13 @@ def make_figures(report: Report) -> dict[str, bytes]:
     """Draws all figures of a report.
 
     Returns:
-        File name to PNG: `history.png` where something was trained, and `confusion_matrix_SPLIT.png` and
-        `roc_SPLIT.png` for each evaluated split.
+        File name to PNG: `history.png` where something was trained, `learning_curve.png` where there is one, and
+        `confusion_matrix_SPLIT.png` and `roc_SPLIT.png` for each evaluated split.
     """
     figures = {"history.png": plot_history(report.history)} if report.history else {}
+    if report.learning_curve:
+        split = "test" if "test" in report.evaluations else "valid"
+        figures["learning_curve.png"] = plot_learning_curve(report.learning_curve, split=split)
     for split, evaluation in report.evaluations.items():
         figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics)
         figures[f"roc_{split}.png"] = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes)
@@ -285,6 +368,7 @@ def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
+    environment.filters |= {"epoch": _epoch, "mean": np.mean}
     audit = report.audit or {}
     return environment.get_template("report.html.j2").render(
         report=report,

@@ -33,6 +33,7 @@ from tlray.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.featurecache import FeatureCache
 from tlray.features import Network
+from tlray.learningcurve import Point
 from tlray.listing import Listing
 from tlray.probe import Probe
 from tlray.progress import Progress
@@ -57,7 +58,7 @@ MAX_CACHE_PART = 0.5
 """Of the object store, for features: the rest is for data on its way and Ray's own."""
 
 # What may differ between a run and its continuation.
-_FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures"})
+_FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures", "learning_curve"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class TrainResult:
         out: The run's directory.
         bundle: The exported model.
         num_epochs: Epochs that were trained.
-        best_epoch: The exported one, from 1.
+        best_epoch: The exported one, from 1; 0: the probe.
         metrics: By split, see `metrics.evaluate_predictions`.
         warnings: What a careful reader must know of the data.
     """
@@ -99,6 +100,8 @@ def train(config: TrainConfig) -> TrainResult:
     is_continued = _check_output(config)
     if is_continued and _is_finished(config):
         return _finished(config)
+    if is_continued and not _was_cached(config):
+        config = dataclasses.replace(config, cache="off")
     stored = dataset.stored_dataset(config.out) if is_continued else None
     source: Dataset | Listing = stored or dataset.list_classes(config)
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
@@ -106,6 +109,11 @@ def train(config: TrainConfig) -> TrainResult:
     images = source if isinstance(source, Dataset) else dataset.read_dataset(config, source)
     prepared: Prepared = cluster.get(preparing)
     if prepared.network and not _fits(config, available, images, prepared.network):
+        if is_continued:
+            raise ConfigError(
+                "The features that this run is trained on no longer fit into Ray's object store. Give Ray the memory "
+                "that it had, or begin anew with --overwrite."
+            )
         config = dataclasses.replace(config, cache="off")
         prepared = cluster.get(cluster.start_here(assembly.prepare, config, num_classes))
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
@@ -153,11 +161,13 @@ class _Learned:
         trained: The classifier's weights.
         history: One row an epoch, empty for a probe.
         cache: The features that were learned from.
+        learning_curve: Of the probe, empty where none is wanted.
     """
 
     trained: Trained
     history: list[dict[str, float]] = field(default_factory=list)
     cache: FeatureCache | None = None
+    learning_curve: tuple[Point, ...] = ()
 
 
 def _learn(run: _Run) -> _Learned:
@@ -166,16 +176,20 @@ def _learn(run: _Run) -> _Learned:
         history, weights = fitting.fit(config, run.plan, images, prepared)
         return _Learned(trained=Trained(weights=weights), history=history)
     directory = probing.compute(config, run.available, images, prepared.network)
-    probe = probing.fit(config, images, directory)
+    pooled = probing.read_pooled(directory)
+    probe = probing.fit(config, images, pooled)
+    curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
+    del pooled  # training takes long, and memory
     cache = None
     if prepared.tail:
         splits = {split: images.split(split) for split in manifest.SPLITS}
         views = config.views if config.method == "lp-ft" else 1
         cache = probing.load(directory, prepared.tail_inputs, splits, views=views)
     if config.method == "probe":
-        return _Learned(trained=Trained(probe=probe), cache=cache)
+        return _Learned(trained=Trained(probe=probe), cache=cache, learning_curve=curve)
     history, weights = fitting.fit(config, run.plan, images, prepared, start=probe, cache=cache)
-    return _Learned(trained=Trained(probe=probe, weights=weights), history=history, cache=cache)
+    trained = Trained(probe=probe, weights=weights)
+    return _Learned(trained=trained, history=history, cache=cache, learning_curve=curve)
 
 
 # -- before training
@@ -189,10 +203,17 @@ def _check_output(config: TrainConfig) -> bool:
         return False
     before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
     changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
+    if config.cache == "auto" and "cache" in changed:  # its features did not fit into memory
+        changed.remove("cache")
     if changed:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
         raise ConfigError(f"--resume continues the run in {config.out} with its own settings: {listed}.")
     return True
+
+
+def _was_cached(config: TrainConfig) -> bool:
+    content = json.loads(storage.read_bytes(storage.join(config.out, CONFIG)))
+    return content.get("cache", "auto") == "auto"
 
 
 def _is_finished(config: TrainConfig) -> bool:
@@ -245,6 +266,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     evaluations = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
+    curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     warnings = (*_training_warnings(history), *audit.warnings(images.findings))
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
@@ -255,6 +277,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         audit=images.findings,
         warnings=warnings,
         history=history,
+        learning_curve=curve,
         evaluations=evaluations,
     )
     evaluation.write_report(config.out, content)
@@ -269,6 +292,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         "best_epoch": best_epoch,
         "splits": metrics,
         "probe": _describe_probe(probe),
+        "learning_curve": curve or None,
     }
     storage.write_text(storage.join(config.out, evaluation.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     return TrainResult(
@@ -310,8 +334,8 @@ def _training_warnings(history: list[dict[str, float]]) -> list[str]:
     found = []
     if history and not math.isfinite(history[-1]["loss"]):
         found.append(
-            f"Training diverged in epoch {len(history)}: its loss is no number. An epoch before it was exported. Try a "
-            "lower --learning-rate."
+            f"Training diverged in epoch {history[-1]['epoch']:g}: its loss is no number. An epoch before it was "
+            "exported. Try a lower --learning-rate."
         )
     if history and history[-1]["num_replaced"]:
         found.append(

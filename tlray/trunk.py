@@ -82,17 +82,23 @@ def up_to(model: keras.Model, layer_name: str) -> keras.Model:
     return keras.Model(same_layers.inputs, taken[0])
 
 
+def level_sizes(backbone: keras.Model) -> list[int]:
+    """Returns how many features each depth gives, the last one last."""
+    return [int(level.shape[-1]) for level in _levels(_walk(backbone))]
+
+
 def extractor(
-    backbone: keras.Model, preprocessing: Preprocessing, *, pooled: bool, cut: bool
+    backbone: keras.Model, preprocessing: Preprocessing, *, pooled: bool, cut: bool, depths: int = NUM_LEVELS
 ) -> tuple[keras.Model, list[str]]:
     """Builds what computes a backbone's features in one pass.
 
     Args:
         backbone: Floating-point images in, a feature map out; what of it is to be trained decides the cut.
         preprocessing: What it wants to see.
-        pooled: Give `pooled`, the global averages of the feature maps at five depths, [batch, channels of all].
+        pooled: Give `pooled`, the global averages of the feature maps at several depths, [batch, channels of all].
         cut: Give `cut_0`, `cut_1`, ...: the feature maps that the trained part is made from (the last feature map
             where nothing is trained).
+        depths: How many of the five depths, the last ones.
 
     Returns:
         A model from uint8 images to a list of features, and their names.
@@ -100,8 +106,8 @@ def extractor(
     graph = _walk(backbone)
     features: dict[str, keras.KerasTensor] = {}
     if pooled:
-        averages = [keras.layers.GlobalAveragePooling2D()(level) for level in _levels(graph)]
-        features["pooled"] = keras.layers.Concatenate()(averages)
+        averages = [keras.layers.GlobalAveragePooling2D()(level) for level in _levels(graph)[-depths:]]
+        features["pooled"] = keras.layers.Concatenate()(averages) if len(averages) > 1 else averages[0]
     if cut:
         tensors = _cut(graph) if backbone.trainable_variables else [graph.outputs]
         features |= {f"cut_{number}": tensor for number, tensor in enumerate(tensors)}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import cli, features, phantoms, scoring
+from tlray import cli, features, manifest, phantoms, scoring
 from tlray.bundle import load
 from tlray.model import find_application
 from tlray.predictor import Predictor
@@ -42,7 +42,7 @@ def train(data: Path, out: Path, *options: object) -> int:
 @pytest.fixture(scope="module")
 def run(local_ray, phantom_set, weights, tmp_path_factory) -> Path:  # noqa: ARG001
     out = tmp_path_factory.mktemp("probe") / "run"
-    assert train(phantom_set, out, "--weights", weights) == 0
+    assert train(phantom_set, out, "--weights", weights, "--learning-curve") == 0
     return out
 
 
@@ -55,6 +55,10 @@ def test_the_exported_model_is_the_probe(run):
     assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(metrics["probe"]["best"]["valid_loss"], rel=5e-3)
     assert metrics["splits"]["valid"]["accuracy"] == metrics["probe"]["best"]["valid_accuracy"]
     assert features.read_features(str(run / "features")).num_rows == 64
+    few, whole = metrics["learning_curve"]
+    assert (few["images_per_class"], few["num_images"], len(few["accuracies"])) == (5, 20, 5)
+    assert whole["accuracies"] == [metrics["accuracy"]]
+    assert (run / "figures/learning_curve.png").exists()
     assert not (run / "figures/history.png").exists()
     assert "probed on" in (run / "report.html").read_text()
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
@@ -66,6 +70,14 @@ def test_its_bundle_scores_images(run, phantom_set, tmp_path):
     assert len(rows) == 64
     probs_BK = np.array([[row[f"p_{name}"] for name in phantoms.CLASSES] for row in rows])
     assert probs_BK.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    # The run was measured on its features.
+    metrics = json.loads((run / "metrics.json").read_text())
+    split_of = {
+        row["image_id"]: row["split"] for row in manifest.read_manifest(str(run / "manifest.parquet")).to_pylist()
+    }
+    chosen = [place for place, row in enumerate(rows) if split_of[row["image_id"]] == "test"]
+    labels = [phantoms.CLASSES.index(rows[place]["label"]) for place in chosen]
+    assert -np.log(probs_BK[chosen, labels]).mean() == pytest.approx(metrics["log_loss"], rel=5e-3)
     predictor = Predictor(str(run / "bundle"))
     assert predictor.bundle.spec.image_size_px == SIZE_PX
 

@@ -26,6 +26,10 @@ SMALL = {
     "evaluate": ["--quiet"],
     "score": ["--quiet"],
     "features": ["--backbone", "MobileNetV2", "--image-size-px", "32", "--quiet"],
+    "sweep": [
+        *("--backbone", "MobileNetV2", "--image-size-px", "32", "--num-trials", "2", "--num-folds", "2"),
+        *("--epochs", "1", "--quiet"),
+    ],
     "export": ["--quiet"],
 }
 
@@ -96,6 +100,10 @@ def test_features_and_the_lines_that_read_them(place, monkeypatch):
     (block,) = [block for block in BLOCKS if "tlray features" in block]
     for command in commands(block):
         run(command, {"DATA": str(place / "chest_ct"), "WEIGHTS": "MobileNetV2.weights.h5"})
+    (block,) = [block for block in BLOCKS if "tlray sweep" in block]
+    for command in commands(block):
+        run(command, {"DATA": str(place / "chest_ct"), "WEIGHTS": "MobileNetV2.weights.h5"})
+    assert (place / "sweep/best/bundle/bundle.json").is_file()
     (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {"pandas": pandas, "numpy": np}
     exec(lines, names)  # noqa: S102

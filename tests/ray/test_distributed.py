@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import checkpoint, phantoms, training
+from tlray import checkpoint, phantomset, training
 from tlray.checkpoint import RunState
 from tlray.config import Augmentation, TrainConfig
 from tlray.model import load_keras_file
@@ -21,7 +21,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 training images after the cut of validation and test: 5 steps of 8 an epoch."""
     root = tmp_path_factory.mktemp("images")
     for split, num_patients in (("train", 10), ("valid", 3), ("test", 1)):
-        phantoms.write_data_set(
+        phantomset.write_data_set(
             str(root / split),
             num_patients_per_class=num_patients,
             num_slices_per_patient=1,

@@ -5,8 +5,10 @@ import dataclasses
 import errno
 import inspect
 import itertools
+import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import sys
@@ -14,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tlray import __version__, cli
+from tlray import __version__, cli, phantomset, storage
 from tlray.config import Augmentation, TrainConfig
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
 from tlray.jobconfig import (
@@ -23,6 +25,7 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    SweepConfig,
 )
 from tlray.recipes import RECIPES, standard
 
@@ -31,6 +34,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "features": FeaturesConfig,
+    "sweep": SweepConfig,
     "export": ExportConfig,
     "phantoms": PhantomConfig,
 }
@@ -74,6 +78,16 @@ def called(monkeypatch):
         ("features", "extract"): SimpleNamespace(
             out="/o", num_rows=12, num_reused=5, num_failed=1, shapes={"pooled": (56,), "cut_0": (7, 7, 6)},
             notes=("part-1 was damaged.",),
+        ),
+        ("sweep", "sweep"): SimpleNamespace(
+            out="/o",
+            trials=[
+                {"depths": 4, "inverse_penalty": 1e-3, "trainable_layers": 10, "learning_rate": 2e-4, "dropout": 0.3,
+                 "views": 2, "seed": 5, "best_loss": 0.2, "best_accuracy": 0.95, "best_epoch": 3},
+                {"depths": 1, "inverse_penalty": 0.05, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
+                 "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
+            ],
+            best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle", warnings=("Look out.",)),
         ),
         ("exporting", "export"): "5" * 64,
     }  # fmt: skip
@@ -205,6 +219,10 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             ),
         ),
         (
+            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2",
+            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2),
+        ),
+        (
             "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
             ExportConfig(model="m", classes="c", out="o", preprocessing="unit", image_size_px=64),
         ),
@@ -240,6 +258,14 @@ def test_other_commands_parse(called, command_line, expected):
             ["rows .* 12, 5 of them were there already", "images that cannot be read .* 1",
              "features (float16) .* pooled: 56, cut_0: 7 x 7 x 6", "Parquet .* /o", "! part-1 was damaged."],
         ),
+        (
+            "sweep --data d --out o",
+            ["Tried 2 settings",
+             "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers at 0.0002, "
+             "dropout 0.3, 2 views",
+             "trial 2 .* loss 0.400, accuracy 0.875: 1 depths, penalty C 0.05; no fine-tuning",
+             "best, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle", "! Look out."],
+        ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
     ],
 )  # fmt: skip
@@ -262,7 +288,8 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
     [
         (
             "tain",
-            "tlray: there is no command 'tain'. The commands: train, evaluate, score, features, export, phantoms.",
+            "tlray: there is no command 'tain'. The commands: train, evaluate, score, features, sweep, export, "
+            "phantoms.",
         ),
         ("--nope", "there is no command '--nope'"),
         ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, probe, article, full."),
@@ -277,6 +304,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         ("evaluate --bundle b --data d --out o --split some", "--split"),
         ("export --model m --classes c --out o", "--preprocessing"),
         ("phantoms --out o --seed x", "--seed"),
+        ("phantoms --out o --task bones", "--task"),
     ],
 )
 def test_a_users_mistake_is_2(called, capsys, command_line, message):
@@ -348,7 +376,7 @@ def test_termination_is_an_interruption(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "features", "export"])
+@pytest.mark.parametrize("job", ["train", "evaluate", "score", "features", "sweep", "export"])
 def test_jobs_run_their_command(monkeypatch, job):
     received: list[list[str]] = []
     monkeypatch.setitem(cli.COMMANDS, job, (received.append, ""))
@@ -358,6 +386,38 @@ def test_jobs_run_their_command(monkeypatch, job):
         exec(compile(file.read(), path, "exec"), {"__name__": "__main__"})  # noqa: S102
     assert caught.value.code == 0
     assert received == [["--some", "thing"]]
+
+
+@pytest.mark.parametrize("weights", ["none", "imagenet", "/of/my own.h5"])
+def test_steps_of_the_demo_parse(monkeypatch, called, weights):
+    sets = []
+    monkeypatch.setattr(storage, "prepare_output", lambda *_, **__: None)
+    monkeypatch.setattr(storage, "write_text", lambda *_: None)
+    monkeypatch.setattr(phantomset, "write_data_set", lambda location, **settings: sets.append((location, settings)))
+    demo = runpy.run_path(os.path.join(os.path.dirname(cli.__file__), "..", "jobs", "demo.py"))
+    for command in demo["commands"](weights):
+        assert tlray(command) == 0
+    splits = [f"runs/demo/nodules/{split}" for split in ("train", "valid", "test")]
+    assert [location for location, _ in sets] == ["runs/demo/images", *splits]
+    assert len({settings["seed"] for _, settings in sets}) == 4
+    training, scoring, reused, random = called
+    assert (training.weights, scoring.bundle) == (weights, "runs/demo/run/bundle")
+    # The same images, recipe and size: the start alone differs.
+    assert (reused.method, reused.data, reused.weights) == ("probe", "runs/demo/nodules", scoring.bundle)
+    assert random == dataclasses.replace(reused, weights="none", out="runs/demo/random")
+
+
+def test_the_demo_compares_what_it_measured(monkeypatch, tmp_path):
+    demo = runpy.run_path(os.path.join(os.path.dirname(cli.__file__), "..", "jobs", "demo.py"))
+    monkeypatch.chdir(tmp_path)
+    for name, accuracy in (("reused", 0.75), ("random", 0.5)):
+        out = tmp_path / demo["OUT"] / name
+        out.mkdir(parents=True)
+        metrics = {"accuracy": accuracy, "accuracy_ci95": [accuracy - 0.1, accuracy + 0.1], "num_images": 150}
+        (out / "metrics.json").write_text(json.dumps(metrics))
+    shown = demo["comparison"]()
+    assert re.search(r"trained above +0\.750 \(95 %: 0\.650 to 0\.850, 150 images\)", shown)
+    assert re.search(r"random weights +0\.500 \(95 %: 0\.400 to 0\.600, 150 images\)", shown)
 
 
 def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
@@ -376,8 +436,13 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     (out / "thesis.doc").write_bytes(b"")
     assert tlray(f"{small} --overwrite") == 2
     assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err
-    # Real data has the same class folders: without the mark of this command they stay.
     (out / "thesis.doc").unlink()
+    nodules = f"{small} --overwrite --task nodules --first-patient 1000"
+    assert tlray(nodules) == 0
+    assert {path.name for path in out.glob("*/")} == {"granuloma", "metastases", "normal"}
+    assert {path.name for path in out.glob("*/*/")} == {f"patient_{number}" for number in range(1000, 1006)}
+    num_files = 3 * 2 * 3 + 1
+    # Real data has the same class folders: without the mark of this command they stay.
     (out / ".tlray").unlink()
     assert tlray(f"{small} --overwrite") == 2
     assert "so --overwrite does not touch it" in capsys.readouterr().err

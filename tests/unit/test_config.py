@@ -2,10 +2,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from tlray import phantoms
 from tlray.config import (
     Augmentation,
     TrainConfig,
@@ -20,6 +21,7 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    SweepConfig,
 )
 
 
@@ -33,6 +35,7 @@ CONFIGS = {
     "evaluate": with_defaults(EvaluateConfig, bundle="b", data="d", out="o"),
     "score": with_defaults(ScoreConfig, bundle="b", input="i", out="o"),
     "features": with_defaults(FeaturesConfig, data="d", out="o"),
+    "sweep": with_defaults(SweepConfig, data="d", out="o"),
     "export": with_defaults(ExportConfig, model="m", classes="c", out="o", preprocessing="unit"),
     "phantoms": with_defaults(PhantomConfig, out="o"),
     "augmentation": with_defaults(Augmentation),
@@ -62,12 +65,29 @@ CONFIGS = {
         ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
         ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1): 1.0"),
         ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
+        *(
+            ("sweep", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
+            for name in ("num_trials", "epochs", "trainable_layers", "views")
+        ),
+        ("sweep", {"num_folds": 1}, "--num-folds must be at least 2. Received: 1"),
+        ("sweep", {"weights": "none"}, "a network of random weights has no features. Give weights."),
+        ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
+        ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),
         ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
         ("train", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
         (
             "train",
             {"method": "lp-ft", "hidden_units": (8,)},
             "--method lp-ft starts from a linear probe, without --hidden-units (8,).",
+        ),
+        *(
+            (
+                "train",
+                {"learning_curve": True} | settings,
+                "--learning-curve is that of a linear probe: give --method probe, or --method lp-ft with pretrained "
+                "--weights.",
+            )
+            for settings in ({}, {"weights": "none"}, {"method": "lp-ft", "weights": "none"})
         ),
         ("train", {"learning_rate": float("inf")}, "--learning-rate must be a positive number. Received: inf"),
         ("train", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
@@ -100,7 +120,10 @@ CONFIGS = {
             ("phantoms", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
             for name in ("patients_per_class", "slices_per_patient", "image_size_px")
         ),
-        ("phantoms", {"num_unreadable": -1}, "--num-unreadable must not be negative. Received: -1"),
+        *(
+            ("phantoms", {name: -1}, f"--{name.replace('_', '-')} must not be negative. Received: -1")
+            for name in ("num_unreadable", "first_patient")
+        ),
         *(
             ("augmentation", {name: value}, f"augmentation.{name} must lie in [0, 1). Received: {value}")
             for name in ("zoom", "shift", "brightness", "contrast")
@@ -124,7 +147,9 @@ def test_refusals(config, settings, message):
         ("train", {"refer_below": 1.0, "trainable_layers": 0, "num_workers": 32, "batch_size": 32}),
         ("train", {"backbone": "my.keras", "preprocessing": "raw", "cut": "mixed7"}),
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
-        ("phantoms", {"num_unreadable": 0}),
+        ("train", {"learning_curve": True, "method": "lp-ft"}),
+        ("train", {"learning_curve": True, "method": "probe", "weights": "none"}),
+        ("phantoms", {"num_unreadable": 0, "first_patient": 0}),
         ("augmentation", {"rotation_deg": 180.0, "shear_deg": 89.9, "zoom": 0.99}),
     ],
 )
@@ -201,6 +226,12 @@ def test_intensity_range(text, expected):
 def test_intensity_range_refused(text):
     with pytest.raises(ConfigError, match=f"must be 'auto' or LO,HI with LO < HI. Received: {text}"):
         parse_intensity_range(text)
+
+
+def test_tasks_of_phantoms_are_those_that_can_be_painted():
+    (field,) = (field for field in dataclasses.fields(PhantomConfig) if field.name == "task")
+    assert get_args(field.type) == tuple(phantoms.TASKS)
+    assert CONFIGS["phantoms"]().task == "cancer-type"
 
 
 def test_json_has_every_setting():

@@ -8,11 +8,13 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
+CORE += ["learningcurve", "phantomset"]
 ON_RAY = [
     "streams",
     "cluster",
     "featurecache",
     "traintask",
+    "trialtask",
     "dataset",
     "board",
     "scoring",
@@ -22,6 +24,7 @@ ON_RAY = [
     "fitting",
     "evaluation",
     "training",
+    "sweep",
 ]
 
 # Prints, for each module, what of the forbidden has come with it or with those before it, and what it has started.
@@ -87,6 +90,7 @@ def test_every_module_is_known_here():
         "devices",
         "predictor",
         "trainloop",
+        "trials",
         "exporting",
     }  # with TensorFlow
 

@@ -45,12 +45,14 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
     assert [trial.inverse_penalty for trial in fitted.trials] == list(probe.INVERSE_PENALTIES)
 
 
-def test_a_strong_penalty_leaves_the_frequencies_of_the_classes(monkeypatch):
-    monkeypatch.setattr(probe, "INVERSE_PENALTIES", (1e-9,))
+def test_a_strong_penalty_leaves_the_frequencies_of_the_classes():
     features, _ = make_data(2, 20, 90)
     labels = (np.arange(90) % 3 == 0).astype(int)  # 60 of the first class
     for balanced, expected in ((False, [2 / 3, 1 / 3]), (True, [1 / 2, 1 / 2])):
-        fitted = probe.fit(features, labels, features[:6], labels[:6], num_classes=2, balanced=balanced)
+        fitted = probe.fit(
+            features, labels, features[:6], labels[:6],
+            num_classes=2, balanced=balanced, inverse_penalties=(1e-9,),
+        )  # fmt: skip
         odds = np.exp(logits(fitted, features))
         assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(np.tile(expected, (90, 1)), abs=1e-3)
 

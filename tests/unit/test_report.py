@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tlray.report import (
     make_figures,
     plot_confusion_matrix,
     plot_history,
+    plot_learning_curve,
     plot_roc,
     render_report,
 )
@@ -45,6 +47,12 @@ def history_rows(valid_losses: list[float], learning_rates: list[float]) -> list
         for epoch, (valid_loss, learning_rate) in enumerate(zip(valid_losses, learning_rates, strict=True), start=1)
     ]
 
+
+CURVE = [
+    {"images_per_class": 5, "num_images": 18, "accuracies": (0.5, 0.625, 0.75)},
+    {"images_per_class": 20, "num_images": 60, "accuracies": (0.8125, 0.75, 0.8125)},
+    {"images_per_class": None, "num_images": 613, "accuracies": (0.9375,)},
+]
 
 HISTORY = history_rows([0.9, 0.4321, 0.5, 0.6], [1e-3, 1e-3, 1e-3, 1e-4])
 
@@ -77,6 +85,7 @@ FULL = Report(
     },
     warnings=("41 near-duplicates lie in two splits.",),
     history=HISTORY,
+    learning_curve=CURVE,
     evaluations={"test": TEST, "valid": VALID},
 )
 
@@ -152,7 +161,7 @@ def test_report_is_accessible():
 
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == len(page.all("main")) == 1
-    assert len(page.all("img")) == 5
+    assert len(page.all("img")) == 6
     assert all(attributes["alt"] and attributes["width"] for attributes in page.all("img"))
     assert all(attributes["scope"] in ("col", "row", "rowgroup") for attributes in page.all("th"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -209,6 +218,7 @@ def test_images_are_the_figures():
     figures = make_figures(FULL)
     assert list(figures) == [
         "history.png",
+        "learning_curve.png",
         "confusion_matrix_test.png",
         "roc_test.png",
         "confusion_matrix_valid.png",
@@ -280,17 +290,68 @@ def test_best_epoch():
     [
         HISTORY,
         HISTORY[:1],
+        [HISTORY[0] | {"epoch": 0}, *HISTORY],
         history_rows([float("nan")] * 2, [1e-3] * 2),
         history_rows([1.0, 0.5, float("inf")], [1e-3] * 3),
         history_rows([1.0] * 100, list(np.linspace(1e-3, 0, 100))),
     ],
-    ids=["plain", "one epoch", "diverged", "infinite", "smooth schedule"],
+    ids=["plain", "one epoch", "after a probe", "diverged", "infinite", "smooth schedule"],
 )
 def test_history_figure(history: list[dict[str, float]]):
     image = decode(plot_history(history))
     assert 1500 < image.width < 1750
     assert 600 < image.height < 720
     assert is_drawn_on(image)
+
+
+def test_epoch_0_is_the_probe():
+    probe = HISTORY[0] | {"epoch": 0, "loss": 0.1, "valid_loss": 0.45, "learning_rate": 1e-4, "time_s": 0.0}
+    _, page = render(Report(title="run", history=[probe, *HISTORY]))
+    assert "4 epochs in 4 min 20 s." in page.text
+    assert "Best: epoch 2," in page.text
+    assert "Epoch 0 is the linear probe that fine-tuning starts from" in page.text
+    assert page.rows[1][:3] == ["0 (probe)", "0.1000", "50.0 %"]
+    assert page.rows[2][0] == "1"
+    assert "over 4 epochs, and of the probe before them" in str(page.all("img")[0]["alt"])
+
+    _, page = render(Report(title="run", history=[probe | {"valid_loss": 0.4}, *HISTORY]))
+    assert "Best: epoch 0 (probe), validation loss 0.400" in page.text
+
+    _, page = render(Report(title="run", history=HISTORY))
+    assert "probe" not in page.text
+    assert str(page.all("img")[0]["alt"]).endswith("over 4 epochs")
+
+
+def test_learning_curve_in_numbers():
+    _, page = render(FULL)
+    # (0.8125 + 0.75 + 0.8125) / 3 is 0.79167.
+    assert ["5", "18", "3", "62.5 %", "50.0 %", "75.0 %"] in page.rows
+    assert ["20", "60", "3", "79.2 %", "75.0 %", "81.2 %"] in page.rows
+    assert ["all", "613", "1", "93.8 %", "93.8 %", "93.8 %"] in page.rows
+    assert "Accuracy on the test images of linear probes" in page.text
+    assert "which flatters" not in page.text
+    (alt,) = [str(image["alt"]) for image in page.all("img") if str(image["alt"]).startswith("Accuracy on test images")]
+    assert "62.5 % with 18, 93.8 % with 613;" in alt
+
+    _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
+    assert "Accuracy on the validation images of linear probes" in page.text
+    assert "which flatters" in page.text
+
+    _, page = render(dataclasses.replace(FULL, learning_curve=()))
+    assert "Learning curve" not in page.text
+
+
+@pytest.mark.parametrize("points", [CURVE, CURVE[-1:]], ids=["plain", "all images only"])
+def test_learning_curve_figure(points: list[dict[str, Any]]):
+    image = decode(plot_learning_curve(points, split="test"))
+    assert 1050 < image.width < 1200
+    assert 600 < image.height < 720
+    assert is_drawn_on(image)
+    # The order of the draws does not count, their range does.
+    turned = [point | {"accuracies": point["accuracies"][::-1]} for point in points]
+    assert plot_learning_curve(turned, split="test") == plot_learning_curve(points, split="test")
+    wider = [points[0] | {"accuracies": (*points[0]["accuracies"], 0.125)}, *points[1:]]
+    assert plot_learning_curve(wider, split="test") != plot_learning_curve(points, split="test")
 
 
 def test_diverged_run_is_reported():

@@ -133,8 +133,8 @@ def test_a_head_on_five_depths_is_split_where_training_begins(images):
     extractor, _ = trunk.extractor(network, "symmetric", pooled=True, cut=False)
     classifier = models.with_linear_head(extractor, num_classes=3, dropout=0.5)
     first, tail = trunk.split(classifier)
-    # Three feature maps' averages from depths that are not trained, and what feeds the trained layers.
-    assert sorted(len(tensor.shape) for tensor in first.outputs) == [2, 2, 2, 2, 4]
+    # Averages from the four depths that are not trained, and the two feature maps that the trained layers take.
+    assert sorted(len(tensor.shape) for tensor in first.outputs) == [2, 2, 2, 2, 4, 4]
     features = trunk.as_function(first)(images)
     assert_close(tail(features), classifier(images))
     assert_close(trunk.up_to(tail, models.STANDARDISATION_LAYER)(features), extractor(images))

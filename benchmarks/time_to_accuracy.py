@@ -1,0 +1,408 @@
+"""Time from images to an exported model, and its accuracy: tlray beside the article's script in plain Keras.
+
+    python benchmarks/time_to_accuracy.py --data DIR --weights FILE
+
+Three ways, on the same images and the same weights, in turns (script, probe, standard, script, ...) in this one call:
+the article's script (`article_script.py`), `jobs/train.py probe` and `jobs/train.py standard`. Each run is a process of
+its own with all cores, and its whole time counts, from its start: the script's until its model is saved (it notes that
+time, and only then measures its model on the held-out images), tlray's until its process ends, with the start of its
+own local Ray, the report and the evaluation.
+
+The images of DATA's train and valid folders are cut anew for each seed, into five stratified parts; byte-identical
+images stay together. One part is held out (`test`), the next one is `valid`, the rest is `train`: the same folders for
+all three. Images in a test folder of DATA are left out.
+
+It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out. No figure makes it fail.
+"""
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import tyro
+from sklearn.model_selection import StratifiedGroupKFold
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_step import NEEDS, NUM_CLASSES, machine
+
+from tlray import labels, listing
+from tlray.errors import TlrayError
+
+NUM_PARTS = 5
+TIME_GOALS = {"probe": 1 / 5, "standard": 1 / 3}
+"""The part of the script's time that each recipe may take."""
+GAIN_GOAL_POINTS = 8.0
+"""Percentage points of accuracy on held-out images above the script's."""
+
+REST_S = 5.0
+"""Before each run, so that the processes of the Ray before it are gone."""
+NUM_LAST_LINES = 40
+
+PACKAGES = ("tlray", "ray", "tensorflow", "keras", "numpy", "pillow", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Compare whole runs of tlray with the article's script on this machine."""
+
+    data: str = ""
+    """A local folder of images in four classes: SPLIT/CLASS/* or CLASS/*."""
+    weights: str = ""
+    """A weights file of InceptionV3 without its top."""
+    weights_origin: str = ""
+    """Where the weights are from, to stand in the results."""
+    seeds: int = 3
+    """How often the images are cut anew: seeds 0, 1, ..., which also seed the runs."""
+    folds: int = 1
+    """How many of the five parts of each cut are held out in turn."""
+    epochs: int = 8
+    """The script's epochs (the article's: 8); tlray's recipes have their own."""
+    out: str = "benchmarks/results"
+    """The folder for the results; earlier ones of the same day are replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image file, its class, and the sha256 of its contents."""
+
+    path: str
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one run came to.
+
+    Attributes:
+        wall_s: From the start of its process to the exported model.
+        test_accuracy: On the held-out images, 0 to 1.
+        valid_accuracy: The script's after its last epoch; tlray's of the model that it chose by these images.
+    """
+
+    wall_s: float
+    test_accuracy: float
+    valid_accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One run of each method on the same images.
+
+    Attributes:
+        seed: Of the cut and of the runs.
+        fold: Which part was held out, from 0.
+        num_images: Images by split.
+        runs: By method.
+    """
+
+    seed: int
+    fold: int
+    num_images: dict[str, int]
+    runs: dict[str, Run]
+
+    def time_ratio(self, method: str) -> float:
+        """Returns a method's wall time as a part of the script's."""
+        return self.runs[method].wall_s / self.runs["script"].wall_s
+
+    def gain_points(self, method: str) -> float:
+        """Returns by how many percentage points a method's held-out accuracy is above the script's."""
+        return 100 * (self.runs[method].test_accuracy - self.runs["script"].test_accuracy)
+
+
+# -- the images
+
+
+def read_images(data: str) -> list[Image]:
+    """Lists the labelled images of the train and valid folders and reads every file once."""
+    table = listing.list_images(data).table
+    table, _ = labels.unify_classes(table.filter(~pc.field("split").isin(["test"])))
+    rows = table.filter(pc.field("label").is_valid()).sort_by("image_id").to_pylist()
+    found = {row["label"] for row in rows}
+    if len(found) != NUM_CLASSES:
+        sys.exit(f"{data} has {len(found)} classes and the article's model {NUM_CLASSES}.\n{NEEDS}")
+    return [
+        Image(
+            path=row["uri"],
+            label=row["label"],
+            sha256=hashlib.sha256(Path(row["uri"]).read_bytes()).hexdigest(),
+        )
+        for row in rows
+    ]
+
+
+def cut(images: Sequence[Image], seed: int) -> list[list[int]]:
+    """Cuts the images into stratified parts that share no image; returns the places of each part's images."""
+    splitter = StratifiedGroupKFold(n_splits=NUM_PARTS, shuffle=True, random_state=seed)
+    groups = [image.sha256 for image in images]
+    parts = splitter.split(groups, [image.label for image in images], groups)
+    return [held_out.tolist() for _, held_out in parts]
+
+
+def link_images(images: Sequence[Image], parts: Sequence[Sequence[int]], fold: int, directory: Path) -> dict[str, int]:
+    """Makes `directory/{train,valid,test}/CLASS/*` of links; returns the images by split."""
+    split_of = dict.fromkeys(range(len(images)), "train")
+    split_of |= dict.fromkeys(parts[(fold + 1) % NUM_PARTS], "valid")
+    split_of |= dict.fromkeys(parts[fold], "test")
+    splits = ("train", "valid", "test")
+    for split in splits:
+        for label in {image.label for image in images}:
+            # Even without an image: the script numbers the classes by their folders.
+            (directory / split / label).mkdir(parents=True)
+    for number, image in enumerate(images):
+        # A number, as train and valid may have files of the same name.
+        name = f"{number:04d}{Path(image.path).suffix}"
+        (directory / split_of[number] / image.label / name).symlink_to(Path(image.path).resolve())
+    return {split: list(split_of.values()).count(split) for split in splits}
+
+
+# -- the runs
+
+
+def run_script(settings: Settings, data: Path, seed: int, scratch: Path) -> Run:
+    """Runs `article_script.py`; its time ends when its model is saved."""
+    out = scratch / "script.json"
+    arguments = [data / "train", data / "valid", data / "test", settings.weights, settings.epochs, seed, out]
+    script = Path(__file__).with_name("article_script.py")
+    start_s, _ = run_process("The script", [script, *arguments, scratch / "model.keras"], scratch)
+    measured = json.loads(out.read_text())
+    return Run(
+        wall_s=measured["saved_at_s"] - start_s,
+        test_accuracy=measured["test_accuracy"],
+        valid_accuracy=measured["valid_accuracy"],
+    )
+
+
+def run_tlray(recipe: str, settings: Settings, data: Path, seed: int, scratch: Path) -> Run:
+    """Runs `jobs/train.py` with a recipe; its time ends with its process."""
+    out = scratch / "run"
+    options = ["--data", data, "--weights", settings.weights, "--out", out, "--seed", seed, "--num-workers", 1]
+    job = Path(__file__).parents[1] / "jobs" / "train.py"
+    start_s, end_s = run_process(f"jobs/train.py {recipe}", [job, recipe, *options, "--quiet"], scratch)
+    splits = json.loads((out / "metrics.json").read_text())["splits"]
+    return Run(
+        wall_s=end_s - start_s,
+        test_accuracy=splits["test"]["accuracy"],
+        valid_accuracy=splits["valid"]["accuracy"],
+    )
+
+
+METHODS: dict[str, Callable[[Settings, Path, int, Path], Run]] = {
+    "script": run_script,
+    "probe": functools.partial(run_tlray, "probe"),
+    "standard": functools.partial(run_tlray, "standard"),
+}
+
+
+def run_process(name: str, command: Sequence[object], scratch: Path) -> tuple[float, float]:
+    """Runs Python in a process of its own and returns the times of its start and its end, in seconds since 1970.
+
+    What it says is shown only if it fails.
+    """
+    log = scratch / "log.txt"
+    # Not only without RAY_ADDRESS: it would still join a Ray that `ray start` has started on this machine.
+    environment = os.environ | {"RAY_ADDRESS": "local", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # Into a file: a pipe would stay open for as long as any of Ray's processes does.
+    with log.open("wb") as stream:
+        start_s = time.time()
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
+        )
+        end_s = time.time()
+    if done.returncode:
+        last_lines = log.read_text(errors="replace").splitlines()[-NUM_LAST_LINES:]
+        sys.exit("\n".join([f"{name} failed with exit code {done.returncode}. Its last lines:", *last_lines]))
+    return start_s, end_s
+
+
+def measure(settings: Settings, directory: Path) -> list[Round]:
+    """Runs everything, a line for each run."""
+    images = read_images(settings.data)
+    # The first process of all reads the packages from the disk; none of the three should pay for that.
+    run_process("Importing the packages", ["-c", "import keras, ray.data, tensorflow"], directory)
+    rounds: list[Round] = []
+    for seed in range(settings.seeds):
+        parts = cut(images, seed)
+        for fold in range(settings.folds):
+            data = directory / f"data-{seed}-{fold}"
+            num_images = link_images(images, parts, fold, data)
+            runs: dict[str, Run] = {}
+            for method, run in METHODS.items():
+                time.sleep(REST_S)
+                with tempfile.TemporaryDirectory(dir=directory) as scratch:
+                    runs[method] = run(settings, data, seed, Path(scratch))
+                print(
+                    f"round {len(rounds) + 1}/{settings.seeds * settings.folds}, {method}: "
+                    f"{runs[method].wall_s:.1f} s, accuracy {runs[method].test_accuracy:.3f} on "
+                    f"{num_images['test']} held-out images",
+                    flush=True,
+                )
+            rounds.append(Round(seed=seed, fold=fold, num_images=num_images, runs=runs))
+    return rounds
+
+
+# -- the results
+
+
+def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
+    """Returns for each method what goes into the JSON file and the tables."""
+    summary: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        runs = [each.runs[method] for each in rounds]
+        summary[method] = {
+            "wall_s": [run.wall_s for run in runs],
+            "median_wall_s": statistics.median(run.wall_s for run in runs),
+            "test_accuracy": [run.test_accuracy for run in runs],
+            "mean_test_accuracy": statistics.mean(run.test_accuracy for run in runs),
+            "valid_accuracy": [run.valid_accuracy for run in runs],
+            "mean_valid_accuracy": statistics.mean(run.valid_accuracy for run in runs),
+        }
+    for method, goal in TIME_GOALS.items():
+        ratios = [each.time_ratio(method) for each in rounds]
+        gains = [each.gain_points(method) for each in rounds]
+        summary[method] |= {
+            "time_ratios": ratios,
+            "median_time_ratio": statistics.median(ratios),
+            "goal_time_ratio": goal,
+            "gains_points": gains,
+            "mean_gain_points": statistics.mean(gains),
+            "goal_gain_points": GAIN_GOAL_POINTS,
+        }
+    return summary
+
+
+def describe(settings: Settings, load_before: float) -> dict[str, Any]:
+    """Returns what a reader must know to repeat the measurement."""
+    weights = Path(settings.weights)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": (
+            f"python benchmarks/time_to_accuracy.py --data DIR --weights {weights.name} "
+            f"--seeds {settings.seeds} --folds {settings.folds} --epochs {settings.epochs}"
+        ),
+        "machine": machine(),
+        "load_1_min": {"before": round(load_before, 2), "after": round(os.getloadavg()[0], 2)},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "weights": {
+            "file": weights.name,
+            "origin": settings.weights_origin or "not told",
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        },
+    }
+
+
+def spread(middle: float, values: Sequence[float], form: str) -> str:
+    """Returns a cell of a table: the middle of some values and their range."""
+    return f"**{middle:{form}}** ({min(values):{form}} to {max(values):{form}})"
+
+
+def to_row(method: str, figures: dict[str, Any]) -> str:
+    """Returns a method's row of the first table."""
+    cells = [method, spread(figures["median_wall_s"], figures["wall_s"], ".1f")]
+    if method in TIME_GOALS:
+        ratio = spread(figures["median_time_ratio"], figures["time_ratios"], ".2f")
+        cells += [ratio, f"at most {figures['goal_time_ratio']:.2f}"]
+    else:
+        cells += ["", ""]
+    cells.append(spread(figures["mean_test_accuracy"], figures["test_accuracy"], ".3f"))
+    if method in TIME_GOALS:
+        gain = spread(figures["mean_gain_points"], figures["gains_points"], "+.1f")
+        cells += [gain, f"at least {figures['goal_gain_points']:+.0f}"]
+    else:
+        cells += ["", ""]
+    cells.append(f"{figures['mean_valid_accuracy']:.3f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def to_round_row(number: int, each: Round) -> str:
+    """Returns a round's row of the second table."""
+    sizes = ", ".join(str(count) for count in each.num_images.values())
+    cells = [f"{number} (seed {each.seed}, part {each.fold + 1})", sizes]
+    cells += [f"{run.wall_s:.1f} s, {run.test_accuracy:.3f}" for run in each.runs.values()]
+    cells += [f"{each.time_ratio(method):.2f}, {each.gain_points(method):+.1f}" for method in TIME_GOALS]
+    return f"| {' | '.join(cells)} |"
+
+
+def to_markdown(
+    settings: Settings, about: dict[str, Any], summary: dict[str, dict[str, Any]], rounds: Sequence[Round]
+) -> str:
+    """Returns the results as a page."""
+    computer, weights, load = about["machine"], about["weights"], about["load_1_min"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    lines = [
+        f"# Time to a model and its accuracy, {about['date']}",
+        "",
+        f"    {about['command']}",
+        "",
+        "| (in brackets: least to most) | whole process, s: median | part of the script's time: median | goal | "
+        "accuracy, held out: mean | points above the script: mean | goal | accuracy, validation: mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(to_row(method, figures) for method, figures in summary.items()),
+        "",
+        "| round | images: train, valid, test | script | probe | standard | probe to script | standard to script |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(to_round_row(number, each) for number, each in enumerate(rounds, start=1)),
+        "",
+        f"- Rounds of script, probe and standard in turns: {len(rounds)}. Each run is a process of its own, timed from "
+        "its start: the script until its model is saved, tlray until its process ends, with Ray's start, evaluation, "
+        "report and bundle.",
+        f"- Script: `benchmarks/article_script.py`, epochs: {settings.epochs}; its last model counts. tlray: "
+        "`jobs/train.py` with the recipes `probe` and `standard`, one worker.",
+        f"- Images: those of the train and valid folders together, for each seed in {NUM_PARTS} stratified parts; "
+        "byte-identical images stay together. One part is held out, the next one is for validation. Slices of the same "
+        "patient may lie in several parts, for all three alike.",
+        "- The validation accuracy of tlray is that of the model chosen by these images, so a little too good.",
+        "- The ratio and the points are those of each round's neighbours. Absolute times are this machine's on that "
+        "day.",
+        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB; load average over "
+        f"a minute {load['before']} before, {load['after']} at the end.",
+        f"- Versions: {versions}.",
+        f"- Weights: {weights['file']}, origin: {weights['origin']}, sha256 {weights['sha256']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints the tables, and writes the results."""
+    settings = tyro.cli(Settings, prog="time_to_accuracy.py", description=__doc__)
+    if not os.path.isdir(settings.data) or not os.path.isfile(settings.weights):
+        print(NEEDS, file=sys.stderr)
+        sys.exit(2)
+    if settings.seeds < 1 or not 1 <= settings.folds <= NUM_PARTS:
+        print(f"--seeds must be at least 1, and --folds 1 to {NUM_PARTS}.", file=sys.stderr)
+        sys.exit(2)
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as directory:
+        try:
+            rounds = measure(settings, Path(directory))
+        except TlrayError as error:
+            sys.exit(f"{error}\n{NEEDS}")
+    about = describe(settings, load_before)
+    summary = summarise(rounds)
+    page = to_markdown(settings, about, summary, rounds)
+    content = about | {"methods": summary, "rounds": [asdict(each) for each in rounds]}
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = out / f"time_to_accuracy_{about['date']}"
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+
+
+if __name__ == "__main__":
+    main()

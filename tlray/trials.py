@@ -1,0 +1,171 @@
+"""One trial of a sweep: a probe, then fine-tuning from it, cross-validated, on features in Ray's object store."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import ray
+import tensorflow as tf
+from ray import tune
+from sklearn.metrics import log_loss
+
+from tlray import devices, probe
+from tlray import model as models
+from tlray.featurecache import FeatureReader
+from tlray.schedule import Rows, TrainSchedule, view_of
+from tlray.trialtask import TrialTask
+
+PREDICT_BATCH = 256
+
+
+class Trial(tune.Trainable):
+    """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
+
+    Its config: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`, `dropout`,
+    `views`, `seed`. It reports `valid_loss` and `valid_accuracy` over the held-out images of all folds, and
+    `best_loss`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe).
+    """
+
+    def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
+        """Takes the shared memory; see `TrialTask`."""
+        assert task is not None  # noqa: S101
+        if task.use_gpu:
+            devices.use_gpus()
+        else:
+            devices.use_cpus(1)
+        self.task = task
+        self.reader = FeatureReader(task.cache)
+        self.bases: dict[tuple[int, int], tuple[probe.Basis, np.ndarray]] = {}
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial in the same process."""
+        self.config = new_config
+        self.tails: list[_Tail] = []
+        self.best: dict[str, Any] = {}
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Runs one iteration."""
+        epoch = self.iteration
+        folds = self.task.folds
+        if epoch == 0:
+            self.probes = [self._fit_probe(fold) for fold in range(len(folds))]
+            logits = [self._probe_logits(found, held) for found, (_, held) in zip(self.probes, folds, strict=True)]
+        else:
+            if not self.tails:
+                self.tails = [_Tail(self.task, self.config, self.reader, found) for found in self.probes]
+            for tail, (train, _) in zip(self.tails, folds, strict=True):
+                tail.train_epoch(train, epoch - 1)
+            logits = [tail.predict(held) for tail, (_, held) in zip(self.tails, folds, strict=True)]
+        labels = self.task.labels[np.concatenate([held for _, held in folds])]
+        loss, accuracy = _measure(np.concatenate(logits), labels, self.task.num_classes)
+        if not self.best or loss < self.best["best_loss"]:
+            self.best = {"best_loss": loss, "best_accuracy": accuracy, "best_epoch": epoch}
+        is_last = epoch == self.task.epochs or self.config["trainable_layers"] == 0
+        return {"valid_loss": loss, "valid_accuracy": accuracy, "done": is_last, **self.best}
+
+    def _pooled(self, images: np.ndarray, num_columns: int) -> np.ndarray:
+        return self.reader.take(self.task.rows[images, 0], ["pooled"])[0][:, -num_columns:]
+
+    def _fit_probe(self, fold: int) -> dict[str, np.ndarray]:
+        train, _ = self.task.folds[fold]
+        num_columns = sum(self.task.depth_sizes[-self.config["depths"] :])
+        if (fold, num_columns) not in self.bases:
+            features = self._pooled(train, num_columns)
+            basis = probe.basis(features)
+            self.bases[fold, num_columns] = basis, basis.turn(features)
+        basis, turned = self.bases[fold, num_columns]
+        model = probe.regression(balanced=True)
+        probe.solve(model, turned, self.task.labels[train], inverse_penalty=self.config["inverse_penalty"])
+        return basis.turn_back(*probe.coefficients(model))
+
+    def _probe_logits(self, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+        features = self._pooled(images, len(arrays["mean"])).astype(np.float32)
+        return (features - arrays["mean"]) / arrays["deviation"] @ arrays["weights"] + arrays["bias"]
+
+
+class _Tail:
+    """The trained part of the network in one fold."""
+
+    def __init__(
+        self, task: TrialTask, config: Mapping[str, Any], reader: FeatureReader, start: Mapping[str, np.ndarray]
+    ) -> None:
+        self.task, self.config, self.reader = task, config, reader
+        keras.utils.set_random_seed(config["seed"])
+        self.model = models.from_json(task.tail, ray.get(task.tail_weights[0]))
+        trained = set(task.tail_layers[-config["trainable_layers"] :])
+        for layer in models.leaf_layers(self.model):
+            if layer.name in task.tail_layers and layer.name not in trained:
+                layer.trainable = False
+            if layer.name == models.HEAD_DROPOUT_LAYER:
+                layer.rate = config["dropout"]
+        models.set_linear_head(self.model, **_widened(start, sum(task.depth_sizes)))
+        self.optimizer = keras.optimizers.Adam(config["learning_rate"])
+        self.optimizer.build(self.model.trainable_variables)
+        self._train_step = tf.function(self._update)
+        self._predict = tf.function(lambda features: self.model(features, training=False))
+
+    def _take(self, rows: np.ndarray) -> list[Any]:
+        return [tf.constant(each) for each in self.reader.take(rows, self.task.cache.names[1:])]
+
+    def train_epoch(self, images: np.ndarray, epoch: int) -> None:
+        """Trains on some images, each once."""
+        schedule = TrainSchedule(
+            num_images=len(images),
+            batch_size=self.task.batch_size,
+            num_workers=1,
+            rank=0,
+            seed=self.config["seed"],
+            num_epochs=epoch + 1,
+            first_epoch=epoch,
+        )
+        labels = self.task.labels[images]
+        class_weights = len(labels) / self.task.num_classes / np.bincount(labels, minlength=self.task.num_classes)
+        for start in range(0, schedule.num_rows, self.task.batch_size):
+            rows = schedule.rows(np.arange(start, min(start + self.task.batch_size, schedule.num_rows)))
+            view = self._views(rows, len(images))
+            weights = rows.weight * class_weights[labels[rows.index]] / rows.weight.sum()
+            self._train_step(
+                self._take(self.task.rows[images[rows.index], view]),
+                tf.constant(labels[rows.index], tf.int32),
+                tf.constant(weights, tf.float32),
+            )
+
+    def _views(self, rows: Rows, num_images: int) -> np.ndarray:
+        return view_of(rows, num_images=num_images, num_views=self.config["views"], seed=self.config["seed"])
+
+    def _update(self, features: list[Any], labels: Any, weights: Any) -> None:
+        variables = self.model.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable.value)
+            logits = self.model(features, training=True)
+            loss = tf.reduce_sum(weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        self.optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns logits, float32 [images, classes]."""
+        rows = self.task.rows[images, 0]
+        batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]
+        return np.concatenate([self._predict(self._take(batch)).numpy() for batch in batches])
+
+
+def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np.ndarray]:
+    """Returns a probe of the last columns as one of all: an infinite deviation makes a feature 0 for good."""
+    missing = num_columns - len(arrays["mean"])
+    return {
+        "mean": np.pad(arrays["mean"], (missing, 0)),
+        "deviation": np.pad(arrays["deviation"], (missing, 0), constant_values=np.inf),
+        "weights": np.pad(arrays["weights"], ((missing, 0), (0, 0))),
+        "bias": arrays["bias"],
+    }
+
+
+def _measure(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[float, float]:
+    """Returns mean log loss, nats, and accuracy."""
+    shifted = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
+    probs_BK = shifted / shifted.sum(axis=1, keepdims=True)
+    loss = float(log_loss(labels, probs_BK, labels=range(num_classes)))
+    return loss, float((probs_BK.argmax(axis=1) == labels).mean())
