@@ -10,7 +10,7 @@ BIN := .venv/bin
 WEIGHTS ?= none
 
 help:
-	@echo "make demo    train, evaluate, export and score on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
+	@echo "make demo    train, export, score and reuse a model on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md)"
