@@ -21,7 +21,7 @@ import ray
 from tlray import cluster, dataset, images, manifest, storage, streams
 from tlray.cluster import ScorePlan
 from tlray.config import TrainConfig
-from tlray.errors import ConfigError, DataError
+from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import FeaturesConfig
 from tlray.progress import Progress
 from tlray.schedule import ViewSchedule
@@ -381,6 +381,11 @@ def _compute(
     streams.configure(features)
     num_done = 0
     for batch in streams.iterate(features):
+        if batch["write_error"][0]:
+            raise TlrayError(
+                f"The features cannot be written: {batch['write_error'][0]}. Mend the cause and run the same command "
+                "again: it goes on with what is there."
+            )
         num_done += len(batch["image_id"])
         failed = batch["error_code"] != ""
         columns = {name: batch[name][failed].tolist() for name in ("image_id", "error_code", "error")}
@@ -400,13 +405,18 @@ def _write_rows(
     for name in names:
         values = np.ascontiguousarray(batch[name][good])
         table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
-    if len(good):
-        number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
-        _write_part(storage.join(out, f"part-{number}.parquet"), table)
+    number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
+    write_error = ""
+    try:
+        if len(good):
+            _write_part(storage.join(out, f"part-{number}.parquet"), table)
+    except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
+        write_error = str(error)
     return {
         "image_id": np.array(about["image_id"].to_pylist()),
         "error_code": batch["error_code"],
         "error": batch["error"],
+        "write_error": np.full(len(about), write_error),
     }
 
 

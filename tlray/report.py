@@ -183,8 +183,10 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
         names: The settings to draw.
 
     Returns:
-        A PNG. Settings that span more than a factor of 30 have a logarithmic axis; the best trial is marked.
+        A PNG. Settings that all trials share are left out; those that span more than a factor of 30 have a logarithmic
+        axis; the best trial is marked.
     """
+    names = [name for name in names if len({trial[name] for trial in trials}) > 1] or list(names[:1])
     num_columns = 3
     num_rows = math.ceil(len(names) / num_columns)
     figure = Figure(figsize=(10, 3.1 * num_rows), layout="constrained")
@@ -204,11 +206,13 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
         axes.scatter(values[0], losses[0], s=170, marker="*", c="white", ec="black", zorder=3, label="best")
         if values.min() > 0 and values.max() > 30 * values.min():
             axes.set_xscale("log")
+        elif np.all(values == np.rint(values)):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(name.replace("_", " "))
         _tidy(axes)
     for row in range(num_rows):
         panels[row * num_columns].set_ylabel("cross-validated loss")
-    panels[0].legend(frameon=False, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     return _to_png(figure)
 
 

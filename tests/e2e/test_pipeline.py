@@ -260,7 +260,8 @@ def test_a_diverged_training_is_no_result(phantom_set, tmp_path, capsys):
     out = tmp_path / "run"
     code = tlray(
         *("train", "--data", phantom_set, "--out", out, "--backbone", tmp_path / "own.keras", "--image-size-px", 32),
-        *("--preprocessing", "unit", "--learning-rate", 1e38, "--epochs", 2, "--max-failures", 0, "--quiet"),
+        *("--method", "fine-tune", "--preprocessing", "unit", "--learning-rate", 1e38, "--epochs", 2),
+        *("--max-failures", 0, "--quiet"),
     )
     assert code == 1
     assert "Training diverged: the validation loss is no number in any epoch." in capsys.readouterr().err

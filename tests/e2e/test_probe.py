@@ -106,3 +106,11 @@ def test_its_backbone_is_reused(run, phantom_set, tmp_path):
     ]
     assert np.array_equal(pooled[0], pooled[1])
     assert pooled[0].std() > 0.01
+
+
+def test_random_weights_are_probed_too(phantom_set, tmp_path):
+    """What the demo compares a trained network with."""
+    assert train(phantom_set, tmp_path / "run", "--weights", "none") == 0
+    report = (tmp_path / "run/report.html").read_text()
+    assert "Trained from random weights" in report
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 0

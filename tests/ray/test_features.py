@@ -7,12 +7,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from tlray import features, images
 from tlray.config import Augmentation
-from tlray.errors import ConfigError, DataError
+from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import FeaturesConfig
 from tlray.model import load_keras_file
 
@@ -170,3 +172,24 @@ def test_images_without_labels_have_features_too(data, backbone, tmp_path):
     assert sorted(rows) == [("0.png", 0), ("1.png", 0), ("2.png", 0)]
     assert {(row["label"], row["split"]) for row in rows.values()} == {(None, None)}
     assert result.shapes == {"pooled": (11,)}
+
+
+def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    rows = {"key": ["k0", "k1"], "view": [0, 0], **{name: ["x", "y"] for name in features.COLUMNS}}
+    batch = {
+        "row": np.array([0, 1]),
+        "error_code": np.array(["", ""]),
+        "error": np.array(["", ""]),
+        "pooled": np.zeros((2, 3), np.float16),
+    }
+    # A place where nothing can be written, whoever runs the tests.
+    written = features._write_rows(batch, str(tmp_path / "file/below"), [ray.put(pa.table(rows))], ["pooled"])
+    assert "Not a directory" in written["write_error"][0]
+    assert written["image_id"].tolist() == ["x", "y"]
+    monkeypatch.setattr("tlray.streams.iterate", lambda _dataset: iter([written]))
+    with pytest.raises(TlrayError, match=r"cannot be written: .*Not a directory.* run the same command again"):
+        extract(data, backbone)
+    monkeypatch.undo()
+    result = extract(data, backbone)
+    assert result.num_rows == 20  # 8 training images in two views, 4 others

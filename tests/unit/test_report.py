@@ -22,6 +22,7 @@ from tlray.report import (
     plot_history,
     plot_learning_curve,
     plot_roc,
+    plot_trials,
     render_report,
 )
 
@@ -421,3 +422,17 @@ def test_import_does_nothing_global():
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_trials_have_a_panel_for_each_setting_that_varies():
+    names = ["depths", "inverse_penalty", "dropout", "views"]
+    varied = [(1, 1e-5, 0.0, 1), (2, 1e-2, 0.3, 2), (5, 1.0, 0.5, 3)]
+    trials = [
+        dict(zip(names, values, strict=True)) | {"best_loss": loss, "best_epoch": epoch}
+        for values, loss, epoch in zip(varied, (0.2, 0.4, 9.0), (3, 0, 0), strict=True)
+    ]
+    two_rows = decode(plot_trials(trials, names))
+    assert is_drawn_on(two_rows)
+    one_row = decode(plot_trials([trial | {"views": 1} for trial in trials], names))
+    assert one_row.height < 0.7 * two_rows.height
+    assert is_drawn_on(decode(plot_trials(trials[:1], names)))  # of one trial: the first setting
