@@ -132,7 +132,8 @@ def main() -> None:
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = {
         "date": date,
-        "command": f"python benchmarks/features_pass.py --data DIR --weights {Path(settings.weights).name}",
+        "command": f"python benchmarks/features_pass.py --data DIR --weights {Path(settings.weights).name} "
+        f"--num-images {' '.join(map(str, settings.num_images))}",
         "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
