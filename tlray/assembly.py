@@ -36,7 +36,7 @@ class Prepared:
         preprocessing: What the backbone wants to see.
         network: What computes the features that a probe or a training on a cache needs, None where nothing does.
         depth_sizes: Columns of the pooled features from each depth, the last depth last.
-        tail_layers: The names of the backbone's layers in the tail, in order.
+        tail_layers: The names of the backbone's last layers, as many as are trained, in order.
         tail: The part of the classifier that is trained on features, as JSON; None where it is trained on images.
         tail_weights: Its weights, in the object store.
     """
@@ -104,11 +104,12 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     else:
         network = features.as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], preprocessing)
         return replace(prepared, network=network)
+    tail_architecture = tail.to_json()  # before its layers, which the network shares, are frozen
     return replace(
         prepared,
         depth_sizes=tuple(trunk.level_sizes(backbone)[-config.depths :]),
-        tail_layers=tuple(layer.name for layer in models.leaf_layers(backbone) if layer in models.leaf_layers(tail)),
-        tail=tail.to_json(),
+        tail_layers=tuple(layer.name for layer in models.leaf_layers(backbone)[-int(config.trainable_layers or 1) :]),
+        tail=tail_architecture,
         tail_weights=ray.put(models.get_weights(tail)),
         network=features.as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),
     )

@@ -34,6 +34,7 @@ LOCAL_RAY_ENVIRONMENT = {
     # Ray warns once it has four times as many processes: on 2 CPUs a training with 2 workers already has.
     "RAY_worker_maximum_startup_concurrency": "4",
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's new output shows tables whatever its verbosity
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a sweep, and not only its trials
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 

@@ -381,10 +381,11 @@ def _compute(
     streams.configure(features)
     num_done = 0
     for batch in streams.iterate(features):
-        if batch["write_error"][0]:
+        write_error = next(filter(None, batch["write_error"]), "")
+        if write_error:
             raise TlrayError(
-                f"The features cannot be written: {batch['write_error'][0]}. Mend the cause and run the same command "
-                "again: it goes on with what is there."
+                f"The features cannot be written: {write_error}. Mend the cause and run the same command again: it "
+                "goes on with what is there."
             )
         num_done += len(batch["image_id"])
         failed = batch["error_code"] != ""

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import cluster, features, learningcurve, probe, storage, streams
+from tlray import assembly, cluster, features, learningcurve, probe, storage, streams
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
@@ -40,7 +40,7 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
         network,
         pixels(config, images),
         plan=cluster.plan_scoring(available, use_gpu=config.use_gpu),
-        views=config.views if config.method == "lp-ft" else 1,
+        views=config.views if assembly.is_cached(config) else 1,
         batch_size=config.batch_size,
         overwrite=True,  # the directory is the run's own
         quiet=config.quiet,

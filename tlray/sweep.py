@@ -35,7 +35,7 @@ Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Training and held-out images of each fold, by number."""
 
 REDUCTION_FACTOR = 4
-"""Successive halving (arXiv:1810.05934): of this many trials one goes on to the next epoch, then to three more."""
+"""Successive halving (arXiv:1810.05934): of this many probes one is fine-tuned."""
 
 SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
 RESULTS = ("best_loss", "best_accuracy", "best_epoch")

@@ -21,7 +21,8 @@ class TrialTask:
         depth_sizes: Columns of `pooled` from each depth, the last depth last.
         tail: The architecture of what is fine-tuned, as JSON.
         tail_weights: Its weights, in the object store (in a list, so that Ray hands over the reference).
-        tail_layers: The names of the layers that can be trained, in order.
+        tail_layers: The names of the backbone's last layers, the most that are trained, in order; see
+            `model.set_trainable`, which counts them alike.
         batch_size: Images in a batch.
         epochs: The most epochs of fine-tuning.
         use_gpu: Whether the trial has a GPU.

@@ -13,7 +13,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray import dataset, features, phantoms, phantomset, sweep
+from tlray import assembly, dataset, features, phantoms, phantomset, sweep
+from tlray import model as models
 from tlray.bundle import load
 from tlray.errors import ConfigError, DataError
 from tlray.jobconfig import SweepConfig
@@ -114,3 +115,19 @@ def test_what_cannot_be_swept_is_refused(config, result, tmp_path):
         sweep.sweep(few)
     assert not (tmp_path / "few").exists()
     assert result.out == config.out
+
+
+def test_layers_are_counted_as_in_training(tmp_path):
+    x = pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    for _ in range(3):
+        x = keras.layers.ReLU()(keras.layers.Conv2D(4, 3, strides=2)(x))
+    keras.Model(pixels, x).save(tmp_path / "own.keras")
+    config = SweepConfig(
+        data="d", out="o", backbone=str(tmp_path / "own.keras"), preprocessing="unit", image_size_px=SIZE_PX,
+        trainable_layers=3,
+    ).training()  # fmt: skip
+    prepared = assembly.prepare(config, 4)
+    assert prepared.tail is not None
+    # The first of the three has no weights and is fed by the trunk alone: it counts, though the tail lacks it.
+    names = [layer.name for layer in models.leaf_layers(models.from_json(prepared.tail))]
+    assert [name in names for name in prepared.tail_layers] == [False, True, True]
