@@ -64,7 +64,7 @@ def comparison() -> str:
         lines.append(
             f"  {network:30s}{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)"
         )
-    lines.append("Images and recipe are the same: the difference is what the network brought from its first task.")
+    lines.append("Images and recipe are the same: the difference is what the network had learned before.")
     return "\n".join(lines)
 
 

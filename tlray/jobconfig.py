@@ -92,7 +92,8 @@ class SweepConfig:
     """Try many settings on features that a pretrained network computes once; train and export the best.
 
     A trial is a linear probe (how many depths of the network, which penalty) and fine-tuning from it (last layers,
-    rate, dropout, views), cross-validated over training and validation images. Of four trials one is fine-tuned.
+    rate, dropout, views), cross-validated over training and validation images. The best quarter of the probes is
+    fine-tuned.
     """
 
     data: str

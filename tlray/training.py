@@ -137,7 +137,8 @@ def _fits(config: TrainConfig, available: Capacity, images: Dataset, network: Ne
     if not config.quiet:
         print(
             f"The features that are trained on would take {num_bytes / 1e9:.1f} GB, more than half of Ray's object "
-            f"store ({available.object_store_bytes / 1e9:.1f} GB): images are read in every epoch instead."
+            f"store ({available.object_store_bytes / 1e9:.1f} GB): images are read in every epoch instead, "
+            "and augmented."
         )
     return False
 
