@@ -108,7 +108,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     return replace(
         prepared,
         depth_sizes=tuple(trunk.level_sizes(backbone)[-config.depths :]),
-        tail_layers=tuple(layer.name for layer in models.leaf_layers(backbone)[-int(config.trainable_layers or 1) :]),
+        tail_layers=tuple(layer.name for layer in models.trained_layers(backbone, config)),
         tail=tail_architecture,
         tail_weights=ray.put(models.get_weights(tail)),
         network=features.as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),

@@ -228,6 +228,14 @@ def leaf_layers(model: keras.Model) -> list[keras.Layer]:
     return leaves
 
 
+def trained_layers(backbone: keras.Model, config: TrainConfig) -> list[keras.Layer]:
+    """Returns the last layers, as many as a resolved config trains, in order."""
+    layers = leaf_layers(backbone)
+    if config.trainable_layers == "all":
+        return layers
+    return layers[len(layers) - min(len(layers), config.trainable_layers or 0) :]
+
+
 def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
     """Freezes the trunk and decides what BatchNormalization does in the tail.
 
@@ -239,10 +247,9 @@ def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
         backbone: Changed in place.
         config: A resolved config.
     """
-    layers = leaf_layers(backbone)
-    num_trained = len(layers) if config.trainable_layers == "all" else int(config.trainable_layers or 0)
-    for index, layer in enumerate(layers):
-        layer.trainable = index >= len(layers) - num_trained
+    trained = set(map(id, trained_layers(backbone, config)))
+    for layer in leaf_layers(backbone):
+        layer.trainable = id(layer) in trained
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             layer.trainable = config.batch_norm != "frozen"
             layer.synchronized = config.batch_norm == "synchronized"
