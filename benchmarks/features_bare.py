@@ -14,6 +14,7 @@ import numpy as np
 
 from tlray import model as models
 from tlray import trunk
+from tlray.backbone import build_backbone
 from tlray.jobconfig import FeaturesConfig
 
 BATCH_SIZE = 32
@@ -22,7 +23,7 @@ BATCH_SIZE = 32
 def main(weights: str, seconds: str, out: str) -> None:
     """Runs for some seconds, after a warm-up."""
     config = FeaturesConfig(data="", out="", weights=weights).training()
-    backbone = models.build_backbone(config)
+    backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, _ = trunk.extractor(backbone, "symmetric", pooled=True, cut=False)
     run = trunk.as_constant(extractor)

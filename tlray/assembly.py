@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import features, images, storage, streams
+from tlray import images, storage, streams
 from tlray.config import TrainConfig
 from tlray.errors import TlrayError
+from tlray.extraction import Network, as_network
 from tlray.featurecache import FeatureCache, FeatureReader
-from tlray.features import Network
 from tlray.probe import Probe
 from tlray.streams import Pixels
 
@@ -76,12 +76,13 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
 
     from tlray import devices, trunk  # noqa: PLC0415
     from tlray import model as models  # noqa: PLC0415
+    from tlray.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
 
     devices.use_cpus()  # the workers want all of the GPUs
     keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
     keras.utils.set_random_seed(config.seed)
-    preprocessing = config.preprocessing or models.application_preprocessing(config.backbone)
-    backbone = models.build_backbone(config)
+    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
+    backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     if config.method == "probe":
         backbone.trainable = False
@@ -102,7 +103,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     elif is_cached(config):
         outputs = {POOLED: pooled} | {f"cut_{number}": tensor for number, tensor in enumerate(first.outputs)}
     else:
-        network = features.as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], preprocessing)
+        network = as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], preprocessing)
         return replace(prepared, network=network)
     tail_architecture = tail.to_json()  # before its layers, which the network shares, are frozen
     return replace(
@@ -111,7 +112,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         tail_layers=tuple(layer.name for layer in models.trained_layers(backbone, config)),
         tail=tail_architecture,
         tail_weights=ray.put(models.get_weights(tail)),
-        network=features.as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),
+        network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),
     )
 
 
@@ -147,6 +148,7 @@ def export(
     """
     from tlray import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
     from tlray import model as models  # noqa: PLC0415
+    from tlray.artifact import save_artifact  # noqa: PLC0415
 
     devices.use_cpus()
     classifier = models.from_json(prepared.architecture, ray.get(prepared.weights))
@@ -156,7 +158,7 @@ def export(
     elif trained.probe is not None:
         models.set_linear_head(tail, **trained.probe.arrays())
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        predict = models.save_artifact(models.with_probabilities(classifier), Path(temporary))
+        predict = save_artifact(models.with_probabilities(classifier), Path(temporary))
         storage.copy_tree(temporary, artifact)
     if cache is None:
         return {}

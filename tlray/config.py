@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tlray.errors import ConfigError
 
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
-"""What the backbone wants to see of the 8-bit pixels: see `tlray.model.preprocess`."""
+"""What the backbone wants to see of the 8-bit pixels: see `tlray.backbone.preprocess`."""
 
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""

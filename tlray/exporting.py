@@ -8,6 +8,7 @@ import keras
 
 from tlray import bundle, storage
 from tlray import model as models
+from tlray.artifact import save_artifact
 from tlray.bundle import BundleSpec
 from tlray.config import parse_intensity_range
 from tlray.errors import ConfigError
@@ -46,7 +47,7 @@ def export(config: ExportConfig) -> str:
         weights=os.path.basename(config.model),
     )
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        models.save_artifact(classifier, Path(temporary))
+        save_artifact(classifier, Path(temporary))
         storage.copy_tree(temporary, out)
     storage.write_text(storage.join(out, bundle.MODEL_CARD), bundle.model_card(spec))
     return bundle.seal(out, spec)

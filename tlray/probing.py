@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import assembly, cluster, features, learningcurve, probe, storage, streams
+from tlray import assembly, cluster, features, featurestore, learningcurve, probe, storage, streams
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import DataError
+from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
-from tlray.features import Network
 from tlray.learningcurve import Point
 from tlray.probe import Probe
 
@@ -60,7 +60,7 @@ def pixels(config: TrainConfig, images: Dataset) -> streams.Pixels:
 
 def read_pooled(directory: str) -> pa.Table:
     """Reads the pooled features of a run: `image_id`, `view` and `pooled`."""
-    return features.read_features(directory, columns=["image_id", "view", "pooled"])
+    return featurestore.read_features(directory, columns=["image_id", "view", "pooled"])
 
 
 def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
@@ -130,8 +130,8 @@ def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, vi
     """
     place_of: dict[tuple[str, int], int] = {}
     parts, num_rows = [], []
-    for part_name in features.part_names(directory):
-        part = features.read_part(directory, part_name, columns=["image_id", "view", *names])
+    for part_name in featurestore.part_names(directory):
+        part = featurestore.read_part(directory, part_name, columns=["image_id", "view", *names])
         start = sum(num_rows)
         keys = zip(part["image_id"].to_pylist(), part["view"].to_pylist(), strict=True)
         place_of |= {key: start + place for place, key in enumerate(keys)}

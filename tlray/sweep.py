@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tlray import assembly, cluster, dataset, probing, report, storage, training
+from tlray import assembly, cluster, dataset, figures, probing, storage, training
 from tlray.assembly import Prepared
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
@@ -113,7 +113,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
     trials = _run_trials(config, _make_task(config, images, prepared, cache, folds))
     storage.write_text(storage.join(base.out, TRIALS_CSV), _csv(trials))
-    storage.write_bytes(storage.join(base.out, TRIALS_PNG), report.plot_trials(trials, SETTINGS[:-1]))
+    storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, SETTINGS[:-1]))
     best = training.train(best_config(base, trials[0]))
     return SweepResult(out=base.out, trials=trials, best=best)
 

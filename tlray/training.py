@@ -31,8 +31,8 @@ from tlray.cluster import Capacity, TrainPlan
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError
+from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
-from tlray.features import Network
 from tlray.learningcurve import Point
 from tlray.listing import Listing
 from tlray.probe import Probe

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tlray.backbone import preprocess
 from tlray.config import Preprocessing
-from tlray.model import preprocess
 
 MIN_BLOCKS = 8
 """A backbone with fewer branching points is taken as a plain chain of layers."""

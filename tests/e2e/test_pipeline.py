@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 from tlray import cli, listing, phantoms, scoring
+from tlray.artifact import load_keras_file
 from tlray.bundle import load, read_spec
 from tlray.images import decode, to_array
-from tlray.model import load_keras_file
 from tlray.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import cli, features, manifest, phantoms, scoring
+from tlray import cli, featurestore, manifest, phantoms, scoring
+from tlray.backbone import find_application
 from tlray.bundle import load
-from tlray.model import find_application
 from tlray.predictor import Predictor
 
 SIZE_PX = 64
@@ -54,7 +54,7 @@ def test_the_exported_model_is_the_probe(run):
     # The probe saw float16, the exported model computes in float32.
     assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(metrics["probe"]["best"]["valid_loss"], rel=5e-3)
     assert metrics["splits"]["valid"]["accuracy"] == metrics["probe"]["best"]["valid_accuracy"]
-    assert features.read_features(str(run / "features")).num_rows == 64
+    assert featurestore.read_features(str(run / "features")).num_rows == 64
     few, whole = metrics["learning_curve"]
     assert (few["images_per_class"], few["num_images"], len(few["accuracies"])) == (5, 20, 5)
     assert whole["accuracies"] == [metrics["accuracy"]]
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights,
 def test_its_backbone_is_reused(run, phantom_set, tmp_path):
     assert train(phantom_set, tmp_path / "run", "--weights", run / "bundle") == 0
     pooled = [
-        np.stack(features.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
+        np.stack(featurestore.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
         for each in (run, tmp_path / "run")
     ]
     assert np.array_equal(pooled[0], pooled[1])

@@ -14,8 +14,8 @@ import pandas
 import pytest
 
 from tlray import cli, phantoms, training
+from tlray.backbone import find_application
 from tlray.config import TrainConfig
-from tlray.model import find_application
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tlray import checkpoint, phantomset, training
+from tlray.artifact import load_keras_file
 from tlray.checkpoint import RunState
 from tlray.config import Augmentation, TrainConfig
-from tlray.model import load_keras_file
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

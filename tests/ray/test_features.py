@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tlray import features, images
+from tlray import extraction, features, featurestore, images
+from tlray.artifact import load_keras_file
 from tlray.config import Augmentation
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import FeaturesConfig
-from tlray.model import load_keras_file
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -71,7 +71,7 @@ def extract(data: Path, backbone: str, **changes: Any) -> features.FeaturesResul
 
 
 def read(out: str) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = features.read_features(out).to_pylist()
+    rows = featurestore.read_features(out).to_pylist()
     return {(row["image_id"], row["view"]): row for row in rows}
 
 
@@ -132,7 +132,7 @@ def test_only_what_changed_is_computed_again(data, backbone):
 
 
 def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeypatch):
-    monkeypatch.setattr(features, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(featurestore, "ROWS_PER_PART", 5)
     out = extract(data, backbone).out
     before, (damaged, lost, *_) = read(out), sorted(Path(out).glob("part-*"))
     content = bytearray(damaged.read_bytes())
@@ -142,7 +142,7 @@ def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeyp
     lost.unlink()
     (Path(out) / "_SUCCESS").unlink()
     with pytest.raises(DataError, match="has no _SUCCESS"):
-        features.read_features(out)
+        featurestore.read_features(out)
     result = extract(data, backbone)
     assert (result.num_rows, result.num_reused) == (20, 20 - num_lost)
     assert result.notes == (f"{damaged.name} was damaged; its features were computed again.",)
@@ -176,7 +176,7 @@ def test_images_without_labels_have_features_too(data, backbone, tmp_path):
 
 def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    rows = {"key": ["k0", "k1"], "view": [0, 0], **{name: ["x", "y"] for name in features.COLUMNS}}
+    rows = {"key": ["k0", "k1"], "view": [0, 0], **{name: ["x", "y"] for name in featurestore.COLUMNS}}
     batch = {
         "row": np.array([0, 1]),
         "error_code": np.array(["", ""]),
@@ -184,7 +184,7 @@ def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
         "pooled": np.zeros((2, 3), np.float16),
     }
     # A place where nothing can be written, whoever runs the tests.
-    written = features._write_rows(batch, str(tmp_path / "file/below"), [ray.put(pa.table(rows))], ["pooled"])
+    written = extraction._write_rows(batch, str(tmp_path / "file/below"), [ray.put(pa.table(rows))], ["pooled"])
     assert "Not a directory" in written["write_error"][0]
     assert written["image_id"].tolist() == ["x", "y"]
     monkeypatch.setattr("tlray.streams.iterate", lambda _dataset: iter([written]))

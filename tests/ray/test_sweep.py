@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray import assembly, dataset, features, phantoms, phantomset, sweep
+from tlray import assembly, dataset, featurestore, phantoms, phantomset, sweep
 from tlray import model as models
 from tlray.bundle import load
 from tlray.errors import ConfigError, DataError
@@ -82,7 +82,7 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     images = dataset.stored_dataset(f"{config.out}/best")
     assert images is not None
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])
-    table = features.read_features(f"{config.out}/features", columns=["image_id", "pooled"])
+    table = featurestore.read_features(f"{config.out}/features", columns=["image_id", "pooled"])
     pooled = dict(zip(table["image_id"].to_pylist(), table["pooled"].to_pylist(), strict=True))
     num_columns = sum((8, 12, 16)[-trial["depths"] :])
     x = np.array([pooled[image_id] for image_id in chosen["image_id"].to_pylist()])[:, -num_columns:]

@@ -8,7 +8,7 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
-CORE += ["learningcurve", "phantomset"]
+CORE += ["learningcurve", "phantomset", "figures", "featurestore"]
 ON_RAY = [
     "streams",
     "cluster",
@@ -18,6 +18,7 @@ ON_RAY = [
     "dataset",
     "board",
     "scoring",
+    "extraction",
     "features",
     "assembly",
     "probing",
@@ -85,6 +86,8 @@ def test_every_module_is_known_here():
     assert found - {"__init__", "__main__"} == {
         *CORE,
         *ON_RAY,
+        "artifact",
+        "backbone",
         "model",
         "trunk",
         "devices",

@@ -4,6 +4,7 @@ import pytest
 
 from tlray import model as models
 from tlray import trunk
+from tlray.backbone import build_backbone, find_application
 from tlray.config import TrainConfig
 
 SIZE_PX = 75
@@ -16,7 +17,7 @@ def build(backbone: str, trainable_layers: int | str, batch_norm: str = "frozen"
         data="d", out="o", weights="none", backbone=backbone, image_size_px=SIZE_PX, hidden_units=(8,), dropout=dropout
     )
     config = config.resolved()
-    backbone_model = models.build_backbone(config)
+    backbone_model = build_backbone(config)
     classifier = models.build_classifier(backbone_model, config, preprocessing="symmetric", num_classes=3)
     changes = {"weights": "imagenet", "trainable_layers": trainable_layers, "batch_norm": batch_norm}
     pretrained = TrainConfig(data="d", out="o", backbone=backbone, **(changes)).resolved()  # pyright: ignore
@@ -75,7 +76,7 @@ def test_trunk_and_tail_compose_to_the_classifier(images, backbone, trainable_la
     ],
 )
 def test_pooled_features_come_from_five_depths(images, backbone, num_values):
-    network = models.find_application(backbone)(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    network = find_application(backbone)(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
     for layer in network.layers[:-1]:
         layer.trainable = False
     model, names = trunk.extractor(network, "symmetric", pooled=True, cut=True)
@@ -87,7 +88,7 @@ def test_pooled_features_come_from_five_depths(images, backbone, num_values):
 
 
 def test_inceptions_depths_are_those_that_were_measured(images):
-    network = models.find_application("InceptionV3")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    network = find_application("InceptionV3")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
     wanted = keras.Model(network.inputs[0], [network.get_layer(f"mixed{n}").output for n in (4, 6, 7, 8, 10)])
     maps = wanted(images.astype(np.float32))
     model, _ = trunk.extractor(network, "raw", pooled=True, cut=False)
@@ -127,7 +128,7 @@ def test_dropout_of_the_head_stays_and_that_of_the_trunk_is_off(images):
 
 
 def test_a_head_on_five_depths_is_split_where_training_begins(images):
-    network = models.find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
+    network = find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
     for layer in network.layers[:-15]:
         layer.trainable = False
     extractor, _ = trunk.extractor(network, "symmetric", pooled=True, cut=False)

@@ -1,0 +1,23 @@
+"""What unit tests share: a small model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> tuple[str, Any]:
+    """A small model of one's own, 32 px, with BatchNormalization; its path and itself."""
+    import keras
+
+    keras.utils.set_random_seed(3)
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="first")(images)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Conv2D(6, 3, name="second")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+    path = str(tmp_path / "own.keras")
+    model.save(path)
+    return path, model

@@ -1,0 +1,36 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlray import model as models
+from tlray.artifact import load_keras_file, save_artifact
+from tlray.backbone import build_backbone
+from tlray.config import TrainConfig
+from tlray.errors import ConfigError
+
+
+def test_code_in_a_model_file_is_not_run(tmp_path):
+    images = keras.Input((8, 8, 3))
+    keras.Model(images, keras.layers.Lambda(lambda x: x * 2)(images)).save(tmp_path / "code.keras")
+    with pytest.raises(ConfigError, match="no Keras model that can be loaded safely"):
+        load_keras_file(str(tmp_path / "code.keras"))
+
+
+def test_saved_artifacts_agree(tmp_path):
+    config = TrainConfig(data="d", out="o", weights="none", image_size_px=75).resolved()
+    classifier = models.with_probabilities(
+        models.build_classifier(build_backbone(config), config, preprocessing="symmetric", num_classes=3)
+    )
+    save_artifact(classifier, tmp_path)
+    images = np.random.default_rng(4).integers(0, 256, (3, 75, 75, 3), dtype=np.uint8)
+    expected = np.asarray(classifier(images))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert np.asarray(loaded(images)) == pytest.approx(expected, abs=1e-5)  # pyright: ignore
+    signature = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    (arguments, keywords), _ = signature.structured_input_signature, None
+    assert arguments == ()
+    (spec,) = keywords.values()
+    assert (spec.dtype, spec.shape.as_list()) == (tf.uint8, [None, 75, 75, 3])
+    (served,) = signature(tf.constant(images)).values()
+    assert served.numpy() == pytest.approx(expected, abs=1e-5)

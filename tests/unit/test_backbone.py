@@ -1,0 +1,96 @@
+import keras
+import numpy as np
+import pytest
+
+from tlray.backbone import application_preprocessing, build_backbone, preprocess
+from tlray.config import TrainConfig
+from tlray.errors import ConfigError
+
+
+def make_config(**changes) -> TrainConfig:
+    return TrainConfig(**({"data": "d", "out": "o", "weights": "none", "image_size_px": 75} | changes)).resolved()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mode"),
+    [
+        ("InceptionV3", "symmetric"),
+        ("MobileNetV2", "symmetric"),
+        ("EfficientNetB0", "raw"),
+        ("ResNet50", "caffe"),
+        ("DenseNet121", "imagenet"),
+    ],
+)
+def test_preprocessing_is_that_of_keras_applications(backbone, mode):
+    assert application_preprocessing(backbone) == mode
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("unit", [0.0, 0.2, 1.0]),  # x / 255
+        ("symmetric", [-1.0, -0.6, 1.0]),  # x / 127.5 - 1
+        ("imagenet", [-2.117904, -1.142857, 2.64]),  # (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        ("caffe", [151.061, -65.779, -123.68]),  # blue 255 - 103.939, green 51 - 116.779, red 0 - 123.68
+        ("raw", [0.0, 51.0, 255.0]),
+    ],
+)
+def test_preprocess_by_hand(mode, expected):
+    pixel = np.array([[[[0, 51, 255]]]], dtype=np.uint8)
+    assert np.asarray(preprocess(pixel, mode))[0, 0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_own_model_is_cut_at_its_last_feature_map(own_model):
+    path, model = own_model
+    config = make_config(backbone=path, weights="imagenet", preprocessing="unit", image_size_px=32)
+    backbone = build_backbone(config)
+    images = np.random.default_rng(1).random((1, 32, 32, 3), dtype=np.float32)
+    expected = np.asarray(keras.Model(model.input, model.get_layer("second").output)(images))
+    assert np.asarray(backbone(images)) == pytest.approx(expected, abs=1e-6)
+    earlier = build_backbone(
+        make_config(backbone=path, weights="imagenet", preprocessing="unit", image_size_px=32, cut="first")
+    )
+    assert earlier.output_shape == (None, 30, 30, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "Inception"}, "neither a .keras file nor a model of keras.applications.*MobileNetV2"),
+        ({"image_size_px": 32}, "InceptionV3 cannot be built for --image-size-px 32"),
+        ({"weights": "nowhere.h5"}, "no weights at 'nowhere.h5'"),
+    ],
+)
+def test_backbones_that_cannot_be_built(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(make_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cut": "third"}, "--cut 'third' is no layer.*first, norm, second"),
+        ({"image_size_px": 64}, "32 x 32 px images.*Give --image-size-px 32"),
+    ],
+)
+def test_own_models_that_do_not_fit(own_model, changes, message):
+    config = {"backbone": own_model[0], "weights": "imagenet", "preprocessing": "unit", "image_size_px": 32} | changes
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(make_config(**config))
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(75, 75, 3)).save_weights(  # pyright: ignore[reportArgumentType]
+        tmp_path / "other.weights.h5"
+    )
+    with pytest.raises(ConfigError, match=r"does not fit the backbone InceptionV3.*Name the --backbone"):
+        build_backbone(make_config(weights=str(tmp_path / "other.weights.h5")))
+
+
+def test_failed_download_names_the_remedy(monkeypatch):
+    def fail(*args, **kwargs):  # noqa: ARG001
+        raise Exception("URL fetch failure: timed out")
+
+    monkeypatch.setattr("keras.src.applications.inception_v3.file_utils.get_file", fail)
+    with pytest.raises(ConfigError, match=r"could not be downloaded \(URL fetch failure: timed out\).*--weights PATH"):
+        build_backbone(make_config(weights="imagenet"))

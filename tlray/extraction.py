@@ -1,0 +1,170 @@
+"""Feature extraction: a pretrained network, built once, runs over images on an actor pool and fills Parquet parts."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray import featurestore, storage, streams
+from tlray.cluster import ScorePlan
+from tlray.config import TrainConfig
+from tlray.errors import TlrayError
+from tlray.featurestore import COLUMNS, KEY
+from tlray.schedule import ViewSchedule
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What computes the features.
+
+    Attributes:
+        architecture: A model from uint8 images to a list of features, as JSON.
+        weights: In the object store.
+        names: The features' names, in the model's order.
+        shapes: Their shapes, without the batch.
+        preprocessing: What the network wants to see; a part of the model.
+        fingerprint: sha256 of architecture and weights.
+    """
+
+    architecture: str
+    weights: "ray.ObjectRef[list[np.ndarray]]"
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    preprocessing: str
+    fingerprint: str
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Size of one image's features, float16."""
+        return sum(2 * math.prod(shape) for shape in self.shapes)
+
+
+def prepare(config: TrainConfig, level: str) -> Network:
+    """Builds the network of a config that computes `pooled`, `cut` or `both`; to be run by `cluster.start_here`."""
+    import keras  # noqa: PLC0415 (TensorFlow only in this process)
+
+    from tlray import devices, trunk  # noqa: PLC0415
+    from tlray import model as models  # noqa: PLC0415
+    from tlray.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
+
+    devices.use_cpus()  # the extractors want all of the GPUs
+    keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
+    keras.utils.set_random_seed(config.seed)  # --weights none: the same network again
+    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
+    backbone = build_backbone(config)
+    models.set_trainable(backbone, config)
+    extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
+    return as_network(extractor, names, preprocessing)
+
+
+def as_network(extractor: Any, names: list[str], preprocessing: str) -> Network:
+    """Makes a Keras model, from uint8 images to a list of features, what extractors on any node can load."""
+    from tlray import model as models  # noqa: PLC0415
+
+    extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
+    architecture, weights = extractor.to_json(), models.get_weights(extractor)
+    shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
+    digest = hashlib.sha256(json.dumps([architecture, names, shapes]).encode())
+    for array in weights:
+        digest.update(array.tobytes())
+    return Network(
+        architecture=architecture,
+        weights=ray.put(weights),
+        names=names,
+        shapes=shapes,
+        preprocessing=preprocessing,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+class _Extractor:
+    """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
+
+    def __init__(self, network: Network, num_threads: int | None, use_gpu: bool) -> None:
+        from tlray import devices, trunk  # noqa: PLC0415
+        from tlray import model as models  # noqa: PLC0415
+
+        if use_gpu:
+            devices.use_gpus()
+        else:
+            devices.use_cpus(num_threads)
+        self.names = network.names
+        self.run = trunk.as_function(models.from_json(network.architecture, ray.get(network.weights)))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        features = self.run(np.ascontiguousarray(batch.pop("image")))
+        arrays = [np.clip(each.numpy().astype(np.float32), -FLOAT16_MAX, FLOAT16_MAX) for each in features]
+        kept = {name: batch[name] for name in ("row", "error_code", "error")}
+        return kept | {name: array.astype(np.float16) for name, array in zip(self.names, arrays, strict=True)}
+
+
+def compute(
+    out: str, rows: pa.Table, network: Network, pixels: streams.Pixels, plan: ScorePlan, *, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Computes and writes the features of some rows; yields `num_done` so far, and `failures` since."""
+    if not rows.num_rows:
+        return
+    reference = ray.put(rows)
+    schedule = ViewSchedule(views=rows["view"].to_numpy())
+    features = streams.image_stream(reference, schedule, pixels)
+    features = features.map_batches(
+        _Extractor,
+        fn_constructor_args=(network, plan.num_threads, bool(plan.gpus_per_actor)),
+        batch_size=batch_size,
+        **plan.pool(),
+    ).map_batches(
+        _write_rows,  # pyright: ignore[reportArgumentType]
+        fn_kwargs={"out": out, "rows": [reference], "names": network.names},
+        batch_size=max(1, min(featurestore.ROWS_PER_PART, featurestore.PART_BYTES // network.bytes_per_row)),
+        num_cpus=min(streams.TASK_CPUS, 0.25),
+        zero_copy_batch=True,
+    )
+    streams.configure(features)
+    num_done = 0
+    for batch in streams.iterate(features):
+        write_error = next(filter(None, batch["write_error"]), "")
+        if write_error:
+            raise TlrayError(
+                f"The features cannot be written: {write_error}. Mend the cause and run the same command again: it "
+                "goes on with what is there."
+            )
+        num_done += len(batch["image_id"])
+        failed = batch["error_code"] != ""
+        columns = {name: batch[name][failed].tolist() for name in ("image_id", "error_code", "error")}
+        yield {
+            "num_done": num_done,
+            "failures": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        }
+
+
+def _write_rows(
+    batch: Mapping[str, np.ndarray], out: str, rows: list["ray.ObjectRef[pa.Table]"], names: list[str]
+) -> dict[str, np.ndarray]:
+    """Writes one part, named by what is in it, so that a task that Ray runs again writes the same file."""
+    about = ray.get(rows[0]).select([*COLUMNS, "view", KEY]).take(batch["row"])
+    good = np.flatnonzero(batch["error_code"] == "")
+    table = about.take(good)
+    for name in names:
+        values = np.ascontiguousarray(batch[name][good])
+        table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
+    number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
+    write_error = ""
+    try:
+        if len(good):
+            featurestore.write_part(storage.join(out, f"part-{number}.parquet"), table)
+    except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
+        write_error = str(error)
+    return {
+        "image_id": np.array(about["image_id"].to_pylist()),
+        "error_code": batch["error_code"],
+        "error": batch["error"],
+        "write_error": np.full(len(about), write_error),
+    }
