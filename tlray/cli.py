@@ -85,7 +85,7 @@ def execute(command: str, arguments: list[str]) -> int:
 def _how_to_continue(command: str) -> str:
     if command == "features":
         return "Continue with the same command."
-    option = "--resume (not --overwrite)" if command in ("train", "score") else "--overwrite"
+    option = "--resume (not --overwrite)" if command in ("train", "score", "sweep") else "--overwrite"
     return f"Continue with the same command and {option}."
 
 
@@ -224,7 +224,7 @@ def _sweep(arguments: list[str]) -> None:
         (f"best, {split} accuracy", f"{metrics['accuracy']:.3f}") for split, metrics in result.best.metrics.items()
     ]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
-    _show(f"Tried {len(result.trials)} settings", rows, result.best.warnings, quiet=config.quiet)
+    _show(f"Tried {len(result.trials)} settings", rows, result.warnings, quiet=config.quiet)
 
 
 def _trial_line(trial: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tlray import storage
 from tlray.config import TrainConfig
 from tlray.errors import ConfigError, TlrayError
-from tlray.streams import Share
+from tlray.streams import TASK_CPUS, Share
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the environment of an entry point
 
@@ -54,7 +54,9 @@ class Capacity:
         num_cpus: CPUs.
         num_gpus: GPUs.
         nodes: CPUs and GPUs of each node that it has or can grow to: what a worker must fit into.
-        object_store_bytes: Shared memory for data in flight.
+        object_store_bytes: Shared memory for data in flight, of all nodes together.
+        smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
+        memory_bytes: Of this node, besides its object store: what the driver itself can work with.
         has_many_nodes: It has, or can grow to, more than one node.
     """
 
@@ -62,6 +64,8 @@ class Capacity:
     num_gpus: float
     nodes: tuple[tuple[float, float], ...]
     object_store_bytes: int
+    smallest_object_store_bytes: int
+    memory_bytes: float
     has_many_nodes: bool
 
     @property
@@ -212,7 +216,9 @@ def absolute(config: TrainConfig) -> TrainConfig:
 def capacity() -> Capacity:
     """Returns what the connected cluster has, or what its autoscaler may add up to."""
     now = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    nodes = list(resources.values())
+    here = resources[ray.get_runtime_context().get_node_id()]
     # What Ray Train itself asks; None without an autoscaler.
     state: Any = ray_state.state
     largest = state.get_max_resources_from_cluster_config() or {}
@@ -229,6 +235,8 @@ def capacity() -> Capacity:
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
         nodes=tuple(max(now_nodes, then_nodes, key=lambda each: sum(cpus for cpus, _ in each))),
         object_store_bytes=int(now.get("object_store_memory", 0)),
+        smallest_object_store_bytes=int(min(node.get("object_store_memory", 0) for node in nodes)),
+        memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
     )
 
@@ -279,8 +287,19 @@ def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) 
     return sum(min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting)
 
 
-def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
+def held_cpus() -> float:
+    """Returns the CPUs that are held now: by an endpoint's replicas or other jobs, where this one has not begun."""
+    return ray.cluster_resources().get("CPU", 0.0) - ray.available_resources().get("CPU", 0.0)
+
+
+def plan_scoring(available: Capacity, *, use_gpu: bool, held_cpus: float = 0.0) -> ScorePlan:
     """Shares a cluster between predictors and Ray Data.
+
+    Args:
+        available: What the cluster has.
+        use_gpu: Predict on GPUs.
+        held_cpus: CPUs that may stay in others' hands: predictors that took all of the rest would have nothing to do,
+            as no task could read for them.
 
     Raises:
         ConfigError: There is no GPU, or too few CPUs.
@@ -290,14 +309,19 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
             f"The cluster has {available.num_cpus:g} CPUs; scoring needs 2, one of them for Ray Data. Start Ray with "
             "more: `ray start --head --num-cpus=2`."
         )
+    num_cpus = available.num_cpus - held_cpus
+    # Where less than 2 are left, a reading task comes first, and what is over is the predictor's.
+    small = max(MIN_WORKER_CPUS, math.floor((num_cpus - TASK_CPUS) * 100 + 1e-9) / 100)
     if use_gpu:
         if available.num_gpus < 1:
             raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
-        max_actors = min(int(available.num_gpus), int(available.num_cpus) - 1)
-        return ScorePlan(max_actors=max_actors, cpus_per_actor=1.0, gpus_per_actor=1)
+        max_actors = max(1, min(int(available.num_gpus), int(num_cpus) - 1))
+        return ScorePlan(max_actors=max_actors, cpus_per_actor=min(1.0, small), gpus_per_actor=1)
+    if num_cpus < 2:
+        return ScorePlan(max_actors=1, cpus_per_actor=min(1.0, small), gpus_per_actor=0)
     # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
-    cpus_per_actor = min(4.0, float(available.num_cpus // 2), available.largest_node_cpus)
-    max_actors = max(1, int(available.num_cpus * 3 / 4 // cpus_per_actor))
+    cpus_per_actor = min(4.0, float(num_cpus // 2), available.largest_node_cpus)
+    max_actors = max(1, int(num_cpus * 3 / 4 // cpus_per_actor))
     return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
 
 

@@ -92,8 +92,8 @@ class SweepConfig:
     """Try many settings on features that a pretrained network computes once; train and export the best.
 
     A trial is a linear probe (how many depths of the network, which penalty) and fine-tuning from it (last layers,
-    rate, dropout, views), cross-validated over training and validation images. The best quarter of the probes is
-    fine-tuned.
+    rate, dropout, views), cross-validated over training and validation images. After an epoch of it only about the best
+    quarter goes on.
     """
 
     data: str
@@ -140,6 +140,8 @@ class SweepConfig:
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
     use_gpu: bool = False
     """Compute on GPUs, one for each trial at a time."""
+    resume: bool = False
+    """Continue the sweep in --out: only trials without a result are run; give the other options as before."""
     overwrite: bool = False
     """Replace an earlier sweep in --out."""
     quiet: bool = False
@@ -160,7 +162,7 @@ class SweepConfig:
         """
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
-        shared += ("views", "batch_size", "refer_below")
+        shared += ("views", "batch_size", "refer_below", "resume")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
@@ -214,6 +216,11 @@ class ScoreConfig:
     """Images that the model takes at once."""
     use_gpu: bool = False
     """Predict on GPUs."""
+    bundle_sha256: str | None = None
+    """Score with this very bundle (the sha256 of its bundle.json) and not with another one that took its place."""
+    roots: tuple[str, ...] = ()
+    """Read images only below these folders or URIs; a manifest or a symbolic link may lead elsewhere, and nothing is
+    scored then. Without any: anywhere."""
     resume: bool = False
     """Continue an interrupted scoring in --out."""
     overwrite: bool = False

@@ -10,13 +10,35 @@ from tlray import assembly, cluster, features, featurestore, learningcurve, prob
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
-from tlray.errors import DataError
+from tlray.errors import ConfigError, DataError
 from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
 from tlray.learningcurve import Point
 from tlray.probe import Probe
 
 FEATURES = "features"
+
+
+def check_memory(available: Capacity, images: Dataset, network: Network) -> None:
+    """Refuses a probe that does not fit into this node's memory.
+
+    Args:
+        available: What the cluster has.
+        images: The run's images.
+        network: What computes their features.
+
+    Raises:
+        ConfigError: It does not, with the sums.
+    """
+    num_images = images.split("train").num_rows
+    (num_features,) = network.shapes[network.names.index(assembly.POOLED)]
+    num_bytes = probe.memory_bytes(num_images, num_features, len(images.classes))
+    if num_bytes > available.memory_bytes:
+        raise ConfigError(
+            f"A linear probe on {num_images} training images with {num_features} features each would take "
+            f"{num_bytes / 1e9:.1f} GB, and this node has {available.memory_bytes / 1e9:.1f} GB besides Ray's object "
+            "store. Give fewer --depths, fewer images or more memory, or --method fine-tune, which needs no probe."
+        )
 
 
 def compute(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
@@ -40,7 +62,7 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
         network,
         pixels(config, images),
         plan=cluster.plan_scoring(available, use_gpu=config.use_gpu),
-        views=config.views if assembly.is_cached(config) else 1,
+        views=assembly.num_views(config),
         batch_size=config.batch_size,
         overwrite=True,  # the directory is the run's own
         quiet=config.quiet,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ import pyarrow.parquet as pq
 import ray
 
 from tlray import bundle as bundle_module
-from tlray import cluster, manifest, storage, streams
+from tlray import cluster, manifest, roots, storage, streams
 from tlray.bundle import BundleSpec
 from tlray.cluster import ScorePlan
 from tlray.config import parse_columns
-from tlray.errors import ConfigError, DataError, ImageErrorCode
+from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, some
 from tlray.jobconfig import ScoreConfig
 from tlray.listing import Listing, list_images
 from tlray.progress import Progress
@@ -29,6 +30,10 @@ ROWS_PER_PART = 4096
 SUCCESS = "_SUCCESS"
 CSV = "predictions.csv"
 STATE = "scoring.json"
+PROGRESS = "progress.json"
+
+PROGRESS_INTERVAL_S = 2.0
+"""The least time between two versions of `progress.json`: object stores take one a second of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +62,11 @@ class ScoreResult:
 class _Scorer:
     """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
 
-    def __init__(self, location: str, num_threads: int | None, use_gpu: bool) -> None:
+    def __init__(self, location: str, sha256: str, num_threads: int | None, use_gpu: bool) -> None:
         from tlray.predictor import Predictor  # noqa: PLC0415
 
         self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
+        _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch.pop("image")
@@ -94,7 +100,7 @@ def predict(
     dataset = streams.image_stream(ray.put(table), schedule, pixels, first_row=first_row)
     dataset = dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, plan.num_threads, bool(plan.gpus_per_actor)),
+        fn_constructor_args=(bundle, sha256, plan.num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
         **plan.pool(),
     )
@@ -165,29 +171,36 @@ def _null_if_empty(values: np.ndarray) -> list[str | None]:
 def score(config: ScoreConfig) -> ScoreResult:
     """Scores a file, folder, glob, zip or manifest of images into Parquet parts and a CSV.
 
-    `_SUCCESS` is written last. An interrupted scoring can be continued with `resume`.
+    `_SUCCESS` is written last, `progress.json` now and then. An interrupted scoring can be continued with `resume`.
 
     Raises:
         ConfigError: A setting cannot work.
-        DataError: There is nothing to score.
+        DataError: There is nothing to score, or it lies elsewhere than below the roots.
         BundleError: The bundle cannot be used.
     """
     cluster.connect()
     out = cluster.output_location(config.out)
     bundle = cluster.input_location(config.bundle)
     spec, bundle_sha256 = bundle_module.read_spec(bundle)
+    if config.bundle_sha256 is not None:
+        _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
     bundle_module.load(bundle)
-    plan = cluster.plan_scoring(cluster.capacity(), use_gpu=config.use_gpu)
-    listing = list_images(cluster.input_location(config.input), columns=parse_columns(config.columns))
+    plan = cluster.plan_scoring(cluster.capacity(), use_gpu=config.use_gpu, held_cpus=cluster.held_cpus())
+    source = cluster.input_location(config.input)
+    _check_roots([source], config.roots)  # before a manifest is opened
+    listing = list_images(source, columns=parse_columns(config.columns))
+    _check_roots(listing.table["uri"].to_pylist(), config.roots)
     identity = {
         "bundle_sha256": bundle_sha256,
         "input": config.input,
         "data_fingerprint": manifest.fingerprint(listing.table),
     }
-    num_done = _prepare(out, identity, config)
-    with Progress("Scoring", listing.table.num_rows, quiet=config.quiet) as progress:
+    num_done, num_failed = _prepare(out, identity, config)
+    num_images = listing.table.num_rows
+    tables = predict(bundle, listing.table, plan=plan, batch_size=config.batch_size, first_row=num_done)
+    with Progress("Scoring", num_images, quiet=config.quiet) as progress:
         write_predictions(
-            predict(bundle, listing.table, plan=plan, batch_size=config.batch_size, first_row=num_done),
+            write_progress(tables, out, num_images=num_images, num_done=num_done, num_failed=num_failed),
             out,
             schema=prediction_schema(spec.classes),
             num_done=num_done,
@@ -196,18 +209,64 @@ def score(config: ScoreConfig) -> ScoreResult:
     return _summarize(out, spec, listing)
 
 
-def _prepare(out: str, identity: Mapping[str, str], config: ScoreConfig) -> int:
-    """Makes the output ready and returns how many rows an interrupted scoring has left there."""
+def _check_bundle(location: str, *, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise BundleError(
+            f"The bundle '{location}' is {found[:12]}…, not {wanted[:12]}…: another one took its place. Score with the "
+            "present one, or give the location of that one."
+        )
+
+
+def _check_roots(locations: Sequence[str], allowed: Sequence[str]) -> None:
+    outside = roots.outside(locations, allowed) if allowed else []
+    if outside:
+        raise DataError(
+            f"Not below the roots, by a manifest or a symbolic link: {some(outside, limit=3)}. Leave such images out."
+        )
+
+
+def _prepare(out: str, identity: Mapping[str, str], config: ScoreConfig) -> tuple[int, int]:
+    """Makes the output ready; returns how many rows an interrupted scoring has left there, and those with an error."""
     state_file = storage.join(out, STATE)
     if config.resume and storage.exists(state_file):
         if json.loads(storage.read_bytes(state_file)) != identity:
-            raise ConfigError(f"--resume: '{out}' was made with another bundle or other images. Use --overwrite.")
-        parts = part_names(out)
-        return sum(pq.read_metadata(_open(storage.join(out, name))).num_rows for name in parts)
-    known_names = frozenset({SUCCESS, CSV, STATE, "part-"})
+            raise ConfigError(
+                f"--resume: '{out}' was made with another bundle or other images. Give another output, or --overwrite."
+            )
+        columns = [
+            pq.read_table(_open(storage.join(out, name)), columns=["error_code"])["error_code"]
+            for name in part_names(out)
+        ]
+        return sum(map(len, columns)), sum(len(codes) - codes.null_count for codes in columns)
+    known_names = frozenset({SUCCESS, CSV, STATE, PROGRESS, "part-"})
     storage.prepare_output(out, kind="scoring", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(state_file, json.dumps(identity, indent=2) + "\n")
-    return 0
+    return 0, 0
+
+
+def write_progress(
+    tables: Iterator[pa.Table], out: str, *, num_images: int, num_done: int = 0, num_failed: int = 0
+) -> Iterator[pa.Table]:
+    """Passes predictions on and writes how far they are into `progress.json`, for whoever looks from outside.
+
+    It has `done`, `failed` (of these, with an error), `total`, and `waiting`: the first ones have yet to come, as a
+    model is being loaded or waits for a free CPU.
+    """
+
+    def write(*, waiting: bool = False) -> None:
+        now = {"done": num_done, "failed": num_failed, "total": num_images, "waiting": waiting}
+        storage.write_text(storage.join(out, PROGRESS), json.dumps(now) + "\n")
+
+    write(waiting=num_done < num_images)
+    written_s = -PROGRESS_INTERVAL_S
+    for table in tables:
+        num_done += table.num_rows
+        num_failed += table.num_rows - table["error_code"].null_count
+        if time.monotonic() - written_s >= PROGRESS_INTERVAL_S:
+            write()
+            written_s = time.monotonic()
+        yield table
+    write()
 
 
 def _open(location: str) -> pa.NativeFile:

@@ -105,6 +105,13 @@ def list_names(location: str) -> list[str]:
     return sorted(info.base_name for info in file_system.get_file_info(selector))
 
 
+def split_member(location: str) -> tuple[str, str | None]:
+    """Returns the file at a location and, where that is a zip archive (`ARCHIVE!/MEMBER`), the member's name."""
+    # A folder's name may end with `!`; only `.zip!/` marks a member.
+    in_zip = re.match(rf"(.+?\.zip){ZIP_SEPARATOR}(.+)", location, re.IGNORECASE | re.DOTALL)
+    return (in_zip[1], in_zip[2]) if in_zip else (location, None)
+
+
 def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
     """Reads a whole file.
 
@@ -116,9 +123,9 @@ def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
         ImageError: The file is larger than `max_bytes` (`too_large`), or a damaged member of a zip (`decode_failed`).
         OSError: The file cannot be read (`FileNotFoundError` if it is not there).
     """
-    # A folder's name may end with `!`; only `.zip!/` marks a member.
-    if in_zip := re.match(rf"(.+?\.zip){ZIP_SEPARATOR}(.+)", location, re.IGNORECASE | re.DOTALL):
-        return _read_zip_member(in_zip[1], in_zip[2], max_bytes)
+    archive, member = split_member(location)
+    if member is not None:
+        return _read_zip_member(archive, member, max_bytes)
     file_system, path = open_location(location)
     with file_system.open_input_file(path) as file:
         size_bytes = file.size()

@@ -1,9 +1,12 @@
 """A sweep: many settings tried on features that the network computes once, cross-validated, the best one trained."""
 
+import csv
 import dataclasses
+import io
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +15,18 @@ import numpy as np
 import pyarrow as pa
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray import assembly, cluster, dataset, figures, probing, storage, training
 from tlray.assembly import Prepared
+from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
 from tlray.dataset import Dataset
-from tlray.errors import DataError, TlrayError
+from tlray.errors import ConfigError, DataError, TlrayError
+from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
 from tlray.jobconfig import SweepConfig
+from tlray.listing import Listing
 from tlray.progress import Progress
 from tlray.trialtask import TrialTask
 
@@ -29,16 +34,28 @@ CONFIG = "config.json"
 TRIALS_CSV = "trials.csv"
 TRIALS_PNG = "trials.png"
 BEST = "best"
-NAMES = frozenset({CONFIG, TRIALS_CSV, TRIALS_PNG, BEST, probing.FEATURES})
+KIND = "sweep"
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, TRIALS_CSV, TRIALS_PNG, BEST})
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Training and held-out images of each fold, by number."""
 
 REDUCTION_FACTOR = 4
-"""Successive halving (arXiv:1810.05934): of this many probes one is fine-tuned."""
+"""Successive halving (arXiv:1810.05934): of this many trials one goes on."""
+
+GRACE_PERIOD = 2
+"""The probe, then an epoch: what a trial fine-tunes with shows in no result before."""
 
 SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
-RESULTS = ("best_loss", "best_accuracy", "best_epoch")
+RESULTS = ("best_loss", "best_accuracy", "best_epoch", "num_epochs")
+ERROR = "error"
+
+_COUNTS = frozenset({"depths", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
+
+MAX_ERROR_LETTERS = 200
+
+# What may differ between a sweep and its continuation.
+_FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,40 +64,52 @@ class SweepResult:
 
     Attributes:
         out: Its directory.
-        trials: Each trial's settings and results, the best one first.
+        trials: The settings and results of each trial that did not fail, the best one first.
         best: The training of the best settings.
+        warnings: What a careful reader must know of the trials and of that training.
     """
 
     out: str
     trials: list[dict[str, Any]]
     best: training.TrainResult
+    warnings: tuple[str, ...]
 
 
-def search_space(config: SweepConfig) -> dict[str, Any]:
-    """Returns what is tried: Ray Tune's distributions."""
+def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
+    """Returns the settings that are tried: first about those of the recipe `standard`, then random ones.
+
+    The same config gives the same ones, so that a sweep that is continued knows which are left.
+    """
     most = config.trainable_layers
-    return {
-        "depths": tune.randint(1, 6),
-        "inverse_penalty": tune.loguniform(1e-5, 1.0),
-        "trainable_layers": tune.choice(sorted({0, most // 3, most * 2 // 3, most})),
-        "learning_rate": tune.loguniform(1e-5, 1e-3),
-        "dropout": tune.choice([0.0, 0.3, 0.5]),
-        "views": tune.randint(1, config.views + 1),
-        "seed": tune.randint(0, 1000),
-    }
-
-
-def first_trial(config: SweepConfig) -> dict[str, Any]:
-    """Returns the settings that are tried first: about those of the recipe `standard`."""
-    return {
+    layers = sorted({0, most // 3, most * 2 // 3, most})
+    generator = np.random.default_rng(config.seed)
+    first = {
         "depths": 5,
         "inverse_penalty": 1e-3,
-        "trainable_layers": config.trainable_layers,
+        "trainable_layers": most,
         "learning_rate": 1e-4,
         "dropout": 0.3,
         "views": config.views,
         "seed": config.seed,
     }
+    others = [
+        {
+            "depths": int(generator.integers(1, 6)),
+            "inverse_penalty": _log_uniform(generator, 1e-5, 1.0),
+            "trainable_layers": int(generator.choice(layers)),
+            "learning_rate": _log_uniform(generator, 1e-5, 1e-3),
+            "dropout": float(generator.choice([0.0, 0.3, 0.5])),
+            "views": int(generator.integers(1, config.views + 1)),
+            "seed": int(generator.integers(0, 1000)),
+        }
+        for _ in range(config.num_trials - 1)
+    ]
+    return [first, *others]
+
+
+def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
+    """Draws a number of three digits: the table holds it as it is."""
+    return float(f"{np.exp(generator.uniform(np.log(low), np.log(high))):.3g}")
 
 
 def sweep(config: SweepConfig) -> SweepResult:
@@ -89,33 +118,57 @@ def sweep(config: SweepConfig) -> SweepResult:
     Validation images are cross-validated together with the training images, so that a small validation split does not
     decide alone; test images are left for the end.
 
+    `trials.csv` gets a row whenever a trial ends. With `resume`, features that are there are not computed again,
+    trials with a result not run again (failed ones are), and once all have ended the training of the best settings
+    goes on where it was. Whether a trial is stopped early depends on those that ended before it in this process: in a
+    sweep that is continued, the first ones may go on for longer than they would have in an uninterrupted one.
+
+    Ray Tune could restore a sweep as well: from pickles, which run any code that is in them, that are some trials
+    behind, and that no other version of Ray reads.
+
     Raises:
         ConfigError: A setting cannot work.
         DataError: The data cannot be used.
         TlrayError: Every trial failed, or the training of the best settings.
     """
     base = cluster.absolute(config.training())
+    locations = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
+    config = dataclasses.replace(config, **locations)
     cluster.connect()
     available = cluster.capacity()
     cluster.check_shared(base.out, available)
-    storage.check_output(base.out, kind="sweep", known_names=NAMES, overwrite=config.overwrite)
-    listed = dataset.list_classes(base)
-    num_classes = max(2, len(listed.table["label"].drop_null().unique()))
+    is_continued = _check_output(config)
+    if not is_continued or not storage.exists(storage.join(base.out, TRIALS_PNG)):
+        _try_settings(config, available, is_continued=is_continued)
+    trials, errors = _read_trials(base.out)
+    best = training.train(best_config(base, trials[0]))
+    warnings = (*_failure_warnings(trials, errors), *best.warnings)
+    return SweepResult(out=base.out, trials=trials, best=best, warnings=warnings)
+
+
+def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: bool) -> None:
+    """Writes the table of trials, and last its figure."""
+    base = config.training()
+    stored = dataset.stored_dataset(base.out) if is_continued else None
+    source: Dataset | Listing = stored or dataset.list_classes(base)
+    num_classes = max(2, len(source.table["label"].drop_null().unique()))
     preparing = cluster.start_here(assembly.prepare, base, num_classes)
-    images = dataset.read_dataset(base, listed)
+    images = source if isinstance(source, Dataset) else dataset.read_dataset(base, source)
     prepared: Prepared = cluster.get(preparing)
-    folds = _folds(images, config)
-    storage.prepare_output(base.out, kind="sweep", known_names=NAMES, overwrite=config.overwrite)
-    storage.write_text(storage.join(base.out, CONFIG), to_json(config))
     assert prepared.network is not None  # noqa: S101
+    folds = _folds(images, config)
+    _check_memory(config, available, images, prepared.network)
+    # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
+    if not is_continued:
+        storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        storage.write_text(storage.join(base.out, CONFIG), to_json(config))
+    dataset.write_dataset(images, base.out)
     directory = probing.compute(base, available, images, prepared.network)
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
-    trials = _run_trials(config, _make_task(config, images, prepared, cache, folds))
-    storage.write_text(storage.join(base.out, TRIALS_CSV), _csv(trials))
+    _run_trials(config, _make_task(config, images, prepared, cache, folds))
+    trials, _ = _read_trials(base.out)
     storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, SETTINGS[:-1]))
-    best = training.train(best_config(base, trials[0]))
-    return SweepResult(out=base.out, trials=trials, best=best)
 
 
 def best_config(base: TrainConfig, trial: Mapping[str, Any]) -> TrainConfig:
@@ -133,6 +186,36 @@ def best_config(base: TrainConfig, trial: Mapping[str, Any]) -> TrainConfig:
         views=1 if is_probe else trial["views"],
         **{name: trial[name] for name in ("depths", "inverse_penalty", "learning_rate", "dropout")},
     )
+
+
+# -- before the trials
+
+
+def _check_output(config: SweepConfig) -> bool:
+    """Tells whether there is a sweep to continue; refuses an output that must not be touched."""
+    location = storage.join(config.out, CONFIG)
+    if not config.resume or not storage.exists(location):
+        storage.check_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        return False
+    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
+    changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
+    if changed:
+        listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
+        raise ConfigError(f"--resume continues the sweep in {config.out} with its own settings: {listed}.")
+    return True
+
+
+def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> None:
+    """Refuses features that do not fit into the object store, beside what else it holds."""
+    num_rows = images.readable.num_rows + (config.views - 1) * images.split("train").num_rows
+    needed, there = num_rows * network.bytes_per_row, available.smallest_object_store_bytes
+    if needed > there * training.MAX_CACHE_PART:
+        raise ConfigError(
+            f"The features of a sweep stay in memory: {num_rows} images and views of {network.bytes_per_row / 1e3:.0f} "
+            f"kB are {needed / 1e9:.1f} GB, more than half of Ray's object store ({there / 1e9:.1f} GB on its smallest "
+            "node). Give fewer --views or --trainable-layers, or start a Ray with more memory: `ray start --head "
+            f"--object-store-memory={2 * needed}`."
+        )
 
 
 def _folds(images: Dataset, config: SweepConfig) -> Folds:
@@ -178,55 +261,117 @@ def _make_task(
     )
 
 
-def _run_trials(config: SweepConfig, task: TrialTask) -> list[dict[str, Any]]:
-    """Returns the trials' settings and results, the best one first."""
+# -- the trials
+
+
+def _run_trials(config: SweepConfig, task: TrialTask) -> None:
+    """Runs the trials that have no result in the table yet, and writes them there."""
     with _silent_stderr():
         from tlray.trials import Trial  # noqa: PLC0415 (brings TensorFlow)
+    known, _ = _read_trials(config.out)
+    done = {_identity(trial) for trial in known}
+    left = [settings for settings in draw_settings(config) if _identity(settings) not in done]
+    if not left:
+        return
     resources = {"CPU": 1.0} | ({"GPU": 1.0} if config.use_gpu else {})
     progress = Progress("Trying", config.num_trials, unit="trials", quiet=config.quiet)
+    progress.update(len(known))
+    recorder = _Recorder(config.out, known, progress)
     with progress, tempfile.TemporaryDirectory(prefix="tlray-sweep-") as own_files:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, task=task), resources),
-            param_space=search_space(config),
+            param_space={"settings": tune.grid_search(left)},
             tune_config=tune.TuneConfig(
                 metric="valid_loss",
                 mode="min",
-                num_samples=config.num_trials,
                 reuse_actors=True,
-                search_alg=BasicVariantGenerator(points_to_evaluate=[first_trial(config)], random_state=config.seed),
-                scheduler=ASHAScheduler(max_t=config.epochs + 1, reduction_factor=REDUCTION_FACTOR),
+                scheduler=ASHAScheduler(
+                    max_t=config.epochs + 1, grace_period=GRACE_PERIOD, reduction_factor=REDUCTION_FACTOR
+                ),
             ),
             run_config=tune.RunConfig(
                 storage_path=own_files,
                 verbose=0,
-                callbacks=[_Watcher(progress)],
+                callbacks=[recorder],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         results = tuner.fit()
-    rows = [{**result.config, **result.metrics} for result in results if result.metrics and result.config]
-    trials = [{name: row[name] for name in (*SETTINGS, *RESULTS)} for row in rows if "best_loss" in row]
-    if not trials:
-        raise TlrayError(f"Every trial failed. The first error:\n{results.errors[0]}")
-    return sorted(trials, key=lambda trial: trial["best_loss"])
+    if not _read_trials(config.out)[0]:
+        raise TlrayError(
+            f"Every trial failed. Mend the cause and continue with --resume. The first error:\n{results.errors[0]}"
+        )
 
 
-class _Watcher(tune.Callback):
-    """Counts the trials that have ended."""
+class _Recorder(tune.Callback):
+    """Writes the table anew, whole, whenever trials have ended."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, out: str, known: Sequence[Mapping[str, Any]], progress: Progress) -> None:
+        self._out = out
+        self._known = known
         self._progress = progress
         self._num_ended = 0
 
-    def on_trial_complete(self, *args: Any, **named: Any) -> None:  # noqa: ARG002
-        """Shows one more."""
-        self._num_ended += 1
-        self._progress.update(self._num_ended)
+    # Here and not where a trial ends: Tune would take a full disk for a failure of the trial.
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
+        """Looks for trials that have ended."""
+        ended = [trial for trial in trials if trial.is_finished()]
+        if len(ended) > self._num_ended:
+            self._num_ended = len(ended)
+            _write_trials(self._out, [*self._known, *map(_describe, ended)])
+            self._progress.update(len(self._known) + len(ended))
 
 
-def _csv(trials: list[dict[str, Any]]) -> str:
-    names = list(trials[0])
-    return "\n".join([",".join(names), *(",".join(f"{trial[name]:.6g}" for name in names) for trial in trials)]) + "\n"
+def _describe(trial: Any) -> dict[str, Any]:
+    """Returns an ended trial as a row of the table."""
+    if trial.status == trial.TERMINATED:
+        return {**trial.config["settings"], **{name: trial.last_result[name] for name in RESULTS}}
+    with open(trial.error_file, encoding="utf-8") as file:
+        last_line = file.read().strip().splitlines()[-1]
+    return {**trial.config["settings"], ERROR: last_line[:MAX_ERROR_LETTERS]}
+
+
+def _identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(trial[name] for name in SETTINGS)
+
+
+# -- their table
+
+
+def _write_trials(out: str, trials: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the best one first and those that failed last."""
+    file = io.StringIO()
+    table = csv.DictWriter(file, [*SETTINGS, *RESULTS, ERROR], lineterminator="\n")
+    table.writeheader()
+    for trial in sorted(trials, key=lambda trial: trial.get("best_loss", np.inf)):
+        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in trial.items()})
+    storage.write_text(storage.join(out, TRIALS_CSV), file.getvalue())
+
+
+def _read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the trials that have a result, and the errors of those that failed."""
+    location = storage.join(out, TRIALS_CSV)
+    if not storage.exists(location):
+        return [], []
+    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(location).decode())))
+    try:
+        trials = [
+            {name: (int if name in _COUNTS else float)(row[name]) for name in (*SETTINGS, *RESULTS)}
+            for row in rows
+            if not row[ERROR]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"'{location}' is not as this version of tlray writes it. Begin anew with --overwrite."
+        ) from error
+    return trials, [row[ERROR] for row in rows if row[ERROR]]
+
+
+def _failure_warnings(trials: Sequence[Any], errors: Sequence[str]) -> list[str]:
+    if not errors:
+        return []
+    counted = f"{len(errors)} of {len(trials) + len(errors)} trials"
+    return [f"{counted} failed and were left out. The first error: {errors[0]}"]
 
 
 @contextmanager

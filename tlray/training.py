@@ -25,10 +25,10 @@ from tlray import (
     scoring,
     storage,
 )
-from tlray.assembly import Prepared, Trained
+from tlray.assembly import Exported, Prepared, Trained
 from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity, TrainPlan
-from tlray.config import TrainConfig, to_json
+from tlray.config import Augmentation, TrainConfig, to_json
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.extraction import Network
@@ -108,12 +108,16 @@ def train(config: TrainConfig) -> TrainResult:
     preparing = cluster.start_here(assembly.prepare, config, num_classes)
     images = source if isinstance(source, Dataset) else dataset.read_dataset(config, source)
     prepared: Prepared = cluster.get(preparing)
-    if prepared.network and not _fits(config, available, images, prepared.network):
+    if prepared.network:
+        probing.check_memory(available, images, prepared.network)
+    if prepared.network and assembly.is_cached(config) and not _fits(config, available, images, prepared.network):
         if is_continued:
             raise ConfigError(
                 "The features that this run is trained on no longer fit into Ray's object store. Give Ray the memory "
                 "that it had, or begin anew with --overwrite."
             )
+        if not config.quiet:
+            print(_describe_misfit(config, available, images, prepared.network))
         config = dataclasses.replace(config, cache="off")
         prepared = cluster.get(cluster.start_here(assembly.prepare, config, num_classes))
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
@@ -129,18 +133,23 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def _fits(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
-    """Tells whether a run's features fit into the object store, beside what else it holds."""
-    num_rows = images.readable.num_rows + (config.views - 1) * images.split("train").num_rows
-    num_bytes = num_rows * network.bytes_per_row
-    if num_bytes <= available.object_store_bytes * MAX_CACHE_PART or not assembly.is_cached(config):
-        return True
-    if not config.quiet:
-        print(
-            f"The features that are trained on would take {num_bytes / 1e9:.1f} GB, more than half of Ray's object "
-            f"store ({available.object_store_bytes / 1e9:.1f} GB): images are read in every epoch instead, "
-            "and augmented."
-        )
-    return False
+    """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
+    return _cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART
+
+
+def _cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
+    num_views = assembly.num_views(config)
+    num_rows = images.readable.num_rows + (num_views - 1) * images.split("train").num_rows
+    return num_rows * network.bytes_per_row
+
+
+def _describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
+    needed, there = _cache_bytes(config, images, network), available.smallest_object_store_bytes
+    return (
+        f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
+        f"({there / 1e9:.1f} GB on its smallest node). Training is on "
+        f"{_trained_on(dataclasses.replace(config, cache='off'))} instead."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +170,7 @@ class _Learned:
     Attributes:
         trained: The classifier's weights.
         history: One row an epoch, empty for a probe.
-        cache: The features that were learned from.
+        cache: The features that were learned from, if they are kept in memory.
         learning_curve: Of the probe, empty where none is wanted.
     """
 
@@ -182,10 +191,9 @@ def _learn(run: _Run) -> _Learned:
     curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
     del pooled  # training takes long, and memory
     cache = None
-    if prepared.tail:
+    if prepared.tail and _fits(config, run.available, images, prepared.network):
         splits = {split: images.split(split) for split in manifest.SPLITS}
-        views = config.views if config.method == "lp-ft" else 1
-        cache = probing.load(directory, prepared.tail_inputs, splits, views=views)
+        cache = probing.load(directory, prepared.tail_inputs, splits, views=assembly.num_views(config))
     if config.method == "probe":
         return _Learned(trained=Trained(probe=probe), cache=cache, learning_curve=curve)
     history, weights = fitting.fit(config, run.plan, images, prepared, start=probe, cache=cache)
@@ -264,16 +272,18 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     partial = storage.join(config.out, PARTIAL_BUNDLE)
     storage.delete(partial)
     spec = _make_spec(config, images, run.prepared.preprocessing)
-    evaluations = _export(run, learned, spec)
+    evaluations, export_warnings = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics)
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
-    warnings = (*_training_warnings(history), *audit.warnings(images.findings))
+    warnings = (*_training_warnings(history), *export_warnings, *audit.warnings(images.findings))
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
         subtitle=f"{spec.backbone} {_verb(config)} on {config.data}",
         notices=_weights_notice(config),
-        config=dataclasses.asdict(config) | {"preprocessing": spec.preprocessing, "probe": _describe_probe(probe)},
+        config={"trained_on": _trained_on(config)}
+        | dataclasses.asdict(config)
+        | {"preprocessing": spec.preprocessing, "probe": _describe_probe(probe)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -306,8 +316,12 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     )
 
 
-def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> dict[str, SplitEvaluation]:
-    """Writes the model files and measures the model: on the features that it learned from, or through scoring."""
+def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, SplitEvaluation], tuple[str, ...]]:
+    """Writes the model files and measures the model: on the features that it learned from, or through scoring.
+
+    Returns:
+        Split to its evaluation, and what there is to be warned of.
+    """
     config, images = run.config, run.images
     tables = {split: images.split(split) for split in ("valid", "test")}
     tables = {split: table for split, table in tables.items() if table.num_rows}
@@ -321,14 +335,15 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> dict[str, SplitEv
         tables=tables,
         pixels=probing.pixels(config, images),
     )
-    probs = cluster.get(exporting)
-    if learned.cache is None:
+    exported: Exported = cluster.get(exporting)
+    if not exported.probs:
         bundle.seal(partial, spec)
-        return _evaluate(config, run.available, images, partial)
-    return {
-        split: evaluation.measure_probabilities(table["class_index"].to_numpy(), probs[split], images.classes)
+        return _evaluate(config, run.available, images, partial), exported.warnings
+    evaluations = {
+        split: evaluation.measure_probabilities(table["class_index"].to_numpy(), exported.probs[split], images.classes)
         for split, table in tables.items()
     }
+    return evaluations, exported.warnings
 
 
 def _training_warnings(history: list[dict[str, float]]) -> list[str]:
@@ -350,6 +365,17 @@ def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
     if fitted is None:
         return None
     return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
+
+
+def _trained_on(config: TrainConfig) -> str:
+    """Says what training saw, as the settings of augmentation are listed whether they came into use or not."""
+    if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
+        return "stored features of the images as they are, without augmentation"
+    if assembly.is_cached(config):
+        return f"stored features of {config.views} views of each image: as it is, and augmented"
+    if config.augmentation == Augmentation():
+        return "images that are read in every epoch, without augmentation"
+    return "images that are read and augmented in every epoch"
 
 
 def _verb(config: TrainConfig) -> str:

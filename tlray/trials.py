@@ -12,19 +12,28 @@ from sklearn.metrics import log_loss
 
 from tlray import devices, probe
 from tlray import model as models
+from tlray.errors import TlrayError
 from tlray.featurecache import FeatureReader
 from tlray.schedule import Rows, TrainSchedule, view_of
 from tlray.trialtask import TrialTask
 
 PREDICT_BATCH = 256
 
+MAX_BASES_BYTES = 512 * 2**20
+"""Of a trial process, beside the bases of the depth that it is at. For N training images and F features a basis and
+what it turns are 8 (F + N) N bytes, or 8 F N where N > F: with InceptionV3's five depths 22 MB for 457 images (0.4 s to
+find), 122 MB for 2,000 (7 s)."""
+
+Bases = dict[tuple[int, int], tuple[probe.Basis, np.ndarray]]
+"""Fold and columns to the basis of its training images, and their features turned into it."""
+
 
 class Trial(tune.Trainable):
     """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
 
-    Its config: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`, `dropout`,
-    `views`, `seed`. It reports `valid_loss` and `valid_accuracy` over the held-out images of all folds, and
-    `best_loss`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe).
+    Its config has `settings`: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`,
+    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `best_loss`,
+    `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe), and `num_epochs` so far.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
@@ -36,12 +45,13 @@ class Trial(tune.Trainable):
             devices.use_cpus(1)
         self.task = task
         self.reader = FeatureReader(task.cache)
-        self.bases: dict[tuple[int, int], tuple[probe.Basis, np.ndarray]] = {}
+        self.bases: Bases = {}
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in the same process."""
         self.config = new_config
+        self.settings: dict[str, Any] = new_config["settings"]
         self.tails: list[_Tail] = []
         self.best: dict[str, Any] = {}
         return True
@@ -55,7 +65,7 @@ class Trial(tune.Trainable):
             logits = [self._probe_logits(found, held) for found, (_, held) in zip(self.probes, folds, strict=True)]
         else:
             if not self.tails:
-                self.tails = [_Tail(self.task, self.config, self.reader, found) for found in self.probes]
+                self.tails = [_Tail(self.task, self.settings, self.reader, found) for found in self.probes]
             for tail, (train, _) in zip(self.tails, folds, strict=True):
                 tail.train_epoch(train, epoch - 1)
             logits = [tail.predict(held) for tail, (_, held) in zip(self.tails, folds, strict=True)]
@@ -63,22 +73,23 @@ class Trial(tune.Trainable):
         loss, accuracy = _measure(np.concatenate(logits), labels, self.task.num_classes)
         if not self.best or loss < self.best["best_loss"]:
             self.best = {"best_loss": loss, "best_accuracy": accuracy, "best_epoch": epoch}
-        is_last = epoch == self.task.epochs or self.config["trainable_layers"] == 0
-        return {"valid_loss": loss, "valid_accuracy": accuracy, "done": is_last, **self.best}
+        is_last = epoch == self.task.epochs or self.settings["trainable_layers"] == 0
+        return {"valid_loss": loss, "num_epochs": epoch, "done": is_last, **self.best}
 
     def _pooled(self, images: np.ndarray, num_columns: int) -> np.ndarray:
         return self.reader.take(self.task.rows[images, 0], ["pooled"])[0][:, -num_columns:]
 
     def _fit_probe(self, fold: int) -> dict[str, np.ndarray]:
         train, _ = self.task.folds[fold]
-        num_columns = sum(self.task.depth_sizes[-self.config["depths"] :])
+        num_columns = sum(self.task.depth_sizes[-self.settings["depths"] :])
         if (fold, num_columns) not in self.bases:
+            self.bases = _kept(self.bases, num_columns)
             features = self._pooled(train, num_columns)
             basis = probe.basis(features)
             self.bases[fold, num_columns] = basis, basis.turn(features)
         basis, turned = self.bases[fold, num_columns]
         model = probe.regression(balanced=True)
-        probe.solve(model, turned, self.task.labels[train], inverse_penalty=self.config["inverse_penalty"])
+        probe.solve(model, turned, self.task.labels[train], inverse_penalty=self.settings["inverse_penalty"])
         return basis.turn_back(*probe.coefficients(model))
 
     def _probe_logits(self, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
@@ -90,19 +101,19 @@ class _Tail:
     """The trained part of the network in one fold."""
 
     def __init__(
-        self, task: TrialTask, config: Mapping[str, Any], reader: FeatureReader, start: Mapping[str, np.ndarray]
+        self, task: TrialTask, settings: Mapping[str, Any], reader: FeatureReader, start: Mapping[str, np.ndarray]
     ) -> None:
-        self.task, self.config, self.reader = task, config, reader
-        keras.utils.set_random_seed(config["seed"])
+        self.task, self.settings, self.reader = task, settings, reader
+        keras.utils.set_random_seed(settings["seed"])
         self.model = models.from_json(task.tail, ray.get(task.tail_weights[0]))
-        trained = set(task.tail_layers[-config["trainable_layers"] :])
+        trained = set(task.tail_layers[-settings["trainable_layers"] :])
         for layer in models.leaf_layers(self.model):
             if layer.name in task.tail_layers and layer.name not in trained:
                 layer.trainable = False
             if layer.name == models.HEAD_DROPOUT_LAYER:
-                layer.rate = config["dropout"]
+                layer.rate = settings["dropout"]
         models.set_linear_head(self.model, **_widened(start, sum(task.depth_sizes)))
-        self.optimizer = keras.optimizers.Adam(config["learning_rate"])
+        self.optimizer = keras.optimizers.Adam(settings["learning_rate"])
         self.optimizer.build(self.model.trainable_variables)
         self._train_step = tf.function(self._update)
         self._predict = tf.function(lambda features: self.model(features, training=False))
@@ -117,7 +128,7 @@ class _Tail:
             batch_size=self.task.batch_size,
             num_workers=1,
             rank=0,
-            seed=self.config["seed"],
+            seed=self.settings["seed"],
             num_epochs=epoch + 1,
             first_epoch=epoch,
         )
@@ -134,7 +145,7 @@ class _Tail:
             )
 
     def _views(self, rows: Rows, num_images: int) -> np.ndarray:
-        return view_of(rows, num_images=num_images, num_views=self.config["views"], seed=self.config["seed"])
+        return view_of(rows, num_images=num_images, num_views=self.settings["views"], seed=self.settings["seed"])
 
     def _update(self, features: list[Any], labels: Any, weights: Any) -> None:
         variables = self.model.trainable_variables
@@ -163,8 +174,18 @@ def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np
     }
 
 
+def _kept(bases: Bases, num_columns: int) -> Bases:
+    """Returns what is kept of the bases: only those of one depth, where those of all take too much memory."""
+    rotations = [basis.rotation for basis, _ in bases.values() if basis.rotation is not None]
+    if sum(array.nbytes for array in [*rotations, *(turned for _, turned in bases.values())]) <= MAX_BASES_BYTES:
+        return bases
+    return {key: kept for key, kept in bases.items() if key[1] == num_columns}
+
+
 def _measure(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[float, float]:
     """Returns mean log loss, nats, and accuracy."""
+    if not np.isfinite(logits).all():
+        raise TlrayError("Fine-tuning diverged: the learning rate is too high for these layers.")
     shifted = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
     probs_BK = shifted / shifted.sum(axis=1, keepdims=True)
     loss = float(log_loss(labels, probs_BK, labels=range(num_classes)))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tlray import cli, featurestore, manifest, phantoms, scoring
+from tlray import assembly, cli, featurestore, manifest, phantoms, scoring, training
 from tlray.backbone import find_application
 from tlray.bundle import load
 from tlray.predictor import Predictor
@@ -60,7 +61,9 @@ def test_the_exported_model_is_the_probe(run):
     assert whole["accuracies"] == [metrics["accuracy"]]
     assert (run / "figures/learning_curve.png").exists()
     assert not (run / "figures/history.png").exists()
-    assert "probed on" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "probed on" in report
+    assert "stored features of the images as they are, without augmentation" in report
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
 
 
@@ -82,20 +85,65 @@ def test_its_bundle_scores_images(run, phantom_set, tmp_path):
     assert predictor.bundle.spec.image_size_px == SIZE_PX
 
 
-def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights, tmp_path):
-    out = tmp_path / "run"
+def interrupted(run: Path, out: Path, **changes: object) -> Path:
+    """As a run that was interrupted before its bundle: its settings name its own place."""
     shutil.copytree(run, out)
     for name in ("metrics.json", "report.html"):
         (out / name).unlink()
     shutil.rmtree(out / "bundle")
-    # As a run that was interrupted before its bundle: its settings name its own place.
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"out": str(out)}))
+    (out / "config.json").write_text(json.dumps(config | {"out": str(out)} | changes))
+    return out
+
+
+def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights, tmp_path):
+    out = interrupted(run, tmp_path / "run")
     parts = {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")}
     assert train(phantom_set, out, "--weights", weights, "--resume") == 0
     assert {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")} == parts
     before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
     assert after["probe"] == before["probe"]
+
+
+def test_features_that_do_not_fit_into_memory_are_not_measured_on(run, phantom_set, weights, tmp_path, monkeypatch):
+    out = interrupted(run, tmp_path / "run")
+    monkeypatch.setattr(training, "MAX_CACHE_PART", 0.0)
+    assert train(phantom_set, out, "--weights", weights, "--resume") == 0
+    before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
+    assert after["probe"] == before["probe"]
+    for split in ("valid", "test"):
+        mine, theirs = after["splits"][split], before["splits"][split]
+        assert mine["log_loss"] == pytest.approx(theirs["log_loss"], rel=5e-3)
+        assert mine["log_loss"] != theirs["log_loss"]  # float32
+
+
+def test_images_that_have_gone_or_changed_since_their_features_were_computed(run, phantom_set, weights, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(phantom_set, data)
+    out = interrupted(run, tmp_path / "run", data=str(data), inverse_penalty=0.01)
+    table = manifest.read_manifest(str(out / "manifest.parquet"))
+    uris = [uri.replace(str(phantom_set), str(data)) for uri in table["uri"].to_pylist()]
+    table = table.set_column(table.schema.get_field_index("uri"), "uri", pa.array(uris))
+    manifest.write_manifest(table, str(out / "manifest.parquet"))
+    rows = [row for row in table.to_pylist() if row["split"] == "valid" and not row["error_code"]]
+    for row in rows:
+        Path(row["uri"]).unlink()
+    assert train(data, out, "--weights", weights, "--inverse-penalty", 0.01, "--resume") == 0
+    gone = json.loads((out / "metrics.json").read_text())
+    assert gone["splits"]["valid"]["log_loss"] == pytest.approx(gone["probe"]["best"]["valid_loss"], rel=5e-3)
+    assert assembly.NOT_COMPARED[:100] in (out / "report.html").read_text()
+    # Other images in their places: the exported model is measured on what it sees.
+    white = np.full((SIZE_PX, SIZE_PX, 3), 255, np.uint8)
+    for row in rows:
+        keras.utils.save_img(row["uri"], white, file_format="png", scale=False)
+    (out / "metrics.json").unlink()
+    assert train(data, out, "--weights", weights, "--inverse-penalty", 0.01, "--resume") == 0
+    changed = json.loads((out / "metrics.json").read_text())["splits"]
+    probs = Predictor(str(out / "bundle")).predict(white[None])[0]
+    losses = [-np.log(probs[phantoms.CLASSES.index(row["label"])]) for row in rows]
+    assert changed["valid"]["log_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert changed["valid"]["log_loss"] != pytest.approx(gone["splits"]["valid"]["log_loss"], rel=0.02)
+    assert "the metrics are those of the exported model, on the images" in (out / "report.html").read_text()
 
 
 def test_its_backbone_is_reused(run, phantom_set, tmp_path):

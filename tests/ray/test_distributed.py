@@ -1,6 +1,7 @@
 """Distributed equals local: the same global batches give the same numbers, whatever the number of workers."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_training_on_features_equals_training_on_images(images, backbone, tmp_pa
     for split in ("valid", "test"):
         assert metrics[0][split]["log_loss"] == pytest.approx(metrics[1][split]["log_loss"], abs=1e-4)
     assert metrics[0]["valid"]["log_loss"] == pytest.approx(min(row["valid_loss"] for row in cached), abs=1e-5)
+
+
+def test_the_losses_of_probe_and_epochs_can_be_compared(images, backbone, tmp_path):
+    """Epochs that change nothing have the loss of the probe, of classes of different size too."""
+    shutil.copytree(images, tmp_path / "images")
+    for path in sorted((tmp_path / "images/train").glob("normal/*"))[:7]:
+        shutil.rmtree(path)
+    probe, epoch = probe_then_fine_tune(
+        tmp_path / "images", backbone, tmp_path / "run", epochs=1, learning_rate=1e-12, inverse_penalty=1e-3
+    )
+    for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
+        assert epoch[name] == pytest.approx(probe[name], abs=1e-4), name
 
 
 def test_a_finished_run_goes_on_for_more_epochs(images, backbone, tmp_path):

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 import keras
@@ -13,10 +15,11 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray import assembly, dataset, featurestore, phantoms, phantomset, sweep
+from tlray import assembly, cluster, dataset, featurestore, phantoms, phantomset, probe, sweep, trials
 from tlray import model as models
 from tlray.bundle import load
-from tlray.errors import ConfigError, DataError
+from tlray.config import Augmentation
+from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import SweepConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -66,14 +69,25 @@ def test_every_trial_is_in_the_table(config, result):
     assert len(result.trials) == config.num_trials
     losses = [trial["best_loss"] for trial in result.trials]
     assert losses == sorted(losses)
-    default = sweep.first_trial(config)
-    assert sum(all(trial[name] == default[name] for name in default) for trial in result.trials) == 1
+    tried = [tuple(trial[name] for name in sweep.SETTINGS) for trial in result.trials]
+    assert sorted(tried) == sorted(tuple(settings.values()) for settings in sweep.draw_settings(config))
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["best_loss"]) for row in rows] == pytest.approx(losses, rel=1e-5)
     assert Path(config.out, "trials.png").read_bytes().startswith(b"\x89PNG")
-    # Fine-tuning was tried, and not where nothing can be trained.
-    assert all(trial["best_epoch"] == 0 for trial in result.trials if trial["trainable_layers"] == 0)
+    assert not any(row["error"] for row in rows)
+    assert result.warnings == result.best.warnings
+
+
+def test_a_trial_is_stopped_for_what_it_fine_tunes_with(config, result):
+    epochs = {
+        is_tuned: [trial["num_epochs"] for trial in result.trials if bool(trial["trainable_layers"]) is is_tuned]
+        for is_tuned in (False, True)
+    }
+    assert set(epochs[False]) == {0}
+    # Not before its first epoch; some then, and not all.
+    assert set(epochs[True]) == {1, config.epochs}
+    assert all(trial["best_epoch"] <= trial["num_epochs"] for trial in result.trials)
 
 
 def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result):
@@ -94,7 +108,7 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
         model = LogisticRegression(C=trial["inverse_penalty"], class_weight="balanced", tol=1e-8, max_iter=5000)
         probs_BK[held] = model.fit(scaler.transform(x[train]), y[train]).predict_proba(scaler.transform(x[held]))
     assert trial["best_loss"] == pytest.approx(log_loss(y, probs_BK), abs=1e-4)
-    assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-9)
+    assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
 
 
 def test_the_best_settings_are_trained_and_exported(config, result):
@@ -107,14 +121,84 @@ def test_the_best_settings_are_trained_and_exported(config, result):
     assert result.best.metrics["valid"]["num_images"] == 16
 
 
-def test_what_cannot_be_swept_is_refused(config, result, tmp_path):
+def test_a_finished_sweep_is_left_as_it_is(config, result):
+    files = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
+    again = sweep.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
+    assert again.warnings == ("The run had already finished: nothing was done.",)
+    assert (again.trials, again.best.metrics) == (result.trials, json.loads(json.dumps(result.best.metrics)))
+    assert files == {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
+
+
+def test_the_training_of_the_best_settings_is_continued(config, result):
+    best = Path(config.out, "best")
+    (best / "metrics.json").unlink()
+    kept = [Path(config.out, "trials.csv"), Path(config.out, "trials.png"), *best.glob("features/part-*")]
+    times = [path.stat().st_mtime_ns for path in kept]
+    again = sweep.sweep(dataclasses.replace(config, resume=True))
+    assert again.trials == result.trials
+    assert again.best.metrics["valid"]["log_loss"] == pytest.approx(result.best.metrics["valid"]["log_loss"], abs=1e-5)
+    assert (best / "metrics.json").is_file()
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3)
+    good, other, _ = (settings | {"trainable_layers": 0} for settings in sweep.draw_settings(config))
+    broken = [settings | {"inverse_penalty": -1.0} for settings in (good, other)]
+    monkeypatch.setattr(sweep, "draw_settings", lambda _config: broken)
+    with pytest.raises(
+        TlrayError, match=r"(?s)Every trial failed\. Mend .* --resume\. The first error:.*'C' parameter"
+    ):
+        sweep.sweep(config)
+    assert not (tmp_path / "out/best").exists()
+    monkeypatch.setattr(sweep, "draw_settings", lambda _config: [good, broken[1]])
+    result = sweep.sweep(dataclasses.replace(config, resume=True))
+    assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]
+    assert result.warnings[0].startswith("1 of 2 trials failed and were left out. The first error: ")
+    assert "The 'C' parameter of LogisticRegression must be" in result.warnings[0]
+    assert load(result.best.bundle).spec.classes == phantoms.CLASSES
+    # Once the best ones are trained, a trial that might be better must not come in between.
+    again = sweep.sweep(dataclasses.replace(config, resume=True))
+    assert again.warnings == (result.warnings[0], "The run had already finished: nothing was done.")
+    with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, True]
+    assert [row["best_loss"] == "" for row in rows] == [False, True]
+
+
+def test_what_cannot_be_swept_is_refused(config, result, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is not empty"):
         sweep.sweep(config)
     few = dataclasses.replace(config, out=str(tmp_path / "few"), num_folds=9)
     with pytest.raises(DataError, match=r"A class has the images of 6 patients .* too few for --num-folds 9"):
         sweep.sweep(few)
     assert not (tmp_path / "few").exists()
+    with pytest.raises(ConfigError, match=r"its own settings: num_trials was 8 and is 9\."):
+        sweep.sweep(dataclasses.replace(config, resume=True, num_trials=9))
+    small = dataclasses.replace(cluster.capacity(), smallest_object_store_bytes=100_000)
+    monkeypatch.setattr(cluster, "capacity", lambda: small)
+    # 64 images as they are, and two more views of the 40 training images.
+    views = dataclasses.replace(config, out=str(tmp_path / "views"), views=3, augmentation=Augmentation(zoom=0.1))
+    with pytest.raises(ConfigError, match=r"144 images and views of 4 kB .* more than half .* Give fewer --views"):
+        sweep.sweep(views)
+    assert not (tmp_path / "views").exists()
     assert result.out == config.out
+
+
+def test_bases_of_other_depths_are_kept_while_they_are_small(monkeypatch):
+    few = np.random.default_rng(0).normal(size=(4, 10))
+    basis = probe.basis(few)
+    # 10 x 4 of the rotation and 4 x 4 of what was turned, float64.
+    bases: trials.Bases = {(fold, columns): (basis, basis.turn(few)) for fold in (0, 1) for columns in (10, 20)}
+    monkeypatch.setattr(trials, "MAX_BASES_BYTES", 4 * (40 + 16) * 8)
+    assert trials._kept(bases, 10) is bases
+    monkeypatch.setattr(trials, "MAX_BASES_BYTES", 4 * (40 + 16) * 8 - 1)
+    assert set(trials._kept(bases, 10)) == {(0, 10), (1, 10)}
+
+
+def test_a_trial_that_diverges_fails():
+    with pytest.raises(TlrayError, match="diverged: the learning rate is too high"):
+        trials._measure(np.array([[0.0, np.nan]]), np.array([1]), 2)
 
 
 def test_layers_are_counted_as_in_training(tmp_path):

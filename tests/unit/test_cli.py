@@ -87,7 +87,8 @@ def called(monkeypatch):
                 {"depths": 1, "inverse_penalty": 0.05, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
                  "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
             ],
-            best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle", warnings=("Look out.",)),
+            best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
+            warnings=("1 of 3 trials failed.", "Look out."),
         ),
         ("exporting", "export"): "5" * 64,
     }  # fmt: skip
@@ -219,8 +220,8 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             ),
         ),
         (
-            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2",
-            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2),
+            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2 --resume",
+            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2, resume=True),
         ),
         (
             "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
@@ -264,7 +265,8 @@ def test_other_commands_parse(called, command_line, expected):
              "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers at 0.0002, "
              "dropout 0.3, 2 views",
              "trial 2 .* loss 0.400, accuracy 0.875: 1 depths, penalty C 0.05; no fine-tuning",
-             "best, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle", "! Look out."],
+             "best, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
+             "! 1 of 3 trials failed.", "! Look out."],
         ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
     ],

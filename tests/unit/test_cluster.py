@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,8 +27,31 @@ def make_capacity(
         num_gpus=num_gpus,
         nodes=((num_cpus, num_gpus),) if largest is None else ((largest, num_gpus),) * int(num_cpus // largest),
         object_store_bytes=store,
+        smallest_object_store_bytes=store,
+        memory_bytes=8 * 2**30,
         has_many_nodes=has_many_nodes,
     )
+
+
+def test_nodes_of_different_size(monkeypatch):
+    """A small head, which offers no CPU, where the driver runs, a worker, and a node that has gone."""
+    head = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
+    worker = {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 1000.0 * MIB, "memory": 3000.0 * MIB}
+    nodes = [("head", True, head), ("worker", True, worker), ("gone", False, {})]
+    state = SimpleNamespace(get_max_resources_from_cluster_config=lambda: None, get_cluster_config=lambda: None)
+    monkeypatch.setattr(cluster.ray_state, "state", state)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: worker | {"object_store_memory": 1400.0 * MIB})
+    monkeypatch.setattr(
+        cluster.ray, "nodes", lambda: [{"NodeID": name, "Alive": alive, "Resources": has} for name, alive, has in nodes]
+    )
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    found = cluster.capacity()
+    assert found.nodes == ((0, 0), (8, 1))
+    assert found.object_store_bytes == 1400 * MIB
+    assert found.smallest_object_store_bytes == 400 * MIB
+    assert found.memory_bytes == 900 * MIB
+    del head["memory"]  # with `ray start --memory 0`
+    assert cluster.capacity().memory_bytes == float("inf")
 
 
 def test_nothing_asks_for_more_than_the_largest_node_has():
@@ -240,6 +264,26 @@ def test_path_of_one_node_is_refused_on_several():
 )
 def test_shared_outputs(location, many):
     assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None
+
+
+@pytest.mark.parametrize(
+    ("cluster_size", "held_cpus", "use_gpu", "expected"),
+    [
+        ((2, 0), 0.35, False, (1, 1.0)),  # 1.65 left, 0.5 to read with, at most a whole one for the model
+        ((2, 0), 0.6, False, (1, 0.9)),  # 1.4 - 0.5
+        ((2, 0), 1.8, False, (1, 0.01)),  # none left: it waits for a reading task, and takes next to nothing itself
+        ((16, 0), 0, False, (3, 4.0)),  # 12 of 16
+        ((16, 0), 5, False, (2, 4.0)),  # 8 of 11; three would take 12 of them
+        ((16, 0), 12.5, False, (2, 1.0)),  # 2 of 3.5
+        ((8, 4), 0, True, (4, 1.0)),
+        ((8, 4), 5, True, (2, 1.0)),  # one of 3 is left to read with
+        ((8, 4), 7, True, (1, 0.5)),
+    ],
+)
+def test_scoring_leaves_a_cpu_to_read_with_beside_others(cluster_size, held_cpus, use_gpu, expected):
+    plan = cluster.plan_scoring(make_capacity(*cluster_size), use_gpu=use_gpu, held_cpus=held_cpus)
+    assert (plan.max_actors, plan.cpus_per_actor) == expected
+    assert plan.gpus_per_actor == int(use_gpu)
 
 
 @pytest.mark.parametrize(

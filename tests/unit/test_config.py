@@ -70,6 +70,7 @@ CONFIGS = {
             for name in ("num_trials", "epochs", "trainable_layers", "views")
         ),
         ("sweep", {"num_folds": 1}, "--num-folds must be at least 2. Received: 1"),
+        ("sweep", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it: give one"),
         ("sweep", {"weights": "none"}, "a network of random weights has no features. Give weights."),
         ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
         ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),

@@ -8,7 +8,7 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
-CORE += ["learningcurve", "phantomset", "figures", "featurestore"]
+CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots"]
 ON_RAY = [
     "streams",
     "cluster",
@@ -92,6 +92,7 @@ def test_every_module_is_known_here():
         "trunk",
         "devices",
         "predictor",
+        "explain",
         "trainloop",
         "trials",
         "exporting",

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -55,6 +57,40 @@ def test_a_strong_penalty_leaves_the_frequencies_of_the_classes():
         )  # fmt: skip
         odds = np.exp(logits(fitted, features))
         assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(np.tile(expected, (90, 1)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("balanced", "weights"),
+    [(False, (1.0, 1.0)), (True, (0.75, 1.5))],  # 90 / (2 * 60), 90 / (2 * 30)
+)
+def test_the_training_loss_is_weighted_as_that_of_fine_tuning(balanced, weights):
+    """One feature, 0 or 1: without a penalty the probabilities are the weighted frequencies among equal images."""
+    counts = np.array([[50, 10], [3, 27]])  # [class, feature]
+    labels, features = (np.repeat(each, counts.ravel()) for each in ([0, 0, 1, 1], [0, 1, 0, 1]))
+    fitted = probe.fit(
+        features[:, None].astype(float), labels, features[:, None].astype(float), labels,
+        num_classes=2, balanced=balanced, inverse_penalties=(1e6,),
+    )  # fmt: skip
+    weighted = counts * np.array(weights)[:, None]
+    losses = -np.log(weighted / weighted.sum(axis=0))
+    assert fitted.train_loss == pytest.approx((weighted * losses).sum() / 90, abs=1e-4)
+    assert fitted.best.valid_loss == pytest.approx((counts * losses).sum() / 90, abs=1e-4)
+    assert (abs(fitted.train_loss - fitted.best.valid_loss) > 1e-3) is balanced
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_memory_that_it_takes(num_classes):
+    features, labels = make_data(num_classes, 400, 3000)
+    features = features.astype(np.float16)
+    tracemalloc.start()
+    probe.fit(
+        features, labels, features[:600], labels[:600],
+        num_classes=num_classes, balanced=True, inverse_penalties=(1e-3,),
+    )  # fmt: skip
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Float16 features are 2 bytes, of all splits some 3 for each of training, and twice while they are looked up.
+    assert probe.memory_bytes(3000, 400, num_classes) == pytest.approx(peak + 3000 * 400 * 6, rel=0.15)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

@@ -1,12 +1,34 @@
 import dataclasses
 import json
-from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from tlray import training
+from tlray import probing, recipes, training
+from tlray.cluster import Capacity
 from tlray.config import Augmentation, TrainConfig, to_json
+from tlray.dataset import Dataset
+from tlray.errors import ConfigError
+from tlray.extraction import Network
+
+WEIGHTS: Any = None
+NETWORK = Network(
+    architecture="", weights=WEIGHTS, names=["pooled"], shapes=[(50,)], preprocessing="unit", fingerprint=""
+)  # 100 bytes an image
+
+
+def make_capacity(**changes: Any) -> Capacity:
+    settings = {"num_cpus": 2, "num_gpus": 0, "nodes": ((2, 0),), "has_many_nodes": False, "memory_bytes": 1e9}
+    settings |= {"object_store_bytes": 1000, "smallest_object_store_bytes": 1000}
+    return Capacity(**(settings | changes))
+
+
+def make_images() -> Dataset:
+    """10 images, of which 8 are for training."""
+    splits = ["train"] * 8 + ["valid"] * 2
+    rows = [{"label": "ab"[place % 2], "split": split, "error_code": None} for place, split in enumerate(splits)]
+    return Dataset(table=pa.Table.from_pylist(rows), findings={})
 
 
 @pytest.mark.parametrize(
@@ -61,13 +83,53 @@ def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
 
 
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])
-def test_features_that_take_more_than_half_the_memory_are_not_kept(capsys, views, fits):
+def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(views, fits):
     augmentation = Augmentation(zoom=0.1)
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, views=views, augmentation=augmentation)
-    images = SimpleNamespace(readable=pa.table({"a": [0] * 10}), split=lambda _name: pa.table({"a": [0] * 8}))
-    network = SimpleNamespace(bytes_per_row=100)  # 1,000 bytes in all; 800 for each further view
-    capacity = SimpleNamespace(object_store_bytes=2000)
-    assert training._fits(config, capacity, images, network) is fits  # pyright: ignore[reportArgumentType]
-    assert ("images are read in every epoch instead" in capsys.readouterr().out) is not fits
-    streamed = dataclasses.replace(config, cache="off")
-    assert training._fits(streamed, capacity, images, network)  # pyright: ignore[reportArgumentType]
+    # Two nodes: each gets all of the features.
+    capacity = make_capacity(object_store_bytes=5000, smallest_object_store_bytes=2000)
+    assert training._fits(config, capacity, make_images(), NETWORK) is fits
+    as_probe = dataclasses.replace(config, method="probe")  # has no views
+    assert training._fits(as_probe, capacity, make_images(), NETWORK)
+
+
+def test_a_probe_that_does_not_fit_into_memory_is_refused():
+    """8 training images of 50 features, 32 bytes each with two classes: 12,800 bytes."""
+    probing.check_memory(make_capacity(memory_bytes=12_800), make_images(), NETWORK)
+    network = dataclasses.replace(NETWORK, shapes=[(50_000_000,)])
+    message = (
+        "A linear probe on 8 training images with 50000000 features each would take 12.8 GB, and this node has 12.7 GB "
+        "besides Ray's object store. Give fewer --depths, fewer images or more memory, or --method fine-tune"
+    )
+    with pytest.raises(ConfigError, match=message):
+        probing.check_memory(make_capacity(memory_bytes=12.7e9), make_images(), network)
+
+
+def test_what_becomes_of_features_that_do_not_fit():
+    config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, augmentation=Augmentation(zoom=0.1))
+    capacity = make_capacity(object_store_bytes=int(5e9), smallest_object_store_bytes=int(2e9))
+    network = dataclasses.replace(NETWORK, shapes=[(5, 10_000_000)])
+    assert training._describe_misfit(config, capacity, make_images(), network) == (
+        "The features that are trained on would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
+        "smallest node). Training is on images that are read and augmented in every epoch instead."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": "probe"}, "stored features of the images as they are, without augmentation"),
+        ({}, "stored features of the images as they are, without augmentation"),
+        ({"views": 3}, "stored features of 3 views of each image: as it is, and augmented"),
+        ({"cache": "off"}, "images that are read and augmented in every epoch"),
+        ({"trainable_layers": "all"}, "images that are read and augmented in every epoch"),
+        ({"method": "fine-tune"}, "images that are read and augmented in every epoch"),
+        (
+            {"method": "fine-tune", "augmentation": Augmentation()},
+            "images that are read in every epoch, without augmentation",
+        ),
+    ],
+)
+def test_the_report_says_what_was_trained_on(changes, expected):
+    config = dataclasses.replace(recipes.standard("d", "o"), **changes).resolved()
+    assert training._trained_on(config) == expected

@@ -1,0 +1,75 @@
+"""The Ray Serve application: `serve run serve_app.app:build bundle=URI`, or `serve deploy serve_app/config.yaml`."""
+
+from typing import Any, cast
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.access import ApiKeys
+from serve_app.api import create_api
+from serve_app.classifier import Classifier
+from serve_app.options import Options
+from serve_app.remote import RemoteModel
+from serve_app.service import Service
+
+MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
+"""Of a replica, as Ray counts them: little, so that bulk scoring finds its 1.5 beside them on 2 CPUs."""
+
+MAX_REQUESTS = 10_000
+"""Of an ingress replica at once: it refuses by itself, by the number of images and in its own words."""
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP side; see `api`.
+
+    Args:
+        options: The application's settings.
+        handles: The replicas of each version.
+    """
+
+    def __init__(self, options: Options, handles: dict[int, DeploymentHandle]) -> None:
+        self._service = Service(options, {version: RemoteModel(handle) for version, handle in handles.items()})
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve in the replica."""
+        return create_api(self._service, ApiKeys())
+
+
+def build(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
+    """Builds the application: an ingress, and a deployment for each version of the model.
+
+    Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
+
+    Args:
+        options: The application's settings.
+        user_config: Of the main version, see `Classifier.reconfigure`.
+    """
+    bundles = {options.version: options.bundle, **options.other_versions}
+    models = {
+        version: _deployment(
+            Classifier,
+            name=f"Classifier-{version}",
+            ray_actor_options={"num_cpus": MODEL_CPUS, "num_gpus": int(options.use_gpu)},
+            # One batch in the model and one that waits: the rest waits where every replica can take it.
+            max_ongoing_requests=2 * options.max_batch_size,
+            max_queued_requests=options.max_queued_images,
+            user_config=user_config if version == options.version else None,
+            logging_config={"enable_access_log": False},
+        ).bind(
+            bundle,
+            max_batch_size=options.max_batch_size,
+            max_waiting=options.max_queued_images,
+            use_gpu=options.use_gpu,
+        )
+        for version, bundle in bundles.items()
+    }
+    ingress = _deployment(
+        Ingress, name="Ingress", ray_actor_options={"num_cpus": INGRESS_CPUS}, max_ongoing_requests=MAX_REQUESTS
+    )
+    return ingress.bind(options, models)
+
+
+def _deployment(cls: Any, **options: Any) -> Deployment:
+    return cast("Deployment", serve.deployment(cls, **options))

@@ -1,0 +1,173 @@
+"""The deployment that holds a model: a predictor behind a queue that makes batches."""
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+
+from serve_app.batching import Batcher
+from tlray import storage
+from tlray.bundle import BundleSpec
+from tlray.errors import TlrayError
+
+if TYPE_CHECKING:
+    from tlray.explain import Explainer
+
+_LOG = logging.getLogger("ray.serve")  # what Serve writes into the replica's log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """Images on their way to a model.
+
+    Attributes:
+        images: Each uint8 [size, size, 3], RGB, or [size, size], grey, as most slices are, as bytes.
+        size_px: Height and width.
+        intensity_range: How 16-bit pixels became 8-bit ones; see `images.decode`.
+    """
+
+    images: Sequence[bytes]
+    size_px: int
+    intensity_range: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model says of some images.
+
+    Attributes:
+        bundle_sha256: The model's name.
+        probabilities: float32 [images, classes]; None: the pixels were made for another model.
+        predict_s: From arrival to answer, with the time in the queue.
+    """
+
+    bundle_sha256: str
+    probabilities: np.ndarray | None
+    predict_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A model that is loaded and warmed up.
+
+    Attributes:
+        spec: Its bundle's description.
+        bundle_sha256: Its bundle's name.
+        location: Its bundle's place, a path or URI.
+        max_batch_size: Images that it takes at once.
+    """
+
+    spec: BundleSpec
+    bundle_sha256: str
+    location: str
+    max_batch_size: int
+
+
+class Model:
+    """A predictor and its queue."""
+
+    def __init__(
+        self, location: str, *, max_batch_size: int, max_waiting: int, num_threads: int | None, use_gpu: bool
+    ) -> None:
+        from tlray.predictor import Predictor  # noqa: PLC0415 (TensorFlow only where a model is)
+
+        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
+        spec = self.predictor.bundle.spec
+        self.info = ModelInfo(
+            spec=spec,
+            bundle_sha256=self.predictor.bundle.sha256,
+            location=storage.absolute(location),
+            max_batch_size=max_batch_size,
+        )
+        self.batcher: Batcher[bytes, np.ndarray] = Batcher(
+            self.run, max_batch_size=max_batch_size, max_queue=max_waiting
+        )
+        self._explainer: Explainer | None = None
+        self._explaining = threading.Lock()
+        for size in {1, max_batch_size}:  # the first calls of a size are slow
+            self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
+
+    def explain(self, image: bytes, class_index: int) -> bytes:
+        """Returns the Grad-CAM overlay of an image as PNG."""
+        from tlray import explain  # noqa: PLC0415
+
+        with self._explaining:  # the network is loaded once, by whoever is first
+            if self._explainer is None:
+                self._explainer = explain.Explainer(self.predictor.bundle)
+            (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
+            return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
+
+    def run(self, images: list[bytes]) -> list[np.ndarray]:
+        """Predicts a batch."""
+        return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
+
+
+def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
+    """Returns the model's input: uint8 [images, size, size, 3]; see `Pixels`."""
+    batch_BHWC = np.empty((len(images), size_px, size_px, 3), np.uint8)
+    for place, data in enumerate(images):
+        batch_BHWC[place] = np.frombuffer(data, np.uint8).reshape(size_px, size_px, -1)
+    return batch_BHWC
+
+
+class Classifier:
+    """A replica: the model of one bundle, replaced by another one where the deployment's `user_config` names it."""
+
+    def __init__(self, location: str, *, max_batch_size: int, max_waiting: int, use_gpu: bool) -> None:
+        # A replica with whole CPUs uses as many threads; one with a part of a CPU has a small machine to itself.
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+        self._load = functools.partial(
+            Model,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            num_threads=int(cpus) or None,
+            use_gpu=use_gpu,
+        )
+        self._model = self._load(location)
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
+
+        One that cannot be used changes nothing: Serve would end a replica that raised here, and the service with it.
+        """
+        try:
+            model = await asyncio.to_thread(self._load, user_config["bundle"])
+        except TlrayError as error:
+            _LOG.error("The present model stays: %s", error)
+            return
+        before, self._model = self._model, model
+        await before.batcher.close()
+
+    async def describe(self) -> ModelInfo:
+        """Tells what is loaded."""
+        return self._model.info
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        """Predicts some images, in batches with those of other requests."""
+        start_s = time.monotonic()
+        model = self._model
+        spec = model.info.spec
+        probabilities = None
+        if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
+            probabilities = np.stack(await model.batcher.submit_all(pixels.images))
+        return Answer(
+            bundle_sha256=model.info.bundle_sha256,
+            probabilities=probabilities,
+            predict_s=time.monotonic() - start_s,
+        )
+
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
+        """Returns the Grad-CAM overlays of some images for a class each, PNG; None: see `Answer.probabilities`."""
+        model = self._model
+        spec = model.info.spec
+        if (pixels.size_px, pixels.intensity_range) != (spec.image_size_px, spec.intensity_range):
+            return None
+        pairs = zip(pixels.images, class_indices, strict=True)
+        return [await asyncio.to_thread(model.explain, image, index) for image, index in pairs]

@@ -1,0 +1,48 @@
+"""What an operator chooses of the application; also the arguments of `serve run serve_app.app:build`."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Shadow(BaseModel):
+    """A second bundle that sees a share of the requests; its answers are compared, counted and never sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    """A path or URI."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """The part of the images that it sees."""
+
+
+class Options(BaseModel):
+    """The application's settings; replicas and autoscaling are Serve's own, see config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    """The bundle that is served, a path or URI."""
+    name: str = Field(default="chest-ct", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """The model's name in addresses such as /v1/models/NAME."""
+    version: int = Field(default=1, ge=1)
+    """The number of this version of the model."""
+    other_versions: dict[int, str] = Field(default_factory=dict)
+    """Versions that are served beside it, by number: version to bundle."""
+    shadow: Shadow | None = None
+
+    use_gpu: bool = False
+    """Each model replica takes a GPU."""
+    max_batch_size: int = Field(default=32, ge=1, le=1024)
+    """Images that the model takes at once."""
+    max_queued_images: int = Field(default=256, ge=1)
+    """Images that an ingress replica holds; more are refused with 429."""
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    """Larger requests are refused with 413."""
+    max_images_per_request: int = Field(default=64, ge=1)
+    """A request with more images is refused with 413."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """A request that is not answered by then ends with 504."""
+
+    input_roots: list[str] = Field(default_factory=list)
+    """Directories or URIs below which bulk scoring may read; empty: none."""
+    output_roots: list[str] = Field(default_factory=list)
+    """Directories or URIs below which bulk scoring may write; empty: none."""

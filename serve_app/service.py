@@ -1,0 +1,185 @@
+"""What the endpoint does with images, whatever protocol they came by: admit, decode, ask a model, answer in time."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from serve_app.classifier import Answer, ModelInfo, Pixels
+from serve_app.errors import RequestError
+from serve_app.options import Options
+from tlray import images
+from tlray.errors import ImageError, ImageErrorCode
+
+RETRY_AFTER_S = 1
+
+
+class Model(Protocol):
+    """A model somewhere in the cluster; see `Classifier`."""
+
+    async def describe(self) -> ModelInfo:
+        """Tells what is loaded."""
+        ...
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        """Predicts some images."""
+        ...
+
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
+        """Explains some images."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What became of some images.
+
+    Attributes:
+        info: The model that answered.
+        probabilities: float32 [readable images, classes].
+        errors: For each image what is wrong with it, None for nothing.
+        explanations: For each readable image the Grad-CAM overlay of the predicted class, PNG; empty: not asked for.
+        decode_s: Time for decoding.
+        predict_s: Time for the queue and the model.
+    """
+
+    info: ModelInfo
+    probabilities: np.ndarray
+    errors: Sequence[ImageError | None]
+    explanations: Sequence[bytes]
+    decode_s: float
+    predict_s: float
+
+
+class Service:
+    """The models and what guards them. One in each ingress replica."""
+
+    def __init__(self, options: Options, models: Mapping[int, Model]) -> None:
+        self.options = options
+        self._models = models
+        self._infos: dict[int, ModelInfo] = {}
+        self._num_held = 0
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+
+    async def model_info(self, version: int | None = None) -> ModelInfo:
+        """Tells which bundle a version has.
+
+        Raises:
+            RequestError: 404: there is no such version.
+        """
+        number = self.number(version)
+        info = self._infos[number] = await self._models[number].describe()
+        return info
+
+    @property
+    def versions(self) -> list[int]:
+        """The numbers of the model's versions, in order."""
+        return sorted(self._models)
+
+    def check_name(self, name: str) -> None:
+        """Refuses the name of another model.
+
+        Raises:
+            RequestError: 404.
+        """
+        if name != self.options.name:
+            raise RequestError(404, f"There is no model {name[:100]!r} here; this is {self.options.name!r}.")
+
+    def number(self, version: int | None) -> int:
+        """Returns the number of a version; None: that of the main one.
+
+        Raises:
+            RequestError: 404: there is no such version.
+        """
+        number = self.options.version if version is None else version
+        if number not in self._models:
+            raise RequestError(404, f"The model {self.options.name} has no version {version}.")
+        return number
+
+    async def predict(
+        self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False
+    ) -> Prediction:
+        """Predicts images.
+
+        Args:
+            files: Image files, or pixels, uint8 [height, width, 3].
+            version: Of the model; None: the main one.
+            explain: With overlays.
+
+        Raises:
+            RequestError: 413: too many images; 429: too many others are waiting; 504: no answer in time.
+        """
+        number = self.number(version)
+        if len(files) > self.options.max_images_per_request:
+            raise RequestError(
+                413, f"{len(files)} images in one request; the most are {self.options.max_images_per_request}."
+            )
+        if self._num_held + len(files) > self.options.max_queued_images:
+            raise RequestError(
+                429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
+            )
+        self._num_held += len(files)
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                return await self._predict(number, files, explain=explain)
+        except TimeoutError:
+            raise RequestError(504, f"The model did not answer within {self.options.timeout_s:g} s.") from None
+        finally:
+            self._num_held -= len(files)
+
+    async def _predict(self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool) -> Prediction:
+        info = self._infos.get(number) or await self.model_info(number)
+        while True:
+            start_s = time.monotonic()
+            decoded = await self._decode(files, info)
+            decode_s = time.monotonic() - start_s
+            good = [each for each in decoded if not isinstance(each, ImageError)]
+            spec = info.spec
+            pixels = Pixels(images=good, size_px=spec.image_size_px, intensity_range=spec.intensity_range)
+            answer = await self._ask(number, pixels, info)
+            probs_BK = answer.probabilities
+            if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
+                overlays = []
+                if explain and good:
+                    overlays = await self._models[number].explain(pixels, probs_BK.argmax(axis=1).tolist())
+                if overlays is not None:
+                    return Prediction(
+                        info=info,
+                        probabilities=probs_BK,
+                        errors=[each if isinstance(each, ImageError) else None for each in decoded],
+                        explanations=overlays,
+                        decode_s=decode_s,
+                        predict_s=answer.predict_s,
+                    )
+            info = await self.model_info(number)  # another bundle has just been put in its place
+
+    async def _ask(self, number: int, pixels: Pixels, info: ModelInfo) -> Answer:
+        if not pixels.images:
+            none = np.zeros((0, len(info.spec.classes)), np.float32)
+            return Answer(bundle_sha256=info.bundle_sha256, probabilities=none, predict_s=0.0)
+        answer = await self._models[number].predict(pixels)
+        if answer.probabilities is not None and not np.isfinite(answer.probabilities).all():
+            raise RequestError(500, "The model gave no finite probabilities.", ImageErrorCode.PREDICT_FAILED.value)
+        return answer
+
+    async def _decode(self, files: Sequence[bytes | np.ndarray], info: ModelInfo) -> list[bytes | ImageError]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self._decoders, decode, file, info) for file in files))
+
+
+def decode(file: bytes | np.ndarray, info: ModelInfo) -> bytes | ImageError:
+    """Returns the pixels of an image as `Pixels` takes them, or what is wrong with it."""
+    spec = info.spec
+    try:
+        if isinstance(file, np.ndarray):
+            size = (spec.image_size_px, spec.image_size_px)
+            return Image.fromarray(file).resize(size, Image.Resampling.BILINEAR).tobytes()
+        return images.decode(file, size_px=spec.image_size_px, intensity_range=spec.intensity_range).tobytes()
+    except ImageError as error:
+        return error

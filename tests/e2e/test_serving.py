@@ -1,0 +1,165 @@
+"""The endpoint on a local Ray of 2 CPUs: the same answers by every door, swapped and killed under load."""
+
+import base64
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import keras
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from serve_app.app import build
+from serve_app.options import Options
+from tests.e2e.test_jobs import free_ports
+from tlray import cli, scoring
+from tlray.images import decode, to_array
+from tlray.predictor import Predictor
+
+SIZE_PX = 64
+
+
+def export(directory: Path, name: str, seed: int) -> str:
+    """Makes a bundle of a small random network."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((SIZE_PX, SIZE_PX, 3))
+    x = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(image)
+    x = keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(x))
+    keras.Model(image, x).save(directory / f"{name}.keras")
+    (directory / "classes.txt").write_text("one\ntwo\nthree\n")
+    arguments = ["--model", directory / f"{name}.keras", "--classes", directory / "classes.txt"]
+    arguments += ["--preprocessing", "unit", "--out", directory / name]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["export", *map(str, arguments)])
+    assert not exit_info.value.code
+    return str(directory / name)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bundles")
+    return [export(directory, name, seed) for seed, name in enumerate(["first", "second"])]
+
+
+@pytest.fixture(scope="module")
+def address(local_ray, bundles):  # noqa: ARG001
+    (port,) = free_ports(1)
+    serve.start(http_options={"port": port})
+    serve.run(build(Options(bundle=bundles[0])))
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def files(phantom_set):
+    return sorted(phantom_set.glob("*/*/*.png"))[:6]
+
+
+def upload(path: Path):
+    return {"file": (path.name, path.read_bytes())}
+
+
+def predict(address: str, path: Path) -> list[float]:
+    answer = httpx.post(f"{address}/predict", files=upload(path), timeout=60).raise_for_status().json()
+    return list(answer["predictions"][0]["probabilities"].values())
+
+
+def test_every_door_gives_the_same(address, bundles, files, tmp_path):
+    predictor = Predictor(bundles[0])
+    pixels = np.stack([to_array(decode(path.read_bytes(), size_px=SIZE_PX)) for path in files])
+    expected = predictor.predict(pixels)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose([predict(address, path) for path in files], expected, atol=1e-6)
+    encoded = [base64.b64encode(path.read_bytes()).decode() for path in files]
+    rows = {"instances": [{"b64": each} for each in encoded]}
+    found = httpx.post(f"{address}/v1/models/chest-ct:predict", json=rows).json()["predictions"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": encoded}
+    found = httpx.post(f"{address}/v2/models/chest-ct/infer", json={"inputs": [tensor]}).json()
+    np.testing.assert_allclose(np.reshape(found["outputs"][0]["data"], expected.shape), expected, atol=1e-6)
+    (tmp_path / "in").mkdir()
+    for number, path in enumerate(files):
+        (tmp_path / "in" / f"{number}.png").write_bytes(path.read_bytes())
+    with pytest.raises(SystemExit):
+        cli.main(["score", "--bundle", bundles[0], "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    table = scoring.read_predictions(str(tmp_path / "out"))
+    scored = np.stack([table[f"p_{name}"].to_numpy() for name in ("one", "two", "three")], axis=1)
+    np.testing.assert_allclose(scored, expected, atol=1e-6)
+
+
+class Load:
+    """Clients that ask on and on, in threads, and count what they are told."""
+
+    def __init__(self, address: str, path: Path, num_clients: int = 4):
+        self.statuses: Counter[int] = Counter()
+        self.bundles: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(num_clients)
+        self._futures = [self._pool.submit(self._ask, address, upload(path)) for _ in range(num_clients)]
+
+    def _ask(self, address, files):
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                answer = client.post(f"{address}/predict", files=files)
+                self.statuses[answer.status_code] += 1
+                self.bundles[answer.json().get("bundle_sha256")] += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for future in self._futures:
+            future.result()
+        self._pool.shutdown()
+
+
+def served_bundle(address: str) -> str:
+    return httpx.get(f"{address}/v2/health/ready", timeout=60).json()["bundle_sha256"]
+
+
+def wait_for(load: Load, sha256: str, *, count: int) -> None:
+    before = load.bundles[sha256]
+    pause = threading.Event()
+    while load.bundles[sha256] < before + count:
+        assert set(load.statuses) <= {200}, load.statuses
+        pause.wait(0.05)
+
+
+@pytest.mark.parametrize("how", ["user_config", "redeploy"])
+def test_a_bundle_is_swapped_under_load(address, bundles, files, how):
+    serve.run(build(Options(bundle=bundles[0])))
+    before, after = (Predictor(bundle).bundle.sha256 for bundle in bundles)
+    with Load(address, files[0]) as load:
+        wait_for(load, before, count=20)
+        if how == "redeploy":
+            serve.run(build(Options(bundle=bundles[1])))
+        else:
+            serve.run(build(Options(bundle=bundles[0]), user_config={"bundle": bundles[1]}))
+        wait_for(load, after, count=20)
+    assert set(load.statuses) == {200}
+    assert served_bundle(address) == after
+
+
+def test_a_bundle_that_cannot_be_used_changes_nothing(address, bundles, tmp_path):
+    serve.run(build(Options(bundle=bundles[0])))
+    before = served_bundle(address)
+    serve.run(build(Options(bundle=bundles[0]), user_config={"bundle": str(tmp_path)}))
+    assert served_bundle(address) == before
+
+
+def test_no_request_is_lost_with_a_killed_replica(address, bundles, files):
+    serve.run(build(Options(bundle=bundles[0])))
+    sha256 = served_bundle(address)
+    with Load(address, files[0]) as load:
+        wait_for(load, sha256, count=20)
+        actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+        (name,) = [actor["name"] for actor in actors if "Classifier-1" in actor["name"]]
+        ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+        wait_for(load, sha256, count=20)
+    assert set(load.statuses) == {200}

@@ -1,0 +1,118 @@
+"""A sweep that is interrupted with Ctrl-C ends at once, with its Ray, and is continued with what it had."""
+
+import csv
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import pytest
+
+from tlray import sweep
+from tlray.jobconfig import SweepConfig
+
+NUM_TRIALS = 12  # so many that a sweep cannot end before it is interrupted
+DEADLINE_S = 120.0
+
+
+@pytest.fixture
+def config(phantom_set: Path, tmp_path: Path) -> SweepConfig:
+    keras.utils.set_random_seed(1)
+    x = pixels = keras.Input((64, 64, 3))
+    for num_filters in (8, 12):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
+    keras.Model(pixels, x).save(tmp_path / "own.keras")
+    return SweepConfig(
+        data=str(phantom_set),
+        out=str(tmp_path / "out"),
+        backbone=str(tmp_path / "own.keras"),
+        preprocessing="symmetric",
+        image_size_px=64,
+        trainable_layers=1,
+        num_trials=NUM_TRIALS,
+        num_folds=2,
+        epochs=2,
+        quiet=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Looks every 20 ms whether a condition holds; False: not before the deadline."""
+    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.02)
+    return True
+
+
+def read_trials(config: SweepConfig) -> list[dict[str, str]]:
+    path = Path(config.out, "trials.csv")
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def written_at(config: SweepConfig) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(config.out, "features").glob("part-*")}
+
+
+def processes_with(mark: str) -> list[str]:
+    """Returns the commands of all processes that have inherited a mark in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has just ended, or is somebody else's
+            continue
+    return found
+
+
+def test_an_interrupted_sweep_is_continued(config, request):
+    mark = uuid.uuid4().hex
+    arguments = [
+        *("--data", config.data, "--out", config.out, "--backbone", config.backbone, "--preprocessing", "symmetric"),
+        *("--image-size-px", 64, "--trainable-layers", 1, "--num-trials", NUM_TRIALS, "--num-folds", 2),
+        *("--epochs", 2, "--quiet"),
+    ]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tlray", "sweep", *map(str, arguments)],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TLRAY_TEST": mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the processes of a terminal, Ray's too
+    )
+    assert wait_until(lambda: len(read_trials(config)) >= 2 or driver.poll() is not None)
+    assert any("raylet" in command for command in processes_with(mark))
+    os.killpg(driver.pid, signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert output.endswith("tlray: interrupted. Continue with the same command and --resume (not --overwrite).\n")
+    assert "Traceback" not in output
+    assert wait_until(lambda: not processes_with(mark)), processes_with(mark)
+    features = written_at(config)
+    assert features
+    table = Path(config.out, "trials.csv")
+    assert 2 <= len(read_trials(config)) < NUM_TRIALS
+    # A trial that is run again gets its own accuracy back.
+    table.write_text(
+        "\n".join(re.sub(r",[^,]+(,\d,\d,)$", r",0.0625\1", line) for line in table.read_text().splitlines())
+    )
+    before = read_trials(config)
+    assert {row["best_accuracy"] for row in before} == {"0.0625"}
+
+    request.getfixturevalue("local_ray")  # only now: the first process shall have a Ray of its own
+    result = sweep.sweep(dataclasses.replace(config, resume=True))
+    after = read_trials(config)
+    assert len(result.trials) == len(after) == NUM_TRIALS
+    assert all(row in after for row in before)
+    assert written_at(config) == features
+    assert Path(result.best.bundle, "bundle.json").is_file()

@@ -1,0 +1,308 @@
+import asyncio
+import base64
+import hashlib
+import io
+import re
+import struct
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve_app.access import ApiKeys
+from serve_app.api import create_api
+from serve_app.classifier import Answer, ModelInfo, Pixels, to_batch
+from serve_app.options import Options
+from serve_app.service import Service
+from tlray.bundle import BundleSpec
+
+SIZE_PX = 8
+KEY = "0123456789abcdef"
+
+
+def info(sha256="a" * 64, size_px=SIZE_PX):
+    spec = BundleSpec(
+        classes=("dark", "light"),
+        image_size_px=size_px,
+        preprocessing="unit",
+        thresholds={"refer_below": 0.6},
+        backbone="b",
+        weights="w",
+    )
+    return ModelInfo(spec=spec, bundle_sha256=sha256, location="/b", max_batch_size=4)
+
+
+class Mean:
+    """A model whose probability of `light` is the mean of the pixels."""
+
+    def __init__(self):
+        self.info = info()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def describe(self):
+        return self.info
+
+    async def predict(self, pixels: Pixels):
+        await self.gate.wait()
+        answer = None
+        if pixels.size_px == self.info.spec.image_size_px:
+            light = to_batch(pixels.images, pixels.size_px).mean(axis=(1, 2, 3)) / 255
+            answer = np.stack([1 - light, light], axis=1).astype(np.float32)
+        return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=answer, predict_s=0.0)
+
+    async def explain(self, pixels: Pixels, class_indices):
+        return [f"overlay {index} of {len(pixels.images)}".encode() for index in class_indices]
+
+
+@pytest.fixture
+def model():
+    return Mean()
+
+
+def client(model, environment=None, **options):
+    service = Service(Options(bundle="b", **options), {1: model})
+    api = create_api(service, ApiKeys(environment or {}))
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def png(value, size_px=SIZE_PX):
+    file = io.BytesIO()
+    Image.new("L", (size_px, size_px), value).save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(*files):
+    return [("file", (f"{number}.png", file)) for number, file in enumerate(files)]
+
+
+def b64(file):
+    return {"b64": base64.b64encode(file).decode()}
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+def call(model, method, path, environment=None, options=None, **request):
+    async def send():
+        async with client(model, environment, **(options or {})) as http:
+            return await http.request(method, path, **request)
+
+    return run(send())
+
+
+def test_files_are_classified(model):
+    answer = call(model, "POST", "/predict", files=upload(png(255), png(51)))
+    assert answer.status_code == 200
+    assert answer.json()["bundle_sha256"] == "a" * 64
+    light, dark = answer.json()["predictions"]
+    assert light == {
+        "file": "0.png",
+        "label": "light",
+        "confidence": 1.0,
+        "refer": False,
+        "probabilities": {"dark": 0.0, "light": 1.0},
+        "error_code": None,
+        "error": None,
+    }
+    assert (dark["label"], dark["confidence"]) == ("dark", pytest.approx(0.8))
+
+
+def test_low_confidence_is_referred(model):
+    (row,) = call(model, "POST", "/predict", files=upload(png(128))).json()["predictions"]
+    assert row["refer"] is True
+    assert row["confidence"] == pytest.approx(128 / 255)
+
+
+def test_a_bad_file_among_others_is_a_row_and_alone_an_error(model):
+    answer = call(model, "POST", "/predict", files=upload(png(255), b"nonsense", png(0)))
+    assert answer.status_code == 200
+    assert [row["label"] for row in answer.json()["predictions"]] == ["light", None, "dark"]
+    assert answer.json()["predictions"][1]["error_code"] == "unsupported_format"
+    alone = call(model, "POST", "/predict", files=upload(b""))
+    assert (alone.status_code, alone.json()["error_code"]) == (422, "empty")
+
+
+def test_all_protocols_give_the_same(model):
+    files = [png(value) for value in (0, 10, 200)]
+    plain = call(model, "POST", "/predict", files=upload(*files)).json()["predictions"]
+    expected = [list(row["probabilities"].values()) for row in plain]
+    rows = call(model, "POST", "/v1/models/chest-ct:predict", json={"instances": [b64(file) for file in files]})
+    assert rows.json() == {"predictions": expected}
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [3], "data": [b64(file)["b64"] for file in files]}
+    infer = call(model, "POST", "/v2/models/chest-ct/infer", json={"id": "7", "inputs": [tensor]}).json()
+    assert infer["outputs"][0]["data"] == [value for row in expected for value in row]
+    assert infer["outputs"][1] == {
+        "name": "label",
+        "datatype": "BYTES",
+        "shape": [3],
+        "data": ["dark", "dark", "light"],
+    }
+    assert (infer["id"], infer["model_name"], infer["model_version"]) == ("7", "chest-ct", "1")
+
+
+def test_pixels_are_taken_too(model):
+    pixels = np.full((SIZE_PX, SIZE_PX, 3), 255)
+    rows = call(model, "POST", "/v1/models/chest-ct/versions/1:predict", json={"instances": [pixels.tolist()]})
+    assert rows.json() == {"predictions": [[0.0, 1.0]]}
+    header = (
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,8,8,3],"parameters":{"binary_data_size":192}}],'
+        b'"outputs":[{"name":"probabilities","parameters":{"binary_data":true}}]}'
+    )
+    answer = call(
+        model,
+        "POST",
+        "/v2/models/chest-ct/infer",
+        content=header + pixels.astype(np.uint8).tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"},
+    )
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    assert struct.unpack("<2f", answer.content[length:]) == (0.0, 1.0)
+
+
+def test_bad_images_are_named_in_both_protocols(model):
+    body = {"instances": [b64(png(1)), b64(b"nonsense")]}
+    answer = call(model, "POST", "/v1/models/chest-ct:predict", json=body)
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "unsupported_format")
+    assert answer.json()["error"].startswith("instances[1]: ")
+
+
+def test_the_model_is_described(model):
+    assert call(model, "GET", "/v2/health/live").json() == {"live": True}
+    ready = call(model, "GET", "/v2/health/ready").json()
+    assert ready == {"ready": True, "model": "chest-ct", "bundle_sha256": "a" * 64}
+    assert call(model, "GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert call(model, "GET", "/v2/models").json() == {"models": ["chest-ct"]}
+    about = call(model, "GET", "/v2/models/chest-ct").json()
+    assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, SIZE_PX, SIZE_PX, 3]}]
+    status = call(model, "GET", "/v1/models/chest-ct").json()["model_version_status"]
+    assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/other"),
+        ("POST", "/v1/models/other:predict"),
+        ("GET", "/v1/models/chest-ct/versions/2"),
+        ("GET", "/v2/models/other/ready"),
+        ("GET", "/nothing"),
+    ],
+)
+def test_what_is_not_there_is_404(model, method, path):
+    answer = call(model, method, path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]
+
+
+def test_keys_are_asked_for_except_by_health(model):
+    environment = {"TLRAY_API_KEYS": KEY}
+    assert call(model, "GET", "/v2/health/live", environment).status_code == 200
+    missing = call(model, "POST", "/predict", environment, files=upload(png(0)))
+    assert (missing.status_code, missing.headers["WWW-Authenticate"]) == (401, "Bearer")
+    wrong = {"X-API-Key": KEY[::-1]}
+    assert call(model, "POST", "/predict", environment, files=upload(png(0)), headers=wrong).status_code == 403
+    for right in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
+        assert call(model, "POST", "/predict", environment, files=upload(png(0)), headers=right).status_code == 200
+
+
+def test_large_bodies_are_refused_whether_announced_or_not(model):
+    options = {"max_body_bytes": 4096}
+    announced = call(model, "POST", "/v1/models/chest-ct:predict", options=options, content=b"x" * 5000)
+    assert announced.status_code == 413
+
+    async def chunks():
+        for _ in range(5):
+            yield b"x" * 1000
+
+    streamed = call(model, "POST", "/v1/models/chest-ct:predict", options=options, content=chunks())
+    assert streamed.status_code == 413
+    assert "4,096 bytes" in streamed.json()["error"]
+    form = call(model, "POST", "/predict", options=options, files=upload(b"x" * 5000))
+    assert form.status_code == 413
+
+
+def test_other_media_types_are_refused(model):
+    assert call(model, "POST", "/predict", json={}).status_code == 415
+    assert call(model, "POST", "/v1/models/chest-ct:predict", files=upload(png(0))).status_code == 415
+    text = {"Content-Type": "text/csv"}
+    assert call(model, "POST", "/v2/models/chest-ct/infer", content=b"{}", headers=text).status_code == 415
+
+
+def test_forms_without_a_file_are_explained(model):
+    answer = call(model, "POST", "/predict", files=[("scan", ("a.png", png(0)))])
+    assert answer.status_code == 400
+    assert 'a field "file"' in answer.json()["error"]
+    many = call(model, "POST", "/predict", options={"max_images_per_request": 2}, files=upload(*[png(0)] * 3))
+    assert many.status_code in (400, 413)
+
+
+def test_overload_is_refused_and_slowness_ends(model):
+    async def overload():
+        async with client(model, max_queued_images=2, timeout_s=0.2) as http:
+            model.gate.clear()
+            first = asyncio.create_task(http.post("/predict", files=upload(png(0), png(0))))
+            while not model.gate._waiters:
+                await asyncio.sleep(0)
+            refused = await http.post("/predict", files=upload(png(0)))
+            slow = await first
+            model.gate.set()
+            return refused, slow, await http.post("/predict", files=upload(png(0), png(0)))
+
+    refused, slow, fine = run(overload())
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert (slow.status_code, fine.status_code) == (504, 200)
+
+
+def test_images_are_decoded_again_for_another_bundle(model):
+    async def swap():
+        async with client(model) as http:
+            before = await http.post("/predict", files=upload(png(255)))
+            model.info = info("b" * 64, size_px=16)
+            return before.json(), (await http.post("/predict", files=upload(png(255)))).json()
+
+    before, after = run(swap())
+    assert (before["bundle_sha256"], after["bundle_sha256"]) == ("a" * 64, "b" * 64)
+    assert after["predictions"] == before["predictions"]
+
+
+def test_failures_show_no_traceback(model):
+    async def fail(_):
+        raise RuntimeError("secret")
+
+    model.predict = fail
+    answer = call(model, "POST", "/predict", files=upload(png(0)))
+    assert (answer.status_code, answer.json()["error_code"]) == (500, "internal")
+    assert "secret" not in answer.text
+
+
+def test_predictions_are_explained_where_asked_for(model):
+    answer = call(model, "POST", "/predict?explain=true", files=upload(png(255), b"nonsense", png(0)))
+    rows = answer.json()["predictions"]
+    assert base64.b64decode(rows[0]["explanation"]) == b"overlay 1 of 2"
+    assert "explanation" not in rows[1]
+    assert base64.b64decode(rows[2]["explanation"]) == b"overlay 0 of 2"
+
+
+def test_the_page_runs_its_own_script_only(model):
+    answer = call(model, "GET", "/", {"TLRAY_API_KEYS": KEY})
+    assert answer.status_code == 200
+    (script,) = re.findall("<script>(.*?)</script>", answer.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = answer.headers["Content-Security-Policy"]
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "no medical device" in answer.text
+
+
+def test_probabilities_that_are_none_are_an_error(model):
+    async def predict(pixels: Pixels):
+        nan = np.full((len(pixels.images), 2), np.nan, np.float32)
+        return Answer(bundle_sha256="a" * 64, probabilities=nan, predict_s=0.0)
+
+    model.predict = predict
+    answer = call(model, "POST", "/predict", files=upload(png(0)))
+    assert (answer.status_code, answer.json()["error_code"]) == (500, "predict_failed")

@@ -1,0 +1,64 @@
+"""The comparison of an exported model with its features; models themselves are built in tests/ray and tests/e2e."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tlray import assembly
+from tlray.streams import Pixels
+
+PIXELS = Pixels(size_px=8)
+
+
+@pytest.fixture
+def uris(tmp_path: Path) -> list[str]:
+    """Three grey images; the pixels tell which is which."""
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("L", (8, 8), 50 * number).save(path)
+    return list(map(str, paths))
+
+
+def predict(images: np.ndarray) -> SimpleNamespace:
+    """A model that is sure of dark images."""
+    sure = 1 - images[:, 0, 0, 0] / 200
+    return SimpleNamespace(numpy=lambda: np.stack([sure, 1 - sure], axis=1))
+
+
+PROBS = np.array([[1, 0], [0.75, 0.25], [0.5, 0.5]])
+
+
+def check(probs: np.ndarray, uris: list[str]) -> assembly.Exported:
+    table = pa.table({"uri": uris})
+    return assembly._checked({"valid": probs, "test": probs}, predict, {"valid": table, "test": table}, PIXELS)
+
+
+@pytest.mark.parametrize("gone", [[], [0], [0, 1]])
+def test_images_that_have_gone_are_passed_over(uris, gone):
+    for place in gone:
+        Path(uris[place]).unlink()
+    found = check(PROBS + 0.01, uris)
+    assert found.warnings == ()
+    assert found.probs["test"] == pytest.approx(PROBS + 0.01)
+
+
+def test_without_any_image_the_features_are_believed_with_a_warning(uris):
+    for uri in uris:
+        Path(uri).write_bytes(b"")
+    found = check(PROBS, uris)
+    assert list(found.probs) == ["valid", "test"]
+    assert found.warnings == (assembly.NOT_COMPARED,)
+
+
+@pytest.mark.parametrize(("wrong", "difference"), [(0.875, "0.125"), (float("nan"), "nan")])
+def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong, difference):
+    probs = PROBS.copy()
+    probs[1, 0] = wrong
+    found = check(probs, uris)
+    assert found.probs == {}
+    (warning,) = found.warnings
+    assert f"differ by up to {difference} from those that its features gave: the metrics are those of the" in warning

@@ -1,0 +1,442 @@
+"""The HTTP side of batches and what is submitted for them, with a job server that only takes notes."""
+
+import asyncio
+import json
+import shlex
+import sys
+import threading
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from ray.job_submission import JobStatus
+
+from serve_app import jobserver
+from serve_app.access import ApiKeys
+from serve_app.api import create_api
+from serve_app.batches import Batches, add_batches
+from serve_app.classifier import ModelInfo
+from serve_app.errors import RequestError
+from serve_app.jobserver import Job, JobServer
+from serve_app.options import Options
+from serve_app.service import Service
+from tlray import cluster
+from tlray.bundle import BundleSpec
+from tlray.errors import ConfigError
+
+SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
+
+
+class Noted:
+    """A job server that takes notes; `rival` is what another replica submits at the same moment."""
+
+    def __init__(self):
+        self.jobs = {}
+        self.commands = {}
+        self.stopped = []
+        self.has_process = True
+        self.rival = None
+
+    def submit(self, command, *, id, metadata):  # noqa: A002
+        self.commands[id] = command
+        self.add(id, metadata, start_ms=1000 + len(self.jobs))
+        if self.rival:
+            self.jobs[self.rival.id] = self.rival
+
+    def add(self, id, metadata, status=JobStatus.PENDING, start_ms=0, message=""):  # noqa: A002
+        self.jobs[id] = Job(id=id, status=status, start_ms=start_ms, metadata=metadata, message=message)
+
+    def find(self, id):  # noqa: A002
+        return self.jobs.get(id)
+
+    def find_all(self):
+        return list(self.jobs.values())
+
+    def stop(self, id):  # noqa: A002
+        self.stopped.append(id)
+        return self.has_process
+
+    def cpus(self):
+        return 0.25, 2.0
+
+
+class Model:
+    def __init__(self, number):
+        self.info = ModelInfo(
+            spec=SPEC, bundle_sha256=f"{number}" * 64, location=f"/bundles/{number}", max_batch_size=4
+        )
+
+    async def describe(self):
+        return self.info
+
+
+class Endpoint:
+    """The endpoint of two versions, and the folders that a client may use."""
+
+    def __init__(self, directory):
+        self.input, self.output = directory / "in", directory / "out"
+        self.input.mkdir()
+        self.output.mkdir()
+        self.jobs = Noted()
+        self.options = {"input_roots": [str(self.input), "s3://bucket/in"], "output_roots": [str(self.output)]}
+
+    def start(self):
+        """Starts the application, anew for each request: nothing is to be lost with it."""
+        service = Service(Options(bundle="b", **self.options), {1: Model(1), 2: Model(2)})  # pyright: ignore[reportArgumentType]
+        return Batches(service, self.jobs)
+
+    def call(self, method, path="", **request):
+        async def send():
+            service = SimpleNamespace(options=Options(bundle="b"))
+            api = create_api(service, ApiKeys({}))  # pyright: ignore[reportArgumentType]
+            router = APIRouter()
+            add_batches(router, self.start())
+            api.include_router(router)
+            transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                return await http.request(method, f"/v1/batches{path}", **request)
+
+        return asyncio.run(send())
+
+    def post(self, **fields):
+        body = json.dumps({"input": str(self.input), "output": f"{self.output}/1"} | fields)
+        return self.call("POST", content=body, headers={"Content-Type": "application/json"})
+
+    def change(self, name, status, message="", progress=None):
+        """Lets Ray get on with a job, and the job with its output."""
+        job = self.jobs.jobs[f"tlray-batch-{name}"]
+        self.jobs.add(job.id, job.metadata, status=status, message=message)
+        if progress:
+            (self.output / "1").mkdir(exist_ok=True)
+            (self.output / "1/progress.json").write_text(json.dumps(progress))
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    return Endpoint(tmp_path)
+
+
+def test_a_batch_is_submitted(endpoint):
+    answer = endpoint.post()
+    assert answer.status_code == 202
+    batch = answer.json()
+    assert batch == {
+        "id": batch["id"],
+        "state": "pending",
+        "progress": None,
+        "message": "The job is being started.",
+        "input": str(endpoint.input),
+        "output": f"{endpoint.output}/1",
+        "version": 1,
+        "bundle_sha256": "1" * 64,
+    }
+    assert len(batch["id"]) == 32
+    assert endpoint.jobs.commands == {
+        f"tlray-batch-{batch['id']}": [
+            *(sys.executable, "-m", "tlray", "score", "--resume"),
+            *("--bundle", "/bundles/1", "--bundle-sha256", "1" * 64),
+            *("--input", str(endpoint.input), "--out", f"{endpoint.output}/1"),
+            *("--roots", str(endpoint.input), "s3://bucket/in"),
+        ]
+    }
+
+
+def test_another_version_and_gpus(endpoint):
+    endpoint.options["use_gpu"] = True
+    batch = endpoint.post(version=2, input="S3://bucket/in/a%20b/").json()
+    (command,) = endpoint.jobs.commands.values()
+    assert command[5:12] == [
+        "--bundle",
+        "/bundles/2",
+        "--bundle-sha256",
+        "2" * 64,
+        "--input",
+        "s3://bucket/in/a%20b",
+        "--out",
+    ]
+    assert command[-1] == "--use-gpu"
+    assert (batch["version"], batch["bundle_sha256"], batch["input"]) == (2, "2" * 64, "s3://bucket/in/a%20b")
+    assert endpoint.post(version=3).status_code == 404
+
+
+def test_a_batch_is_followed_to_its_end(endpoint):
+    name = endpoint.post().json()["id"]
+
+    def state():
+        batch = endpoint.call("GET", f"/{name}").json()
+        return batch["state"], batch["progress"], batch["message"]
+
+    assert state() == ("pending", None, "The job is being started.")
+    endpoint.change(name, JobStatus.RUNNING)
+    assert state() == ("pending", None, "The images are being listed.")
+    counts = {"done": 0, "failed": 0, "total": 9}
+    endpoint.change(name, JobStatus.RUNNING, progress=counts | {"waiting": True})
+    assert state() == ("pending", counts, "A model is being loaded, or waits for a CPU: 0.25 of 2 are free.")
+    counts = {"done": 4, "failed": 1, "total": 9}
+    endpoint.change(name, JobStatus.RUNNING, progress=counts | {"waiting": False})
+    assert state() == ("running", counts, None)
+    counts = {"done": 9, "failed": 1, "total": 9}
+    endpoint.change(name, JobStatus.SUCCEEDED, progress=counts | {"waiting": False})
+    assert state() == ("succeeded", counts, None)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("tlray: '{input}/x.csv' has no uri in row 1.", "'{input}/x.csv' has no uri in row 1."),
+        ("Traceback\n  File x\ntlray: The output '{output}/1' is a file.\nbye", "The output '{output}/1' is a file."),
+        ("tlray: The bundle '/srv/my bundles/1' lacks its file m.", "The bundle … lacks its file m."),
+        ("tlray: Not below: '{input}/l.png', '{input}2/x', '/etc/passwd'.", "Not below: '{input}/l.png', …, …."),
+        ("tlray: '{input}/a.zip!/1.png' is not {input}/a.zip.", "'{input}/a.zip!/1.png' is not {input}/a.zip."),
+        ("tlray: [Errno 28] s3://bucket/tmp/x: full, see /var/log/x.", "[Errno 28] … full, see …"),
+        ("tlray: 1/2 of a/b.png, and/or c", "1/2 of a/b.png, and/or c"),
+        ("", "The job failed. The operator finds its log in Ray, under {id}."),
+        ("KeyError: '/etc'", "The job failed. The operator finds its log in Ray, under {id}."),
+        (
+            "KeyError: '/etc'\ntlray: this should not have happened; the lines above say where.",
+            "The job failed. The operator finds its log in Ray, under {id}.",
+        ),
+    ],
+)
+def test_a_failed_batch_says_why_and_no_more(endpoint, log, message):
+    name = endpoint.post().json()["id"]
+    names = {"input": endpoint.input, "output": endpoint.output, "id": f"tlray-batch-{name}"}
+    endpoint.change(
+        name, JobStatus.FAILED, f"Job entrypoint command failed, last available logs:\n{log.format(**names)}"
+    )
+    batch = endpoint.call("GET", f"/{name}").json()
+    assert (batch["state"], batch["message"]) == ("failed", message.format(**names))
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED])
+def test_an_ended_batch_leaves_room_for_the_next(endpoint, status):
+    first = endpoint.post().json()["id"]
+    busy = endpoint.post()
+    assert (busy.status_code, busy.json()["error_code"]) == (409, "output_in_use")
+    assert busy.json()["error"] == f"The batch {first} is writing to this output."
+    other = endpoint.post(output=f"{endpoint.output}/2")
+    assert (other.status_code, other.json()["error_code"], other.headers["Retry-After"]) == (429, "busy", "10")
+    endpoint.change(first, status)
+    again = endpoint.post()
+    assert again.status_code == 202
+    assert again.json()["id"] != first
+
+
+def test_of_two_replicas_the_earlier_one_wins(endpoint):
+    rival = Job(id="tlray-batch-x", status=JobStatus.RUNNING, start_ms=1, message="", metadata={"model": "other"})
+    endpoint.jobs.rival = rival
+    assert endpoint.post().status_code == 429
+    assert endpoint.jobs.stopped == list(endpoint.jobs.commands)
+    endpoint.jobs.jobs.clear()
+    endpoint.jobs.rival = Job(id=rival.id, status=rival.status, start_ms=2000, message="", metadata=rival.metadata)
+    assert endpoint.post().status_code == 202
+    assert len(endpoint.jobs.stopped) == 1
+
+
+def test_a_batch_is_cancelled(endpoint):
+    name = endpoint.post().json()["id"]
+    endpoint.jobs.has_process = False
+    early = endpoint.call("DELETE", f"/{name}")
+    assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+    endpoint.jobs.has_process = True
+    assert endpoint.call("DELETE", f"/{name}").status_code == 202
+    assert endpoint.jobs.stopped == [f"tlray-batch-{name}"] * 2
+    endpoint.change(name, JobStatus.STOPPED)
+    again = endpoint.call("DELETE", f"/{name}")
+    assert (again.status_code, again.json()["state"]) == (200, "cancelled")
+    assert len(endpoint.jobs.stopped) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_other_jobs_are_not_seen(endpoint, method):
+    mine, other = "a" * 32, "b" * 32
+    endpoint.jobs.add("raysubmit_1", {"model": "chest-ct"})
+    endpoint.jobs.add(f"tlray-batch-{other}", {"model": "another model"})
+    endpoint.jobs.add(mine, {"model": "chest-ct"})
+    for name in ("raysubmit_1", other, mine, "A" * 32, f"{mine}%0a", "c" * 32):
+        answer = endpoint.call(method, f"/{name}")
+        assert answer.status_code == 404, name
+        assert answer.json()["error"].startswith("There is no batch")
+    assert endpoint.jobs.stopped == []
+
+
+def test_only_allowed_folders_are_read_and_written(endpoint, tmp_path):
+    (endpoint.input / "link").symlink_to(tmp_path)
+    (endpoint.output / "link").symlink_to(tmp_path)
+    inside = endpoint.input
+    for source in (
+        *("in", "/etc/passwd", f"{inside}/../secret", f"{inside}2", f"{inside}/link", f"{inside}/link/*.png", "/"),
+        *(f"file://{inside}/%2e%2e/secret", f"{inside}/a.zip!/../../../etc/passwd", f"{inside}/a://etc/passwd", "~/a"),
+        *(
+            "s3://bucket/other",
+            "s3://bucket/in/../other",
+            "s3://bucket/in%2f..%2fother",
+            "s3://bucket//in",
+            "gs://bucket/in",
+        ),
+        *(
+            "s3://bucket?endpoint_override=evil.example/in",
+            "s3://k:s@bucket/in",
+            "http://bucket/in",
+            str(endpoint.output),
+        ),
+    ):
+        answer = endpoint.post(input=source)
+        assert (answer.status_code, answer.json()["error_code"]) == (403, "location_not_allowed"), source
+        assert answer.json()["error"].startswith("input: ")
+    outside = endpoint.output
+    for target in (
+        f"{outside}/link/1",
+        f"{outside}/../1",
+        str(outside),
+        f"{outside}/",
+        f"{outside}2/1",
+        "s3://bucket/in/1",
+    ):
+        answer = endpoint.post(output=target)
+        assert (answer.status_code, answer.json()["error_code"]) == (403, "location_not_allowed"), target
+        assert answer.json()["error"].startswith("output: ")
+    assert endpoint.jobs.jobs == {}
+
+
+@pytest.mark.parametrize("name", ["input_roots", "output_roots"])
+def test_without_roots_nothing_is_allowed(endpoint, name):
+    endpoint.options[name] = []
+    answer = endpoint.post()
+    assert answer.status_code == 403
+    assert f"({name})" in answer.json()["error"]
+
+
+def test_input_and_output_lie_apart(endpoint):
+    endpoint.options["output_roots"] = [str(endpoint.input.parent), "s3://bucket"]
+    inside = f"{endpoint.input}"
+    for source, target in (
+        *((inside, inside), (inside, f"{inside}/1"), (f"{inside}/a", inside), (f"{inside}/*/b.png", f"{inside}/c")),
+        *(
+            (f"file://{inside}", f"{inside}/"),
+            ("s3://bucket/in/a", "s3://bucket/in/a/b"),
+            ("s3://bucket/in/?", "s3://bucket/in/b"),
+        ),
+        *((f"{inside}/a.zip", f"{inside}/a.zip/1"),),
+    ):
+        answer = endpoint.post(input=source, output=target)
+        assert answer.status_code == 403, (source, target)
+        assert "must lie apart" in answer.json()["error"]
+    (endpoint.output / "link").symlink_to(endpoint.input)
+    assert "must lie apart" in endpoint.post(output=f"{endpoint.output}/link/1").json()["error"]
+    assert endpoint.post(input=f"{inside}/a", output=f"{inside}/b").status_code == 202
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"input": 1}, {"input": None}, {"input": ""}, {"input": ["/a"]}, {"output": "/a\n"}, {"output": "/a\0"}),
+        *({"input": "/\ud800"}, {"input": "/" + "a" * 4096}, {"version": "1"}, {"version": True}, {"version": 1.0}),
+        *({"columns": "uri=path"}, {"overwrite": True}),
+    ],
+)
+def test_a_body_that_is_not_as_described_is_400(endpoint, fields):
+    answer = endpoint.post(**fields)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_request")
+    assert endpoint.jobs.jobs == {}
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{", '{"input": "/a"}', '{"input": NaN, "output": "/b"}'])
+def test_a_body_that_is_none_is_400(endpoint, body):
+    assert endpoint.call("POST", content=body, headers={"Content-Type": "application/json"}).status_code == 400
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_form_of_another_site_is_refused(endpoint, media_type):
+    """The media types that a browser sends across sites without asking."""
+    body = json.dumps({"input": str(endpoint.input), "output": f"{endpoint.output}/1"})
+    answer = endpoint.call("POST", content=body, headers={"Content-Type": media_type} if media_type else {})
+    assert answer.status_code == 415
+    assert endpoint.jobs.jobs == {}
+
+
+def test_a_relative_root_is_an_error_at_the_start(endpoint):
+    endpoint.options["output_roots"] = ["out"]
+    with pytest.raises(ConfigError, match="'out' is relative"):
+        endpoint.start()
+
+
+def test_a_job_server_that_hangs_is_not_waited_for(endpoint):
+    endpoint.options["timeout_s"] = 0.01
+    gate = threading.Event()
+    endpoint.jobs.find = lambda _: gate.wait()
+
+    async def ask():
+        try:
+            await endpoint.start().show("a" * 32)
+        finally:
+            gate.set()
+
+    with pytest.raises(RequestError, match=r"did not answer within 0\.01 s") as caught:
+        asyncio.run(ask())
+    assert caught.value.status == 504
+
+
+# -- the real job server's client
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """A client of a job server; gives what is called on it."""
+    variables = {"TLRAY_API_KEYS": "secret", "AWS_PROFILE": "p", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    context = SimpleNamespace(
+        gcs_address="1.2.3.4:5",
+        get_session_name=lambda: "session_1",
+        runtime_env={"working_dir": "gcs://code.zip", "env_vars": variables},
+    )
+    found = SimpleNamespace(address=None, submitted=None, session="session_1", error=None)
+
+    def connect(address):
+        found.address = address
+        if found.error:
+            raise found.error
+        return SimpleNamespace(
+            _do_request=lambda _, path: SimpleNamespace(json=lambda: {"session_name": found.session, "path": path}),
+            get_address=lambda: "http://1.2.3.4:8265",
+            submit_job=lambda **job: setattr(found, "submitted", job),
+            get_job_info=lambda _: (_ for _ in ()).throw(RuntimeError("Request failed with status code 404: no.")),
+            stop_job=lambda _: (_ for _ in ()).throw(RuntimeError("Request failed with status code 500: no.")),
+        )
+
+    monkeypatch.setattr(jobserver.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(jobserver, "JobSubmissionClient", connect)
+    return found
+
+
+def test_no_shell_sees_anything_and_no_key_is_passed_on(client):
+    command = ["python", "--input", "/a b/$(reboot);'`x`\"*", "--out", "/c"]
+    JobServer().submit(command, id="tlray-batch-1", metadata={"model": "m"})
+    assert client.address == "1.2.3.4:5"
+    assert shlex.split(client.submitted["entrypoint"]) == command
+    assert client.submitted["runtime_env"] == {
+        "working_dir": "gcs://code.zip",
+        "env_vars": {"AWS_PROFILE": "p", "TLRAY_API_KEYS": "", "TLRAY_API_KEYS_FILE": ""},
+    }
+    assert not set(client.submitted["runtime_env"]["env_vars"]) & set(cluster.WORKER_ENVIRONMENT)
+    assert "secret" not in repr(client.submitted)
+
+
+def test_a_job_that_is_not_there_is_none(client):  # noqa: ARG001
+    assert JobServer().find("tlray-batch-1") is None
+
+
+@pytest.mark.parametrize("error", [ConnectionError("Failed to connect"), ValueError("no GCS"), None])
+def test_without_a_job_server_there_are_no_batches(client, error):
+    client.error = error
+    client.session = "session_2"  # of another Ray, where this one's would be
+    with pytest.raises(RequestError) as caught:
+        JobServer().find("tlray-batch-1")
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "no_job_server", 10)
+
+
+def test_a_job_server_that_fails_is_503(client):  # noqa: ARG001
+    with pytest.raises(RequestError) as caught:
+        JobServer().stop("tlray-batch-1")
+    assert caught.value.status == 503
+    assert "status code" not in str(caught.value)

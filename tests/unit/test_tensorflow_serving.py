@@ -1,0 +1,123 @@
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from serve_app import tensorflow_serving
+from serve_app.errors import RequestError
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n ...", b"\xff\xd8\xff\xe0 ..."
+PIXELS = [[[0, 1, 2], [3, 4, 5]]]  # 1 high, 2 wide
+
+
+def b64(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def parse(request: object, max_images: int = 4) -> tensorflow_serving.PredictRequest:
+    return tensorflow_serving.parse_predict(json.dumps(request).encode(), max_images=max_images)
+
+
+def plain(images: list[bytes | np.ndarray]) -> list[object]:
+    return [each.tolist() if isinstance(each, np.ndarray) else each for each in images]
+
+
+@pytest.mark.parametrize(
+    ("request_", "images", "columnar"),
+    [
+        ({"instances": [b64(PNG)]}, [PNG], False),
+        ({"signature_name": "serving_default", "instances": [b64(PNG), b64(JPEG)]}, [PNG, JPEG], False),
+        ({"signature_name": "", "instances": [{"image": b64(PNG)}, {"image": PIXELS}]}, [PNG, PIXELS], False),
+        ({"instances": [PIXELS, b64(b""), [[[9, 9, 9]]]]}, [PIXELS, b"", [[[9, 9, 9]]]], False),
+        ({"inputs": [b64(PNG), b64(JPEG)]}, [PNG, JPEG], True),
+        ({"inputs": {"image": [b64(PNG), PIXELS]}, "other": 1}, [PNG, PIXELS], True),
+    ],
+)
+def test_images_come_in_rows_and_columns_as_files_and_pixels(request_, images, columnar):
+    request = parse(request_)
+    assert plain(request.images) == images
+    assert request.columnar is columnar
+
+
+def test_pixels_are_arrays_of_bytes():
+    (pixels,) = parse({"instances": [PIXELS]}).images
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (1, 2, 3))
+
+
+def test_the_example_of_the_documentation():
+    body = b"""{
+      "signature_name": "serving_default",
+      "instances": [
+        { "image": { "b64": "aW1hZ2UgYnl0ZXM=" } },
+        { "image": { "b64": "YXdlc29tZSBpbWFnZSBieXRlcw==" } }
+      ]
+    }"""
+    request = tensorflow_serving.parse_predict(body, max_images=2)
+    assert request.images == [b"image bytes", b"awesome image bytes"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, 'The request must have either "instances" (a list of images) or "inputs".'),
+        ({"instances": [PIXELS], "inputs": [PIXELS]}, "The request must have either"),
+        ({"instances": []}, "The request has no image."),
+        ({"inputs": {"image": []}}, "The request has no image."),
+        ({"instances": b64(PNG)}, '"instances" must be a list of images. Received: {'),
+        ({"instances": {"image": [PIXELS]}}, '"instances" must be a list of images. Received: {'),
+        ({"instances": None}, '"instances" must be a list of images. Received: None'),
+        ({"inputs": b64(PNG)}, '"inputs" must be a list of images. Received: {'),
+        ({"inputs": {"image": b64(PNG)}}, '"inputs.image" must be a list of images. Received: {'),
+        ({"inputs": {"picture": [PIXELS]}}, '"inputs" must be a list of images. Received: {'),
+        ({"signature_name": "classify", "instances": [PIXELS]}, 'signature_name must be "serving_default", or be left'),
+        ({"signature_name": ["x"], "instances": [PIXELS]}, "signature_name must be"),
+        (
+            {"instances": [PIXELS, "iVBO"]},
+            'instances[1] must be {"b64": FILE} or pixels [height][width][3]. Received: ',
+        ),
+        ({"instances": [{"picture": PIXELS}]}, 'instances[0] must be {"b64": FILE} or pixels'),
+        ({"instances": [{"image": PIXELS, "x": 1}]}, 'instances[0] must be {"b64": FILE} or pixels'),
+        ({"instances": [{"image": {"image": PIXELS}}]}, 'instances[0].image must be {"b64": FILE} or pixels'),
+        ({"instances": [{"image": {"b64": "?"}}]}, "instances[0].image.b64 is not base64"),
+        ({"inputs": {"image": [b64(PNG), {"b64": 7}]}}, "inputs.image[1].b64 must be a base64 string. Received: 7"),
+        ({"instances": [[[0, 1, 2]]]}, "instances[0] must be lists nested 3 deep"),
+        ({"instances": [[[[0, 1]]]]}, "instances[0] must be pixels [height][width][3]. Received: [1, 1, 2]"),
+        ({"instances": [[[[0, 1, 2, 3]]]]}, "instances[0] must be pixels [height][width][3]. Received: [1, 1, 4]"),
+        ({"instances": [[[[0, 1, 2]], [[0, 1, 2], [3, 4, 5]]]]}, "instances[0] is ragged"),
+        ({"instances": [[[[0, 1, 256]]]]}, "instances[0] must hold 0 to 255. Received: 0 to 256"),
+        ({"instances": [[[[0, 1, 0.5]]]]}, "instances[0] must hold integers only, nested 3 deep. Received: float"),
+        ({"instances": [[]]}, "instances[0] must be lists nested 3 deep"),
+    ],
+)
+def test_what_the_protocol_does_not_have_is_refused(request_, message):
+    with pytest.raises(RequestError) as caught:
+        parse(request_)
+    assert caught.value.status == 400
+    assert caught.value.message.startswith(message)
+
+
+def test_too_many_images_are_refused_before_they_are_decoded():
+    with pytest.raises(RequestError, match=r"^5 images in one request; the most are 4\.$") as caught:
+        parse({"instances": [{"b64": "?"}] * 5})
+    assert caught.value.status == 413
+
+
+def test_answers():
+    probs_BK = np.array([[0.25, 0.75], [1.0, 0.0], [0.1, 0.9]], np.float32)
+    rows, columns = parse({"instances": [PIXELS]}), parse({"inputs": [PIXELS]})
+    answer = json.loads(json.dumps(tensorflow_serving.encode_predict(rows, probs_BK)))
+    assert list(answer) == ["predictions"]
+    assert np.array(answer["predictions"], np.float32).tolist() == probs_BK.tolist()  # nothing is lost
+    assert tensorflow_serving.encode_predict(columns, probs_BK[:2]) == {"outputs": [[0.25, 0.75], [1.0, 0.0]]}
+
+
+def test_the_status_is_that_of_the_documentation():
+    assert tensorflow_serving.status({"1": "AVAILABLE", "2": "LOADING"}) == {
+        "model_version_status": [
+            {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}},
+            {"version": "2", "state": "LOADING", "status": {"error_code": "OK", "error_message": ""}},
+        ]
+    }
+    assert tensorflow_serving.error("No.") == {"error": "No."}
