@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -135,6 +136,39 @@ def update(
         shapes=dict(zip(network.names, network.shapes, strict=True)),
         notes=tuple(notes),
     )
+
+
+def derive(source: str, out: str, table: pa.Table, network: Network, pixels: streams.Pixels, *, views: int) -> None:
+    """Takes features that another network, of which this one is a part, has computed: `update` then finds them there.
+
+    Args:
+        source: Finished features of the same images and pixels, of as many views at least. Each feature of this network
+            is one of theirs, or, of pooled ones, the last columns of it.
+        out: The directory, see `update`; what is there is replaced.
+        table: See `update`.
+        network: Whose features these are.
+        pixels: See `update`.
+        views: See `update`.
+    """
+    _open_output(out, network, overwrite=True)
+    rows = _rows(table.filter(pc.field("error_code").is_null()), views, network, pixels).drop_columns(["uri"])
+    places = {key: place for place, key in enumerate(_image_and_view(rows))}
+    for name in featurestore.part_names(source):
+        part = featurestore.read_part(source, name, columns=["image_id", "view", *network.names])
+        found = [(here, places[key]) for here, key in enumerate(_image_and_view(part)) if key in places]
+        if not found:
+            continue
+        taken, wanted = (pa.array(each, pa.int64()) for each in zip(*found, strict=True))
+        derived = rows.take(wanted)
+        for feature, shape in zip(network.names, network.shapes, strict=True):
+            values = part[feature].combine_chunks().to_numpy_ndarray()[taken.to_numpy(), ..., -shape[-1] :]
+            column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+            derived = derived.append_column(feature, column)
+        featurestore.write_part(storage.join(out, name), derived)
+
+
+def _image_and_view(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True))
 
 
 def _open_output(out: str, network: Network, *, overwrite: bool) -> None:

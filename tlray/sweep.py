@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tlray import assembly, cluster, dataset, figures, probing, storage, training
+from tlray import assembly, cluster, dataset, features, figures, probing, storage, training
 from tlray.assembly import Prepared
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
@@ -141,9 +141,40 @@ def sweep(config: SweepConfig) -> SweepResult:
     if not is_continued or not storage.exists(storage.join(base.out, TRIALS_PNG)):
         _try_settings(config, available, is_continued=is_continued)
     trials, errors = _read_trials(base.out)
-    best = training.train(best_config(base, trials[0]))
+    best = _train_best(base, trials[0])
     warnings = (*_failure_warnings(trials, errors), *best.warnings)
     return SweepResult(out=base.out, trials=trials, best=best, warnings=warnings)
+
+
+def _train_best(base: TrainConfig, trial: Mapping[str, Any]) -> training.TrainResult:
+    config = best_config(base, trial)
+    if not storage.exists(storage.join(config.out, training.CONFIG)):
+        images = dataset.stored_dataset(base.out)
+        assert images is not None  # noqa: S101 (the trials were on them)
+        # What an interruption has left half made there is the sweep's own.
+        training.begin(dataclasses.replace(config, resume=False, overwrite=True), images)
+        _share_features(base, config, images)
+    return training.train(dataclasses.replace(config, resume=True, overwrite=False))
+
+
+def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
+    """Gives the training of the best settings what the sweep has computed, where that has what it needs.
+
+    Maps that feed fewer trained layers lie deeper in the network than the sweep's.
+    """
+    best = best.resolved()
+    if best.method != "probe" and best.trainable_layers != base.trainable_layers:
+        return
+    prepared: Prepared = cluster.get(cluster.start_here(assembly.prepare, best, len(images.classes)))
+    assert prepared.network is not None  # noqa: S101
+    features.derive(
+        storage.join(base.out, probing.FEATURES),
+        storage.join(best.out, probing.FEATURES),
+        images.readable,
+        prepared.network,
+        probing.pixels(best, images),
+        views=assembly.num_views(best),
+    )
 
 
 def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: bool) -> None:

@@ -132,6 +132,14 @@ def train(config: TrainConfig) -> TrainResult:
     return _finish(run, _learn(run))
 
 
+def begin(config: TrainConfig, images: Dataset) -> None:
+    """Makes the directory of a run whose images have been read already; `train` goes on there, with `resume`."""
+    config = cluster.absolute(config.resolved())
+    storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    dataset.write_dataset(images, config.out)
+    storage.write_text(storage.join(config.out, CONFIG), to_json(config))
+
+
 def _fits(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
     """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
     return _cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART

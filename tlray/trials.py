@@ -1,6 +1,6 @@
 """One trial of a sweep: a probe, then fine-tuning from it, cross-validated, on features in Ray's object store."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -52,7 +52,7 @@ class Trial(tune.Trainable):
         """Begins another trial in the same process."""
         self.config = new_config
         self.settings: dict[str, Any] = new_config["settings"]
-        self.tails: list[_Tail] = []
+        self.tail: _Tail | None = None
         self.best: dict[str, Any] = {}
         return True
 
@@ -64,11 +64,9 @@ class Trial(tune.Trainable):
             self.probes = [self._fit_probe(fold) for fold in range(len(folds))]
             logits = [self._probe_logits(found, held) for found, (_, held) in zip(self.probes, folds, strict=True)]
         else:
-            if not self.tails:
-                self.tails = [_Tail(self.task, self.settings, self.reader, found) for found in self.probes]
-            for tail, (train, _) in zip(self.tails, folds, strict=True):
-                tail.train_epoch(train, epoch - 1)
-            logits = [tail.predict(held) for tail, (_, held) in zip(self.tails, folds, strict=True)]
+            if self.tail is None:
+                self.tail = _Tail(self.task, self.settings, self.reader, self.probes)
+            logits = [self.tail.train_epoch(fold, epoch - 1) for fold in range(len(folds))]
         labels = self.task.labels[np.concatenate([held for _, held in folds])]
         loss, accuracy = _measure(np.concatenate(logits), labels, self.task.num_classes)
         if not self.best or loss < self.best["best_loss"]:
@@ -98,10 +96,14 @@ class Trial(tune.Trainable):
 
 
 class _Tail:
-    """The trained part of the network in one fold."""
+    """The trained part of the network. One model, traced once, has the state of each fold in turn."""
 
     def __init__(
-        self, task: TrialTask, settings: Mapping[str, Any], reader: FeatureReader, start: Mapping[str, np.ndarray]
+        self,
+        task: TrialTask,
+        settings: Mapping[str, Any],
+        reader: FeatureReader,
+        starts: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
         self.task, self.settings, self.reader = task, settings, reader
         keras.utils.set_random_seed(settings["seed"])
@@ -112,17 +114,35 @@ class _Tail:
                 layer.trainable = False
             if layer.name == models.HEAD_DROPOUT_LAYER:
                 layer.rate = settings["dropout"]
-        models.set_linear_head(self.model, **_widened(start, sum(task.depth_sizes)))
         self.optimizer = keras.optimizers.Adam(settings["learning_rate"])
         self.optimizer.build(self.model.trainable_variables)
+        self.states: list[list[np.ndarray]] = []
+        for start in starts:
+            models.set_linear_head(self.model, **_widened(start, sum(task.depth_sizes)))
+            self.states.append(self._state())
         self._train_step = tf.function(self._update)
         self._predict = tf.function(lambda features: self.model(features, training=False))
+
+    def _variables(self) -> list[Any]:
+        """Returns all that training changes: weights, moments, and the seeds of dropout."""
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def _state(self) -> list[np.ndarray]:
+        return [variable.numpy() for variable in self._variables()]
 
     def _take(self, rows: np.ndarray) -> list[Any]:
         return [tf.constant(each) for each in self.reader.take(rows, self.task.cache.names[1:])]
 
-    def train_epoch(self, images: np.ndarray, epoch: int) -> None:
-        """Trains on some images, each once."""
+    def train_epoch(self, fold: int, epoch: int) -> np.ndarray:
+        """Trains on the training images of a fold, each once; returns the logits of the others, see `_predict_all`."""
+        for variable, value in zip(self._variables(), self.states[fold], strict=True):
+            variable.assign(value)
+        train, held = self.task.folds[fold]
+        self._train(train, epoch)
+        self.states[fold] = self._state()
+        return self._predict_all(held)
+
+    def _train(self, images: np.ndarray, epoch: int) -> None:
         schedule = TrainSchedule(
             num_images=len(images),
             batch_size=self.task.batch_size,
@@ -156,7 +176,7 @@ class _Tail:
             loss = tf.reduce_sum(weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         self.optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def _predict_all(self, images: np.ndarray) -> np.ndarray:
         """Returns logits, float32 [images, classes]."""
         rows = self.task.rows[images, 0]
         batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]

@@ -15,7 +15,19 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray import assembly, cluster, dataset, featurestore, phantoms, phantomset, probe, sweep, trials
+from tlray import (
+    assembly,
+    cluster,
+    dataset,
+    extraction,
+    featurestore,
+    phantoms,
+    phantomset,
+    probe,
+    probing,
+    sweep,
+    trials,
+)
 from tlray import model as models
 from tlray.bundle import load
 from tlray.config import Augmentation
@@ -77,6 +89,35 @@ def test_every_trial_is_in_the_table(config, result):
     assert Path(config.out, "trials.png").read_bytes().startswith(b"\x89PNG")
     assert not any(row["error"] for row in rows)
     assert result.warnings == result.best.warnings
+
+
+@pytest.mark.parametrize("method", ["probe", "lp-ft"])
+def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, method):
+    base = config.training()
+    trial = result.trials[0] | {"depths": 2, "trainable_layers": base.trainable_layers, "views": 1}
+    best = dataclasses.replace(sweep.best_config(base, trial | {"best_epoch": int(method == "lp-ft")}))
+    images = dataset.stored_dataset(config.out)
+    assert images is not None
+    prepared = assembly.prepare(best.resolved(), 4)
+    assert prepared.network is not None
+    derived, computed = (dataclasses.replace(best, out=str(tmp_path / name)) for name in ("derived", "computed"))
+    available = cluster.capacity()
+    probing.compute(computed, available, images, prepared.network)
+    sweep._share_features(base, derived, images)
+
+    def compute(_, rows, *__, **___):
+        assert not rows.num_rows
+        return iter([])
+
+    monkeypatch.setattr(extraction, "compute", compute)
+    probing.compute(derived, available, images, prepared.network)
+    first, second = (featurestore.read_features(f"{each.out}/features").sort_by("key") for each in (derived, computed))
+    assert first.column_names == second.column_names
+    assert first.drop_columns(prepared.network.names).equals(second.drop_columns(prepared.network.names))
+    for name in prepared.network.names:
+        values = [each[name].combine_chunks().to_numpy_ndarray().astype(np.float32) for each in (first, second)]
+        assert np.ptp(values[0]) > 0.01
+        np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)  # float16
 
 
 def test_a_trial_is_stopped_for_what_it_fine_tunes_with(config, result):
