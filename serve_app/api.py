@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -129,7 +130,8 @@ def create_api(service: Service, keys: ApiKeys) -> FastAPI:
     api.exception_handler(RequestError)(_show_request_error)
     api.exception_handler(HTTPException)(_show_http_error)
     api.exception_handler(Exception)(_show_failure)
-    guarded = APIRouter(dependencies=[Depends(_guard(keys))], responses=_ANSWERS)
+    guard = _guard(keys, is_open=service.options.open_without_keys)
+    guarded = APIRouter(dependencies=[Depends(guard)], responses=_ANSWERS)
     _add_open(api, service)
     _add_predict(guarded, service)
     _add_tensorflow_serving(guarded, service)
@@ -141,7 +143,7 @@ def create_api(service: Service, keys: ApiKeys) -> FastAPI:
 # -- who may ask, and what goes wrong
 
 
-def _guard(keys: ApiKeys) -> Callable[..., None]:
+def _guard(keys: ApiKeys, *, is_open: bool) -> Callable[..., None]:
     def check(
         request: Request,
         bearer: Any = Depends(HTTPBearer(auto_error=False)),  # noqa: ARG001, B008 (for the document of the API)
@@ -152,8 +154,19 @@ def _guard(keys: ApiKeys) -> Callable[..., None]:
         )
         if verdict in _REFUSALS:
             raise RequestError(verdict.value, _REFUSALS[verdict])
+        if not keys.required and not is_open and not _is_here(request):
+            raise RequestError(
+                403, "No API keys are set (TLRAY_API_KEYS): only the server's own machine may ask. Set some there."
+            )
 
     return check
+
+
+def _is_here(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _show_request_error(_: Request, error: RequestError) -> JSONResponse:

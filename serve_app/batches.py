@@ -1,12 +1,14 @@
 """Batches: bulk scoring through the endpoint, as jobs that outlive it. What is known of them, the job server knows."""
 
 import asyncio
+import functools
 import json
 import logging
 import re
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +27,7 @@ T = TypeVar("T")
 
 JSON = "application/json"
 PREFIX = "tlray-batch-"
+NUM_THREADS = 4
 MAX_LOCATION_CHARACTERS = 4096
 """Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
 
@@ -93,6 +96,8 @@ class Batches:
         self._input_roots = [roots.normalize(root) for root in service.options.input_roots]
         self._output_roots = [roots.normalize(root) for root in service.options.output_roots]
         self._submitting = asyncio.Lock()
+        # Of their own: where the job server hangs, nothing else is to wait for a thread.
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches")
 
     async def create(self, body: bytes) -> dict[str, Any]:
         """Starts a batch, or goes on with one that failed or was cancelled. Only one runs at a time.
@@ -108,7 +113,7 @@ class Batches:
                 a batch is writing to this output; 429: another one is running; 503: there is no job server.
         """
         order = parse(body)
-        await asyncio.to_thread(self._check_locations, order)
+        await self._ask(self._check_locations, order)
         version = self._service.number(order.version)
         info = await self._service.model_info(version)
         name = uuid.uuid4().hex
@@ -190,9 +195,10 @@ class Batches:
         raise RequestError(404, f"There is no batch {name[:100]!r}.")
 
     async def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        call = functools.partial(function, *arguments, **named)
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                return await asyncio.to_thread(function, *arguments, **named)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except TimeoutError:
             raise RequestError(
                 504, f"The job server or the storage did not answer within {self._options.timeout_s:g} s."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
@@ -103,7 +103,7 @@ def _client() -> Iterator[JobSubmissionClient]:
         if session != context.get_session_name():
             raise ConnectionError(f"{client.get_address()} is the job server of another Ray, {session}.")
         yield client
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         _LOG.error("No job server: %s. Start Ray with its dashboard, as `ray start --head` does.", error)
         raise RequestError(
             503,

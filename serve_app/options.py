@@ -29,6 +29,9 @@ class Options(BaseModel):
     """Versions that are served beside it, by number: version to bundle."""
     shadow: Shadow | None = None
 
+    open_without_keys: bool = False
+    """Without API keys answer other machines too, not this one alone."""
+
     use_gpu: bool = False
     """Each model replica takes a GPU."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)

@@ -220,8 +220,9 @@ def _sweep(arguments: list[str]) -> None:
         (f"trial {number}" if number > 1 else "best trial", _trial_line(trial))
         for number, trial in enumerate(result.trials[:SHOWN_TRIALS], start=1)
     ]
+    rows.append(("trained", _trial_line(result.chosen)))
     rows += [
-        (f"best, {split} accuracy", f"{metrics['accuracy']:.3f}") for split, metrics in result.best.metrics.items()
+        (f"trained, {split} accuracy", f"{metrics['accuracy']:.3f}") for split, metrics in result.best.metrics.items()
     ]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
     _show(f"Tried {len(result.trials)} settings", rows, result.warnings, quiet=config.quiet)

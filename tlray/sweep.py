@@ -47,7 +47,7 @@ GRACE_PERIOD = 2
 """The probe, then an epoch: what a trial fine-tunes with shows in no result before."""
 
 SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
-RESULTS = ("best_loss", "best_accuracy", "best_epoch", "num_epochs")
+RESULTS = ("best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
 ERROR = "error"
 
 _COUNTS = frozenset({"depths", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
@@ -64,13 +64,15 @@ class SweepResult:
 
     Attributes:
         out: Its directory.
-        trials: The settings and results of each trial that did not fail, the best one first.
-        best: The training of the best settings.
+        trials: The settings and results of each trial that did not fail, the one of the lowest loss first.
+        chosen: The one whose settings were trained, see `choose`.
+        best: That training.
         warnings: What a careful reader must know of the trials and of that training.
     """
 
     out: str
     trials: list[dict[str, Any]]
+    chosen: dict[str, Any]
     best: training.TrainResult
     warnings: tuple[str, ...]
 
@@ -113,7 +115,7 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 
 
 def sweep(config: SweepConfig) -> SweepResult:
-    """Computes features once, tries settings on them, and trains the best ones.
+    """Computes features once, tries settings on them, and trains the best ones; see `choose`.
 
     Validation images are cross-validated together with the training images, so that a small validation split does not
     decide alone; test images are left for the end.
@@ -141,9 +143,24 @@ def sweep(config: SweepConfig) -> SweepResult:
     if not is_continued or not storage.exists(storage.join(base.out, TRIALS_PNG)):
         _try_settings(config, available, is_continued=is_continued)
     trials, errors = _read_trials(base.out)
-    best = _train_best(base, trials[0])
+    chosen = choose(trials)
+    best = _train_best(base, chosen)
     warnings = (*_failure_warnings(trials, errors), *best.warnings)
-    return SweepResult(out=base.out, trials=trials, best=best, warnings=warnings)
+    return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+
+
+def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the trial to train: the best probe, unless fine-tuning beats it by more than its own standard error.
+
+    The one-standard-error rule, which among results that cannot be told apart takes the simplest model (Breiman,
+    Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3).
+
+    Args:
+        trials: At least one, the one of the lowest loss first.
+    """
+    best = trials[0]
+    probe = next((trial for trial in trials if trial["best_epoch"] == 0), best)
+    return probe if probe["best_loss"] <= best["best_loss"] + best["standard_error"] else best
 
 
 def _train_best(base: TrainConfig, trial: Mapping[str, Any]) -> training.TrainResult:

@@ -8,7 +8,6 @@ import numpy as np
 import ray
 import tensorflow as tf
 from ray import tune
-from sklearn.metrics import log_loss
 
 from tlray import devices, probe
 from tlray import model as models
@@ -32,8 +31,9 @@ class Trial(tune.Trainable):
     """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
 
     Its config has `settings`: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`,
-    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `best_loss`,
-    `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe), and `num_epochs` so far.
+    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `best_loss` with its
+    `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe), and
+    `num_epochs` so far.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
@@ -68,9 +68,10 @@ class Trial(tune.Trainable):
                 self.tail = _Tail(self.task, self.settings, self.reader, self.probes)
             logits = [self.tail.train_epoch(fold, epoch - 1) for fold in range(len(folds))]
         labels = self.task.labels[np.concatenate([held for _, held in folds])]
-        loss, accuracy = _measure(np.concatenate(logits), labels, self.task.num_classes)
+        loss, standard_error, accuracy = _measure(np.concatenate(logits), labels)
         if not self.best or loss < self.best["best_loss"]:
-            self.best = {"best_loss": loss, "best_accuracy": accuracy, "best_epoch": epoch}
+            self.best = {"best_loss": loss, "standard_error": standard_error, "best_accuracy": accuracy}
+            self.best["best_epoch"] = epoch
         is_last = epoch == self.task.epochs or self.settings["trainable_layers"] == 0
         return {"valid_loss": loss, "num_epochs": epoch, "done": is_last, **self.best}
 
@@ -202,11 +203,11 @@ def _kept(bases: Bases, num_columns: int) -> Bases:
     return {key: kept for key, kept in bases.items() if key[1] == num_columns}
 
 
-def _measure(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """Returns mean log loss, nats, and accuracy."""
+def _measure(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Returns mean log loss, nats, its standard error, and accuracy."""
     if not np.isfinite(logits).all():
         raise TlrayError("Fine-tuning diverged: the learning rate is too high for these layers.")
-    shifted = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
-    probs_BK = shifted / shifted.sum(axis=1, keepdims=True)
-    loss = float(log_loss(labels, probs_BK, labels=range(num_classes)))
-    return loss, float((probs_BK.argmax(axis=1) == labels).mean())
+    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    standard_error = float(losses.std(ddof=1) / np.sqrt(len(losses)))
+    return float(losses.mean()), standard_error, float((logits.argmax(axis=1) == labels).mean())

@@ -150,13 +150,15 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
         probs_BK[held] = model.fit(scaler.transform(x[train]), y[train]).predict_proba(scaler.transform(x[held]))
     assert trial["best_loss"] == pytest.approx(log_loss(y, probs_BK), abs=1e-4)
     assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
+    losses = -np.log(probs_BK[np.arange(len(y)), y])
+    assert trial["standard_error"] == pytest.approx(losses.std(ddof=1) / len(y) ** 0.5, abs=1e-4)
 
 
 def test_the_best_settings_are_trained_and_exported(config, result):
-    best = sweep.best_config(config.training(), result.trials[0])
-    assert best.method == ("lp-ft" if result.trials[0]["best_epoch"] else "probe")
-    assert best.epochs == max(1, result.trials[0]["best_epoch"])
-    assert best.depths == result.trials[0]["depths"]
+    best = sweep.best_config(config.training(), result.chosen)
+    assert best.method == ("lp-ft" if result.chosen["best_epoch"] else "probe")
+    assert best.epochs == max(1, result.chosen["best_epoch"])
+    assert best.depths == result.chosen["depths"]
     assert load(result.best.bundle).spec.classes == phantoms.CLASSES
     assert result.best.bundle == f"{config.out}/best/bundle"
     assert result.best.metrics["valid"]["num_images"] == 16
@@ -239,7 +241,17 @@ def test_bases_of_other_depths_are_kept_while_they_are_small(monkeypatch):
 
 def test_a_trial_that_diverges_fails():
     with pytest.raises(TlrayError, match="diverged: the learning rate is too high"):
-        trials._measure(np.array([[0.0, np.nan]]), np.array([1]), 2)
+        trials._measure(np.array([[0.0, np.nan]]), np.array([1]))
+
+
+@pytest.mark.parametrize(("probe_loss", "chosen"), [(0.25, 1), (0.26, 0)])
+def test_the_simpler_model_is_chosen_where_the_losses_cannot_be_told_apart(probe_loss, chosen):
+    tried = [
+        {"best_loss": 0.2, "standard_error": 0.0501, "best_epoch": 3},
+        {"best_loss": probe_loss, "standard_error": 0.01, "best_epoch": 0},
+        {"best_loss": 0.3, "standard_error": 0.01, "best_epoch": 0},
+    ]
+    assert sweep.choose(tried) is tried[chosen]
 
 
 def test_layers_are_counted_as_in_training(tmp_path):

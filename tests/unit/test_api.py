@@ -61,10 +61,10 @@ def model():
     return Mean()
 
 
-def client(model, environment=None, **options):
+def client(model, environment=None, address="127.0.0.1", **options):
     service = Service(Options(bundle="b", **options), {1: model})
     api = create_api(service, ApiKeys(environment or {}))
-    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(address, 50000))
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
@@ -306,3 +306,15 @@ def test_probabilities_that_are_none_are_an_error(model):
     model.predict = predict
     answer = call(model, "POST", "/predict", files=upload(png(0)))
     assert (answer.status_code, answer.json()["error_code"]) == (500, "predict_failed")
+
+
+def test_without_keys_other_machines_are_refused_unless_told_otherwise(model):
+    async def ask(address, environment=None, **options):
+        async with client(model, environment, address, **options) as http:
+            return (await http.get("/v2/models", headers={"X-API-Key": KEY})).status_code
+
+    assert run(ask("127.0.0.1")) == 200
+    assert run(ask("::1")) == 200
+    assert run(ask("192.0.2.7")) == 403
+    assert run(ask("192.0.2.7", {"TLRAY_API_KEYS": KEY})) == 200
+    assert run(ask("192.0.2.7", open_without_keys=True)) == 200

@@ -87,6 +87,10 @@ def called(monkeypatch):
                 {"depths": 1, "inverse_penalty": 0.05, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
                  "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
             ],
+            chosen={
+                "depths": 2, "inverse_penalty": 0.01, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
+                "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
+            },
             best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
@@ -265,7 +269,8 @@ def test_other_commands_parse(called, command_line, expected):
              "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers at 0.0002, "
              "dropout 0.3, 2 views",
              "trial 2 .* loss 0.400, accuracy 0.875: 1 depths, penalty C 0.05; no fine-tuning",
-             "best, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
+             "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
+             "trained, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
         ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
