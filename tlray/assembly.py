@@ -16,10 +16,10 @@ from tlray.config import TrainConfig
 from tlray.errors import ImageError
 from tlray.extraction import Network, as_network
 from tlray.featurecache import FeatureCache, FeatureReader
+from tlray.featurestore import POOLED
 from tlray.probe import Probe
 from tlray.streams import Pixels
 
-POOLED = "pooled"
 PREDICT_BATCH = 256
 
 NUM_CHECKED_IMAGES = 16

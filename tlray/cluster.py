@@ -310,8 +310,9 @@ def plan_scoring(available: Capacity, *, use_gpu: bool, held_cpus: float = 0.0) 
             "more: `ray start --head --num-cpus=2`."
         )
     num_cpus = available.num_cpus - held_cpus
-    # Where less than 2 are left, a reading task comes first, and what is over is the predictor's.
-    small = max(MIN_WORKER_CPUS, math.floor((num_cpus - TASK_CPUS) * 100 + 1e-9) / 100)
+    # Where less than 2 are left, a reading task comes first, and what is over is the predictor's: but for a hundredth,
+    # as Ray Data makes one of two that ask for the same.
+    small = max(MIN_WORKER_CPUS, math.floor((num_cpus - TASK_CPUS) * 100 - 1 + 1e-9) / 100)
     if use_gpu:
         if available.num_gpus < 1:
             raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")

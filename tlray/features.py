@@ -19,7 +19,7 @@ from tlray import cluster, dataset, extraction, featurestore, images, manifest, 
 from tlray.cluster import ScorePlan
 from tlray.errors import ConfigError, DataError
 from tlray.extraction import Network
-from tlray.featurestore import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, SUCCESS
+from tlray.featurestore import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
 from tlray.jobconfig import FeaturesConfig
 from tlray.progress import Progress
 
@@ -138,37 +138,50 @@ def update(
     )
 
 
-def derive(source: str, out: str, table: pa.Table, network: Network, pixels: streams.Pixels, *, views: int) -> None:
-    """Takes features that another network, of which this one is a part, has computed: `update` then finds them there.
+def derive(
+    source: str,
+    out: str,
+    table: pa.Table,
+    *,
+    networks: tuple[Network, Network],
+    pixels: streams.Pixels,
+    views: int,
+) -> None:
+    """Takes features that another network has computed: `update` then finds them there.
 
     Args:
-        source: Finished features of the same images and pixels, of as many views at least. Each feature of this network
-            is one of theirs, or, of pooled ones, the last columns of it.
-        out: The directory, see `update`; what is there is replaced.
+        source: Where they lie. Rows of other images, pixels or weights, and damaged parts, are left alone.
+        out: The directory, see `update`.
         table: See `update`.
-        network: Whose features these are.
+        networks: The other one, and the one whose features are wanted: the same, or its last pooled columns alone.
         pixels: See `update`.
         views: See `update`.
+
+    Raises:
+        ValueError: They are another network's.
     """
-    _open_output(out, network, overwrite=True)
-    rows = _rows(table.filter(pc.field("error_code").is_null()), views, network, pixels).drop_columns(["uri"])
-    places = {key: place for place, key in enumerate(_image_and_view(rows))}
+    theirs, ours = networks
+    if theirs.fingerprint != ours.fingerprint and ours.names != [POOLED]:
+        raise ValueError("Feature maps cannot be told by their names: they are numbered in each network anew.")
+    _open_output(out, ours, overwrite=True)
+    readable = table.filter(pc.field("error_code").is_null())
+    rows = _rows(readable, views, ours, pixels).drop_columns(["uri"])
+    place_of = {key: place for place, key in enumerate(_rows(readable, views, theirs, pixels)[KEY].to_pylist())}
     for name in featurestore.part_names(source):
-        part = featurestore.read_part(source, name, columns=["image_id", "view", *network.names])
-        found = [(here, places[key]) for here, key in enumerate(_image_and_view(part)) if key in places]
+        try:
+            part = featurestore.read_part(source, name, columns=[KEY, *ours.names])
+        except DataError:
+            continue
+        keys = part[KEY].to_pylist()
+        found = [place for place, key in enumerate(keys) if key in place_of]
         if not found:
             continue
-        taken, wanted = (pa.array(each, pa.int64()) for each in zip(*found, strict=True))
-        derived = rows.take(wanted)
-        for feature, shape in zip(network.names, network.shapes, strict=True):
-            values = part[feature].combine_chunks().to_numpy_ndarray()[taken.to_numpy(), ..., -shape[-1] :]
-            column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
-            derived = derived.append_column(feature, column)
+        derived = rows.take(pa.array([place_of[keys[place]] for place in found]))
+        for feature, shape in zip(ours.names, ours.shapes, strict=True):
+            values = part[feature].combine_chunks().to_numpy_ndarray()[found]
+            values = np.ascontiguousarray(values[..., -shape[-1] :])
+            derived = derived.append_column(feature, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
         featurestore.write_part(storage.join(out, name), derived)
-
-
-def _image_and_view(table: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True))
 
 
 def _open_output(out: str, network: Network, *, overwrite: bool) -> None:

@@ -17,6 +17,9 @@ SUCCESS = "_SUCCESS"
 
 NAMES = frozenset({NETWORK, MANIFEST, SUCCESS, "part-"})
 
+POOLED = "pooled"
+"""The global averages; other features, `cut_0` and on, are maps, numbered in each network anew."""
+
 KEY = "key"
 COLUMNS = ("image_id", "label", "split", "group_id")
 """The manifest's columns that features keep, besides `view` and `key`."""

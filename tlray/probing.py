@@ -31,7 +31,7 @@ def check_memory(available: Capacity, images: Dataset, network: Network) -> None
         ConfigError: It does not, with the sums.
     """
     num_images = images.split("train").num_rows
-    (num_features,) = network.shapes[network.names.index(assembly.POOLED)]
+    (num_features,) = network.shapes[network.names.index(featurestore.POOLED)]
     num_bytes = probe.memory_bytes(num_images, num_features, len(images.classes))
     if num_bytes > available.memory_bytes:
         raise ConfigError(

@@ -47,7 +47,7 @@ GRACE_PERIOD = 2
 """The probe, then an epoch: what a trial fine-tunes with shows in no result before."""
 
 SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
-RESULTS = ("best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
+RESULTS = ("probe_loss", "probe_accuracy", "best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
 ERROR = "error"
 
 _COUNTS = frozenset({"depths", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
@@ -65,7 +65,7 @@ class SweepResult:
     Attributes:
         out: Its directory.
         trials: The settings and results of each trial that did not fail, the one of the lowest loss first.
-        chosen: The one whose settings were trained, see `choose`.
+        chosen: The settings that were trained, and what they gave; see `choose`.
         best: That training.
         warnings: What a careful reader must know of the trials and of that training.
     """
@@ -140,13 +140,17 @@ def sweep(config: SweepConfig) -> SweepResult:
     available = cluster.capacity()
     cluster.check_shared(base.out, available)
     is_continued = _check_output(config)
-    if not is_continued or not storage.exists(storage.join(base.out, TRIALS_PNG)):
+    if not is_continued or not _is_tried(base.out):
         _try_settings(config, available, is_continued=is_continued)
     trials, errors = _read_trials(base.out)
     chosen = choose(trials)
     best = _train_best(base, chosen)
     warnings = (*_failure_warnings(trials, errors), *best.warnings)
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+
+
+def _is_tried(out: str) -> bool:
+    return storage.exists(storage.join(out, TRIALS_PNG)) and dataset.stored_dataset(out) is not None
 
 
 def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -159,8 +163,11 @@ def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
         trials: At least one, the one of the lowest loss first.
     """
     best = trials[0]
-    probe = next((trial for trial in trials if trial["best_epoch"] == 0), best)
-    return probe if probe["best_loss"] <= best["best_loss"] + best["standard_error"] else best
+    probe = min(trials, key=lambda trial: trial["probe_loss"])
+    if probe["probe_loss"] > best["best_loss"] + best["standard_error"]:
+        return best
+    alone = {"best_loss": probe["probe_loss"], "best_accuracy": probe["probe_accuracy"], "best_epoch": 0}
+    return {**probe, **alone}
 
 
 def _train_best(base: TrainConfig, trial: Mapping[str, Any]) -> training.TrainResult:
@@ -175,23 +182,29 @@ def _train_best(base: TrainConfig, trial: Mapping[str, Any]) -> training.TrainRe
 
 
 def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
-    """Gives the training of the best settings what the sweep has computed, where that has what it needs.
+    """Gives the training of the best settings what the sweep has computed, if that is all that it needs.
 
-    Maps that feed fewer trained layers lie deeper in the network than the sweep's.
+    That is so for a probe, and for fine-tuning with all of the sweep's depths and layers: other maps have other places
+    in the network.
     """
     best = best.resolved()
-    if best.method != "probe" and best.trainable_layers != base.trainable_layers:
+    theirs, ours = (_network(config, images) for config in (base, best))
+    if best.method != "probe" and theirs.fingerprint != ours.fingerprint:
         return
-    prepared: Prepared = cluster.get(cluster.start_here(assembly.prepare, best, len(images.classes)))
-    assert prepared.network is not None  # noqa: S101
     features.derive(
         storage.join(base.out, probing.FEATURES),
         storage.join(best.out, probing.FEATURES),
         images.readable,
-        prepared.network,
-        probing.pixels(best, images),
+        networks=(theirs, ours),
+        pixels=probing.pixels(best, images),
         views=assembly.num_views(best),
     )
+
+
+def _network(config: TrainConfig, images: Dataset) -> Network:
+    prepared: Prepared = cluster.get(cluster.start_here(assembly.prepare, config, len(images.classes)))
+    assert prepared.network is not None  # noqa: S101
+    return prepared.network
 
 
 def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: bool) -> None:
@@ -206,6 +219,7 @@ def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: boo
     assert prepared.network is not None  # noqa: S101
     folds = _folds(images, config)
     _check_memory(config, available, images, prepared.network)
+    probing.check_memory(available, images, prepared.network)
     # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
     if not is_continued:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)

@@ -11,7 +11,6 @@ from ray import tune
 
 from tlray import devices, probe
 from tlray import model as models
-from tlray.errors import TlrayError
 from tlray.featurecache import FeatureReader
 from tlray.schedule import Rows, TrainSchedule, view_of
 from tlray.trialtask import TrialTask
@@ -31,9 +30,9 @@ class Trial(tune.Trainable):
     """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
 
     Its config has `settings`: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`,
-    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `best_loss` with its
-    `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the probe), and
-    `num_epochs` so far.
+    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `probe_loss` and
+    `probe_accuracy`, `best_loss` with its `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so
+    far (epoch 0: the probe), and `num_epochs` so far. It ends where fine-tuning diverges.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
@@ -69,10 +68,12 @@ class Trial(tune.Trainable):
             logits = [self.tail.train_epoch(fold, epoch - 1) for fold in range(len(folds))]
         labels = self.task.labels[np.concatenate([held for _, held in folds])]
         loss, standard_error, accuracy = _measure(np.concatenate(logits), labels)
-        if not self.best or loss < self.best["best_loss"]:
-            self.best = {"best_loss": loss, "standard_error": standard_error, "best_accuracy": accuracy}
+        if epoch == 0:
+            self.best = {"probe_loss": loss, "probe_accuracy": accuracy, "best_loss": np.inf}
+        if loss < self.best["best_loss"]:
+            self.best |= {"best_loss": loss, "standard_error": standard_error, "best_accuracy": accuracy}
             self.best["best_epoch"] = epoch
-        is_last = epoch == self.task.epochs or self.settings["trainable_layers"] == 0
+        is_last = epoch == self.task.epochs or self.settings["trainable_layers"] == 0 or not np.isfinite(loss)
         return {"valid_loss": loss, "num_epochs": epoch, "done": is_last, **self.best}
 
     def _pooled(self, images: np.ndarray, num_columns: int) -> np.ndarray:
@@ -204,9 +205,9 @@ def _kept(bases: Bases, num_columns: int) -> Bases:
 
 
 def _measure(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Returns mean log loss, nats, its standard error, and accuracy."""
-    if not np.isfinite(logits).all():
-        raise TlrayError("Fine-tuning diverged: the learning rate is too high for these layers.")
+    """Returns mean log loss, nats, its standard error, and accuracy; infinite where a logit is no number."""
+    if not np.isfinite(logits).all():  # fine-tuning diverged: what came before it stays the trial's best
+        return np.inf, np.inf, 0.0
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
     standard_error = float(losses.std(ddof=1) / np.sqrt(len(losses)))

@@ -270,14 +270,15 @@ def test_shared_outputs(location, many):
     ("cluster_size", "held_cpus", "use_gpu", "expected"),
     [
         ((2, 0), 0.35, False, (1, 1.0)),  # 1.65 left, 0.5 to read with, at most a whole one for the model
-        ((2, 0), 0.6, False, (1, 0.9)),  # 1.4 - 0.5
+        ((2, 0), 0.6, False, (1, 0.89)),  # 1.4 - 0.5, less a hundredth
+        ((2, 0), 1.0, False, (1, 0.49)),  # another share than a reading task's
         ((2, 0), 1.8, False, (1, 0.01)),  # none left: it waits for a reading task, and takes next to nothing itself
         ((16, 0), 0, False, (3, 4.0)),  # 12 of 16
         ((16, 0), 5, False, (2, 4.0)),  # 8 of 11; three would take 12 of them
         ((16, 0), 12.5, False, (2, 1.0)),  # 2 of 3.5
         ((8, 4), 0, True, (4, 1.0)),
         ((8, 4), 5, True, (2, 1.0)),  # one of 3 is left to read with
-        ((8, 4), 7, True, (1, 0.5)),
+        ((8, 4), 7, True, (1, 0.49)),
     ],
 )
 def test_scoring_leaves_a_cpu_to_read_with_beside_others(cluster_size, held_cpus, use_gpu, expected):
