@@ -109,7 +109,7 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
 
 @pytest.mark.parametrize("best_epoch", [0, 1])
 def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, best_epoch):
-    depths = 3 if best_epoch else 2
+    depths = 2 if best_epoch else 1  # of the two that this network has
     trial = result.trials[0] | {"depths": depths, "trainable_layers": 2, "views": 1, "best_epoch": best_epoch}
     best, network = share_features(config, trial, tmp_path / "derived")
     images, available = dataset.stored_dataset(config.out), cluster.capacity()
@@ -134,7 +134,7 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
 
 def test_features_of_another_network_are_not_shared(config, result, tmp_path):
     # Other depths: the maps have the same names and other places in the network.
-    trial = result.trials[0] | {"depths": 2, "trainable_layers": 2, "views": 1, "best_epoch": 1}
+    trial = result.trials[0] | {"depths": 1, "trainable_layers": 2, "views": 1, "best_epoch": 1}
     share_features(config, trial, tmp_path / "depths")
     assert not (tmp_path / "depths").exists()
     # Other weights, as after a change of the file.
@@ -152,11 +152,11 @@ def test_features_of_another_network_are_not_shared(config, result, tmp_path):
 def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path):
     shutil.copytree(config.out, tmp_path / "out", ignore=shutil.ignore_patterns("best"))
     base = dataclasses.replace(config, out=str(tmp_path / "out")).training()
-    trial = result.trials[0] | {"depths": 3, "trainable_layers": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
+    trial = result.trials[0] | {"depths": 2, "trainable_layers": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
     best = sweep._train_best(base, trial)
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
-    assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 3, 2e-4)
+    assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
     assert settings["inverse_penalty"] == trial["inverse_penalty"]
 
 
@@ -175,11 +175,12 @@ def test_each_fold_has_a_state_of_its_own(config, task):
     settings = sweep.draw_settings(config)[0] | {"dropout": 0.3, "learning_rate": 1e-2}
     reader = FeatureReader(task.cache)
     generator = np.random.default_rng(0)
+    num_columns = sum(task.depth_sizes)
     starts = [
         {
-            "mean": np.zeros(36, np.float32),
-            "deviation": np.ones(36, np.float32),
-            "weights": generator.normal(size=(36, 4)).astype(np.float32),
+            "mean": np.zeros(num_columns, np.float32),
+            "deviation": np.ones(num_columns, np.float32),
+            "weights": generator.normal(size=(num_columns, 4)).astype(np.float32),
             "bias": np.zeros(4, np.float32),
         }
         for _ in task.folds
@@ -225,7 +226,7 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])
     table = featurestore.read_features(f"{config.out}/features", columns=["image_id", "pooled"])
     pooled = dict(zip(table["image_id"].to_pylist(), table["pooled"].to_pylist(), strict=True))
-    num_columns = sum((8, 12, 16)[-trial["depths"] :])
+    num_columns = sum((12, 16)[-trial["depths"] :])
     x = np.array([pooled[image_id] for image_id in chosen["image_id"].to_pylist()])[:, -num_columns:]
     y, groups = chosen["class_index"].to_numpy(), chosen["group_id"].to_pylist()
     probs_BK = np.zeros((len(y), 4))

@@ -218,6 +218,10 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
         ),
         ("score --bundle b --input i --out o --resume", ScoreConfig(bundle="b", input="i", out="o", resume=True)),
         (
+            "score --bundle b --bundle-sha256 abc --input i --out o --roots /i s3://i",
+            ScoreConfig(bundle="b", bundle_sha256="abc", input="i", out="o", roots=("/i", "s3://i")),
+        ),
+        (
             "features --data d --out o --level both --views 3 --augmentation.zoom 0.1 --trainable-layers 40",
             FeaturesConfig(
                 data="d", out="o", level="both", views=3, augmentation=Augmentation(zoom=0.1), trainable_layers=40
