@@ -18,6 +18,7 @@ from starlette.formparsers import MultiPartException
 
 from serve_app import open_inference, tensorflow_serving
 from serve_app.access import ApiKeys, Verdict
+from serve_app.batches import Batches, add_batches
 from serve_app.body import LimitBody, check_media_type
 from serve_app.errors import RequestError
 from serve_app.page import load_page
@@ -114,12 +115,13 @@ _INFER_BODY = _body(
 )
 
 
-def create_api(service: Service, keys: ApiKeys) -> FastAPI:
+def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     """Returns the HTTP application.
 
     Args:
         service: What answers.
         keys: Who may ask.
+        batches: Bulk scoring.
     """
     api = FastAPI(
         title="tlray",
@@ -136,6 +138,7 @@ def create_api(service: Service, keys: ApiKeys) -> FastAPI:
     _add_predict(guarded, service)
     _add_tensorflow_serving(guarded, service)
     _add_open_inference(guarded, service)
+    add_batches(guarded, batches)
     api.include_router(guarded)
     return api
 

@@ -8,7 +8,9 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.access import ApiKeys
 from serve_app.api import create_api
+from serve_app.batches import Batches
 from serve_app.classifier import Classifier
+from serve_app.jobserver import JobServer
 from serve_app.options import Options
 from serve_app.remote import RemoteModel
 from serve_app.service import Service
@@ -31,14 +33,20 @@ class Ingress:
 
     def __init__(self, options: Options, handles: dict[int, DeploymentHandle]) -> None:
         self._service = Service(options, {version: RemoteModel(handle) for version, handle in handles.items()})
+        self._batches = Batches(self._service, JobServer())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve in the replica."""
-        return create_api(self._service, ApiKeys())
+        return create_api(self._service, ApiKeys(), self._batches)
 
 
-def build(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
-    """Builds the application: an ingress, and a deployment for each version of the model.
+def build(options: Options) -> Application:
+    """Builds the application, for Serve, which hands over one argument."""
+    return make_application(options)
+
+
+def make_application(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
+    """Makes the application: an ingress, and a deployment for each version of the model.
 
     Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
 

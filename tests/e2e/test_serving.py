@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray import serve
 
-from serve_app.app import build
+from serve_app.app import build, make_application
 from serve_app.options import Options
 from tests.e2e.test_jobs import free_ports
 from tlray import cli, scoring
@@ -140,7 +140,7 @@ def test_a_bundle_is_swapped_under_load(address, bundles, files, how):
         if how == "redeploy":
             serve.run(build(Options(bundle=bundles[1])))
         else:
-            serve.run(build(Options(bundle=bundles[0]), user_config={"bundle": bundles[1]}))
+            serve.run(make_application(Options(bundle=bundles[0]), user_config={"bundle": bundles[1]}))
         wait_for(load, after, count=20)
     assert set(load.statuses) == {200}
     assert served_bundle(address) == after
@@ -149,7 +149,7 @@ def test_a_bundle_is_swapped_under_load(address, bundles, files, how):
 def test_a_bundle_that_cannot_be_used_changes_nothing(address, bundles, tmp_path):
     serve.run(build(Options(bundle=bundles[0])))
     before = served_bundle(address)
-    serve.run(build(Options(bundle=bundles[0]), user_config={"bundle": str(tmp_path)}))
+    serve.run(make_application(Options(bundle=bundles[0]), user_config={"bundle": str(tmp_path)}))
     assert served_bundle(address) == before
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from serve_app.access import ApiKeys
 from serve_app.api import create_api
+from serve_app.batches import Batches
 from serve_app.classifier import Answer, ModelInfo, Pixels, to_batch
+from serve_app.jobserver import JobServer
 from serve_app.options import Options
 from serve_app.service import Service
 from tlray.bundle import BundleSpec
@@ -63,7 +65,7 @@ def model():
 
 def client(model, environment=None, address="127.0.0.1", **options):
     service = Service(Options(bundle="b", **options), {1: model})
-    api = create_api(service, ApiKeys(environment or {}))
+    api = create_api(service, ApiKeys(environment or {}), Batches(service, JobServer()))
     transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(address, 50000))
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

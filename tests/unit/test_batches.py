@@ -9,13 +9,12 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from fastapi import APIRouter
 from ray.job_submission import JobStatus
 
 from serve_app import jobserver
 from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches, add_batches
+from serve_app.batches import Batches
 from serve_app.classifier import ModelInfo
 from serve_app.errors import RequestError
 from serve_app.jobserver import Job, JobServer
@@ -89,10 +88,7 @@ class Endpoint:
     def call(self, method, path="", **request):
         async def send():
             service = SimpleNamespace(options=Options(bundle="b"))
-            api = create_api(service, ApiKeys({}))  # pyright: ignore[reportArgumentType]
-            router = APIRouter()
-            add_batches(router, self.start())
-            api.include_router(router)
+            api = create_api(service, ApiKeys({}), self.start())  # pyright: ignore[reportArgumentType]
             transport = httpx.ASGITransport(api, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
                 return await http.request(method, f"/v1/batches{path}", **request)
