@@ -3,17 +3,6 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Shadow(BaseModel):
-    """A second bundle that sees a share of the requests; its answers are compared, counted and never sent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bundle: str
-    """A path or URI."""
-    share: float = Field(default=0.1, gt=0, le=1)
-    """The part of the images that it sees."""
-
-
 class Options(BaseModel):
     """The application's settings; replicas and autoscaling are Serve's own, see config.yaml."""
 
@@ -27,7 +16,6 @@ class Options(BaseModel):
     """The number of this version of the model."""
     other_versions: dict[int, str] = Field(default_factory=dict)
     """Versions that are served beside it, by number: version to bundle."""
-    shadow: Shadow | None = None
 
     open_without_keys: bool = False
     """Without API keys answer other machines too, not this one alone."""

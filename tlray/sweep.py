@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     available = cluster.capacity()
     cluster.check_shared(base.out, available)
     is_continued = _check_output(config)
-    if not is_continued or not _is_tried(base.out):
+    if not is_continued or not _is_tried(config):
         _try_settings(config, available, is_continued=is_continued)
     trials, errors = _read_trials(base.out)
     chosen = choose(trials)
@@ -149,8 +149,12 @@ def sweep(config: SweepConfig) -> SweepResult:
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
 
 
-def _is_tried(out: str) -> bool:
-    return storage.exists(storage.join(out, TRIALS_PNG)) and dataset.stored_dataset(out) is not None
+def _is_tried(config: SweepConfig) -> bool:
+    """Tells whether all trials have ended, well or not: then the training of the best settings may have begun."""
+    if not storage.exists(storage.join(config.out, TRIALS_PNG)) or dataset.stored_dataset(config.out) is None:
+        return False
+    trials, errors = _read_trials(config.out)
+    return bool(trials) and len(trials) + len(errors) >= config.num_trials
 
 
 def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -263,7 +267,10 @@ def _check_output(config: SweepConfig) -> bool:
     changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
     if changed:
         listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
-        raise ConfigError(f"--resume continues the sweep in {config.out} with its own settings: {listed}.")
+        raise ConfigError(
+            f"--resume continues the sweep in {config.out} with its own settings: {listed}. Give those, or another "
+            "--out."
+        )
     return True
 
 
@@ -415,18 +422,18 @@ def _read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
     location = storage.join(out, TRIALS_CSV)
     if not storage.exists(location):
         return [], []
-    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(location).decode())))
-    try:
-        trials = [
-            {name: (int if name in _COUNTS else float)(row[name]) for name in (*SETTINGS, *RESULTS)}
-            for row in rows
-            if not row[ERROR]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"'{location}' is not as this version of tlray writes it. Begin anew with --overwrite."
-        ) from error
-    return trials, [row[ERROR] for row in rows if row[ERROR]]
+    table = csv.DictReader(io.StringIO(storage.read_bytes(location).decode()))
+    if table.fieldnames and list(table.fieldnames) != [*SETTINGS, *RESULTS, ERROR]:
+        raise DataError(f"'{location}' is not as this version of tlray writes it. Begin anew with --overwrite.")
+    trials: list[dict[str, Any]] = []
+    errors: list[str] = []
+    for row in table:
+        if row[ERROR]:
+            errors.append(row[ERROR])
+            continue
+        with suppress(TypeError, ValueError):  # a row that is cut off is a trial without a result
+            trials.append({name: (int if name in _COUNTS else float)(row[name]) for name in (*SETTINGS, *RESULTS)})
+    return trials, errors
 
 
 def _failure_warnings(trials: Sequence[Any], errors: Sequence[str]) -> list[str]:

@@ -251,6 +251,19 @@ def test_the_best_settings_are_trained_and_exported(config, result):
     assert result.best.metrics["valid"]["num_images"] == 16
 
 
+@pytest.mark.parametrize("kept", [None, 0, 350])
+def test_a_trial_that_the_table_lacks_is_not_taken_as_tried(config, result, tmp_path, kept):
+    shutil.copytree(config.out, tmp_path / "out")
+    copy, table = dataclasses.replace(config, out=str(tmp_path / "out")), tmp_path / "out/trials.csv"
+    assert sweep._is_tried(copy)
+    if kept is None:
+        table.unlink()
+    else:
+        table.write_text(table.read_text()[:kept])
+    assert not sweep._is_tried(copy)
+    assert all(trial in result.trials for trial in sweep._read_trials(copy.out)[0])
+
+
 def test_a_finished_sweep_is_left_as_it_is(config, result):
     files = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
     again = sweep.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
