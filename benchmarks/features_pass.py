@@ -4,12 +4,14 @@
 
 The bare network (`features_bare.py`: batches in memory, no Ray) and whole runs of `tlray features` over 1,000 and
 10,000 images take turns in this one call. A run's rate is that between its first and its last part, so without the
-start of Ray and TensorFlow; its memory is the largest sum over its processes (proportional set sizes: what they share
-counts once). It prints a table and writes `features_pass_DATE.md` and `.json` into --out. No figure makes it fail.
+start of Ray and TensorFlow; its memory is the largest sum over its processes in each quarter of the run (proportional
+set sizes: what they share counts once), and the part of it that is Ray's object store, which grows to its fixed limit
+and no further. It prints a table and writes `features_pass_DATE.md` and `.json` into --out. No figure makes it fail.
 """
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -66,14 +68,15 @@ def run_bare(weights: str, scratch: Path) -> float:
     return json.loads(out.read_text())
 
 
-def run_pass(weights: str, images: Path, out: Path) -> dict[str, float]:
-    """Runs `tlray features` and returns its rate, wall time and peak memory."""
+def run_pass(weights: str, images: Path, out: Path) -> dict[str, Any]:
+    """Runs `tlray features` and returns its rate, wall time and peak memory in each quarter of that time."""
     command = [sys.executable, "-m", "tlray", "features", "--data", str(images), "--weights", weights]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    start_s, peak_bytes = time.monotonic(), 0
+    start_s = time.monotonic()
+    samples: list[tuple[int, int]] = []
     process = subprocess.Popen([*command, "--out", str(out), "--quiet"], env=environment)
     while process.poll() is None:
-        peak_bytes = max(peak_bytes, memory_bytes(process.pid))
+        samples.append(memory_bytes(process.pid))
         time.sleep(SAMPLE_S)
     if process.returncode:
         sys.exit(f"tlray features failed with exit code {process.returncode}.")
@@ -85,12 +88,22 @@ def run_pass(weights: str, images: Path, out: Path) -> dict[str, float]:
     return {
         "images_per_s": num_rows / (parts[-1][0] - parts[0][0]),
         "wall_s": wall_s,
-        "peak_gib": peak_bytes / 2**30,
+        "memory_gib": [max(total for total, _ in quarter) / 2**30 for quarter in quarters(samples)],
+        "object_store_gib": [max(store for _, store in quarter) / 2**30 for quarter in quarters(samples)],
     }
 
 
-def memory_bytes(pid: int) -> int:
-    """Returns the memory of a process and all below it; what several share counts once. Linux only, elsewhere 0."""
+def quarters(samples: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Cuts the samples of a run into four parts of its time."""
+    ends = [len(samples) * part // 4 for part in range(5)]
+    return [samples[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def memory_bytes(pid: int) -> tuple[int, int]:
+    """Returns the memory of a process and all below it, and its part in shared memory, which is Ray's object store.
+
+    What several processes share counts once. Linux only, elsewhere 0.
+    """
     parents: dict[int, int] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
@@ -100,14 +113,16 @@ def memory_bytes(pid: int) -> int:
     family = {pid}
     while more := {child for child, parent in parents.items() if parent in family} - family:
         family |= more
-    total_kib = 0
+    total_kib = store_kib = 0
     for member in family:
         try:
             rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total_kib += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        except (OSError, StopIteration):
+        except OSError:
             continue
-    return total_kib * 1024
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+        total_kib += kib.get("Pss", 0)
+        store_kib += kib.get("Pss_Shmem", 0)
+    return total_kib * 1024, store_kib * 1024
 
 
 def main() -> None:
@@ -154,11 +169,13 @@ def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "",
         f"    {about['command']}",
         "",
-        "| images | `tlray features`, images/s | bare, before and after | ratio | whole process | peak memory |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| images | `tlray features`, images/s | bare, before and after | ratio | whole process | "
+        "peak memory in each quarter, GiB | of which object store |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {row['num_images']:,} | **{row['images_per_s']:.1f}** | {row['bare'][0]:.1f}, {row['bare'][1]:.1f} | "
-            f"**{row['ratio']:.2f}** | {row['wall_s']:.0f} s | {row['peak_gib']:.1f} GiB |"
+            f"**{row['ratio']:.2f}** | {row['wall_s']:.0f} s | {_gib(row['memory_gib'])} | "
+            f"{_gib(row['object_store_gib'])} |"
             for row in rows
         ),
         "",
@@ -169,6 +186,10 @@ def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _gib(values: list[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tlray.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+AWS_BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/aws.md").read_text(), re.DOTALL)
 
 SMALL = {
     "train": ["--backbone", "MobileNetV2", "--image-size-px", "32", "--epochs", "1", "--max-failures", "0", "--quiet"],
@@ -132,7 +133,7 @@ def test_the_jobs_of_the_cluster(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", [*BLOCKS, *AWS_BLOCKS])
 def test_every_block_is_shell(block):
     subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
