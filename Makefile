@@ -1,6 +1,6 @@
 # `make demo` and `make test` need git, make and Python 3.11 to 3.13 only; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench lock
+.PHONY: help setup demo serve check test bench lock
 
 # The first Python that fits and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -11,6 +11,7 @@ WEIGHTS ?= none
 
 help:
 	@echo "make demo    train, export, score and reuse a model on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
+	@echo "make serve   serve the demo's model at http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md)"
@@ -30,6 +31,11 @@ setup: .venv/installed
 
 demo: setup
 	@$(BIN)/python jobs/demo.py $(WEIGHTS)
+
+DEMO := runs/demo
+serve: setup
+	@test -f $(DEMO)/run/bundle/bundle.json || { echo "There is no model yet: run \`make demo\` first."; exit 2; }
+	@$(BIN)/tlray serve --bundle $(DEMO)/run/bundle --input-roots $(DEMO)/images --output-roots $(DEMO)/batches
 
 check: setup
 	$(BIN)/ruff check .

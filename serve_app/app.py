@@ -1,5 +1,6 @@
 """The Ray Serve application: `serve run serve_app.app:build bundle=URI`, or `serve deploy serve_app/config.yaml`."""
 
+import math
 from typing import Any, cast
 
 from ray import serve
@@ -11,12 +12,16 @@ from serve_app.api import create_api
 from serve_app.batches import Batches
 from serve_app.classifier import Classifier
 from serve_app.jobserver import JobServer
-from serve_app.options import Options
+from serve_app.options import CPUS_PER_REPLICA, Options
 from serve_app.remote import RemoteModel
 from serve_app.service import Service
+from tlray import storage
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """Of a replica, as Ray counts them: little, so that bulk scoring finds its 1.5 beside them on 2 CPUs."""
+
+DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
+"""A new replica takes seconds to load its model, so one that is there stays for the next burst."""
 
 MAX_REQUESTS = 10_000
 """Of an ingress replica at once: it refuses by itself, by the number of images and in its own words."""
@@ -55,28 +60,42 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         user_config: Of the main version, see `Classifier.reconfigure`.
     """
     bundles = {options.version: options.bundle, **options.other_versions}
+    model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
+    # One batch in the model and one that waits: the rest waits where every replica can take it.
+    max_ongoing = 2 * options.max_batch_size
     models = {
         version: _deployment(
             Classifier,
             name=f"Classifier-{version}",
-            ray_actor_options={"num_cpus": MODEL_CPUS, "num_gpus": int(options.use_gpu)},
-            # One batch in the model and one that waits: the rest waits where every replica can take it.
-            max_ongoing_requests=2 * options.max_batch_size,
+            ray_actor_options={"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
+            max_ongoing_requests=max_ongoing,
             max_queued_requests=options.max_queued_images,
+            # With as many requests at a time as a batch has places, batches are half full: fast, and soon answered.
+            autoscaling_config=_autoscaling(options.max_replicas, target=options.max_batch_size),
             user_config=user_config if version == options.version else None,
             logging_config={"enable_access_log": False},
         ).bind(
-            bundle,
+            storage.absolute(bundle),
             max_batch_size=options.max_batch_size,
             max_waiting=options.max_queued_images,
             use_gpu=options.use_gpu,
         )
         for version, bundle in bundles.items()
     }
+    # As many as hold what the models can take; each then waits for another one before it has to refuse anything.
+    num_ingresses = math.ceil(options.max_replicas * max_ongoing / options.max_queued_images)
     ingress = _deployment(
-        Ingress, name="Ingress", ray_actor_options={"num_cpus": INGRESS_CPUS}, max_ongoing_requests=MAX_REQUESTS
+        Ingress,
+        name="Ingress",
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        max_ongoing_requests=MAX_REQUESTS,
+        autoscaling_config=_autoscaling(num_ingresses, target=max(1, options.max_queued_images // 2)),
     )
     return ingress.bind(options, models)
+
+
+def _autoscaling(max_replicas: int, *, target: int) -> dict[str, float]:
+    return {"min_replicas": 1, "max_replicas": max_replicas, "target_ongoing_requests": target, **DELAYS}
 
 
 def _deployment(cls: Any, **options: Any) -> Deployment:

@@ -1,10 +1,19 @@
 """What an operator chooses of the application; also the arguments of `serve run serve_app.app:build`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tlray import roots
+
+CPUS_PER_REPLICA = 4
+"""Of each model replica where there may be several, and its threads: what InceptionV3 uses well."""
+
+Root = Annotated[str, AfterValidator(roots.normalize)]
 
 
 class Options(BaseModel):
-    """The application's settings; replicas and autoscaling are Serve's own, see config.yaml."""
+    """The application's settings; Serve's own, such as the delays of autoscaling, are in config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,6 +31,9 @@ class Options(BaseModel):
 
     use_gpu: bool = False
     """Each model replica takes a GPU."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Model replicas of a version, at most; there is one at rest. A single one uses all CPUs of its node; several take
+    4 each, as more on the same cores would gain nothing, or a GPU each."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """Images that the model takes at once."""
     max_queued_images: int = Field(default=256, ge=1)
@@ -33,7 +45,7 @@ class Options(BaseModel):
     timeout_s: float = Field(default=30.0, gt=0)
     """A request that is not answered by then ends with 504."""
 
-    input_roots: list[str] = Field(default_factory=list)
-    """Directories or URIs below which bulk scoring may read; empty: none."""
-    output_roots: list[str] = Field(default_factory=list)
-    """Directories or URIs below which bulk scoring may write; empty: none."""
+    input_roots: list[Root] = Field(default_factory=list)
+    """Absolute directories or URIs below which bulk scoring may read; empty: none."""
+    output_roots: list[Root] = Field(default_factory=list)
+    """Absolute directories or URIs below which bulk scoring may write; empty: none."""

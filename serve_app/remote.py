@@ -1,10 +1,14 @@
 """A model in other processes: what can go wrong on the way to it, as the client is told."""
 
+import asyncio
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.classifier import Answer, ModelInfo, Pixels
@@ -14,6 +18,9 @@ NUM_TRIES = 3
 """Of a request whose replica died or is being shut down: the same images give the same answer, wherever it is from."""
 
 RETRY_AFTER_S = 1
+
+AWAKE_S = 5.0
+"""For so long after an answer nobody asks whether there still is a replica."""
 
 
 class RemoteModel:
@@ -25,10 +32,18 @@ class RemoteModel:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._info: ModelInfo | None = None
+        self._answer_s = -math.inf
 
     async def describe(self) -> ModelInfo:
-        """Tells what is loaded; see `predict` for what is raised."""
-        return await self._call("describe")
+        """Tells what is loaded; see `predict` for what is raised.
+
+        With `min_replicas: 0` and no work there is no replica. One is started to be asked for the first time; then what
+        it said holds until there is another one: who only looks whether the model is ready does not wake it.
+        """
+        if self._info is None or not await self._is_asleep():
+            self._info = await self._call("describe")
+        return self._info
 
     async def predict(self, pixels: Pixels) -> Answer:
         """Predicts some images.
@@ -42,14 +57,28 @@ class RemoteModel:
         """Returns the Grad-CAM overlays of some images for a class each; see `predict` for what is raised."""
         return await self._call("explain", pixels, class_indices)
 
+    async def _is_asleep(self) -> bool:
+        if time.monotonic() < self._answer_s + AWAKE_S:
+            return False
+        try:
+            status = await asyncio.to_thread(serve.status)
+            deployment = status.applications[self._handle.app_name].deployments[self._handle.deployment_name]
+        except (KeyError, RayError, RayServeException):
+            return False
+        # One whose replicas died has none either, and is not healthy.
+        return deployment.status == "HEALTHY" and set(deployment.replica_states) <= {"STOPPING"}
+
     async def _call(self, method: str, *arguments: Any) -> Any:
         for _ in range(NUM_TRIES):
             try:
-                return await getattr(self._handle, method).remote(*arguments)
+                answer = await getattr(self._handle, method).remote(*arguments)
             except (RayActorError, QueueClosed):
                 continue
             except (BackPressureError, DeploymentUnavailableError, QueueFull):
                 break
+            else:
+                self._answer_s = time.monotonic()
+                return answer
         raise RequestError(
             503, "The model has no room for more images now. Try again a little later.", retry_after_s=RETRY_AFTER_S
         )

@@ -21,6 +21,7 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    ServeConfig,
     SweepConfig,
 )
 from tlray.recipes import RECIPES
@@ -83,7 +84,7 @@ def execute(command: str, arguments: list[str]) -> int:
 
 
 def _how_to_continue(command: str) -> str:
-    if command == "features":
+    if command in ("features", "serve"):
         return "Continue with the same command."
     option = "--resume (not --overwrite)" if command in ("train", "score", "sweep") else "--overwrite"
     return f"Continue with the same command and {option}."
@@ -196,6 +197,34 @@ def _counted(counts: Mapping[str, int]) -> str:
     return f" ({shown})" if shown else ""
 
 
+def _serve(arguments: list[str]) -> None:
+    config = tyro.cli(ServeConfig, prog="tlray serve", description=_describe(ServeConfig), args=arguments)
+    from serve_app.local import started  # noqa: PLC0415
+
+    with started(config) as endpoint:
+        options = endpoint.options
+        key = "-H 'Authorization: Bearer KEY' " if endpoint.needs_key else ""
+        others = "all others too" if options.open_without_keys else "others are refused"
+        batches = "none: --input-roots and --output-roots allow them"
+        if options.input_roots and options.output_roots:
+            batches = f"from {', '.join(options.input_roots)} to {', '.join(options.output_roots)}"
+        rows = [
+            ("address", f"{endpoint.address} (a page for trying it; /docs describes the rest)"),
+            ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
+            ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
+            ("keys", "required" if endpoint.needs_key else f"none: this machine may ask, {others}"),
+            ("ask", f"curl {key}-F file=@scan.png {endpoint.address}/predict"),
+            ("POST /v1/batches", batches),
+            ("log files", endpoint.logs),
+        ]
+        _show("Serving", rows, [NOTICE, "Ctrl-C ends it."], quiet=config.quiet)
+        try:
+            endpoint.wait()
+        except KeyboardInterrupt:  # as it is meant to end
+            if not config.quiet:
+                print("Stopping.", flush=True)
+
+
 def _features(arguments: list[str]) -> None:
     config = tyro.cli(FeaturesConfig, prog="tlray features", description=_describe(FeaturesConfig), args=arguments)
     from tlray.features import extract  # noqa: PLC0415
@@ -279,13 +308,14 @@ def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = ()
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table, highlight=False, markup=False)
     for note in notes:
-        print(f"! {note}")
+        print(f"! {note}", flush=True)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "images in, an evaluated and exported classifier out"),
     "evaluate": (_evaluate, "measure a bundle on labelled images"),
     "score": (_score, "score a file, folder, zip or manifest of images"),
+    "serve": (_serve, "answer over HTTP: single images, bulk scoring, a page"),
     "features": (_features, "what a pretrained network sees in images, as Parquet"),
     "sweep": (_sweep, "try many settings on features that are computed once"),
     "export": (_export, "make a bundle of a Keras model of your own"),

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -122,8 +124,11 @@ def in_job() -> bool:
     return _JOB_VARIABLE in os.environ
 
 
-def connect() -> None:
+def connect(*, with_jobs: bool = False) -> None:
     """Connects to the running Ray (`RAY_ADDRESS`, or one on this machine), or starts a local one.
+
+    Args:
+        with_jobs: A local one has a dashboard, with the job server in it. It ends with this process all the same.
 
     Raises:
         ConfigError: A Ray is named and cannot be reached.
@@ -135,12 +140,15 @@ def connect() -> None:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,
-        "include_dashboard": False,  # of a Ray that ends with this process
+        "include_dashboard": with_jobs,
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
             ray.init(**options)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
     except ConnectionError as error:
         raise ConfigError(
             f"The Ray cluster cannot be reached: {error}. Check RAY_ADDRESS and the token (RAY_AUTH_MODE=token, "

@@ -235,6 +235,41 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Serve a bundle over HTTP until Ctrl-C: on a local Ray, or on the one that RAY_ADDRESS names.
+
+    Keys come from the environment: TLRAY_API_KEYS (separated by commas) or TLRAY_API_KEYS_FILE (one a line). For more
+    than this machine: `serve deploy serve_app/config.yaml`.
+    """
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    name: str = "chest-ct"
+    """The model's name in addresses such as /v1/models/NAME."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 for all of this machine's, which needs keys."""
+    port: int = 8000
+    """The port to listen on."""
+    open_without_keys: bool = False
+    """Answer other machines without keys, too: anyone who reaches the port may use the model."""
+    input_roots: tuple[str, ...] = ()
+    """Folders or URIs below which bulk scoring (POST /v1/batches) may read; without any there is none."""
+    output_roots: tuple[str, ...] = ()
+    """Folders or URIs below which bulk scoring may write."""
+    max_batch_size: int = 32
+    """Images that the model takes at once."""
+    max_replicas: int = 1
+    """Model replicas under load; one at rest. More than one: each has 4 CPUs, or a GPU, of its own."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 2**16, f"--port must lie in [1, 65535]. Received: {self.port}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
     """Make a bundle of an already trained Keras model, to be evaluated, scored with and served like any other."""
 

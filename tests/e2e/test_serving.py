@@ -1,4 +1,7 @@
-"""The endpoint on a local Ray of 2 CPUs: the same answers by every door, swapped and killed under load."""
+"""The endpoint on a local Ray of 2 CPUs: the same answers by every door, killed and swapped under load.
+
+One deployment is what all tests look at, each from the state in which the one before left it.
+"""
 
 import base64
 import threading
@@ -14,7 +17,7 @@ import pytest
 import ray
 from ray import serve
 
-from serve_app.app import build, make_application
+from serve_app.app import make_application
 from serve_app.options import Options
 from tests.e2e.test_jobs import free_ports
 from tlray import cli, scoring
@@ -43,16 +46,35 @@ def export(directory: Path, name: str, seed: int) -> str:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     directory = tmp_path_factory.mktemp("bundles")
-    return [export(directory, name, seed) for seed, name in enumerate(["first", "second"])]
+    return [export(directory, name, seed) for seed, name in enumerate(["first", "second", "beside"])]
+
+
+class Endpoint:
+    """The application with two versions, of which the second one stays as it is."""
+
+    def __init__(self, bundles: list[str]) -> None:
+        (port,) = free_ports(1)
+        self.address = f"http://127.0.0.1:{port}"
+        self.main = bundles[0]
+        self._beside = bundles[2]
+        serve.start(http_options={"port": port})
+        self.deploy()
+
+    def deploy(self, main: str | None = None, user_config: dict[str, str] | None = None) -> None:
+        self.main = main or self.main
+        options = Options(bundle=self.main, other_versions={2: self._beside})
+        serve.run(make_application(options, user_config=user_config))
 
 
 @pytest.fixture(scope="module")
-def address(local_ray, bundles):  # noqa: ARG001
-    (port,) = free_ports(1)
-    serve.start(http_options={"port": port})
-    serve.run(build(Options(bundle=bundles[0])))
-    yield f"http://127.0.0.1:{port}"
+def endpoint(local_ray, bundles):  # noqa: ARG001
+    yield Endpoint(bundles)
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(endpoint):
+    return endpoint.address
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +86,17 @@ def upload(path: Path):
     return {"file": (path.name, path.read_bytes())}
 
 
+def pixels(files: list[Path]) -> np.ndarray:
+    return np.stack([to_array(decode(path.read_bytes(), size_px=SIZE_PX)) for path in files])
+
+
 def predict(address: str, path: Path) -> list[float]:
     answer = httpx.post(f"{address}/predict", files=upload(path), timeout=60).raise_for_status().json()
     return list(answer["predictions"][0]["probabilities"].values())
 
 
 def test_every_door_gives_the_same(address, bundles, files, tmp_path):
-    predictor = Predictor(bundles[0])
-    pixels = np.stack([to_array(decode(path.read_bytes(), size_px=SIZE_PX)) for path in files])
-    expected = predictor.predict(pixels)
+    expected = Predictor(bundles[0]).predict(pixels(files))
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose([predict(address, path) for path in files], expected, atol=1e-6)
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in files]
@@ -131,30 +155,19 @@ def wait_for(load: Load, sha256: str, *, count: int) -> None:
         pause.wait(0.05)
 
 
-@pytest.mark.parametrize("how", ["user_config", "redeploy"])
-def test_a_bundle_is_swapped_under_load(address, bundles, files, how):
-    serve.run(build(Options(bundle=bundles[0])))
-    before, after = (Predictor(bundle).bundle.sha256 for bundle in bundles)
-    with Load(address, files[0]) as load:
-        wait_for(load, before, count=20)
-        if how == "redeploy":
-            serve.run(build(Options(bundle=bundles[1])))
-        else:
-            serve.run(make_application(Options(bundle=bundles[0]), user_config={"bundle": bundles[1]}))
-        wait_for(load, after, count=20)
-    assert set(load.statuses) == {200}
-    assert served_bundle(address) == after
+def test_two_versions_side_by_side(address, bundles, files):
+    expected = [Predictor(bundle).predict(pixels(files)) for bundle in (bundles[0], bundles[2])]
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    rows = {"instances": [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in files]}
+    for version, wanted in zip((1, 2), expected, strict=True):
+        path = f"{address}/v1/models/chest-ct/versions/{version}"
+        found = httpx.post(f"{path}:predict", json=rows).raise_for_status().json()["predictions"]
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert httpx.get(f"{address}/v2/models/chest-ct").json()["versions"] == ["1", "2"]
+    assert httpx.post(f"{address}/v1/models/chest-ct/versions/3:predict", json=rows).status_code == 404
 
 
-def test_a_bundle_that_cannot_be_used_changes_nothing(address, bundles, tmp_path):
-    serve.run(build(Options(bundle=bundles[0])))
-    before = served_bundle(address)
-    serve.run(make_application(Options(bundle=bundles[0]), user_config={"bundle": str(tmp_path)}))
-    assert served_bundle(address) == before
-
-
-def test_no_request_is_lost_with_a_killed_replica(address, bundles, files):
-    serve.run(build(Options(bundle=bundles[0])))
+def test_no_request_is_lost_with_a_killed_replica(address, files):
     sha256 = served_bundle(address)
     with Load(address, files[0]) as load:
         wait_for(load, sha256, count=20)
@@ -163,3 +176,25 @@ def test_no_request_is_lost_with_a_killed_replica(address, bundles, files):
         ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
         wait_for(load, sha256, count=20)
     assert set(load.statuses) == {200}
+
+
+@pytest.mark.parametrize("how", ["redeploy", "user_config"])
+def test_a_bundle_is_swapped_under_load(endpoint, address, bundles, files, how):
+    names = {Predictor(bundle).bundle.sha256: bundle for bundle in bundles[:2]}
+    before = served_bundle(address)
+    (after,) = names.keys() - {before}
+    with Load(address, files[0]) as load:
+        wait_for(load, before, count=20)
+        if how == "redeploy":
+            endpoint.deploy(names[after])
+        else:
+            endpoint.deploy(user_config={"bundle": names[after]})
+        wait_for(load, after, count=20)
+    assert set(load.statuses) == {200}
+    assert served_bundle(address) == after
+
+
+def test_a_bundle_that_cannot_be_used_changes_nothing(endpoint, address, tmp_path):
+    before = served_bundle(address)
+    endpoint.deploy(user_config={"bundle": str(tmp_path)})
+    assert served_bundle(address) == before

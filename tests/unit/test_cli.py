@@ -1,8 +1,10 @@
 """The command line: what is parsed, shown, refused, and with which exit code. Nothing here starts Ray."""
 
 import ast
+import contextlib
 import dataclasses
 import errno
+import functools
 import inspect
 import itertools
 import json
@@ -25,6 +27,7 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    ServeConfig,
     SweepConfig,
 )
 from tlray.recipes import RECIPES, standard
@@ -33,6 +36,7 @@ CONFIGS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "serve": ServeConfig,
     "features": FeaturesConfig,
     "sweep": SweepConfig,
     "export": ExportConfig,
@@ -100,7 +104,29 @@ def called(monkeypatch):
         stand_in = ModuleType(f"tlray.{module}")
         setattr(stand_in, function, lambda config, result=result: received.append(config) or result)
         monkeypatch.setitem(sys.modules, f"tlray.{module}", stand_in)
+    stand_in = ModuleType("serve_app.local")
+    stand_in.__dict__["started"] = functools.partial(started, received)
+    monkeypatch.setitem(sys.modules, "serve_app.local", stand_in)
     return received
+
+
+@contextlib.contextmanager
+def started(received: list, config: ServeConfig):
+    """A stand-in for an endpoint that is interrupted while it waits."""
+
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    received.append(config)
+    yield SimpleNamespace(
+        address=f"http://{config.host}:{config.port}",
+        options=config,
+        spec=SimpleNamespace(classes=("dark", "light")),
+        bundle_sha256="5" * 64,
+        needs_key=not config.open_without_keys,
+        logs="/l",
+        wait=wait,
+    )
 
 
 # The overview, the version, the help
@@ -222,6 +248,12 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             ScoreConfig(bundle="b", bundle_sha256="abc", input="i", out="o", roots=("/i", "s3://i")),
         ),
         (
+            "serve --bundle b --host ::1 --port 80 --input-roots i s3://i --output-roots o --max-replicas 3",
+            ServeConfig(
+                bundle="b", host="::1", port=80, input_roots=("i", "s3://i"), output_roots=("o",), max_replicas=3
+            ),
+        ),
+        (
             "features --data d --out o --level both --views 3 --augmentation.zoom 0.1 --trainable-layers 40",
             FeaturesConfig(
                 data="d", out="o", level="both", views=3, augmentation=Augmentation(zoom=0.1), trainable_layers=40
@@ -263,6 +295,18 @@ def test_other_commands_parse(called, command_line, expected):
              "hidden files skipped .* 5"],
         ),
         (
+            "serve --bundle b",
+            ["address .* http://127.0.0.1:8000 (", "model .* chest-ct: dark, light", f"bundle .* b, sha256 {'5' * 64}",
+             "keys .* required", "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
+             "batches .* none: --input-roots and --output-roots", "log files .* /l",
+             "! tlray is a research tool, no medical device.", "! Ctrl-C ends it.", "Stopping."],
+        ),
+        (
+            "serve --bundle b --open-without-keys --input-roots /i s3://i --output-roots /o",
+            ["keys .* none: this machine may ask, all others too", "curl -F file=@scan.png",
+             "batches .* from /i, s3://i to /o"],
+        ),
+        (
             "features --data d --out o",
             ["rows .* 12, 5 of them were there already", "images that cannot be read .* 1",
              "features (float16) .* pooled: 56, cut_0: 7 x 7 x 6", "Parquet .* /o", "! part-1 was damaged."],
@@ -299,7 +343,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
     [
         (
             "tain",
-            "tlray: there is no command 'tain'. The commands: train, evaluate, score, features, sweep, export, "
+            "tlray: there is no command 'tain'. The commands: train, evaluate, score, serve, features, sweep, export, "
             "phantoms.",
         ),
         ("--nope", "there is no command '--nope'"),
@@ -312,6 +356,8 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         ("train --data d --out o --batch-norm loose", "--batch-norm"),
         ("train --data d --out o --augmentation.zoom 2", "augmentation.zoom must lie in [0, 1). Received: 2.0"),
         ("score --bundle b --input i --out o --resume --overwrite", "--resume continues and --overwrite deletes"),
+        ("serve --name n", "--bundle"),
+        ("serve --bundle b --port 65536", "--port must lie in [1, 65535]. Received: 65536"),
         ("evaluate --bundle b --data d --out o --split some", "--split"),
         ("export --model m --classes c --out o", "--preprocessing"),
         ("phantoms --out o --seed x", "--seed"),
@@ -363,9 +409,10 @@ def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "evaluate", (interrupted, ""))
     assert tlray("evaluate") == 130
     assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command and --overwrite.\n"
-    monkeypatch.setitem(cli.COMMANDS, "features", (interrupted, ""))
-    assert tlray("features") == 130
-    assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command.\n"
+    for command in ("features", "serve"):
+        monkeypatch.setitem(cli.COMMANDS, command, (interrupted, ""))
+        assert tlray(command) == 130
+        assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command.\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])

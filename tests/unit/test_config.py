@@ -21,6 +21,7 @@ from tlray.jobconfig import (
     FeaturesConfig,
     PhantomConfig,
     ScoreConfig,
+    ServeConfig,
     SweepConfig,
 )
 
@@ -34,6 +35,7 @@ CONFIGS = {
     "train": with_defaults(TrainConfig, data="d", out="o"),
     "evaluate": with_defaults(EvaluateConfig, bundle="b", data="d", out="o"),
     "score": with_defaults(ScoreConfig, bundle="b", input="i", out="o"),
+    "serve": with_defaults(ServeConfig, bundle="b"),
     "features": with_defaults(FeaturesConfig, data="d", out="o"),
     "sweep": with_defaults(SweepConfig, data="d", out="o"),
     "export": with_defaults(ExportConfig, model="m", classes="c", out="o", preprocessing="unit"),
@@ -109,6 +111,9 @@ CONFIGS = {
         ("evaluate", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
         ("score", {"batch_size": -3}, "--batch-size must be positive. Received: -3"),
         ("score", {"resume": True, "overwrite": True}, "--resume continues and --overwrite deletes: give one."),
+        *(
+            ("serve", {"port": port}, f"--port must lie in [1, 65535]. Received: {port}") for port in (0, -1, 65536)
+        ),
         ("features", {"views": 0}, "--views must be positive. Received: 0"),
         ("features", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
         ("features", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
@@ -150,6 +155,7 @@ def test_refusals(config, settings, message):
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
         ("train", {"learning_curve": True, "method": "lp-ft"}),
         ("train", {"learning_curve": True, "method": "probe", "weights": "none"}),
+        ("serve", {"port": 65535}),
         ("phantoms", {"num_unreadable": 0, "first_patient": 0}),
         ("augmentation", {"rotation_deg": 180.0, "shear_deg": 89.9, "zoom": 0.99}),
     ],

@@ -1,0 +1,231 @@
+"""The endpoint in the foreground, on a local Ray or the one that RAY_ADDRESS names: what `tlray serve` does."""
+
+import ipaddress
+import logging
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray._private.worker as ray_worker
+from pydantic import ValidationError
+
+from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
+from serve_app.options import CPUS_PER_REPLICA, Options
+from tlray import bundle, cluster, storage
+from tlray.config import flag
+from tlray.errors import ConfigError, TlrayError
+from tlray.jobconfig import ServeConfig
+
+NAME = "tlray"
+"""Of the application within Serve."""
+
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # each line of a request is in Serve's own log files already
+}
+"""Read by Serve where it is imported, so they must be there before Ray starts; config.yaml names them for clusters."""
+
+ANSWER_S = 30.0
+"""For a running application to answer at its address."""
+CPUS_BESIDE = 2
+"""For the ingress and bulk scoring, where several model replicas have CPUs of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An endpoint that answers.
+
+    Attributes:
+        address: Its URL, from this machine.
+        options: What it was started with.
+        spec: Of its bundle.
+        bundle_sha256: Of its bundle.
+        needs_key: Requests must have a key.
+        logs: The directory of Serve's log files on this node.
+    """
+
+    address: str
+    options: Options
+    spec: bundle.BundleSpec
+    bundle_sha256: str
+    needs_key: bool
+    logs: str
+
+    def wait(self) -> None:
+        """Waits for Ctrl-C or SIGTERM, raised as KeyboardInterrupt."""
+        threading.Event().wait()
+
+
+@contextmanager
+def started(config: ServeConfig) -> Iterator[Endpoint]:
+    """Starts the endpoint; in the end it, and a Ray that was started for it, are gone.
+
+    What can be wrong is looked for before Ray is started.
+
+    Raises:
+        ConfigError: A setting cannot work, the address cannot be listened on, or Serve runs on that Ray already.
+        BundleError: There is no bundle, or it is damaged.
+        TlrayError: Serve could not start the application.
+    """
+    options = read_options(config)
+    check_host(config)
+    spec, sha256 = _verify(options.bundle)
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ray import serve  # noqa: PLC0415 (it reads the environment here)
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    address = _address(config)
+    try:
+        cluster.connect(with_jobs=True)
+        check_room(options, cluster.capacity())
+        if serve.status().proxies:
+            raise ConfigError(
+                "Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml` there, or unset "
+                "RAY_ADDRESS to start a local Ray."
+            )
+        try:
+            _deploy(config, options)
+            yield Endpoint(
+                address=address,
+                options=options,
+                spec=spec,
+                bundle_sha256=sha256,
+                needs_key=_needs_key(address),
+                logs=_logs(),
+            )
+        finally:
+            serve.shutdown()
+    finally:
+        ray.shutdown(wait_for_processes=True)
+
+
+def read_options(config: ServeConfig) -> Options:
+    """Returns the application's settings; relative paths are seen from the working directory.
+
+    Raises:
+        ConfigError: One of them cannot work.
+    """
+    try:
+        return Options(
+            bundle=storage.absolute(config.bundle),
+            name=config.name,
+            open_without_keys=config.open_without_keys,
+            use_gpu=config.use_gpu,
+            max_batch_size=config.max_batch_size,
+            max_replicas=config.max_replicas,
+            input_roots=[storage.absolute(root) for root in config.input_roots],
+            output_roots=[storage.absolute(root) for root in config.output_roots],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"{flag(str(first['loc'][0]))}: {said}. Received: {first['input']!r}") from None
+
+
+def check_host(config: ServeConfig) -> None:
+    """Refuses an address that cannot be listened on, or one for others without keys.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    is_open = ApiKeys().required or config.open_without_keys
+    if not is_open and not _is_loopback(config.host):
+        raise ConfigError(
+            f"--host {config.host} lets other machines in, and there are no keys. Put some into {KEYS_VARIABLE} or a "
+            f"file that {FILE_VARIABLE} names (`openssl rand -hex 24` makes one), or leave --host away, or say "
+            "--open-without-keys."
+        )
+    try:
+        family, *_, where = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        # Serve shares its port with any other Serve of the same user, and clients would meet one or the other.
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+    except OSError as error:
+        raise ConfigError(
+            f"Port {config.port} of {config.host} cannot be listened on: {error.strerror}. Give another --port, or "
+            "another --host."
+        ) from None
+
+
+def check_room(options: Options, available: cluster.Capacity) -> None:
+    """Refuses more replicas than the cluster can have: Serve would wait for room without end.
+
+    Raises:
+        ConfigError: With the sums.
+    """
+    wanted = options.max_replicas
+    has = f"Ray has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs"
+    if options.use_gpu:
+        if available.num_gpus < wanted:
+            remedy = f"--max-replicas {available.num_gpus:g}" if available.num_gpus >= 1 else "serving without it"
+            raise ConfigError(f"--use-gpu with --max-replicas {wanted} asks for as many GPUs. {has}. Try {remedy}.")
+    elif wanted > 1 and available.num_cpus < wanted * CPUS_PER_REPLICA + CPUS_BESIDE:
+        most = max(1, int((available.num_cpus - CPUS_BESIDE) // CPUS_PER_REPLICA))
+        raise ConfigError(
+            f"--max-replicas {wanted} asks for {CPUS_PER_REPLICA:g} CPUs each, and {CPUS_BESIDE} beside them. {has}. "
+            f"Try --max-replicas {most}; a single replica uses all CPUs."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _verify(location: str) -> tuple[bundle.BundleSpec, str]:
+    found = bundle.load(location)  # a remote one's copy goes with this object
+    return found.spec, found.sha256
+
+
+def _deploy(config: ServeConfig, options: Options) -> None:
+    from ray import serve  # noqa: PLC0415
+
+    from serve_app.app import build  # noqa: PLC0415
+
+    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+    try:
+        serve.run(build(options), name=NAME)
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[-1]
+        raise TlrayError(f"Ray Serve could not start the endpoint: {said} More is in {_logs()}.") from error
+
+
+def _logs() -> str:
+    node: Any = ray_worker._global_node
+    return os.path.join(node.get_logs_dir_path(), "serve")
+
+
+def _address(config: ServeConfig) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def _needs_key(address: str) -> bool:
+    """Waits until the application answers at its address, and tells whether it wants a key."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline_s = time.monotonic() + ANSWER_S
+    pause = threading.Event()
+    while True:
+        try:
+            with opener.open(f"{address}/v2/models", timeout=ANSWER_S):
+                return False
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                return True
+            problem = error
+        except OSError as error:
+            problem = error
+        if time.monotonic() > deadline_s:
+            raise TlrayError(f"The endpoint does not answer at {address}: {problem}.")
+        pause.wait(0.05)

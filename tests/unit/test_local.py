@@ -1,0 +1,133 @@
+"""What `tlray serve` refuses before there is a Ray, and what it says."""
+
+import re
+import socket
+
+import pytest
+
+from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
+from serve_app.local import check_host, check_room, read_options, started
+from tlray.cluster import Capacity
+from tlray.errors import BundleError, ConfigError
+from tlray.jobconfig import ServeConfig
+
+KEY = "0123456789abcdef"
+EVERYWHERE = "0.0.0.0"  # noqa: S104
+
+
+@pytest.fixture(autouse=True)
+def without_keys(monkeypatch):
+    for name in (KEYS_VARIABLE, FILE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", [EVERYWHERE, "::", "192.0.2.1", "example"])
+def test_others_are_let_in_with_keys_only(host):
+    with pytest.raises(ConfigError, match=re.escape(f"--host {host} lets other machines in, and there are no keys.")):
+        check_host(ServeConfig(bundle="b", host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+def test_this_machine_needs_no_key(host, port):
+    check_host(ServeConfig(bundle="b", host=host, port=port))
+
+
+def test_keys_or_the_explicit_word_open_the_host(monkeypatch, port):
+    check_host(ServeConfig(bundle="b", host=EVERYWHERE, port=port, open_without_keys=True))
+    monkeypatch.setenv(KEYS_VARIABLE, KEY)
+    check_host(ServeConfig(bundle="b", host=EVERYWHERE, port=port))
+    monkeypatch.setenv(KEYS_VARIABLE, "short")
+    with pytest.raises(ConfigError, match="at least 16 are required"):
+        check_host(ServeConfig(bundle="b", port=port))
+
+
+def test_a_port_in_use_is_refused():
+    with socket.socket() as listener:
+        # As Serve's own proxies listen, with which one of the same user could share the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"Port {port} of 127.0.0.1 cannot be listened on: Address already in use"
+        ):
+            check_host(ServeConfig(bundle="b", port=port))
+
+
+def test_an_address_of_another_machine_is_refused(port):
+    with pytest.raises(ConfigError, match="cannot be listened on"):
+        check_host(ServeConfig(bundle="b", host="192.0.2.1", port=port, open_without_keys=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "two words"}, "--name: String should match pattern"),
+        ({"max_replicas": 0}, "--max-replicas: Input should be greater than or equal to 1. Received: 0"),
+        ({"max_batch_size": 0}, "--max-batch-size: Input should be greater than or equal to 1. Received: 0"),
+        ({"input_roots": ("s3://b/../c",)}, "--input-roots: 's3://b/../c' has a component that is empty"),
+    ],
+)
+def test_settings_that_cannot_work(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_options(ServeConfig(bundle="b", **settings))
+
+
+def test_paths_are_seen_from_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = ServeConfig(bundle="b", input_roots=("in", "s3://b/in"), output_roots=("out",), open_without_keys=True)
+    options = read_options(config)
+    assert options.bundle == f"{tmp_path}/b"
+    assert options.input_roots == [f"{tmp_path}/in", "s3://b/in"]
+    assert options.output_roots == [f"{tmp_path}/out"]
+    assert options.open_without_keys
+
+
+def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port):
+    import ray
+
+    with pytest.raises(BundleError, match="is no bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
+        pass
+    assert not ray.is_initialized()
+
+
+def capacity(num_cpus: float, num_gpus: float) -> Capacity:
+    return Capacity(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        nodes=((num_cpus, num_gpus),),
+        object_store_bytes=1,
+        smallest_object_store_bytes=1,
+        memory_bytes=1,
+        has_many_nodes=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_cpus", "num_gpus", "message"),
+    [
+        ({"max_replicas": 2}, 2, 0, "Try --max-replicas 1; a single replica uses all CPUs."),
+        ({"max_replicas": 4}, 17, 0, "Ray has 17 CPUs and 0 GPUs. Try --max-replicas 3"),
+        ({"use_gpu": True}, 2, 0, "--use-gpu with --max-replicas 1 asks for as many GPUs. Ray has 2 CPUs and 0 GPUs."),
+        ({"use_gpu": True, "max_replicas": 3}, 8, 2, "Try --max-replicas 2."),
+    ],
+)
+def test_more_replicas_than_there_is_room_for(settings, num_cpus, num_gpus, message):
+    options = read_options(ServeConfig(bundle="b", **settings))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_room(options, capacity(num_cpus, num_gpus))
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_cpus", "num_gpus"),
+    [({}, 1, 0), ({"max_replicas": 4}, 18, 0), ({"use_gpu": True, "max_replicas": 2}, 2, 2)],
+)
+def test_room_that_suffices(settings, num_cpus, num_gpus):
+    check_room(read_options(ServeConfig(bundle="b", **settings)), capacity(num_cpus, num_gpus))

@@ -1,0 +1,111 @@
+"""The application's settings, its defaults as Serve gets them, and that config.yaml says the same."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+import serve_app
+from serve_app.app import build
+from serve_app.options import Options
+
+TEXT = (Path(serve_app.__file__).parent / "config.yaml").read_text()
+CONFIG = yaml.safe_load(TEXT)
+(APPLICATION,) = CONFIG["applications"]
+DEPLOYMENTS = {deployment["name"]: deployment for deployment in APPLICATION["deployments"]}
+
+
+def deployments(**options: Any) -> dict[str, Any]:
+    """The deployments of an application, by name."""
+    ingress = build(Options(bundle="/b", **options))._bound_deployment
+    models = [application._bound_deployment for application in ingress.init_args[1].values()]
+    return {deployment.name: deployment for deployment in (ingress, *models)}
+
+
+@pytest.mark.parametrize("name", ["input_roots", "output_roots"])
+@pytest.mark.parametrize("root", ["data/images", "s3://bucket/../other", "3://bucket"])
+def test_roots_that_mean_nothing_clear_are_refused(name, root):
+    with pytest.raises(ValidationError, match=re.escape(f"'{root}'")):
+        Options.model_validate({"bundle": "/b", name: ["/data", root]})
+
+
+def test_roots_have_one_spelling():
+    options = Options(
+        bundle="/b", input_roots=["/data/./images/", "file:///data/a%20b"], output_roots=["S3://bucket/k/"]
+    )
+    assert options.input_roots == ["/data/images", "/data/a b"]
+    assert options.output_roots == ["s3://bucket/k"]
+
+
+def test_arguments_of_serve_run_are_text():
+    options = Options.model_validate({"bundle": "/b", "max_replicas": "2", "use_gpu": "true", "timeout_s": "2.5"})
+    assert (options.max_replicas, options.use_gpu, options.timeout_s) == (2, True, 2.5)
+    with pytest.raises(ValidationError, match="max_replica\n"):
+        Options.model_validate({"bundle": "/b", "max_replica": "2"})
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus_and_gpus", "max_ingresses"),
+    [
+        ({}, (0.25, 0), 1),  # all cores are its own, and bulk scoring finds 1.5 of 2 CPUs
+        ({"max_replicas": 4}, (4, 0), 1),  # 4 replicas hold 4 * 64 images, as many as one ingress
+        ({"max_replicas": 5}, (4, 0), 2),
+        ({"max_replicas": 2, "use_gpu": True}, (0.25, 1), 1),
+        ({"max_replicas": 3, "max_batch_size": 64, "max_queued_images": 128}, (4, 0), 3),
+    ],
+)
+def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
+    found = deployments(**options)
+    model = found["Classifier-1"]
+    assert (model.ray_actor_options["num_cpus"], model.ray_actor_options["num_gpus"]) == cpus_and_gpus
+    scaling = model._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, options.get("max_replicas", 1))
+    assert found["Ingress"]._deployment_config.autoscaling_config.max_replicas == max_ingresses
+
+
+def test_the_config_file_is_valid_and_complete():
+    ServeDeploySchema.model_validate(CONFIG)
+    options = Options.model_validate(APPLICATION["args"])
+    shown = set(re.findall(r"^ {6}(?:# )?(\w+): ", TEXT, re.MULTILINE))
+    # In a config file autoscaling_config has its place.
+    assert set(Options.model_fields) - shown == {"max_replicas"}
+    examples = {"bundle", "input_roots", "output_roots"}
+    default = Options(bundle="/b")
+    assert options.model_dump(exclude=examples) == default.model_dump(exclude=examples)
+    assert APPLICATION["import_path"] == f"{build.__module__}:{build.__name__}"
+
+
+def test_the_config_file_has_the_deployments_and_limits_of_the_code():
+    options = Options.model_validate(APPLICATION["args"])
+    found = deployments()
+    assert set(DEPLOYMENTS) == set(found)
+    for name, deployment in found.items():
+        assert DEPLOYMENTS[name]["max_ongoing_requests"] == deployment.max_ongoing_requests
+        ours = deployment._deployment_config.autoscaling_config.model_dump()
+        written = DEPLOYMENTS[name]["autoscaling_config"]
+        assert set(written) == {
+            *("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
+        }
+        assert {key: ours[key] for key in written if key != "max_replicas"} == {
+            key: value for key, value in written.items() if key != "max_replicas"
+        }
+    model, ingress = DEPLOYMENTS["Classifier-1"], DEPLOYMENTS["Ingress"]
+    assert model["max_ongoing_requests"] == 2 * options.max_batch_size
+    assert model["max_queued_requests"] == options.max_queued_images
+    assert model["autoscaling_config"]["target_ongoing_requests"] == options.max_batch_size
+    assert ingress["autoscaling_config"]["target_ongoing_requests"] == options.max_queued_images / 2
+    num_images = model["autoscaling_config"]["max_replicas"] * model["max_ongoing_requests"]
+    assert ingress["autoscaling_config"]["max_replicas"] * options.max_queued_images >= num_images
+    assert CONFIG["http_options"]["request_timeout_s"] > options.timeout_s
+    assert CONFIG["http_options"]["host"] == "127.0.0.1"
+
+
+def test_the_config_file_names_the_environment_of_serve():
+    from serve_app.local import SERVE_ENVIRONMENT
+
+    assert SERVE_ENVIRONMENT
+    assert all(f"#   {name}={value}:" in TEXT for name, value in SERVE_ENVIRONMENT.items())
