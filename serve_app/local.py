@@ -1,5 +1,7 @@
 """The endpoint in the foreground, on a local Ray or the one that RAY_ADDRESS names: what `tlray serve` does."""
 
+import contextlib
+import io
 import ipaddress
 import logging
 import os
@@ -9,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Endpoint:
         threading.Event().wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(config: ServeConfig) -> Iterator[Endpoint]:
     """Starts the endpoint; in the end it, and a Ray that was started for it, are gone.
 
@@ -83,6 +84,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = _address(config)
+    is_ours = False
     try:
         cluster.connect(with_jobs=True)
         check_room(options, cluster.capacity())
@@ -91,20 +93,22 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
                 "Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml` there, or unset "
                 "RAY_ADDRESS to start a local Ray."
             )
-        try:
-            _deploy(config, options)
-            yield Endpoint(
-                address=address,
-                options=options,
-                spec=spec,
-                bundle_sha256=sha256,
-                needs_key=_needs_key(address),
-                logs=_logs(),
-            )
-        finally:
-            serve.shutdown()
+        is_ours = True
+        _deploy(config, options)
+        yield Endpoint(
+            address=address,
+            options=options,
+            spec=spec,
+            bundle_sha256=sha256,
+            needs_key=_needs_key(address),
+            logs=_logs(),
+        )
     finally:
-        ray.shutdown(wait_for_processes=True)
+        # Ray prints that the controller's last task ended with the controller.
+        with contextlib.redirect_stdout(io.StringIO()):
+            if is_ours:
+                serve.shutdown()
+            ray.shutdown(wait_for_processes=True)
 
 
 def read_options(config: ServeConfig) -> Options:

@@ -19,7 +19,7 @@ NUM_TRIES = 3
 
 RETRY_AFTER_S = 1
 
-AWAKE_S = 5.0
+AWAKE_S = 1.0
 """For so long after an answer nobody asks whether there still is a replica."""
 
 
@@ -41,9 +41,10 @@ class RemoteModel:
         With `min_replicas: 0` and no work there is no replica. One is started to be asked for the first time; then what
         it said holds until there is another one: who only looks whether the model is ready does not wake it.
         """
-        if self._info is None or not await self._is_asleep():
-            self._info = await self._call("describe")
-        return self._info
+        if self._info is not None and await self._is_asleep():
+            return self._info
+        info = self._info = await self._call("describe")
+        return info
 
     async def predict(self, pixels: Pixels) -> Answer:
         """Predicts some images.

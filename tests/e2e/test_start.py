@@ -1,6 +1,7 @@
 """`tlray serve`: a process that answers until it is told to end, and then leaves nothing behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
         guard.cancel()
         process.kill()
         process.communicate()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -22,8 +22,9 @@ DEPLOYMENTS = {deployment["name"]: deployment for deployment in APPLICATION["dep
 def deployments(**options: Any) -> dict[str, Any]:
     """The deployments of an application, by name."""
     ingress = build(Options(bundle="/b", **options))._bound_deployment
-    models = [application._bound_deployment for application in ingress.init_args[1].values()]
-    return {deployment.name: deployment for deployment in (ingress, *models)}
+    _, models = cast("tuple[Any, dict[int, Any]]", ingress.init_args)
+    bound = [application._bound_deployment for application in models.values()]
+    return {deployment.name: deployment for deployment in (ingress, *bound)}
 
 
 @pytest.mark.parametrize("name", ["input_roots", "output_roots"])

@@ -1,4 +1,4 @@
-"""`serve deploy` of the project's own config file, with a model that comes and goes with the requests."""
+"""`serve deploy` of the project's own config file: replicas that come and go with the load, a bundle swapped within."""
 
 import os
 import signal
@@ -16,7 +16,9 @@ import serve_app
 from tests.e2e.test_batches import wait_for
 from tests.e2e.test_jobs import free_ports, head  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import Load, export, upload
+from tests.e2e.test_serving import wait_for as wait_for_answers
 from tests.e2e.test_start import serving
+from tlray.bundle import read_spec
 
 
 class Cluster:
@@ -31,10 +33,22 @@ class Cluster:
     def application(self) -> dict[str, Any]:
         return self.http.get("/api/serve/applications/").raise_for_status().json()["applications"].get("tlray", {})
 
+    def replicas(self) -> dict[str, str]:
+        """The states of the model's replicas, by their names."""
+        replicas = self.application()["deployments"]["Classifier-1"]["replicas"]
+        return {replica["replica_id"]: replica["state"] for replica in replicas}
+
     def states(self) -> Counter[str]:
-        """The states of the model's replicas."""
-        deployments = self.application().get("deployments", {})
-        return Counter(replica["state"] for replica in deployments["Classifier-1"]["replicas"])
+        """How many of the model's replicas are in each state."""
+        return Counter(self.replicas().values())
+
+    def put(self, config: dict[str, Any], user_config: dict[str, str] | None = None) -> None:
+        """Deploys a config, as `serve deploy` does."""
+        (application,) = config["applications"]
+        ingress, model = application["deployments"]
+        deployments = [ingress, model | {"user_config": user_config}]
+        changed = config | {"applications": [application | {"deployments": deployments}]}
+        self.http.put("/api/serve/applications/", json=changed).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +59,12 @@ def cluster(head):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def address(cluster, tmp_path_factory):
-    """The address of the endpoint, from config.yaml: with another bundle, on 2 CPUs, and with less patience."""
-    directory = tmp_path_factory.mktemp("config")
-    (port,) = free_ports(1)
+def config(tmp_path_factory):
+    """config.yaml with a bundle that is here, on 2 CPUs, and with less patience."""
     config = yaml.safe_load((Path(serve_app.__file__).parent / "config.yaml").read_text())
-    config["http_options"]["port"] = port
+    (config["http_options"]["port"],) = free_ports(1)
     (application,) = config["applications"]
-    application["args"]["bundle"] = export(directory, "bundle", seed=1)
+    application["args"]["bundle"] = export(tmp_path_factory.mktemp("first"), "bundle", seed=1)
     ingress, model = application["deployments"]
     ingress["ray_actor_options"]["num_cpus"] = 0.1
     model["ray_actor_options"]["num_cpus"] = 0.25
@@ -65,21 +77,33 @@ def address(cluster, tmp_path_factory):
         "look_back_period_s": 1,
         "metrics_interval_s": 0.2,
     }
-    (directory / "config.yaml").write_text(yaml.safe_dump(config))
-    command = ["serve", "deploy", directory / "config.yaml", "--address", cluster.address]
-    subprocess.run(list(map(str, command)), env=cluster.environment, check=True, capture_output=True, timeout=120)
+    return config
+
+
+@pytest.fixture(scope="module")
+def address(cluster, config, tmp_path_factory):
+    """The address of the endpoint, started by the command."""
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = ["serve", "deploy", str(path), "--address", cluster.address]
+    subprocess.run(command, env=cluster.environment, check=True, capture_output=True, timeout=120)
     wait_for(cluster.application, lambda found: found.get("status") == "RUNNING")
-    return f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{config['http_options']['port']}"
 
 
-def test_replicas_come_with_the_load_and_go_with_it(cluster, address, phantom_set):
-    scan = sorted(phantom_set.glob("*/*/*.png"))[0]
+@pytest.fixture(scope="module")
+def scan(phantom_set):
+    return sorted(phantom_set.glob("*/*/*.png"))[0]
+
+
+def test_replicas_come_with_the_load_and_go_with_it(cluster, address, scan):
     assert cluster.states() == {}
     # The first ones wait for a replica, and none is lost.
     with ThreadPoolExecutor(3) as pool:
         firsts = [pool.submit(httpx.post, f"{address}/predict", files=upload(scan), timeout=60) for _ in range(3)]
         answers = [first.result().raise_for_status().json() for first in firsts]
-    assert len({str(answer["predictions"]) for answer in answers}) == 1
+    first, *others = [answer["predictions"][0]["probabilities"] for answer in answers]
+    assert all(other == pytest.approx(first, abs=1e-6) for other in others)
     with Load(address, scan, num_clients=8) as load:
         wait_for(cluster.states, lambda states: states["RUNNING"] == 2)
     assert set(load.statuses) == {200}
@@ -89,7 +113,28 @@ def test_replicas_come_with_the_load_and_go_with_it(cluster, address, phantom_se
     assert (ready["ready"], ready["bundle_sha256"]) == (True, answers[0]["bundle_sha256"])
     assert cluster.states() == {}
     again = httpx.post(f"{address}/predict", files=upload(scan), timeout=60).raise_for_status().json()
-    assert again["predictions"] == answers[0]["predictions"]
+    assert again["predictions"][0]["probabilities"] == pytest.approx(first, abs=1e-6)
+
+
+def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, tmp_path):
+    (application,) = config["applications"]
+    second = export(tmp_path, "second", seed=2)
+    before, after = (read_spec(bundle)[1] for bundle in (application["args"]["bundle"], second))
+    model = application["deployments"][1]
+    model["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+    cluster.put(config)
+    wait_for(cluster.replicas, lambda replicas: [*replicas.values()] == ["RUNNING"])
+    replicas = cluster.replicas()
+    with Load(address, scan) as load:
+        wait_for_answers(load, before, count=20)
+        cluster.put(config, user_config={"bundle": second})
+        wait_for_answers(load, after, count=20)
+        # One that cannot be used changes nothing.
+        cluster.put(config, user_config={"bundle": str(tmp_path)})
+        wait_for(cluster.application, lambda found: found["status"] == "RUNNING")
+        wait_for_answers(load, after, count=20)
+    assert set(load.statuses) == {200}
+    assert cluster.replicas() == replicas
 
 
 def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, address, tmp_path):
