@@ -20,6 +20,9 @@ from tests.e2e.test_serving import wait_for as wait_for_answers
 from tests.e2e.test_start import serving
 from tlray.bundle import read_spec
 
+DIRECTORY = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108
+"""Of the head's Ray."""
+
 
 class Cluster:
     """What Serve says of the cluster: the dashboard's REST API, which `serve status` asks, too."""
@@ -41,6 +44,10 @@ class Cluster:
     def states(self) -> Counter[str]:
         """How many of the model's replicas are in each state."""
         return Counter(self.replicas().values())
+
+    def log_of_model(self) -> str:
+        """What the model's replicas have logged."""
+        return "".join(path.read_text() for path in (DIRECTORY / "session_latest/logs/serve").glob("*Classifier-1*"))
 
     def put(self, config: dict[str, Any], user_config: dict[str, str] | None = None) -> None:
         """Deploys a config, as `serve deploy` does."""
@@ -131,7 +138,7 @@ def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, 
         wait_for_answers(load, after, count=20)
         # One that cannot be used changes nothing.
         cluster.put(config, user_config={"bundle": str(tmp_path)})
-        wait_for(cluster.application, lambda found: found["status"] == "RUNNING")
+        wait_for(cluster.log_of_model, lambda text: "The present model stays" in text)
         wait_for_answers(load, after, count=20)
     assert set(load.statuses) == {200}
     assert cluster.replicas() == replicas
@@ -139,7 +146,7 @@ def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, 
 
 def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, address, tmp_path):
     variables = {name: value for name, value in cluster.environment.items() if name.startswith("RAY_AUTH")}
-    variables["RAY_ADDRESS"] = Path(f"/tmp/ray-{os.getpid()}/ray_current_cluster").read_text()  # noqa: S108
+    variables["RAY_ADDRESS"] = (DIRECTORY / "ray_current_cluster").read_text()
     (port,) = free_ports(1)
     arguments = ("--bundle", export(tmp_path, "bundle", seed=2), "--port", port)
     with serving(*arguments, **variables) as (process, _):
