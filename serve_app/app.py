@@ -14,9 +14,14 @@ from serve_app.jobserver import JobServer
 from serve_app.options import Options
 from serve_app.remote import RemoteModel
 from serve_app.service import Service
+from serve_app.shadow import Shadow
+from serve_app.telemetry import Telemetry
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """Of a replica, as Ray counts them: little, so that bulk scoring finds its 1.5 beside them on 2 CPUs."""
+
+SHADOW = "shadow"
+"""The key and name of what is asked beside the versions of the model."""
 
 MAX_REQUESTS = 10_000
 """Of an ingress replica at once: it refuses by itself, by the number of images and in its own words."""
@@ -28,11 +33,15 @@ class Ingress:
 
     Args:
         options: The application's settings.
-        handles: The replicas of each version.
+        handles: The replicas of each version, and of the `SHADOW` if there is one.
     """
 
-    def __init__(self, options: Options, handles: dict[int, DeploymentHandle]) -> None:
-        self._service = Service(options, {version: RemoteModel(handle) for version, handle in handles.items()})
+    def __init__(self, options: Options, handles: dict[int | str, DeploymentHandle]) -> None:
+        remotes = {name: RemoteModel(handle) for name, handle in handles.items()}
+        models = {name: remote for name, remote in remotes.items() if isinstance(name, int)}
+        telemetry = Telemetry(options.name)
+        mirror = Shadow(remotes[SHADOW], options, telemetry).offer if SHADOW in remotes else None
+        self._service = Service(options, models, telemetry, mirror)
         self._batches = Batches(self._service, JobServer())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -46,7 +55,7 @@ def build(options: Options) -> Application:
 
 
 def make_application(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
-    """Makes the application: an ingress, and a deployment for each version of the model.
+    """Makes the application: an ingress, and a deployment for each version of the model and for the shadow.
 
     Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
 
@@ -54,7 +63,9 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         options: The application's settings.
         user_config: Of the main version, see `Classifier.reconfigure`.
     """
-    bundles = {options.version: options.bundle, **options.other_versions}
+    bundles: dict[int | str, str] = {options.version: options.bundle, **options.other_versions}
+    if options.shadow_bundle is not None:
+        bundles[SHADOW] = options.shadow_bundle
     models = {
         version: _deployment(
             Classifier,
@@ -74,7 +85,11 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         for version, bundle in bundles.items()
     }
     ingress = _deployment(
-        Ingress, name="Ingress", ray_actor_options={"num_cpus": INGRESS_CPUS}, max_ongoing_requests=MAX_REQUESTS
+        Ingress,
+        name="Ingress",
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        max_ongoing_requests=MAX_REQUESTS,
+        logging_config={"encoding": "JSON", "enable_access_log": False},  # `requestlog` writes more than Serve does
     )
     return ingress.bind(options, models)
 
