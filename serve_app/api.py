@@ -22,6 +22,7 @@ from serve_app.batches import Batches, add_batches
 from serve_app.body import LimitBody, check_media_type
 from serve_app.errors import RequestError
 from serve_app.page import load_page
+from serve_app.requestlog import LogRequests, note
 from serve_app.service import Prediction, Service
 from tlray import __version__
 
@@ -129,6 +130,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
     )
     api.add_middleware(LimitBody, max_bytes=service.options.max_body_bytes)
+    api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
     api.exception_handler(HTTPException)(_show_http_error)
     api.exception_handler(Exception)(_show_failure)
@@ -173,6 +175,7 @@ def _is_here(request: Request) -> bool:
 
 
 async def _show_request_error(_: Request, error: RequestError) -> JSONResponse:
+    note(error_code=error.code)
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
     if error.status == Verdict.MISSING:
         headers["WWW-Authenticate"] = "Bearer"

@@ -15,6 +15,8 @@ from serve_app.jobserver import JobServer
 from serve_app.options import CPUS_PER_REPLICA, Options
 from serve_app.remote import RemoteModel
 from serve_app.service import Service
+from serve_app.shadow import Shadow
+from serve_app.telemetry import Telemetry
 from tlray import storage
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
@@ -22,6 +24,9 @@ MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 
 DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
 """A new replica takes seconds to load its model, so one that is there stays for the next burst."""
+
+SHADOW = "shadow"
+"""The key and name of what is asked beside the versions of the model."""
 
 MAX_REQUESTS = 10_000
 """Of an ingress replica at once: it refuses by itself, by the number of images and in its own words."""
@@ -33,11 +38,15 @@ class Ingress:
 
     Args:
         options: The application's settings.
-        handles: The replicas of each version.
+        handles: The replicas of each version, and of the `SHADOW` if there is one.
     """
 
-    def __init__(self, options: Options, handles: dict[int, DeploymentHandle]) -> None:
-        self._service = Service(options, {version: RemoteModel(handle) for version, handle in handles.items()})
+    def __init__(self, options: Options, handles: dict[int | str, DeploymentHandle]) -> None:
+        remotes = {name: RemoteModel(handle) for name, handle in handles.items()}
+        models = {name: remote for name, remote in remotes.items() if isinstance(name, int)}
+        telemetry = Telemetry(options.name)
+        mirror = Shadow(remotes[SHADOW], options, telemetry).offer if SHADOW in remotes else None
+        self._service = Service(options, models, telemetry, mirror)
         self._batches = Batches(self._service, JobServer())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -51,7 +60,7 @@ def build(options: Options) -> Application:
 
 
 def make_application(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
-    """Makes the application: an ingress, and a deployment for each version of the model.
+    """Makes the application: an ingress, and a deployment for each version of the model and for the shadow.
 
     Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
 
@@ -59,7 +68,9 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         options: The application's settings.
         user_config: Of the main version, see `Classifier.reconfigure`.
     """
-    bundles = {options.version: options.bundle, **options.other_versions}
+    bundles: dict[int | str, str] = {options.version: options.bundle, **options.other_versions}
+    if options.shadow_bundle is not None:
+        bundles[SHADOW] = options.shadow_bundle
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
     # One batch in the model and one that waits: the rest waits where every replica can take it.
     max_ongoing = 2 * options.max_batch_size
@@ -90,6 +101,7 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         max_ongoing_requests=MAX_REQUESTS,
         autoscaling_config=_autoscaling(num_ingresses, target=max(1, options.max_queued_images // 2)),
+        logging_config={"encoding": "JSON", "enable_access_log": False},  # `requestlog` writes more than Serve does
     )
     return ingress.bind(options, models)
 

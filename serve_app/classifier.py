@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from serve_app.batching import Batcher
+from serve_app.telemetry import ModelTelemetry
 from tlray import storage
 from tlray.bundle import BundleSpec
 from tlray.errors import TlrayError
@@ -74,7 +75,14 @@ class Model:
     """A predictor and its queue."""
 
     def __init__(
-        self, location: str, *, max_batch_size: int, max_waiting: int, num_threads: int | None, use_gpu: bool
+        self,
+        location: str,
+        *,
+        telemetry: ModelTelemetry,
+        max_batch_size: int,
+        max_waiting: int,
+        num_threads: int | None,
+        use_gpu: bool,
     ) -> None:
         from tlray.predictor import Predictor  # noqa: PLC0415 (TensorFlow only where a model is)
 
@@ -87,7 +95,10 @@ class Model:
             max_batch_size=max_batch_size,
         )
         self.batcher: Batcher[bytes, np.ndarray] = Batcher(
-            self.run, max_batch_size=max_batch_size, max_queue=max_waiting
+            self.run,
+            max_batch_size=max_batch_size,
+            max_queue=max_waiting,
+            on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
         )
         self._explainer: Explainer | None = None
         self._explaining = threading.Lock()
@@ -125,6 +136,7 @@ class Classifier:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
         self._load = functools.partial(
             Model,
+            telemetry=ModelTelemetry(),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             num_threads=int(cpus) or None,

@@ -26,6 +26,11 @@ class Options(BaseModel):
     other_versions: dict[int, str] = Field(default_factory=dict)
     """Versions that are served beside it, by number: version to bundle."""
 
+    shadow_bundle: str | None = None
+    """A bundle that sees requests of the main version after they were answered, and is only compared; None: none."""
+    shadow_share: float = Field(default=1.0, gt=0, le=1)
+    """The share of these requests that it sees."""
+
     open_without_keys: bool = False
     """Without API keys answer other machines too, not this one alone."""
 

@@ -1,20 +1,23 @@
 """What the endpoint does with images, whatever protocol they came by: admit, decode, ask a model, answer in time."""
 
 import asyncio
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from serve_app.classifier import Answer, ModelInfo, Pixels
+from serve_app.decoding import Decoded, decode
+from serve_app.drift import STATISTICS, DriftWindow
 from serve_app.errors import RequestError
 from serve_app.options import Options
-from tlray import images
+from serve_app.requestlog import note
+from serve_app.telemetry import Telemetry
 from tlray.errors import ImageError, ImageErrorCode
 
 RETRY_AFTER_S = 1
@@ -57,13 +60,33 @@ class Prediction:
     predict_s: float
 
 
-class Service:
-    """The models and what guards them. One in each ingress replica."""
+Mirror = Callable[[ModelInfo, Sequence[bytes | np.ndarray], Pixels, np.ndarray], None]
+"""What is shown images that have been answered; see `Shadow.offer`."""
 
-    def __init__(self, options: Options, models: Mapping[int, Model]) -> None:
+
+class Service:
+    """The models and what guards them. One in each ingress replica.
+
+    Args:
+        options: The operator's settings.
+        models: The model's versions.
+        telemetry: What counts.
+        mirror: What is shown the images that the main version has answered.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        models: Mapping[int, Model],
+        telemetry: Telemetry | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.options = options
+        self.telemetry = telemetry or Telemetry(options.name)
         self._models = models
+        self._mirror = mirror
         self._infos: dict[int, ModelInfo] = {}
+        self._windows: dict[int, tuple[str, DriftWindow | None]] = {}
         self._num_held = 0
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
 
@@ -116,6 +139,7 @@ class Service:
             RequestError: 413: too many images; 429: too many others are waiting; 504: no answer in time.
         """
         number = self.number(version)
+        note(num_images=len(files))
         if len(files) > self.options.max_images_per_request:
             raise RequestError(
                 413, f"{len(files)} images in one request; the most are {self.options.max_images_per_request}."
@@ -124,14 +148,14 @@ class Service:
             raise RequestError(
                 429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
             )
-        self._num_held += len(files)
+        self._hold(len(files))
         try:
             async with asyncio.timeout(self.options.timeout_s):
                 return await self._predict(number, files, explain=explain)
         except TimeoutError:
             raise RequestError(504, f"The model did not answer within {self.options.timeout_s:g} s.") from None
         finally:
-            self._num_held -= len(files)
+            self._hold(-len(files))
 
     async def _predict(self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool) -> Prediction:
         info = self._infos.get(number) or await self.model_info(number)
@@ -139,9 +163,13 @@ class Service:
             start_s = time.monotonic()
             decoded = await self._decode(files, info)
             decode_s = time.monotonic() - start_s
-            good = [each for each in decoded if not isinstance(each, ImageError)]
             spec = info.spec
-            pixels = Pixels(images=good, size_px=spec.image_size_px, intensity_range=spec.intensity_range)
+            good = [each for each in decoded if not isinstance(each, ImageError)]
+            pixels = Pixels(
+                images=[each.pixels for each in good],
+                size_px=spec.image_size_px,
+                intensity_range=spec.intensity_range,
+            )
             answer = await self._ask(number, pixels, info)
             probs_BK = answer.probabilities
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
@@ -149,6 +177,10 @@ class Service:
                 if explain and good:
                     overlays = await self._models[number].explain(pixels, probs_BK.argmax(axis=1).tolist())
                 if overlays is not None:
+                    self._observe(number, info, decoded, probs_BK)
+                    if self._mirror is not None and number == self.options.version:
+                        places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
+                        self._mirror(info, [files[place] for place in places], pixels, probs_BK)
                     return Prediction(
                         info=info,
                         probabilities=probs_BK,
@@ -168,18 +200,40 @@ class Service:
             raise RequestError(500, "The model gave no finite probabilities.", ImageErrorCode.PREDICT_FAILED.value)
         return answer
 
-    async def _decode(self, files: Sequence[bytes | np.ndarray], info: ModelInfo) -> list[bytes | ImageError]:
+    async def _decode(self, files: Sequence[bytes | np.ndarray], info: ModelInfo) -> list[Decoded | ImageError]:
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._decoders, decode, file, info) for file in files))
+        return await asyncio.gather(*(loop.run_in_executor(self._decoders, decode, file, info.spec) for file in files))
 
+    def _hold(self, num_images: int) -> None:
+        self._num_held += num_images
+        self.telemetry.held_images.set(self._num_held, {})
 
-def decode(file: bytes | np.ndarray, info: ModelInfo) -> bytes | ImageError:
-    """Returns the pixels of an image as `Pixels` takes them, or what is wrong with it."""
-    spec = info.spec
-    try:
-        if isinstance(file, np.ndarray):
-            size = (spec.image_size_px, spec.image_size_px)
-            return Image.fromarray(file).resize(size, Image.Resampling.BILINEAR).tobytes()
-        return images.decode(file, size_px=spec.image_size_px, intensity_range=spec.intensity_range).tobytes()
-    except ImageError as error:
-        return error
+    def _observe(
+        self, number: int, info: ModelInfo, decoded: Sequence[Decoded | ImageError], probs_BK: np.ndarray
+    ) -> None:
+        """Counts what was answered."""
+        note(bundle_sha256=info.bundle_sha256)
+        classes = probs_BK.argmax(axis=1).tolist()
+        self.telemetry.predicted(
+            number,
+            labels=[info.spec.classes[each] for each in classes],
+            num_referred=sum(each < info.spec.refer_below for each in probs_BK.max(axis=1).tolist()),
+            error_codes=[each.code.value for each in decoded if isinstance(each, ImageError)],
+        )
+        window = self._window(number, info)
+        if window is not None:
+            greys = [each.grey for each in decoded if isinstance(each, Decoded) and each.grey is not None]
+            indices = window.add(greys, classes)
+            if indices is not None:
+                self.telemetry.drifted(number, indices)
+
+    def _window(self, number: int, info: ModelInfo) -> DriftWindow | None:
+        """Returns what watches a version's images; another bundle begins anew."""
+        sha256, window = self._windows.get(number, ("", None))
+        if sha256 != info.bundle_sha256:
+            if window is not None:
+                self.telemetry.drifted(number, dict.fromkeys(STATISTICS, math.nan))
+            training = info.spec.training_images
+            window = DriftWindow(training) if training else None
+            self._windows[number] = info.bundle_sha256, window
+        return window

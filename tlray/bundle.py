@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tlray import __version__, storage
+from tlray.drift import TrainingImages
 from tlray.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -45,6 +46,7 @@ class BundleSpec:
         weights: Where training started.
         data_fingerprint: See `manifest.fingerprint`; None where nothing is known of the data.
         split_fingerprint: See `manifest.split_fingerprint`.
+        training_images: What they were like; None where nothing is known of them.
         metrics: By split, as `metrics.evaluate_predictions` returns them.
         library_versions: What the bundle was made with.
         files: sha256 of every other file by its path in the bundle.
@@ -61,6 +63,7 @@ class BundleSpec:
     weights: str
     data_fingerprint: str | None = None
     split_fingerprint: str | None = None
+    training_images: TrainingImages | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -159,10 +162,15 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")
-        limits = raw.pop("intensity_range")
-        spec = BundleSpec(
-            **{**raw, "classes": tuple(raw["classes"]), "intensity_range": tuple(limits) if limits else None}
-        )
+        limits, images = raw["intensity_range"], raw.get("training_images")
+        parsed = {
+            "classes": tuple(raw["classes"]),
+            "intensity_range": tuple(limits) if limits else None,
+            "training_images": TrainingImages.from_json(images) if images is not None else None,
+        }
+        spec = BundleSpec(**raw | parsed)
+        if spec.training_images and len(spec.training_images.class_counts) != len(spec.classes):
+            raise ValueError("training_images must have a count for each class")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
     return spec, hashlib.sha256(content).hexdigest()

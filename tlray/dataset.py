@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from sklearn.utils.class_weight import compute_class_weight
 
-from tlray import audit, labels, listing, manifest, storage, streams
+from tlray import audit, images, labels, listing, manifest, storage, streams
 from tlray.config import TrainConfig, parse_columns, parse_intensity_range
-from tlray.errors import DataError, some
+from tlray.drift import Distribution, TrainingImages, grey_statistics
+from tlray.errors import DataError, ImageError, some
 from tlray.progress import Progress
 
 MANIFEST = "manifest.parquet"
 AUDIT = "audit.json"
+
+MAX_MEASURED = 400
+"""Training images whose grey levels are measured: a second of one core, and enough for ten bins; see `drift`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,3 +160,40 @@ def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, f
     if given is not None or not wide.num_rows:
         return given
     return streams.intensity_range(wide["uri"])
+
+
+def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingImages | None]":
+    """Starts to measure the training images, in a process that has read images before, beside what comes next.
+
+    Of more than `MAX_MEASURED` a random sample is taken, by the config's seed.
+    """
+    train = dataset.split("train")
+    num_measured = min(MAX_MEASURED, train.num_rows)
+    sample = np.random.default_rng(config.seed).choice(train.num_rows, num_measured, replace=False)
+    uris = train["uri"].take(np.sort(sample)).to_pylist()
+    counts = np.bincount(train["class_index"].to_numpy(), minlength=len(dataset.classes)).tolist()
+    # It asks for no CPU: what the rest needs has been planned.
+    task = ray.remote(_measure).options(num_cpus=0)
+    return task.remote(uris, counts, config.image_size_px, dataset.intensity_range)
+
+
+def _measure(
+    uris: list[str], class_counts: list[int], size_px: int, intensity_range: tuple[float, float] | None
+) -> TrainingImages | None:
+    def grey(uri: str) -> tuple[float, float] | None:
+        try:
+            image = images.decode(streams.read_file(uri), size_px=size_px, intensity_range=intensity_range)
+        except ImageError:  # training itself tells of what can no longer be read
+            return None
+        return grey_statistics(image)
+
+    with ThreadPoolExecutor(streams.READ_THREADS) as pool:
+        greys = [each for each in pool.map(grey, uris) if each is not None]
+    if not greys:
+        return None
+    means, deviations = zip(*greys, strict=True)
+    return TrainingImages(
+        grey_mean=Distribution.of(means),
+        grey_deviation=Distribution.of(deviations),
+        class_counts=tuple(class_counts),
+    )

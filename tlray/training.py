@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from tlray import (
     assembly,
@@ -30,6 +31,7 @@ from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity, TrainPlan
 from tlray.config import Augmentation, TrainConfig, to_json
 from tlray.dataset import Dataset
+from tlray.drift import TrainingImages
 from tlray.errors import ConfigError
 from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
@@ -128,7 +130,8 @@ def train(config: TrainConfig) -> TrainResult:
     storage.delete(storage.join(config.out, evaluation.METRICS_JSON))
     if not config.quiet:
         print(dataset.describe(images))
-    run = _Run(config=config, available=available, plan=plan, images=images, prepared=prepared)
+    measuring = dataset.measure(config, images)
+    run = _Run(config=config, available=available, plan=plan, images=images, prepared=prepared, measuring=measuring)
     return _finish(run, _learn(run))
 
 
@@ -169,6 +172,7 @@ class _Run:
     plan: TrainPlan
     images: Dataset
     prepared: Prepared
+    measuring: "ray.ObjectRef[TrainingImages | None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +286,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     spec = _make_spec(config, images, run.prepared.preprocessing)
     evaluations, export_warnings = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
-    spec = dataclasses.replace(spec, metrics=metrics)
+    spec = dataclasses.replace(spec, metrics=metrics, training_images=cluster.get(run.measuring))
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     warnings = (*_training_warnings(history), *export_warnings, *audit.warnings(images.findings))
     content = Report(

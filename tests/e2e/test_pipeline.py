@@ -101,6 +101,20 @@ def test_metrics_are_those_of_the_validation_during_training(run):
     assert spec.classes == phantoms.CLASSES
 
 
+def test_the_bundle_knows_what_its_training_images_were_like(run):
+    rows = pq.read_table(run / "manifest.parquet", filters=[("split", "=", "train")]).to_pylist()
+    pixels = np.stack([pixels_of(Path(row["uri"]), size_px=64) for row in rows])
+    known = read_spec(str(run / "bundle"))[0].training_images
+    assert known is not None
+    assert known.class_counts == (8, 8, 8, 8)
+    for found, values in (
+        (known.grey_mean, pixels.mean(axis=(1, 2, 3))),
+        (known.grey_deviation, pixels.std(axis=(1, 2, 3))),
+    ):
+        assert found.edges == pytest.approx(np.quantile(values, np.arange(1, 10) / 10), abs=1e-6)
+        assert found.counts == tuple(np.histogram(values, [-1, *found.edges, 256])[0])
+
+
 def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
     bundle = load(str(run / "bundle"))
     paths = sorted(phantom_set.glob("normal/*/*"))[:6]

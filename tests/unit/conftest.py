@@ -1,4 +1,4 @@
-"""What unit tests share: a small model."""
+"""What unit tests share: a small model, and what the endpoint counts."""
 
 from pathlib import Path
 from typing import Any
@@ -21,3 +21,19 @@ def own_model(tmp_path: Path) -> tuple[str, Any]:
     path = str(tmp_path / "own.keras")
     model.save(path)
     return path, model
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple[str, float, dict[str, str]]]:
+    """Name, value and tags of all that is recorded from here on, as Ray is given it."""
+    from ray.util import metrics
+
+    records: list[tuple[str, float, dict[str, str]]] = []
+
+    def record(self: Any, value: float, tags: dict[str, str] | None = None) -> None:
+        final = self._get_final_tags(tags)
+        assert set(final) == set(self._tag_keys)
+        records.append((self._name, value, final))
+
+    monkeypatch.setattr(metrics.Metric, "_record", record)
+    return records

@@ -9,6 +9,7 @@ import pytest
 
 from tlray import __version__, bundle, storage
 from tlray.bundle import BundleSpec
+from tlray.drift import Distribution, TrainingImages
 from tlray.errors import BundleError
 
 SPEC = BundleSpec(
@@ -22,6 +23,11 @@ SPEC = BundleSpec(
     weights="imagenet",
     data_fingerprint="d" * 64,
     split_fingerprint="e" * 64,
+    training_images=TrainingImages(
+        grey_mean=Distribution(edges=(80.5, 90.25), counts=(3, 4, 3)),
+        grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
+        class_counts=(4, 5, 1),
+    ),
     metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
 )
 FILES = {
@@ -95,6 +101,13 @@ def test_no_range_and_no_threshold(location):
     assert SPEC.refer_below == 0.6
 
 
+def test_a_bundle_that_knows_nothing_of_its_training_images(location):
+    """As earlier versions made them, and `tlray export` does."""
+    bundle.seal(location, SPEC)
+    edit(location, training_images=None)
+    assert bundle.load(location).spec.training_images is None
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_changed_file_is_refused(location, name):
     bundle.seal(location, SPEC)
@@ -138,7 +151,17 @@ def test_damaged_description_is_refused(location, content):
         bundle.load(location)
 
 
-@pytest.mark.parametrize("changes", [{"backbone": None}, {"classes": None}, {"invented": 1}, {"classes": 7}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": None},
+        {"classes": None},
+        {"invented": 1},
+        {"classes": 7},
+        {"training_images": {}},
+        {"training_images": dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5]}},
+    ],
+)
 def test_description_with_other_entries_is_refused(location, changes):
     bundle.seal(location, SPEC)
     edit(location, **changes)

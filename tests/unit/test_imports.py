@@ -8,7 +8,7 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
-CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots"]
+CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots", "drift"]
 ON_RAY = [
     "streams",
     "cluster",

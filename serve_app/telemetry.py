@@ -1,0 +1,110 @@
+"""The endpoint's metrics. Ray exports them to Prometheus as `ray_` and the name, with `_total` for a counter."""
+
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+DURATIONS_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]
+
+
+class Telemetry:
+    """What an ingress replica counts. Serve adds the tags application, deployment and replica.
+
+    Every tag has few values, whatever clients send.
+
+    Args:
+        model: The model's name.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.requests = Histogram(
+            "tlray_request_duration_seconds",
+            "Requests by the time until they were answered.",
+            DURATIONS_S,
+            _tags("model", "method", "route", "status"),
+        )
+        self.request_errors = Counter(
+            "tlray_request_errors", "Requests that failed, by error code or status.", _tags("model", "route", "code")
+        )
+        self.held_images = Gauge(
+            "tlray_held_images", "Images that are being decoded, wait or are being predicted.", _tags("model")
+        )
+        self.predictions = Counter(
+            "tlray_predictions", "Images by predicted class.", _tags("model", "version", "label")
+        )
+        self.referred = Counter(
+            "tlray_referred_predictions", "Images that a specialist should see.", _tags("model", "version")
+        )
+        self.image_errors = Counter(
+            "tlray_image_errors", "Images that cannot be decoded, by error code.", _tags("model", "version", "code")
+        )
+        self.drift = Gauge(
+            "tlray_drift",
+            "Population stability index of the last images beside the training images, by statistic.",
+            _tags("model", "version", "statistic"),
+        )
+        self.shadow_images = Counter(
+            "tlray_shadow_images", "Images of shadow traffic: agree, differ, error, dropped.", _tags("model", "outcome")
+        )
+        self.shadow_difference = Counter(
+            "tlray_shadow_difference", "Sum over compared images of the mean absolute difference.", _tags("model")
+        )
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Gauge | Histogram):
+                metric.set_default_tags({"model": model})
+
+    def answered(self, *, method: str, route: str, status: int, code: str | None, duration_s: float) -> None:
+        """Counts a request; `code` is of an error."""
+        self.requests.observe(duration_s, {"method": method, "route": route, "status": str(status)})
+        if status >= 400:
+            self.request_errors.inc(1, {"route": route, "code": code or str(status)})
+
+    def predicted(
+        self, version: int, *, labels: Sequence[str], num_referred: int, error_codes: Sequence[str] = ()
+    ) -> None:
+        """Counts the images of a request."""
+        tags = {"version": str(version)}
+        for label, count in Tally(labels).items():
+            self.predictions.inc(count, {**tags, "label": label})
+        if num_referred:
+            self.referred.inc(num_referred, tags)
+        for code, count in Tally(error_codes).items():
+            self.image_errors.inc(count, {**tags, "code": code})
+
+    def drifted(self, version: int, indices: Mapping[str, float]) -> None:
+        """Shows a version's population stability indices; NaN: not known."""
+        for statistic, index in indices.items():
+            self.drift.set(index, {"version": str(version), "statistic": statistic})
+
+    def compared(self, *, num_agreeing: int, num_differing: int, differences: float) -> None:
+        """Counts images that the shadow has seen, and the sum of their mean absolute differences."""
+        for outcome, count in (("agree", num_agreeing), ("differ", num_differing)):
+            if count:
+                self.shadow_images.inc(count, {"outcome": outcome})
+        if differences:
+            self.shadow_difference.inc(differences, {})
+
+    def not_compared(self, outcome: str, count: int) -> None:
+        """Counts images that were meant for the shadow: `error` or `dropped`."""
+        self.shadow_images.inc(count, {"outcome": outcome})
+
+
+class ModelTelemetry:
+    """What a replica of a model counts; the tag deployment tells the models apart."""
+
+    def __init__(self) -> None:
+        self.batches = Histogram("tlray_batch_images", "Batches of the model by their images.", BATCH_SIZES)
+        self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.")
+
+    def started(self, *, batch_size: int, num_waiting: int) -> None:
+        """Counts a batch that begins, and shows what it leaves behind."""
+        self.batches.observe(batch_size, {})
+        self.waiting_images.set(num_waiting, {})
+
+
+def _tags(*names: str) -> Any:
+    """Returns names of tags as Serve takes them; its annotation allows only one."""
+    return names

@@ -1,0 +1,133 @@
+"""What a running endpoint tells its operator, as Prometheus and the log files show it, with a shadow beside it."""
+
+import dataclasses
+import io
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import ray
+import ray._private.worker as ray_worker
+from PIL import Image
+from ray import serve
+
+from serve_app.app import build
+from serve_app.drift import STATISTICS, WINDOW
+from serve_app.options import Options
+from tests.e2e.test_jobs import free_ports
+from tests.e2e.test_serving import export
+from tests.unit.test_watch import prometheus_names, training_images
+from tlray import bundle
+
+NUM_IMAGES = 64
+NUM_REQUESTS = -(-WINDOW // NUM_IMAGES)
+APPLICATION = "watched"
+
+
+@pytest.fixture(scope="module")
+def address(local_ray, tmp_path_factory):  # noqa: ARG001
+    """An endpoint with a shadow, after `NUM_REQUESTS` of `NUM_IMAGES`, one of them unreadable, and two that failed."""
+    directory = tmp_path_factory.mktemp("bundles")
+    main, shadow = (export(directory, name, seed) for seed, name in enumerate(["main", "shadow"]))
+    spec, _ = bundle.read_spec(main)
+    images = dataclasses.replace(training_images(), class_counts=(50, 50, 50))
+    bundle.seal(main, dataclasses.replace(spec, training_images=images, thresholds={"refer_below": 0.99}))
+    (port,) = free_ports(1)
+    serve.start(http_options={"port": port})
+    serve.run(build(Options(bundle=main, shadow_bundle=shadow)), name=APPLICATION)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def asked(address) -> str:
+    """The same after it was asked."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (NUM_IMAGES - 1, 32, 32), np.uint8)  # grey
+    files = [("file", ("Erika Mustermann.png", png(pixels))) for pixels in noise]
+    for _ in range(NUM_REQUESTS):
+        broken = ("file", ("broken.png", b""))
+        answer = httpx.post(f"{address}/predict", files=[*files, broken], timeout=60).raise_for_status()
+        assert [row["error_code"] for row in answer.json()["predictions"]] == [None] * len(files) + ["empty"]
+    httpx.post(f"{address}/predict", files=files, timeout=60).raise_for_status()
+    assert httpx.get(f"{address}/v1/models/Mustermann").status_code == 404
+    return address
+
+
+def scrape() -> dict[str, dict[frozenset[tuple[str, str]], float]]:
+    """What Ray gives to Prometheus of the endpoint: name, then labels, to value."""
+    (node,) = ray.nodes()
+    text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=30).raise_for_status().text
+    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    for name, labels, value in re.findall(r"^(ray_tlray_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        pairs = frozenset(re.findall(r'(\w+)="([^"]*)"', labels))
+        if ("application", APPLICATION) in pairs:
+            found.setdefault(name, {})[pairs] = float(value)
+    return found
+
+
+def total(samples: dict[frozenset[tuple[str, str]], float], **labels: str) -> float:
+    return sum(value for pairs, value in samples.items() if set(labels.items()) <= pairs)
+
+
+def wait_for_samples(*, num_compared: int) -> dict[str, Any]:
+    """Ray reports every ten seconds; the shadow is the last to be done."""
+    deadline_s = time.monotonic() + 90
+    pause = threading.Event()
+    while True:
+        samples = scrape()
+        names = ("ray_tlray_shadow_images_total", "ray_tlray_predictions_total")
+        if all(total(samples.get(name, {})) == num_compared for name in names):
+            return samples
+        assert time.monotonic() < deadline_s, samples
+        pause.wait(0.5)
+
+
+def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
+    num_predicted = (NUM_REQUESTS + 1) * (NUM_IMAGES - 1)
+    samples = wait_for_samples(num_compared=num_predicted)
+    assert prometheus_names() <= samples.keys()
+    requests = samples["ray_tlray_request_duration_seconds_count"]
+    assert total(requests, route="/predict", method="POST", status="200") == NUM_REQUESTS + 1
+    assert total(requests, route="/v1/models/{name}", method="GET", status="404") == 1
+    errors = samples["ray_tlray_request_errors_total"]
+    assert total(errors) == total(errors, route="/v1/models/{name}", code="404") == 1
+    assert total(samples["ray_tlray_image_errors_total"], code="empty", version="1") == NUM_REQUESTS
+    assert 0 < total(samples["ray_tlray_referred_predictions_total"]) <= num_predicted
+    outcomes = samples["ray_tlray_shadow_images_total"]
+    assert total(outcomes, outcome="agree") + total(outcomes, outcome="differ") == num_predicted
+    assert 0 < total(samples["ray_tlray_shadow_difference_total"]) < num_predicted
+    batches = samples["ray_tlray_batch_images_count"]
+    for deployment in ("Classifier-1", "Classifier-shadow"):
+        assert total(batches, deployment=deployment) >= 2 * (NUM_REQUESTS + 1)  # 63 images are two batches at least
+    assert total(samples["ray_tlray_held_images"]) == total(samples["ray_tlray_waiting_images"]) == 0
+    drift = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift"].items()}
+    assert set(drift) == set(STATISTICS)
+    assert drift["grey_deviation"] > 0.25  # of noise, beside the even images that the bundle was made up with
+
+
+def test_the_request_log_has_one_line_a_request(asked):  # noqa: ARG001
+    node: Any = ray_worker._global_node
+    logs = Path(node.get_logs_dir_path()) / "serve"
+    (file,) = [path for path in logs.glob("replica_*.log") if f"{APPLICATION}_Ingress" in path.name]
+    text = file.read_text()
+    assert "Mustermann" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    requests = [line for line in lines if "POST" in line["message"]]
+    assert [line["path"] for line in requests] == ["/predict"] * (NUM_REQUESTS + 1)
+    assert [line["num_images"] for line in requests] == [NUM_IMAGES] * NUM_REQUESTS + [NUM_IMAGES - 1]
+    assert len({line["request_id"] for line in requests}) == NUM_REQUESTS + 1
+    assert all(line["num_bytes"] > (NUM_IMAGES - 1) * 32 * 32 for line in requests)  # noise cannot be compressed
+    assert {len(line["bundle_sha256"]) for line in requests} == {64}

@@ -1,0 +1,229 @@
+"""What the endpoint tells its operator: metrics, the request log, drift, and the dashboard of all that."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections import Counter as Tally
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._common.formatters import JSONFormatter
+from ray.util import metrics
+
+import serve_app
+from serve_app import drift
+from serve_app.telemetry import ModelTelemetry, Telemetry
+from tests.unit.test_api import KEY, Mean, b64, call, client, info, png, run, upload
+from tlray.drift import Distribution, TrainingImages, population_stability_index
+
+
+@pytest.fixture
+def model():
+    return Mean()
+
+
+def of(records, name, *keys):
+    """The tags, those of `keys`, and the sum of what was recorded under a name."""
+    found: Tally[Any] = Tally()
+    for each, value, tags in records:
+        if each == name:
+            found[tuple(tags[key] for key in keys)] += value
+    return dict(found)
+
+
+def num_requests(records):
+    return Tally(
+        (tags["method"], tags["route"], tags["status"])
+        for name, _, tags in records
+        if name == "tlray_request_duration_seconds"
+    )
+
+
+@pytest.fixture
+def lines(caplog):
+    """The lines of the request log as dictionaries, written as Serve does."""
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    yield lambda: [json.loads(JSONFormatter().format(record)) for record in caplog.records]
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
+
+
+def test_requests_are_counted_by_what_the_endpoint_has_and_not_by_what_clients_send(model, recorded):
+    call(model, "POST", "/v1/models/chest-ct:predict", json={"instances": [b64(png(0))]})
+    call(model, "POST", "/v1/models/chest-ct/versions/1:predict", json={"instances": [b64(png(0))]})
+    call(model, "GET", "/v2/models/someone-else")
+    call(model, "GET", "/made/up")
+    call(model, "BREW", "/predict")
+    call(model, "POST", "/predict", {"TLRAY_API_KEYS": KEY}, files=upload(png(0)))
+    assert num_requests(recorded) == {
+        ("POST", "/v1/models/{name}:predict", "200"): 1,
+        ("POST", "/v1/models/{name}/versions/{version}:predict", "200"): 1,
+        ("GET", "/v2/models/{name}", "404"): 1,
+        ("GET", "other", "404"): 1,
+        ("other", "/predict", "405"): 1,
+        ("POST", "/predict", "401"): 1,
+    }
+    assert all(tags["model"] == "chest-ct" for _, _, tags in recorded)
+
+
+def test_errors_are_counted_by_code(model, recorded):
+    call(model, "POST", "/predict", files=upload(b"nonsense"))
+    call(model, "POST", "/predict", files=upload(*[png(0)] * 65))
+    call(model, "GET", "/v1/models/other")
+
+    async def fail(_):
+        raise RuntimeError
+
+    model.predict = fail
+    call(model, "POST", "/predict", files=upload(png(0)))
+    errors = of(recorded, "tlray_request_errors", "route", "code")
+    assert errors.pop(("/predict", "unsupported_format")) == 1
+    assert errors.pop(("/predict", "internal")) == 1
+    assert errors.pop(("/v1/models/{name}", "404")) == 1
+    ((route, status),) = errors
+    assert (route, status in ("400", "413")) == ("/predict", True)
+
+
+def test_images_are_counted_by_class_and_error(model, recorded):
+    assert call(model, "POST", "/predict", files=upload(png(255), png(128), b"", png(0), png(130))).status_code == 200
+    assert of(recorded, "tlray_predictions", "version", "label") == {("1", "light"): 3, ("1", "dark"): 1}
+    assert of(recorded, "tlray_referred_predictions", "version") == {("1",): 2}  # 128 and 130 of 255 are below 0.6
+    assert of(recorded, "tlray_image_errors", "version", "code") == {("1", "empty"): 1}
+    held = [value for name, value, _ in recorded if name == "tlray_held_images"]
+    assert held == [5, 0]
+
+
+def test_batches_are_counted(recorded):
+    telemetry = ModelTelemetry()
+    telemetry.started(batch_size=32, num_waiting=7)
+    assert [(name, value) for name, value, _ in recorded] == [("tlray_batch_images", 32), ("tlray_waiting_images", 7)]
+
+
+def test_the_log_has_a_line_a_request_and_nothing_of_a_patient(model, lines):
+    files = [("file", ("Erika Mustermann 1964.png", png(255))), ("file", ("b.png", b"nonsense"))]
+    headers = {"X-API-Key": KEY, "User-Agent": "Mustermann"}
+    answer = call(model, "POST", "/predict?explain=true", {"TLRAY_API_KEYS": KEY}, files=files, headers=headers)
+    assert answer.status_code == 200
+    (line,) = lines()
+    wanted = {"method": "POST", "path": "/predict", "status": 200, "num_images": 2, "error_code": None}
+    assert line | wanted | {"bundle_sha256": "a" * 64} == line
+    assert line["num_bytes"] == int(answer.request.headers["Content-Length"])
+    assert line["duration_ms"] > 0
+    assert line["message"] == f"POST /predict 200 {line['duration_ms']:.1f} ms"
+    for secret in ("Mustermann", "b.png", KEY, "explain", b64(png(255))["b64"]):
+        assert secret not in json.dumps(line)
+
+
+def test_the_log_tells_of_what_was_refused(model, lines):
+    call(model, "POST", "/predict", options={"max_body_bytes": 4096}, files=upload(b"x" * 5000))
+    call(model, "POST", "/predict", files=upload(b""))
+    call(model, "GET", "/Mustermann")
+    found = [(line["path"], line["status"], line["num_images"], line["error_code"]) for line in lines()]
+    assert found == [("/predict", 413, 0, None), ("/predict", 422, 1, "empty"), ("other", 404, 0, None)]
+
+
+def test_a_client_that_has_gone_is_told_apart(model, recorded, lines):
+    async def give_up():
+        async with client(model) as http:
+            model.gate.clear()
+            request = asyncio.create_task(http.post("/predict", files=upload(png(0))))
+            while not model.gate._waiters:
+                await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+
+    run(give_up())
+    assert num_requests(recorded) == {("POST", "/predict", "499"): 1}
+    assert [line["status"] for line in lines()] == [499]
+    assert of(recorded, "tlray_held_images")[()] == 1  # 1 held, then 0
+
+
+def training_images():
+    """Images of the levels 0 to 90, one class as often as the other."""
+    levels = Distribution(edges=tuple(float(edge) for edge in range(5, 95, 10)), counts=(10,) * 10)
+    return TrainingImages(
+        grey_mean=levels, grey_deviation=Distribution(edges=(1.0,), counts=(100, 0)), class_counts=(50, 50)
+    )
+
+
+def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypatch):
+    monkeypatch.setattr(drift, "WINDOW", 20)
+    monkeypatch.setattr(drift, "STRIDE", 10)
+    plain = info()
+    model.info = dataclasses.replace(plain, spec=dataclasses.replace(plain.spec, training_images=training_images()))
+
+    def shown():
+        return [(tags["statistic"], value) for name, value, tags in recorded if name == "tlray_drift"]
+
+    async def send():
+        async with client(model) as http:
+            same = upload(*[png(10 * number) for number in range(10)])
+            await http.post("/predict", files=same)
+            assert shown() == []
+            await http.post("/predict", files=same)
+            first = dict(shown())
+            assert first["grey_mean"] == pytest.approx(0, abs=1e-6)
+            assert first["grey_deviation"] == pytest.approx(population_stability_index([100, 0], [20, 0]))
+            assert first["predicted_class"] == pytest.approx(population_stability_index([50, 50], [20, 0]))
+            await http.post("/predict", files=upload(*[png(200)] * 10))
+            assert dict(shown()[3:])["grey_mean"] > 0.25
+            model.info = info("b" * 64, size_px=16)
+            await http.post("/predict", files=same)
+            forgotten = dict(shown()[6:])
+            assert set(forgotten) == set(drift.STATISTICS)
+            assert all(map(math.isnan, forgotten.values()))
+
+    run(send())
+
+
+def test_a_bundle_without_statistics_has_no_drift(model, recorded, monkeypatch):
+    monkeypatch.setattr(drift, "WINDOW", 2)
+    monkeypatch.setattr(drift, "STRIDE", 1)
+    call(model, "POST", "/predict", files=upload(png(0), png(1), png(2)))
+    assert "tlray_drift" not in {name for name, _, _ in recorded}
+
+
+def prometheus_names() -> set[str]:
+    """What the code's metrics are called in Prometheus, without a histogram's _sum: Ray knows it by bucket only."""
+    names = set()
+    for metric in (*vars(Telemetry("m")).values(), *vars(ModelTelemetry()).values()):
+        name = f"ray_{metric.info['name']}"
+        if isinstance(metric, metrics.Histogram):
+            names |= {f"{name}_bucket", f"{name}_count"}
+        else:
+            names.add(f"{name}_total" if isinstance(metric, metrics.Counter) else name)
+    return names
+
+
+def test_the_dashboard_shows_every_metric_and_no_other():
+    dashboard = json.loads((Path(serve_app.__file__).parent / "grafana_dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = set(re.findall(r"ray_\w+", " ".join(expressions)))
+    assert used <= prometheus_names()
+    assert {re.sub(r"_(bucket|count)$", "", name) for name in prometheus_names()} == {
+        re.sub(r"_(bucket|count)$", "", name) for name in used
+    }
+
+
+def test_the_dashboard_can_be_imported():
+    dashboard = json.loads((Path(serve_app.__file__).parent / "grafana_dashboard.json").read_text())
+    variables = {each["name"]: each for each in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids) == 12
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in dashboard["panels"]:
+        assert panel["datasource"] == source
+        for target in panel["targets"]:
+            assert target["datasource"] == source
+            expression = target["expr"]
+            assert expression.count("(") == expression.count(")")
+            # Every label that is asked for is one that the metric has.
+            assert set(re.findall(r"\$(\w+)", expression)) <= {"application", "__rate_interval"}
