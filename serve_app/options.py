@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tlray import roots
+from tlray import roots, storage
 
 CPUS_PER_REPLICA = 4
 """Of each model replica where there may be several, and its threads: what InceptionV3 uses well."""
 
+Location = Annotated[str, AfterValidator(storage.absolute)]
 Root = Annotated[str, AfterValidator(roots.normalize)]
 
 
@@ -17,16 +18,16 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: str
+    bundle: Location
     """The bundle that is served, a path or URI."""
     name: str = Field(default="chest-ct", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """The model's name in addresses such as /v1/models/NAME."""
     version: int = Field(default=1, ge=1)
     """The number of this version of the model."""
-    other_versions: dict[int, str] = Field(default_factory=dict)
+    other_versions: dict[int, Location] = Field(default_factory=dict)
     """Versions that are served beside it, by number: version to bundle."""
 
-    shadow_bundle: str | None = None
+    shadow_bundle: Location | None = None
     """A bundle that sees requests of the main version after they were answered, and is only compared; None: none."""
     shadow_share: float = Field(default=1.0, gt=0, le=1)
     """The share of these requests that it sees."""
@@ -34,6 +35,12 @@ class Options(BaseModel):
     open_without_keys: bool = False
     """Without API keys answer other machines too, not this one alone."""
 
+    loopback_only: bool = False
+    """Serve listens on a loopback address: whoever asks is on this machine, though HAProxy hides their address."""
+
+    one_process: bool = False
+    """Decode and predict in the same replicas: some more images a second where cores are few, as nothing travels, but
+    a replica that dies takes the requests that it holds with it. Otherwise they are retried."""
     use_gpu: bool = False
     """Each model replica takes a GPU."""
     max_replicas: int = Field(default=1, ge=1)

@@ -1,4 +1,4 @@
-"""A model in other processes: what can go wrong on the way to it, as the client is told."""
+"""A model in other processes, or in this one: what can go wrong on the way to it, as the client is told."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.classifier import Answer, ModelInfo, Pixels
+from serve_app.classifier import Answer, Classifier, ModelInfo, Pixels
 from serve_app.errors import QueueClosed, QueueFull, RequestError
 
 NUM_TRIES = 3
@@ -80,6 +80,44 @@ class RemoteModel:
             else:
                 self._answer_s = time.monotonic()
                 return answer
-        raise RequestError(
-            503, "The model has no room for more images now. Try again a little later.", retry_after_s=RETRY_AFTER_S
-        )
+        raise _refusal()
+
+
+class LocalModel:
+    """A `Classifier` in this process; see `RemoteModel` for what it does.
+
+    Args:
+        classifier: It.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    async def describe(self) -> ModelInfo:
+        """Tells what is loaded."""
+        return await self._classifier.describe()
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        """Predicts some images.
+
+        Raises:
+            RequestError: 503: its queue has no room for them.
+        """
+        for _ in range(NUM_TRIES):
+            try:
+                return await self._classifier.predict(pixels)
+            except QueueClosed:  # another bundle has just been put in its place
+                continue
+            except QueueFull:
+                break
+        raise _refusal()
+
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
+        """Returns the Grad-CAM overlays of some images for a class each."""
+        return await self._classifier.explain(pixels, class_indices)
+
+
+def _refusal() -> RequestError:
+    return RequestError(
+        503, "The model has no room for more images now. Try again a little later.", retry_after_s=RETRY_AFTER_S
+    )
