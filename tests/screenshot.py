@@ -18,7 +18,7 @@ from tlray import images, phantomset
 from tlray.predictor import Predictor
 
 OUTPUT = Path(__file__).parents[1] / "docs/page.png"
-NUM_PATIENTS_PER_CLASS = 12
+NUM_PATIENTS_PER_CLASS = 40
 SIZE_PX = 256
 SEED = 6
 """Not the demo's: phantoms that its model has not seen."""
