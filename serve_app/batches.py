@@ -19,13 +19,13 @@ from serve_app.body import check_media_type
 from serve_app.errors import RequestError
 from serve_app.jobserver import RETRY_AFTER_S, Job
 from serve_app.jsonbody import invalid, parse_object, shown
+from serve_app.schema import BATCH_BODY, JSON, NEW_BATCH, WITH_BATCHES, Batch
 from serve_app.service import Service
 from tlray import roots, scoring, storage
 from tlray.errors import ConfigError
 
 T = TypeVar("T")
 
-JSON = "application/json"
 PREFIX = "tlray-batch-"
 NUM_THREADS = 4
 MAX_LOCATION_CHARACTERS = 4096
@@ -305,27 +305,6 @@ def failure(job: Job) -> str:
     return _PATH.sub(hide, said[-1].removeprefix("tlray: "))
 
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {
-                "schema": {
-                    "type": "object",
-                    "required": ["input", "output"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; see README"},
-                        "output": {"type": "string", "description": "A folder of its own; a path or URI"},
-                        "version": {"type": "integer", "description": "Of the model"},
-                    },
-                },
-            }
-        },
-    }
-}
-
-
 def add_batches(router: APIRouter, batches: Batches) -> None:
     """Adds the addresses of batches.
 
@@ -333,20 +312,30 @@ def add_batches(router: APIRouter, batches: Batches) -> None:
         router: Where to; it guards them.
         batches: What answers.
     """
-    conflict: dict[int | str, dict[str, Any]] = {409: {"description": "A batch is writing to this output."}}
 
-    @router.post("/v1/batches", status_code=202, openapi_extra=_BODY, responses=conflict, tags=["batches"])
+    @router.post(
+        "/v1/batches",
+        status_code=202,
+        openapi_extra=BATCH_BODY,
+        response_model=Batch,
+        responses=NEW_BATCH,
+        tags=["batches"],
+    )
     async def create_batch(request: Request) -> dict[str, Any]:
         """Scores a folder, zip or manifest of images in the background: the same rows as `tlray score` writes."""
         check_media_type(request, (JSON,))
         return await batches.create(await request.body())
 
-    @router.get("/v1/batches/{batch_id}", tags=["batches"])
+    @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=WITH_BATCHES, tags=["batches"])
     async def show_batch(batch_id: str) -> dict[str, Any]:
         """Tells a batch's state and progress."""
         return await batches.show(batch_id)
 
-    @router.delete("/v1/batches/{batch_id}", responses={202: {"description": "It is ending."}}, tags=["batches"])
+    ending: dict[int | str, dict[str, Any]] = {202: {"model": Batch, "description": "It is ending."}}
+
+    @router.delete(
+        "/v1/batches/{batch_id}", response_model=Batch, responses={**WITH_BATCHES, **ending}, tags=["batches"]
+    )
     async def cancel_batch(batch_id: str, response: Response) -> dict[str, Any]:
         """Cancels a batch; 200 if it had ended already. What it has written stays."""
         response.status_code = 202 if await batches.cancel(batch_id) else 200

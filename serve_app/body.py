@@ -1,5 +1,6 @@
-"""A request's body: no larger than allowed, and of a media type that the address takes."""
+"""A request's body: no larger than allowed, on its way for no longer than allowed, and of a type that is taken."""
 
+import asyncio
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -9,31 +10,48 @@ from serve_app.errors import RequestError
 
 
 class LimitBody:
-    """Refuses requests with large bodies: by their Content-Length before a byte is read, else once they get too large.
+    """Refuses large bodies, by their Content-Length before a byte is read, else once they are; and those that stall.
 
     ASGI middleware, see https://www.starlette.io/middleware/#pure-asgi-middleware.
+
+    Args:
+        app: What is guarded.
+        max_bytes: The longest body.
+        timeout_s: The longest pause before the next part of one.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on with a body that raises RequestError (413) where it is too large."""
+        """Passes a request on with a body that raises RequestError (408, 413) where it stalls or is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"")
         num_bytes = 0
+        is_whole = False
 
         async def receive_limited() -> Message:
-            nonlocal num_bytes
-            if announced.isdigit() and int(announced) > self._max_bytes:
+            nonlocal num_bytes, is_whole
+            if is_whole:  # what follows is the client's leaving, whenever that is
+                return await receive()
+            # Numbers of thousands of digits are refused by int().
+            if announced.isdigit() and (len(announced) > 20 or int(announced) > self._max_bytes):
                 raise self._error()
-            message = await receive()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestError(
+                    408, f"No more of the request came within {self._timeout_s:g} s. Send it again."
+                ) from None
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
                 raise self._error()
+            is_whole = not message.get("more_body", False)
             return message
 
         await self._app(scope, receive_limited, send)
@@ -48,7 +66,7 @@ def media_type(request: Request) -> str:
 
 
 def check_media_type(request: Request, allowed: Collection[str]) -> None:
-    """Refuses a body of another type.
+    """Refuses a body of another type, or one that is compressed.
 
     Raises:
         RequestError: 415.
@@ -57,3 +75,7 @@ def check_media_type(request: Request, allowed: Collection[str]) -> None:
     if found not in allowed:
         wanted = " or ".join(filter(None, allowed))
         raise RequestError(415, f"The body must be {wanted}. Received: {found or 'no Content-Type'}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        # What a few bytes unpack to has no bound, and images are compressed already.
+        raise RequestError(415, f"Send the body without compression. Received: Content-Encoding: {encoding[:100]}")

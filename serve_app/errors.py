@@ -1,6 +1,8 @@
 """The errors of the endpoint. All of them survive pickling between Ray processes."""
 
-from tlray.errors import TlrayError
+from collections.abc import Sequence
+
+from tlray.errors import ImageError, TlrayError
 
 
 class RequestError(TlrayError):
@@ -30,3 +32,16 @@ class QueueFull(TlrayError):  # noqa: N818 (as asyncio's and the standard librar
 
 class QueueClosed(TlrayError):  # noqa: N818
     """A model's queue takes nothing any more."""
+
+
+def image_error(errors: Sequence[ImageError | None], names: Sequence[str]) -> RequestError:
+    """Returns the answer to a request with images that cannot be decoded.
+
+    Args:
+        errors: Of each image; None where it can be decoded.
+        names: What each is called in the request.
+    """
+    bad = [(name, error) for name, error in zip(names, errors, strict=True) if error is not None]
+    more = f" ({len(bad) - 1} more images cannot be decoded)" if len(bad) > 1 else ""
+    name, first = bad[0]
+    return RequestError(422, f"{name}: {first.message}{more}", first.code.value)

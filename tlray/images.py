@@ -27,9 +27,14 @@ MAX_PIXELS = 2**30 // 4 // 3
 """Images with more pixels are refused undecoded. Pillow's own limit against decompression bombs: 256 MiB of RGB
 (https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.MAX_IMAGE_PIXELS)."""
 
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten. More are refused undecoded: each goes over all pixels, and takes but a few bytes
+(https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf)."""
+
 NUM_INTENSITIES = 2**16
 
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_JPEG_SCAN = b"\xff\xda"
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -119,6 +124,8 @@ def _load(data: bytes, *, shrink_to_px: int | None = None) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
+            raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
         if shrink_to_px is not None:
             # A JPEG decoder can halve while decoding: the result stays at least as large as asked for.
             image.draft(None, (shrink_to_px, shrink_to_px))

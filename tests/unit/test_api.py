@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import gzip
 import hashlib
 import io
 import re
@@ -67,7 +68,7 @@ def client(model, environment=None, address="127.0.0.1", **options):
     service = Service(Options(bundle="b", **options), {1: model})
     api = create_api(service, ApiKeys(environment or {}), Batches(service, JobServer()))
     transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(address, 50000))
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 def png(value, size_px=SIZE_PX):
@@ -320,3 +321,60 @@ def test_without_keys_other_machines_are_refused_unless_told_otherwise(model):
     assert run(ask("192.0.2.7")) == 403
     assert run(ask("192.0.2.7", {"TLRAY_API_KEYS": KEY})) == 200
     assert run(ask("192.0.2.7", open_without_keys=True)) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.0.0.2", 200),
+        ("[::1]:8000", 200),
+        ("evil.example:8000", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost@evil.example", 421),
+        ("192.0.2.7", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_without_keys_the_server_is_asked_for_by_this_machines_name(model, host, status):
+    headers = {"Host": host}
+    answer = call(model, "GET", "/v2/models", headers=headers)
+    assert answer.status_code == status
+    if status == 421:
+        assert "TLRAY_API_KEYS" in answer.json()["error"]
+    key = headers | {"X-API-Key": KEY}
+    assert call(model, "GET", "/v2/models", {"TLRAY_API_KEYS": KEY}, headers=key).status_code == 200
+    assert call(model, "GET", "/v2/models", options={"open_without_keys": True}, headers=headers).status_code == 200
+
+
+def test_the_server_is_described_with_and_without_a_slash(model):
+    assert call(model, "GET", "/v2/").json() == call(model, "GET", "/v2").json()
+
+
+def test_what_is_no_number_is_refused_as_everything_else_is(model):
+    answer = call(model, "GET", "/v2/models/chest-ct/versions/one/ready")
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "invalid_request")
+    assert answer.json()["error"].startswith("path.version: ")
+
+
+def test_compressed_bodies_are_refused(model):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = call(model, "POST", "/v1/models/chest-ct:predict", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert "without compression" in answer.json()["error"]
+
+
+def test_the_documentation_runs_what_lies_here_only(model):
+    answer = call(model, "GET", "/docs", {"TLRAY_API_KEYS": KEY})
+    assert answer.status_code == 200
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self' 'sha256-")
+    assert "://" not in policy + "".join(re.findall('(?:src|href)="([^"]*)"', answer.text))
+    for path in re.findall('(?:src|href)="([^"]*)"', answer.text):
+        assert call(model, "GET", f"/{path}").status_code == 200
+    assert call(model, "GET", "/openapi.json").json()["info"]["title"] == "tlray"
+    assert call(model, "GET", "/redoc").status_code == 404

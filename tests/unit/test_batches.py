@@ -90,7 +90,7 @@ class Endpoint:
             service = SimpleNamespace(options=Options(bundle="b"))
             api = create_api(service, ApiKeys({}), self.start())  # pyright: ignore[reportArgumentType]
             transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
                 return await http.request(method, f"/v1/batches{path}", **request)
 
         return asyncio.run(send())

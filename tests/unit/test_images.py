@@ -255,6 +255,16 @@ def test_limit_of_pixels_is_exact(monkeypatch):
 # Intensities
 
 
+def test_jpegs_of_endless_scans_are_refused_and_usual_ones_are_not():
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    assert data.count(b"\xff\xda") < images.MAX_JPEG_SCANS / 10
+    assert images.inspect(data).width_px == 64
+    assert code_of(images.inspect, data[:-2] + last * images.MAX_JPEG_SCANS + data[-2:]) == ImageErrorCode.TOO_LARGE
+
+
 def test_histogram_by_hand():
     data = encode(from_pixels([[0, 7, 7], [65535, 40000, 7]], np.uint16), "PNG")
     histogram = images.intensity_histogram(data)

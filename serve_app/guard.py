@@ -1,0 +1,85 @@
+"""Who may ask: holders of a key, or without keys this machine alone, and no page of another site by way of it."""
+
+import ipaddress
+import os
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys, Verdict
+from serve_app.errors import RequestError
+
+REFUSALS = {
+    Verdict.MISSING: "A key is required: Authorization: Bearer KEY, or X-API-Key: KEY.",
+    Verdict.WRONG: "The key is not valid.",
+}
+
+
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Set to 1, Serve has HAProxy hand on requests, and a client's address is not known here."""
+
+
+def make_guard(keys: ApiKeys, *, is_open: bool, loopback_only: bool) -> Callable[..., None]:
+    """Makes what FastAPI asks before each guarded request.
+
+    Args:
+        keys: The keys.
+        is_open: Without keys anyone may ask.
+        loopback_only: Whoever reaches the server is on its own machine.
+    """
+
+    is_hidden = os.environ.get(HAPROXY_VARIABLE) == "1" and not loopback_only
+
+    def check(
+        request: Request,
+        bearer: Any = Depends(HTTPBearer(auto_error=False)),  # noqa: ARG001, B008 (for the document of the API)
+        key: Any = Depends(APIKeyHeader(name="X-API-Key", auto_error=False)),  # noqa: ARG001, B008
+    ) -> None:
+        verdict = keys.check(
+            authorization=request.headers.get("authorization"), x_api_key=request.headers.get("x-api-key")
+        )
+        if verdict in REFUSALS:
+            raise RequestError(verdict.value, REFUSALS[verdict])
+        if not keys.required and not is_open:
+            if is_hidden:
+                raise RequestError(
+                    403,
+                    f"Behind HAProxy there must be keys ({KEYS_VARIABLE} or {FILE_VARIABLE}), or open_without_keys.",
+                )
+            _check_is_local(request)
+
+    return check
+
+
+def _check_is_local(request: Request) -> None:
+    if request.client is None or not _is_loopback(request.client.host):
+        raise RequestError(
+            403, f"No API keys are set ({KEYS_VARIABLE}): only the server's own machine may ask. Set some there."
+        )
+    # A page of another site can have its own name lead here (DNS rebinding), and a browser lets it read what comes from
+    # there. What it cannot do is to ask for this machine by this machine's name.
+    host = request.headers.get("host", "")
+    if not _is_local_name(host):
+        raise RequestError(
+            421,
+            f"No API keys are set ({KEYS_VARIABLE} or {FILE_VARIABLE}): the server must be asked for as localhost or "
+            f"127.0.0.1, or keys be set. Received: Host: {host[:100] or 'none'}",
+        )
+
+
+def _is_local_name(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    return name is not None and (name == "localhost" or _is_loopback(name))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,85 @@
+"""The address for files: `curl -F file=@scan.png ADDRESS/predict`."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from serve_app.body import check_media_type
+from serve_app.errors import RequestError, image_error
+from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, Predictions
+from serve_app.service import Prediction, Service
+
+
+def add_uploads(router: APIRouter, service: Service) -> None:
+    """Adds the address.
+
+    Args:
+        router: Where to; it guards it.
+        service: What answers.
+    """
+
+    @router.post(
+        "/predict", openapi_extra=FORM_BODY, response_model=Predictions, responses=WITH_IMAGES, tags=["predict"]
+    )
+    async def predict(request: Request, explain: bool = False) -> JSONResponse:
+        """Classifies image files: `curl -F file=@scan.png ADDRESS/predict`.
+
+        `explain=true` adds `explanation`, in base64 a PNG that shows where the model looked (Grad-CAM).
+        """
+        names, files = await _read_form(request, service.options.max_images_per_request)
+        found = await service.predict(files, explain=explain)
+        rows = _rows(found, names)
+        if len(rows) == 1 and found.errors[0] is not None:
+            raise image_error(found.errors, ["file"])
+        return JSONResponse(
+            {
+                "model": service.options.name,
+                "bundle_sha256": found.info.bundle_sha256,
+                "predictions": rows,
+                "timing_ms": {"decode": round(found.decode_s * 1e3, 1), "predict": round(found.predict_s * 1e3, 1)},
+            }
+        )
+
+
+async def _read_form(request: Request, max_images: int) -> tuple[list[str], list[bytes]]:
+    check_media_type(request, (FORM,))
+    try:
+        async with request.form(max_files=max_images, max_fields=max_images) as form:
+            uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
+            files = [await each.read() for each in uploads]
+    except (MultiPartException, HTTPException) as error:
+        raise RequestError(400, f"The form cannot be read: {getattr(error, 'detail', error)}") from error
+    if not files:
+        raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
+    return [each.filename or "" for each in uploads], files
+
+
+def _rows(found: Prediction, names: Sequence[str]) -> list[dict[str, Any]]:
+    spec = found.info.spec
+    probabilities, explanations = iter(found.probabilities), iter(found.explanations)
+    rows: list[dict[str, Any]] = []
+    for name, error in zip(names, found.errors, strict=True):
+        row: dict[str, Any] = {"file": name, "label": None, "confidence": None, "refer": None, "probabilities": None}
+        if error is None:
+            probs_K: np.ndarray = next(probabilities)
+            best = int(probs_K.argmax())
+            confidence = float(probs_K[best])
+            row |= {
+                "label": spec.classes[best],
+                "confidence": confidence,
+                "refer": confidence < spec.refer_below,
+                "probabilities": dict(zip(spec.classes, probs_K.tolist(), strict=True)),
+            }
+            if found.explanations:
+                row["explanation"] = base64.b64encode(next(explanations)).decode()
+        rows.append(
+            row | {"error_code": error.code.value if error else None, "error": error.message if error else None}
+        )
+    return rows

@@ -1,0 +1,320 @@
+"""The page in a real browser, Chromium without a screen: what people see and do, before a real model."""
+
+import base64
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser import Browser
+from tests.endpoint import LocalClassifier, listening, local_api
+from tlray import cli
+
+DEADLINE_S = 60
+KEY = "0123456789abcdef"
+CLASSES = ("dark", "<i>light</i> & more")
+SIZE_PX = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> LocalClassifier:
+    """A bundle that tells dark images from light ones, and is unsure between them."""
+    directory = tmp_path_factory.mktemp("bundle")
+    image = keras.Input((SIZE_PX, SIZE_PX, 3))
+    x = keras.layers.Conv2D(1, 3, kernel_initializer="ones")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    dense = keras.layers.Dense(2, activation="softmax")
+    network = keras.Model(image, dense(x))
+    dense.set_weights([np.array([[-10.0, 10.0]]) / 27, np.array([5.0, -5.0])])
+    network.save(directory / "own.keras")
+    (directory / "classes.txt").write_text("\n".join(CLASSES))
+    arguments = ["--model", directory / "own.keras", "--classes", directory / "classes.txt"]
+    arguments += ["--preprocessing", "unit", "--refer-below", "0.8", "--out", directory / "bundle"]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["export", *map(str, arguments)])
+    assert not exit_info.value.code
+    return LocalClassifier(str(directory / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    with listening(local_api(model)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """Images by what is special in them."""
+    directory = tmp_path_factory.mktemp("images")
+    ramp = np.linspace(0, 60, 48 * 40).reshape(40, 48)
+    images = {
+        "dark": ("dark slice.png", ramp),
+        "light": ("light.jpg", 190 + ramp),
+        "unsure": ("unsure.png", 98 + ramp),
+        "no preview": ("scan.tiff", (190 + ramp) * 257),
+        "markup": ("<img src=x onerror=alert(1)>.png", ramp),
+        "formula": ('=HYPERLINK("x"), 1.png', 190 + ramp),
+    }
+    for name, pixels in images.values():
+        Image.fromarray(pixels.astype(np.uint16 if pixels.max() > 255 else np.uint8)).save(directory / name)
+    (directory / "broken.png").write_bytes(b"\x89PNG and no more")
+    (directory / "empty.png").write_bytes(b"")
+    names = {what: name for what, (name, _) in images.items()} | {"broken": "broken.png", "empty": "empty.png"}
+    return {what: directory / name for what, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("downloads"))
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def browser(window, address) -> Iterator[Browser]:
+    """The page as it is at first; whoever made it complain has failed."""
+    window.driver.get(f"{address}/")
+    yield window
+    assert window.complaints() == []
+
+
+def asked(address: str, path: Path) -> dict[str, Any]:
+    """What the endpoint says of a file, asked for it directly."""
+    answer = httpx.post(f"{address}/predict", files={"file": (path.name, path.read_bytes())}, timeout=DEADLINE_S)
+    return answer.raise_for_status().json()["predictions"][0]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def test_what_the_page_shows_is_what_the_endpoint_says(browser, address, files):
+    wanted = ("dark", "light", "unsure")
+    browser.choose(*(files[what] for what in wanted))
+    browser.wait_until_done("3 of 3 images done, 1 to refer to a specialist, 0 failed")
+    refer = {}
+    for what in wanted:
+        card, said = browser.card(files[what]), asked(address, files[what])
+        assert browser.texts(".label", card) == [said["label"]]
+        assert browser.texts(".bars .name", card) == list(CLASSES)
+        assert browser.texts(".bars .value", card) == [percent(value) for value in said["probabilities"].values()]
+        widths = [each.get_attribute("style") for each in browser.find_all(".fill", card)]
+        assert widths == [f"width: {100 * value:.1f}%;".replace(".0%", "%") for value in said["probabilities"].values()]
+        assert browser.texts(".bars .top .name", card) == [said["label"]]
+        refer[what] = browser.texts(".badge", card)
+        assert bool(refer[what]) == said["refer"]
+    assert refer == {"dark": [], "light": [], "unsure": ["Refer to a specialist"]}
+    labels = Counter(asked(address, files[what])["label"] for what in wanted)
+    assert browser.texts("#counts li") == [f"{label}: {labels[label]}" for label in sorted(labels)]
+    assert "no medical device" in browser.find("[role=note]").text
+    assert browser.find("#model").text == f"Model chest-ct, bundle {model_sha256(address)}"
+
+
+def model_sha256(address: str) -> str:
+    return httpx.get(f"{address}/v2/health/ready").json()["bundle_sha256"]
+
+
+def test_a_file_that_cannot_be_used_is_told_beside_the_others(browser, address, files):
+    browser.choose(files["broken"], files["dark"])
+    browser.wait_until_done("2 of 2 images done, 0 to refer to a specialist, 1 failed")
+    answer = httpx.post(f"{address}/predict", files={"file": files["broken"].read_bytes()})
+    (told,) = browser.texts(".error", browser.card(files["broken"]))
+    assert told == answer.json()["error"] + answer.json()["error_code"]
+    assert "No preview" in browser.find(".failed .frame").text
+    assert browser.texts(".label") == ["dark"]
+    browser.find("#again").click()
+    browser.wait_until_done("2 of 2 images done, 0 to refer to a specialist, 1 failed")
+
+
+def test_the_overlay_is_shown_and_hidden_and_left_out(browser, address, files):
+    browser.choose(files["light"])
+    browser.wait_until_done("1 of 1 images done")
+    overlay, button = browser.find(".overlay"), browser.find(".card button")
+    browser.wait(lambda: overlay.get_property("complete") and overlay.get_property("naturalWidth"))
+    shown = browser.driver.execute_script(
+        """const [image] = arguments, canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        canvas.getContext("2d").drawImage(image, 0, 0);
+        return canvas.toDataURL().split(",")[1];""",
+        overlay,
+    )
+    path = files["light"]
+    answer = httpx.post(f"{address}/predict?explain=true", files={"file": (path.name, path.read_bytes())}).json()
+    said = base64.b64decode(answer["predictions"][0]["explanation"])
+    np.testing.assert_array_equal(pixels_of(base64.b64decode(shown)), pixels_of(said))
+    assert np.ptp(pixels_of(said), axis=2).max() > 20  # heat over a grey image
+    for is_shown in (False, True):
+        button.click()
+        assert (overlay.is_displayed(), button.get_attribute("aria-pressed")) == (is_shown, str(is_shown).lower())
+    browser.find("#clear").click()
+    browser.find("#explain").click()
+    browser.choose(path)
+    browser.wait_until_done("1 of 1 images done")
+    assert (browser.find_all(".overlay"), browser.find_all(".card button")) == ([], [])
+
+
+def pixels_of(file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+def test_the_results_are_saved_as_csv(browser, address, files):
+    chosen = [files[what] for what in ("formula", "no preview", "empty")]
+    browser.choose(*chosen)
+    browser.wait_until_done("3 of 3 images done, 0 to refer to a specialist, 1 failed")
+    browser.find("#download").click()
+    path = browser.downloads / "predictions.csv"
+    browser.wait(path.exists)
+    text = path.read_bytes().decode("utf-8-sig")
+    path.unlink()
+    assert text.count("\r\n") == 4
+    rows = {row["file"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
+    assert list(rows) == ["'" + files["formula"].name, files["no preview"].name, files["empty"].name]
+    for row, path in zip(list(rows.values())[:2], chosen, strict=False):
+        said = asked(address, path)
+        assert (row["label"], row["refer"]) == (said["label"], str(said["refer"]).lower())
+        assert float(row["confidence"]) == said["confidence"]
+        assert {name: float(row[f"p_{name}"]) for name in CLASSES} == said["probabilities"]
+        assert (row["error_code"], row["error"], row["bundle_sha256"]) == ("", "", model_sha256(address))
+    empty = rows[files["empty"].name]
+    assert (empty["label"], empty["error_code"], empty["error"]) == ("", "empty", "file: The file has zero bytes.")
+
+
+def test_names_are_text_whatever_they_are(browser, files):
+    browser.choose(files["markup"], files["light"])
+    browser.wait_until_done("2 of 2 images done")
+    assert browser.texts("h2", browser.find(".cards")) == [files["markup"].name, files["light"].name]
+    assert browser.texts(".label") == ["dark", CLASSES[1]]
+    made = browser.driver.execute_script(
+        "return document.querySelectorAll('main i, main img:not([src^=\"blob:\"])').length"
+    )
+    assert made == 0
+
+
+def test_folders_are_chosen_and_dropped(browser, files, tmp_path):
+    for name in ("b 10.png", "b 9.png", "deeper/a.png", "deeper/.hidden.png", "notes.txt"):
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files["dark"].read_bytes())
+    expected = ["folder/b 9.png", "folder/b 10.png", "folder/deeper/a.png"]
+    browser.find("#folder").send_keys(str(tmp_path / "folder"))
+    browser.wait_until_done("3 of 3 images done, 0 to refer to a specialist, 0 failed, 2 other files left out")
+    assert browser.texts(".card h2") == expected
+    browser.find("#clear").click()
+    place = browser.find("#drop").rect
+    data = {"items": [], "files": [str(tmp_path / "folder"), str(files["light"])], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": place["x"] + 20, "y": place["y"] + 20, "data": data}
+        browser.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+    browser.wait_until_done("4 of 4 images done, 0 to refer to a specialist, 0 failed, 2 other files left out")
+    assert sorted(browser.texts(".card h2")) == sorted([*expected, files["light"].name])
+
+
+def test_the_keyboard_is_enough(browser, files):
+    browser.driver.execute_script(
+        """for (const each of document.querySelectorAll("input[type=file]"))
+        each.addEventListener("click", (event) => { event.preventDefault(); window.opened = each.id; });"""
+    )
+    browser.find("body").send_keys(Keys.TAB)
+    for button, field in (("pick-files", "files"), ("pick-folder", "folder")):
+        assert browser.focused() == button
+        browser.press(Keys.ENTER)
+        assert browser.driver.execute_script("return window.opened") == field
+        browser.press(Keys.TAB)
+    assert browser.focused() == "explain"
+    browser.press(Keys.SPACE)
+    assert not browser.find("#explain").is_selected()
+    browser.press(Keys.SPACE)
+    browser.choose(files["dark"])
+    browser.wait_until_done("1 of 1 images done")
+    order = []
+    browser.find("#explain").send_keys(Keys.TAB)
+    for _ in range(3):
+        order.append(browser.focused())
+        browser.press(Keys.TAB)
+    assert order == ["download", "clear", "Grad-CAM overlay"]
+    browser.find(".card button").send_keys(Keys.SPACE)
+    assert not browser.find(".overlay").is_displayed()
+    browser.find("#clear").send_keys(Keys.ENTER)
+    assert (browser.find_all(".card"), browser.focused()) == ([], "pick-files")
+    style = browser.driver.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert style == "solid"  # where one is can be seen
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(browser, files, scheme):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.choose(files["unsure"], files["empty"])
+    browser.wait_until_done("2 of 2 images done")
+    background = luminance(browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert (background > 0.5) == (scheme == "light")
+    for selector in (
+        "h1",
+        "[role=note]",
+        ".muted",
+        "#pick-files",
+        "#pick-folder",
+        ".label",
+        ".badge",
+        ".error",
+        ".value",
+    ):
+        colours = browser.driver.execute_script(
+            """let element = document.querySelector(arguments[0]), colours = [getComputedStyle(element).color];
+            while (getComputedStyle(element).backgroundColor === "rgba(0, 0, 0, 0)") element = element.parentElement;
+            return [...colours, getComputedStyle(element).backgroundColor];""",
+            selector,
+        )
+        dark, light = sorted(map(luminance, colours))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, selector  # https://www.w3.org/TR/WCAG22/#contrast-minimum
+
+
+def luminance(colour: str) -> float:
+    """Returns the relative luminance of "rgb(r, g, b)", see https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
+    values = np.array([float(each) for each in re.findall(r"[\d.]+", colour)[:3]]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_a_key_is_asked_for_kept_for_the_page_and_stored_nowhere(window, model, files):
+    with listening(local_api(model, {"TLRAY_API_KEYS": KEY})) as address:
+        window.driver.get(f"{address}/")
+        window.choose(files["dark"], files["light"])
+        window.wait(lambda: window.focused() == "key")
+        assert window.find("#key-message").text == "The server asks for a key."
+        window.press(KEY[::-1], Keys.ENTER)
+        window.wait(lambda: window.find("#key-message").text.startswith("The server refuses this key"))
+        window.press(KEY, Keys.ENTER)
+        window.wait_until_done("2 of 2 images done, 0 to refer to a specialist, 0 failed")
+        assert not window.find("#key-form").is_displayed()
+        stored = window.driver.execute_script("return [localStorage.length, sessionStorage.length, document.cookie]")
+        assert stored == [0, 0, ""]
+        assert KEY not in window.driver.page_source
+        assert window.complaints() == []
+        window.driver.get("about:blank")  # the server ends when nobody holds a connection
+
+
+def test_the_documentation_is_shown_without_another_server(browser, address):
+    browser.driver.get(f"{address}/docs")
+    browser.wait(lambda: browser.find_all(".opblock"))
+    paths = httpx.get(f"{address}/openapi.json").json()["paths"]
+    assert len(browser.find_all(".opblock")) == sum(len(methods) for methods in paths.values())
+    block = browser.find("#operations-health-live_v2_health_live_get")
+    block.find_element(By.TAG_NAME, "button").click()
+    browser.wait(lambda: browser.find_all(".try-out__btn", block))[0].click()
+    browser.wait(lambda: browser.find_all(".execute", block))[0].click()
+    browser.wait(lambda: browser.find_all(".live-responses-table .microlight", block))
+    assert browser.texts(".live-responses-table .response-col_status", block)[-1].startswith("200")
+    fetched = browser.driver.execute_script("return performance.getEntriesByType('resource').map(({ name }) => name)")
+    assert [each for each in fetched if not each.startswith((address, "data:"))] == []

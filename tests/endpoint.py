@@ -1,0 +1,44 @@
+"""The endpoint without Ray: its HTTP side over a socket, around a bundle that is loaded in this process."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from serve_app.access import ApiKeys
+from serve_app.api import create_api
+from serve_app.batches import Batches
+from serve_app.classifier import Classifier, Model
+from serve_app.jobserver import JobServer
+from serve_app.options import Options
+from serve_app.service import Service
+
+
+class LocalClassifier(Classifier):
+    """A replica without Ray, which would say how many CPUs it has."""
+
+    def __init__(self, location: str) -> None:
+        self._model = Model(location, max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False)
+
+
+def local_api(model: Any, environment: Mapping[str, str] | None = None, **options: Any) -> Any:
+    """Returns the application around a model; its bulk scoring finds no job server."""
+    service = Service(Options(bundle="b", **options), {1: model})
+    return create_api(service, ApiKeys(environment or {}), Batches(service, JobServer()))
+
+
+@contextmanager
+def listening(api: Any) -> Iterator[str]:
+    """Serves an application in a thread; gives its address, without a path."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # clients wait in its queue for the thread to start
+        server = uvicorn.Server(uvicorn.Config(api, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="endpoint")
+        thread.start()
+        try:
+            yield "http://{}:{}".format(*listener.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join()
