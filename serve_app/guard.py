@@ -30,7 +30,6 @@ def make_guard(keys: ApiKeys, *, is_open: bool, loopback_only: bool) -> Callable
         is_open: Without keys anyone may ask.
         loopback_only: Whoever reaches the server is on its own machine.
     """
-
     is_hidden = os.environ.get(HAPROXY_VARIABLE) == "1" and not loopback_only
 
     def check(

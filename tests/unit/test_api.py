@@ -323,6 +323,16 @@ def test_without_keys_other_machines_are_refused_unless_told_otherwise(model):
     assert run(ask("192.0.2.7", open_without_keys=True)) == 200
 
 
+def test_behind_haproxy_nobody_is_known_to_be_here(model, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    answer = call(model, "GET", "/v2/models")
+    assert (answer.status_code, "HAProxy" in answer.json()["error"]) == (403, True)
+    assert call(model, "GET", "/v2/models", options={"loopback_only": True}).status_code == 200
+    assert call(model, "GET", "/v2/models", options={"open_without_keys": True}).status_code == 200
+    headers = {"X-API-Key": KEY}
+    assert call(model, "GET", "/v2/models", {"TLRAY_API_KEYS": KEY}, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -4,9 +4,10 @@ import re
 import socket
 
 import pytest
+from ray.serve._private import constants
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
-from serve_app.local import check_host, check_room, read_options, started
+from serve_app.local import SERVE_ENVIRONMENT, check_host, check_room, read_options, serve_environment, started
 from tlray.cluster import Capacity
 from tlray.errors import BundleError, ConfigError
 from tlray.jobconfig import ServeConfig
@@ -131,3 +132,22 @@ def test_more_replicas_than_there_is_room_for(settings, num_cpus, num_gpus, mess
 )
 def test_room_that_suffices(settings, num_cpus, num_gpus):
     check_room(read_options(ServeConfig(bundle="b", **settings)), capacity(num_cpus, num_gpus))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, (True, True)), ({"max_replicas": 2}, (False, True)), ({"host": EVERYWHERE}, (True, False))],
+)
+def test_a_single_replica_is_one_process_and_loopback_is_known(settings, expected):
+    options = read_options(ServeConfig(bundle="b", **settings))
+    assert (options.one_process, options.loopback_only) == expected
+
+
+def test_two_endpoints_share_no_file_and_no_port_of_haproxy(tmp_path):
+    first, second = (serve_environment(str(tmp_path / name)) for name in "ab")
+    shared = {name for name, value in first.items() if second[name] == value}
+    assert shared == set(SERVE_ENVIRONMENT)
+    of_haproxy = {name for name in vars(constants) if name.startswith("RAY_SERVE_HAPROXY_")}
+    assert {name for name in first if name.startswith("RAY_SERVE_HAPROXY_")} <= of_haproxy
+    everybodys = {name for name in of_haproxy if "/haproxy-serve" in str(getattr(constants, name))}
+    assert everybodys <= set(first)

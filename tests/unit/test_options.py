@@ -49,6 +49,15 @@ def test_arguments_of_serve_run_are_text():
         Options.model_validate({"bundle": "/b", "max_replica": "2"})
 
 
+def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
+    (found,) = deployments(one_process=True, max_replicas=3, use_gpu=True).values()
+    assert found.name == "Ingress"
+    assert found.ray_actor_options["num_gpus"] == 1
+    assert found.max_ongoing_requests == deployments()["Ingress"].max_ongoing_requests
+    scaling = found._deployment_config.autoscaling_config
+    assert (scaling.max_replicas, scaling.target_ongoing_requests) == (3, 32)
+
+
 @pytest.mark.parametrize(
     ("options", "cpus_and_gpus", "max_ingresses"),
     [
