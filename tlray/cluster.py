@@ -1,16 +1,19 @@
 """The Ray cluster: connecting to it, what it can give, and how that is shared between training and data."""
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray._private.parameter as ray_parameter
 import ray._private.state as ray_state
 import ray.data
 from ray.exceptions import RayTaskError
@@ -146,7 +149,8 @@ def connect(*, with_jobs: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            ray.init(**options)
+            with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext():
+                ray.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
     except ConnectionError as error:
@@ -158,6 +162,21 @@ def connect(*, with_jobs: bool = False) -> None:
     context.enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _agent_port_of_its_own() -> Iterator[None]:
+    """Has a Ray that is started here take jobs at any free port; `ray.init` has no option for it.
+
+    Its fixed default belongs to the first Ray of a machine; the second one would start, and take no job.
+    """
+    parameters: Any = ray_parameter
+    original = parameters.RayParams
+    parameters.RayParams = functools.partial(original, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameters.RayParams = original
 
 
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":
