@@ -28,7 +28,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
 from load import DISCONNECTED, TIMED_OUT
-from processes import adopt_orphans, memory_bytes
+from processes import memory_bytes
 from servers import SYSTEMS, Server, make_environment, running
 from serving import NEEDS, write_images
 
@@ -201,7 +201,6 @@ def main() -> None:
     if not Path(settings.bundle, "bundle.json").is_file() or not Path(settings.data).is_dir():
         print(NEEDS, file=sys.stderr)
         sys.exit(2)
-    adopt_orphans()
     system = SYSTEMS["tlray"]
     with tempfile.TemporaryDirectory(prefix="tlray-overload-") as directory:
         images = Path(directory, "images")

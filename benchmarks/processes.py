@@ -1,32 +1,34 @@
 """The processes below one, and their memory. Linux only."""
 
-import ctypes
 import os
+from collections.abc import Iterable
 from pathlib import Path
-
-_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
-
-
-def adopt_orphans() -> None:
-    """Makes this process the parent of every process below it whose own parent ends: none gets out of sight."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def family(pid: int) -> set[int]:
-    """Returns the ids of a process and of all below it that have not ended."""
-    parents: dict[int, int] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = directory.joinpath("stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue  # it has just ended
-        if state != "Z":
-            parents[int(directory.name)] = int(parent)
+    """Returns the ids of a process and of all below it."""
+    parents = {each: int(fields[1]) for each in _all_ids() if (fields := _stat(each))}
     members = {pid}
     while more := {child for child, parent in parents.items() if parent in members} - members:
         members |= more
     return members
+
+
+def identities(pids: Iterable[int]) -> set[tuple[int, str]]:
+    """Returns the processes of these ids that have not ended, each with the time of its start: ids are used again."""
+    return {(pid, fields[19]) for pid in pids if (fields := _stat(pid)) and fields[0] not in "ZX"}
+
+
+def _all_ids() -> list[int]:
+    return [int(directory.name) for directory in Path("/proc").glob("[0-9]*")]
+
+
+def _stat(pid: int) -> list[str]:
+    """Returns the fields of /proc/PID/stat from the third one on, proc_pid_stat(5); none: it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def memory_bytes(pid: int) -> int:
@@ -43,11 +45,5 @@ def memory_bytes(pid: int) -> int:
 
 def cpu_s(pid: int) -> float:
     """Returns the processor time that a process and all below it have taken, without those that have ended."""
-    ticks = 0
-    for member in family(pid):
-        try:
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc_pid_stat(5)
+    ticks = sum(int(fields[11]) + int(fields[12]) for each in family(pid) if (fields := _stat(each)))
     return ticks / os.sysconf("SC_CLK_TCK")

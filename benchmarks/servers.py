@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from load import CONTENT_TYPE, encode_form
-from processes import family
+from processes import family, identities
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
@@ -27,6 +28,8 @@ ENVIRONMENTS = ROOT / ".venv-peers"
 READY_S = 180.0
 STOP_S = 30.0
 POLL_S = 0.2
+REFUSALS = (400, 403, 405, 413, 415, 422, 500)
+"""What does not become right by waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,27 +169,25 @@ def _wait(process: subprocess.Popen[bytes], url: str, image: bytes, log: Path) -
                 row: dict[str, Any] = json.load(answer)["predictions"][0]
                 return Server(url=url, pid=process.pid, probabilities=list(row["probabilities"].values()))
         except OSError as error:  # also what urllib raises for any status but 200
-            if process.poll() is not None or time.monotonic() > deadline_s:
+            is_refused = isinstance(error, HTTPError) and error.code in REFUSALS
+            if is_refused or process.poll() is not None or time.monotonic() > deadline_s:
                 said = log.read_text(errors="replace")[-4000:]
-                sys.exit(f"{process.args!r} is not ready after {READY_S:g} s, or ended ({error}). It said:\n{said}")
+                sys.exit(f"{process.args!r} refused, ended, or took more than {READY_S:g} s ({error}):\n{said}")
         time.sleep(POLL_S)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server: kindly first, and then what is left of it. Orphans are this process's, see `adopt_orphans`."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        print(f"{process.args!r} did not end within {STOP_S:g} s and is killed.", file=sys.stderr)
-        process.kill()
-        process.wait()
+    """Ends a server: by Ctrl-C, as all of them take it, and then what is left of it."""
+    members = identities(family(process.pid))
+    process.send_signal(signal.SIGINT)
     deadline_s = time.monotonic() + STOP_S
-    while left := family(os.getpid()) - {os.getpid()}:
+    while left := members & identities(pid for pid, _ in members):
+        process.poll()  # so that the process itself can be gone
         if time.monotonic() > deadline_s:
-            for pid in left:
-                print(f"Process {pid} outlived its server and is killed.", file=sys.stderr)
+            for pid, _ in left:
+                print(f"Process {pid} of {process.args!r} did not end and is killed.", file=sys.stderr)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            return
+            break
         time.sleep(POLL_S)
+    process.wait()

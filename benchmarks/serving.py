@@ -30,7 +30,7 @@ import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import adopt_orphans, cpu_s, memory_bytes
+from processes import cpu_s, memory_bytes
 from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, LOADS, to_markdown
 from train_step import machine
@@ -85,7 +85,9 @@ def run_bare(bundle: str, images: Path, duration_s: float) -> dict[str, Any]:
     """Returns what `peers/bare.py` measures."""
     command = [sys.executable, str(PEERS / "bare.py"), bundle, str(images), str(duration_s)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"peers/bare.py failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout)
 
 
@@ -177,7 +179,6 @@ def main() -> None:
     if not Path(settings.bundle, "bundle.json").is_file() or not os.path.isdir(settings.data):
         print(NEEDS, file=sys.stderr)
         sys.exit(2)
-    adopt_orphans()
     os.environ["PYTHONPATH"] = str(ROOT)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as directory:

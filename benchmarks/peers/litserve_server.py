@@ -5,6 +5,7 @@ from typing import Any
 
 import litserve as ls  # pyright: ignore[reportMissingImports]
 import numpy as np
+from fastapi import Request
 from model import MAX_BATCH_SIZE, PORT, Model, answer, decode
 
 BATCH_TIMEOUT_S = 0.01
@@ -16,8 +17,9 @@ class Classifier(ls.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002, D102
         self.model = Model()
 
-    def decode_request(self, request: Any, **_: Any) -> np.ndarray:  # noqa: D102
-        return decode(request["file"].file.read())
+    def decode_request(self, request: Request, **_: Any) -> np.ndarray:  # noqa: D102
+        form: Any = request  # LitServe reads the form of what is declared as a request
+        return decode(form["file"].file.read())
 
     def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:  # noqa: D102
         return self.model.predict(x)

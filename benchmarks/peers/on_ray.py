@@ -1,4 +1,4 @@
-"""Runs a Ray Serve application on a Ray of its own until SIGTERM comes."""
+"""Runs a Ray Serve application on a Ray of its own until SIGINT comes."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 def run(application: Application) -> None:
     """Serves an application on PORT of this machine."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGINT, lambda *_: sys.exit())
     ray.init(
         address="local",
         include_dashboard=False,
