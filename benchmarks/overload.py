@@ -118,7 +118,7 @@ def memory_samples(pid: int) -> Iterator[list[tuple[float, int]]]:
 
     def sample() -> None:
         while not stop.wait(SAMPLE_S):
-            samples.append((time.time(), memory_bytes(pid)))
+            samples.append((time.time(), memory_bytes(pid)[0]))
 
     thread = threading.Thread(target=sample)
     thread.start()

@@ -1,4 +1,4 @@
-"""The processes below one, and their memory. Linux only."""
+"""The processes below one, and what they take of the machine. Linux only; elsewhere there are none."""
 
 import os
 from collections.abc import Iterable
@@ -31,16 +31,21 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def memory_bytes(pid: int) -> int:
-    """Returns the memory of a process and all below it; what several share counts once. Elsewhere than on Linux 0."""
-    total_kib = 0
+def memory_bytes(pid: int) -> tuple[int, int]:
+    """Returns the memory of a process and all below it, and its part in shared memory, which is Ray's object store.
+
+    What several processes share counts once.
+    """
+    total_kib = store_kib = 0
     for member in family(pid):
         try:
             rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total_kib += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        except (OSError, StopIteration):
+        except OSError:
             continue
-    return total_kib * 1024
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+        total_kib += kib.get("Pss", 0)
+        store_kib += kib.get("Pss_Shmem", 0)
+    return total_kib * 1024, store_kib * 1024
 
 
 def cpu_s(pid: int) -> float:

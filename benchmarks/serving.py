@@ -119,7 +119,7 @@ def run_system(
             )
             found[load.name]["server_cpu_s"] = cpu_s(server.pid) - before_s
             print(f"  {system.name}, {load.name}: {_line(found[load.name])}", flush=True)
-        return {"loads": found, "memory_bytes": memory_bytes(server.pid)}
+        return {"loads": found, "memory_bytes": memory_bytes(server.pid)[0]}
 
 
 def _line(found: dict[str, Any]) -> str:
