@@ -13,6 +13,7 @@ It shares the machine with what it measures: forms are encoded before it begins,
 import asyncio
 import csv
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -214,6 +215,8 @@ def _write_records(path: str, load: Load) -> None:
 def main() -> None:
     """Puts load on an endpoint and prints one line of JSON."""
     settings = tyro.cli(Settings, prog="load.py", description=__doc__)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a server that is slow to answer holds many connections
     try:
         import uvloop  # noqa: PLC0415 (not on every system)
 
