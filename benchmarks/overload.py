@@ -41,7 +41,7 @@ RECOVERY_S, WATCHED_S = 5.0, 15.0
 MAX_SLOWER = 1.5
 """Normal is a median of at most so many times the one before: a median of 50 requests on a machine with other work."""
 MAX_GROWTH = 0.03
-"""Of memory over the last two thirds of the overload, by a straight line: of 4 GiB what 18,000 requests leave at 7 kB each."""
+"""Of memory over the last two thirds of the overload, by a straight line: of 4 GiB 7 kB for each of 18,000 requests."""
 SAMPLE_S = 1.0
 
 
