@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
+from processes import memory_bytes
 from train_step import NEEDS, machine
 
 from tlray import listing
@@ -97,32 +98,6 @@ def quarters(samples: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     """Cuts the samples of a run into four parts of its time."""
     ends = [len(samples) * part // 4 for part in range(5)]
     return [samples[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def memory_bytes(pid: int) -> tuple[int, int]:
-    """Returns the memory of a process and all below it, and its part in shared memory, which is Ray's object store.
-
-    What several processes share counts once. Linux only, elsewhere 0.
-    """
-    parents: dict[int, int] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(directory.name)] = int(directory.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has just ended
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    total_kib = store_kib = 0
-    for member in family:
-        try:
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
-        total_kib += kib.get("Pss", 0)
-        store_kib += kib.get("Pss_Shmem", 0)
-    return total_kib * 1024, store_kib * 1024
 
 
 def main() -> None:

@@ -1,0 +1,194 @@
+"""The servers that are compared: their environments, and each as a process from its start to its end."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from load import CONTENT_TYPE, encode_form
+from processes import family, identities
+
+ROOT = Path(__file__).parents[1]
+PEERS = Path(__file__).parent / "peers"
+ENVIRONMENTS = ROOT / ".venv-peers"
+
+READY_S = 180.0
+STOP_S = 30.0
+POLL_S = 0.2
+REFUSALS = (400, 403, 405, 413, 415, 422, 500)
+"""What does not become right by waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A server that is measured.
+
+    Attributes:
+        name: Its short name.
+        command: What its Python is called with, in `peers/`; {port} stands for the port.
+        how: How it is set up, for the results.
+        has_environment: It runs in a virtual environment of its own, made from `peers/NAME.txt`.
+        settings: Environment variables.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    how: str
+    has_environment: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System(
+            name="tlray",
+            command=("tlray_server.py",),
+            how="this project's application with its defaults, `serve_app.app:build`",
+        ),
+        System(
+            name="serve_batch",
+            command=("serve_batch_server.py",),
+            how="Ray Serve, FastAPI ingress, `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)`, the model "
+            "and the decoding in threads, max_ongoing_requests 1000, both CPUs for the one replica",
+        ),
+        System(
+            name="litserve",
+            command=("litserve_server.py",),
+            how="max_batch_size 32, batch_timeout 0.01 s, one worker",
+            has_environment=True,
+            settings={"BENCHMARK_WORKERS": "1"},
+        ),
+        System(
+            name="bentoml",
+            command=("-m", "bentoml", "serve", "bentoml_service:Endpoint", "--host", "127.0.0.1", "--port", "{port}"),
+            how="a service that decodes (`async`), and behind it, by `bentoml.depends`, one with a batchable API, "
+            "max_batch_size 32, max_latency_ms at its default of 60,000; connections between the two are kept: closing "
+            "them after 100 requests, its default, makes it answer 500",
+            has_environment=True,
+            settings={"BENTOML_DO_NOT_TRACK": "True"},
+        ),
+        System(
+            name="fastapi",
+            command=("fastapi_server.py",),
+            how="FastAPI on uvicorn (uvloop, httptools), one process, a plain function in the thread pool, no lock, "
+            "no batching, which it does not have",
+            has_environment=True,
+        ),
+    )
+}
+
+
+def make_environment(system: System) -> Path:
+    """Returns the Python of a system, after making its virtual environment where it is not as `peers/NAME.txt` says."""
+    if not system.has_environment:
+        return Path(sys.executable)
+    requirements = PEERS / f"{system.name}.txt"
+    directory = ENVIRONMENTS / system.name
+    python, mark = directory / "bin/python", directory / "installed"
+    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    if not mark.exists() or mark.read_text() != digest:
+        print(f"Setting up {directory} ...", flush=True)
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, directory], check=True)
+        install = [*uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, "-r", requirements]
+        subprocess.run(install, check=True)
+        mark.write_text(digest)
+    return python
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server that is ready.
+
+    Attributes:
+        url: Where it takes forms.
+        pid: Its process; it may have more below.
+        probabilities: What it says of the image that it was tried with.
+    """
+
+    url: str
+    pid: int
+    probabilities: list[float]
+
+
+@contextmanager
+def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator[Server]:
+    """Starts a server, waits until it answers, and ends it with all its processes.
+
+    Args:
+        system: Which one.
+        python: Its Python.
+        bundle: The model.
+        image: An image file to try it with.
+    """
+    with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as scratch, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.close()
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment |= {
+            "BENCHMARK_BUNDLE": str(Path(bundle).resolve()),
+            "BENCHMARK_PORT": str(port),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(PEERS)]),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "BENTOML_HOME": scratch,
+            **system.settings,
+        }
+        first, *rest = (part.format(port=port) for part in system.command)
+        command = [str(python), first if first.startswith("-") else str(PEERS / first), *rest]
+        log = Path(scratch, "log")
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command, env=environment, cwd=scratch, stdout=output, stderr=output, start_new_session=True
+            )
+        try:
+            yield _wait(process, f"http://127.0.0.1:{port}/predict", image, log)
+        finally:
+            _stop(process)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, image: bytes, log: Path) -> Server:
+    request = urllib.request.Request(url, encode_form(image), {"Content-Type": CONTENT_TYPE})  # noqa: S310 (ours)
+    deadline_s = time.monotonic() + READY_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=READY_S) as answer:  # noqa: S310
+                row: dict[str, Any] = json.load(answer)["predictions"][0]
+                return Server(url=url, pid=process.pid, probabilities=list(row["probabilities"].values()))
+        except OSError as error:  # also what urllib raises for any status but 200
+            is_refused = isinstance(error, HTTPError) and error.code in REFUSALS
+            if is_refused or process.poll() is not None or time.monotonic() > deadline_s:
+                said = log.read_text(errors="replace")[-4000:]
+                sys.exit(f"{process.args!r} refused, ended, or took more than {READY_S:g} s ({error}):\n{said}")
+        time.sleep(POLL_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server: by Ctrl-C, as all of them take it, and then what is left of it."""
+    members = identities(family(process.pid))
+    process.send_signal(signal.SIGINT)
+    deadline_s = time.monotonic() + STOP_S
+    while left := members & identities(pid for pid, _ in members):
+        process.poll()  # so that the process itself can be gone
+        if time.monotonic() > deadline_s:
+            for pid, _ in left:
+                print(f"Process {pid} of {process.args!r} did not end and is killed.", file=sys.stderr)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(POLL_S)
+    process.wait()

@@ -1,0 +1,168 @@
+"""What `serving.py` measured: medians over its rounds, the goals, and the page."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BARE = "bare"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One kind of load.
+
+    Attributes:
+        name: As in the results.
+        clients: Of the closed loop; 0: open loop.
+        factor: Of the open loop: its rate in those of the bare model.
+    """
+
+    name: str
+    clients: int = 0
+    factor: float = 0.0
+
+    def arguments(self, bare_per_s: float) -> list[str]:
+        """Returns what `load.py` is told."""
+        if self.clients:
+            return ["--clients", str(self.clients)]
+        return ["--rate-per-s", f"{self.factor * bare_per_s:.3f}"]
+
+
+LOADS = (
+    Load("1 client", clients=1),
+    Load("8 clients", clients=8),
+    Load("64 clients", clients=64),
+    Load("half the bare rate", factor=0.5),
+    Load("twice the bare rate", factor=2.0),
+)
+ONE, SATURATED, OVERLOADED = LOADS[0].name, LOADS[2].name, LOADS[4].name
+
+
+class Figures:
+    """Medians over rounds."""
+
+    def __init__(self, rounds: Sequence[dict[str, Any]]) -> None:
+        self._rounds = rounds
+
+    def bare(self, key: str) -> float:
+        """Returns a figure of the bare model."""
+        return statistics.median(found[BARE][key] for found in self._rounds)
+
+    def of(self, system: str, load: str, key: str) -> float:
+        """Returns a figure of a load's answer, such as `images_per_s`, or a latency, such as `p99`; inf: none."""
+        values: list[float] = []
+        for found in self._rounds:
+            one = found[system]["loads"][load]
+            values.append((one["latency_ms"] or {}).get(key, math.inf) if key not in one else one[key])
+        return statistics.median(values)
+
+    def refused(self, system: str, load: str) -> str:
+        """Returns what was answered but 200, in all rounds."""
+        outcomes: Counter[str] = Counter()
+        for found in self._rounds:
+            outcomes.update(found[system]["loads"][load]["outcomes"])
+        total = sum(outcomes.values())
+        others = [f"{outcome}: {count / total:.0%}" for outcome, count in sorted(outcomes.items()) if outcome != "200"]
+        return ", ".join(others) or "-"
+
+    def memory_gib(self, system: str) -> float:
+        """Returns a system's memory after all loads."""
+        return statistics.median(found[system]["memory_bytes"] for found in self._rounds) / 2**30
+
+
+def goals(figures: Figures, systems: Sequence[str]) -> list[str]:
+    """Returns a line for each goal: what it is, what was measured, and whether that is enough."""
+    if "tlray" not in systems:
+        return []
+    peers = [name for name in systems if name != "tlray"]
+    rate = figures.of("tlray", SATURATED, "images_per_s")
+    lines = [_goal("of the bare model's images/s at 64 clients", rate / figures.bare("images_per_s"), at_least=0.8)]
+    for load in (SATURATED, OVERLOADED) if peers else ():
+        rates = {name: figures.of(name, load, "images_per_s") for name in peers}
+        best = max(peers, key=rates.__getitem__)
+        what = f"times the best peer's images/s ({best}), {load}"
+        lines.append(_goal(what, figures.of("tlray", load, "images_per_s") / rates[best], at_least=1.0))
+        tails = {name: figures.of(name, load, "p99") for name in peers}
+        quickest = min(peers, key=tails.__getitem__)
+        what = f"times the best peer's p99 ({quickest}), {load}"
+        lines.append(_goal(what, figures.of("tlray", load, "p99") / tails[quickest], at_most=1.0))
+    if "serve_batch" in peers:
+        ratio = rate / figures.of("serve_batch", SATURATED, "images_per_s")
+        lines.append(_goal("times plain `@serve.batch`, images/s at 64 clients", ratio, at_least=1.5))
+    added_ms = figures.of("tlray", ONE, "p50") - figures.bare("single_ms") - figures.bare("decode_ms")
+    lines.append(_goal("ms at one client (p50) beyond the bare model and decoding", added_ms, at_most=10.0))
+    return lines
+
+
+def _goal(what: str, found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
+    is_met = found >= at_least if at_least is not None else found <= (at_most or 0.0)
+    wanted = f"at least {at_least:g}" if at_least is not None else f"at most {at_most:g}"
+    return f"| {what} | {wanted} | **{found:.2f}** | {'yes' if is_met else 'no'} |"
+
+
+def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
+    """Returns the results as a page.
+
+    Args:
+        about: What `serving.describe` tells.
+        measured: What `serving.measure` found.
+    """
+    figures, systems, sent = Figures(measured["rounds"]), about["systems"], about["sent"]
+    computer, load_average = about["machine"], about["load_1_min"]
+    own_cpus = [
+        load["own_cpus"] for found in measured["rounds"] for name in systems for load in found[name]["loads"].values()
+    ]
+    lines = [
+        f"# The endpoint beside its peers, {about['date']}",
+        "",
+        f"    {about['command']}",
+        "",
+        f"The bare model: **{figures.bare('images_per_s'):.1f} images/s** in batches of 32, "
+        f"{figures.bare('single_ms'):.1f} ms for a single image; decoding takes {figures.bare('decode_ms'):.1f} ms.",
+        "",
+        "| goal: tlray | wanted | measured | met |",
+        "| --- | --- | --- | --- |",
+        *goals(figures, list(systems)),
+    ]
+    for load in LOADS:
+        rate = f" ({load.factor * measured['rate_per_s']:.1f} images/s are sent)" if load.factor else ""
+        lines += [
+            "",
+            f"## {load.name}{rate}",
+            "",
+            "| server | images/s | p50, ms | p95, ms | p99, ms | other answers | its CPU time an image, ms |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(_row(figures, name, load.name) for name in systems),
+        ]
+    lines += [
+        "",
+        f"- Medians of {len(measured['rounds'])} rounds, in which all take turns in another order; each load counts "
+        f"for {sent['duration_s']:g} s after {sent['warmup_s']:g} s that do not. The bare model is measured at the "
+        "beginning of each round.",
+        "- Images/s are those answered with 200 in that time, latencies those of the requests due in it, by 200s only; "
+        f"other answers are in percent of these requests, and after {sent['timeout_s']:g} s a request is given up "
+        "(`timed_out`). In the open loop latency counts from the time at which an image was to be sent.",
+        f"- What is sent: {sent['num_images']} slices as grey JPEGs (quality {sent['jpeg_quality']}), one a request, "
+        f"as a form. The load generator shares the machine and takes {min(own_cpus):.2f} to {max(own_cpus):.2f} CPUs.",
+        "- The same SavedModel with its variables as constants, decoding by `tlray.images`, and batches of at most 32 "
+        "everywhere; TensorFlow's threads and access logs as each server and TensorFlow have them by default; all "
+        "share the machine's CPUs. Before any load a server must say of an image what the bare model says.",
+        *(f"- `{name}`: {how}; {figures.memory_gib(name):.1f} GiB." for name, how in systems.items()),
+        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB; load average over "
+        f"a minute {load_average['before']} before, {load_average['after']} at the end.",
+        f"- Model: {about['model']}. Versions: "
+        f"{', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(figures: Figures, name: str, load: str) -> str:
+    cells = [f"**{figures.of(name, load, 'images_per_s'):.1f}**"]
+    cells += [f"{figures.of(name, load, key):.0f}" for key in ("p50", "p95", "p99")]
+    cells.append(figures.refused(name, load))
+    num_answered = figures.of(name, load, "num_answered")
+    cells.append(f"{figures.of(name, load, 'server_cpu_s') / num_answered * 1e3:.0f}" if num_answered else "-")
+    return f"| {name} | {' | '.join(cells)} |"
