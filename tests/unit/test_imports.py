@@ -8,10 +8,11 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
-CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots"]
+CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots", "weights", "continuation", "trialtable"]
 ON_RAY = [
     "streams",
     "cluster",
+    "plans",
     "featurecache",
     "traintask",
     "trialtask",
@@ -23,6 +24,7 @@ ON_RAY = [
     "assembly",
     "probing",
     "fitting",
+    "tuning",
     "evaluation",
     "training",
     "sweep",

@@ -54,16 +54,16 @@ def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), resume=True)
     known = {"data": "d", "out": str(tmp_path), "epochs": 12, "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(known))
-    assert training._check_output(config)
+    assert training._is_continued(config)
     (tmp_path / "config.json").write_text(json.dumps(known | {"seed": 1}))
     with pytest.raises(ValueError, match="seed was 1 and is 0"):
-        training._check_output(config)
+        training._is_continued(config)
 
 
 def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert training._check_output(dataclasses.replace(config, learning_curve=True))
+    assert training._is_continued(dataclasses.replace(config, learning_curve=True))
 
 
 def test_a_divergence_is_told_by_its_epoch():
@@ -74,12 +74,12 @@ def test_a_divergence_is_told_by_its_epoch():
 def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, cache="off", resume=False)))
-    assert training._check_output(config)
+    assert training._is_continued(config)
     assert not training._was_cached(config)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, resume=False)))
     assert training._was_cached(config)
     with pytest.raises(ValueError, match="cache was 'auto' and is 'off'"):
-        training._check_output(dataclasses.replace(config, cache="off"))
+        training._is_continued(dataclasses.replace(config, cache="off"))
 
 
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])
@@ -88,9 +88,9 @@ def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(vie
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, views=views, augmentation=augmentation)
     # Two nodes: each gets all of the features.
     capacity = make_capacity(object_store_bytes=5000, smallest_object_store_bytes=2000)
-    assert training._fits(config, capacity, make_images(), NETWORK) is fits
+    assert probing.fits_cache(config, capacity, make_images(), NETWORK) is fits
     as_probe = dataclasses.replace(config, method="probe")  # has no views
-    assert training._fits(as_probe, capacity, make_images(), NETWORK)
+    assert probing.fits_cache(as_probe, capacity, make_images(), NETWORK)
 
 
 def test_a_probe_that_does_not_fit_into_memory_is_refused():
