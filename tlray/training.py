@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,21 +23,20 @@ from tlray import (
     plans,
     plateau,
     probing,
+    runreport,
     scoring,
     storage,
 )
 from tlray.assembly import Exported, Prepared, Trained
 from tlray.bundle import BundleSpec
 from tlray.cluster import Capacity
-from tlray.config import Augmentation, TrainConfig, to_json
+from tlray.config import TrainConfig, to_json
 from tlray.continuation import CONFIG
 from tlray.dataset import Dataset
 from tlray.errors import ConfigError
-from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
 from tlray.learningcurve import Point
 from tlray.plans import TrainPlan
-from tlray.probe import Probe, variation_warning
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
 from tlray.weights import check_weights
@@ -126,7 +124,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
                 "that it had, or begin anew with --overwrite."
             )
         if not config.quiet:
-            print(_describe_misfit(config, available, images, prepared.network))
+            print(runreport.describe_misfit(config, available, images, prepared.network))
         config = dataclasses.replace(config, cache="off")
         images, prepared = assembly.read_and_prepare(config, images, available)
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
@@ -147,15 +145,6 @@ def begin(config: TrainConfig, images: Dataset) -> None:
     storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     dataset.write_dataset(images, config.out)
     storage.write_text(storage.join(config.out, CONFIG), to_json(config))
-
-
-def _describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
-    needed, there = probing.cache_bytes(config, images, network), available.smallest_object_store_bytes
-    return (
-        f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
-        f"({there / 1e9:.1f} GB on its smallest node). Training is on "
-        f"{_trained_on(dataclasses.replace(config, cache='off'))} instead."
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,18 +263,18 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     spec = dataclasses.replace(spec, metrics=metrics)
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     warnings = (
-        *_network_warnings(config, probe),
-        *_training_warnings(history),
+        *runreport.network_warnings(config, probe),
+        *runreport.training_warnings(history),
         *export_warnings,
         *audit.warnings(images.findings),
     )
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
-        subtitle=f"{spec.backbone} {_verb(config)} on {config.data}",
-        notices=_weights_notice(config),
-        config={"trained_on": _trained_on(config)}
+        subtitle=f"{spec.backbone} {runreport.verb(config)} on {config.data}",
+        notices=runreport.weights_notice(config),
+        config={"trained_on": runreport.trained_on(config)}
         | dataclasses.asdict(config)
-        | {"preprocessing": spec.preprocessing, "probe": _describe_probe(probe)},
+        | {"preprocessing": spec.preprocessing, "probe": runreport.describe_probe(probe)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -304,7 +293,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         "num_epochs": num_epochs,
         "best_epoch": best_epoch,
         "splits": metrics,
-        "probe": _describe_probe(probe),
+        "probe": runreport.describe_probe(probe),
         "learning_curve": curve or None,
     }
     storage.write_text(storage.join(config.out, evaluation.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
@@ -346,60 +335,6 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, S
         for split, table in tables.items()
     }
     return evaluations, exported.warnings
-
-
-def _network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
-    """Says what is wrong with the features that a probe was fitted on."""
-    found = []
-    if probe and config.weights == "none":
-        found.append("The network that was probed has random weights (--weights none): it has learned nothing yet.")
-    return found + (variation_warning(probe.variation) if probe else [])
-
-
-def _training_warnings(history: list[dict[str, float]]) -> list[str]:
-    found = []
-    if history and not math.isfinite(history[-1]["loss"]):
-        found.append(
-            f"Training diverged in epoch {history[-1]['epoch']:g}: its loss is no number. An epoch before it was "
-            "exported. Try a lower --learning-rate."
-        )
-    if history and history[-1]["num_replaced"]:
-        found.append(
-            f"Images that could be read before training and later could not were replaced by others of their batch "
-            f"{history[-1]['num_replaced']:g} times. Check the storage."
-        )
-    return found
-
-
-def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
-    if fitted is None:
-        return None
-    return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
-
-
-def _trained_on(config: TrainConfig) -> str:
-    """Says what training saw, as the settings of augmentation are listed whether they came into use or not."""
-    if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
-        return "stored features of the images as they are, without augmentation"
-    if assembly.is_cached(config):
-        return f"stored features of {config.views} views of each image: as it is, and augmented"
-    if config.augmentation == Augmentation():
-        return "images that are read in every epoch, without augmentation"
-    return "images that are read and augmented in every epoch"
-
-
-def _verb(config: TrainConfig) -> str:
-    if config.method == "probe":
-        return "probed"
-    if config.method == "lp-ft":
-        return "probed, then fine-tuned,"
-    return "trained from random weights" if config.weights == "none" else "fine-tuned"
-
-
-def _weights_notice(config: TrainConfig) -> tuple[str, ...]:
-    if config.weights != "none":
-        return ()
-    return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
 
 
 def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:

@@ -90,7 +90,7 @@ def test_a_reservation_counts_as_held():
 
 def test_training_takes_what_is_free(hold, common, tmp_path, capsys):
     hold(1.4)
-    config = TrainConfig(**common, out=str(tmp_path / "run"), method="lp-ft", trainable_layers=1, cache="off", epochs=1)
+    config = TrainConfig(**common, out=str(tmp_path / "run"), trainable_layers=1, epochs=1)
     result = training.train(config)
     assert (result.num_epochs, result.metrics["valid"]["num_images"]) == (1, 16)
     assert "Waiting" not in capsys.readouterr().out

@@ -77,9 +77,7 @@ def test_a_finished_run_is_told_without_a_ray(given):
     assert result.warnings == ("The run had already finished: nothing was done.",)
 
 
-@pytest.mark.parametrize(
-    ("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is no bundle")]
-)
+@pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is no bundle")])
 def test_what_is_wrong_with_a_bundle_or_its_output(given, out, message):
     out = out.replace("DATA", given["data"])
     with pytest.raises(TlrayError, match=message):

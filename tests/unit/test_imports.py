@@ -26,6 +26,7 @@ ON_RAY = [
     "fitting",
     "tuning",
     "evaluation",
+    "runreport",
     "training",
     "sweep",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray import probing, recipes, training
+from tlray import probing, recipes, runreport, training
 from tlray.cluster import Capacity
 from tlray.config import Augmentation, TrainConfig, to_json
 from tlray.dataset import Dataset
@@ -68,7 +68,7 @@ def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
 
 def test_a_divergence_is_told_by_its_epoch():
     rows = [{"epoch": epoch, "loss": loss, "num_replaced": 0.0} for epoch, loss in ((0, 0.4), (1, float("nan")))]
-    assert training._training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
+    assert runreport.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
 
 
 def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
@@ -109,7 +109,7 @@ def test_what_becomes_of_features_that_do_not_fit():
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, augmentation=Augmentation(zoom=0.1))
     capacity = make_capacity(object_store_bytes=int(5e9), smallest_object_store_bytes=int(2e9))
     network = dataclasses.replace(NETWORK, shapes=[(5, 10_000_000)])
-    assert training._describe_misfit(config, capacity, make_images(), network) == (
+    assert runreport.describe_misfit(config, capacity, make_images(), network) == (
         "The features that are trained on would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
         "smallest node). Training is on images that are read and augmented in every epoch instead."
     )
@@ -132,4 +132,4 @@ def test_what_becomes_of_features_that_do_not_fit():
 )
 def test_the_report_says_what_was_trained_on(changes, expected):
     config = dataclasses.replace(recipes.standard("d", "o"), **changes).resolved()
-    assert training._trained_on(config) == expected
+    assert runreport.trained_on(config) == expected
