@@ -12,9 +12,9 @@ import sys
 
 import ray
 
-from tlray import cluster, recipes, training
+from tlray import cluster, plans, recipes, training
 
-OBJECT_STORE_BYTES = 4 * cluster.MIN_OBJECT_STORE_BYTES
+OBJECT_STORE_BYTES = 4 * plans.MIN_OBJECT_STORE_BYTES
 """Of this Ray: so little that images are decoded at most some 450 ahead. With Ray's default (30 % of the memory) all of
 a short run would be decoded while the first epoch, which does not count, is traced."""
 

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import images, storage, streams
+from tlray import cluster, dataset, images, storage, streams
+from tlray.cluster import Capacity
 from tlray.config import TrainConfig
+from tlray.dataset import Dataset
 from tlray.errors import ImageError
 from tlray.extraction import Network, as_network
 from tlray.featurecache import FeatureCache, FeatureReader
 from tlray.featurestore import POOLED
+from tlray.listing import Listing
 from tlray.probe import Probe
 from tlray.streams import Pixels
 
@@ -87,6 +91,26 @@ class Exported:
 
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+def read_and_prepare(config: TrainConfig, source: Dataset | Listing, available: Capacity) -> tuple[Dataset, Prepared]:
+    """Reads the images of a run while its model is built.
+
+    Args:
+        config: A resolved config.
+        source: Its images, listed or read before.
+        available: What the cluster has.
+
+    Raises:
+        ConfigError: The model cannot be built: told as soon as it is known.
+        DataError: The images cannot be trained on.
+    """
+    num_classes = max(2, len(source.table["label"].drop_null().unique()))
+    preparing = cluster.start_here(prepare, config, num_classes)
+    if isinstance(source, Listing):
+        check = partial(cluster.check, preparing)
+        source = dataset.read_dataset(config, source, task_cpus=available.task_cpus, meanwhile=check)
+    return source, cluster.get(preparing)
 
 
 def prepare(config: TrainConfig, num_classes: int) -> Prepared:

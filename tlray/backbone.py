@@ -15,6 +15,7 @@ from tlray import bundle, storage
 from tlray.artifact import load_keras_file
 from tlray.config import Preprocessing, TrainConfig
 from tlray.errors import ConfigError, TlrayError
+from tlray.weights import NAMED, check_weights, has_bundle
 
 DOWNLOAD_TIMEOUT_S = 20.0
 
@@ -90,7 +91,7 @@ def build_backbone(config: TrainConfig) -> keras.Model:
     """
     build = _own_backbone if config.backbone.endswith(".keras") else _application_backbone
     backbone = build(config)
-    if config.weights not in ("imagenet", "none"):
+    if config.weights not in NAMED:
         _load_weights(backbone, config)
     return backbone
 
@@ -155,11 +156,8 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
 
 
 def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
-    if not storage.exists(config.weights):
-        raise ConfigError(
-            f"There are no weights at '{config.weights}'. Give 'imagenet', 'none', a Keras weights file, or a bundle."
-        )
-    is_bundle = storage.exists(storage.join(config.weights, bundle.BUNDLE_JSON))
+    check_weights(config.weights)
+    is_bundle = has_bundle(config.weights)
     try:
         with storage.local_copy(config.weights) as path:
             if is_bundle:

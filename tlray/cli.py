@@ -258,14 +258,18 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _trial_line(trial: Mapping[str, Any]) -> str:
-    probe = f"{trial['depths']} depths, penalty C {trial['inverse_penalty']:.2g}"
+    probe = f"{_count(trial['depths'], 'depth')}, penalty C {trial['inverse_penalty']:.2g}"
     tuned = (
-        f"{trial['best_epoch']:.0f} epochs of {trial['trainable_layers']} layers at {trial['learning_rate']:.2g}, "
-        f"dropout {trial['dropout']:g}, {trial['views']} views"
+        f"{_count(trial['best_epoch'], 'epoch')} of {_count(trial['trainable_layers'], 'layer')} at "
+        f"{trial['learning_rate']:.2g}, dropout {trial['dropout']:g}, {_count(trial['views'], 'view')}"
         if trial["best_epoch"]
         else "no fine-tuning"
     )
     return f"loss {trial['best_loss']:.3f}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _export(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The Ray cluster: connecting to it, what it can give, and how that is shared between training and data."""
+"""The Ray cluster: connecting to it, running something beside it, and what it has."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tlray import storage
 from tlray.config import TrainConfig
 from tlray.errors import ConfigError, TlrayError
-from tlray.streams import TASK_CPUS, Share
+from tlray.streams import TASK_CPUS
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the environment of an entry point
 
@@ -40,15 +40,18 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "4",
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's new output shows tables whatever its verbosity
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a sweep, and not only its trials
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a sweep tells the first one itself; the others are in its table
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 
 KERAS_ENVIRONMENT = WORKER_ENVIRONMENT | {"TLRAY_PROCESS": "keras"}
 """Of `start_here`. Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
 
-MIN_OBJECT_STORE_BYTES = 64 * 2**20
-MIN_WORKER_CPUS = 0.01
 MANY_NODES = 64
+
+MIN_WORKER_CPUS = 0.01
+MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
+"""Of one node: a task that reads, and a model that waits for what it has read. With less nothing begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,11 @@ class Capacity:
     Attributes:
         num_cpus: CPUs.
         num_gpus: GPUs.
-        nodes: CPUs and GPUs of each node that it has or can grow to: what a worker must fit into.
+        nodes: CPUs and GPUs that are free on each node that it has or can grow to: what a worker must fit into. All of
+            them where no node has enough, see `is_short`.
+        held_cpus: CPUs that others hold: an endpoint's replicas, other jobs.
+        held_gpus: The same of GPUs.
+        is_short: No node has `MIN_FREE_CPUS` that are free: a command has to wait, and plans for the least.
         object_store_bytes: Shared memory for data in flight, of all nodes together.
         smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
         memory_bytes: Of this node, besides its object store: what the driver itself can work with.
@@ -72,54 +79,28 @@ class Capacity:
     smallest_object_store_bytes: int
     memory_bytes: float
     has_many_nodes: bool
+    held_cpus: float = 0.0
+    held_gpus: float = 0.0
+    is_short: bool = False
+
+    @property
+    def free_cpus(self) -> float:
+        """CPUs that can be planned with, cut to hundredths."""
+        return MIN_FREE_CPUS if self.is_short else _to_hundredths(self.num_cpus - self.held_cpus)
 
     @property
     def largest_node_cpus(self) -> float:
-        """CPUs of the largest node: what one worker can have."""
-        return max((cpus for cpus, _ in self.nodes), default=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainPlan:
-    """How training and its data share a cluster.
-
-    Attributes:
-        cpus_per_worker: CPUs that each training worker asks for.
-        gpus_per_worker: 1 or 0.
-        share: What each rank's stream may use.
-    """
-
-    cpus_per_worker: float
-    gpus_per_worker: int
-    share: Share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScorePlan:
-    """How the model and its data share a cluster.
-
-    Attributes:
-        max_actors: The pool of predictors grows up to this many.
-        cpus_per_actor: CPUs that each asks for, and threads that it uses at least.
-        gpus_per_actor: 1 or 0.
-    """
-
-    max_actors: int
-    cpus_per_actor: float
-    gpus_per_actor: int
+        """CPUs of the largest node, cut to hundredths: what one worker can have."""
+        return _to_hundredths(max((cpus for cpus, _ in self.nodes), default=0.0))
 
     @property
-    def num_threads(self) -> int | None:
-        """Threads that each actor's model uses; None: all of its node's, which an only one on CPUs has to itself."""
-        return int(self.cpus_per_actor) if self.max_actors > 1 and not self.gpus_per_actor else None
+    def task_cpus(self) -> float:
+        """What a task asks for that keeps a CPU busy: one, or what there is of it."""
+        return MIN_FREE_CPUS if self.is_short else min(1.0, self.largest_node_cpus)
 
-    def pool(self) -> dict[str, Any]:
-        """Returns the options of `ray.data.Dataset.map_batches` for a pool that grows and shrinks."""
-        return {
-            "num_cpus": self.cpus_per_actor,
-            "num_gpus": self.gpus_per_actor or None,
-            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=self.max_actors),
-        }
+
+def _to_hundredths(num_cpus: float) -> float:
+    return math.floor(num_cpus * 100 + 1e-9) / 100
 
 
 def in_job() -> bool:
@@ -204,6 +185,12 @@ def get(reference: Any) -> Any:
         raise
 
 
+def check(reference: Any) -> None:
+    """Raises the error of a task that has failed already; waits for nothing."""
+    if ray.wait([reference], timeout=0)[0]:
+        get(reference)
+
+
 def output_location(location: str) -> str:
     """Returns an output location that every node and a later process will find again.
 
@@ -241,7 +228,10 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 
 def capacity() -> Capacity:
-    """Returns what the connected cluster has, or what its autoscaler may add up to."""
+    """Returns what the connected cluster has, or what its autoscaler may add up to, and what of it others hold.
+
+    To be asked before a command begins anything: what it holds itself counts as others'.
+    """
     now = ray.cluster_resources()
     resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     nodes = list(resources.values())
@@ -254,103 +244,55 @@ def capacity() -> Capacity:
     # The most nodes of a type; negative: any number.
     counts = [group.max_count if group.max_count >= 0 else MANY_NODES for group in groups]
     types = [group.resources for group, count in zip(groups, counts, strict=True) for _ in range(count)]
-    now_nodes, then_nodes = (
-        [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in each] for each in (nodes, types)
+    now_nodes, then_nodes = ([_size(node) for node in each] for each in (nodes, types))
+    free = state.available_resources_per_node()
+    free_sizes = [_size(free.get(node_id, node)) for node_id, node in resources.items()]
+    held_cpus, held_gpus = (
+        sum(size[kind] - rest[kind] for size, rest in zip(now_nodes, free_sizes, strict=True)) for kind in (0, 1)
     )
+    whole = max(now_nodes, then_nodes, key=lambda each: sum(cpus for cpus, _ in each))
+    left = list(whole)
+    for size, rest in zip(now_nodes, free_sizes, strict=True):
+        if size in left:  # of the nodes that may come those that are there already
+            left[left.index(size)] = (rest[0], size[1])
+    is_short = max(cpus for cpus, _ in left) < MIN_FREE_CPUS - 1e-6
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
-        nodes=tuple(max(now_nodes, then_nodes, key=lambda each: sum(cpus for cpus, _ in each))),
+        nodes=tuple(whole if is_short else left),
         object_store_bytes=int(now.get("object_store_memory", 0)),
         smallest_object_store_bytes=int(min(node.get("object_store_memory", 0) for node in nodes)),
         memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
+        held_cpus=held_cpus,
+        held_gpus=held_gpus,
+        is_short=is_short,
     )
 
 
-def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> TrainPlan:
-    """Shares a cluster between training workers and Ray Data, which keeps at least one CPU.
-
-    Workers that took every CPU would starve the streams that feed them, and the run would hang without a word.
-
-    Raises:
-        ConfigError: The cluster cannot give what is asked for, with the sums.
-    """
-    has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs"
-    if available.num_cpus < 2:
-        raise ConfigError(
-            f"{has}; training needs 2 CPUs, one of them for Ray Data. Start Ray with more: "
-            "`ray start --head --num-cpus=2`."
-        )
-    if use_gpu and available.num_gpus < num_workers:
-        remedy = f"--num-workers {available.num_gpus:g}" if available.num_gpus >= 1 else "training without --use-gpu"
-        raise ConfigError(
-            f"--use-gpu with --num-workers {num_workers} asks for {num_workers} GPUs. {has}. Try {remedy}."
-        )
-    if num_workers > available.num_cpus:
-        raise ConfigError(
-            f"--num-workers {num_workers} asks for more processes than CPUs. {has}. "
-            f"Try --num-workers {int(available.num_cpus)}."
-        )
-    reserved = max(1.0, math.floor(available.num_cpus / 4))
-    each = min((available.num_cpus - reserved) / num_workers, available.largest_node_cpus)
-    # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
-    each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
-    # What is left over on single nodes may be too little for the last workers, which would be waited for without end.
-    while _num_fitting(available, each, use_gpu=use_gpu) < num_workers:
-        if each < MIN_WORKER_CPUS:
-            raise ConfigError(f"--num-workers {num_workers} do not fit onto the nodes. {has}. Try fewer.")
-        each = each - 1 if each > 1 else each / 2
-    data_cpus = available.num_cpus - each * num_workers
-    # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
-    store_bytes = max(MIN_OBJECT_STORE_BYTES, available.object_store_bytes // 4 // num_workers)
-    share = Share(num_cpus=data_cpus / num_workers, object_store_bytes=store_bytes)
-    return TrainPlan(cpus_per_worker=float(each), gpus_per_worker=int(use_gpu), share=share)
+def _size(resources: Mapping[str, float]) -> tuple[float, float]:
+    """Returns CPUs and GPUs; Ray leaves out what there is none of."""
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
 
-def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> int:
-    """Returns how many workers fit onto the nodes, each whole on one of them."""
-    fitting = [(math.floor(cpus / cpus_per_worker + 1e-9), gpus) for cpus, gpus in available.nodes]
-    return sum(min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting)
-
-
-def held_cpus() -> float:
-    """Returns the CPUs that are held now: by an endpoint's replicas or other jobs, where this one has not begun."""
-    return ray.cluster_resources().get("CPU", 0.0) - ray.available_resources().get("CPU", 0.0)
-
-
-def plan_scoring(available: Capacity, *, use_gpu: bool, held_cpus: float = 0.0) -> ScorePlan:
-    """Shares a cluster between predictors and Ray Data.
+def tell_shortage(available: Capacity, *, num_gpus: int = 0, quiet: bool) -> None:
+    """Says what a command has to wait for, if it has to.
 
     Args:
         available: What the cluster has.
-        use_gpu: Predict on GPUs.
-        held_cpus: CPUs that may stay in others' hands: predictors that took all of the rest would have nothing to do,
-            as no task could read for them.
-
-    Raises:
-        ConfigError: There is no GPU, or too few CPUs.
+        num_gpus: GPUs that the command cannot do without.
+        quiet: Say nothing.
     """
-    if available.num_cpus < 2:
-        raise ConfigError(
-            f"The cluster has {available.num_cpus:g} CPUs; scoring needs 2, one of them for Ray Data. Start Ray with "
-            "more: `ray start --head --num-cpus=2`."
+    lacking = []
+    if available.is_short:
+        lacking.append((available.num_cpus, available.held_cpus, "CPUs", f"{MIN_FREE_CPUS:g} of one node"))
+    if available.num_gpus - available.held_gpus < num_gpus:
+        lacking.append((available.num_gpus, available.held_gpus, "GPUs", f"{num_gpus}"))
+    for there, held, what, needed in lacking if not quiet else []:
+        print(
+            f"Waiting: the cluster has {there:g} {what}, of which others (an endpoint, other jobs) hold "
+            f"{round(held, 2):g}; this begins when {needed} are free."
         )
-    num_cpus = available.num_cpus - held_cpus
-    # Where less than 2 are left, a reading task comes first, and what is over is the predictor's: but for a hundredth,
-    # as Ray Data makes one of two that ask for the same.
-    small = max(MIN_WORKER_CPUS, math.floor((num_cpus - TASK_CPUS) * 100 - 1 + 1e-9) / 100)
-    if use_gpu:
-        if available.num_gpus < 1:
-            raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
-        max_actors = max(1, min(int(available.num_gpus), int(num_cpus) - 1))
-        return ScorePlan(max_actors=max_actors, cpus_per_actor=min(1.0, small), gpus_per_actor=1)
-    if num_cpus < 2:
-        return ScorePlan(max_actors=1, cpus_per_actor=min(1.0, small), gpus_per_actor=0)
-    # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
-    cpus_per_actor = min(4.0, float(num_cpus // 2), available.largest_node_cpus)
-    max_actors = max(1, int(num_cpus * 3 / 4 // cpus_per_actor))
-    return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
 
 
 def check_shared(location: str, available: Capacity) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -80,17 +81,21 @@ def list_classes(config: TrainConfig) -> listing.Listing:
     return dataclasses.replace(listed, table=table)
 
 
-def read_dataset(config: TrainConfig, listed: listing.Listing) -> Dataset:
+def read_dataset(
+    config: TrainConfig, listed: listing.Listing, *, task_cpus: float, meanwhile: Callable[[], None]
+) -> Dataset:
     """Reads every image once.
 
     Args:
         config: A resolved config.
         listed: See `list_classes`.
+        task_cpus: See `read_images`.
+        meanwhile: See there.
 
     Raises:
         DataError: The readable images cannot be trained on.
     """
-    table = read_images(listed.table, quiet=config.quiet)
+    table = read_images(listed.table, task_cpus=task_cpus, meanwhile=meanwhile, quiet=config.quiet)
     readable = table.filter(pc.field("error_code").is_null())
     lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
     if lost:
@@ -128,11 +133,22 @@ def describe(dataset: Dataset) -> str:
     return "\n".join(["Images by class:", *lines])
 
 
-def read_images(table: pa.Table, *, quiet: bool) -> pa.Table:
-    """Reads every image of a manifest once; returns the manifest with `streams.INSPECTION_COLUMNS`."""
+def read_images(table: pa.Table, *, task_cpus: float, meanwhile: Callable[[], None], quiet: bool) -> pa.Table:
+    """Reads every image of a manifest once.
+
+    Args:
+        table: A manifest.
+        task_cpus: CPUs that a reading task asks for.
+        meanwhile: Called now and then: what it raises ends the reading.
+        quiet: Show no progress.
+
+    Returns:
+        The manifest with `streams.INSPECTION_COLUMNS`.
+    """
     parts: list[pa.Table] = []
     with Progress("Reading images", table.num_rows, quiet=quiet) as progress:
-        for part in streams.inspect_images(table):
+        for part in streams.inspect_images(table, task_cpus=task_cpus):
+            meanwhile()
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
     inspected = pa.concat_tables(parts)

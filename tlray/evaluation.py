@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import audit, bundle, cluster, manifest, metrics, report, scoring, storage
+from tlray import audit, bundle, cluster, manifest, metrics, plans, report, scoring, storage
 from tlray.bundle import BundleSpec
 from tlray.config import parse_columns
 from tlray.errors import DataError
@@ -24,6 +24,7 @@ METRICS_JSON = "metrics.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
 PREDICTIONS = "predictions"
+KIND = "evaluation"
 NAMES = frozenset({METRICS_JSON, REPORT_HTML, FIGURES, PREDICTIONS})
 
 
@@ -90,16 +91,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         DataError: The data has no such split, or labels that the bundle does not know.
         BundleError: The bundle cannot be used.
     """
-    cluster.connect()
     out = cluster.output_location(config.out)
+    # First what needs no Ray.
+    storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     location = cluster.input_location(config.bundle)
     spec = bundle.load(location).spec
-    plan = cluster.plan_scoring(cluster.capacity(), use_gpu=config.use_gpu)
     listing = list_images(cluster.input_location(config.data), columns=parse_columns(config.columns))
     table = select_split(listing.table, config.split)
     class_map = read_class_map(config.class_map) if config.class_map else None
     table = match_classes(table, spec.classes, class_map)
-    storage.prepare_output(out, kind="evaluation", known_names=NAMES, overwrite=config.overwrite)
+    cluster.connect()
+    available = cluster.capacity()
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    cluster.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     seen: list[pa.Table] = []
 
     def remember(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

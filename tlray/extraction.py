@@ -12,10 +12,10 @@ import pyarrow as pa
 import ray
 
 from tlray import featurestore, storage, streams
-from tlray.cluster import ScorePlan
 from tlray.config import TrainConfig
 from tlray.errors import TlrayError
 from tlray.featurestore import COLUMNS, KEY
+from tlray.plans import ScorePlan
 from tlray.schedule import ViewSchedule
 
 FLOAT16_MAX = 65504.0

@@ -9,19 +9,34 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import cluster, dataset, extraction, featurestore, images, manifest, storage, streams
-from tlray.cluster import ScorePlan
+from tlray import (
+    cluster,
+    dataset,
+    extraction,
+    featurestore,
+    images,
+    manifest,
+    plans,
+    probe,
+    storage,
+    streams,
+)
 from tlray.errors import ConfigError, DataError
 from tlray.extraction import Network
 from tlray.featurestore import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
 from tlray.jobconfig import FeaturesConfig
+from tlray.plans import ScorePlan
 from tlray.progress import Progress
+from tlray.weights import check_weights
+
+SAMPLED_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +71,24 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
         ConfigError: A setting cannot work, or --out holds features of another network.
         DataError: There are no images, or none can be read.
     """
-    cluster.connect()
     training = cluster.absolute(config.training())
-    available = cluster.capacity()
-    cluster.check_shared(training.out, available)
     if not storage.exists(storage.join(training.out, NETWORK)):
         storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
-    plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
+    check_weights(training.weights)
     listed = dataset.list_classes(training)
+    cluster.connect()
+    available = cluster.capacity()
+    cluster.check_shared(training.out, available)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    cluster.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     preparing = cluster.start_here(extraction.prepare, training, config.level)
-    table = dataset.with_splits(dataset.read_images(listed.table, quiet=config.quiet), seed=config.seed)
+    table = dataset.read_images(
+        listed.table,
+        task_cpus=available.task_cpus,
+        meanwhile=partial(cluster.check, preparing),
+        quiet=config.quiet,
+    )
+    table = dataset.with_splits(table, seed=config.seed)
     if not table["error_code"].null_count:
         raise DataError(f"Not one of the {table.num_rows} images of '{config.data}' can be read.")
     pixels = streams.Pixels(
@@ -79,10 +102,22 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
     )  # fmt: skip
+    notes = [*result.notes]
+    if POOLED in network.names and result.num_rows > 1:
+        notes += probe.variation_warning(_variation(result.out))
     if config.views > 1 and "train" not in table["split"].unique().to_pylist():
-        note = "There are no training images (no labels, or no train split), so that there are no augmented views."
-        return dataclasses.replace(result, notes=(*result.notes, note))
-    return result
+        notes.append(
+            "There are no training images (no labels, or no train split), so that there are no augmented views."
+        )
+    return dataclasses.replace(result, notes=tuple(notes))
+
+
+def _variation(out: str) -> float:
+    """Returns the variation of the pooled features in some parts; see `probe.variation`."""
+    names = featurestore.part_names(out)
+    parts = [featurestore.read_part(out, name, columns=[POOLED]) for name in names[:: -(-len(names) // SAMPLED_PARTS)]]
+    pooled = np.concatenate([part[POOLED].combine_chunks().to_numpy_ndarray() for part in parts]).astype(np.float32)
+    return probe.variation(pooled.mean(axis=0), pooled.std(axis=0))
 
 
 def update(

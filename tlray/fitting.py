@@ -11,11 +11,11 @@ import ray.train
 
 from tlray import board, checkpoint, cluster, storage
 from tlray.assembly import Prepared
-from tlray.cluster import TrainPlan
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import TlrayError
 from tlray.featurecache import FeatureCache
+from tlray.plans import TrainPlan
 from tlray.probe import Probe
 from tlray.traintask import TrainTask
 

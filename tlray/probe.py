@@ -16,6 +16,9 @@ INVERSE_PENALTIES = tuple(float(f"{value:.2g}") for value in np.logspace(-5, 1, 
 MIN_DEVIATION = 1e-6
 """Below it a feature is taken as constant: float16 has steps of 6e-8 near zero, and Keras divides by 1e-7 at least."""
 
+MIN_VARIATION = 0.01
+"""Of `variation`: float16 keeps 11 bits of a feature, and of what differs between images less than 5 then."""
+
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-5
 """Of the gradient; with scikit-learn's 1e-4 a probability still moves in its third digit."""
@@ -64,6 +67,11 @@ class Probe:
         """Returns mean, deviation, weights and bias."""
         return {"mean": self.mean, "deviation": self.deviation, "weights": self.weights, "bias": self.bias}
 
+    @property
+    def variation(self) -> float:
+        """See `variation`, of the training images."""
+        return variation(self.mean, np.where(self.deviation == 1, 0, self.deviation))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Basis:
@@ -104,6 +112,29 @@ def basis(train: np.ndarray) -> Basis:
     if len(train) < train.shape[1]:
         rotation = np.linalg.svd((train - mean) / deviation, full_matrices=False)[2].T
     return Basis(mean=mean, deviation=deviation, rotation=rotation)
+
+
+def variation(mean: np.ndarray, deviation: np.ndarray) -> float:
+    """Returns how much the median feature differs between images: its deviation by its root mean square.
+
+    In [0, 1]: 0 is that of a constant, 1 that of a feature whose mean is 0.
+
+    Args:
+        mean: Of each feature, [features].
+        deviation: The same.
+    """
+    size = np.hypot(mean, deviation)
+    return float(np.median(np.divide(deviation, size, out=np.zeros_like(size), where=size > 0)))
+
+
+def variation_warning(found: float) -> list[str]:
+    """Returns what is to be said of a variation; nothing where it is as usual."""
+    if found >= MIN_VARIATION:
+        return []
+    return [
+        f"The images hardly differ in what the network sees: its median feature varies by {found:.1%} of its size. "
+        "Check --preprocessing (and --intensity-range of 16-bit images)."
+    ]
 
 
 def regression(*, balanced: bool) -> LogisticRegression:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import assembly, cluster, features, featurestore, learningcurve, probe, storage, streams
+from tlray import assembly, features, featurestore, learningcurve, plans, probe, storage, streams
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig
 from tlray.dataset import Dataset
@@ -17,6 +17,9 @@ from tlray.learningcurve import Point
 from tlray.probe import Probe
 
 FEATURES = "features"
+
+MAX_CACHE_PART = 0.5
+"""Of the object store, for features: the rest is for data on its way and Ray's own."""
 
 
 def check_memory(available: Capacity, images: Dataset, network: Network) -> None:
@@ -41,6 +44,21 @@ def check_memory(available: Capacity, images: Dataset, network: Network) -> None
         )
 
 
+def fits_cache(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
+    """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
+    return cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART
+
+
+def cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
+    """Returns what the features of a resolved config take in memory."""
+    return num_cache_rows(config, images) * network.bytes_per_row
+
+
+def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
+    """Returns how many images and views the features of a resolved config are of."""
+    return images.readable.num_rows + (assembly.num_views(config) - 1) * images.split("train").num_rows
+
+
 def compute(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
     """Computes the features of a run's images.
 
@@ -61,7 +79,7 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
         images.readable,
         network,
         pixels(config, images),
-        plan=cluster.plan_scoring(available, use_gpu=config.use_gpu),
+        plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
         views=assembly.num_views(config),
         batch_size=config.batch_size,
         overwrite=True,  # the directory is the run's own

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import ray
 
 from tlray import bundle as bundle_module
-from tlray import cluster, manifest, roots, storage, streams
+from tlray import cluster, manifest, plans, roots, storage, streams
 from tlray.bundle import BundleSpec
-from tlray.cluster import ScorePlan
 from tlray.config import parse_columns
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, some
 from tlray.jobconfig import ScoreConfig
 from tlray.listing import Listing, list_images
+from tlray.plans import ScorePlan
 from tlray.progress import Progress
 from tlray.schedule import PlainSchedule
 
@@ -31,6 +31,8 @@ SUCCESS = "_SUCCESS"
 CSV = "predictions.csv"
 STATE = "scoring.json"
 PROGRESS = "progress.json"
+KIND = "scoring"
+NAMES = frozenset({SUCCESS, CSV, STATE, PROGRESS, "part-"})
 
 PROGRESS_INTERVAL_S = 2.0
 """The least time between two versions of `progress.json`: object stores take one a second of a file."""
@@ -178,14 +180,13 @@ def score(config: ScoreConfig) -> ScoreResult:
         DataError: There is nothing to score, or it lies elsewhere than below the roots.
         BundleError: The bundle cannot be used.
     """
-    cluster.connect()
+    # First what needs no Ray.
     out = cluster.output_location(config.out)
     bundle = cluster.input_location(config.bundle)
     spec, bundle_sha256 = bundle_module.read_spec(bundle)
     if config.bundle_sha256 is not None:
         _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
     bundle_module.load(bundle)
-    plan = cluster.plan_scoring(cluster.capacity(), use_gpu=config.use_gpu, held_cpus=cluster.held_cpus())
     source = cluster.input_location(config.input)
     _check_roots([source], config.roots)  # before a manifest is opened
     listing = list_images(source, columns=parse_columns(config.columns))
@@ -195,7 +196,17 @@ def score(config: ScoreConfig) -> ScoreResult:
         "input": config.input,
         "data_fingerprint": manifest.fingerprint(listing.table),
     }
-    num_done, num_failed = _prepare(out, identity, config)
+    is_continued = _check_output(out, identity, config)
+    cluster.connect()
+    available = cluster.capacity()
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    cluster.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    num_done = num_failed = 0
+    if is_continued:
+        num_done, num_failed = _keep_unchanged(out, listing.table, quiet=config.quiet)
+    else:
+        storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        storage.write_text(storage.join(out, STATE), json.dumps(identity, indent=2) + "\n")
     num_images = listing.table.num_rows
     tables = predict(bundle, listing.table, plan=plan, batch_size=config.batch_size, first_row=num_done)
     with Progress("Scoring", num_images, quiet=config.quiet) as progress:
@@ -225,23 +236,49 @@ def _check_roots(locations: Sequence[str], allowed: Sequence[str]) -> None:
         )
 
 
-def _prepare(out: str, identity: Mapping[str, str], config: ScoreConfig) -> tuple[int, int]:
-    """Makes the output ready; returns how many rows an interrupted scoring has left there, and those with an error."""
+def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) -> bool:
+    """Tells whether there is a scoring to continue; refuses an output that must not be touched."""
     state_file = storage.join(out, STATE)
-    if config.resume and storage.exists(state_file):
-        if json.loads(storage.read_bytes(state_file)) != identity:
-            raise ConfigError(
-                f"--resume: '{out}' was made with another bundle or other images. Give another output, or --overwrite."
+    if not config.resume or not storage.exists(state_file):
+        storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        if config.resume and not config.quiet:
+            print(f"There is no {KIND} to resume in '{out}': it begins anew.")
+        return False
+    if json.loads(storage.read_bytes(state_file)) != identity:
+        raise ConfigError(
+            f"--resume: '{out}' was made with another bundle or other images. Give another output, or --overwrite."
+        )
+    return True
+
+
+def _keep_unchanged(out: str, table: pa.Table, *, quiet: bool) -> tuple[int, int]:
+    """Deletes the first part with an image whose file is another than when it was scored, and all behind it.
+
+    Returns:
+        How many rows stay, and how many of them have an error.
+    """
+    names = part_names(out)
+    parts = [pq.read_table(_open(storage.join(out, name)), columns=["sha256", "error_code"]) for name in names]
+    before = pa.concat_tables(parts)["sha256"].fill_null("").to_pylist() if parts else []
+    now: list[str] = []
+    with Progress("Looking for images that have changed", len(before), quiet=quiet) as progress:
+        for digests in streams.digests(table["uri"].slice(0, len(before))) if before else ():
+            now += digests
+            progress.update(len(now))
+    changed = [place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old != new]
+    ends = np.cumsum([part.num_rows for part in parts])
+    num_kept = int(np.searchsorted(ends, changed[0], side="right")) if changed else len(parts)
+    num_done = sum(part.num_rows for part in parts[:num_kept])
+    if changed:
+        if not quiet:
+            print(
+                f"Changed since it was scored: {len(changed)} of {len(before)} images. Scoring goes on behind image "
+                f"{num_done} of {table.num_rows}."
             )
-        columns = [
-            pq.read_table(_open(storage.join(out, name)), columns=["error_code"])["error_code"]
-            for name in part_names(out)
-        ]
-        return sum(map(len, columns)), sum(len(codes) - codes.null_count for codes in columns)
-    known_names = frozenset({SUCCESS, CSV, STATE, PROGRESS, "part-"})
-    storage.prepare_output(out, kind="scoring", known_names=known_names, overwrite=config.overwrite)
-    storage.write_text(state_file, json.dumps(identity, indent=2) + "\n")
-    return 0, 0
+        storage.delete(storage.join(out, SUCCESS))
+        for name in reversed(names[num_kept:]):
+            storage.delete(storage.join(out, name))
+    return num_done, sum(part.num_rows - part["error_code"].null_count for part in parts[:num_kept])
 
 
 def write_progress(

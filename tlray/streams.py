@@ -171,11 +171,12 @@ def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.
     return images.to_array(image)
 
 
-def inspect_images(table: pa.Table) -> Iterator[pa.Table]:
+def inspect_images(table: pa.Table, *, task_cpus: float = 1.0) -> Iterator[pa.Table]:
     """Reads and decodes every file once, in the table's order.
 
     Args:
         table: A manifest.
+        task_cpus: CPUs that a task asks for, of which it keeps one busy.
 
     Yields:
         Tables, one after another with a row for each row of the manifest, of the `INSPECTION_COLUMNS`: what the file
@@ -183,7 +184,7 @@ def inspect_images(table: pa.Table) -> Iterator[pa.Table]:
     """
     arguments = {"uris": [ray.put(table["uri"])]}
     dataset = _map_rows(
-        table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=1.0
+        table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=task_cpus
     )
     yield from cast("Iterator[pa.Table]", dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
 
@@ -221,6 +222,23 @@ def _inspect(content: bytes | ImageError) -> dict[str, Any]:
         "height_px": info.height_px,
         "is_16_bit": info.is_16_bit,
     }
+
+
+def digests(uris: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Reads some files; yields the sha256 of each, in order, empty where it cannot be read."""
+    dataset = _map_rows(len(uris), _digest_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_INSPECTION)
+    for batch in iterate(dataset):
+        yield batch["sha256"].tolist()
+
+
+def _digest_rows(
+    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
+) -> dict[str, np.ndarray]:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        contents = pool.map(_read_or_error, chosen)
+        digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
+    return {"sha256": np.array(digests)}
 
 
 def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:

@@ -1,61 +1,47 @@
 """A sweep: many settings tried on features that the network computes once, cross-validated, the best one trained."""
 
-import csv
 import dataclasses
-import io
-import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tlray import assembly, cluster, dataset, features, figures, probing, storage, training
+from tlray import (
+    assembly,
+    cluster,
+    continuation,
+    dataset,
+    features,
+    figures,
+    probing,
+    storage,
+    training,
+    trialtable,
+    tuning,
+)
 from tlray.assembly import Prepared
 from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
+from tlray.continuation import CONFIG
 from tlray.dataset import Dataset
-from tlray.errors import ConfigError, DataError, TlrayError
+from tlray.errors import ConfigError, DataError
 from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
 from tlray.jobconfig import SweepConfig
 from tlray.listing import Listing
-from tlray.progress import Progress
 from tlray.trialtask import TrialTask
+from tlray.weights import check_weights
 
-CONFIG = "config.json"
-TRIALS_CSV = "trials.csv"
 TRIALS_PNG = "trials.png"
 BEST = "best"
 KIND = "sweep"
-NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, TRIALS_CSV, TRIALS_PNG, BEST})
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, trialtable.FILE, TRIALS_PNG, BEST})
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Training and held-out images of each fold, by number."""
-
-REDUCTION_FACTOR = 4
-"""Successive halving (arXiv:1810.05934): of this many trials one goes on."""
-
-GRACE_PERIOD = 2
-"""The probe, then an epoch: what a trial fine-tunes with shows in no result before."""
-
-SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
-RESULTS = ("probe_loss", "probe_accuracy", "best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
-ERROR = "error"
-
-_COUNTS = frozenset({"depths", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
-
-MAX_ERROR_LETTERS = 200
-
-# What may differ between a sweep and its continuation.
-_FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,16 +122,23 @@ def sweep(config: SweepConfig) -> SweepResult:
     base = cluster.absolute(config.training())
     locations = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
     config = dataclasses.replace(config, **locations)
+    # First what needs no Ray.
+    is_continued = continuation.check_output(config, kind=KIND, known_names=NAMES)
+    source = None
+    if not (is_continued and _is_tried(config)):
+        check_weights(base.weights)
+        stored = dataset.stored_dataset(base.out) if is_continued else None
+        source = stored or dataset.list_classes(base)
     cluster.connect()
     available = cluster.capacity()
     cluster.check_shared(base.out, available)
-    is_continued = _check_output(config)
-    if not is_continued or not _is_tried(config):
-        _try_settings(config, available, is_continued=is_continued)
-    trials, errors = _read_trials(base.out)
+    cluster.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
+    if source is not None:
+        _try_settings(config, source, available, is_continued=is_continued)
+    trials, errors = trialtable.read_trials(base.out)
     chosen = choose(trials)
-    best = _train_best(base, chosen)
-    warnings = (*_failure_warnings(trials, errors), *best.warnings)
+    best = _train_best(base, chosen, available)
+    warnings = (*trialtable.failure_warnings(trials, errors), *best.warnings)
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
 
 
@@ -153,7 +146,7 @@ def _is_tried(config: SweepConfig) -> bool:
     """Tells whether all trials have ended, well or not: then the training of the best settings may have begun."""
     if not storage.exists(storage.join(config.out, TRIALS_PNG)) or dataset.stored_dataset(config.out) is None:
         return False
-    trials, errors = _read_trials(config.out)
+    trials, errors = trialtable.read_trials(config.out)
     return bool(trials) and len(trials) + len(errors) >= config.num_trials
 
 
@@ -174,15 +167,15 @@ def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**probe, **alone}
 
 
-def _train_best(base: TrainConfig, trial: Mapping[str, Any]) -> training.TrainResult:
+def _train_best(base: TrainConfig, trial: Mapping[str, Any], available: Capacity) -> training.TrainResult:
     config = best_config(base, trial)
-    if not storage.exists(storage.join(config.out, training.CONFIG)):
+    if not storage.exists(storage.join(config.out, CONFIG)):
         images = dataset.stored_dataset(base.out)
         assert images is not None  # noqa: S101 (the trials were on them)
         # What an interruption has left half made there is the sweep's own.
         training.begin(dataclasses.replace(config, resume=False, overwrite=True), images)
         _share_features(base, config, images)
-    return training.train(dataclasses.replace(config, resume=True, overwrite=False))
+    return training.train(dataclasses.replace(config, resume=True, overwrite=False), available)
 
 
 def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
@@ -211,15 +204,10 @@ def _network(config: TrainConfig, images: Dataset) -> Network:
     return prepared.network
 
 
-def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: bool) -> None:
+def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
     """Writes the table of trials, and last its figure."""
     base = config.training()
-    stored = dataset.stored_dataset(base.out) if is_continued else None
-    source: Dataset | Listing = stored or dataset.list_classes(base)
-    num_classes = max(2, len(source.table["label"].drop_null().unique()))
-    preparing = cluster.start_here(assembly.prepare, base, num_classes)
-    images = source if isinstance(source, Dataset) else dataset.read_dataset(base, source)
-    prepared: Prepared = cluster.get(preparing)
+    images, prepared = assembly.read_and_prepare(base, source, available)
     assert prepared.network is not None  # noqa: S101
     folds = _folds(images, config)
     _check_memory(config, available, images, prepared.network)
@@ -232,9 +220,10 @@ def _try_settings(config: SweepConfig, available: Capacity, *, is_continued: boo
     directory = probing.compute(base, available, images, prepared.network)
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
-    _run_trials(config, _make_task(config, images, prepared, cache, folds))
-    trials, _ = _read_trials(base.out)
-    storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, SETTINGS[:-1]))
+    task = _make_task(config, images, prepared, cache, folds)
+    tuning.run_trials(base.out, draw_settings(config), task, cpus_per_trial=available.task_cpus, quiet=config.quiet)
+    trials, _ = trialtable.read_trials(base.out)
+    storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, trialtable.SETTINGS[:-1]))
 
 
 def best_config(base: TrainConfig, trial: Mapping[str, Any]) -> TrainConfig:
@@ -257,33 +246,16 @@ def best_config(base: TrainConfig, trial: Mapping[str, Any]) -> TrainConfig:
 # -- before the trials
 
 
-def _check_output(config: SweepConfig) -> bool:
-    """Tells whether there is a sweep to continue; refuses an output that must not be touched."""
-    location = storage.join(config.out, CONFIG)
-    if not config.resume or not storage.exists(location):
-        storage.check_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-        return False
-    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
-    changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
-    if changed:
-        listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
-        raise ConfigError(
-            f"--resume continues the sweep in {config.out} with its own settings: {listed}. Give those, or another "
-            "--out."
-        )
-    return True
-
-
 def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> None:
     """Refuses features that do not fit into the object store, beside what else it holds."""
-    num_rows = images.readable.num_rows + (config.views - 1) * images.split("train").num_rows
-    needed, there = num_rows * network.bytes_per_row, available.smallest_object_store_bytes
-    if needed > there * training.MAX_CACHE_PART:
+    base = config.training()
+    if not probing.fits_cache(base, available, images, network):
+        needed, there = probing.cache_bytes(base, images, network), available.smallest_object_store_bytes
         raise ConfigError(
-            f"The features of a sweep stay in memory: {num_rows} images and views of {network.bytes_per_row / 1e3:.0f} "
-            f"kB are {needed / 1e9:.1f} GB, more than half of Ray's object store ({there / 1e9:.1f} GB on its smallest "
-            "node). Give fewer --views or --trainable-layers, or start a Ray with more memory: `ray start --head "
-            f"--object-store-memory={2 * needed}`."
+            f"The features of a sweep stay in memory: {probing.num_cache_rows(base, images)} images and views of "
+            f"{network.bytes_per_row / 1e3:.0f} kB are {needed / 1e9:.1f} GB, more than half of Ray's object store "
+            f"({there / 1e9:.1f} GB on its smallest node). Give fewer --views or --trainable-layers, or start a Ray "
+            f"with more memory: `ray start --head --object-store-memory={2 * needed}`."
         )
 
 
@@ -328,129 +300,3 @@ def _make_task(
         epochs=config.epochs,
         use_gpu=config.use_gpu,
     )
-
-
-# -- the trials
-
-
-def _run_trials(config: SweepConfig, task: TrialTask) -> None:
-    """Runs the trials that have no result in the table yet, and writes them there."""
-    with _silent_stderr():
-        from tlray.trials import Trial  # noqa: PLC0415 (brings TensorFlow)
-    known, _ = _read_trials(config.out)
-    done = {_identity(trial) for trial in known}
-    left = [settings for settings in draw_settings(config) if _identity(settings) not in done]
-    if not left:
-        return
-    resources = {"CPU": 1.0} | ({"GPU": 1.0} if config.use_gpu else {})
-    progress = Progress("Trying", config.num_trials, unit="trials", quiet=config.quiet)
-    progress.update(len(known))
-    recorder = _Recorder(config.out, known, progress)
-    with progress, tempfile.TemporaryDirectory(prefix="tlray-sweep-") as own_files:
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(Trial, task=task), resources),
-            param_space={"settings": tune.grid_search(left)},
-            tune_config=tune.TuneConfig(
-                metric="valid_loss",
-                mode="min",
-                reuse_actors=True,
-                scheduler=ASHAScheduler(
-                    max_t=config.epochs + 1, grace_period=GRACE_PERIOD, reduction_factor=REDUCTION_FACTOR
-                ),
-            ),
-            run_config=tune.RunConfig(
-                storage_path=own_files,
-                verbose=0,
-                callbacks=[recorder],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        results = tuner.fit()
-    if not _read_trials(config.out)[0]:
-        raise TlrayError(
-            f"Every trial failed. Mend the cause and continue with --resume. The first error:\n{results.errors[0]}"
-        )
-
-
-class _Recorder(tune.Callback):
-    """Writes the table anew, whole, whenever trials have ended."""
-
-    def __init__(self, out: str, known: Sequence[Mapping[str, Any]], progress: Progress) -> None:
-        self._out = out
-        self._known = known
-        self._progress = progress
-        self._num_ended = 0
-
-    # Here and not where a trial ends: Tune would take a full disk for a failure of the trial.
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        """Looks for trials that have ended."""
-        ended = [trial for trial in trials if trial.is_finished()]
-        if len(ended) > self._num_ended:
-            self._num_ended = len(ended)
-            _write_trials(self._out, [*self._known, *map(_describe, ended)])
-            self._progress.update(len(self._known) + len(ended))
-
-
-def _describe(trial: Any) -> dict[str, Any]:
-    """Returns an ended trial as a row of the table."""
-    if trial.status == trial.TERMINATED:
-        return {**trial.config["settings"], **{name: trial.last_result[name] for name in RESULTS}}
-    with open(trial.error_file, encoding="utf-8") as file:
-        last_line = file.read().strip().splitlines()[-1]
-    return {**trial.config["settings"], ERROR: last_line[:MAX_ERROR_LETTERS]}
-
-
-def _identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(trial[name] for name in SETTINGS)
-
-
-# -- their table
-
-
-def _write_trials(out: str, trials: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the best one first and those that failed last."""
-    file = io.StringIO()
-    table = csv.DictWriter(file, [*SETTINGS, *RESULTS, ERROR], lineterminator="\n")
-    table.writeheader()
-    for trial in sorted(trials, key=lambda trial: trial.get("best_loss", np.inf)):
-        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in trial.items()})
-    storage.write_text(storage.join(out, TRIALS_CSV), file.getvalue())
-
-
-def _read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the trials that have a result, and the errors of those that failed."""
-    location = storage.join(out, TRIALS_CSV)
-    if not storage.exists(location):
-        return [], []
-    table = csv.DictReader(io.StringIO(storage.read_bytes(location).decode()))
-    if table.fieldnames and list(table.fieldnames) != [*SETTINGS, *RESULTS, ERROR]:
-        raise DataError(f"'{location}' is not as this version of tlray writes it. Begin anew with --overwrite.")
-    trials: list[dict[str, Any]] = []
-    errors: list[str] = []
-    for row in table:
-        if row[ERROR]:
-            errors.append(row[ERROR])
-            continue
-        with suppress(TypeError, ValueError):  # a row that is cut off is a trial without a result
-            trials.append({name: (int if name in _COUNTS else float)(row[name]) for name in (*SETTINGS, *RESULTS)})
-    return trials, errors
-
-
-def _failure_warnings(trials: Sequence[Any], errors: Sequence[str]) -> list[str]:
-    if not errors:
-        return []
-    counted = f"{len(errors)} of {len(trials) + len(errors)} trials"
-    return [f"{counted} failed and were left out. The first error: {errors[0]}"]
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what TensorFlow's C++ writes while it is imported, before any setting of its logs is read."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,32 +16,34 @@ from tlray import (
     audit,
     bundle,
     cluster,
+    continuation,
     dataset,
     evaluation,
     fitting,
     manifest,
+    plans,
     plateau,
     probing,
+    runreport,
     scoring,
     storage,
 )
 from tlray.assembly import Exported, Prepared, Trained
 from tlray.bundle import BundleSpec
-from tlray.cluster import Capacity, TrainPlan
-from tlray.config import Augmentation, TrainConfig, to_json
+from tlray.cluster import Capacity
+from tlray.config import TrainConfig, to_json
+from tlray.continuation import CONFIG
 from tlray.dataset import Dataset
 from tlray.drift import TrainingImages
 from tlray.errors import ConfigError
-from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
 from tlray.learningcurve import Point
-from tlray.listing import Listing
-from tlray.probe import Probe
+from tlray.plans import TrainPlan
 from tlray.progress import Progress
 from tlray.report import Report, SplitEvaluation
+from tlray.weights import check_weights
 
 KIND = "training"
-CONFIG = "config.json"
 BUNDLE = "bundle"
 PARTIAL_BUNDLE = "bundle.partial"
 NAMES = evaluation.NAMES | {
@@ -56,11 +57,8 @@ NAMES = evaluation.NAMES | {
     probing.FEATURES,
 }
 
-MAX_CACHE_PART = 0.5
-"""Of the object store, for features: the rest is for data on its way and Ray's own."""
-
 # What may differ between a run and its continuation.
-_FREE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "epochs", "num_workers", "max_failures", "learning_curve"})
+_FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +82,14 @@ class TrainResult:
     warnings: tuple[str, ...]
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult:
     """Runs a training from images to an evaluated and exported model.
 
     `metrics.json` is written last: a run without it is not finished and can be continued with `resume`.
+
+    Args:
+        config: What to train.
+        available: What the connected cluster has; None: connect, and ask it.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -95,33 +97,38 @@ def train(config: TrainConfig) -> TrainResult:
         TlrayError: Training failed, with what to do.
     """
     config = cluster.absolute(config.resolved())
-    cluster.connect()
-    available = cluster.capacity()
-    cluster.check_shared(config.out, available)
-    plan = cluster.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
-    is_continued = _check_output(config)
+    # First what needs no Ray.
+    is_continued = _is_continued(config)
     if is_continued and _is_finished(config):
         return _finished(config)
     if is_continued and not _was_cached(config):
         config = dataclasses.replace(config, cache="off")
+    check_weights(config.weights)
     stored = dataset.stored_dataset(config.out) if is_continued else None
-    source: Dataset | Listing = stored or dataset.list_classes(config)
-    num_classes = max(2, len(source.table["label"].drop_null().unique()))
-    preparing = cluster.start_here(assembly.prepare, config, num_classes)
-    images = source if isinstance(source, Dataset) else dataset.read_dataset(config, source)
-    prepared: Prepared = cluster.get(preparing)
+    source = stored or dataset.list_classes(config)
+    if available is None:
+        cluster.connect()
+        available = cluster.capacity()
+    cluster.check_shared(config.out, available)
+    plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
+    cluster.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
+    images, prepared = assembly.read_and_prepare(config, source, available)
     if prepared.network:
         probing.check_memory(available, images, prepared.network)
-    if prepared.network and assembly.is_cached(config) and not _fits(config, available, images, prepared.network):
+    if (
+        prepared.network
+        and assembly.is_cached(config)
+        and not probing.fits_cache(config, available, images, prepared.network)
+    ):
         if is_continued:
             raise ConfigError(
                 "The features that this run is trained on no longer fit into Ray's object store. Give Ray the memory "
                 "that it had, or begin anew with --overwrite."
             )
         if not config.quiet:
-            print(_describe_misfit(config, available, images, prepared.network))
+            print(runreport.describe_misfit(config, available, images, prepared.network))
         config = dataclasses.replace(config, cache="off")
-        prepared = cluster.get(cluster.start_here(assembly.prepare, config, num_classes))
+        images, prepared = assembly.read_and_prepare(config, images, available)
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
     if not is_continued:
         storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -141,26 +148,6 @@ def begin(config: TrainConfig, images: Dataset) -> None:
     storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     dataset.write_dataset(images, config.out)
     storage.write_text(storage.join(config.out, CONFIG), to_json(config))
-
-
-def _fits(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
-    """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
-    return _cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART
-
-
-def _cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
-    num_views = assembly.num_views(config)
-    num_rows = images.readable.num_rows + (num_views - 1) * images.split("train").num_rows
-    return num_rows * network.bytes_per_row
-
-
-def _describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
-    needed, there = _cache_bytes(config, images, network), available.smallest_object_store_bytes
-    return (
-        f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
-        f"({there / 1e9:.1f} GB on its smallest node). Training is on "
-        f"{_trained_on(dataclasses.replace(config, cache='off'))} instead."
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +190,7 @@ def _learn(run: _Run) -> _Learned:
     curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
     del pooled  # training takes long, and memory
     cache = None
-    if prepared.tail and _fits(config, run.available, images, prepared.network):
+    if prepared.tail and probing.fits_cache(config, run.available, images, prepared.network):
         splits = {split: images.split(split) for split in manifest.SPLITS}
         cache = probing.load(directory, prepared.tail_inputs, splits, views=assembly.num_views(config))
     if config.method == "probe":
@@ -216,20 +203,11 @@ def _learn(run: _Run) -> _Learned:
 # -- before training
 
 
-def _check_output(config: TrainConfig) -> bool:
+def _is_continued(config: TrainConfig) -> bool:
     """Tells whether there is a run to continue; refuses an output that must not be touched."""
-    location = storage.join(config.out, CONFIG)
-    if not config.resume or not storage.exists(location):
-        storage.check_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-        return False
-    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
-    changed = [name for name in before if name not in _FREE_ON_RESUME and now.get(name) != before[name]]
-    if config.cache == "auto" and "cache" in changed:  # its features did not fit into memory
-        changed.remove("cache")
-    if changed:
-        listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
-        raise ConfigError(f"--resume continues the run in {config.out} with its own settings: {listed}.")
-    return True
+    # Without the cache where its features did not fit into memory.
+    free = _FREE_ON_RESUME | ({"cache"} if config.cache == "auto" else set())
+    return continuation.check_output(config, kind=KIND, known_names=NAMES, free=free)
 
 
 def _was_cached(config: TrainConfig) -> bool:
@@ -288,14 +266,19 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics, training_images=cluster.get(run.measuring))
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
-    warnings = (*_training_warnings(history), *export_warnings, *audit.warnings(images.findings))
+    warnings = (
+        *runreport.network_warnings(config, probe),
+        *runreport.training_warnings(history),
+        *export_warnings,
+        *audit.warnings(images.findings),
+    )
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
-        subtitle=f"{spec.backbone} {_verb(config)} on {config.data}",
-        notices=_weights_notice(config),
-        config={"trained_on": _trained_on(config)}
+        subtitle=f"{spec.backbone} {runreport.verb(config)} on {config.data}",
+        notices=runreport.weights_notice(config),
+        config={"trained_on": runreport.trained_on(config)}
         | dataclasses.asdict(config)
-        | {"preprocessing": spec.preprocessing, "probe": _describe_probe(probe)},
+        | {"preprocessing": spec.preprocessing, "probe": runreport.describe_probe(probe)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
         warnings=warnings,
@@ -314,7 +297,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         "num_epochs": num_epochs,
         "best_epoch": best_epoch,
         "splits": metrics,
-        "probe": _describe_probe(probe),
+        "probe": runreport.describe_probe(probe),
         "learning_curve": curve or None,
     }
     storage.write_text(storage.join(config.out, evaluation.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
@@ -358,56 +341,10 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, S
     return evaluations, exported.warnings
 
 
-def _training_warnings(history: list[dict[str, float]]) -> list[str]:
-    found = []
-    if history and not math.isfinite(history[-1]["loss"]):
-        found.append(
-            f"Training diverged in epoch {history[-1]['epoch']:g}: its loss is no number. An epoch before it was "
-            "exported. Try a lower --learning-rate."
-        )
-    if history and history[-1]["num_replaced"]:
-        found.append(
-            f"Images that could be read before training and later could not were replaced by others of their batch "
-            f"{history[-1]['num_replaced']:g} times. Check the storage."
-        )
-    return found
-
-
-def _describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
-    if fitted is None:
-        return None
-    return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
-
-
-def _trained_on(config: TrainConfig) -> str:
-    """Says what training saw, as the settings of augmentation are listed whether they came into use or not."""
-    if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
-        return "stored features of the images as they are, without augmentation"
-    if assembly.is_cached(config):
-        return f"stored features of {config.views} views of each image: as it is, and augmented"
-    if config.augmentation == Augmentation():
-        return "images that are read in every epoch, without augmentation"
-    return "images that are read and augmented in every epoch"
-
-
-def _verb(config: TrainConfig) -> str:
-    if config.method == "probe":
-        return "probed"
-    if config.method == "lp-ft":
-        return "probed, then fine-tuned,"
-    return "trained from random weights" if config.weights == "none" else "fine-tuned"
-
-
-def _weights_notice(config: TrainConfig) -> tuple[str, ...]:
-    if config.weights != "none":
-        return ()
-    return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
-
-
 def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:
     """Scores validation and test images in one go, and measures each split."""
     table = pa.concat_tables([images.split("valid"), images.split("test")])
-    plan = cluster.plan_scoring(available, use_gpu=config.use_gpu)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
     with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
         for part in scoring.predict(location, table, plan=plan, batch_size=config.batch_size):

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlray import assembly, cli, featurestore, manifest, phantoms, scoring, training
+from tlray import assembly, cli, featurestore, manifest, phantoms, probing, scoring
 from tlray.backbone import find_application
 from tlray.bundle import load
 from tlray.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 SIZE_PX = 64
 
@@ -107,7 +109,7 @@ def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights,
 
 def test_features_that_do_not_fit_into_memory_are_not_measured_on(run, phantom_set, weights, tmp_path, monkeypatch):
     out = interrupted(run, tmp_path / "run")
-    monkeypatch.setattr(training, "MAX_CACHE_PART", 0.0)
+    monkeypatch.setattr(probing, "MAX_CACHE_PART", 0.0)
     assert train(phantom_set, out, "--weights", weights, "--resume") == 0
     before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
     assert after["probe"] == before["probe"]
@@ -161,4 +163,5 @@ def test_random_weights_are_probed_too(phantom_set, tmp_path):
     assert train(phantom_set, tmp_path / "run", "--weights", "none") == 0
     report = (tmp_path / "run/report.html").read_text()
     assert "Trained from random weights" in report
+    assert "The network that was probed has random weights (--weights none)" in report
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 0

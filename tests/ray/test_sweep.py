@@ -30,6 +30,7 @@ from tlray import (
     probing,
     sweep,
     trials,
+    trialtable,
 )
 from tlray import model as models
 from tlray.bundle import load
@@ -87,7 +88,7 @@ def test_every_trial_is_in_the_table(config, result):
     assert len(result.trials) == config.num_trials
     losses = [trial["best_loss"] for trial in result.trials]
     assert losses == sorted(losses)
-    tried = [tuple(trial[name] for name in sweep.SETTINGS) for trial in result.trials]
+    tried = [tuple(trial[name] for name in trialtable.SETTINGS) for trial in result.trials]
     assert sorted(tried) == sorted(tuple(settings.values()) for settings in sweep.draw_settings(config))
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -153,7 +154,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path):
     shutil.copytree(config.out, tmp_path / "out", ignore=shutil.ignore_patterns("best"))
     base = dataclasses.replace(config, out=str(tmp_path / "out")).training()
     trial = result.trials[0] | {"depths": 2, "trainable_layers": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
-    best = sweep._train_best(base, trial)
+    best = sweep._train_best(base, trial, cluster.capacity())
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
@@ -261,7 +262,7 @@ def test_a_trial_that_the_table_lacks_is_not_taken_as_tried(config, result, tmp_
     else:
         table.write_text(table.read_text()[:kept])
     assert not sweep._is_tried(copy)
-    assert all(trial in result.trials for trial in sweep._read_trials(copy.out)[0])
+    assert all(trial in result.trials for trial in trialtable.read_trials(copy.out)[0])
 
 
 def test_a_finished_sweep_is_left_as_it_is(config, result):
@@ -284,7 +285,7 @@ def test_the_training_of_the_best_settings_is_continued(config, result):
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
-def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch):
+def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, capfd):
     config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3)
     good, other, _ = (settings | {"trainable_layers": 0} for settings in sweep.draw_settings(config))
     broken = [settings | {"inverse_penalty": -1.0} for settings in (good, other)]
@@ -294,6 +295,7 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch):
     ):
         sweep.sweep(config)
     assert not (tmp_path / "out/best").exists()
+    assert "Traceback" not in capfd.readouterr().err  # Ray Tune's, of each
     monkeypatch.setattr(sweep, "draw_settings", lambda _config: [good, broken[1]])
     result = sweep.sweep(dataclasses.replace(config, resume=True))
     assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]

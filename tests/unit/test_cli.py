@@ -316,7 +316,7 @@ def test_other_commands_parse(called, command_line, expected):
             ["Tried 2 settings",
              "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers at 0.0002, "
              "dropout 0.3, 2 views",
-             "trial 2 .* loss 0.400, accuracy 0.875: 1 depths, penalty C 0.05; no fine-tuning",
+             "trial 2 .* loss 0.400, accuracy 0.875: 1 depth, penalty C 0.05; no fine-tuning",
              "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
              "trained, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],

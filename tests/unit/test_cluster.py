@@ -1,212 +1,125 @@
-"""The plans and the checks of locations: what needs no running Ray."""
+"""What a cluster has, and the checks of locations: what needs no running Ray."""
 
-import dataclasses
 import os
-import re
 from types import SimpleNamespace
 
 import pytest
 
+from tests.unit.test_plans import MIB, make_capacity
 from tlray import cluster
-from tlray.cluster import Capacity, ScorePlan
 from tlray.errors import ConfigError
 
-MIB = 2**20
+HEAD = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
+WORKER = {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 1000.0 * MIB, "memory": 3000.0 * MIB}
 
 
-def make_capacity(
-    num_cpus: float = 2,
-    num_gpus: float = 0,
-    *,
-    store: int = 8 * 2**30,
-    largest: float | None = None,
-    has_many_nodes: bool = False,
-) -> Capacity:
-    return Capacity(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        nodes=((num_cpus, num_gpus),) if largest is None else ((largest, num_gpus),) * int(num_cpus // largest),
-        object_store_bytes=store,
-        smallest_object_store_bytes=store,
-        memory_bytes=8 * 2**30,
-        has_many_nodes=has_many_nodes,
-    )
+@pytest.fixture
+def a_ray(monkeypatch):
+    """Makes Ray tell of some nodes, the driver's first, of what is free on them, and of what may come."""
+
+    def tell(nodes, free=None, groups=()):
+        alive = {f"node{number}": node for number, node in enumerate(nodes)}
+        total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "object_store_memory")}
+        listed = [{"NodeID": name, "Alive": True, "Resources": node} for name, node in alive.items()]
+        listed.append({"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}})
+        types = [SimpleNamespace(resources=resources, max_count=count) for resources, count in groups]
+        largest = {name: sum(resources.get(name, 0) * count for resources, count in groups) for name in ("CPU", "GPU")}
+        state = SimpleNamespace(
+            get_max_resources_from_cluster_config=lambda: largest if groups else None,
+            get_cluster_config=lambda: SimpleNamespace(node_group_configs=types) if groups else None,
+            available_resources_per_node=lambda: dict(zip(alive, nodes if free is None else free, strict=True)),
+        )
+        monkeypatch.setattr(cluster.ray_state, "state", state)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+        monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node0"))
+
+    return tell
 
 
-def test_nodes_of_different_size(monkeypatch):
+def test_nodes_of_different_size(a_ray):
     """A small head, which offers no CPU, where the driver runs, a worker, and a node that has gone."""
-    head = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
-    worker = {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 1000.0 * MIB, "memory": 3000.0 * MIB}
-    nodes = [("head", True, head), ("worker", True, worker), ("gone", False, {})]
-    state = SimpleNamespace(get_max_resources_from_cluster_config=lambda: None, get_cluster_config=lambda: None)
-    monkeypatch.setattr(cluster.ray_state, "state", state)
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: worker | {"object_store_memory": 1400.0 * MIB})
-    monkeypatch.setattr(
-        cluster.ray, "nodes", lambda: [{"NodeID": name, "Alive": alive, "Resources": has} for name, alive, has in nodes]
-    )
-    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    a_ray([HEAD, WORKER])
     found = cluster.capacity()
     assert found.nodes == ((0, 0), (8, 1))
+    assert (found.held_cpus, found.held_gpus, found.is_short) == (0, 0, False)
     assert found.object_store_bytes == 1400 * MIB
     assert found.smallest_object_store_bytes == 400 * MIB
     assert found.memory_bytes == 900 * MIB
-    del head["memory"]  # with `ray start --memory 0`
+    a_ray([{"object_store_memory": 400.0 * MIB}, WORKER])  # with `ray start --memory 0`
     assert cluster.capacity().memory_bytes == float("inf")
 
 
-def test_nothing_asks_for_more_than_the_largest_node_has():
-    # 4 nodes of 16 CPUs: a quarter is Ray Data's, but one worker cannot have the other 48.
-    capacity = make_capacity(64, largest=16, has_many_nodes=True)
-    assert cluster.plan_training(capacity, num_workers=1, use_gpu=False).cpus_per_worker == 16
-    assert cluster.plan_training(capacity, num_workers=4, use_gpu=False).cpus_per_worker == 12
-    # 3 nodes of 2 CPUs: half of all would be 3.
-    assert cluster.plan_scoring(make_capacity(6, largest=2), use_gpu=False).cpus_per_actor == 2
-
-
-@pytest.mark.parametrize("node_cpus", [2, 4, 8, 16])
-@pytest.mark.parametrize("num_nodes", [1, 2, 3, 5, 8])
-def test_every_worker_fits_on_a_node(num_nodes, node_cpus):
-    capacity = make_capacity(num_nodes * node_cpus, largest=node_cpus, has_many_nodes=True)
-    for num_workers in range(1, num_nodes * node_cpus + 1):
-        each = cluster.plan_training(capacity, num_workers=num_workers, use_gpu=False).cpus_per_worker
-        assert num_nodes * int(node_cpus / each + 1e-9) >= num_workers
-
-
-def test_workers_go_where_the_gpus_are():
-    # All 4 GPUs are on the node of 4 CPUs: 2 CPUs each would leave two workers without a place.
-    capacity = dataclasses.replace(make_capacity(20, 4), nodes=((16.0, 0.0), (4.0, 4.0)))
-    assert cluster.plan_training(capacity, num_workers=4, use_gpu=True).cpus_per_worker == 1
-    apart = dataclasses.replace(capacity, nodes=((16.0, 3.0), (0.0, 1.0)))
-    with pytest.raises(ConfigError, match="--num-workers 4 do not fit onto the nodes"):
-        cluster.plan_training(apart, num_workers=4, use_gpu=True)
-
-
-def test_workers_are_made_smaller_until_they_fit():
-    # 8 nodes of 8: (64 - 16) // 9 = 5 each, of which a node holds one; of 4 it holds two.
-    capacity = make_capacity(64, largest=8, has_many_nodes=True)
-    assert cluster.plan_training(capacity, num_workers=9, use_gpu=False).cpus_per_worker == 4
+def test_what_others_hold_is_no_part_of_what_is_free(a_ray):
+    """Ray leaves out what is used up: the GPU of the second node. GPUs are waited for, where CPUs are shared."""
+    a_ray([WORKER, WORKER], free=[WORKER, {"CPU": 2.65}])
+    found = cluster.capacity()
+    assert sorted(found.nodes) == [(2.65, 1), (8, 1)]
+    assert (found.num_cpus, found.num_gpus, found.is_short) == (16, 2, False)
+    assert (found.held_cpus, found.held_gpus) == (pytest.approx(5.35), 1)
+    assert (found.free_cpus, found.largest_node_cpus, found.task_cpus) == (10.65, 8, 1)
 
 
 @pytest.mark.parametrize(
-    ("cluster_size", "num_workers", "use_gpu", "cpus_per_worker", "data_cpus_per_rank"),
+    ("free_cpus", "is_short", "nodes", "task_cpus"),
     [
-        # A quarter of the CPUs, at least one, is Ray Data's; the rest is shared, in whole CPUs from one on.
-        ((2, 0), 1, False, 1, 1),  # 2 - 1 = 1
-        ((2, 0), 2, False, 0.5, 0.5),  # (2 - 1) / 2; 1 left for two ranks
-        ((3, 0), 2, False, 1, 0.5),  # (3 - 1) / 2; 1 left
-        ((3, 0), 3, False, 0.66, 0.34),  # (3 - 1) / 3 = 0.666, cut to hundredths; 3 - 1.98 = 1.02 left
-        ((8, 0), 1, False, 6, 2),  # 8 - 8 // 4
-        ((8, 0), 2, False, 3, 1),
-        ((8, 0), 4, False, 1, 1),  # 6 / 4 = 1.5, a whole CPU each; 4 left
-        ((8, 0), 8, False, 0.75, 0.25),
-        ((9, 0), 2, False, 3, 1.5),  # (9 - 2) / 2 = 3.5; 3 left
-        # Beside a GPU two CPUs do, the rest decodes images.
-        ((32, 4), 4, True, 2, 6),  # 32 - 8 = 24, 6 each, at most 2; 24 left
-        ((32, 4), 2, True, 2, 14),
-        ((8, 4), 4, True, 1, 1),  # 6 / 4
-        ((2, 1), 1, True, 1, 1),
+        (2.0, False, ((2, 0),), 1),
+        (1.65, False, ((1.65, 0),), 1),
+        (0.6599999, False, ((0.6599999, 0),), 0.65),  # cut, so that Ray finds as much
+        (2 - 1.49, False, ((2 - 1.49, 0),), 0.51),
+        (0.5, True, ((2, 0),), 0.51),
+        (None, True, ((2, 0),), 0.51),
     ],
 )
-def test_training_plan_by_hand(cluster_size, num_workers, use_gpu, cpus_per_worker, data_cpus_per_rank):
-    plan = cluster.plan_training(make_capacity(*cluster_size), num_workers=num_workers, use_gpu=use_gpu)
-    assert plan.cpus_per_worker == cpus_per_worker
-    assert plan.gpus_per_worker == int(use_gpu)
-    assert plan.share.num_cpus == pytest.approx(data_cpus_per_rank)
+def test_when_too_little_is_free(a_ray, free_cpus, is_short, nodes, task_cpus):
+    """With less than a reading task and a model that waits need, the plans are for the least of an idle cluster."""
+    a_ray([HEAD | {"CPU": 2.0}], free=[{} if free_cpus is None else {"CPU": free_cpus}])
+    found = cluster.capacity()
+    assert (found.is_short, found.nodes, found.task_cpus) == (is_short, nodes, task_cpus)
+    assert found.free_cpus >= 0.51
+
+
+def test_nodes_that_may_come_are_free(a_ray):
+    small, large = {"CPU": 4}, {"CPU": 8, "GPU": 1}
+    groups = [({"CPU": 0}, 1), (small, 2), (large, 3)]
+    a_ray([HEAD], groups=groups)
+    nothing_up = cluster.capacity()
+    assert nothing_up.nodes == ((0, 0), (4, 0), (4, 0), (8, 1), (8, 1), (8, 1))
+    assert (nothing_up.num_cpus, nothing_up.free_cpus, nothing_up.is_short) == (32, 32, False)
+    # One of each is up, and nothing on either is free: there are others.
+    a_ray([HEAD, HEAD | {"CPU": 4.0}, WORKER], free=[HEAD, {}, {}], groups=groups)
+    both_full = cluster.capacity()
+    assert sorted(both_full.nodes) == [(0, 0), (0, 0), (0, 1), (4, 0), (8, 1), (8, 1)]
+    assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
 
 
 @pytest.mark.parametrize(
-    ("store", "num_workers", "expected"),
+    ("num_gpus", "line"),
     [
-        (4096 * MIB, 1, 1024 * MIB),  # a quarter
-        (4096 * MIB, 4, 256 * MIB),  # a quarter, for four ranks
-        (400 * MIB, 2, 64 * MIB),  # 400 / 4 / 2 = 50: the least is 64
-        (0, 1, 64 * MIB),
+        (0, ""),
+        (1, ""),
+        (
+            2,
+            "Waiting: the cluster has 2 GPUs, of which others (an endpoint, other jobs) hold 1; this begins when 2 are "
+            "free.\n",
+        ),
     ],
 )
-def test_share_of_the_object_store(store, num_workers, expected):
-    plan = cluster.plan_training(make_capacity(8, store=store), num_workers=num_workers, use_gpu=False)
-    assert plan.share.object_store_bytes == expected
+def test_what_has_to_be_waited_for_is_told(a_ray, capsys, num_gpus, line):
+    a_ray([WORKER, WORKER], free=[WORKER, {"CPU": 8.0}])
+    cluster.tell_shortage(cluster.capacity(), num_gpus=num_gpus, quiet=False)
+    assert capsys.readouterr().out == line
+    cluster.tell_shortage(cluster.capacity(), num_gpus=num_gpus, quiet=True)
+    assert capsys.readouterr().out == ""
 
 
-def test_a_cpu_is_always_left_for_data():
-    for num_cpus in [*range(2, 40), 2.5, 63.9, 64, 100, 1000]:
-        for num_gpus in (0, num_cpus):
-            capacity = make_capacity(num_cpus, num_gpus)
-            for num_workers in range(1, min(int(num_cpus), 64) + 1):
-                plan = cluster.plan_training(capacity, num_workers=num_workers, use_gpu=num_gpus > 0)
-                assert plan.cpus_per_worker > 0
-                assert plan.share.num_cpus > 0
-                assert num_cpus - plan.cpus_per_worker * num_workers >= 1
-                used = (plan.cpus_per_worker + plan.share.num_cpus) * num_workers
-                assert used == pytest.approx(num_cpus)
-            scoring = cluster.plan_scoring(capacity, use_gpu=num_gpus > 0)
-            assert scoring.max_actors >= 1
-            assert num_cpus - scoring.max_actors * scoring.cpus_per_actor >= 1
-
-
-@pytest.mark.parametrize(
-    ("capacity", "num_workers", "use_gpu", "message"),
-    [
-        ((1, 0), 1, False, "The cluster has 1 CPUs and 0 GPUs; training needs 2 CPUs, one of them for Ray Data."),
-        ((0, 0), 1, False, "The cluster has 0 CPUs and 0 GPUs; training needs 2 CPUs"),
-        ((1.9, 4), 1, True, "The cluster has 1.9 CPUs and 4 GPUs; training needs 2 CPUs"),
-        (
-            (2, 0), 3, False,
-            "--num-workers 3 asks for more processes than CPUs. The cluster has 2 CPUs and 0 GPUs. "
-            "Try --num-workers 2.",
-        ),
-        (
-            (16, 2), 4, True,
-            "--use-gpu with --num-workers 4 asks for 4 GPUs. The cluster has 16 CPUs and 2 GPUs. Try --num-workers 2.",
-        ),
-        (
-            (8, 0), 1, True,
-            "--use-gpu with --num-workers 1 asks for 1 GPUs. The cluster has 8 CPUs and 0 GPUs. "
-            "Try training without --use-gpu.",
-        ),
-        ((2, 4), 3, True, "--num-workers 3 asks for more processes than CPUs. The cluster has 2 CPUs and 4 GPUs."),
-    ],
-)  # fmt: skip
-def test_training_refusals_with_the_sums(capacity, num_workers, use_gpu, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        cluster.plan_training(make_capacity(*capacity), num_workers=num_workers, use_gpu=use_gpu)
-
-
-@pytest.mark.parametrize(
-    ("num_cpus", "num_gpus", "use_gpu", "expected"),
-    [
-        (2, 0, False, (1, 1.0, 0)),  # half of the CPUs, of which three quarters hold one
-        (3, 0, False, (2, 1.0, 0)),  # 3 // 2 = 1 each; 2.25 / 1
-        (4, 0, False, (1, 2.0, 0)),  # 3 / 2
-        (8, 0, False, (1, 4.0, 0)),  # 6 / 4
-        (16, 0, False, (3, 4.0, 0)),  # 12 / 4
-        (64, 0, False, (12, 4.0, 0)),  # never more than 4 CPUs each
-        (32, 4, True, (4, 1.0, 1)),
-        (32, 4, False, (6, 4.0, 0)),
-        (2, 1, True, (1, 1.0, 1)),
-        (4, 8, True, (3, 1.0, 1)),  # a CPU each, and one for Ray Data
-    ],
-)
-def test_scoring_plan_by_hand(num_cpus, num_gpus, use_gpu, expected):
-    max_actors, cpus_per_actor, gpus_per_actor = expected
-    assert cluster.plan_scoring(make_capacity(num_cpus, num_gpus), use_gpu=use_gpu) == ScorePlan(
-        max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor
+def test_a_shortage_of_cpus_is_told_with_the_sums(a_ray, capsys):
+    a_ray([HEAD | {"CPU": 2.0}], free=[{"CPU": 0.2}])
+    cluster.tell_shortage(cluster.capacity(), quiet=False)
+    assert capsys.readouterr().out == (
+        "Waiting: the cluster has 2 CPUs, of which others (an endpoint, other jobs) hold 1.8; this begins when 0.51 of "
+        "one node are free.\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("capacity", "use_gpu", "message"),
-    [
-        ((1, 0), False, "The cluster has 1 CPUs; scoring needs 2, one of them for Ray Data."),
-        ((8, 0), True, "--use-gpu: the cluster has no GPU. Score without --use-gpu."),
-    ],
-)
-def test_scoring_refusals(capacity, use_gpu, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        cluster.plan_scoring(make_capacity(*capacity), use_gpu=use_gpu)
-
-
-# Locations
 
 
 @pytest.fixture
@@ -264,39 +177,3 @@ def test_path_of_one_node_is_refused_on_several():
 )
 def test_shared_outputs(location, many):
     assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None
-
-
-@pytest.mark.parametrize(
-    ("cluster_size", "held_cpus", "use_gpu", "expected"),
-    [
-        ((2, 0), 0.35, False, (1, 1.0)),  # 1.65 left, 0.5 to read with, at most a whole one for the model
-        ((2, 0), 0.6, False, (1, 0.89)),  # 1.4 - 0.5, less a hundredth
-        ((2, 0), 1.0, False, (1, 0.49)),  # another share than a reading task's
-        ((2, 0), 1.8, False, (1, 0.01)),  # none left: it waits for a reading task, and takes next to nothing itself
-        ((16, 0), 0, False, (3, 4.0)),  # 12 of 16
-        ((16, 0), 5, False, (2, 4.0)),  # 8 of 11; three would take 12 of them
-        ((16, 0), 12.5, False, (2, 1.0)),  # 2 of 3.5
-        ((8, 4), 0, True, (4, 1.0)),
-        ((8, 4), 5, True, (2, 1.0)),  # one of 3 is left to read with
-        ((8, 4), 7, True, (1, 0.49)),
-    ],
-)
-def test_scoring_leaves_a_cpu_to_read_with_beside_others(cluster_size, held_cpus, use_gpu, expected):
-    plan = cluster.plan_scoring(make_capacity(*cluster_size), use_gpu=use_gpu, held_cpus=held_cpus)
-    assert (plan.max_actors, plan.cpus_per_actor) == expected
-    assert plan.gpus_per_actor == int(use_gpu)
-
-
-@pytest.mark.parametrize(
-    ("plan", "num_threads", "num_gpus"),
-    [
-        (ScorePlan(max_actors=1, cpus_per_actor=4.0, gpus_per_actor=0), None, None),  # the only one: all cores
-        (ScorePlan(max_actors=3, cpus_per_actor=4.0, gpus_per_actor=0), 4, None),
-        (ScorePlan(max_actors=3, cpus_per_actor=1.0, gpus_per_actor=1), None, 1),
-    ],
-)
-def test_the_pool_of_a_plan(plan, num_threads, num_gpus):
-    pool = plan.pool()
-    assert plan.num_threads == num_threads
-    assert (pool["num_cpus"], pool["num_gpus"]) == (plan.cpus_per_actor, num_gpus)
-    assert (pool["compute"].min_size, pool["compute"].max_size) == (1, plan.max_actors)

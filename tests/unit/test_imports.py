@@ -8,10 +8,21 @@ import pytest
 
 CORE = ["errors", "config", "storage", "progress", "images", "manifest", "listing", "labels", "audit", "metrics"]
 CORE += ["report", "bundle", "checkpoint", "phantoms", "schedule", "plateau", "probe", "recipes", "cli", "jobconfig"]
-CORE += ["learningcurve", "phantomset", "figures", "featurestore", "roots", "drift"]
+CORE += [
+    "learningcurve",
+    "phantomset",
+    "figures",
+    "featurestore",
+    "roots",
+    "drift",
+    "weights",
+    "continuation",
+    "trialtable",
+]
 ON_RAY = [
     "streams",
     "cluster",
+    "plans",
     "featurecache",
     "traintask",
     "trialtask",
@@ -23,7 +34,9 @@ ON_RAY = [
     "assembly",
     "probing",
     "fitting",
+    "tuning",
     "evaluation",
+    "runreport",
     "training",
     "sweep",
 ]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from tlray import images, phantomset, probe, trunk
 from tlray import model as models
-from tlray import probe
 
 
 def make_data(num_classes: int, num_features: int, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -106,3 +106,48 @@ def test_the_keras_head_computes_the_same(num_classes):
     assert np.ptp(given) > 1
     again = models.from_json(head.to_json(), models.get_weights(head))
     assert np.array_equal(np.asarray(again(features[:, None, None, :])), given)
+
+
+def test_how_much_features_vary_by_hand():
+    # A constant, one whose deviation is 3/5 of its root mean square, one without a mean, one that is always 0.
+    mean, deviation = np.array([7.0, 4.0, 0.0, 0.0]), np.array([0.0, 3.0, 2.0, 0.0])
+    assert probe.variation(mean, deviation) == pytest.approx(0.3)  # between 0 and 0.6
+    assert probe.variation(mean[:3], deviation[:3]) == pytest.approx(0.6)
+
+
+def test_features_that_hardly_differ_are_warned_of():
+    features, labels = make_data(4, 20, 80)
+    usual = probe.fit(features, labels, features, labels, num_classes=4, balanced=False)
+    expected = features.astype(np.float64).std(axis=0) / np.sqrt(np.square(features.astype(np.float64)).mean(axis=0))
+    expected[4] = 0  # under the least deviation
+    assert usual.variation == pytest.approx(np.median(expected), rel=1e-5)
+    assert probe.variation_warning(usual.variation) == []
+    flat = 100 + features / features.std(axis=0).clip(1e-3)
+    alike = probe.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
+    assert alike.variation == pytest.approx(0.01, rel=0.05)
+    flat = 250 + features / features.std(axis=0).clip(1e-3)
+    alike = probe.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
+    (warning,) = probe.variation_warning(alike.variation)
+    assert warning.startswith("The images hardly differ in what the network sees: its median feature varies by 0.4% of")
+    constant = np.full((80, 20), 3.0, np.float32)
+    assert probe.fit(constant, labels, constant, labels, num_classes=4, balanced=False).variation == 0
+
+
+@pytest.mark.parametrize(("preprocessing", "is_told"), [("raw", False), ("symmetric", True)])
+def test_pixels_that_are_scaled_twice_are_warned_of(tmp_path, preprocessing, is_told):
+    """Into [-1, 1] by --preprocessing, and by the network itself: all images are about -1 then."""
+    phantomset.write_data_set(
+        str(tmp_path), num_patients_per_class=3, num_slices_per_patient=2, size_px=64, seed=1, num_unreadable=0
+    )
+    files = sorted(tmp_path.glob("*/*/*"))
+    pixels = np.stack([images.to_array(images.decode(path.read_bytes(), size_px=64)) for path in files])
+    labels = np.arange(len(files)) * 4 // len(files)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    for num_filters in (8, 12, 16):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
+    extractor, _ = trunk.extractor(keras.Model(inputs, x), preprocessing, pooled=True, cut=False)
+    features = np.asarray(extractor(pixels)).astype(np.float16)
+    fitted = probe.fit(features, labels, features, labels, num_classes=4, balanced=False)
+    assert bool(probe.variation_warning(fitted.variation)) is is_told

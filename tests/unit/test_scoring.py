@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
+from tests.unit.test_plans import make_capacity
 from tlray import scoring
 from tlray.bundle import BundleSpec
-from tlray.errors import BundleError, DataError
+from tlray.errors import BundleError, ConfigError, DataError
 from tlray.jobconfig import ScoreConfig
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
@@ -67,9 +68,7 @@ def score(tmp_path, monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(scoring.cluster, "connect", lambda: None)
-    monkeypatch.setattr(scoring.cluster, "capacity", lambda: None)
-    monkeypatch.setattr(scoring.cluster, "held_cpus", lambda: 0.0)
-    monkeypatch.setattr(scoring.cluster, "plan_scoring", lambda *_, **__: None)
+    monkeypatch.setattr(scoring.cluster, "capacity", make_capacity)
     monkeypatch.setattr(scoring.bundle_module, "read_spec", lambda _: (SPEC, "aaa"))
     monkeypatch.setattr(scoring.bundle_module, "load", lambda _: None)
     monkeypatch.setattr(scoring, "predict", begin)
@@ -125,3 +124,58 @@ def test_a_manifest_elsewhere_is_not_opened(score, tmp_path):
     (tmp_path / "root/link.csv").symlink_to("/etc/passwd")
     with pytest.raises(DataError, match=r"Not below the roots, .*: '.*/root/link.csv'"):
         score(tmp_path / "root/link.csv", roots=(str(tmp_path / "root"),))
+
+
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [
+        ("ab?de", (3, 5, 1)),
+        ("ab?dX", (2, 4, 1)),
+        ("ab?Xe", (1, 2, 0)),  # and what comes behind it
+        ("abcde", (1, 2, 0)),  # it can be read now
+        ("?b?de", (0, 0, 0)),  # it is gone
+    ],
+)
+def test_images_that_have_changed_are_scored_again(tmp_path, monkeypatch, capsys, now, left):
+    out = str(tmp_path)
+    kept, num_done, num_failed = left
+    for number, part in enumerate(("ab", "?d", "e")):
+        table = {
+            "sha256": pa.array([None if each == "?" else each for each in part], pa.string()),
+            "error_code": pa.array(["not_found" if each == "?" else None for each in part], pa.string()),
+        }
+        scoring._write_part(out, number, pa.table(table))
+    (tmp_path / "_SUCCESS").touch()
+    table = pa.table({"uri": [f"/{number}" for number in range(7)]})
+    asked = []
+
+    def digests(uris):
+        asked.extend(uris.to_pylist())
+        yield ["" if each == "?" else each for each in now[:3]]
+        yield list(now[3:])
+
+    monkeypatch.setattr(scoring.streams, "digests", digests)
+    assert scoring._keep_unchanged(out, table, quiet=False) == (num_done, num_failed)
+    assert asked == table["uri"].to_pylist()[:5]
+    assert scoring.part_names(out) == [f"part-{number:05d}.parquet" for number in range(kept)]
+    assert (tmp_path / "_SUCCESS").exists() == (kept == 3)
+    line = f"Changed since it was scored: 1 of 5 images. Scoring goes on behind image {num_done} of 7.\n"
+    assert capsys.readouterr().out == ("" if kept == 3 else line)
+
+
+def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring.streams, "digests", None)
+    assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), quiet=True) == (0, 0)
+
+
+def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    config = ScoreConfig(bundle="/b", input="/i", out=out, resume=True)
+    assert not scoring._check_output(out, {"input": "/i"}, config)
+    assert capsys.readouterr().out == f"There is no scoring to resume in '{out}': it begins anew.\n"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/scoring.json").write_text('{"input": "/i"}')
+    assert scoring._check_output(out, {"input": "/i"}, config)
+    with pytest.raises(ConfigError, match="was made with another bundle or other images"):
+        scoring._check_output(out, {"input": "/other"}, config)
+    assert capsys.readouterr().out == ""

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray import probing, recipes, training
+from tlray import probing, recipes, runreport, training
 from tlray.cluster import Capacity
 from tlray.config import Augmentation, TrainConfig, to_json
 from tlray.dataset import Dataset
@@ -54,32 +54,32 @@ def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), resume=True)
     known = {"data": "d", "out": str(tmp_path), "epochs": 12, "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(known))
-    assert training._check_output(config)
+    assert training._is_continued(config)
     (tmp_path / "config.json").write_text(json.dumps(known | {"seed": 1}))
     with pytest.raises(ValueError, match="seed was 1 and is 0"):
-        training._check_output(config)
+        training._is_continued(config)
 
 
 def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert training._check_output(dataclasses.replace(config, learning_curve=True))
+    assert training._is_continued(dataclasses.replace(config, learning_curve=True))
 
 
 def test_a_divergence_is_told_by_its_epoch():
     rows = [{"epoch": epoch, "loss": loss, "num_replaced": 0.0} for epoch, loss in ((0, 0.4), (1, float("nan")))]
-    assert training._training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
+    assert runreport.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
 
 
 def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, cache="off", resume=False)))
-    assert training._check_output(config)
+    assert training._is_continued(config)
     assert not training._was_cached(config)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, resume=False)))
     assert training._was_cached(config)
     with pytest.raises(ValueError, match="cache was 'auto' and is 'off'"):
-        training._check_output(dataclasses.replace(config, cache="off"))
+        training._is_continued(dataclasses.replace(config, cache="off"))
 
 
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])
@@ -88,9 +88,9 @@ def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(vie
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, views=views, augmentation=augmentation)
     # Two nodes: each gets all of the features.
     capacity = make_capacity(object_store_bytes=5000, smallest_object_store_bytes=2000)
-    assert training._fits(config, capacity, make_images(), NETWORK) is fits
+    assert probing.fits_cache(config, capacity, make_images(), NETWORK) is fits
     as_probe = dataclasses.replace(config, method="probe")  # has no views
-    assert training._fits(as_probe, capacity, make_images(), NETWORK)
+    assert probing.fits_cache(as_probe, capacity, make_images(), NETWORK)
 
 
 def test_a_probe_that_does_not_fit_into_memory_is_refused():
@@ -109,7 +109,7 @@ def test_what_becomes_of_features_that_do_not_fit():
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, augmentation=Augmentation(zoom=0.1))
     capacity = make_capacity(object_store_bytes=int(5e9), smallest_object_store_bytes=int(2e9))
     network = dataclasses.replace(NETWORK, shapes=[(5, 10_000_000)])
-    assert training._describe_misfit(config, capacity, make_images(), network) == (
+    assert runreport.describe_misfit(config, capacity, make_images(), network) == (
         "The features that are trained on would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
         "smallest node). Training is on images that are read and augmented in every epoch instead."
     )
@@ -132,4 +132,4 @@ def test_what_becomes_of_features_that_do_not_fit():
 )
 def test_the_report_says_what_was_trained_on(changes, expected):
     config = dataclasses.replace(recipes.standard("d", "o"), **changes).resolved()
-    assert training._trained_on(config) == expected
+    assert runreport.trained_on(config) == expected

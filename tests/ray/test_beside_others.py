@@ -1,0 +1,110 @@
+"""Commands on a cluster of 2 CPUs of which others, such as an endpoint, hold a part."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from tlray import cluster, features, training
+from tlray.config import TrainConfig
+from tlray.jobconfig import FeaturesConfig
+
+SIZE_PX = 32
+DEADLINE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def common(phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Images, and a small network of one's own."""
+    keras.utils.set_random_seed(7)
+    x = pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    for num_filters in (8, 12):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
+    path = str(tmp_path_factory.mktemp("model") / "own.keras")
+    keras.Model(pixels, x).save(path)
+    return {"data": str(phantom_set), "backbone": path, "preprocessing": "symmetric", "image_size_px": SIZE_PX}
+
+
+@ray.remote
+class Replica:
+    """Holds what it was given, as one of an endpoint does, and does nothing."""
+
+    def is_up(self) -> bool:
+        return True
+
+
+def wait_until_held(num_cpus: float) -> cluster.Capacity:
+    """Returns what there is once Ray tells that so much is held; what a process gives back comes with a delay."""
+    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
+    while abs((found := cluster.capacity()).held_cpus - num_cpus) > 1e-6:
+        assert time.monotonic() < deadline, found
+        pause.wait(0.02)
+    return found
+
+
+@pytest.fixture
+def hold(local_ray: str) -> Iterator[Any]:  # noqa: ARG001
+    """Has others hold some CPUs until the test is over."""
+    replicas: list[Any] = []
+
+    def begin(num_cpus: float) -> Any:
+        replicas.append(Replica.options(num_cpus=num_cpus).remote())  # pyright: ignore[reportAttributeAccessIssue]
+        assert ray.get(replicas[-1].is_up.remote())
+        wait_until_held(num_cpus)
+        return replicas[-1]
+
+    wait_until_held(0)
+    yield begin
+    for replica in replicas:
+        ray.kill(replica)
+    wait_until_held(0)
+
+
+def test_what_is_held_is_seen_and_given_back(hold):
+    before = cluster.capacity()
+    assert (before.held_cpus, before.free_cpus, before.nodes) == (0, 2, ((2, 0),))
+    replica = hold(0.35)
+    beside = cluster.capacity()
+    assert (beside.num_cpus, beside.free_cpus, beside.task_cpus, beside.is_short) == (2, 1.65, 1, False)
+    ray.kill(replica)
+    assert wait_until_held(0) == before
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_reservation_counts_as_held():
+    group = placement_group([{"CPU": 1.8}])
+    try:
+        assert group.wait(30)
+        found = wait_until_held(1.8)
+    finally:
+        remove_placement_group(group)
+    wait_until_held(0)
+    assert (found.free_cpus, found.nodes, found.is_short) == (0.51, ((2, 0),), True)
+
+
+def test_training_takes_what_is_free(hold, common, tmp_path, capsys):
+    hold(1.4)
+    config = TrainConfig(**common, out=str(tmp_path / "run"), trainable_layers=1, epochs=1)
+    result = training.train(config)
+    assert (result.num_epochs, result.metrics["valid"]["num_images"]) == (1, 16)
+    assert "Waiting" not in capsys.readouterr().out
+
+
+def test_what_finds_too_little_says_so_and_goes_on_when_it_is_free(hold, common, tmp_path, capsys, monkeypatch):
+    replica = hold(1.7)
+    told = cluster.tell_shortage
+
+    def tell(*args: Any, **options: Any) -> None:
+        told(*args, **options)
+        ray.kill(replica)
+
+    monkeypatch.setattr(cluster, "tell_shortage", tell)
+    result = features.extract(FeaturesConfig(**common, out=str(tmp_path / "features")))
+    assert result.num_rows == 64
+    assert "of which others (an endpoint, other jobs) hold 1.7; this begins when 0.51 of" in capsys.readouterr().out

@@ -1,0 +1,69 @@
+"""What may be continued, and with which settings."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tlray import continuation, storage, sweep, training
+from tlray.config import TrainConfig, to_json
+from tlray.errors import ConfigError
+from tlray.jobconfig import SweepConfig
+
+
+def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> bool:
+    kind, names = (sweep.KIND, sweep.NAMES) if isinstance(config, SweepConfig) else (training.KIND, training.NAMES)
+    return continuation.check_output(config, kind=kind, known_names=names, free=free)
+
+
+@pytest.fixture(params=[TrainConfig, SweepConfig])
+def config(request, tmp_path):
+    """Of a run that is to be continued; its directory is not there."""
+    return request.param(data="d", out=str(tmp_path / "out"), resume=True)
+
+
+def begin(config: TrainConfig | SweepConfig) -> None:
+    storage.write_text(f"{config.out}/config.json", to_json(dataclasses.replace(config, resume=False)))
+
+
+def test_a_run_is_continued_with_its_own_settings(config, capsys):
+    begin(config)
+    assert check(config)
+    assert check(dataclasses.replace(config, quiet=True))
+    with pytest.raises(ConfigError, match=r"--resume continues the (training|sweep) in .*/out with its own settings: "):
+        check(dataclasses.replace(config, seed=5))
+    assert check(dataclasses.replace(config, seed=5), free=frozenset({"seed"}))
+    with pytest.raises(ConfigError, match=r"epochs was (30|4) and is 9; seed was 0 and is 5\. Give those, or another"):
+        check(dataclasses.replace(config, seed=5, epochs=9))
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_of_other_versions(config):
+    """What is new counts as unchanged; what is gone was another run."""
+    begin(config)
+    path = f"{config.out}/config.json"
+    settings = json.loads(storage.read_bytes(path))
+    storage.write_text(path, json.dumps({name: settings[name] for name in ("data", "out", "epochs")}))
+    assert check(config)
+    storage.write_text(path, json.dumps(settings | {"folding": "old"}))
+    with pytest.raises(ConfigError, match="folding was 'old' and is None"):
+        check(config)
+
+
+def test_where_there_is_nothing_to_resume_it_is_told(config, capsys):
+    assert not check(config)
+    kind = "sweep" if isinstance(config, SweepConfig) else "training"
+    assert capsys.readouterr().out == f"There is no {kind} to resume in '{config.out}': it begins anew.\n"
+    assert not check(dataclasses.replace(config, quiet=True))
+    assert not check(dataclasses.replace(config, resume=False))
+    assert capsys.readouterr().out == ""
+
+
+def test_files_that_are_no_run_are_not_touched(config):
+    storage.write_text(f"{config.out}/thesis.doc", "")
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match="is not empty"):
+            check(dataclasses.replace(config, resume=resume))
+    begin(config)
+    with pytest.raises(ConfigError, match="is not empty"):
+        check(dataclasses.replace(config, resume=False))
