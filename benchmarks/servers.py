@@ -38,7 +38,7 @@ class System:
 
     Attributes:
         name: Its short name.
-        command: What its Python is called with, in `peers/`; {port} stands for the port.
+        command: What its Python is called with, in `peers/`; {port} and {bundle} stand for those.
         how: How it is set up, for the results.
         has_environment: It runs in a virtual environment of its own, made from `peers/NAME.txt`.
         settings: Environment variables.
@@ -56,8 +56,8 @@ SYSTEMS = {
     for system in (
         System(
             name="tlray",
-            command=("tlray_server.py",),
-            how="this project's application with its defaults, `serve_app.app:build`",
+            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}"),
+            how="`tlray serve` with its defaults: decoding and model in one process, HAProxy before it",
         ),
         System(
             name="serve_batch",
@@ -148,7 +148,7 @@ def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator
             "BENTOML_HOME": scratch,
             **system.settings,
         }
-        first, *rest = (part.format(port=port) for part in system.command)
+        first, *rest = (part.format(port=port, bundle=Path(bundle).resolve()) for part in system.command)
         command = [str(python), first if first.startswith("-") else str(PEERS / first), *rest]
         log = Path(scratch, "log")
         with open(log, "wb") as output:

@@ -1,7 +1,7 @@
 """A request's body: no larger than allowed, on its way for no longer than allowed, and of a type that is taken."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -58,6 +58,21 @@ class LimitBody:
 
     def _error(self) -> RequestError:
         return RequestError(413, f"The request has more than {self._max_bytes:,} bytes. Send fewer images at once.")
+
+
+async def admit(request: Request, check_room: Callable[[], None]) -> None:
+    """Refuses a request for which there is no room before its body is parsed: an overloaded server has other work.
+
+    Args:
+        request: With a body that nobody has read.
+        check_room: Raises RequestError where there is none.
+    """
+    try:
+        check_room()
+    except RequestError:
+        async for _ in request.stream():  # a client that is still sending would not read the answer
+            pass
+        raise
 
 
 def media_type(request: Request) -> str:

@@ -106,7 +106,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     address = _address(config)
     is_ours = False
     try:
-        cluster.connect(with_jobs=True)
+        cluster.connect(with_jobs=bool(options.input_roots and options.output_roots))
         check_room(options, cluster.capacity())
         if serve.status().proxies:
             raise ConfigError(

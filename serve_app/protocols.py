@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from serve_app import open_inference, tensorflow_serving
-from serve_app.body import check_media_type
+from serve_app.body import admit, check_media_type
 from serve_app.errors import image_error
 from serve_app.schema import (
     BINARY,
@@ -45,6 +45,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         """Predicts as TensorFlow Serving's REST API does."""
         service.check_name(name)
         check_media_type(request, JSON_TYPES)
+        await admit(request, service.check_room)
         body = await request.body()
         parsed = await asyncio.to_thread(
             tensorflow_serving.parse_predict, body, max_images=service.options.max_images_per_request
@@ -85,6 +86,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         """Infers as the Open Inference Protocol has it."""
         service.check_name(name)
         check_media_type(request, INFER_TYPES)
+        await admit(request, service.check_room)
         info = await service.model_info(version)
         body = await request.body()
         parsed = await asyncio.to_thread(

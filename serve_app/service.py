@@ -125,6 +125,17 @@ class Service:
             raise RequestError(404, f"The model {self.options.name} has no version {version}.")
         return number
 
+    def check_room(self, num_images: int = 1) -> None:
+        """Refuses images for which there is no room.
+
+        Raises:
+            RequestError: 429.
+        """
+        if self._num_held + num_images > self.options.max_queued_images:
+            raise RequestError(
+                429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
+            )
+
     async def predict(
         self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False
     ) -> Prediction:
@@ -144,10 +155,7 @@ class Service:
             raise RequestError(
                 413, f"{len(files)} images in one request; the most are {self.options.max_images_per_request}."
             )
-        if self._num_held + len(files) > self.options.max_queued_images:
-            raise RequestError(
-                429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
-            )
+        self.check_room(len(files))
         self._hold(len(files))
         try:
             async with asyncio.timeout(self.options.timeout_s):

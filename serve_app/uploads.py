@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from serve_app.body import check_media_type
+from serve_app.body import admit, check_media_type
 from serve_app.errors import RequestError, image_error
 from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, Predictions
 from serve_app.service import Prediction, Service
@@ -33,6 +33,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
 
         `explain=true` adds `explanation`, in base64 a PNG that shows where the model looked (Grad-CAM).
         """
+        await admit(request, service.check_room)
         names, files = await _read_form(request, service.options.max_images_per_request)
         found = await service.predict(files, explain=explain)
         rows = _rows(found, names)

@@ -251,6 +251,10 @@ def test_overload_is_refused_and_slowness_ends(model):
             while not model.gate._waiters:
                 await asyncio.sleep(0)
             refused = await http.post("/predict", files=upload(png(0)))
+            for path in ("/predict", "/v1/models/chest-ct:predict", "/v2/models/chest-ct/infer"):
+                kind = "multipart/form-data" if path == "/predict" else "application/json"
+                unread = await http.post(path, content=b"not what it should be", headers={"Content-Type": kind})
+                assert unread.status_code == 429
             slow = await first
             model.gate.set()
             return refused, slow, await http.post("/predict", files=upload(png(0), png(0)))
