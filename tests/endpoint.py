@@ -15,13 +15,16 @@ from serve_app.classifier import Classifier, Model
 from serve_app.jobserver import JobServer
 from serve_app.options import Options
 from serve_app.service import Service
+from serve_app.telemetry import ModelTelemetry
 
 
 class LocalClassifier(Classifier):
     """A replica without Ray, which would say how many CPUs it has."""
 
     def __init__(self, location: str) -> None:
-        self._model = Model(location, max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False)
+        self._model = Model(
+            location, telemetry=ModelTelemetry(), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
+        )
 
 
 def local_api(model: Any, environment: Mapping[str, str] | None = None, **options: Any) -> Any:
