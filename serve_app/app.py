@@ -65,18 +65,12 @@ class Ingress:
 
 
 def build(options: Options) -> Application:
-    """Builds the application, for Serve, which hands over one argument."""
-    return make_application(options)
-
-
-def make_application(options: Options, *, user_config: dict[str, str] | None = None) -> Application:
-    """Makes the application: an ingress, and a deployment for each version of the model and for the shadow.
+    """Builds the application, for Serve: an ingress, and a deployment for each version of the model and for the shadow.
 
     Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
 
     Args:
         options: The application's settings.
-        user_config: Of the main version, see `Classifier.reconfigure`.
     """
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
     # With as many requests at a time as a batch has places, batches are half full: fast, and soon answered.
@@ -90,7 +84,7 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
     if options.one_process:
-        return _deployment(Ingress, name="Ingress", user_config=user_config, **of_model, **of_ingress).bind(options, {})
+        return _deployment(Ingress, name="Ingress", **of_model, **of_ingress).bind(options, {})
     # One batch in the model and one that waits: the rest waits where every replica can take it.
     max_ongoing = 2 * options.max_batch_size
     models = {
@@ -99,7 +93,6 @@ def make_application(options: Options, *, user_config: dict[str, str] | None = N
             name=f"Classifier-{version}",
             max_ongoing_requests=max_ongoing,
             max_queued_requests=options.max_queued_images,
-            user_config=user_config if version == options.version else None,
             logging_config={"enable_access_log": False},
             **of_model,
         ).bind(bundle, **_model_settings(options))
