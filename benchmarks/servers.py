@@ -76,8 +76,8 @@ SYSTEMS = {
             name="bentoml",
             command=("-m", "bentoml", "serve", "bentoml_service:Endpoint", "--host", "127.0.0.1", "--port", "{port}"),
             how="a service that decodes (`async`), and behind it, by `bentoml.depends`, one with a batchable API, "
-            "max_batch_size 32, max_latency_ms at its default of 60,000; connections between the two are kept: closing "
-            "them after 100 requests, its default, makes it answer 500",
+            "max_batch_size 32, max_latency_ms at its default of 60,000; under load it answers 500, as it closes the "
+            "connections between the two after 100 requests (https://github.com/bentoml/BentoML/issues/5540)",
             has_environment=True,
             settings={"BENTOML_DO_NOT_TRACK": "True"},
         ),

@@ -12,9 +12,7 @@ import numpy as np
 from model import MAX_BATCH_SIZE, Model, answer, decode
 
 
-# By default the service before this one closes its connections after every 100 requests, whatever is on its way, and
-# answers 500 for that: https://github.com/bentoml/BentoML/issues/5540.
-@bentoml.service(runner_connection={"max_requests": 10**9, "max_age": 1e9})
+@bentoml.service
 class Classifier:
     """The model."""
 
