@@ -1,6 +1,6 @@
 # `make demo` and `make test` need git, make and Python 3.11 to 3.13 only; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test bench lock
+.PHONY: help setup demo serve check test bench soak lock
 
 # The first Python that fits and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -14,7 +14,8 @@ help:
 	@echo "make serve   serve the demo's model at http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
-	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md)"
+	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
+	@echo "make soak    the endpoint under ten times what it can answer, for a minute (DATA=, BUNDLE=)"
 	@echo "make lock    write requirements.lock anew"
 
 setup: .venv/installed
@@ -50,6 +51,10 @@ bench: setup
 	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/features_pass.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
+
+soak: setup
+	$(BIN)/python benchmarks/overload.py --data $(DATA) --bundle $(BUNDLE)
 
 lock:
 	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }

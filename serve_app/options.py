@@ -48,7 +48,7 @@ class Options(BaseModel):
     4 each, as more on the same cores would gain nothing, or a GPU each."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """Images that the model takes at once."""
-    max_queued_images: int = Field(default=256, ge=1)
+    max_queued_images: int = Field(default=128, ge=1)
     """Images that an ingress replica holds; more are refused with 429."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Larger requests are refused with 413."""

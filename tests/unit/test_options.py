@@ -62,8 +62,8 @@ def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
     ("options", "cpus_and_gpus", "max_ingresses"),
     [
         ({}, (0.25, 0), 1),  # all cores are its own, and bulk scoring finds 1.5 of 2 CPUs
-        ({"max_replicas": 4}, (4, 0), 1),  # 4 replicas hold 4 * 64 images, as many as one ingress
-        ({"max_replicas": 5}, (4, 0), 2),
+        ({"max_replicas": 2}, (4, 0), 1),  # 2 replicas hold 2 * 64 images, as many as one ingress
+        ({"max_replicas": 3}, (4, 0), 2),
         ({"max_replicas": 2, "use_gpu": True}, (0.25, 1), 1),
         ({"max_replicas": 3, "max_batch_size": 64, "max_queued_images": 128}, (4, 0), 3),
     ],
