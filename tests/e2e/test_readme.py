@@ -1,5 +1,6 @@
 """What README.md shows: every command of tlray there is run, on small images and with the least training."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -13,9 +14,11 @@ import numpy as np
 import pandas
 import pytest
 
+from serve_app.options import Options
 from tlray import cli, phantoms, training
 from tlray.backbone import find_application
 from tlray.config import TrainConfig
+from tlray.jobconfig import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -131,6 +134,25 @@ def test_the_jobs_of_the_cluster(monkeypatch, capsys):
     assert configs[0].num_workers == 4
     assert configs[0].use_gpu
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_endpoint_is_started_as_shown(monkeypatch):
+    """`test_start.py` runs it; here its options are understood, and its application is where it is said to be."""
+    (block,) = [block for block in BLOCKS if "tlray serve" in block]
+    ((_, *arguments),) = commands(block)
+    configs: list[ServeConfig] = []
+
+    def stop(config: ServeConfig) -> None:
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve_app.local.started", stop)
+    assert cli.execute("serve", arguments) == cli.EXIT_INTERRUPTED
+    assert (configs[0].bundle, configs[0].port) == ("runs/standard/bundle", 8000)
+    (application, variables) = re.findall(r"`serve run (\S+) (\S+)`", README)[0]
+    module, name = application.split(":")
+    options = Options.model_validate(dict([variables.split("=")]))
+    assert getattr(importlib.import_module(module), name)(options)._bound_deployment.name == "Ingress"
 
 
 @pytest.mark.parametrize("block", [*BLOCKS, *AWS_BLOCKS])
