@@ -1,4 +1,4 @@
-"""A request's body: no larger than allowed, on its way for no longer than allowed, and of a type that is taken."""
+"""A request's body: no larger than allowed, without long pauses, and of a type that is taken."""
 
 import asyncio
 from collections.abc import Callable, Collection

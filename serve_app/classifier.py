@@ -3,9 +3,9 @@
 import asyncio
 import functools
 import logging
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,8 @@ class Model:
             on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
         )
         self._explainer: Explainer | None = None
-        self._explaining = threading.Lock()
+        # One thread, and the network is loaded once; in the loop's own pool waiting explanations would stop all others.
+        self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         for size in {1, max_batch_size}:  # the first calls of a size are slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
 
@@ -109,11 +110,10 @@ class Model:
         """Returns the Grad-CAM overlay of an image as PNG."""
         from tlray import explain  # noqa: PLC0415
 
-        with self._explaining:  # the network is loaded once, by whoever is first
-            if self._explainer is None:
-                self._explainer = explain.Explainer(self.predictor.bundle)
-            (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
-            return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
+        if self._explainer is None:
+            self._explainer = explain.Explainer(self.predictor.bundle)
+        (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
+        return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
         """Predicts a batch."""
@@ -181,5 +181,6 @@ class Classifier:
         spec = model.info.spec
         if (pixels.size_px, pixels.intensity_range) != (spec.image_size_px, spec.intensity_range):
             return None
+        loop = asyncio.get_running_loop()
         pairs = zip(pixels.images, class_indices, strict=True)
-        return [await asyncio.to_thread(model.explain, image, index) for image, index in pairs]
+        return [await loop.run_in_executor(model.explaining, model.explain, image, index) for image, index in pairs]

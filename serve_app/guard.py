@@ -67,6 +67,19 @@ def _check_is_local(request: Request) -> None:
             f"No API keys are set ({KEYS_VARIABLE} or {FILE_VARIABLE}): the server must be asked for as localhost or "
             f"127.0.0.1, or keys be set. Received: Host: {host[:100] or 'none'}",
         )
+    # Such a page can send forms here all the same, though not read the answers; browsers then say where it is from.
+    origin = request.headers.get("origin")
+    if origin is not None and _netloc(origin) != host:
+        raise RequestError(
+            403, f"No API keys are set ({KEYS_VARIABLE}): pages of other sites may not ask. Received: {origin[:100]}"
+        )
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _is_local_name(host: str) -> bool:

@@ -1,8 +1,8 @@
 """What an operator chooses of the application; also the arguments of `serve run serve_app.app:build`."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tlray import roots, storage
 
@@ -56,6 +56,14 @@ class Options(BaseModel):
     """A request with more images is refused with 413."""
     timeout_s: float = Field(default=30.0, gt=0)
     """A request that is not answered by then ends with 504."""
+
+    @model_validator(mode="after")
+    def _check_versions(self) -> Self:
+        if self.version in self.other_versions or min(self.other_versions, default=1) < 1:
+            raise ValueError(
+                f"other_versions must be numbers from 1 on beside version {self.version}: {sorted(self.other_versions)}"
+            )
+        return self
 
     input_roots: list[Root] = Field(default_factory=list)
     """Absolute directories or URIs below which bulk scoring may read; empty: none."""

@@ -94,10 +94,16 @@ class Service:
         """Tells which bundle a version has.
 
         Raises:
-            RequestError: 404: there is no such version.
+            RequestError: 404: there is no such version; 503: it does not answer.
         """
         number = self.number(version)
-        info = self._infos[number] = await self._models[number].describe()
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                info = self._infos[number] = await self._models[number].describe()
+        except TimeoutError:
+            raise RequestError(
+                503, f"No model answered within {self.options.timeout_s:g} s.", retry_after_s=RETRY_AFTER_S
+            ) from None
         return info
 
     @property
@@ -151,10 +157,9 @@ class Service:
         """
         number = self.number(version)
         note(num_images=len(files))
-        if len(files) > self.options.max_images_per_request:
-            raise RequestError(
-                413, f"{len(files)} images in one request; the most are {self.options.max_images_per_request}."
-            )
+        most = min(self.options.max_images_per_request, self.options.max_queued_images)  # more would never find room
+        if len(files) > most:
+            raise RequestError(413, f"{len(files)} images in one request; the most are {most}.")
         self.check_room(len(files))
         self._hold(len(files))
         try:

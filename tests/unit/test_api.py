@@ -365,6 +365,37 @@ def test_without_keys_the_server_is_asked_for_by_this_machines_name(model, host,
     assert call(model, "GET", "/v2/models", options={"open_without_keys": True}, headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://testhost", 403),
+        ("http://127.0.0.1:9", 403),
+        ("null", 403),
+        ("http://[", 403),
+        ("http://127.0.0.1", 200),
+    ],
+)
+def test_without_keys_pages_of_other_sites_may_not_ask(model, origin, status):
+    headers = {"Host": "127.0.0.1", "Origin": origin}
+    assert call(model, "GET", "/v2/models", headers=headers).status_code == status
+    key = headers | {"X-API-Key": KEY}
+    assert call(model, "GET", "/v2/models", {"TLRAY_API_KEYS": KEY}, headers=key).status_code == 200
+
+
+def test_more_images_than_there_will_ever_be_room_for_are_too_many(model):
+    files = upload(png(0), png(0), png(0))
+    assert call(model, "POST", "/predict", options={"max_queued_images": 2}, files=files).status_code == 413
+
+
+def test_a_model_that_does_not_answer_is_not_ready(model):
+    async def never():
+        await asyncio.Event().wait()
+
+    model.describe = never
+    answer = call(model, "GET", "/v2/health/ready", options={"timeout_s": 0.05})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
 def test_the_server_is_described_with_and_without_a_slash(model):
     assert call(model, "GET", "/v2/").json() == call(model, "GET", "/v2").json()
 

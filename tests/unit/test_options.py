@@ -42,6 +42,12 @@ def test_roots_have_one_spelling():
     assert options.output_roots == ["s3://bucket/k"]
 
 
+@pytest.mark.parametrize("others", [{2: "/old"}, {0: "/old"}, {3: "/a", -1: "/b"}])
+def test_no_version_takes_the_main_ones_place(others):
+    with pytest.raises(ValidationError, match="beside version 2"):
+        Options(bundle="/new", version=2, other_versions=others)
+
+
 def test_arguments_of_serve_run_are_text():
     options = Options.model_validate({"bundle": "/b", "max_replicas": "2", "use_gpu": "true", "timeout_s": "2.5"})
     assert (options.max_replicas, options.use_gpu, options.timeout_s) == (2, True, 2.5)
