@@ -84,17 +84,14 @@ class Batches:
     Args:
         service: Knows the models and the operator's options.
         jobs: Where batches run.
-
-    Raises:
-        ConfigError: A root in the options is no absolute path or URI.
     """
 
     def __init__(self, service: Service, jobs: Jobs) -> None:
         self._service = service
         self._jobs = jobs
         self._options = service.options
-        self._input_roots = [roots.normalize(root) for root in service.options.input_roots]
-        self._output_roots = [roots.normalize(root) for root in service.options.output_roots]
+        self._input_roots = service.options.input_roots
+        self._output_roots = service.options.output_roots
         self._submitting = asyncio.Lock()
         # Of their own: where the job server hangs, nothing else is to wait for a thread.
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches")

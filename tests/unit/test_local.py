@@ -91,12 +91,12 @@ def test_paths_are_seen_from_the_working_directory(monkeypatch, tmp_path):
     assert options.open_without_keys
 
 
-def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port):
-    import ray
-
+def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port, monkeypatch):
+    calls: list[bool] = []
+    monkeypatch.setattr("tlray.cluster.connect", lambda **_: calls.append(True))
     with pytest.raises(BundleError, match="is no bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
         pass
-    assert not ray.is_initialized()
+    assert not calls
 
 
 def capacity(num_cpus: float, num_gpus: float) -> Capacity:
