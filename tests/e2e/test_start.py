@@ -16,21 +16,10 @@ import httpx
 
 from tests.e2e.test_jobs import free_ports
 from tests.e2e.test_serving import export
+from tests.e2e.test_sweep_faults import processes_with
 
 WAIT_S = 120.0
 MARK = "TLRAY_TEST_MARK"
-
-
-def processes_with(mark: str) -> list[str]:
-    """The command lines of this host's processes that have a mark in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # it has ended meanwhile
-    return found
 
 
 @contextmanager
