@@ -1,6 +1,7 @@
-"""A request's body: no larger than allowed, without long pauses, and of a type that is taken."""
+"""A request's body: no larger and no slower than allowed, all together within memory, and of a type that is taken."""
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 
 from starlette.requests import Request
@@ -9,28 +10,39 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import RequestError
 
 
+MIN_BYTES_PER_S = 16 * 1024
+"""A body that comes more slowly is cut off; a bad mobile connection is as fast."""
+
+MAX_BODIES = 8
+"""All bodies that are held at a time are no larger than so many of the longest."""
+
+RETRY_AFTER_S = 1
+
+
 class LimitBody:
-    """Refuses large bodies, by their Content-Length before a byte is read, else once they are; and those that stall.
+    """Refuses large bodies, by their Content-Length before a byte is read, else once they are; and slow ones.
 
     ASGI middleware, see https://www.starlette.io/middleware/#pure-asgi-middleware.
 
     Args:
         app: What is guarded.
-        max_bytes: The longest body.
-        timeout_s: The longest pause before the next part of one.
+        max_bytes: The longest body. `MAX_BODIES` times as much are held at once.
+        timeout_s: A body may take so long, and the time that its bytes need at `MIN_BYTES_PER_S`.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on with a body that raises RequestError (408, 413) where it stalls or is too large."""
+        """Passes a request on with a body that raises RequestError (408, 413, 429) where it is not as it should be."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"")
+        start_s = time.monotonic()
         num_bytes = 0
         is_whole = False
 
@@ -40,23 +52,29 @@ class LimitBody:
                 return await receive()
             # Numbers of thousands of digits are refused by int().
             if announced.isdigit() and (len(announced) > 20 or int(announced) > self._max_bytes):
-                raise self._error()
+                raise self._too_large()
+            left_s = start_s + self._timeout_s + num_bytes / MIN_BYTES_PER_S - time.monotonic()
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(left_s):
                     message = await receive()
             except TimeoutError:
-                raise RequestError(
-                    408, f"No more of the request came within {self._timeout_s:g} s. Send it again."
-                ) from None
-            num_bytes += len(message.get("body", b""))
+                raise RequestError(408, "The request came too slowly. Send it again, or fewer images at once.") from None
+            num_new = len(message.get("body", b""))
+            num_bytes += num_new
+            self._num_held_bytes += num_new
             if num_bytes > self._max_bytes:
-                raise self._error()
+                raise self._too_large()
+            if self._num_held_bytes > MAX_BODIES * self._max_bytes:
+                raise RequestError(429, "Too much is being sent. Try again a little later.", retry_after_s=RETRY_AFTER_S)
             is_whole = not message.get("more_body", False)
             return message
 
-        await self._app(scope, receive_limited, send)
+        try:
+            await self._app(scope, receive_limited, send)
+        finally:
+            self._num_held_bytes -= num_bytes
 
-    def _error(self) -> RequestError:
+    def _too_large(self) -> RequestError:
         return RequestError(413, f"The request has more than {self._max_bytes:,} bytes. Send fewer images at once.")
 
 

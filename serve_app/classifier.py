@@ -175,11 +175,10 @@ class Classifier:
             predict_s=time.monotonic() - start_s,
         )
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each, PNG; None: see `Answer.probabilities`."""
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
+        """Returns the Grad-CAM overlays of some images for a class each, PNG; None: another model is loaded."""
         model = self._model
-        spec = model.info.spec
-        if (pixels.size_px, pixels.intensity_range) != (spec.image_size_px, spec.intensity_range):
+        if bundle_sha256 != model.info.bundle_sha256:
             return None
         loop = asyncio.get_running_loop()
         pairs = zip(pixels.images, class_indices, strict=True)

@@ -15,7 +15,7 @@ from serve_app.classifier import Answer, Classifier, ModelInfo, Pixels
 from serve_app.errors import QueueClosed, QueueFull, RequestError
 
 NUM_TRIES = 3
-"""Of a request whose replica died or is being shut down: the same images give the same answer, wherever it is from."""
+"""Of a request whose replica died, is being shut down or full: the same images give the same answer anywhere."""
 
 RETRY_AFTER_S = 1
 
@@ -54,9 +54,9 @@ class RemoteModel:
         """
         return await self._call("predict", pixels)
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each; see `predict` for what is raised."""
-        return await self._call("explain", pixels, class_indices)
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
+        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle; see `predict` for what is raised."""
+        return await self._call("explain", pixels, class_indices, bundle_sha256)
 
     async def _is_asleep(self) -> bool:
         if time.monotonic() < self._answer_s + AWAKE_S:
@@ -73,9 +73,9 @@ class RemoteModel:
         for _ in range(NUM_TRIES):
             try:
                 answer = await getattr(self._handle, method).remote(*arguments)
-            except (RayActorError, QueueClosed):
+            except (RayActorError, QueueClosed, QueueFull):
                 continue
-            except (BackPressureError, DeploymentUnavailableError, QueueFull):
+            except (BackPressureError, DeploymentUnavailableError):
                 break
             else:
                 self._answer_s = time.monotonic()
@@ -112,9 +112,9 @@ class LocalModel:
                 break
         raise _refusal()
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each."""
-        return await self._classifier.explain(pixels, class_indices)
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
+        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle."""
+        return await self._classifier.explain(pixels, class_indices, bundle_sha256)
 
 
 def _refusal() -> RequestError:

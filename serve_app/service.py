@@ -34,8 +34,8 @@ class Model(Protocol):
         """Predicts some images."""
         ...
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int]) -> list[bytes] | None:
-        """Explains some images."""
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
+        """Explains some images, if by this bundle."""
         ...
 
 
@@ -188,7 +188,8 @@ class Service:
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
                 overlays = []
                 if explain and good:
-                    overlays = await self._models[number].explain(pixels, probs_BK.argmax(axis=1).tolist())
+                    best = probs_BK.argmax(axis=1).tolist()
+                    overlays = await self._models[number].explain(pixels, best, answer.bundle_sha256)
                 if overlays is not None:
                     self._observe(number, info, decoded, probs_BK)
                     if self._mirror is not None and number == self.options.version:

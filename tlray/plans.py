@@ -125,16 +125,25 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     num_cpus = available.free_cpus
     # Where less than 2 are left, a reading task comes first, and what is over is the predictor's: but for a hundredth,
     # as Ray Data makes one of two that ask for the same.
-    small = max(MIN_WORKER_CPUS, math.floor((num_cpus - TASK_CPUS) * 100 - 1 + 1e-9) / 100)
-    small = min(1.0, small, available.largest_node_cpus)
+    largest = min(num_cpus, available.largest_node_cpus)
+    small = min(1.0, max(MIN_WORKER_CPUS, math.floor((largest - TASK_CPUS) * 100 - 1 + 1e-9) / 100))
     if use_gpu:
         if available.num_gpus < 1:
             raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
         max_actors = max(1, min(int(available.num_gpus - available.held_gpus), int(num_cpus) - 1))
+        max_actors = max(1, min(max_actors, _num_filling(available, small) - 1))
         return ScorePlan(max_actors=max_actors, cpus_per_actor=small, gpus_per_actor=1)
     if num_cpus < 2:
         return ScorePlan(max_actors=1, cpus_per_actor=small, gpus_per_actor=0)
     # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
     cpus_per_actor = min(4.0, float(num_cpus // 2), available.largest_node_cpus)
-    max_actors = max(1, int(num_cpus * 3 / 4 // cpus_per_actor))
+    max_actors = min(int(num_cpus * 3 / 4 // cpus_per_actor), _num_filling(available, cpus_per_actor) - 1)
+    if max_actors < 1:  # the only node with room for it would have none left for a task that reads
+        return ScorePlan(max_actors=1, cpus_per_actor=small, gpus_per_actor=0)
     return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
+
+
+def _num_filling(available: Capacity, cpus_per_actor: float) -> int:
+    """Returns how many actors, wherever they are put, can leave no node with the CPUs of a task that reads."""
+    rooms = [max(0.0, cpus - TASK_CPUS + 1e-9) for cpus, _ in available.nodes]
+    return sum(math.floor(room / cpus_per_actor) + 1 for room in rooms if room)

@@ -55,7 +55,9 @@ class Mean:
             answer = np.stack([1 - light, light], axis=1).astype(np.float32)
         return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=answer, predict_s=0.0)
 
-    async def explain(self, pixels: Pixels, class_indices):
+    async def explain(self, pixels: Pixels, class_indices, bundle_sha256):
+        if bundle_sha256 != self.info.bundle_sha256:
+            return None
         return [f"overlay {index} of {len(pixels.images)}".encode() for index in class_indices]
 
 
@@ -274,6 +276,19 @@ def test_images_are_decoded_again_for_another_bundle(model):
     before, after = run(swap())
     assert (before["bundle_sha256"], after["bundle_sha256"]) == ("a" * 64, "b" * 64)
     assert after["predictions"] == before["predictions"]
+
+
+def test_an_overlay_is_of_the_bundle_that_answered(model):
+    explain = model.explain
+
+    async def swap_and_explain(*arguments):
+        model.info = info("b" * 64)  # between the prediction and its explanation, the first time
+        return await explain(*arguments)
+
+    model.explain = swap_and_explain
+    answer = call(model, "POST", "/predict?explain=true", files=upload(png(255))).json()
+    assert answer["bundle_sha256"] == "b" * 64
+    assert base64.b64decode(answer["predictions"][0]["explanation"]) == b"overlay 1 of 1"
 
 
 def test_failures_show_no_traceback(model):

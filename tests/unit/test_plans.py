@@ -254,3 +254,22 @@ def test_the_pool_of_a_plan(plan, num_threads, num_gpus):
     assert plan.num_threads == num_threads
     assert (pool["num_cpus"], pool["num_gpus"]) == (plan.cpus_per_actor, num_gpus)
     assert (pool["compute"].min_size, pool["compute"].max_size) == (1, plan.max_actors)
+
+
+@pytest.mark.parametrize(
+    ("free_cpus", "expected"),
+    [
+        ((2.0, 0.4, 0.4), (1, 1.0)),  # two actors of 1 CPU would fill the only node on which a task can read
+        ((1.0, 0.4, 0.4, 0.4), (1, 0.49)),
+        ((1.0, 0.4, 0.4), (1, 0.49)),
+        ((0.9, 0.9, 0.9), (2, 0.9)),
+    ],
+)
+def test_free_cpus_in_pieces_leave_room_for_a_reading_task(free_cpus, expected):
+    num_cpus = sum(free_cpus)
+    held = 4.0 * len(free_cpus) - num_cpus
+    capacity = dataclasses.replace(
+        make_capacity(4.0 * len(free_cpus), held_cpus=held), nodes=tuple((cpus, 0.0) for cpus in free_cpus)
+    )
+    plan = plans.plan_scoring(capacity, use_gpu=False)
+    assert (plan.max_actors, plan.cpus_per_actor) == pytest.approx(expected)

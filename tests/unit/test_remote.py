@@ -57,7 +57,7 @@ def set_status(monkeypatch, states: dict[str, int], status: str = "HEALTHY") -> 
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"tlray": application}))
 
 
-@pytest.mark.parametrize("error", [RayActorError(), QueueClosed("closing")])
+@pytest.mark.parametrize("error", [RayActorError(), QueueClosed("closing"), QueueFull("full")])
 def test_another_replica_is_asked(error):
     handle = Handle(error, error, "answer")
     assert asyncio.run(model(handle).predict(cast("Any", None))) == "answer"
@@ -67,9 +67,8 @@ def test_another_replica_is_asked(error):
     assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
 
 
-@pytest.mark.parametrize("error", [QueueFull("full"), BackPressureError(num_queued_requests=2, max_queued_requests=2)])
-def test_no_room_is_told_at_once(error):
-    handle = Handle(error, "not asked for")
+def test_no_room_anywhere_is_told_at_once():
+    handle = Handle(BackPressureError(num_queued_requests=2, max_queued_requests=2), "not asked for")
     with pytest.raises(RequestError, match="no room") as caught:
         asyncio.run(model(handle).predict(cast("Any", None)))
     assert caught.value.status == 503

@@ -1,0 +1,89 @@
+"""Limits of request bodies, as ASGI: an application that reads all of a body, and clients that are no friends of it."""
+
+import asyncio
+
+import pytest
+
+from serve_app import body
+from serve_app.body import MAX_BODIES, LimitBody
+from serve_app.errors import RequestError
+
+MAX_BYTES = 100
+
+
+async def read_all(scope, receive, send):  # noqa: ARG001
+    while (await receive())["more_body"]:
+        pass
+
+
+async def held_until(event, scope, receive, send):
+    await read_all(scope, receive, send)
+    await event.wait()
+
+
+def http(*headers):
+    return {"type": "http", "headers": list(headers)}
+
+
+def parts(*bodies, pause_s=0.0):
+    waiting = [{"type": "http.request", "body": part, "more_body": True} for part in bodies]
+    waiting[-1]["more_body"] = False
+
+    async def receive():
+        await asyncio.sleep(pause_s)
+        return waiting.pop(0)
+
+    return receive
+
+
+def status(limit, receive, *headers):
+    async def ask():
+        await limit(http(*headers), receive, None)
+
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(ask())
+    return caught.value.status
+
+
+@pytest.fixture
+def limit():
+    return LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=10.0)
+
+
+def test_the_longest_body_passes_and_one_byte_more_does_not(limit):
+    asyncio.run(limit(http(), parts(bytes(60), bytes(40)), None))
+    assert status(limit, parts(bytes(60), bytes(41))) == 413
+    assert status(limit, parts(b""), (b"content-length", b"101")) == 413
+
+
+def test_a_body_that_drips_is_cut_off_though_it_never_pauses_for_long():
+    # 100 parts of a byte, 10 ms apart, within 50 ms: no pause is as long as the limit.
+    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=0.05)
+    assert status(limit, parts(*[b"x"] * 100, pause_s=0.01)) == 408
+
+
+def test_a_long_body_has_the_time_that_its_bytes_need(monkeypatch):
+    # 10 parts, 20 ms apart, are slower than 50 ms in all, and faster than 10 bytes in 50 ms.
+    monkeypatch.setattr(body, "MIN_BYTES_PER_S", 200)
+    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=0.05)
+    asyncio.run(limit(http(), parts(*[bytes(10)] * 10, pause_s=0.02), None))
+
+
+def test_all_bodies_together_are_bounded_until_they_are_answered():
+    async def crowd():
+        event = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await held_until(event, scope, receive, send)
+
+        limit = LimitBody(app, max_bytes=MAX_BYTES, timeout_s=10.0)
+        held = [asyncio.create_task(limit(http(), parts(bytes(MAX_BYTES)), None)) for _ in range(MAX_BODIES)]
+        await asyncio.wait(held, timeout=0.05)
+        with pytest.raises(RequestError, match="Too much is being sent") as caught:
+            await limit(http(), parts(b"x"), None)
+        assert (caught.value.status, caught.value.retry_after_s) == (429, body.RETRY_AFTER_S)
+        event.set()
+        await asyncio.gather(*held)
+        await limit(http(), parts(bytes(MAX_BYTES)), None)
+
+    asyncio.run(crowd())
