@@ -150,7 +150,7 @@ class Batches:
             RequestError: 404: there is no such batch; 503: there is no job server.
         """
         job = await self._find(name)
-        progress = await self._ask(_read_progress, job.metadata["output"])
+        progress = await self._ask(_read_progress, job)
         state, message = _ENDED.get(job.status, "running"), None
         if state == "failed":
             message = failure(job)
@@ -278,14 +278,16 @@ def _location(fields: Mapping[str, Any], name: str) -> str:
         raise _forbidden(f"{name}: {error}") from None
 
 
-def _read_progress(output: str) -> dict[str, Any] | None:
+def _read_progress(job: Job) -> dict[str, Any] | None:
+    """Returns what a batch says of itself; what lies at its output can still be of one that it goes on with."""
     try:
-        return json.loads(storage.read_bytes(storage.join(output, scoring.PROGRESS)))
+        progress = json.loads(storage.read_bytes(storage.join(job.metadata["output"], scoring.PROGRESS)))
     except FileNotFoundError:
         return None
     except OSError as error:
         _LOG.error("The progress of a batch cannot be read: %s", error)
         return None
+    return progress if progress["job"] == job.id else None
 
 
 def failure(job: Job) -> str:

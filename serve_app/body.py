@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import RequestError
 
-
 MIN_BYTES_PER_S = 16 * 1024
 """A body that comes more slowly is cut off; a bad mobile connection is as fast."""
 
@@ -58,14 +57,18 @@ class LimitBody:
                 async with asyncio.timeout(left_s):
                     message = await receive()
             except TimeoutError:
-                raise RequestError(408, "The request came too slowly. Send it again, or fewer images at once.") from None
+                raise RequestError(
+                    408, "The request came too slowly. Send it again, or fewer images at once."
+                ) from None
             num_new = len(message.get("body", b""))
             num_bytes += num_new
             self._num_held_bytes += num_new
             if num_bytes > self._max_bytes:
                 raise self._too_large()
             if self._num_held_bytes > MAX_BODIES * self._max_bytes:
-                raise RequestError(429, "Too much is being sent. Try again a little later.", retry_after_s=RETRY_AFTER_S)
+                raise RequestError(
+                    429, "Too much is being sent. Try again a little later.", retry_after_s=RETRY_AFTER_S
+                )
             is_whole = not message.get("more_body", False)
             return message
 

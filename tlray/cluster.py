@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import math
 import os
@@ -106,6 +107,11 @@ def _to_hundredths(num_cpus: float) -> float:
 def in_job() -> bool:
     """Tells whether this process is the entry point of a Ray job."""
     return _JOB_VARIABLE in os.environ
+
+
+def job_name() -> str | None:
+    """Returns the submission id of the Ray job whose entry point this process is; None: of none."""
+    return json.loads(os.environ.get(_JOB_VARIABLE, "{}")).get("metadata", {}).get("job_submission_id")
 
 
 def connect(*, with_jobs: bool = False) -> None:

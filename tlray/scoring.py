@@ -286,12 +286,18 @@ def write_progress(
 ) -> Iterator[pa.Table]:
     """Passes predictions on and writes how far they are into `progress.json`, for whoever looks from outside.
 
-    It has `done`, `failed` (of these, with an error), `total`, and `waiting`: the first ones have yet to come, as a
-    model is being loaded or waits for a free CPU.
+    It has `job` (see `cluster.job_name`), `done`, `failed` (of these, with an error), `total`, and `waiting`: the first
+    ones have yet to come, as a model is being loaded or waits for a free CPU.
     """
 
     def write(*, waiting: bool = False) -> None:
-        now = {"done": num_done, "failed": num_failed, "total": num_images, "waiting": waiting}
+        now = {
+            "job": cluster.job_name(),
+            "done": num_done,
+            "failed": num_failed,
+            "total": num_images,
+            "waiting": waiting,
+        }
         storage.write_text(storage.join(out, PROGRESS), json.dumps(now) + "\n")
 
     write(waiting=num_done < num_images)

@@ -107,9 +107,10 @@ def sweep(config: SweepConfig) -> SweepResult:
     decide alone; test images are left for the end.
 
     `trials.csv` gets a row whenever a trial ends. With `resume`, features that are there are not computed again,
-    trials with a result not run again (failed ones are), and once all have ended the training of the best settings
-    goes on where it was. Whether a trial is stopped early depends on those that ended before it in this process: in a
-    sweep that is continued, the first ones may go on for longer than they would have in an uninterrupted one.
+    trials with a result not run again (failed ones are, until all have ended), and once all have ended the training of
+    the best settings goes on where it was. Whether a trial is stopped early depends on those that ended before it in
+    this process: in a sweep that is continued, the first ones may go on for longer than they would have in an
+    uninterrupted one.
 
     Ray Tune could restore a sweep as well: from pickles, which run any code that is in them, that are some trials
     behind, and that no other version of Ray reads.

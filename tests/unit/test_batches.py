@@ -103,7 +103,7 @@ class Endpoint:
         self.jobs.add(job.id, job.metadata, status=status, message=message)
         if progress:
             (self.output / "1").mkdir(exist_ok=True)
-            (self.output / "1/progress.json").write_text(json.dumps(progress))
+            (self.output / "1/progress.json").write_text(json.dumps({"job": job.id, **progress}))
 
 
 @pytest.fixture
@@ -173,6 +173,17 @@ def test_a_batch_is_followed_to_its_end(endpoint):
     counts = {"done": 9, "failed": 1, "total": 9}
     endpoint.change(name, JobStatus.SUCCEEDED, progress=counts | {"waiting": False})
     assert state() == ("succeeded", counts, None)
+
+
+def test_the_progress_of_a_batch_is_not_shown_as_that_of_the_next_one(endpoint):
+    counts = {"done": 4, "failed": 1, "total": 9, "waiting": False}
+    first = endpoint.post().json()["id"]
+    endpoint.change(first, JobStatus.STOPPED, progress=counts)
+    second = endpoint.post().json()["id"]
+    endpoint.change(second, JobStatus.RUNNING)
+    assert endpoint.call("GET", f"/{second}").json()["progress"] is None
+    endpoint.change(second, JobStatus.RUNNING, progress=counts | {"done": 5})
+    assert endpoint.call("GET", f"/{second}").json()["progress"] == {"done": 5, "failed": 1, "total": 9}
 
 
 @pytest.mark.parametrize(

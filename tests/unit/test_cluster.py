@@ -128,6 +128,13 @@ def in_job(monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
 
 
+def test_the_name_of_a_job(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert cluster.job_name() is None
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "tlray-batch-1"}}')
+    assert cluster.job_name() == "tlray-batch-1"
+
+
 @pytest.mark.parametrize("location", ["runs/a", "./a", "a"])
 @pytest.mark.usefixtures("in_job")
 def test_relative_output_in_a_job_is_refused(location):

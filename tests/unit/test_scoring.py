@@ -20,7 +20,9 @@ def predictions(*error_codes):
 
 
 def read(out):
-    return json.loads((out / "progress.json").read_text())
+    progress = json.loads((out / "progress.json").read_text())
+    assert progress.pop("job") is None  # not within a Ray job
+    return progress
 
 
 def test_progress_is_written_as_images_are_done(tmp_path, monkeypatch):
