@@ -55,7 +55,7 @@ class RemoteModel:
         return await self._call("predict", pixels)
 
     async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle; raises as `predict` does."""
+        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle; raises like `predict`."""
         return await self._call("explain", pixels, class_indices, bundle_sha256)
 
     async def _is_asleep(self) -> bool:
