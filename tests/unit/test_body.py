@@ -21,6 +21,10 @@ async def held_until(event, scope, receive, send):
     await event.wait()
 
 
+async def ignore(message):
+    pass
+
+
 def http(*headers):
     return {"type": "http", "headers": list(headers)}
 
@@ -38,7 +42,7 @@ def parts(*bodies, pause_s=0.0):
 
 def status(limit, receive, *headers):
     async def ask():
-        await limit(http(*headers), receive, None)
+        await limit(http(*headers), receive, ignore)
 
     with pytest.raises(RequestError) as caught:
         asyncio.run(ask())
@@ -51,7 +55,7 @@ def limit():
 
 
 def test_the_longest_body_passes_and_one_byte_more_does_not(limit):
-    asyncio.run(limit(http(), parts(bytes(60), bytes(40)), None))
+    asyncio.run(limit(http(), parts(bytes(60), bytes(40)), ignore))
     assert status(limit, parts(bytes(60), bytes(41))) == 413
     assert status(limit, parts(b""), (b"content-length", b"101")) == 413
 
@@ -66,7 +70,7 @@ def test_a_long_body_has_the_time_that_its_bytes_need(monkeypatch):
     # 10 parts, 20 ms apart, are slower than 50 ms in all, and faster than 10 bytes in 50 ms.
     monkeypatch.setattr(body, "MIN_BYTES_PER_S", 200)
     limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=0.05)
-    asyncio.run(limit(http(), parts(*[bytes(10)] * 10, pause_s=0.02), None))
+    asyncio.run(limit(http(), parts(*[bytes(10)] * 10, pause_s=0.02), ignore))
 
 
 def test_all_bodies_together_are_bounded_until_they_are_answered():
@@ -77,13 +81,13 @@ def test_all_bodies_together_are_bounded_until_they_are_answered():
             await held_until(event, scope, receive, send)
 
         limit = LimitBody(app, max_bytes=MAX_BYTES, timeout_s=10.0)
-        held = [asyncio.create_task(limit(http(), parts(bytes(MAX_BYTES)), None)) for _ in range(MAX_BODIES)]
+        held = [asyncio.create_task(limit(http(), parts(bytes(MAX_BYTES)), ignore)) for _ in range(MAX_BODIES)]
         await asyncio.wait(held, timeout=0.05)
         with pytest.raises(RequestError, match="Too much is being sent") as caught:
-            await limit(http(), parts(b"x"), None)
+            await limit(http(), parts(b"x"), ignore)
         assert (caught.value.status, caught.value.retry_after_s) == (429, body.RETRY_AFTER_S)
         event.set()
         await asyncio.gather(*held)
-        await limit(http(), parts(bytes(MAX_BYTES)), None)
+        await limit(http(), parts(bytes(MAX_BYTES)), ignore)
 
     asyncio.run(crowd())
