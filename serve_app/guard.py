@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 """Set to 1, Serve has HAProxy hand on requests, and a client's address is not known here."""
 
 
-def make_guard(keys: ApiKeys, *, is_open: bool, loopback_only: bool) -> Callable[..., None]:
+def make_guard(keys: ApiKeys, *, is_open: bool, loopback_only: bool) -> Callable[..., Awaitable[None]]:
     """Makes what FastAPI asks before each guarded request.
 
     Args:
@@ -32,7 +32,8 @@ def make_guard(keys: ApiKeys, *, is_open: bool, loopback_only: bool) -> Callable
     """
     is_hidden = os.environ.get(HAPROXY_VARIABLE) == "1" and not loopback_only
 
-    def check(
+    # A coroutine, though it waits for nothing: FastAPI would run a plain function in another thread, each time.
+    async def check(
         request: Request,
         bearer: Any = Depends(HTTPBearer(auto_error=False)),  # noqa: ARG001, B008 (for the document of the API)
         key: Any = Depends(APIKeyHeader(name="X-API-Key", auto_error=False)),  # noqa: ARG001, B008

@@ -53,7 +53,12 @@ class Predictor:
             with _without_wildcards(self.bundle.saved_model_path) as path:
                 loaded = tf.saved_model.load(os.fspath(path))
             # With constants TensorFlow folds BatchNormalization into the convolutions.
-            self._predict = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+            frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+            # Called itself, it would write the images out as text each time, for an error message that nobody sees.
+            shape = (None, self.bundle.spec.image_size_px, self.bundle.spec.image_size_px, 3)
+            self._predict = tf.function(
+                lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)]
+            ).get_concrete_function()
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
             raise BundleError(f"The SavedModel of '{location}' cannot be loaded: {error}") from error
 
@@ -77,4 +82,4 @@ class Predictor:
             )
         if not len(images_BHWC):
             return np.zeros((0, len(self.bundle.spec.classes)), dtype=np.float32)
-        return self._predict(tf.constant(images_BHWC))[0].numpy()
+        return self._predict(tf.constant(images_BHWC)).numpy()

@@ -31,13 +31,17 @@ class Model:
 
         loaded = tf.saved_model.load(str(BUNDLE / "saved_model"))
         self._constant = tf.constant
-        self._predict = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+        frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+        shape = (None, _SPEC["image_size_px"], _SPEC["image_size_px"], 3)
+        self._predict = tf.function(
+            lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)]
+        ).get_concrete_function()
         for size in (1, MAX_BATCH_SIZE):
             self.predict(np.zeros((size, _SPEC["image_size_px"], _SPEC["image_size_px"], 3), np.uint8))
 
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Returns the probabilities, float32 [images, classes], of uint8 [images, size, size, 3]."""
-        return self._predict(self._constant(images_BHWC))[0].numpy()
+        return self._predict(self._constant(images_BHWC)).numpy()
 
 
 def decode(content: bytes) -> np.ndarray:
