@@ -4,11 +4,12 @@
 
 The application is started, its capacity and its normal latency are measured, then images come at random times at ten
 times the capacity. Few others, five a second, come before, meanwhile and after, from a client that only looks. It
-prints a table and fails where a request got no answer, or another one than 200, 429 and 503; where memory grows; or
-where five seconds after the overload latency is not what it was.
+prints a table, writes it as `overload_DATE.md` into --out, and fails where a request got no answer, or another one than
+200, 429 and 503; where memory grows; or where five seconds after the overload latency is not what it was.
 """
 
 import csv
+import datetime
 import json
 import statistics
 import subprocess
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from load import DISCONNECTED, TIMED_OUT
 from processes import memory_bytes
 from servers import SYSTEMS, Server, make_environment, running
 from serving import NEEDS, write_images
+from train_step import machine
 
 NUM_GENERATORS = 2
 CAPACITY_CLIENTS, CAPACITY_S = 64, 15.0
@@ -57,6 +59,8 @@ class Settings:
     """The overload, in capacities."""
     duration_s: float = 60.0
     """How long it lasts."""
+    out: str = "benchmarks/results"
+    """The folder for the result; an earlier one of the same day is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,12 @@ def growth(samples: Sequence[tuple[float, int]]) -> float:
     return float(slope * (times_s[-1] - times_s[0]) / sizes.mean())
 
 
-def overload(settings: Settings, server: Server, generators: Generators) -> list[Check]:
-    """Measures, and returns what was found."""
+def overload(settings: Settings, server: Server, generators: Generators, tell: Callable[[str], None]) -> list[Check]:
+    """Measures, tells the figures, and returns what was found."""
     capacity = generators.start("--clients", CAPACITY_CLIENTS, duration_s=CAPACITY_S, warmup_s=5.0).result()
     per_s = capacity["images_per_s"]
     normal_ms = generators.start("--rate-per-s", PROBE_PER_S, duration_s=NORMAL_S).result()["latency_ms"]["p50"]
-    print(f"Capacity: {per_s:.1f} images/s. Normal: {normal_ms:.0f} ms (p50).", flush=True)
+    tell(f"Capacity: {per_s:.1f} images/s. Normal: {normal_ms:.0f} ms (p50).")
     probe = generators.start("--rate-per-s", PROBE_PER_S, duration_s=settings.duration_s + WATCHED_S)
     rate_per_s = settings.factor * per_s / NUM_GENERATORS
     with memory_samples(server.pid) as samples:
@@ -151,19 +155,19 @@ def overload(settings: Settings, server: Server, generators: Generators) -> list
         loads = [each.result() for each in running_loads]
     probed = probe.result()
     end_unix_s = max(each["last_sent_unix_s"] for each in loads)
-    _show_memory(samples, end_unix_s)
+    during = [size / 2**20 for time_s, size in samples if time_s < end_unix_s]
+    tell(f"Memory, MiB, every tenth of the overload: {', '.join(f'{each:.0f}' for each in _tenths(during))}")
     outcomes: Counter[str] = Counter()
     for each in (*loads, probed):
         outcomes.update(each["outcomes"])
-    print(
-        f"{sum(outcomes.values())} requests, {dict(outcomes)}; answered meanwhile "
-        f"{sum(each['images_per_s'] for each in loads):.1f} images/s; sent late by (p99) "
-        f"{max(each['late_sending_p99_ms'] for each in loads):.0f} ms; load generators "
-        f"{sum(each['own_cpus'] for each in loads):.2f} CPUs",
-        flush=True,
+    tell(
+        f"{sum(outcomes.values())} requests: {', '.join(f'{count} {each}' for each, count in outcomes.items())}. "
+        f"Answered with 200 meanwhile: {sum(each['images_per_s'] for each in loads):.1f} images/s. Sent late by (p99): "
+        f"{max(each['late_sending_p99_ms'] for each in loads):.0f} ms. The load generators took "
+        f"{sum(each['own_cpus'] for each in loads):.2f} CPUs."
     )
     by_second = [_median(probe.latencies_ms(end_unix_s + k, end_unix_s + k + 1)) for k in range(int(WATCHED_S) - 1)]
-    print(f"p50 of each second after it, ms: {', '.join(f'{each:.0f}' for each in by_second)}", flush=True)
+    tell(f"p50 of each second after it, ms: {', '.join(f'{each:.0f}' for each in by_second)}")
     after_ms = _median(probe.latencies_ms(end_unix_s + RECOVERY_S, end_unix_s + WATCHED_S))
     grown = growth([sample for sample in samples if sample[0] < end_unix_s])
     num_unanswered = outcomes[TIMED_OUT] + outcomes[DISCONNECTED]
@@ -184,33 +188,53 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else float("nan")
 
 
-def _show_memory(samples: Sequence[tuple[float, int]], end_unix_s: float) -> None:
-    during = [size / 2**20 for time_s, size in samples if time_s < end_unix_s]
-    print(
-        f"Memory, MiB, every tenth of the overload: {', '.join(f'{each:.0f}' for each in _tenths(during))}", flush=True
-    )
-
-
 def _tenths(values: Sequence[float]) -> list[float]:
     return [values[place * (len(values) - 1) // 10] for place in range(11)] if values else []
 
 
+def to_markdown(settings: Settings, told: Sequence[str], checks: Sequence[Check], date: str) -> str:
+    """Returns the result as a page."""
+    has = machine()
+    lines = [
+        f"# The endpoint under {settings.factor:g} times what it can answer, {date}",
+        "",
+        f"    python benchmarks/overload.py --bundle BUNDLE --data DIR --duration-s {settings.duration_s:g}",
+        "",
+        "| wanted | found | met |",
+        "| --- | --- | --- |",
+        *(f"| {check.what} | {check.found} | {'yes' if check.is_met else 'NO'} |" for check in checks),
+        "",
+        *(f"- {each}" for each in told),
+        f"- Machine: {has['cpu']}, {has['num_cores']} cores, {has['memory_gib']} GiB.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Overloads the endpoint, prints what was found, and fails where it is not as it should be."""
+    """Overloads the endpoint, writes what was found, and fails where it is not as it should be."""
     settings = tyro.cli(Settings, prog="overload.py", description=__doc__)
     if not Path(settings.bundle, "bundle.json").is_file() or not Path(settings.data).is_dir():
         print(NEEDS, file=sys.stderr)
         sys.exit(2)
+    told: list[str] = []
+
+    def tell(figures: str) -> None:
+        print(figures, flush=True)
+        told.append(figures)
+
     system = SYSTEMS["tlray"]
     with tempfile.TemporaryDirectory(prefix="tlray-overload-") as directory:
         images = Path(directory, "images")
         write_images(settings.data, images)
         first = min(images.iterdir()).read_bytes()
         with running(system, make_environment(system), settings.bundle, first) as server:
-            checks = overload(settings, server, Generators(server, images, Path(directory)))
-    print("\n| wanted | found | met |\n| --- | --- | --- |")
-    for check in checks:
-        print(f"| {check.what} | {check.found} | {'yes' if check.is_met else 'NO'} |")
+            checks = overload(settings, server, Generators(server, images, Path(directory)), tell)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    page = to_markdown(settings, told, checks, date)
+    path = Path(settings.out, f"overload_{date}.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    print(f"\n{page}\nWritten: {path}")
     sys.exit(not all(check.is_met for check in checks))
 
 

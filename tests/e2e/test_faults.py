@@ -118,8 +118,7 @@ def test_a_killed_worker_is_replaced(config, uninterrupted, tmp_path):
     assert_equal(load_state(out), uninterrupted)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_driver_is_resumed(config, uninterrupted, local_ray, tmp_path, signal_number):
+def test_a_driver_that_is_killed_and_then_interrupted_is_resumed(config, uninterrupted, local_ray, tmp_path):
     out = tmp_path / "run"
     arguments = [
         *("--data", config.data, "--out", out, "--backbone", config.backbone, "--preprocessing", "symmetric"),
@@ -130,23 +129,28 @@ def test_a_killed_driver_is_resumed(config, uninterrupted, local_ray, tmp_path, 
         *("--augmentation.rotation-deg", 0, "--augmentation.zoom", 0.1, "--augmentation.shift", 0),
         *("--augmentation.brightness", 0, "--augmentation.contrast", 0, "--augmentation.horizontal-flip"),
     ]
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tlray", "train", *map(str, arguments)],
-        env={**os.environ, "RAY_ADDRESS": local_ray},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    never = threading.Event()
-    for _ in poll(never):
-        if num_epochs_done(out) >= 2 or driver.poll() is not None:
-            driver.send_signal(signal_number)
-            break
-    output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == (130 if signal_number == signal.SIGINT else -signal_number), output
-    assert 2 <= num_epochs_done(out) < NUM_EPOCHS, output
-    assert not (out / "metrics.json").exists()
-    if signal_number == signal.SIGINT:
-        assert "interrupted. Continue with the same command and --resume" in output
+
+    def run_until(num_epochs: int, signal_number: int, *more: str) -> tuple[int, str]:
+        """Runs the command, sends it a signal after so many epochs, and returns its status and output."""
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tlray", "train", *map(str, arguments), *more],
+            env={**os.environ, "RAY_ADDRESS": local_ray},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in poll(threading.Event()):
+            if num_epochs_done(out) >= num_epochs or driver.poll() is not None:
+                driver.send_signal(signal_number)
+                break
+        output, _ = driver.communicate(timeout=60)
+        assert num_epochs <= num_epochs_done(out) < NUM_EPOCHS, output
+        assert not (out / "metrics.json").exists()
+        return driver.returncode, output
+
+    assert run_until(2, signal.SIGKILL)[0] == -signal.SIGKILL
+    status, output = run_until(num_epochs_done(out) + 2, signal.SIGINT, "--resume")
+    assert status == 130
+    assert "interrupted. Continue with the same command and --resume" in output
     training.train(with_out(config, out, resume=True))
     assert_equal(load_state(out), uninterrupted)
