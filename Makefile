@@ -48,12 +48,14 @@ test: setup
 	$(BIN)/python -m pytest
 
 bench: setup
+	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/features_pass.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
 
 soak: setup
+	@test -d "$(DATA)" -a -d "$(BUNDLE)" || { echo "make soak DATA=DIR BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/overload.py --data $(DATA) --bundle $(BUNDLE)
 
 lock:

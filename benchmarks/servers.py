@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from load import CONTENT_TYPE, encode_form
 from processes import family, identities
 
+from serve_app.local import SERVE_ENVIRONMENT
+
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
 ENVIRONMENTS = ROOT / ".venv-peers"
@@ -63,7 +65,8 @@ SYSTEMS = {
             name="serve_batch",
             command=("serve_batch_server.py",),
             how="Ray Serve, FastAPI ingress, `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)`, the model "
-            "and the decoding in threads, max_ongoing_requests 1000, both CPUs for the one replica",
+            "and the decoding in threads, max_ongoing_requests 1000, both CPUs for the one replica; HAProxy too",
+            settings=SERVE_ENVIRONMENT,
         ),
         System(
             name="litserve",

@@ -31,6 +31,9 @@ NUM_THREADS = 4
 MAX_LOCATION_CHARACTERS = 4096
 """Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
 
+MAX_BODY_BYTES = 64 * 1024
+"""Of a request, beyond which it is not parsed."""
+
 _LOG = logging.getLogger("ray.serve")
 
 _ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}
@@ -204,6 +207,8 @@ class Batches:
     def _check_locations(self, order: Order) -> None:
         _check_allowed("input", order.input, self._input_roots)
         _check_allowed("output", order.output, self._output_roots)
+        if storage.split_member(order.output)[1] is not None:
+            raise _forbidden("output: nothing is written into a zip archive. Name a folder.")
         where = roots.resolve(order.output)
         if where in map(roots.resolve, self._output_roots):
             raise _forbidden("output: a batch needs a folder of its own. Name one below it.")
@@ -255,6 +260,8 @@ def parse(body: bytes) -> Order:
     Raises:
         RequestError: 400: it is not as it should be; 403: a location is relative or unclear.
     """
+    if len(body) > MAX_BODY_BYTES:
+        raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
     fields = parse_object(body)
     unknown = fields.keys() - {"input", "output", "version"}
     if unknown:
@@ -284,10 +291,10 @@ def _read_progress(job: Job) -> dict[str, Any] | None:
         progress = json.loads(storage.read_bytes(storage.join(job.metadata["output"], scoring.PROGRESS)))
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         _LOG.error("The progress of a batch cannot be read: %s", error)
         return None
-    return progress if progress["job"] == job.id else None
+    return progress if isinstance(progress, dict) and progress.get("job") == job.id else None
 
 
 def failure(job: Job) -> str:

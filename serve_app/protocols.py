@@ -1,6 +1,5 @@
 """The addresses of TensorFlow Serving's REST API and of the Open Inference Protocol; their formats are elsewhere."""
 
-import asyncio
 from enum import Enum
 from typing import Any
 
@@ -47,7 +46,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         check_media_type(request, JSON_TYPES)
         await admit(request, service.check_room)
         body = await request.body()
-        parsed = await asyncio.to_thread(
+        parsed = await service.parse(
             tensorflow_serving.parse_predict, body, max_images=service.options.max_images_per_request
         )
         found = await service.predict(parsed.images, version)
@@ -89,7 +88,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         await admit(request, service.check_room)
         info = await service.model_info(version)
         body = await request.body()
-        parsed = await asyncio.to_thread(
+        parsed = await service.parse(
             open_inference.parse_infer,
             body,
             header_length=request.headers.get(open_inference.HEADER_LENGTH),

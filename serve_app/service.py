@@ -1,13 +1,14 @@
 """What the endpoint does with images, whatever protocol they came by: admit, decode, ask a model, answer in time."""
 
 import asyncio
+import functools
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from serve_app.options import Options
 from serve_app.requestlog import note
 from serve_app.telemetry import Telemetry
 from tlray.errors import ImageError, ImageErrorCode
+
+T = TypeVar("T")
 
 RETRY_AFTER_S = 1
 
@@ -89,6 +92,8 @@ class Service:
         self._windows: dict[int, tuple[str, DriftWindow | None]] = {}
         self._num_held = 0
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        # One: of a body of many small lists JSON makes twenty times as much.
+        self._parsers = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
     async def model_info(self, version: int | None = None) -> ModelInfo:
         """Tells which bundle a version has.
@@ -141,6 +146,19 @@ class Service:
             raise RequestError(
                 429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
             )
+
+    async def parse(self, function: Callable[..., T], body: bytes, **named: Any) -> T:
+        """Parses a request's body: the function's result, called off the event loop, one body after another.
+
+        Raises:
+            RequestError: 504: others took too long; and what the function raises.
+        """
+        call = functools.partial(function, body, **named)
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._parsers, call)
+        except TimeoutError:
+            raise RequestError(504, f"The request was not read within {self.options.timeout_s:g} s.") from None
 
     async def predict(
         self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False

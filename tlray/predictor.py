@@ -57,7 +57,7 @@ class Predictor:
             # Called itself, it would write the images out as text each time, for an error message that nobody sees.
             shape = (None, self.bundle.spec.image_size_px, self.bundle.spec.image_size_px, 3)
             self._predict = tf.function(
-                lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)]
+                lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False
             ).get_concrete_function()
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
             raise BundleError(f"The SavedModel of '{location}' cannot be loaded: {error}") from error

@@ -123,9 +123,9 @@ class Trainer:
             "valid": ray.get(task.valid_table[0])["class_index"].to_numpy(),
         }
         self.num_replaced = 0
-        self._train_step = tf.function(self._replicated(self._train_replica))
-        self._eval_step = tf.function(self._replicated(self._eval_replica))
-        self._sum_over_ranks = tf.function(self._reduce)
+        self._train_step = tf.function(self._replicated(self._train_replica), autograph=False)
+        self._eval_step = tf.function(self._replicated(self._eval_replica), autograph=False)
+        self._sum_over_ranks = tf.function(self._reduce, autograph=False)
 
     # -- state
 

@@ -122,8 +122,8 @@ class _Tail:
         for start in starts:
             models.set_linear_head(self.model, **_widened(start, sum(task.depth_sizes)))
             self.states.append(self._state())
-        self._train_step = tf.function(self._update)
-        self._predict = tf.function(lambda features: self.model(features, training=False))
+        self._train_step = tf.function(self._update, autograph=False)
+        self._predict = tf.function(lambda features: self.model(features, training=False), autograph=False)
 
     def _variables(self) -> list[Any]:
         """Returns all that training changes: weights, moments, and the seeds of dropout."""

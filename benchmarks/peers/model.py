@@ -34,7 +34,7 @@ class Model:
         frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
         shape = (None, _SPEC["image_size_px"], _SPEC["image_size_px"], 3)
         self._predict = tf.function(
-            lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)]
+            lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False
         ).get_concrete_function()
         for size in (1, MAX_BATCH_SIZE):
             self.predict(np.zeros((size, _SPEC["image_size_px"], _SPEC["image_size_px"], 3), np.uint8))

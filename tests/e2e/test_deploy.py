@@ -149,7 +149,7 @@ def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, add
     variables["RAY_ADDRESS"] = (DIRECTORY / "ray_current_cluster").read_text()
     (port,) = free_ports(1)
     arguments = ("--bundle", export(tmp_path, "bundle", seed=2), "--port", port)
-    with serving(*arguments, **variables) as (process, _):
+    with serving(*arguments, **variables) as (process, _, _):
         _, errors = process.communicate()
     assert process.returncode == 2
     assert errors.startswith("tlray: Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml`")
@@ -157,7 +157,12 @@ def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, add
 
     cluster.http.delete("/api/serve/applications/").raise_for_status()
     wait_for(cluster.application, lambda found: not found)
-    with serving(*arguments, **variables) as (process, lines):
+    with serving(*arguments, **variables, TLRAY_API_KEYS="0123456789abcdef") as (process, _, _):
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.startswith("tlray: TLRAY_API_KEYS or TLRAY_API_KEYS_FILE is set here, and not where Ray was started")
+
+    with serving(*arguments, **variables) as (process, lines, _):
         assert f" http://127.0.0.1:{port} " in "\n".join(lines)
         httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60).raise_for_status()
         process.send_signal(signal.SIGTERM)

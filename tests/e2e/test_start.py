@@ -1,6 +1,9 @@
 """`tlray serve`: a process that answers until it is told to end, and then leaves nothing behind."""
 
+import base64
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet as pq
+import pytest
 
 from tests.e2e.test_jobs import free_ports
 from tests.e2e.test_serving import export
@@ -20,11 +25,13 @@ from tests.e2e.test_sweep_faults import processes_with
 
 WAIT_S = 120.0
 MARK = "TLRAY_TEST_MARK"
+CLASSES = ("one", "two", "three")
+NUM_CLIENTS = 4
 
 
 @contextmanager
-def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Runs `tlray serve` until the block ends; gives the process and the lines that it wrote until it answered."""
+def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str], str]]:
+    """Runs `tlray serve` until the block ends; gives the process, what it wrote until it answered, and its mark."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TLRAY_"))}
     # Not the Ray that somebody started on this machine, whose address lies there.
     temporary = Path(f"/tmp/ray-serve-{os.getpid()}")  # noqa: S108
@@ -43,7 +50,7 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
             lines.append(line.rstrip())
             if "Ctrl-C ends it" in line:
                 break
-        yield process, lines
+        yield process, lines, mark
         assert process.wait() is not None
         deadline, pause = time.monotonic() + WAIT_S, threading.Event()
         while left := processes_with(mark):
@@ -56,12 +63,60 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
+    """HAProxy, which Ray has for Linux, listens on this machine's own addresses only, and so for its metrics."""
+    (found,) = {line for line in processes_with(mark).values() if "haproxy -db -f " in line}
+    config = Path(found.split(" -f ")[1].split()[0]).read_text()
+    bound = re.findall(r"^ *bind (\S+)", config, re.MULTILINE)
+    assert len(bound) == 3, config
+    assert f"127.0.0.1:{port}" in bound
+    assert all(each.startswith("127.0.0.1:") for each in bound), bound
+
+
+def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark: str) -> None:
+    """Kills the only replica while clients ask: those that come afterwards wait, and are answered by the next one."""
+    (replica,) = [pid for pid, line in processes_with(mark).items() if "ServeReplica" in line]
+    asked: list[tuple[float, str]] = []
+    killed_s = math.inf
+    enough, is_over = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=address, timeout=WAIT_S) as http:
+            while not is_over.is_set():
+                start_s = time.monotonic()
+                try:
+                    found = str(http.post("/predict", files={"file": image}).status_code)
+                except httpx.TransportError as error:
+                    found = type(error).__name__
+                asked.append((start_s, found))
+                enough.set()
+                if start_s > killed_s and found == "200":
+                    return
+
+    clients = [threading.Thread(target=ask) for _ in range(NUM_CLIENTS)]
+    for client in clients:
+        client.start()
+    assert enough.wait(WAIT_S)
+    os.kill(replica, signal.SIGKILL)
+    pause = threading.Event()
+    while replica in processes_with(mark):  # while it is being taken down, the system still takes connections for it
+        pause.wait(0.01)
+    killed_s = time.monotonic()
+    guard = threading.Timer(WAIT_S, is_over.set)
+    guard.start()
+    for client in clients:
+        client.join()
+    guard.cancel()
+    assert not is_over.is_set(), asked
+    assert {found for start_s, found in asked if start_s > killed_s} <= {"200", "503"}, asked
+
+
 def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_path):
     (port,) = free_ports(1)
     bundle = export(tmp_path, "bundle", seed=1)
     arguments = ("--bundle", bundle, "--port", port, "--name", "small")
     roots = ("--input-roots", phantom_set, "--output-roots", tmp_path / "out")
-    with serving(*arguments, *roots) as (process, lines):
+    with serving(*arguments, *roots) as (process, lines, mark):
         address = f"http://127.0.0.1:{port}"
         shown = "\n".join(lines)
         for fact in (f" {address} ", "small: one, two, three", bundle, f"-F file=@scan.png {address}/predict"):
@@ -70,8 +125,11 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
         assert len(lines) < 20, shown  # nothing of Ray's own start
         with httpx.Client(base_url=address, timeout=60) as http:
             scan = sorted(phantom_set.glob("*/*/*.png"))[0]
-            answer = http.post("/predict", files={"file": scan.read_bytes()}).raise_for_status().json()
+            image = {"file": scan.read_bytes()}
+            answer = http.post("/predict?explain=true", files=image).raise_for_status().json()
             assert answer["bundle_sha256"] in shown
+            (row,) = answer["predictions"]
+            assert base64.b64decode(row["explanation"]).startswith(b"\x89PNG")
             locations = {"input": str(phantom_set), "output": str(tmp_path / "out/first")}
             batch = http.post("/v1/batches", json=locations).raise_for_status().json()
             deadline, pause = time.monotonic() + WAIT_S, threading.Event()
@@ -80,6 +138,11 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
                 pause.wait(0.1)
                 batch = http.get(f"/v1/batches/{batch['id']}").raise_for_status().json()
         assert (batch["state"], batch["progress"]) == ("succeeded", {"done": 68, "failed": 4, "total": 68})
+        scores = pq.read_table(tmp_path / "out/first/part-00000.parquet").to_pylist()
+        (scored,) = [each for each in scores if each["uri"] == str(scan)]
+        assert row["probabilities"] == pytest.approx({name: scored[f"p_{name}"] for name in CLASSES}, abs=1e-6)
+        assert_haproxy_is_ours_alone(mark, port)
+        assert_only_what_was_being_answered_is_lost(address, scan.read_bytes(), mark)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
         assert (process.returncode, errors) == (0, "")
@@ -88,7 +151,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
 def test_mistakes_are_2(tmp_path):
     bundle = export(tmp_path, "bundle", seed=1)
     (Path(bundle) / "model.keras").write_bytes(b"damaged")
-    with serving("--bundle", bundle) as (process, lines):
+    with serving("--bundle", bundle) as (process, lines, _):
         _, errors = process.communicate()
     assert (process.returncode, lines) == (2, [])
     assert errors.startswith(f"tlray: The bundle '{bundle}' was changed after its export: sha256 of model.keras is")

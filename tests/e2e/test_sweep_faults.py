@@ -63,13 +63,13 @@ def written_at(config: SweepConfig) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path(config.out, "features").glob("part-*")}
 
 
-def processes_with(mark: str) -> list[str]:
-    """Returns the commands of all processes that have inherited a mark in their environment."""
-    found = []
+def processes_with(mark: str) -> dict[int, str]:
+    """Returns the ids and commands of all processes that have inherited a mark in their environment."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:  # it has just ended, or is somebody else's
             continue
     return found
@@ -91,7 +91,7 @@ def test_an_interrupted_sweep_is_continued(config, request):
         start_new_session=True,  # Ctrl-C reaches the processes of a terminal, Ray's too
     )
     assert wait_until(lambda: len(read_trials(config)) >= 2 or driver.poll() is not None)
-    assert any("raylet" in command for command in processes_with(mark))
+    assert any("raylet" in command for command in processes_with(mark).values())
     os.killpg(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output

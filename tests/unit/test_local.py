@@ -1,7 +1,12 @@
 """What `tlray serve` refuses before there is a Ray, and what it says."""
 
+import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 from ray.serve._private import constants
@@ -143,11 +148,41 @@ def test_a_single_replica_is_one_process_and_loopback_is_known(settings, expecte
     assert (options.one_process, options.loopback_only) == expected
 
 
+def environments(tmp_path, *hosts):
+    for number, host in enumerate(hosts):
+        (tmp_path / str(number)).mkdir()
+        yield serve_environment(str(tmp_path / str(number)), host)
+
+
 def test_two_endpoints_share_no_file_and_no_port_of_haproxy(tmp_path):
-    first, second = (serve_environment(str(tmp_path / name)) for name in "ab")
+    first, second = environments(tmp_path, "127.0.0.1", "127.0.0.1")
     shared = {name for name, value in first.items() if second[name] == value}
     assert shared == set(SERVE_ENVIRONMENT)
     of_haproxy = {name for name in vars(constants) if name.startswith("RAY_SERVE_HAPROXY_")}
     assert {name for name in first if name.startswith("RAY_SERVE_HAPROXY_")} <= of_haproxy
     everybodys = {name for name in of_haproxy if "/haproxy-serve" in str(getattr(constants, name))}
     assert everybodys <= set(first)
+
+
+def test_haproxy_is_used_where_ray_can_use_it(tmp_path):
+    found = environments(tmp_path, "127.0.0.1", "localhost", EVERYWHERE, "127.0.0.2", "::1", "::", "192.0.2.1")
+    assert [each["RAY_SERVE_ENABLE_HA_PROXY"] for each in found] == ["1", "1", "1", "0", "0", "0", "0"]
+
+
+def test_haproxy_opens_nothing_else_to_others_and_answers_503(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", shutil.which("true"))
+    (found,) = environments(tmp_path, EVERYWHERE)
+    config = Path(found["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    ports = (found["RAY_SERVE_HAPROXY_METRICS_PORT"], found["RAY_SERVE_HAPROXY_STATS_PORT"])
+    config.write_text("    bind :{}\n  bind *:{}\n    bind *:8000\n    bind *:18000\n".format(*ports))
+    for _ in range(2):  # Ray starts it anew for each change
+        subprocess.run(
+            [found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config], env=os.environ | found, check=True
+        )
+    bound = [line.split()[1] for line in config.read_text().splitlines()]
+    assert bound == [f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "*:8000", "*:18000"]
+    head, _, body = (config.parent / "500.http").read_bytes().partition(b"\r\n\r\n")
+    assert head.splitlines()[0] == b"HTTP/1.1 503 Service Unavailable"
+    assert b"Retry-After: 1" in head.splitlines()
+    assert f"Content-Length: {len(body)}".encode() in head.splitlines()
+    assert json.loads(body)["error_code"] == "unavailable"
