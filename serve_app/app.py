@@ -44,7 +44,9 @@ class Ingress:
         self._classifiers: dict[int | str, Classifier] = {}
         if options.one_process:
             settings = _model_settings(options)
-            self._classifiers = {name: Classifier(bundle, **settings) for name, bundle in _bundles(options).items()}
+            self._classifiers = {
+                version: Classifier(bundle, version, **settings) for version, bundle in _bundles(options).items()
+            }
         found = {name: RemoteModel(handle) for name, handle in handles.items()} or {
             name: LocalModel(classifier) for name, classifier in self._classifiers.items()
         }
@@ -95,7 +97,7 @@ def build(options: Options) -> Application:
             max_queued_requests=options.max_queued_images,
             logging_config={"enable_access_log": False},
             **of_model,
-        ).bind(bundle, **_model_settings(options))
+        ).bind(bundle, version, **_model_settings(options))
         for version, bundle in _bundles(options).items()
     }
     # As many as hold what the models can take; each then waits for another one before it has to refuse anything.

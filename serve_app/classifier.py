@@ -133,12 +133,14 @@ def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
 class Classifier:
     """A replica: the model of one bundle, replaced by another one where the deployment's `user_config` names it."""
 
-    def __init__(self, location: str, *, max_batch_size: int, max_waiting: int, use_gpu: bool) -> None:
+    def __init__(
+        self, location: str, version: int | str, *, max_batch_size: int, max_waiting: int, use_gpu: bool
+    ) -> None:
         # A replica with whole CPUs uses as many threads; one with a part of a CPU has a small machine to itself.
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
         self._load = functools.partial(
             Model,
-            telemetry=ModelTelemetry(),
+            telemetry=ModelTelemetry(version),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             num_threads=int(cpus) or None,

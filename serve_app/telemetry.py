@@ -93,16 +93,23 @@ class Telemetry:
 
 
 class ModelTelemetry:
-    """What a replica of a model counts; the tag deployment tells the models apart."""
+    """What a replica of a model counts.
 
-    def __init__(self) -> None:
-        self.batches = Histogram("tlray_batch_images", "Batches of the model by their images.", BATCH_SIZES)
-        self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.")
+    Args:
+        version: The model's version, or `shadow`.
+    """
+
+    def __init__(self, version: int | str) -> None:
+        self._tags = {"version": str(version)}
+        self.batches = Histogram(
+            "tlray_batch_images", "Batches of the model by their images.", BATCH_SIZES, _tags("version")
+        )
+        self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.", _tags("version"))
 
     def started(self, *, batch_size: int, num_waiting: int) -> None:
         """Counts a batch that begins, and shows what it leaves behind."""
-        self.batches.observe(batch_size, {})
-        self.waiting_images.set(num_waiting, {})
+        self.batches.observe(batch_size, self._tags)
+        self.waiting_images.set(num_waiting, self._tags)
 
 
 def _tags(*names: str) -> Any:

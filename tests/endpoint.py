@@ -23,7 +23,7 @@ class LocalClassifier(Classifier):
 
     def __init__(self, location: str) -> None:
         self._model = Model(
-            location, telemetry=ModelTelemetry(), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
+            location, telemetry=ModelTelemetry(1), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
         )
 
 

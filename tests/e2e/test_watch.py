@@ -28,7 +28,7 @@ from tlray import bundle
 NUM_IMAGES = 64
 NUM_REQUESTS = -(-WINDOW // NUM_IMAGES)
 APPLICATION = "watched"
-MODELS = ("Classifier-1", "Classifier-shadow")
+VERSIONS = ("1", "shadow")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def are_all_told(samples: dict[str, Any], *, num_predicted: int) -> bool:
     counted = [total(samples[name]) for name in ("ray_tlray_predictions_total", "ray_tlray_shadow_images_total")]
     waiting = [total(samples[name]) for name in ("ray_tlray_held_images", "ray_tlray_waiting_images")]
     # 63 images are two batches at least.
-    batches = [total(samples["ray_tlray_batch_images_count"], deployment=name) for name in MODELS]
+    batches = [total(samples["ray_tlray_batch_images_count"], version=name) for name in VERSIONS]
     return counted == [num_predicted] * 2 and waiting == [0, 0] and min(batches) >= 2 * (NUM_REQUESTS + 1)
 
 

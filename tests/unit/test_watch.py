@@ -101,9 +101,10 @@ def test_images_are_counted_by_class_and_error(model, recorded):
 
 
 def test_batches_are_counted(recorded):
-    telemetry = ModelTelemetry()
+    telemetry = ModelTelemetry("shadow")
     telemetry.started(batch_size=32, num_waiting=7)
     assert [(name, value) for name, value, _ in recorded] == [("tlray_batch_images", 32), ("tlray_waiting_images", 7)]
+    assert [tags["version"] for _, _, tags in recorded] == ["shadow"] * 2
 
 
 def test_the_log_has_a_line_a_request_and_nothing_of_a_patient(model, lines):
@@ -193,7 +194,9 @@ def test_a_bundle_without_statistics_has_no_drift(model, recorded, monkeypatch):
 def prometheus_names() -> set[str]:
     """What the code's metrics are called in Prometheus, without a histogram's _sum: Ray knows it by bucket only."""
     names = set()
-    for metric in (*vars(Telemetry("m")).values(), *vars(ModelTelemetry()).values()):
+    for metric in (*vars(Telemetry("m")).values(), *vars(ModelTelemetry(1)).values()):
+        if not isinstance(metric, metrics.Metric):
+            continue
         name = f"ray_{metric.info['name']}"
         if isinstance(metric, metrics.Histogram):
             names |= {f"{name}_bucket", f"{name}_count"}
