@@ -78,7 +78,9 @@ class LimitBody:
             self._num_held_bytes -= num_bytes
 
     def _too_large(self) -> RequestError:
-        return RequestError(413, f"The request has more than {self._max_bytes:,} bytes. Send fewer images at once.")
+        return RequestError(
+            413, f"The request has more than {self._max_bytes:,} bytes. Send fewer images at once, or smaller ones."
+        )
 
 
 async def admit(request: Request, check_room: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import shlex
+import signal
 import socket
 import tempfile
 import threading
@@ -157,7 +158,16 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             if is_ours:
                 serve.shutdown()
             ray.shutdown(wait_for_processes=True)
+            _end_processes_of(scratch.name)
         scratch.cleanup()
+
+
+def _end_processes_of(directory: str) -> None:
+    """Ends what was started with a file of this directory: HAProxy outlives a Ray that was ended from outside."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended by itself
+            if os.fsencode(directory) in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def serve_environment(directory: str, host: str) -> dict[str, str]:

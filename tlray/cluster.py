@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray._private.parameter as ray_parameter
 import ray._private.state as ray_state
+import ray._private.worker as ray_worker
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -49,6 +50,9 @@ KERAS_ENVIRONMENT = WORKER_ENVIRONMENT | {"TLRAY_PROCESS": "keras"}
 """Of `start_here`. Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
 
 MANY_NODES = 64
+
+LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
+STDERR = 2
 
 MIN_WORKER_CPUS = 0.01
 MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
@@ -136,7 +140,7 @@ def connect(*, with_jobs: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext():
+            with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext(), _quiet_driver():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
@@ -164,6 +168,36 @@ def _agent_port_of_its_own() -> Iterator[None]:
         yield
     finally:
         parameters.RayParams = original
+
+
+@contextlib.contextmanager
+def _quiet_driver() -> Iterator[None]:
+    """Has Ray's C++ part in this process tell fatal errors only; that of the node's processes has its own log files.
+
+    It tells of each pool of actors of Ray Data that it could not be restarted if objects were lost that it keeps.
+    """
+    module: Any = ray_worker
+    original = module.connect
+
+    def connect_quietly(*arguments: Any, **named: Any) -> Any:
+        if LOG_LEVEL_VARIABLE in os.environ:
+            return original(*arguments, **named)
+        os.environ[LOG_LEVEL_VARIABLE] = "fatal"
+        stderr = os.dup(STDERR)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), STDERR)  # where it tells that it has been told so
+        try:
+            return original(*arguments, **named)
+        finally:
+            os.dup2(stderr, STDERR)
+            os.close(stderr)
+            del os.environ[LOG_LEVEL_VARIABLE]
+
+    module.connect = connect_quietly
+    try:
+        yield
+    finally:
+        module.connect = original
 
 
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":
