@@ -205,6 +205,8 @@ class Batches:
             ) from None
 
     def _check_locations(self, order: Order) -> None:
+        if not self._input_roots or not self._output_roots:
+            raise _forbidden("Bulk scoring is off here: the operator has named no input_roots and output_roots.")
         _check_allowed("input", order.input, self._input_roots)
         _check_allowed("output", order.output, self._output_roots)
         if storage.split_member(order.output)[1] is not None:

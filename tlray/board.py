@@ -20,8 +20,11 @@ class Board:
         self._failures: list[str] = []
 
     def post(self, latest: dict[str, Any]) -> None:
-        """Replaces what is known: `epoch` (from 1), `step` (of the epoch), and `history`, a row an epoch."""
-        self._latest = latest
+        """Replaces what is known: `epoch` (from 1), `step` (of the epoch), and `history`, a row an epoch.
+
+        `first_epoch` is added: that of the first post, later than 1 where a run goes on.
+        """
+        self._latest = {"first_epoch": self._latest.get("first_epoch", latest["epoch"])} | latest
 
     def post_failure(self, failure: str) -> None:
         """Adds a failure that training goes on after."""
@@ -70,6 +73,8 @@ def shown(board: Any, config: TrainConfig, *, steps_per_epoch: int) -> Iterator[
                 )
             num_failures = len(failures)
             if latest:
+                if not num_said and latest["first_epoch"] > 1:
+                    progress.say(f"Continuing after epoch {latest['first_epoch'] - 1}, with these before:")
                 progress.update((latest["epoch"] - 1) * steps_per_epoch + latest["step"])
                 for row in latest["history"][num_said:]:
                     progress.say(_epoch_line(row, config.epochs))

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +55,9 @@ MANY_NODES = 64
 
 LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
 STDERR = 2
+
+CONNECT_S = 10.0
+"""For a node to take a connection."""
 
 MIN_WORKER_CPUS = 0.01
 MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
@@ -140,6 +145,7 @@ def connect(*, with_jobs: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
+            _check_address(os.environ.get("RAY_ADDRESS", ""))
             with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext(), _quiet_driver():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread():
@@ -153,6 +159,16 @@ def connect(*, with_jobs: bool = False) -> None:
     context.enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _check_address(address: str) -> None:
+    """Raises ConnectionError where nobody listens at an address HOST:PORT: Ray itself would try for many minutes."""
+    found = re.fullmatch(r"([^/:]+|\[[^/]+\]):(\d+)", address)
+    if found:
+        try:
+            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"nobody answers at {address} ({error})") from error
 
 
 @contextlib.contextmanager

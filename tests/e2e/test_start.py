@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from tests.e2e.test_jobs import free_ports
 from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
+from tests.unit.test_fuzz import wrong_requests
 
 WAIT_S = 120.0
 MARK = "TLRAY_TEST_MARK"
@@ -71,6 +73,21 @@ def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
     assert len(bound) == 3, config
     assert f"127.0.0.1:{port}" in bound
     assert all(each.startswith("127.0.0.1:") for each in bound), bound
+
+
+def assert_wrong_requests_are_answered(http: httpx.Client) -> None:
+    """Sends what `tests/unit/test_fuzz.py` asks of the application alone through HAProxy and Serve to a model."""
+    wrong = wrong_requests()
+    sent = [each for kind in ("spoilt", "texts", "forms") for each in wrong[kind]]
+    assert len(sent) > 400
+    statuses: Counter[int] = Counter()
+    for each in sent:
+        headers = [(name.encode(), text.encode("latin-1")) for name, text in each.headers.items()]
+        answer = http.post(each.path.replace("chest-ct", "small"), content=each.content, headers=headers)
+        assert answer.status_code < 500, (each, answer.text)
+        assert answer.status_code < 400 or answer.json()["error"], each
+        statuses[answer.status_code] += 1
+    assert sum(count for status, count in statuses.items() if status >= 400) > len(sent) / 3, statuses
 
 
 def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark: str) -> None:
@@ -130,6 +147,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
             assert answer["bundle_sha256"] in shown
             (row,) = answer["predictions"]
             assert base64.b64decode(row["explanation"]).startswith(b"\x89PNG")
+            assert_wrong_requests_are_answered(http)
             locations = {"input": str(phantom_set), "output": str(tmp_path / "out/first")}
             batch = http.post("/v1/batches", json=locations).raise_for_status().json()
             deadline, pause = time.monotonic() + WAIT_S, threading.Event()

@@ -1,9 +1,13 @@
 """What a cluster has, and the checks of locations: what needs no running Ray."""
 
 import os
+import re
+import socket
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 
 from tests.unit.test_plans import MIB, make_capacity
 from tlray import cluster
@@ -184,3 +188,31 @@ def test_path_of_one_node_is_refused_on_several():
 )
 def test_shared_outputs(location, many):
     assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "LOCAL_RAY_ENVIRONMENT", {})
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "127.0.0.1:99999999"])
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch, address):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # bound and not listening: nobody else's either
+        address = address.format(port=listener.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "init", pytest.fail)
+        with pytest.raises(ConfigError, match=rf"nobody answers at {re.escape(address)} .* unset RAY_ADDRESS"):
+            cluster.connect()
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("address", ["", "auto", "local", "ray://head:10001"])
+def test_other_addresses_are_rays_own_matter(monkeypatch, address):
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", lambda **options: begun.append(options))
+    cluster.connect()
+    assert len(begun) == 1
