@@ -21,7 +21,7 @@ from tlray.config import Augmentation, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-NUM_EPOCHS = 12  # so many that a run cannot end before it is killed
+NUM_EPOCHS = 8  # so many that a run cannot end before it is killed
 DEADLINE_S = 240.0
 
 
