@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import RequestError
+from serve_app.errors import RETRY_AFTER_S, RequestError
 
 MIN_BYTES_PER_S = 16 * 1024
 """A body that comes more slowly is cut off; a bad mobile connection is as fast."""
 
 MAX_BODIES = 8
 """All bodies that are held at a time are no larger than so many of the longest."""
-
-RETRY_AFTER_S = 1
 
 
 class LimitBody:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from tlray.errors import ImageError, TlrayError
 
+RETRY_AFTER_S = 1
+"""After a refusal for want of room: a batch takes less."""
+
 
 class RequestError(TlrayError):
     """A request cannot be answered. Becomes an HTTP answer with the message in it.

@@ -12,12 +12,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.classifier import Answer, Classifier, ModelInfo, Pixels
-from serve_app.errors import QueueClosed, QueueFull, RequestError
+from serve_app.errors import RETRY_AFTER_S, QueueClosed, QueueFull, RequestError
 
 NUM_TRIES = 3
 """Of a request whose replica died, is being shut down or full: the same images give the same answer anywhere."""
-
-RETRY_AFTER_S = 1
 
 AWAKE_S = 1.0
 """For so long after an answer nobody asks whether there still is a replica."""

@@ -15,15 +15,13 @@ import numpy as np
 from serve_app.classifier import Answer, ModelInfo, Pixels
 from serve_app.decoding import Decoded, decode
 from serve_app.drift import STATISTICS, DriftWindow
-from serve_app.errors import RequestError
+from serve_app.errors import RETRY_AFTER_S, RequestError
 from serve_app.options import Options
 from serve_app.requestlog import note
 from serve_app.telemetry import Telemetry
 from tlray.errors import ImageError, ImageErrorCode
 
 T = TypeVar("T")
-
-RETRY_AFTER_S = 1
 
 
 class Model(Protocol):
