@@ -3,15 +3,16 @@
     python benchmarks/time_to_accuracy.py --data DIR --weights FILE
 
 Four ways, on the same images and the same weights, in turns in this one call, each round beginning with another one:
-the article's script (`article_script.py`), `jobs/train.py probe`, `jobs/train.py standard` and `jobs/sweep.py` with 40
-trials. Each run is a process of its own with all cores, and its whole time counts, from its start: the script's until
-its model is saved (it notes that time, and only then measures its model on the held-out images), tlray's until its
-process ends, with the start of its own local Ray, the report and the evaluation, and the sweep's with the training of
-its best settings.
+the article's script (`article_script.py`), `jobs/train.py probe`, `jobs/train.py standard` and, once for each seed,
+`jobs/sweep.py` with 40 trials. Each run is a process of its own with all cores, and its whole time counts, from its
+start: the script's until its model is saved (it notes that time, and only then measures its model on the held-out
+images), tlray's until its process ends, with the start of its own local Ray, the report and the evaluation, and the
+sweep's with the training of its best settings.
 
 The images of DATA's train and valid folders are cut anew for each seed, into five stratified parts; byte-identical
 images stay together. One part is held out (`test`), the next one is `valid`, the rest is `train`: the same folders for
-all. Images in a test folder of DATA are left out.
+all. `--folds 5` holds out every part in turn: repeated grouped cross-validation. Images in a test folder of DATA are
+left out.
 
 It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out. No figure makes it fail.
 """
@@ -103,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One run of each method on the same images.
+    """One run of each method on the same images; of the sweep only in the first round of a seed.
 
     Attributes:
         seed: Of the cut and of the runs.
@@ -234,6 +235,11 @@ def run_process(name: str, command: Sequence[object], scratch: Path) -> tuple[fl
     return start_s, end_s
 
 
+def methods_of(fold: int) -> list[str]:
+    """Returns what runs when a part is held out: a sweep, which has to be quick only, runs once for each seed."""
+    return [method for method in METHODS if method != "sweep" or fold == 0]
+
+
 def turned(names: list[str], number: int) -> list[str]:
     """Returns names in the order of a round: what runs first in one comes last in the next."""
     start = number % len(names)
@@ -252,7 +258,7 @@ def measure(settings: Settings, directory: Path) -> list[Round]:
             data = directory / f"data-{seed}-{fold}"
             num_images = link_images(images, parts, fold, data)
             runs: dict[str, Run] = {}
-            for method in turned(list(METHODS), len(rounds)):
+            for method in turned(methods_of(fold), len(rounds)):
                 time.sleep(REST_S)
                 with tempfile.TemporaryDirectory(dir=directory) as scratch:
                     runs[method] = METHODS[method](settings, data, seed, Path(scratch))
@@ -273,7 +279,7 @@ def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
     """Returns for each method what goes into the JSON file and the tables."""
     summary: dict[str, dict[str, Any]] = {}
     for method in METHODS:
-        runs = [each.runs[method] for each in rounds]
+        runs = [each.runs[method] for each in rounds if method in each.runs]
         summary[method] = {
             "wall_s": [run.wall_s for run in runs],
             "median_wall_s": statistics.median(run.wall_s for run in runs),
@@ -283,8 +289,8 @@ def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
             "mean_valid_accuracy": statistics.mean(run.valid_accuracy for run in runs),
         }
     for method, goal in TIME_GOALS.items():
-        ratios = [each.time_ratio(method) for each in rounds]
-        gains = [each.gain_points(method) for each in rounds]
+        ratios = [each.time_ratio(method) for each in rounds if method in each.runs]
+        gains = [each.gain_points(method) for each in rounds if method in each.runs]
         summary[method] |= {
             "time_ratios": ratios,
             "median_time_ratio": statistics.median(ratios),
@@ -344,8 +350,12 @@ def to_round_row(number: int, each: Round) -> str:
     """Returns a round's row of the second table."""
     sizes = ", ".join(str(count) for count in each.num_images.values())
     cells = [f"{number} (seed {each.seed}, part {each.fold + 1})", sizes]
-    cells += [f"{each.runs[method].wall_s:.1f} s, {each.runs[method].test_accuracy:.3f}" for method in METHODS]
-    cells += [f"{each.time_ratio(method):.2f}, {each.gain_points(method):+.1f}" for method in TIME_GOALS]
+    for method in METHODS:
+        run = each.runs.get(method)
+        cells.append(f"{run.wall_s:.1f} s, {run.test_accuracy:.3f}" if run else "")
+    for method in TIME_GOALS:
+        ran = method in each.runs
+        cells.append(f"{each.time_ratio(method):.2f}, {each.gain_points(method):+.1f}" if ran else "")
     return f"| {' | '.join(cells)} |"
 
 
@@ -375,7 +385,7 @@ def to_markdown(
         "start, evaluation, report and bundle.",
         f"- Script: `benchmarks/article_script.py`, epochs: {settings.epochs}; its last model counts. tlray: "
         f"`jobs/train.py` with the recipes `probe` and `standard`, one worker, and `jobs/sweep.py` with {NUM_TRIALS} "
-        "trials, whose best settings are trained and evaluated.",
+        "trials, whose best settings are trained and evaluated; once for each seed.",
         f"- Images: those of the train and valid folders together, for each seed in {NUM_PARTS} stratified parts; "
         "byte-identical images stay together. One part is held out, the next one is for validation. Slices of the same "
         "patient may lie in several parts, for all alike. Parts held out for different seeds overlap: rounds are not "
