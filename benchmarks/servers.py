@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from load import CONTENT_TYPE, encode_form
 from processes import family, identities
 
-from serve_app.local import SERVE_ENVIRONMENT
-
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
 ENVIRONMENTS = ROOT / ".venv-peers"
@@ -64,9 +62,8 @@ SYSTEMS = {
         System(
             name="serve_batch",
             command=("serve_batch_server.py",),
-            how="Ray Serve, FastAPI ingress, `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)`, the model "
-            "and the decoding in threads, max_ongoing_requests 1000, both CPUs for the one replica; HAProxy too",
-            settings=SERVE_ENVIRONMENT,
+            how="the same application with `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)` in place of "
+            "its queue, which refuses nothing",
         ),
         System(
             name="litserve",

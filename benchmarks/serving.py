@@ -2,10 +2,11 @@
 
     python benchmarks/serving.py --bundle BUNDLE --data DIR
 
-The same model behind tlray's application, plain `@serve.batch`, LitServe, BentoML and FastAPI, and bare, without a
-server (`peers/`). In each round they take turns, in another order each time: each is started in an environment of its
-own, tried, put under load (`load.py`, a process of its own), and ended. Load: JPEG uploads by 1, 8 and 64 clients that
-wait for their answers (closed loop), and at random times at half and at twice the bare model's rate (open loop).
+The same model behind `tlray serve`, the same application with plain `@serve.batch`, LitServe, BentoML and FastAPI, and
+bare, without a server (`peers/`). In each round they take turns, in another order each time: each is started in an
+environment of its own, tried, put under load (`load.py`, a process of its own), and ended. Load: JPEG uploads by 1, 8
+and 64 clients that wait for their answers (closed loop), and at random times at half and at twice the bare model's rate
+(open loop).
 
 It prints a table and writes `serving_DATE.md` and `.json` into --out. No figure makes it fail; a server that says
 something else of an image than the bare model does.

@@ -91,7 +91,7 @@ def goals(figures: Figures, systems: Sequence[str]) -> list[str]:
         lines.append(_goal(what, figures.of("tlray", load, "p99") / tails[quickest], at_most=1.0))
     if "serve_batch" in peers:
         ratio = rate / figures.of("serve_batch", SATURATED, "images_per_s")
-        lines.append(_goal("times plain `@serve.batch`, images/s at 64 clients", ratio, at_least=1.5))
+        lines.append(_goal("times the same with plain `@serve.batch`, images/s at 64 clients", ratio, at_least=1.5))
     added_ms = figures.of("tlray", ONE, "p50") - figures.bare("single_ms") - figures.bare("decode_ms")
     lines.append(_goal("ms at one client (p50) beyond the bare model and decoding", added_ms, at_most=10.0))
     return lines

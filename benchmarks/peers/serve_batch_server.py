@@ -1,40 +1,60 @@
-"""Ray Serve with a FastAPI ingress and plain `@serve.batch`, as Ray's documentation shows it.
+"""`tlray serve` itself, with `@serve.batch` in the place of `serve_app.batching.Batcher`: nothing else differs.
 
 https://docs.ray.io/en/latest/serve/advanced-guides/dyn-req-batch.html; the model off the event loop, as
 https://docs.ray.io/en/latest/serve/advanced-guides/asyncio-best-practices.html has it ("Batching").
 """
 
 import asyncio
-import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, File
-from model import MAX_BATCH_SIZE, Model, answer, decode
-from on_ray import run
+from model import BUNDLE, PORT
 from ray import serve
 
-app = FastAPI()
+from serve_app import app, classifier, local
+from tlray.jobconfig import ServeConfig
+
+BATCH_WAIT_TIMEOUT_S = 0.01  # the decorator's default
 
 
-@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": os.cpu_count()})
-@serve.ingress(app)
-class Classifier:
-    """The whole application."""
+class PlainBatcher:
+    """What a model calls of `Batcher`. Its queue has no end, as that of `@serve.batch` has none."""
 
-    def __init__(self) -> None:
-        self.model = Model()
+    num_waiting = 0
 
-    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.01)
-    async def classify(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns the probabilities, float32 [classes] each, of images, uint8 [size, size, 3] each."""
-        return list(await asyncio.to_thread(lambda: self.model.predict(np.stack(images))))
+    def __init__(
+        self,
+        run: Callable[[list[bytes]], Sequence[np.ndarray]],
+        *,
+        max_batch_size: int,
+        max_queue: int,  # noqa: ARG002
+        on_batch: Callable[[int], None],
+    ) -> None:
+        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S)
+        async def predict_batch(items: list[bytes]) -> list[np.ndarray]:
+            on_batch(len(items))
+            return list(await asyncio.to_thread(run, items))
 
-    @app.post("/predict")
-    async def predict(self, file: bytes = File()) -> dict[str, Any]:
-        """Classifies an image file."""
-        return answer(await self.classify(await asyncio.to_thread(decode, file)))
+        self._predict: Any = predict_batch
+
+    async def submit_all(self, items: Sequence[bytes]) -> list[np.ndarray]:
+        """Returns the model's results for some items, in their order."""
+        return list(await asyncio.gather(*(self._predict(item) for item in items)))
+
+
+class PlainIngress(app.Ingress):
+    """The replica, whose process the exchange is made in."""
+
+    async def __init__(self, *args: Any) -> None:
+        classifier.Batcher = PlainBatcher
+        await super().__init__(*args)  # pyright: ignore[reportGeneralTypeIssues] (Serve makes it a coroutine)
 
 
 if __name__ == "__main__":
-    run(Classifier.bind())
+    signal.signal(signal.SIGINT, lambda *_: sys.exit())
+    app.Ingress = PlainIngress
+    with local.started(ServeConfig(bundle=str(BUNDLE), port=PORT, quiet=True)) as endpoint:
+        endpoint.wait()
