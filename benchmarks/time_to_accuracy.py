@@ -14,7 +14,8 @@ images stay together. One part is held out (`test`), the next one is `valid`, th
 all. `--folds 5` holds out every part in turn: repeated grouped cross-validation. Images in a test folder of DATA are
 left out.
 
-It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out. No figure makes it fail.
+It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out, after each round anew. No figure makes
+it fail.
 """
 
 import datetime
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class Settings:
     """The script's epochs (the article's: 8); tlray's recipes have their own."""
     out: str = "benchmarks/results"
     """The folder for the results; earlier ones of the same day are replaced."""
+    resume: bool = False
+    """Go on with an interrupted comparison of the same day: the rounds that it has written are not run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,30 +249,28 @@ def turned(names: list[str], number: int) -> list[str]:
     return names[start:] + names[:start]
 
 
-def measure(settings: Settings, directory: Path) -> list[Round]:
-    """Runs everything, a line for each run."""
+def measure(settings: Settings, directory: Path, done: Sequence[tuple[int, int]]) -> Iterator[Round]:
+    """Runs all rounds but those done, seeds and folds, a line for each run."""
     images = read_images(settings.data)
     # The first process of all reads the packages from the disk; none that is timed should pay for that.
     run_process("Importing the packages", ["-c", "import keras, ray.data, tensorflow"], directory)
-    rounds: list[Round] = []
-    for seed in range(settings.seeds):
-        parts = cut(images, seed)
-        for fold in range(settings.folds):
-            data = directory / f"data-{seed}-{fold}"
-            num_images = link_images(images, parts, fold, data)
-            runs: dict[str, Run] = {}
-            for method in turned(methods_of(fold), len(rounds)):
-                time.sleep(REST_S)
-                with tempfile.TemporaryDirectory(dir=directory) as scratch:
-                    runs[method] = METHODS[method](settings, data, seed, Path(scratch))
-                print(
-                    f"round {len(rounds) + 1}/{settings.seeds * settings.folds}, {method}: "
-                    f"{runs[method].wall_s:.1f} s, accuracy {runs[method].test_accuracy:.3f} on "
-                    f"{num_images['test']} held-out images",
-                    flush=True,
-                )
-            rounds.append(Round(seed=seed, fold=fold, num_images=num_images, runs=runs))
-    return rounds
+    places = [(seed, fold) for fold in range(settings.folds) for seed in range(settings.seeds)]
+    for number, (seed, fold) in enumerate(places):
+        if (seed, fold) in done:
+            continue
+        data = directory / f"data-{seed}-{fold}"
+        num_images = link_images(images, cut(images, seed), fold, data)
+        runs: dict[str, Run] = {}
+        for method in turned(methods_of(fold), number):
+            time.sleep(REST_S)
+            with tempfile.TemporaryDirectory(dir=directory) as scratch:
+                runs[method] = METHODS[method](settings, data, seed, Path(scratch))
+            print(
+                f"round {number + 1}/{len(places)}, {method}: {runs[method].wall_s:.1f} s, accuracy "
+                f"{runs[method].test_accuracy:.3f} on {num_images['test']} held-out images",
+                flush=True,
+            )
+        yield Round(seed=seed, fold=fold, num_images=num_images, runs=runs)
 
 
 # -- the results
@@ -306,7 +307,7 @@ def describe(settings: Settings, load_before: float) -> dict[str, Any]:
     """Returns what a reader must know to repeat the measurement."""
     weights = Path(settings.weights)
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "command": (
             f"python benchmarks/time_to_accuracy.py --data DIR --weights {weights.name} "
             f"--seeds {settings.seeds} --folds {settings.folds} --epochs {settings.epochs}"
@@ -411,21 +412,40 @@ def main() -> None:
         print(f"--seeds must be at least 1, and --folds 1 to {NUM_PARTS}.", file=sys.stderr)
         sys.exit(2)
     load_before = os.getloadavg()[0]
+    stem = Path(settings.out) / f"time_to_accuracy_{today()}"
+    rounds = read_rounds(stem) if settings.resume else []
+    page = ""
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as directory:
         try:
-            rounds = measure(settings, Path(directory))
+            for each in measure(settings, Path(directory), [(each.seed, each.fold) for each in rounds]):
+                rounds.append(each)
+                page = write_results(stem, settings, load_before, rounds)
         except TlrayError as error:
             sys.exit(f"{error}\n{NEEDS}")
-    about = describe(settings, load_before)
-    summary = summarise(rounds)
+    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+
+
+def today() -> str:
+    """Returns the date."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def read_rounds(stem: Path) -> list[Round]:
+    """Returns the rounds of an earlier run; none, if there was none."""
+    path = stem.with_suffix(".json")
+    rounds = json.loads(path.read_text())["rounds"] if path.exists() else []
+    return [Round(**each | {"runs": {name: Run(**run) for name, run in each["runs"].items()}}) for each in rounds]
+
+
+def write_results(stem: Path, settings: Settings, load_before: float, rounds: Sequence[Round]) -> str:
+    """Writes the results so far, and returns the page."""
+    about, summary = describe(settings, load_before), summarise(rounds)
     page = to_markdown(settings, about, summary, rounds)
     content = about | {"methods": summary, "rounds": [asdict(each) for each in rounds]}
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"time_to_accuracy_{about['date']}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
     stem.with_suffix(".md").write_text(page)
-    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+    return page
 
 
 if __name__ == "__main__":
