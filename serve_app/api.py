@@ -1,6 +1,7 @@
 """The HTTP side: addresses, formats and codes. What is done with images is the service's."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -12,11 +13,10 @@ from starlette.requests import ClientDisconnect
 from serve_app import open_inference
 from serve_app.access import ApiKeys, Verdict
 from serve_app.batches import Batches, add_batches
-from serve_app.body import LimitBody
+from serve_app.body import LimitBody, make_length_check
 from serve_app.docs import add_docs
-from serve_app.errors import RequestError
+from serve_app.errors import CODES, RequestError
 from serve_app.guard import make_guard
-from serve_app.jsonbody import CODE
 from serve_app.page import load_page
 from serve_app.protocols import add_open_inference, add_tensorflow_serving
 from serve_app.requestlog import LogRequests, note
@@ -43,6 +43,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(make_length_check(options.max_body_bytes))],
     )
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
     api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
@@ -67,31 +68,38 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
 
 
 async def _show_request_error(_: Request, error: RequestError) -> JSONResponse:
-    note(error_code=error.code)
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
     if error.status == Verdict.MISSING:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": error.message, "error_code": error.code}, error.status, headers)
+    return _failure(error.status, error.message, error.code, headers)
 
 
 async def _show_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return JSONResponse({"error": f"{where}: {first['msg']}.", "error_code": CODE}, 422)
+    return _failure(422, f"{where}: {first['msg']}.")
 
 
 async def _show_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": str(error.detail), "error_code": None}, error.status_code, error.headers)
+    return _failure(error.status_code, str(error.detail), headers=error.headers)
 
 
 async def _show_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
     # Who has closed only one half of the connection can still read it.
-    return JSONResponse({"error": "The client left before its request was complete.", "error_code": CODE}, 400)
+    return _failure(400, "The client left before its request was complete.")
 
 
 async def _show_failure(request: Request, error: Exception) -> JSONResponse:
     _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": "The server failed; its log says why.", "error_code": "internal"}, 500)
+    return _failure(500, "The server failed; its log says why.")
+
+
+def _failure(
+    status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    code = code or CODES[status]
+    note(error_code=code)
+    return JSONResponse({"error": message, "error_code": code}, status, headers)
 
 
 # -- addresses
@@ -109,7 +117,7 @@ def _add_open(api: FastAPI, service: Service) -> None:
         """Tells that the process answers."""
         return {"live": True}
 
-    @api.get("/v2/health/ready", response_model=Ready, responses=refusals(500, 503), tags=["health"])
+    @api.get("/v2/health/ready", response_model=Ready, responses=refusals(400, 500, 503), tags=["health"])
     async def ready() -> dict[str, Any]:
         """Tells that the model is loaded, checked and warmed up, and which one."""
         info = await service.model_info()

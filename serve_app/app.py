@@ -61,6 +61,11 @@ class Ingress:
         """With `one_process`: puts another bundle in the main version's place; see `Classifier.reconfigure`."""
         await self._classifiers[self._version].reconfigure(user_config)
 
+    def check_health(self) -> None:
+        """See `Classifier.check_health`."""
+        for classifier in self._classifiers.values():
+            classifier.check_health()
+
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve in the replica."""
         return create_api(self._service, ApiKeys(), self._batches)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,12 +13,14 @@ from serve_app.errors import RETRY_AFTER_S, RequestError
 MIN_BYTES_PER_S = 16 * 1024
 """A body that comes more slowly is cut off; a bad mobile connection is as fast."""
 
+NO_BODY = ("GET", "HEAD", "DELETE")
+
 MAX_BODIES = 8
 """All bodies that are held at a time are no larger than so many of the longest."""
 
 
 class LimitBody:
-    """Refuses large bodies, by their Content-Length before a byte is read, else once they are; and slow ones.
+    """Refuses large bodies, once they are; and slow ones. `check_length` comes before it.
 
     ASGI middleware, see https://www.starlette.io/middleware/#pure-asgi-middleware.
 
@@ -38,7 +41,6 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
         start_s = time.monotonic()
         num_bytes = 0
         is_whole = False
@@ -47,9 +49,6 @@ class LimitBody:
             nonlocal num_bytes, is_whole
             if is_whole:  # what follows is the client's leaving, whenever that is
                 return await receive()
-            # Numbers of thousands of digits are refused by int().
-            if announced.isdigit() and (len(announced) > 20 or int(announced) > self._max_bytes):
-                raise self._too_large()
             left_s = start_s + self._timeout_s + num_bytes / MIN_BYTES_PER_S - time.monotonic()
             try:
                 async with asyncio.timeout(left_s):
@@ -62,7 +61,7 @@ class LimitBody:
             num_bytes += num_new
             self._num_held_bytes += num_new
             if num_bytes > self._max_bytes:
-                raise self._too_large()
+                raise _too_large(self._max_bytes)
             if self._num_held_bytes > MAX_BODIES * self._max_bytes:
                 raise RequestError(
                     429, "Too much is being sent. Try again a little later.", retry_after_s=RETRY_AFTER_S
@@ -75,10 +74,31 @@ class LimitBody:
         finally:
             self._num_held_bytes -= num_bytes
 
-    def _too_large(self) -> RequestError:
-        return RequestError(
-            413, f"The request has more than {self._max_bytes:,} bytes. Send fewer images at once, or smaller ones."
-        )
+
+def make_length_check(max_bytes: int) -> Callable[[Request], Coroutine[Any, Any, None]]:
+    """Makes what FastAPI asks before each request: it refuses a body by what is announced of it.
+
+    Serve reads bodies ahead, and keeps what comes for as long as a request is not answered.
+
+    Args:
+        max_bytes: The longest body.
+    """
+
+    async def check_length(request: Request) -> None:
+        announced = request.headers.get("content-length", "0")
+        if request.method in NO_BODY and (announced != "0" or "transfer-encoding" in request.headers):
+            raise RequestError(400, f"Send no body with {request.method}.")
+        # Numbers of thousands of digits are refused by int().
+        if announced.isdecimal() and (len(announced) > 20 or int(announced) > max_bytes):
+            raise _too_large(max_bytes)
+
+    return check_length
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
+        413, f"The request has more than {max_bytes:,} bytes. Send fewer images at once, or smaller ones."
+    )
 
 
 async def admit(request: Request, check_room: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ import ray
 
 from serve_app.batching import Batcher
 from serve_app.telemetry import ModelTelemetry
-from tlray import storage
+from tlray import bundle, storage
 from tlray.bundle import BundleSpec
-from tlray.errors import TlrayError
+from tlray.errors import BundleError, TlrayError
 
 if TYPE_CHECKING:
     from tlray.explain import Explainer
@@ -52,6 +53,19 @@ class Answer:
     bundle_sha256: str
     probabilities: np.ndarray | None
     predict_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """Where a model looked.
+
+    Attributes:
+        overlays: Of each image, PNG; see `explain.overlay`.
+        problem: Why this model cannot be explained; then there are none.
+    """
+
+    overlays: Sequence[bytes] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +114,38 @@ class Model:
             max_queue=max_waiting,
             on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
         )
-        self._explainer: Explainer | None = None
+        self._explainer: Explainer | BundleError | None = None
         # One thread, and the network is loaded once; in the loop's own pool waiting explanations would stop all others.
         self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         for size in {1, max_batch_size}:  # the first calls of a size are slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
 
     def explain(self, image: bytes, class_index: int) -> bytes:
-        """Returns the Grad-CAM overlay of an image as PNG."""
+        """Returns the Grad-CAM overlay of an image as PNG.
+
+        Raises:
+            BundleError: The model cannot be explained.
+        """
         from tlray import explain  # noqa: PLC0415
 
         if self._explainer is None:
-            self._explainer = explain.Explainer(self.predictor.bundle)
+            try:
+                self._explainer = explain.Explainer(self.predictor.bundle)
+            except BundleError as error:
+                self._explainer = error
+        if isinstance(self._explainer, BundleError):
+            raise self._explainer.with_traceback(None)
         (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
         return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
         """Predicts a batch."""
         return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
+
+    async def close(self) -> None:
+        """Takes nothing more, and returns when all predictions that wait have been made."""
+        await self.batcher.close()
+        self.explaining.shutdown(wait=False)
 
 
 def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
@@ -147,20 +175,41 @@ class Classifier:
             use_gpu=use_gpu,
         )
         self._model = self._load(location)
+        self._is_started = False
+
+    def check_health(self) -> None:
+        """Called by Serve again and again, first when a replica has its model and was configured."""
+        self._is_started = True
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
 
-        One that cannot be used changes nothing: Serve would end a replica that raised here, and the service with it.
+        One that cannot be used changes nothing: Serve would end a replica that raised here, and the service with it. A
+        replica that is just being started does raise: it would answer with another model than the others.
         """
         try:
-            model = await asyncio.to_thread(self._load, user_config["bundle"])
+            model = await asyncio.to_thread(self._load_other, user_config["bundle"])
         except Exception as error:
+            if not self._is_started:
+                raise
             known = isinstance(error, TlrayError)
             _LOG.error("The present model stays: %s", error if known else repr(error), exc_info=not known)
             return
+        if model is None:
+            return
         before, self._model = self._model, model
-        await before.batcher.close()
+        await before.close()
+        del before, model
+        # What a replica starts with Ray takes out of the garbage collector's sight; its first model would never go.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    def _load_other(self, location: str) -> Model | None:
+        """Loads a bundle; None: it is the present one. Serve asks for that too, where it renumbers its replicas."""
+        info = self._model.info
+        is_same = (storage.absolute(location), bundle.read_spec(location)[1]) == (info.location, info.bundle_sha256)
+        return None if is_same else self._load(location)
 
     async def describe(self) -> ModelInfo:
         """Tells what is loaded."""
@@ -180,11 +229,15 @@ class Classifier:
             predict_s=time.monotonic() - start_s,
         )
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each, PNG; None: another model is loaded."""
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
+        """Explains some images for a class each; None: another model is loaded."""
         model = self._model
         if bundle_sha256 != model.info.bundle_sha256:
             return None
         loop = asyncio.get_running_loop()
         pairs = zip(pixels.images, class_indices, strict=True)
-        return [await loop.run_in_executor(model.explaining, model.explain, image, index) for image, index in pairs]
+        explain = functools.partial(loop.run_in_executor, model.explaining, model.explain)
+        try:
+            return Explained(overlays=[await explain(image, index) for image, index in pairs])
+        except BundleError as error:
+            return Explained(problem=str(error))

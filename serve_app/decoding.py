@@ -24,19 +24,22 @@ class Decoded:
     grey: tuple[float, float] | None
 
 
-def decode(file: bytes | np.ndarray, spec: BundleSpec) -> Decoded | ImageError:
+def decode(file: bytes | np.ndarray, spec: BundleSpec, max_pixels: int | None = None) -> Decoded | ImageError:
     """Decodes an image for a model, or tells what is wrong with it.
 
     Args:
         file: An image file, or pixels, uint8 [height, width, 3].
         spec: The model's description.
+        max_pixels: Of a file; see `images.decode`.
     """
     size = (spec.image_size_px, spec.image_size_px)
     if isinstance(file, np.ndarray):
         image = Image.fromarray(file).resize(size, Image.Resampling.BILINEAR)
     else:
         try:
-            image = images.decode(file, size_px=spec.image_size_px, intensity_range=spec.intensity_range)
+            image = images.decode(
+                file, size_px=spec.image_size_px, intensity_range=spec.intensity_range, max_pixels=max_pixels
+            )
         except ImageError as error:
             return error
     return Decoded(pixels=image.tobytes(), grey=grey_statistics(image) if spec.training_images else None)

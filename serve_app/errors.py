@@ -7,6 +7,24 @@ from tlray.errors import ImageError, TlrayError
 RETRY_AFTER_S = 1
 """After a refusal for want of room: a batch takes less."""
 
+CODES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_media_type",
+    421: "misdirected",
+    422: "invalid_request",
+    429: "busy",
+    500: "internal",
+    503: "unavailable",
+    504: "timed_out",
+}
+"""By HTTP status, what kind of failure it is for a program, where nothing tells more."""
+
 
 class RequestError(TlrayError):
     """A request cannot be answered. Becomes an HTTP answer with the message in it.
@@ -14,7 +32,7 @@ class RequestError(TlrayError):
     Args:
         status: The HTTP status.
         message: What is wrong with the request and the remedy, for a person.
-        code: What kind of failure it is, for a program: of an image, `ImageErrorCode`.
+        code: What kind of failure it is, for a program: of an image, `ImageErrorCode`; None: as `CODES` has it.
         retry_after_s: When it is worth another try, as the header Retry-After has it; None: not as it is.
     """
 
@@ -22,7 +40,7 @@ class RequestError(TlrayError):
         super().__init__(status, message, code, retry_after_s)
         self.status = status
         self.message = message
-        self.code = code
+        self.code = code or CODES[status]
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:

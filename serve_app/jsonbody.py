@@ -11,15 +11,13 @@ import numpy as np
 
 from serve_app.errors import RequestError
 
-CODE = "invalid_request"
-
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 
 
 def invalid(message: str) -> RequestError:
     """Returns the error of a request that is not as the protocol wants it: HTTP 400."""
-    return RequestError(400, message, CODE)
+    return RequestError(400, message)
 
 
 def shown(value: object) -> str:
@@ -59,7 +57,7 @@ def check_count(num_images: int, *, max_images: int) -> None:
     if num_images < 1:
         raise invalid("The request has no image. Send at least one.")
     if num_images > max_images:
-        raise RequestError(413, f"{num_images} images in one request; the most are {max_images}.", CODE)
+        raise RequestError(413, f"{num_images} images in one request; the most are {max_images}.")
 
 
 def decode_base64(text: object, *, where: str) -> bytes:

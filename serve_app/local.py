@@ -65,10 +65,13 @@ HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104
 
 HAPROXY_SCRIPT = r"""#!/bin/sh
 # Started by Ray in place of HAProxy, after Ray has written its files: what it makes of them opens HAProxy's metrics to
-# other machines, and has it answer 500 where there is no replica just now.
+# other machines, has it answer 500 where there is no replica just now, and hands on headers that Serve takes for its
+# own: it writes one into the log as it is, and fails where they are no UTF-8.
 test "$1 $2" = "-db -f" || exit
 ports="($RAY_SERVE_HAPROXY_METRICS_PORT|$RAY_SERVE_HAPROXY_STATS_PORT)"
-sed -i -E "s/bind \*?:$ports\$/bind 127.0.0.1:\1/" "$3" || exit
+own='http-request del-header ^(x-request-|x-session-id|serve.multiplexed.model.id) -m reg'
+sed -i -E -e "s/bind \*?:$ports\$/bind 127.0.0.1:\1/" -e '/del-header .*x-request-/d' \
+  -e "/^frontend http_frontend/,/ bind /s/^( +)bind .*/&\n\1$own/" "$3" || exit
 cp "$(dirname "$0")/503.http" "$(dirname "$3")/500.http" || exit
 exec {binary} "$@"
 """

@@ -86,8 +86,8 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         service.check_name(name)
         check_media_type(request, INFER_TYPES)
         await admit(request, service.check_room)
-        info = await service.model_info(version)
         body = await request.body()
+        info = await service.known_info(version)
         parsed = await service.parse(
             open_inference.parse_infer,
             body,

@@ -11,11 +11,14 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.classifier import Answer, Classifier, ModelInfo, Pixels
+from serve_app.classifier import Answer, Classifier, Explained, ModelInfo, Pixels
 from serve_app.errors import RETRY_AFTER_S, QueueClosed, QueueFull, RequestError
 
 NUM_TRIES = 3
 """Of a request whose replica died, is being shut down or full: the same images give the same answer anywhere."""
+
+FRESH_S = 5.0
+"""For so long after a prediction what is known of the model holds: asking would have to wait like an image."""
 
 AWAKE_S = 1.0
 """For so long after an answer nobody asks whether there still is a replica."""
@@ -31,15 +34,16 @@ class RemoteModel:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._info: ModelInfo | None = None
-        self._answer_s = -math.inf
+        self._answer_s = self._predict_s = -math.inf
 
     async def describe(self) -> ModelInfo:
         """Tells what is loaded; see `predict` for what is raised.
 
         With `min_replicas: 0` and no work there is no replica. One is started to be asked for the first time; then what
-        it said holds until there is another one: who only looks whether the model is ready does not wake it.
+        it said holds until there is another one: who only looks whether the model is ready does not wake it. It holds
+        also while the model predicts, and by the same bundle.
         """
-        if self._info is not None and await self._is_asleep():
+        if self._info is not None and (time.monotonic() < self._predict_s + FRESH_S or await self._is_asleep()):
             return self._info
         info = self._info = await self._call("describe")
         return info
@@ -50,10 +54,13 @@ class RemoteModel:
         Raises:
             RequestError: 503: no replica can take them now.
         """
-        return await self._call("predict", pixels)
+        answer = await self._call("predict", pixels)
+        is_same = self._info is not None and answer.bundle_sha256 == self._info.bundle_sha256
+        self._predict_s = time.monotonic() if is_same else -math.inf
+        return answer
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle; raises like `predict`."""
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
+        """Explains some images for a class each, if by this bundle; raises like `predict`."""
         return await self._call("explain", pixels, class_indices, bundle_sha256)
 
     async def _is_asleep(self) -> bool:
@@ -110,8 +117,8 @@ class LocalModel:
                 break
         raise _refusal()
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
-        """Returns the Grad-CAM overlays of some images for a class each, if by this bundle."""
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
+        """Explains some images for a class each, if by this bundle."""
         return await self._classifier.explain(pixels, class_indices, bundle_sha256)
 
 

@@ -22,7 +22,7 @@ class Failure(BaseModel):
     """What every answer holds that is an error."""
 
     error: str
-    error_code: str | None = Field(description="For programs: of an image one of tlray's, such as decode_failed")
+    error_code: str = Field(description="For programs: of an image one of tlray's, such as decode_failed")
 
 
 _REFUSALS = {
@@ -48,7 +48,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Failure, "description": _REFUSALS[status]} for status in statuses}
 
 
-GUARDED = refusals(401, 403, 421, 422, 500)
+GUARDED = refusals(400, 401, 403, 421, 422, 500)
 WITH_MODEL = refusals(404, 503)
 WITH_BODY = refusals(400, 408, 413, 415)
 WITH_IMAGES = {**WITH_BODY, **refusals(404, 429, 503, 504)}
@@ -179,6 +179,7 @@ class FileRow(BaseModel):
     refer: bool | None = Field(description="The confidence is low: leave it to a specialist")
     probabilities: dict[str, float] | None
     explanation: str = Field("", description="PNG in base64, with explain=true")
+    explanation_error: str = Field("", description="Why there is none")
     error_code: str | None
     error: str | None
 

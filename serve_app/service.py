@@ -12,16 +12,20 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from serve_app.classifier import Answer, ModelInfo, Pixels
+from serve_app.classifier import Answer, Explained, ModelInfo, Pixels
 from serve_app.decoding import Decoded, decode
 from serve_app.drift import STATISTICS, DriftWindow
 from serve_app.errors import RETRY_AFTER_S, RequestError
 from serve_app.options import Options
 from serve_app.requestlog import note
 from serve_app.telemetry import Telemetry
+from tlray.bundle import BundleSpec
 from tlray.errors import ImageError, ImageErrorCode
 
 T = TypeVar("T")
+
+MAX_PIXELS_AT_ONCE = 2**22
+"""Of images that are decoded side by side. Those with more come one after another: each may take a gigabyte."""
 
 
 class Model(Protocol):
@@ -35,7 +39,7 @@ class Model(Protocol):
         """Predicts some images."""
         ...
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> list[bytes] | None:
+    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
         """Explains some images, if by this bundle."""
         ...
 
@@ -49,6 +53,7 @@ class Prediction:
         probabilities: float32 [readable images, classes].
         errors: For each image what is wrong with it, None for nothing.
         explanations: For each readable image the Grad-CAM overlay of the predicted class, PNG; empty: not asked for.
+        not_explained: Why there are none, though asked for.
         decode_s: Time for decoding.
         predict_s: Time for the queue and the model.
     """
@@ -57,6 +62,7 @@ class Prediction:
     probabilities: np.ndarray
     errors: Sequence[ImageError | None]
     explanations: Sequence[bytes]
+    not_explained: str
     decode_s: float
     predict_s: float
 
@@ -90,6 +96,7 @@ class Service:
         self._windows: dict[int, tuple[str, DriftWindow | None]] = {}
         self._num_held = 0
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         # One: of a body of many small lists JSON makes twenty times as much.
         self._parsers = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
@@ -108,6 +115,10 @@ class Service:
                 503, f"No model answered within {self.options.timeout_s:g} s.", retry_after_s=RETRY_AFTER_S
             ) from None
         return info
+
+    async def known_info(self, version: int | None = None) -> ModelInfo:
+        """Tells which bundle a version had when it was last asked; see `model_info`."""
+        return self._infos.get(self.number(version)) or await self.model_info(version)
 
     @property
     def versions(self) -> list[int]:
@@ -187,7 +198,7 @@ class Service:
             self._hold(-len(files))
 
     async def _predict(self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool) -> Prediction:
-        info = self._infos.get(number) or await self.model_info(number)
+        info = await self.known_info(number)
         while True:
             start_s = time.monotonic()
             decoded = await self._decode(files, info)
@@ -202,11 +213,11 @@ class Service:
             answer = await self._ask(number, pixels, info)
             probs_BK = answer.probabilities
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
-                overlays = []
+                explained = Explained()
                 if explain and good:
                     best = probs_BK.argmax(axis=1).tolist()
-                    overlays = await self._models[number].explain(pixels, best, answer.bundle_sha256)
-                if overlays is not None:
+                    explained = await self._models[number].explain(pixels, best, answer.bundle_sha256)
+                if explained is not None:
                     self._observe(number, info, decoded, probs_BK)
                     if self._mirror is not None and number == self.options.version:
                         places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
@@ -215,7 +226,8 @@ class Service:
                         info=info,
                         probabilities=probs_BK,
                         errors=[each if isinstance(each, ImageError) else None for each in decoded],
-                        explanations=overlays,
+                        explanations=explained.overlays,
+                        not_explained=explained.problem,
                         decode_s=decode_s,
                         predict_s=answer.predict_s,
                     )
@@ -231,8 +243,14 @@ class Service:
         return answer
 
     async def _decode(self, files: Sequence[bytes | np.ndarray], info: ModelInfo) -> list[Decoded | ImageError]:
-        loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._decoders, decode, file, info.spec) for file in files))
+        return await asyncio.gather(*(self._decode_one(file, info.spec) for file in files))
+
+    async def _decode_one(self, file: bytes | np.ndarray, spec: BundleSpec) -> Decoded | ImageError:
+        run = asyncio.get_running_loop().run_in_executor
+        decoded = await run(self._decoders, decode, file, spec, MAX_PIXELS_AT_ONCE)
+        if isinstance(decoded, ImageError) and decoded.code == ImageErrorCode.TOO_LARGE:
+            decoded = await run(self._large_decoder, decode, file, spec)
+        return decoded
 
     def _hold(self, num_images: int) -> None:
         self._num_held += num_images

@@ -1,6 +1,7 @@
 """Shadow traffic: a second model sees a share of the requests after they were answered, and is only compared."""
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Sequence
@@ -22,6 +23,14 @@ NUM_TRIES = 2
 _LOG = logging.getLogger("ray.serve")
 
 
+def _fits(shadow: ModelInfo, pixels: Pixels) -> bool:
+    return (pixels.size_px, pixels.intensity_range) == (shadow.spec.image_size_px, shadow.spec.intensity_range)
+
+
+def _size(file: bytes | np.ndarray) -> int:
+    return file.nbytes if isinstance(file, np.ndarray) else len(file)
+
+
 class Shadow:
     """The second model. Nothing here reaches a client: what goes wrong is counted, and what is too much is dropped.
 
@@ -36,7 +45,7 @@ class Shadow:
         self._options = options
         self._telemetry = telemetry
         self._info: ModelInfo | None = None
-        self._num_held = 0
+        self._num_held = self._num_held_bytes = 0
         self._is_failing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="shadow")  # of its own: it keeps no client waiting
@@ -46,23 +55,35 @@ class Shadow:
 
         Args:
             info: The model that answered.
-            files: The images that it could read, as they were sent.
+            files: The images that it could read, as they were sent. They are kept only for a shadow that sees images
+                otherwise, and no more of them than one request may have.
             pixels: The same, as it saw them.
             probs_BK: What it said of them.
         """
         if not files or random.random() >= self._options.shadow_share:  # noqa: S311 (no secret hangs on it)
             return
-        if self._num_held + len(files) > self._options.max_queued_images:
-            self._telemetry.not_compared("dropped", len(files))
+        if self._info is not None and _fits(self._info, pixels):
+            files = ()
+        num_images, num_bytes = len(pixels.images), sum(_size(each) for each in files)
+        has_room = self._num_held + num_images <= self._options.max_queued_images
+        if not has_room or self._num_held_bytes + num_bytes > self._options.max_body_bytes:
+            self._telemetry.not_compared("dropped", num_images)
             return
-        self._num_held += len(files)
+        self._num_held += num_images
+        self._num_held_bytes += num_bytes
         task = asyncio.get_running_loop().create_task(self._compare(info, files, pixels, probs_BK))
         self._tasks.add(task)  # the loop itself would let go of it
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(functools.partial(self._release, num_images, num_bytes))
+
+    def _release(self, num_images: int, num_bytes: int, task: asyncio.Task[None]) -> None:
+        self._num_held -= num_images
+        self._num_held_bytes -= num_bytes
+        self._tasks.discard(task)
 
     async def _compare(
         self, info: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels, probs_BK: np.ndarray
     ) -> None:
+        num_images = len(pixels.images)
         try:
             async with asyncio.timeout(self._options.timeout_s):
                 shadow_BK = await self._predict(info, files, pixels)
@@ -72,18 +93,16 @@ class Shadow:
             num_agreeing = int((shadow_BK.argmax(axis=1) == probs_BK.argmax(axis=1)).sum())
             self._telemetry.compared(
                 num_agreeing=num_agreeing,
-                num_differing=len(files) - num_agreeing,
+                num_differing=num_images - num_agreeing,
                 differences=float(differences.sum()),
             )
             self._is_failing = False
         except Exception as error:  # whatever it is, nobody waits for it
             is_full = isinstance(error, RequestError) and error.status == 503
-            self._telemetry.not_compared("dropped" if is_full else "error", len(files))
+            self._telemetry.not_compared("dropped" if is_full else "error", num_images)
             if not is_full and not self._is_failing:  # the first of a row: a line for each would fill the disk
                 self._is_failing = True
                 _LOG.warning("The shadow could not be compared: %r", error)
-        finally:
-            self._num_held -= len(files)
 
     async def _predict(self, info: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> np.ndarray:
         """Returns the shadow's probabilities, float32 [images, classes], in the order of the other model's classes."""
@@ -100,8 +119,10 @@ class Shadow:
 
     async def _fit(self, shadow: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> Pixels:
         size_px, limits = shadow.spec.image_size_px, shadow.spec.intensity_range
-        if (pixels.size_px, pixels.intensity_range) == (size_px, limits):
+        if _fits(shadow, pixels):
             return pixels
+        if not files:
+            raise RequestError(503, "Its bundle was exchanged for one that sees images otherwise.")
         loop = asyncio.get_running_loop()
         decoded = [await loop.run_in_executor(self._decoder, decode, file, shadow.spec) for file in files]
         images = []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -51,12 +52,18 @@ def add_uploads(router: APIRouter, service: Service) -> None:
 
 async def _read_form(request: Request, max_images: int) -> tuple[list[str], list[bytes]]:
     check_media_type(request, (FORM,))
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        # Python has codecs that take minutes for a megabyte.
+        raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
     try:
         async with request.form(max_files=max_images, max_fields=max_images) as form:
             uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
             files = [await each.read() for each in uploads]
     except (MultiPartException, HTTPException) as error:
-        raise RequestError(400, f"The form cannot be read: {getattr(error, 'detail', error)}") from error
+        problem = str(getattr(error, "detail", error))
+        status = 413 if problem.startswith("Too many") else 400
+        raise RequestError(status, f"The form cannot be read: {problem}") from error
     if not files:
         raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
     return [each.filename or "" for each in uploads], files
@@ -78,7 +85,9 @@ def _rows(found: Prediction, names: Sequence[str]) -> list[dict[str, Any]]:
                 "refer": confidence < spec.refer_below,
                 "probabilities": dict(zip(spec.classes, probs_K.tolist(), strict=True)),
             }
-            if found.explanations:
+            if found.not_explained:
+                row["explanation_error"] = found.not_explained
+            elif found.explanations:
                 row["explanation"] = base64.b64encode(next(explanations)).decode()
         rows.append(
             row | {"error_code": error.code.value if error else None, "error": error.message if error else None}

@@ -1,5 +1,6 @@
 """The endpoint without Ray: its HTTP side over a socket, around a bundle that is loaded in this process."""
 
+import functools
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,11 @@ class LocalClassifier(Classifier):
     """A replica without Ray, which would say how many CPUs it has."""
 
     def __init__(self, location: str) -> None:
-        self._model = Model(
-            location, telemetry=ModelTelemetry(1), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
+        self._load = functools.partial(
+            Model, telemetry=ModelTelemetry(1), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
         )
+        self._model = self._load(location)
+        self._is_started = False
 
 
 def local_api(model: Any, environment: Mapping[str, str] | None = None, **options: Any) -> Any:

@@ -146,7 +146,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     elif is_cached(config):
         outputs = {POOLED: pooled} | {f"cut_{number}": tensor for number, tensor in enumerate(first.outputs)}
     else:
-        network = as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], preprocessing)
+        network = as_network(keras.Model(first.inputs[0], [pooled]), [POOLED])
         return replace(prepared, network=network)
     tail_architecture = tail.to_json()  # before its layers, which the network shares, are frozen
     return replace(
@@ -155,7 +155,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         tail_layers=tuple(layer.name for layer in models.trained_layers(backbone, config)),
         tail=tail_architecture,
         tail_weights=ray.put(models.get_weights(tail)),
-        network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), preprocessing),
+        network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs)),
     )
 
 
@@ -224,9 +224,10 @@ def _checked(probs: Mapping[str, np.ndarray], predict: Any, tables: Mapping[str,
     """Compares the exported model, on some images, with what was computed from their features."""
     split = next(iter(tables))
     arrays: dict[int, np.ndarray] = {}
-    for place, uri in enumerate(tables[split]["uri"].to_pylist()[:NUM_CHECKED_IMAGES]):
+    uris = tables[split]["uri"].to_pylist()  # class by class
+    for place in sorted({int(place) for place in np.linspace(0, len(uris) - 1, NUM_CHECKED_IMAGES)} if uris else ()):
         with contextlib.suppress(ImageError):  # what has gone since training ends no finished run
-            content = streams.read_file(uri)
+            content = streams.read_file(uris[place])
             image = images.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
             arrays[place] = images.to_array(image)
     if not arrays:

@@ -143,7 +143,13 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
             outputs[layer.name] = result
         return result
 
-    same_layers = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call_and_keep)
+    shape = (config.image_size_px, config.image_size_px, *model.input_shape[3:])  # of a model for any size, too
+    same_layers = keras.models.clone_model(
+        model,
+        input_tensors=keras.Input(shape, dtype=model.inputs[0].dtype),
+        clone_function=lambda layer: layer,
+        call_function=call_and_keep,
+    )
     if not outputs:
         raise ConfigError(f"The model {config.backbone} has no layer with a feature map [batch, height, width, n].")
     name = config.cut or next(reversed(outputs))

@@ -57,6 +57,8 @@ class ImageErrorCode(StrEnum):
     """More bytes or more pixels than the limits allow (a decompression bomb, perhaps)."""
     DECODE_FAILED = "decode_failed"
     """The decoder gave up for another reason: the file is damaged."""
+    CHANGED = "changed"
+    """The file is another than when it was first read."""
     PREDICT_FAILED = "predict_failed"
     """The model gave no finite probabilities for this image."""
 

@@ -13,12 +13,17 @@ import ray
 
 from tlray import featurestore, storage, streams
 from tlray.config import TrainConfig
-from tlray.errors import TlrayError
+from tlray.errors import ImageErrorCode, TlrayError
 from tlray.featurestore import COLUMNS, KEY
 from tlray.plans import ScorePlan
 from tlray.schedule import ViewSchedule
 
 FLOAT16_MAX = 65504.0
+
+CHANGED = "The file has changed since it was looked at. Run the same command again."
+
+WRITE_CPUS = 0.25
+"""Of a task that writes a part: it waits for the storage more than it works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +35,6 @@ class Network:
         weights: In the object store.
         names: The features' names, in the model's order.
         shapes: Their shapes, without the batch.
-        preprocessing: What the network wants to see; a part of the model.
         fingerprint: sha256 of architecture and weights.
     """
 
@@ -38,7 +42,6 @@ class Network:
     weights: "ray.ObjectRef[list[np.ndarray]]"
     names: list[str]
     shapes: list[tuple[int, ...]]
-    preprocessing: str
     fingerprint: str
 
     @property
@@ -62,10 +65,10 @@ def prepare(config: TrainConfig, level: str) -> Network:
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
-    return as_network(extractor, names, preprocessing)
+    return as_network(extractor, names)
 
 
-def as_network(extractor: Any, names: list[str], preprocessing: str) -> Network:
+def as_network(extractor: Any, names: list[str]) -> Network:
     """Makes a Keras model, from uint8 images to a list of features, what extractors on any node can load."""
     from tlray import model as models  # noqa: PLC0415
 
@@ -80,7 +83,6 @@ def as_network(extractor: Any, names: list[str], preprocessing: str) -> Network:
         weights=ray.put(weights),
         names=names,
         shapes=shapes,
-        preprocessing=preprocessing,
         fingerprint=digest.hexdigest(),
     )
 
@@ -102,7 +104,7 @@ class _Extractor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         features = self.run(np.ascontiguousarray(batch.pop("image")))
         arrays = [np.clip(each.numpy().astype(np.float32), -FLOAT16_MAX, FLOAT16_MAX) for each in features]
-        kept = {name: batch[name] for name in ("row", "error_code", "error")}
+        kept = {name: batch[name] for name in ("row", "sha256", "error_code", "error")}
         return kept | {name: array.astype(np.float16) for name, array in zip(self.names, arrays, strict=True)}
 
 
@@ -124,7 +126,7 @@ def compute(
         _write_rows,  # pyright: ignore[reportArgumentType]
         fn_kwargs={"out": out, "rows": [reference], "names": network.names},
         batch_size=max(1, min(featurestore.ROWS_PER_PART, featurestore.PART_BYTES // network.bytes_per_row)),
-        num_cpus=min(streams.TASK_CPUS, 0.25),
+        num_cpus=WRITE_CPUS,
         zero_copy_batch=True,
     )
     streams.configure(features)
@@ -149,8 +151,11 @@ def _write_rows(
     batch: Mapping[str, np.ndarray], out: str, rows: list["ray.ObjectRef[pa.Table]"], names: list[str]
 ) -> dict[str, np.ndarray]:
     """Writes one part, named by what is in it, so that a task that Ray runs again writes the same file."""
-    about = ray.get(rows[0]).select([*COLUMNS, "view", KEY]).take(batch["row"])
-    good = np.flatnonzero(batch["error_code"] == "")
+    taken = ray.get(rows[0]).take(batch["row"])
+    about = taken.select([*COLUMNS, "view", KEY])
+    # The key is of the file that was looked at first: what has come in its place since is not kept under it.
+    is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
+    good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
     table = about.take(good)
     for name in names:
         values = np.ascontiguousarray(batch[name][good])
@@ -164,7 +169,7 @@ def _write_rows(
         write_error = str(error)
     return {
         "image_id": np.array(about["image_id"].to_pylist()),
-        "error_code": batch["error_code"],
-        "error": batch["error"],
+        "error_code": np.where(is_changed, ImageErrorCode.CHANGED.value, batch["error_code"]),
+        "error": np.where(is_changed, CHANGED, batch["error"]),
         "write_error": np.full(len(about), write_error),
     }

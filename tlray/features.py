@@ -200,7 +200,7 @@ def derive(
         raise ValueError("Feature maps cannot be told by their names: they are numbered in each network anew.")
     _open_output(out, ours, overwrite=True)
     readable = table.filter(pc.field("error_code").is_null())
-    rows = _rows(readable, views, ours, pixels).drop_columns(["uri"])
+    rows = _rows(readable, views, ours, pixels).drop_columns(["uri", "sha256"])
     place_of = {key: place for place, key in enumerate(_rows(readable, views, theirs, pixels)[KEY].to_pylist())}
     for name in featurestore.part_names(source):
         try:
@@ -222,10 +222,11 @@ def derive(
 def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     """Makes the output ready; what the same network has left there stays."""
     location = storage.join(out, NETWORK)
-    is_same = storage.exists(location) and json.loads(storage.read_bytes(location))["sha256"] == network.fingerprint
+    is_same = _stored_network(location) == network.fingerprint
     if storage.exists(location) and not is_same and not overwrite:
         raise ConfigError(
-            f"'{out}' holds features of another network, level or image size. Give another --out, or --overwrite."
+            f"'{out}' holds features of another network, level or image size (what --weights or --backbone names may "
+            "have changed since). Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)
@@ -234,18 +235,26 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     storage.delete(storage.join(out, SUCCESS))
 
 
+def _stored_network(location: str) -> str | None:
+    """Returns the fingerprint of the network that features are of; None: nothing tells."""
+    try:
+        return json.loads(storage.read_bytes(location))["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _rows(readable: pa.Table, views: int, network: Network, pixels: streams.Pixels) -> pa.Table:
     """Returns a row for each image and view that features are wanted of, with its `key`."""
     places, numbers, keys = [], [], []
     for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
         for view in range(views if image["split"] == "train" else 1):
-            parts = [network.fingerprint, images.DECODING, image["image_id"], image["sha256"], view]
+            parts = [network.fingerprint, images.DECODING, pixels.size_px, image["image_id"], image["sha256"], view]
             parts += [pixels.intensity_range] if image["is_16_bit"] else []
             parts += [asdict(pixels.augmentation), pixels.seed] if view and pixels.augmentation else []
             places.append(place)
             numbers.append(view)
             keys.append(hashlib.sha256(json.dumps(parts).encode()).hexdigest())
-    table = readable.select(["uri", *COLUMNS]).take(pa.array(places))
+    table = readable.select(["uri", "sha256", *COLUMNS]).take(pa.array(places))
     return table.append_column("view", pa.array(numbers, pa.int32())).append_column(KEY, pa.array(keys))
 
 

@@ -53,7 +53,13 @@ class ImageInfo:
     is_16_bit: bool
 
 
-def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | None = None) -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    size_px: int,
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+) -> Image.Image:
     """Decodes an image file and resizes it to a square, as the model sees it.
 
     Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
@@ -63,6 +69,7 @@ def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | 
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
         size_px: Height and width of the result.
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
+        max_pixels: An image with more is refused undecoded; None: `MAX_PIXELS`.
 
     Returns:
         An image of mode RGB, or of mode L where the three channels are the same; see `to_array`.
@@ -70,7 +77,7 @@ def decode(data: bytes, *, size_px: int, intensity_range: tuple[float, float] | 
     Raises:
         ImageError: With the code that says why there are no pixels.
     """
-    image = _load(data, shrink_to_px=size_px)
+    image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
     rgb = _to_rgb(image, intensity_range or (0.0, NUM_INTENSITIES - 1.0))
     red, green, blue = rgb.split()
     # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
@@ -117,12 +124,13 @@ def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 9
     return low_value, max(high_value, low_value + 1)
 
 
-def _load(data: bytes, *, shrink_to_px: int | None = None) -> Image.Image:
+def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    max_pixels = max_pixels or MAX_PIXELS
     if not data:
         raise ImageError(ImageErrorCode.EMPTY, "The file has zero bytes.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError
         if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
             raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
@@ -132,7 +140,7 @@ def _load(data: bytes, *, shrink_to_px: int | None = None) -> Image.Image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {MAX_PIXELS:,} pixels.") from error
+        raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {max_pixels:,} pixels.") from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES):
             raise ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.") from error

@@ -59,7 +59,7 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
         The table with splits for all labelled rows.
     """
     labels, splits, groups, digests = _lists(table, "label", "split", "group_id", "sha256")
-    groups = _groups_with_copies(groups, digests)
+    groups = groups_with_copies(groups, digests)
     splits = [split or ("train" if label else None) for label, split in zip(labels, splits, strict=True)]
     rows = list(zip(labels, splits, groups, strict=True))
     given = {split for label, split, _ in rows if label}
@@ -79,8 +79,16 @@ def _lists(table: pa.Table, *names: str) -> list[list]:
     return [table[name].to_pylist() for name in names]
 
 
-def _groups_with_copies(groups: Sequence[str], digests: Sequence[str | None]) -> list[str]:
-    """Returns each row's group, groups with byte-identical images joined under the first of their names."""
+def groups_with_copies(groups: Sequence[str], digests: Sequence[str | None]) -> list[str]:
+    """Joins groups that share an image.
+
+    Args:
+        groups: Each row's group.
+        digests: The sha256 of each row's file; None where it is not known.
+
+    Returns:
+        Each row's group, groups with byte-identical images joined under the first of their names.
+    """
     names, group_of_row = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
     has_digest = np.array([digest is not None for digest in digests], dtype=bool)
     if not has_digest.any():

@@ -96,7 +96,7 @@ def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float
     standardise = keras.layers.BatchNormalization(
         center=False,
         scale=False,
-        epsilon=1e-12,  # far below the square of the least deviation
+        epsilon=1e-20,  # far below the square of the least deviation, `probe.MIN_DEVIATION`
         trainable=False,
         dtype="float32",
         name=STANDARDISATION_LAYER,

@@ -72,9 +72,12 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
 
     Returns:
         Where they lie.
+
+    Raises:
+        ConfigError: The run has features of another network.
     """
     directory = storage.join(config.out, FEATURES)
-    features.update(
+    result = features.update(
         directory,
         images.readable,
         network,
@@ -82,9 +85,11 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
         plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
         views=assembly.num_views(config),
         batch_size=config.batch_size,
-        overwrite=True,  # the directory is the run's own
+        overwrite=False,  # of another network they are only where a run goes on with other weights than it began with
         quiet=config.quiet,
     )
+    for note in result.notes if not config.quiet else ():
+        print(note)
     return directory
 
 
@@ -149,7 +154,7 @@ def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
     missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
     if missing:
         raise DataError(
-            f"{len(missing)} images can no longer be read, for example '{missing[0]}', though all could before. Check "
+            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Check "
             "the storage, and continue with --resume."
         )
     places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
@@ -186,7 +191,7 @@ def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, vi
         missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
         if missing:
             raise DataError(
-                f"{len(missing)} images can no longer be read, for example '{missing[0]}', though all could before. "
+                f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. "
                 "Check the storage, and continue with --resume."
             )
         rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(len(wanted), -1)

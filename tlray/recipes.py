@@ -42,7 +42,7 @@ def standard(data: str, out: str) -> TrainConfig:
         python jobs/train.py --data DATA --out runs/standard
 
     On the public chest-CT set's train and valid folders, with incomplete ImageNet weights of 2015, two CPU cores (AMD
-    EPYC): validation accuracy 0.90 (72 images: 0.81 to 0.95), test 0.94 (96 images), in 51 seconds.
+    EPYC): validation accuracy 0.90 (72 images: 0.81 to 0.95), test 0.94 (96 images), in 54 seconds.
     """
     return TrainConfig(
         data=data,
@@ -69,7 +69,7 @@ def probe(data: str, out: str) -> TrainConfig:
         python jobs/train.py probe --data DATA --out runs/probe
 
     On the public chest-CT set's train and valid folders, with incomplete ImageNet weights of 2015, two CPU cores (AMD
-    EPYC): validation accuracy 0.86 (72 images: 0.76 to 0.92), test 0.94 (96 images), in 36 seconds.
+    EPYC): validation accuracy 0.86 (72 images: 0.76 to 0.92), test 0.94 (96 images), in 39 seconds.
     """
     return TrainConfig(data=data, out=out, method="probe", class_weights=True)
 

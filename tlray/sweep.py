@@ -16,6 +16,8 @@ from tlray import (
     dataset,
     features,
     figures,
+    manifest,
+    probe,
     probing,
     storage,
     training,
@@ -30,6 +32,7 @@ from tlray.dataset import Dataset
 from tlray.errors import ConfigError, DataError
 from tlray.extraction import Network
 from tlray.featurecache import FeatureCache
+from tlray.featurestore import POOLED
 from tlray.jobconfig import SweepConfig
 from tlray.listing import Listing
 from tlray.trialtask import TrialTask
@@ -222,7 +225,12 @@ def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Cap
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
     task = _make_task(config, images, prepared, cache, folds)
-    tuning.run_trials(base.out, draw_settings(config), task, cpus_per_trial=available.task_cpus, quiet=config.quiet)
+    tuning.run_trials(
+        base.out, draw_settings(config), task,
+        cpus_per_trial=available.task_cpus,
+        most_at_once=most_at_once(config, available, images, prepared.network),
+        quiet=config.quiet,
+    )  # fmt: skip
     trials, _ = trialtable.read_trials(base.out)
     storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, trialtable.SETTINGS[:-1]))
 
@@ -260,10 +268,23 @@ def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, net
         )
 
 
+def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> int:
+    """Returns how many trials this node's memory has room for, if all of them run here.
+
+    Each fits one probe after another, and keeps the training images of every fold as float64.
+    """
+    num_images = _learned_from(images).num_rows
+    (num_features,) = network.shapes[network.names.index(POOLED)]
+    kept_bytes = 8 * (config.num_folds - 1) * num_images * num_features
+    trial_bytes = kept_bytes + probe.memory_bytes(num_images, num_features, len(images.classes))
+    return max(1, int(min(config.num_trials, available.memory_bytes / trial_bytes)))
+
+
 def _folds(images: Dataset, config: SweepConfig) -> Folds:
     """Cuts training and validation images into folds; a patient's images, and copies of an image, stay together."""
     table = _learned_from(images)
-    labels, groups = table["class_index"].to_numpy(), np.array(table["group_id"].to_pylist())
+    labels = table["class_index"].to_numpy()
+    groups = np.array(manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist()))
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
     if num_groups < config.num_folds:
         raise DataError(

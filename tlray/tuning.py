@@ -23,7 +23,13 @@ GRACE_PERIOD = 2
 
 
 def run_trials(
-    out: str, settings: Sequence[Mapping[str, Any]], task: TrialTask, *, cpus_per_trial: float, quiet: bool
+    out: str,
+    settings: Sequence[Mapping[str, Any]],
+    task: TrialTask,
+    *,
+    cpus_per_trial: float,
+    most_at_once: int,
+    quiet: bool,
 ) -> None:
     """Runs the trials that have no result in the table yet, and writes them there.
 
@@ -32,6 +38,7 @@ def run_trials(
         settings: Those of each trial.
         task: What they share.
         cpus_per_trial: CPUs that each asks for.
+        most_at_once: How many may run side by side.
         quiet: Show no progress.
 
     Raises:
@@ -55,6 +62,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 metric="valid_loss",
                 mode="min",
+                max_concurrent_trials=most_at_once,
                 reuse_actors=True,
                 scheduler=ASHAScheduler(
                     max_t=task.epochs + 1, grace_period=GRACE_PERIOD, reduction_factor=REDUCTION_FACTOR

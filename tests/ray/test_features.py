@@ -162,6 +162,49 @@ def test_features_of_another_network_are_not_used(data, backbone, tmp_path):
         extract(data, backbone, out=str(data))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sha": 1}'])
+def test_features_of_an_unknown_network_are_not_used(data, backbone, content):
+    out = extract(data, backbone).out
+    (Path(out) / featurestore.NETWORK).write_text(content)
+    with pytest.raises(ConfigError, match="holds features of another network"):
+        extract(data, backbone)
+    assert extract(data, backbone, overwrite=True).num_reused == 0
+
+
+def test_a_network_for_images_of_any_size_has_features_of_each(data, tmp_path):
+    keras.utils.set_random_seed(3)
+    pixels = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu")(pixels)
+    keras.Model(pixels, keras.layers.Conv2D(5, 3)(x)).save(tmp_path / "any.keras")
+    any_size = str(tmp_path / "any.keras")
+    assert extract(data, any_size).shapes == {"pooled": (9,), "cut_0": (15, 15, 4)}
+    small = extract(data, any_size, level="pooled", overwrite=True)
+    large = extract(data, any_size, level="pooled", image_size_px=40, overwrite=True)
+    assert (small.shapes, small.num_rows) == (large.shapes, large.num_rows) == ({"pooled": (9,)}, 20)
+    assert large.num_reused == 0
+
+
+def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
+    rows = {
+        "key": ["k0", "k1"],
+        "view": [0, 0],
+        "sha256": ["s", "s"],
+        **{name: ["x", "y"] for name in featurestore.COLUMNS},
+    }
+    batch = {
+        "row": np.array([0, 1]),
+        "sha256": np.array(["s", "t"]),
+        "error_code": np.array(["", ""]),
+        "error": np.array(["", ""]),
+        "pooled": np.arange(6, dtype=np.float16).reshape(2, 3),
+    }
+    written = extraction._write_rows(batch, str(tmp_path), [ray.put(pa.table(rows))], ["pooled"])
+    assert written["error_code"].tolist() == ["", "changed"]
+    assert written["error"][1] == extraction.CHANGED
+    (part,) = tmp_path.glob("part-*")
+    assert [(row["image_id"], row["pooled"]) for row in pq.read_table(part).to_pylist()] == [("x", [0, 1, 2])]
+
+
 def test_images_without_labels_have_features_too(data, backbone, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -176,9 +219,15 @@ def test_images_without_labels_have_features_too(data, backbone, tmp_path):
 
 def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    rows = {"key": ["k0", "k1"], "view": [0, 0], **{name: ["x", "y"] for name in featurestore.COLUMNS}}
+    rows = {
+        "key": ["k0", "k1"],
+        "view": [0, 0],
+        "sha256": ["s", "s"],
+        **{name: ["x", "y"] for name in featurestore.COLUMNS},
+    }
     batch = {
         "row": np.array([0, 1]),
+        "sha256": np.array(["s", "s"]),
         "error_code": np.array(["", ""]),
         "error": np.array(["", ""]),
         "pooled": np.zeros((2, 3), np.float16),

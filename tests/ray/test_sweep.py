@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -36,9 +38,10 @@ from tlray import model as models
 from tlray.bundle import load
 from tlray.config import Augmentation, TrainConfig
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.extraction import Network
+from tlray.extraction import Network, as_network
 from tlray.featurecache import FeatureReader
 from tlray.jobconfig import SweepConfig
+from tlray.manifest import with_column
 from tlray.trialtask import TrialTask
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -240,6 +243,44 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
     losses = -np.log(probs_BK[np.arange(len(y)), y])
     assert trial["standard_error"] == pytest.approx(losses.std(ddof=1) / len(y) ** 0.5, abs=1e-4)
+
+
+def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG001
+    images = dataset.stored_dataset(config.out)
+    assert images is not None
+    rows = images.table.to_pylist()
+    label = rows[0]["label"]
+    # The first images of four patients of a class are one image: any two folds would have one of them otherwise.
+    first_of = {row["group_id"]: row for row in reversed(rows) if row["label"] == label}
+    copies = {row["image_id"] for row in list(first_of.values())[:4]}
+    digests = ["copy" if row["image_id"] in copies else row["sha256"] for row in rows]
+    images = dataclasses.replace(images, table=with_column(images.table, "sha256", digests))
+    chosen = pa.concat_tables([images.split("train"), images.split("valid")])["image_id"].to_pylist()
+    for _, held_out in sweep._folds(images, config):
+        assert len({chosen[place] for place in held_out} & copies) in (0, 4)
+
+
+def test_trials_run_side_by_side_as_memory_allows(config):
+    images = SimpleNamespace(split=lambda _name: pa.table({"x": range(500)}), classes="abcd")
+    network: Any = SimpleNamespace(names=["pooled"], shapes=[(1000,)])
+    # A float64 copy of 1,000 images by 1,000 features for the second fold is 8 MB, and a fit takes 24 MB.
+    for memory_bytes, expected in ((1e6, 1), (100e6, 3), (1e12, config.num_trials), (math.inf, config.num_trials)):
+        available: Any = SimpleNamespace(memory_bytes=memory_bytes)
+        assert sweep.most_at_once(config, available, images, network) == expected  # pyright: ignore[reportArgumentType]
+
+
+def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  # noqa: ARG001
+    shutil.copytree(f"{config.out}/features", tmp_path / "features")
+    images = dataset.stored_dataset(config.out)
+    assert images is not None
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8")
+    network = as_network(
+        keras.Model(pixels, [keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(pixels))]), ["pooled"]
+    )
+    before = sorted(path.name for path in (tmp_path / "features").iterdir())
+    with pytest.raises(ConfigError, match="features of another network"):
+        probing.compute(dataclasses.replace(config.training(), out=str(tmp_path)), cluster.capacity(), images, network)
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == before
 
 
 def test_the_best_settings_are_trained_and_exported(config, result):

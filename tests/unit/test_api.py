@@ -5,16 +5,18 @@ import hashlib
 import io
 import re
 import struct
+import time
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app import service
 from serve_app.access import ApiKeys
 from serve_app.api import create_api
 from serve_app.batches import Batches
-from serve_app.classifier import Answer, ModelInfo, Pixels, to_batch
+from serve_app.classifier import Answer, Explained, ModelInfo, Pixels, to_batch
 from serve_app.jobserver import JobServer
 from serve_app.options import Options
 from serve_app.service import Service
@@ -58,7 +60,7 @@ class Mean:
     async def explain(self, pixels: Pixels, class_indices, bundle_sha256):
         if bundle_sha256 != self.info.bundle_sha256:
             return None
-        return [f"overlay {index} of {len(pixels.images)}".encode() for index in class_indices]
+        return Explained(overlays=[f"overlay {index} of {len(pixels.images)}".encode() for index in class_indices])
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ def model():
 
 
 def client(model, environment=None, address="127.0.0.1", **options):
-    service = Service(Options(bundle="b", **options), {1: model})
-    api = create_api(service, ApiKeys(environment or {}), Batches(service, JobServer()))
+    of_model = Service(Options(bundle="b", **options), {1: model})
+    api = create_api(of_model, ApiKeys(environment or {}), Batches(of_model, JobServer()))
     transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(address, 50000))
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
@@ -242,7 +244,7 @@ def test_forms_without_a_file_are_explained(model):
     assert answer.status_code == 400
     assert 'a field "file"' in answer.json()["error"]
     many = call(model, "POST", "/predict", options={"max_images_per_request": 2}, files=upload(*[png(0)] * 3))
-    assert many.status_code in (400, 413)
+    assert many.status_code == 413
 
 
 def test_overload_is_refused_and_slowness_ends(model):
@@ -307,6 +309,64 @@ def test_predictions_are_explained_where_asked_for(model):
     assert base64.b64decode(rows[0]["explanation"]) == b"overlay 1 of 2"
     assert "explanation" not in rows[1]
     assert base64.b64decode(rows[2]["explanation"]) == b"overlay 0 of 2"
+
+
+def test_a_model_that_cannot_be_explained_predicts_all_the_same(model):
+    async def explain(*_):
+        return Explained(problem="It has no feature map.")
+
+    model.explain = explain
+    answer = call(model, "POST", "/predict?explain=true", files=upload(png(255), b"nonsense"))
+    row, broken = answer.json()["predictions"]
+    assert (row["label"], row["explanation_error"]) == ("light", "It has no feature map.")
+    assert "explanation" not in row
+    assert "explanation_error" not in broken
+
+
+def test_large_images_are_decoded_one_after_another(model, monkeypatch):
+    at_once, most = [], []
+    decode = service.decode
+
+    def watched(*arguments):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        try:
+            return decode(*arguments)
+        finally:
+            at_once.pop()
+
+    monkeypatch.setattr(service, "MAX_PIXELS_AT_ONCE", SIZE_PX**2 - 1)
+    monkeypatch.setattr(
+        service, "decode", lambda file, spec, *limit: (decode if limit else watched)(file, spec, *limit)
+    )
+    answer = call(model, "POST", "/predict", files=upload(*[png(255)] * 4, b"nonsense"))
+    assert [row["label"] for row in answer.json()["predictions"]] == ["light"] * 4 + [None]
+    assert most == [1] * 4
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "unicode_escape", "utf-7", "rot13"])
+def test_text_in_a_form_is_utf_8(model, charset):
+    body = b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"A" * 1_000_000 + b"\r\n--B--\r\n"
+    kind = {"Content-Type": f"multipart/form-data; boundary=B; charset={charset}"}
+    start_s = time.monotonic()
+    answer = call(model, "POST", "/predict", content=body, headers=kind)
+    assert (answer.status_code, answer.json()["error_code"]) == (415, "unsupported_media_type")
+    assert time.monotonic() - start_s < 5  # by punycode it would take hours
+    utf_8 = {"Content-Type": "multipart/form-data; boundary=B; charset=UTF-8"}
+    assert "no file in a field" in call(model, "POST", "/predict", content=body, headers=utf_8).json()["error"]
+
+
+def test_requests_that_need_no_body_have_none(model):
+    for method, path in (("GET", "/v2/health/ready"), ("GET", "/v2/models"), ("DELETE", "/v1/batches/x")):
+        answer = call(model, method, path, content=b"x")
+        assert (answer.status_code, answer.json()["error"]) == (400, f"Send no body with {method}.")
+
+    async def endless():
+        yield b"x"
+        raise AssertionError("It was read.")
+
+    assert call(model, "GET", "/v2/health/ready", content=endless()).status_code == 400
 
 
 def test_the_page_runs_its_own_script_only(model):

@@ -46,6 +46,15 @@ def test_images_that_have_gone_are_passed_over(uris, gone):
     assert found.probs["test"] == pytest.approx(PROBS + 0.01)
 
 
+def test_the_images_compared_are_of_all_classes(tmp_path):
+    paths = [tmp_path / f"{number:02d}.png" for number in range(40)]
+    for path in paths:
+        Image.new("L", (8, 8), 0).save(path)
+    probs = np.tile([[1.0, 0.0]], (40, 1))
+    probs[-1] = [0.0, 1.0]  # an error of the last class alone
+    assert check(probs, list(map(str, paths))).warnings
+
+
 def test_without_any_image_the_features_are_believed_with_a_warning(uris):
     for uri in uris:
         Path(uri).write_bytes(b"")

@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from starlette.requests import Request
 
 from serve_app import body
-from serve_app.body import MAX_BODIES, LimitBody
+from serve_app.body import MAX_BODIES, LimitBody, make_length_check
 from serve_app.errors import RequestError
 
 MAX_BYTES = 100
@@ -57,7 +58,26 @@ def limit():
 def test_the_longest_body_passes_and_one_byte_more_does_not(limit):
     asyncio.run(limit(http(), parts(bytes(60), bytes(40)), ignore))
     assert status(limit, parts(bytes(60), bytes(41))) == 413
-    assert status(limit, parts(b""), (b"content-length", b"101")) == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "announced", "expected"),
+    [
+        *(("POST", text, None) for text in (b"0", b"100", b"x", b"-1", "²".encode("latin-1"))),
+        *(("POST", text, 413) for text in (b"101", b"9" * 25, b"9" * 5000)),
+        *((method, text, 400) for method in ("GET", "HEAD", "DELETE") for text in (b"1", b"101", b"x")),
+        *((method, b"0", None) for method in ("GET", "HEAD", "DELETE")),
+    ],
+)
+def test_what_is_announced_is_enough_to_be_refused(method, announced, expected):
+    request = Request(http((b"content-length", announced)) | {"method": method})
+    check = make_length_check(MAX_BYTES)(request)
+    if expected is None:
+        asyncio.run(check)
+        return
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(check)
+    assert caught.value.status == expected
 
 
 def test_a_body_that_drips_is_cut_off_though_it_never_pauses_for_long():

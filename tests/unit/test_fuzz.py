@@ -219,6 +219,10 @@ FORM_TYPES = [
     "multipart/form-data; boundary=other",
     "multipart/form-data; boundary=" + "b" * 10_000,
     "multipart/form-data; boundary=B; charset=no-such",
+    *(
+        f"multipart/form-data; boundary=B; charset={name}"
+        for name in ("undefined", "idna", "punycode", "unicode_escape")
+    ),
     "multipart/form-data; boundary=B; boundary=C",
     "multipart/form-data; boundary*=utf-8''B",
     "multipart/mixed; boundary=B",
@@ -228,9 +232,14 @@ FORM_TYPES = [
     ";;;",
     "\u00ff",
 ]
+OF_SERVE = (
+    *("X-Request-ID", "X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-ID"),
+    "serve_multiplexed_model_id",
+)
 HEADERS = [
     *({"Content-Length": text} for text in ("-1", "x", "1e9", "0", "9" * 25, "9" * 5000, "1, 1", "\u00b2")),
     *({"Inference-Header-Content-Length": text} for text in ("-1", "0", "1", "1e2", "9" * 8, "9" * 5000, "", "\u00b2")),
+    *({name: text} for name in OF_SERVE for text in ("", "\u00ff", "x" * 1000)),
     *({"Content-Encoding": text} for text in ("gzip", "br", "identity, gzip", "\u00ff")),
     *({"Content-Type": text} for text in ("", "text/html", "application/json; charset=utf-16", "application/json;;")),
     *({"Host": text} for text in ("", "[", "[::1", "a:b:c", "\u00ff", "localhost:99999999")),

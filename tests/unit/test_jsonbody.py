@@ -20,7 +20,7 @@ def test_errors_survive_pickling():
     again = pickle.loads(pickle.dumps(RequestError(429, "Later.", "queue_full", 2)))  # noqa: S301
     assert type(again) is RequestError
     assert (again.status, again.message, again.code, again.retry_after_s) == (429, "Later.", "queue_full", 2)
-    assert (RequestError(404, "No.").code, RequestError(404, "No.").retry_after_s) == (None, None)
+    assert (RequestError(404, "No.").code, RequestError(404, "No.").retry_after_s) == ("not_found", None)
 
 
 def test_an_object_is_parsed():

@@ -174,13 +174,21 @@ def test_haproxy_opens_nothing_else_to_others_and_answers_503(tmp_path, monkeypa
     (found,) = environments(tmp_path, EVERYWHERE)
     config = Path(found["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
     ports = (found["RAY_SERVE_HAPROXY_METRICS_PORT"], found["RAY_SERVE_HAPROXY_STATS_PORT"])
-    config.write_text("    bind :{}\n  bind *:{}\n    bind *:8000\n    bind *:18000\n".format(*ports))
+    config.write_text(
+        "    bind :{}\n  bind *:{}\nfrontend http_frontend\n    bind *:8000\n    mode http\n"
+        "frontend other\n    bind *:18000\n".format(*ports)
+    )
     for _ in range(2):  # Ray starts it anew for each change
         subprocess.run(
             [found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config], env=os.environ | found, check=True
         )
-    bound = [line.split()[1] for line in config.read_text().splitlines()]
+    lines = [line.split() for line in config.read_text().splitlines()]
+    bound = [words[1] for words in lines if words[0] == "bind"]
     assert bound == [f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "*:8000", "*:18000"]
+    assert [words[:2] for words in lines[2:6]] == [
+        *(["frontend", "http_frontend"], ["bind", "*:8000"], ["http-request", "del-header"], ["mode", "http"])
+    ]
+    assert len(lines) == 8
     head, _, body = (config.parent / "500.http").read_bytes().partition(b"\r\n\r\n")
     assert head.splitlines()[0] == b"HTTP/1.1 503 Service Unavailable"
     assert b"Retry-After: 1" in head.splitlines()

@@ -16,7 +16,9 @@ def make_data(num_classes: int, num_features: int, num_images: int, seed: int = 
     centres = np.random.default_rng(99).normal(0, 1, (num_classes, num_features))
     features = (centres[labels] + rng.normal(0, 1.5, (num_images, num_features))) * np.logspace(-2, 2, num_features)
     features[:, 3] = 7.0
-    features[:, 4] = np.where(np.arange(num_images) % 29 == 0, 6e-8, 0.0)  # float16's smallest step, now and then
+    rare = np.arange(num_images) % 29 == 0
+    features[:, 4] = np.where(rare, 6e-8, 0.0)  # float16's smallest step, now and then
+    features[:, 5] = np.where(rare, 1e-5, 0.0)  # a deviation of two millionths
     return features.astype(np.float32), labels
 
 

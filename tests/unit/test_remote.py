@@ -57,6 +57,26 @@ def set_status(monkeypatch, states: dict[str, int], status: str = "HEALTHY") -> 
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"tlray": application}))
 
 
+def test_a_model_that_predicts_is_not_asked_what_it_is(monkeypatch, clock):
+    set_status(monkeypatch, {"RUNNING": 1})
+    first, second = (SimpleNamespace(bundle_sha256=name * 64) for name in "ab")
+    handle = Handle(first, first, first, second, second)
+    busy = model(handle)
+    assert asyncio.run(busy.describe()) is first
+    clock(60)
+    asyncio.run(busy.predict(cast("Any", None)))
+    clock(remote.FRESH_S - 0.1)
+    assert asyncio.run(busy.describe()) is first
+    assert handle.calls == ["describe", "predict"]
+    clock(0.2)
+    assert asyncio.run(busy.describe()) is first
+    assert handle.calls[2:] == ["describe"]
+    # Another bundle answers: what was known of the first one holds no longer.
+    asyncio.run(busy.predict(cast("Any", None)))
+    assert asyncio.run(busy.describe()) is second
+    assert handle.calls[3:] == ["predict", "describe"]
+
+
 @pytest.mark.parametrize("error", [RayActorError(), QueueClosed("closing"), QueueFull("full")])
 def test_another_replica_is_asked(error):
     handle = Handle(error, error, "answer")

@@ -95,6 +95,30 @@ def test_agreement_costs_no_difference(recorded):
     assert of(recorded, "tlray_shadow_difference") == {}
 
 
+def test_uploads_are_kept_for_a_shadow_that_needs_them_and_not_beyond_a_request(recorded):
+    padded = png(255) + bytes(3000)
+
+    async def ask(size_px):
+        shadow = Inverse(size_px=size_px)
+        endpoint = Endpoint(shadow, max_body_bytes=4096)
+        await endpoint.predict(png(0))  # then it is known what the shadow needs
+        await endpoint.compared()
+        shadow.gate.clear()
+        held = []
+        for _ in range(3):
+            await endpoint.predict(padded)
+            held.append(endpoint.shadow._num_held_bytes)
+        shadow.gate.set()
+        await endpoint.compared()
+        return held, endpoint.shadow._num_held_bytes
+
+    assert run(ask(8)) == ([0, 0, 0], 0)
+    assert outcomes(recorded) == {"differ": 4}
+    recorded.clear()
+    assert run(ask(16)) == ([len(padded)] * 3, 0)
+    assert outcomes(recorded) == {"differ": 2, "dropped": 2}
+
+
 def test_images_are_decoded_anew_for_a_shadow_of_another_size(recorded):
     shadow = Inverse(size_px=16)
 
@@ -191,11 +215,12 @@ def test_another_bundle_in_the_shadows_place_is_asked_anew(recorded):
         await endpoint.predict(png(0))
         await endpoint.compared()
         shadow.info = Inverse("c" * 64, size_px=16).info
-        await endpoint.predict(png(0))
-        await endpoint.compared()
+        for _ in range(2):  # of the first one the file was not kept
+            await endpoint.predict(png(0))
+            await endpoint.compared()
 
     run(ask())
-    assert outcomes(recorded) == {"agree": 1, "differ": 1}
+    assert outcomes(recorded) == {"agree": 1, "dropped": 1, "differ": 1}
 
 
 def test_only_a_share_of_the_main_versions_requests_is_mirrored(recorded, monkeypatch):

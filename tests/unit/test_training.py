@@ -14,7 +14,7 @@ from tlray.extraction import Network
 
 WEIGHTS: Any = None
 NETWORK = Network(
-    architecture="", weights=WEIGHTS, names=["pooled"], shapes=[(50,)], preprocessing="unit", fingerprint=""
+    architecture="", weights=WEIGHTS, names=["pooled"], shapes=[(50,)], fingerprint=""
 )  # 100 bytes an image
 
 

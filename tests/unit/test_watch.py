@@ -86,9 +86,8 @@ def test_errors_are_counted_by_code(model, recorded):
     errors = of(recorded, "tlray_request_errors", "route", "code")
     assert errors.pop(("/predict", "unsupported_format")) == 1
     assert errors.pop(("/predict", "internal")) == 1
-    assert errors.pop(("/v1/models/{name}", "404")) == 1
-    ((route, status),) = errors
-    assert (route, status in ("400", "413")) == ("/predict", True)
+    assert errors.pop(("/v1/models/{name}", "not_found")) == 1
+    assert errors == {("/predict", "too_large"): 1}
 
 
 def test_images_are_counted_by_class_and_error(model, recorded):
@@ -127,7 +126,8 @@ def test_the_log_tells_of_what_was_refused(model, lines):
     call(model, "POST", "/predict", files=upload(b""))
     call(model, "GET", "/Mustermann")
     found = [(line["path"], line["status"], line["num_images"], line["error_code"]) for line in lines()]
-    assert found == [("/predict", 413, 0, None), ("/predict", 422, 1, "empty"), ("other", 404, 0, None)]
+    wanted = [("/predict", 413, 0, "too_large"), ("/predict", 422, 1, "empty"), ("other", 404, 0, "not_found")]
+    assert found == wanted
 
 
 def test_a_client_that_has_gone_is_told_apart(model, recorded, lines):
