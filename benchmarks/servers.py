@@ -62,8 +62,8 @@ SYSTEMS = {
         System(
             name="serve_batch",
             command=("serve_batch_server.py",),
-            how="the same application with `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)` in place of its "
-            "queue",
+            how="the same application with `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)` in place of "
+            "its queue",
         ),
         System(
             name="litserve",

@@ -121,6 +121,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
         TlrayError: Serve could not start the application.
     """
     options = read_options(config)
+    check_roots(options)
     check_host(config)
     spec, sha256 = _verify(options.bundle)
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
@@ -229,6 +230,17 @@ def read_options(config: ServeConfig) -> Options:
         first = error.errors()[0]
         said = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise ConfigError(f"{flag(str(first['loc'][0]))}: {said}. Received: {first['input']!r}") from None
+
+
+def check_roots(options: Options) -> None:
+    """Refuses a folder for bulk scoring that is not there; what it writes to, it makes.
+
+    Raises:
+        ConfigError: With its name.
+    """
+    for root in options.input_roots:
+        if not storage.exists(root):
+            raise ConfigError(f"--input-roots: there is no folder '{root}'.")
 
 
 def check_host(config: ServeConfig) -> None:

@@ -28,7 +28,7 @@ from serve_app.service import Prediction, Service
 
 JSON_TYPES = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 """TensorFlow Serving looks at no media type, and its documentation's `curl -d` sends the second one."""
-INFER_TYPES = (JSON, BINARY, "")
+INFER_TYPES = (*JSON_TYPES, BINARY)
 
 
 def add_tensorflow_serving(router: APIRouter, service: Service) -> None:

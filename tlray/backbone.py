@@ -174,6 +174,10 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
         raise
     except Exception as error:  # h5py, Keras and NumPy each have their own for what does not fit
         what = "the bundle" if is_bundle else "the weights file"
+        if "truncated" in str(error):
+            raise ConfigError(
+                f"--weights: {what} '{config.weights}' is damaged or incomplete. Copy or download it again."
+            ) from error
         raise ConfigError(
             f"--weights: {what} '{config.weights}' does not fit the backbone {config.backbone} without its top. "
             f"Name the --backbone that it was made for. ({_first_line(error)})"
@@ -181,7 +185,9 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
+    """Returns what an error says first; of a line that only announces the next one, that too."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join([first, *(others[:1] if first.endswith(":") else [])])[:300]
 
 
 def _bundle_backbone(directory: Path) -> keras.Model:

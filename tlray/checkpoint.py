@@ -1,11 +1,15 @@
 """A training run's state on disk: arrays in .npz files and a history in JSON, nothing pickled."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from tlray.errors import DataError
 
 STATE_FILE = "state.npz"
 BEST_FILE = "best.npz"
@@ -79,7 +83,12 @@ def _save_arrays(path: Path, **groups: Sequence[np.ndarray]) -> None:
 
 def _load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
     groups: dict[str, list[np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as file:
-        for key in sorted(file.files):
-            groups.setdefault(key.partition("/")[0], []).append(file[key])
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            for key in sorted(file.files):
+                groups.setdefault(key.partition("/")[0], []).append(file[key])
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"The checkpoint '{path}' is damaged ({error}): training cannot go on from it. Begin anew with --overwrite."
+        ) from error
     return groups

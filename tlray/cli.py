@@ -233,7 +233,7 @@ def _features(arguments: list[str]) -> None:
     shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
     rows = [
         ("rows", f"{result.num_rows}, {result.num_reused} of them were there already"),
-        ("images that cannot be read", str(result.num_failed)),
+        ("images that cannot be read", f"{result.num_failed} (which and why: _manifest.parquet)"),
         ("features (float16)", shapes),
         ("Parquet", result.out),
     ]

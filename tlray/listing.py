@@ -269,6 +269,8 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
         raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
     data = storage.read_bytes(location)
     values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns)
+    if not values:
+        raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
     absent = {name for name in columns.values() if name not in values}
     if absent:
         raise DataError(f"'{location}' has no column {some(absent)}. Its columns: {some(values)}.")

@@ -6,6 +6,7 @@ import pytest
 
 from tlray import checkpoint
 from tlray.checkpoint import RunState
+from tlray.errors import DataError
 
 
 def equal(these: list[np.ndarray], those: list[np.ndarray]) -> bool:
@@ -63,7 +64,16 @@ def test_seeds_are_kept_by_rank(tmp_path):
 def test_nothing_is_unpickled(tmp_path):
     objects = [np.array([{"a": 1}], dtype=object)]
     np.savez(str(tmp_path / "seeds_00000.npz"), allow_pickle=True, **{"seeds/00000": objects[0]})
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(DataError, match="allow_pickle=False"):
         checkpoint.load_seeds(tmp_path, 0)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         checkpoint.save_seeds(tmp_path, 1, objects)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda _: b"", lambda data: b"x" * len(data)])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    checkpoint.save_seeds(tmp_path, 0, [np.arange(1000)])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=f"{path}' is damaged .*--overwrite"):
+        checkpoint.load_seeds(tmp_path, 0)

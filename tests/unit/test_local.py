@@ -12,7 +12,16 @@ import pytest
 from ray.serve._private import constants
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
-from serve_app.local import SERVE_ENVIRONMENT, check_host, check_room, read_options, serve_environment, started
+from serve_app.local import (
+    SERVE_ENVIRONMENT,
+    check_host,
+    check_room,
+    check_roots,
+    read_options,
+    serve_environment,
+    started,
+)
+from serve_app.options import Options
 from tlray.cluster import Capacity
 from tlray.errors import BundleError, ConfigError
 from tlray.jobconfig import ServeConfig
@@ -52,6 +61,13 @@ def test_keys_or_the_explicit_word_open_the_host(monkeypatch, port):
     monkeypatch.setenv(KEYS_VARIABLE, "short")
     with pytest.raises(ConfigError, match="at least 16 are required"):
         check_host(ServeConfig(bundle="b", port=port))
+
+
+def test_folders_for_bulk_scoring_are_there(tmp_path):
+    there, output = str(tmp_path), str(tmp_path / "made later")
+    check_roots(Options(bundle="b", input_roots=[there], output_roots=[output]))
+    with pytest.raises(ConfigError, match=f"--input-roots: there is no folder '{tmp_path}/nowhere'"):
+        check_roots(Options(bundle="b", input_roots=[there, f"{there}/nowhere"], output_roots=[output]))
 
 
 def test_a_port_in_use_is_refused():

@@ -437,7 +437,7 @@ def test_written_manifest_is_a_source(tmp_path):
         ("uri,label\n1, 2.png,a\n", {}, "3 values in row 1.* but 2 columns"),
         ('uri\n"1.png\n', {}, "no CSV file"),
         ("uri,label\n", {}, "has no images"),
-        ("", {}, "no column 'uri'"),
+        ("", {}, "is empty. A manifest has a column 'uri'"),
     ],
 )
 def test_csv_errors(tmp_path, text, columns, message):
