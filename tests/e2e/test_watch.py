@@ -115,7 +115,7 @@ def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
     assert total(requests, route="/predict", method="POST", status="200") == NUM_REQUESTS + 1
     assert total(requests, route="/v1/models/{name}", method="GET", status="404") == 1
     errors = samples["ray_tlray_request_errors_total"]
-    assert total(errors) == total(errors, route="/v1/models/{name}", code="404") == 1
+    assert total(errors) == total(errors, route="/v1/models/{name}", code="not_found") == 1
     assert total(samples["ray_tlray_image_errors_total"], code="empty", version="1") == NUM_REQUESTS
     assert 0 < total(samples["ray_tlray_referred_predictions_total"]) <= num_predicted
     outcomes = samples["ray_tlray_shadow_images_total"]
