@@ -134,6 +134,8 @@ def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator
         bundle: The model.
         image: An image file to try it with.
     """
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as scratch, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
