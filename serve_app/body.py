@@ -14,6 +14,7 @@ MIN_BYTES_PER_S = 16 * 1024
 """A body that comes more slowly is cut off; a bad mobile connection is as fast."""
 
 NO_BODY = ("GET", "HEAD", "DELETE")
+"""Methods that need none."""
 
 MAX_BODIES = 8
 """All bodies that are held at a time are no larger than so many of the longest."""

@@ -1,6 +1,6 @@
 """A run's features: computed, kept in memory, and its linear probe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -152,13 +152,17 @@ def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
     views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
     place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
     missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
-    if missing:
-        raise DataError(
-            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Check "
-            "the storage, and continue with --resume."
-        )
+    _check_present(missing)
     places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
     return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
+
+
+def _check_present(missing: Sequence[str]) -> None:
+    if missing:
+        raise DataError(
+            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Put them back "
+            "as they were and continue with --resume, or begin anew with --overwrite."
+        )
 
 
 def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, views: int) -> FeatureCache:
@@ -189,10 +193,6 @@ def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, vi
             for image_id in table["image_id"].to_pylist()
         ]
         missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
-        if missing:
-            raise DataError(
-                f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. "
-                "Check the storage, and continue with --resume."
-            )
+        _check_present(missing)
         rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(len(wanted), -1)
     return FeatureCache(names=names, parts=parts, num_rows=num_rows, rows=rows)

@@ -185,7 +185,8 @@ def test_a_network_for_images_of_any_size_has_features_of_each(data, tmp_path):
     assert larger.num_reused == 0
 
 
-def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
+def write_two_rows(out: Path, *sha256: str) -> dict[str, np.ndarray]:
+    """Writes the features of two images whose sha256 was `s` when they were looked at, and is now as given."""
     rows = {
         "key": ["k0", "k1"],
         "view": [0, 0],
@@ -194,12 +195,16 @@ def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
     }
     batch = {
         "row": np.array([0, 1]),
-        "sha256": np.array(["s", "t"]),
+        "sha256": np.array(sha256),
         "error_code": np.array(["", ""]),
         "error": np.array(["", ""]),
         "pooled": np.arange(6, dtype=np.float16).reshape(2, 3),
     }
-    written = extraction._write_rows(batch, str(tmp_path), [ray.put(pa.table(rows))], ["pooled"])
+    return extraction._write_rows(batch, str(out), [ray.put(pa.table(rows))], ["pooled"])
+
+
+def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
+    written = write_two_rows(tmp_path, "s", "t")
     assert written["error_code"].tolist() == ["", "changed"]
     assert written["error"][1] == extraction.CHANGED
     (part,) = tmp_path.glob("part-*")
@@ -220,21 +225,8 @@ def test_images_without_labels_have_features_too(data, backbone, tmp_path):
 
 def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    rows = {
-        "key": ["k0", "k1"],
-        "view": [0, 0],
-        "sha256": ["s", "s"],
-        **{name: ["x", "y"] for name in featurestore.COLUMNS},
-    }
-    batch = {
-        "row": np.array([0, 1]),
-        "sha256": np.array(["s", "s"]),
-        "error_code": np.array(["", ""]),
-        "error": np.array(["", ""]),
-        "pooled": np.zeros((2, 3), np.float16),
-    }
     # A place where nothing can be written, whoever runs the tests.
-    written = extraction._write_rows(batch, str(tmp_path / "file/below"), [ray.put(pa.table(rows))], ["pooled"])
+    written = write_two_rows(tmp_path / "file/below", "s", "s")
     assert "Not a directory" in written["write_error"][0]
     assert written["image_id"].tolist() == ["x", "y"]
     monkeypatch.setattr("tlray.streams.iterate", lambda _dataset: iter([written]))
