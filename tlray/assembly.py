@@ -134,8 +134,12 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         weights = ray.put(models.get_weights(classifier))
         return Prepared(architecture=classifier.to_json(), weights=weights, preprocessing=preprocessing)
     extractor, _ = trunk.extractor(backbone, preprocessing, pooled=True, cut=False, depths=config.depths)
-    dropout = config.dropout if config.method == "lp-ft" else 0.0
-    classifier = models.with_linear_head(extractor, num_classes=num_classes, dropout=dropout)
+    is_tuned = config.method == "lp-ft"
+    classifier = models.with_linear_head(
+        extractor, num_classes=num_classes, dropout=config.dropout if is_tuned else 0.0
+    )
+    if is_tuned:
+        classifier = models.with_hidden_layers(classifier, hidden_units=config.hidden_units, dropout=config.dropout)
     prepared = Prepared(
         architecture=classifier.to_json(), weights=ray.put(models.get_weights(classifier)), preprocessing=preprocessing
     )

@@ -260,8 +260,9 @@ def _sweep(arguments: list[str]) -> None:
 def _trial_line(trial: Mapping[str, Any]) -> str:
     probe = f"{_count(trial['depths'], 'depth')}, penalty C {trial['inverse_penalty']:.2g}"
     tuned = (
-        f"{_count(trial['best_epoch'], 'epoch')} of {_count(trial['trainable_layers'], 'layer')} at "
-        f"{trial['learning_rate']:.2g}, dropout {trial['dropout']:g}, {_count(trial['views'], 'view')}"
+        f"{_count(trial['best_epoch'], 'epoch')} of {_count(trial['trainable_layers'], 'layer')} and "
+        f"{_count(trial['hidden_layers'], 'hidden layer')} at {trial['learning_rate']:.2g}, "
+        f"dropout {trial['dropout']:g}, {_count(trial['views'], 'view')}"
         if trial["best_epoch"]
         else "no fine-tuning"
     )

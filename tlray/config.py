@@ -85,7 +85,8 @@ class TrainConfig:
     batch_norm_momentum: float | None = None
     """Momentum of trained moving statistics. Default: as the backbone has it, or 0.9 with --weights none."""
     hidden_units: tuple[int, ...] = ()
-    """Widths of the head's hidden layers (relu), each followed by dropout."""
+    """Widths of the head's hidden layers (relu), each followed by dropout. With --method lp-ft they are trained beside
+    the linear probe, whose logits theirs are added to."""
     dropout: float = 0.3
     """Dropout rate in the head."""
 
@@ -189,10 +190,6 @@ class TrainConfig:
             "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, raw: [0, 255]).",
         )
         require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
-        require(
-            self.method != "lp-ft" or not self.hidden_units,
-            f"--method lp-ft starts from a linear probe, without --hidden-units {self.hidden_units}.",
-        )
         has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
         require(
             has_probe or not self.learning_curve,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def as_network(extractor: Any, names: list[str]) -> Network:
     extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
     architecture, weights = extractor.to_json(), models.get_weights(extractor)
     shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
-    digest = hashlib.sha256(json.dumps([architecture, names, shapes]).encode())
+    digest = hashlib.sha256(json.dumps([_renumbered(architecture), names, shapes]).encode())
     for array in weights:
         digest.update(array.tobytes())
     return Network(
@@ -84,6 +85,14 @@ def as_network(extractor: Any, names: list[str]) -> Network:
         names=names,
         shapes=shapes,
         fingerprint=digest.hexdigest(),
+    )
+
+
+def _renumbered(architecture: str) -> str:
+    """Returns an architecture (JSON) whose inputs have numbers of its own, not those of all that Keras built before."""
+    names: dict[str, str] = {}
+    return re.sub(
+        r"keras_tensor_\d+", lambda found: names.setdefault(found[0], f"keras_tensor_{len(names)}"), architecture
     )
 
 

@@ -91,9 +91,9 @@ class FeaturesConfig:
 class SweepConfig:
     """Try many settings on features that a pretrained network computes once; train and export the best.
 
-    A trial is a linear probe (how many depths of the network, which penalty) and fine-tuning from it (last layers,
-    rate, dropout, views), cross-validated over training and validation images. After an epoch of it only about the best
-    quarter goes on.
+    A trial is a linear probe (how many depths of the network, which penalty) and fine-tuning from it (hidden layers of
+    the head, last layers of the network, rate, dropout, views), cross-validated over training and validation images.
+    After an epoch of it only about the best quarter goes on.
     """
 
     data: str
@@ -109,6 +109,8 @@ class SweepConfig:
     """The most epochs of fine-tuning in a trial."""
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
     """The most last layers that are fine-tuned; none, a third and two thirds of them are tried too."""
+    hidden_units: int = 512
+    """Width of the hidden layers (relu) that a trial's head may have beside the linear one: none, one or two."""
     views: int = 1
     """The most views of each training image, the first as it is, the others augmented."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -148,7 +150,7 @@ class SweepConfig:
     """Print errors only."""
 
     def __post_init__(self) -> None:
-        for name in ("num_trials", "epochs", "trainable_layers", "views"):
+        for name in ("num_trials", "epochs", "trainable_layers", "hidden_units", "views"):
             require(getattr(self, name) > 0, f"{flag(name)} must be positive. Received: {getattr(self, name)}")
         require(self.num_folds > 1, f"--num-folds must be at least 2. Received: {self.num_folds}")
         require(self.weights != "none", "--weights none: a network of random weights has no features. Give weights.")

@@ -18,8 +18,11 @@ from tlray.errors import ConfigError
 
 TEMPERATURE_LAYER = "temperature"
 LOGITS_LAYER = "logits"
+HIDDEN_LOGITS_LAYER = "hidden_logits"
+SUM_LAYER = "sum_of_logits"
 STANDARDISATION_LAYER = "standardisation"
 HEAD_DROPOUT_LAYER = "head_dropout"
+_FLOAT32_LAYERS = (STANDARDISATION_LAYER, LOGITS_LAYER, HIDDEN_LOGITS_LAYER, SUM_LAYER)
 
 
 def leaf_layers(model: keras.Model) -> list[keras.Layer]:
@@ -124,6 +127,35 @@ def set_linear_head(
     classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
+def with_hidden_layers(classifier: keras.Model, *, hidden_units: Sequence[int], dropout: float) -> keras.Model:
+    """Adds hidden layers to the head of `with_linear_head`: their logits are added to the linear ones.
+
+    Their last weights begin at 0, so that training begins from the linear head, as residual branches begin from the
+    identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+
+    Args:
+        classifier: Of `with_linear_head`, or its tail.
+        hidden_units: Width of each hidden layer (relu); none: the classifier as it is.
+        dropout: Rate after each of them.
+
+    Returns:
+        A model with the same layers and inputs, to float32 logits [batch, num_classes].
+    """
+    if not hidden_units:
+        return classifier
+    features = classifier.get_layer(STANDARDISATION_LAYER).output
+    for num_units in hidden_units:
+        features = keras.layers.Dense(num_units, activation="relu")(features)
+        features = keras.layers.Dropout(dropout)(features)
+    (linear,) = classifier.outputs
+    hidden = keras.layers.Dense(
+        linear.shape[-1], use_bias=False, kernel_initializer="zeros", dtype="float32", name=HIDDEN_LOGITS_LAYER
+    )(features)
+    logits = keras.layers.Add(dtype="float32", name=SUM_LAYER)([linear, hidden])
+    # Named as before: Keras numbers models, and the numbers are in the fingerprint of what computes the features.
+    return keras.Model(classifier.input, logits, name=classifier.name)
+
+
 def with_probabilities(logits_model: keras.Model, *, temperature: float = 1.0) -> keras.Model:
     """Appends the calibrating temperature (Guo et al. 2017, arXiv:1706.04599) and a softmax as layers.
 
@@ -194,7 +226,7 @@ def mixed_bfloat16(architecture: str) -> str:
     def convert(node: Any) -> Any:
         if isinstance(node, list):
             return [convert(item) for item in node]
-        if not isinstance(node, dict) or node.get("name") in (LOGITS_LAYER, STANDARDISATION_LAYER):
+        if not isinstance(node, dict) or node.get("name") in _FLOAT32_LAYERS:
             return node
         if node.get("class_name") == "DTypePolicy" and node["config"]["name"] == "float32":
             return {**node, "config": {"name": "mixed_bfloat16"}}

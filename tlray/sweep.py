@@ -41,6 +41,8 @@ from tlray.weights import check_weights
 TRIALS_PNG = "trials.png"
 BEST = "best"
 KIND = "sweep"
+MAX_HIDDEN_LAYERS = 2
+"""In the head, as in the recipe `article`."""
 NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, trialtable.FILE, TRIALS_PNG, BEST})
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -69,7 +71,8 @@ class SweepResult:
 def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
     """Returns the settings that are tried: first about those of the recipe `standard`, then random ones.
 
-    The same config gives the same ones, so that a sweep that is continued knows which are left.
+    The same config gives the same ones, so that a sweep that is continued knows which are left. A head has a linear
+    probe and, beside it, no, one or two hidden layers.
     """
     most = config.trainable_layers
     layers = sorted({0, most // 3, most * 2 // 3, most})
@@ -77,6 +80,7 @@ def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
     first = {
         "depths": 5,
         "inverse_penalty": 1e-3,
+        "hidden_layers": 0,
         "trainable_layers": most,
         "learning_rate": 1e-4,
         "dropout": 0.3,
@@ -87,6 +91,7 @@ def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
         {
             "depths": int(generator.integers(1, 6)),
             "inverse_penalty": _log_uniform(generator, 1e-5, 1.0),
+            "hidden_layers": int(generator.integers(0, MAX_HIDDEN_LAYERS + 1)),
             "trainable_layers": int(generator.choice(layers)),
             "learning_rate": _log_uniform(generator, 1e-5, 1e-3),
             "dropout": float(generator.choice([0.0, 0.3, 0.5])),
@@ -141,7 +146,7 @@ def sweep(config: SweepConfig) -> SweepResult:
         _try_settings(config, source, available, is_continued=is_continued)
     trials, errors = trialtable.read_trials(base.out)
     chosen = choose(trials)
-    best = _train_best(base, chosen, available)
+    best = _train_best(config, chosen, available)
     warnings = (*trialtable.failure_warnings(trials, errors), *best.warnings)
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
 
@@ -171,15 +176,15 @@ def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**probe, **alone}
 
 
-def _train_best(base: TrainConfig, trial: Mapping[str, Any], available: Capacity) -> training.TrainResult:
-    config = best_config(base, trial)
-    if not storage.exists(storage.join(config.out, CONFIG)):
-        images = dataset.stored_dataset(base.out)
+def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> training.TrainResult:
+    best = best_config(config, trial)
+    if not storage.exists(storage.join(best.out, CONFIG)):
+        images = dataset.stored_dataset(config.out)
         assert images is not None  # noqa: S101 (the trials were on them)
         # What an interruption has left half made there is the sweep's own.
-        training.begin(dataclasses.replace(config, resume=False, overwrite=True), images)
-        _share_features(base, config, images)
-    return training.train(dataclasses.replace(config, resume=True, overwrite=False), available)
+        training.begin(dataclasses.replace(best, resume=False, overwrite=True), images)
+        _share_features(config.training(), best, images)
+    return training.train(dataclasses.replace(best, resume=True, overwrite=False), available)
 
 
 def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
@@ -235,18 +240,20 @@ def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Cap
     storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, trialtable.SETTINGS[:-1]))
 
 
-def best_config(base: TrainConfig, trial: Mapping[str, Any]) -> TrainConfig:
+def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
     """Returns the training of a trial's settings, as far as the trial was good, in the sweep's directory.
 
     With the sweep's own seed, which decides the splits.
     """
+    base = config.training()
     is_probe = trial["best_epoch"] == 0
     return dataclasses.replace(
         base,
         out=storage.join(base.out, BEST),
         method="probe" if is_probe else "lp-ft",
         epochs=max(1, int(trial["best_epoch"])),
-        trainable_layers=trial["trainable_layers"] or base.trainable_layers,
+        hidden_units=() if is_probe else (config.hidden_units,) * trial["hidden_layers"],
+        trainable_layers=base.trainable_layers if is_probe else trial["trainable_layers"],
         views=1 if is_probe else trial["views"],
         **{name: trial[name] for name in ("depths", "inverse_penalty", "learning_rate", "dropout")},
     )
@@ -317,6 +324,7 @@ def _make_task(
         depth_sizes=prepared.depth_sizes,
         tail=prepared.tail,
         tail_weights=[prepared.tail_weights],
+        hidden_units=config.hidden_units,
         tail_layers=prepared.tail_layers,
         batch_size=config.batch_size,
         epochs=config.epochs,

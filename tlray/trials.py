@@ -29,10 +29,11 @@ Bases = dict[tuple[int, int], tuple[probe.Basis, np.ndarray]]
 class Trial(tune.Trainable):
     """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
 
-    Its config has `settings`: `depths`, `inverse_penalty`, `trainable_layers` (0: no fine-tuning), `learning_rate`,
-    `dropout`, `views`, `seed`. It reports `valid_loss` over the held-out images of all folds, `probe_loss` and
-    `probe_accuracy`, `best_loss` with its `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so
-    far (epoch 0: the probe), and `num_epochs` so far. It ends where fine-tuning diverges.
+    Its config has `settings`: `depths`, `inverse_penalty`, `hidden_layers` (in the head, beside the linear probe),
+    `trainable_layers`, `learning_rate`, `dropout`, `views`, `seed`. Without hidden and trainable layers there is no
+    fine-tuning. It reports `valid_loss` over the held-out images of all folds, `probe_loss` and `probe_accuracy`,
+    `best_loss` with its `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the
+    probe), and `num_epochs` so far. It ends where fine-tuning diverges.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
@@ -73,7 +74,8 @@ class Trial(tune.Trainable):
         if loss < self.best["best_loss"]:
             self.best |= {"best_loss": loss, "standard_error": standard_error, "best_accuracy": accuracy}
             self.best["best_epoch"] = epoch
-        is_last = epoch == self.task.epochs or self.settings["trainable_layers"] == 0 or not np.isfinite(loss)
+        is_probe = not self.settings["hidden_layers"] and not self.settings["trainable_layers"]
+        is_last = is_probe or epoch == self.task.epochs or not np.isfinite(loss)
         return {"valid_loss": loss, "num_epochs": epoch, "done": is_last, **self.best}
 
     def _pooled(self, images: np.ndarray, num_columns: int) -> np.ndarray:
@@ -109,13 +111,15 @@ class _Tail:
     ) -> None:
         self.task, self.settings, self.reader = task, settings, reader
         keras.utils.set_random_seed(settings["seed"])
-        self.model = models.from_json(task.tail, ray.get(task.tail_weights[0]))
-        trained = set(task.tail_layers[-settings["trainable_layers"] :])
-        for layer in models.leaf_layers(self.model):
+        tail = models.from_json(task.tail, ray.get(task.tail_weights[0]))
+        trained = set(task.tail_layers[max(0, len(task.tail_layers) - settings["trainable_layers"]) :])
+        for layer in models.leaf_layers(tail):
             if layer.name in task.tail_layers and layer.name not in trained:
                 layer.trainable = False
             if layer.name == models.HEAD_DROPOUT_LAYER:
                 layer.rate = settings["dropout"]
+        hidden_units = [task.hidden_units] * settings["hidden_layers"]
+        self.model = models.with_hidden_layers(tail, hidden_units=hidden_units, dropout=settings["dropout"])
         self.optimizer = keras.optimizers.Adam(settings["learning_rate"])
         self.optimizer.build(self.model.trainable_variables)
         self.states: list[list[np.ndarray]] = []

@@ -12,14 +12,16 @@ from tlray.errors import DataError
 
 FILE = "trials.csv"
 
-SETTINGS = ("depths", "inverse_penalty", "trainable_layers", "learning_rate", "dropout", "views", "seed")
+SETTINGS = (
+    "depths", "inverse_penalty", "hidden_layers", "trainable_layers", "learning_rate", "dropout", "views", "seed",
+)  # fmt: skip
 RESULTS = ("probe_loss", "probe_accuracy", "best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
 ERROR = "error"
 COLUMNS: tuple[str, ...] = (*SETTINGS, *RESULTS, ERROR)
 
 MAX_ERROR_LETTERS = 200
 
-_COUNTS = frozenset({"depths", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
+_COUNTS = frozenset({"depths", "hidden_layers", "trainable_layers", "views", "seed", "best_epoch", "num_epochs"})
 
 
 def write_trials(out: str, trials: Sequence[Mapping[str, Any]]) -> None:

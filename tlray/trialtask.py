@@ -21,6 +21,7 @@ class TrialTask:
         depth_sizes: Columns of `pooled` from each depth, the last depth last.
         tail: The architecture of what is fine-tuned, as JSON.
         tail_weights: Its weights, in the object store (in a list, so that Ray hands over the reference).
+        hidden_units: The width of a hidden layer in the head.
         tail_layers: The names of the backbone's last layers, the most that are trained, in order; see
             `model.set_trainable`, which counts them alike.
         batch_size: Images in a batch.
@@ -36,6 +37,7 @@ class TrialTask:
     depth_sizes: tuple[int, ...]
     tail: str
     tail_weights: "list[ray.ObjectRef[list[np.ndarray]]]"
+    hidden_units: int
     tail_layers: tuple[str, ...]
     batch_size: int
     epochs: int

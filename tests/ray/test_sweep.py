@@ -35,6 +35,7 @@ from tlray import (
     trialtable,
 )
 from tlray import model as models
+from tlray.artifact import load_keras_file
 from tlray.bundle import load
 from tlray.config import Augmentation, TrainConfig
 from tlray.errors import ConfigError, DataError, TlrayError
@@ -74,10 +75,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
         preprocessing="symmetric",
         image_size_px=SIZE_PX,
         trainable_layers=2,
+        hidden_units=8,
         num_trials=8,
         num_folds=2,
         epochs=2,
         batch_size=8,
+        seed=1,  # two of its trials do not fine-tune
         quiet=True,
     )
 
@@ -106,7 +109,7 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
     images = dataset.stored_dataset(config.out)
     assert images is not None
     base = config.training()
-    best = dataclasses.replace(sweep.best_config(base, trial), out=str(out))
+    best = dataclasses.replace(sweep.best_config(config, trial), out=str(out))
     sweep._share_features(base, best, images)
     return best, sweep._network(best.resolved(), images)
 
@@ -153,15 +156,21 @@ def test_features_of_another_network_are_not_shared(config, result, tmp_path):
     assert not featurestore.part_names(str(tmp_path / "weights/features"))
 
 
-def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path):
+@pytest.mark.parametrize(("num_layers", "widths"), [(2, ()), (0, (8, 8))])
+def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_layers, widths):
     shutil.copytree(config.out, tmp_path / "out", ignore=shutil.ignore_patterns("best"))
-    base = dataclasses.replace(config, out=str(tmp_path / "out")).training()
-    trial = result.trials[0] | {"depths": 2, "trainable_layers": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
-    best = sweep._train_best(base, trial, cluster.capacity())
+    config = dataclasses.replace(config, out=str(tmp_path / "out"))
+    trial = result.trials[0] | {"depths": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
+    trial |= {"trainable_layers": num_layers, "hidden_layers": len(widths)}
+    best = sweep._train_best(config, trial, cluster.capacity())
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
+    assert (settings["trainable_layers"], tuple(settings["hidden_units"])) == (num_layers, widths)
     assert settings["inverse_penalty"] == trial["inverse_penalty"]
+    layers = models.leaf_layers(load_keras_file(f"{best.bundle}/model.keras"))
+    relus = [layer for layer in layers if getattr(layer, "activation", None) is keras.activations.relu]
+    assert tuple(layer.units for layer in relus if isinstance(layer, keras.layers.Dense)) == widths
 
 
 @pytest.fixture
@@ -198,6 +207,34 @@ def test_each_fold_has_a_state_of_its_own(config, task):
     assert np.abs(found[0][0] - found[1][0]).max() > 0.01
 
 
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_layers):
+    settings = sweep.draw_settings(config)[0] | {"hidden_layers": hidden_layers, "trainable_layers": 0, "dropout": 0.0}
+    reader = FeatureReader(task.cache)
+    num_columns = sum(task.depth_sizes)
+    rows = np.concatenate([held for _, held in task.folds])
+    pooled = reader.take(task.rows[rows, 0], ["pooled"])[0].astype(np.float32)
+    start = {
+        "mean": pooled.mean(axis=0),
+        "deviation": pooled.std(axis=0) + 1e-3,
+        "weights": np.random.default_rng(0).normal(size=(num_columns, 4)).astype(np.float32),
+        "bias": np.arange(4, dtype=np.float32),
+    }
+    tail = trials._Tail(task, settings | {"learning_rate": 1e-2}, reader, [start] * 2)
+    linear = (pooled - start["mean"]) / start["deviation"] @ start["weights"] + start["bias"]
+    np.testing.assert_allclose(tail._predict_all(rows), linear, rtol=2e-3, atol=2e-2)  # of features rounded to float16
+    dense = [layer for layer in models.leaf_layers(tail.model) if isinstance(layer, keras.layers.Dense)]
+    assert len(dense) == (hidden_layers + 2 if hidden_layers else 1)
+    trained = {id(variable) for layer in dense for variable in layer.variables}
+    assert {id(variable) for variable in tail.model.trainable_variables} == trained
+    before = {variable.path: variable.numpy() for variable in tail.model.variables}
+    for epoch in range(2):  # the weights before those that begin at 0 have no gradient in the first step
+        tail.train_epoch(0, epoch)
+    for variable in tail.model.variables:
+        is_changed = not np.array_equal(before[variable.path], variable.numpy())
+        assert is_changed is (id(variable) in trained), variable.path
+
+
 def test_a_trial_that_diverges_ends_with_what_was_best_before(config, task, monkeypatch):
     monkeypatch.setattr(devices, "use_cpus", lambda _: None)  # this process has chosen already
     trial = trials.Trial.__new__(trials.Trial)
@@ -213,7 +250,11 @@ def test_a_trial_that_diverges_ends_with_what_was_best_before(config, task, monk
 
 def test_a_trial_is_stopped_for_what_it_fine_tunes_with(config, result):
     epochs = {
-        is_tuned: [trial["num_epochs"] for trial in result.trials if bool(trial["trainable_layers"]) is is_tuned]
+        is_tuned: [
+            trial["num_epochs"]
+            for trial in result.trials
+            if (trial["trainable_layers"] + trial["hidden_layers"] > 0) is is_tuned
+        ]
         for is_tuned in (False, True)
     }
     assert set(epochs[False]) == {0}
@@ -223,7 +264,7 @@ def test_a_trial_is_stopped_for_what_it_fine_tunes_with(config, result):
 
 
 def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result):
-    alone = [trial for trial in result.trials if trial["trainable_layers"] == 0]
+    alone = [trial for trial in result.trials if trial["trainable_layers"] == trial["hidden_layers"] == 0]
     trial = max(alone, key=lambda trial: trial["inverse_penalty"])  # the strongest opinions
     images = dataset.stored_dataset(f"{config.out}/best")
     assert images is not None
@@ -285,7 +326,7 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
 
 
 def test_the_best_settings_are_trained_and_exported(config, result):
-    best = sweep.best_config(config.training(), result.chosen)
+    best = sweep.best_config(config, result.chosen)
     assert best.method == ("lp-ft" if result.chosen["best_epoch"] else "probe")
     assert best.epochs == max(1, result.chosen["best_epoch"])
     assert best.depths == result.chosen["depths"]

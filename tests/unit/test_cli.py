@@ -86,14 +86,15 @@ def called(monkeypatch):
         ("sweep", "sweep"): SimpleNamespace(
             out="/o",
             trials=[
-                {"depths": 4, "inverse_penalty": 1e-3, "trainable_layers": 10, "learning_rate": 2e-4, "dropout": 0.3,
-                 "views": 2, "seed": 5, "best_loss": 0.2, "best_accuracy": 0.95, "best_epoch": 3},
-                {"depths": 1, "inverse_penalty": 0.05, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
-                 "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
+                {"depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 1, "trainable_layers": 10,
+                 "learning_rate": 2e-4, "dropout": 0.3, "views": 2, "seed": 5,
+                 "best_loss": 0.2, "best_accuracy": 0.95, "best_epoch": 3},
+                {"depths": 1, "inverse_penalty": 0.05, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
+                 "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
             ],
             chosen={
-                "depths": 2, "inverse_penalty": 0.01, "trainable_layers": 0, "learning_rate": 2e-4, "dropout": 0.0,
-                "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
+                "depths": 2, "inverse_penalty": 0.01, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
+                "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
             },
             best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
             warnings=("1 of 3 trials failed.", "Look out."),
@@ -314,8 +315,8 @@ def test_other_commands_parse(called, command_line, expected):
         (
             "sweep --data d --out o",
             ["Tried 2 settings",
-             "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers at 0.0002, "
-             "dropout 0.3, 2 views",
+             "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers and "
+             "1 hidden layer at 0.0002, dropout 0.3, 2 views",
              "trial 2 .* loss 0.400, accuracy 0.875: 1 depth, penalty C 0.05; no fine-tuning",
              "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
              "trained, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",

@@ -69,7 +69,7 @@ CONFIGS = {
         ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
         *(
             ("sweep", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
-            for name in ("num_trials", "epochs", "trainable_layers", "views")
+            for name in ("num_trials", "epochs", "trainable_layers", "hidden_units", "views")
         ),
         ("sweep", {"num_folds": 1}, "--num-folds must be at least 2. Received: 1"),
         ("sweep", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it: give one"),
@@ -77,12 +77,8 @@ CONFIGS = {
         ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
         ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),
         ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
+        ("train", {"method": "lp-ft", "hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
         ("train", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
-        (
-            "train",
-            {"method": "lp-ft", "hidden_units": (8,)},
-            "--method lp-ft starts from a linear probe, without --hidden-units (8,).",
-        ),
         *(
             (
                 "train",

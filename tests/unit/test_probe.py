@@ -110,6 +110,37 @@ def test_the_keras_head_computes_the_same(num_classes):
     assert np.array_equal(np.asarray(again(features[:, None, None, :])), given)
 
 
+def test_hidden_layers_begin_as_the_linear_head_and_are_trained():
+    features, labels = make_data(3, 20, 90)
+    fitted = probe.fit(features, labels, features[:9], labels[:9], num_classes=3, balanced=True)
+    images = keras.Input((1, 1, 20))
+    extractor = keras.Model(images, keras.layers.Flatten()(images))
+    linear = models.with_linear_head(extractor, num_classes=3, dropout=0.0)
+    assert models.with_hidden_layers(linear, hidden_units=(), dropout=0.5) is linear
+    models.set_linear_head(linear, **fitted.arrays())
+    keras.utils.set_random_seed(0)
+    head = models.with_hidden_layers(linear, hidden_units=(16, 8), dropout=0.5)
+    pixels = features[:, None, None, :].astype(np.float32)
+    assert np.array_equal(np.asarray(head(pixels)), np.asarray(linear(pixels)))
+    dropouts = [layer for layer in head.layers if isinstance(layer, keras.layers.Dropout)]
+    assert [layer.rate for layer in dropouts] == [0.5, 0.5]
+    head.get_layer(models.LOGITS_LAYER).trainable = False
+    head.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    shuffled = np.random.default_rng(0).permutation(labels)  # nothing that the linear head knows
+    before = head.test_on_batch(pixels, shuffled)
+    for _ in range(100):
+        head.train_on_batch(pixels, shuffled)
+    assert head.test_on_batch(pixels, shuffled) < 0.9 * before
+    again = models.from_json(head.to_json(), models.get_weights(head))
+    assert np.array_equal(np.asarray(again(pixels)), np.asarray(head(pixels)))
+    rounded = models.from_json(models.mixed_bfloat16(head.to_json()), models.get_weights(head))
+    computed_in = {layer.name: layer.compute_dtype for layer in rounded.layers}
+    ends = (models.STANDARDISATION_LAYER, models.LOGITS_LAYER, models.HIDDEN_LOGITS_LAYER, models.SUM_LAYER)
+    assert {computed_in[name] for name in ends} == {"float32"}
+    assert [computed_in[layer.name] for layer in dropouts] == ["bfloat16"] * 2
+    np.testing.assert_allclose(rounded(pixels), head(pixels), rtol=0.02, atol=0.05)
+
+
 def test_how_much_features_vary_by_hand():
     # A constant, one whose deviation is 3/5 of its root mean square, one without a mean, one that is always 0.
     mean, deviation = np.array([7.0, 4.0, 0.0, 0.0]), np.array([0.0, 3.0, 2.0, 0.0])
