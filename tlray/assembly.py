@@ -145,7 +145,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     )
     first, tail = trunk.split(classifier)
     pooled = trunk.up_to(tail, models.STANDARDISATION_LAYER)(first.outputs)
-    if config.method == "probe":
+    if config.method == "probe" or (is_cached(config) and config.trainable_layers == 0):
         outputs = {POOLED: pooled}
     elif is_cached(config):
         outputs = {POOLED: pooled} | {f"cut_{number}": tensor for number, tensor in enumerate(first.outputs)}

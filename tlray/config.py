@@ -85,8 +85,8 @@ class TrainConfig:
     batch_norm_momentum: float | None = None
     """Momentum of trained moving statistics. Default: as the backbone has it, or 0.9 with --weights none."""
     hidden_units: tuple[int, ...] = ()
-    """Widths of the head's hidden layers (relu), each followed by dropout. With --method lp-ft they are trained beside
-    the linear probe, whose logits theirs are added to."""
+    """Widths of the head's hidden layers (relu), each followed by dropout. With --method lp-ft and pretrained --weights
+    they are trained beside the linear probe, whose logits theirs are added to."""
     dropout: float = 0.3
     """Dropout rate in the head."""
 

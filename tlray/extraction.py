@@ -89,7 +89,7 @@ def as_network(extractor: Any, names: list[str]) -> Network:
 
 
 def _renumbered(architecture: str) -> str:
-    """Returns an architecture (JSON) whose inputs have numbers of its own, not those of all that Keras built before."""
+    """Returns an architecture (JSON) whose tensors are numbered from 0, whatever Keras has built before."""
     names: dict[str, str] = {}
     return re.sub(
         r"keras_tensor_\d+", lambda found: names.setdefault(found[0], f"keras_tensor_{len(names)}"), architecture

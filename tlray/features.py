@@ -225,8 +225,8 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     is_same = _stored_network(location) == network.fingerprint
     if storage.exists(location) and not is_same and not overwrite:
         raise ConfigError(
-            f"'{out}' holds features of another network, level or image size (what --weights or --backbone names may "
-            "have changed since). Give another --out, or --overwrite."
+            f"'{out}' holds features of another network, level or image size (what --weights or --backbone names, or "
+            "tlray itself, may have changed since). Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)

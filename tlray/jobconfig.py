@@ -110,7 +110,8 @@ class SweepConfig:
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
     """The most last layers that are fine-tuned; none, a third and two thirds of them are tried too."""
     hidden_units: int = 512
-    """Width of the hidden layers (relu) that a trial's head may have beside the linear one: none, one or two."""
+    """Width of the hidden layers (relu) that a trial's head may have beside the linear one: none, one or two of
+    one width."""
     views: int = 1
     """The most views of each training image, the first as it is, the others augmented."""
     augmentation: Augmentation = field(default_factory=Augmentation)

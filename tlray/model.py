@@ -127,16 +127,19 @@ def set_linear_head(
     classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
-def with_hidden_layers(classifier: keras.Model, *, hidden_units: Sequence[int], dropout: float) -> keras.Model:
+def with_hidden_layers(
+    classifier: keras.Model, *, hidden_units: Sequence[int], dropout: float, num_features: int | None = None
+) -> keras.Model:
     """Adds hidden layers to the head of `with_linear_head`: their logits are added to the linear ones.
 
     Their last weights begin at 0, so that training begins from the linear head, as residual branches begin from the
     identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
 
     Args:
-        classifier: Of `with_linear_head`, or its tail.
+        classifier: Of `with_linear_head`, or its tail from JSON.
         hidden_units: Width of each hidden layer (relu); none: the classifier as it is.
         dropout: Rate after each of them.
+        num_features: How many features they take, the last ones; None: all.
 
     Returns:
         A model with the same layers and inputs, to float32 logits [batch, num_classes].
@@ -144,6 +147,8 @@ def with_hidden_layers(classifier: keras.Model, *, hidden_units: Sequence[int], 
     if not hidden_units:
         return classifier
     features = classifier.get_layer(STANDARDISATION_LAYER).output
+    if num_features is not None:
+        features = features[:, -num_features:]
     for num_units in hidden_units:
         features = keras.layers.Dense(num_units, activation="relu")(features)
         features = keras.layers.Dropout(dropout)(features)

@@ -190,12 +190,12 @@ def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capaci
 def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
     """Gives the training of the best settings what the sweep has computed, if that is all that it needs.
 
-    That is so for a probe, and for fine-tuning with all of the sweep's depths and layers: other maps have other places
-    in the network.
+    That is so where pooled features are all that is needed, and for fine-tuning with all of the sweep's depths and
+    layers: other maps have other places in the network.
     """
     best = best.resolved()
     theirs, ours = (_network(config, images) for config in (base, best))
-    if best.method != "probe" and theirs.fingerprint != ours.fingerprint:
+    if ours.names != [POOLED] and theirs.fingerprint != ours.fingerprint:
         return
     features.derive(
         storage.join(base.out, probing.FEATURES),
@@ -278,12 +278,14 @@ def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, net
 def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> int:
     """Returns how many trials this node's memory has room for, if all of them run here.
 
-    Each fits one probe after another, and keeps the training images of every fold as float64.
+    Each fits one probe after another, and keeps the training images of every fold as float64; and the weights of its
+    hidden layers with Adam's two moments, float32, of every fold and of the one that is trained.
     """
     num_images = _learned_from(images).num_rows
     (num_features,) = network.shapes[network.names.index(POOLED)]
     kept_bytes = 8 * (config.num_folds - 1) * num_images * num_features
-    trial_bytes = kept_bytes + probe.memory_bytes(num_images, num_features, len(images.classes))
+    head_bytes = 4 * 3 * (config.num_folds + 1) * config.hidden_units * (num_features + config.hidden_units)
+    trial_bytes = kept_bytes + head_bytes + probe.memory_bytes(num_images, num_features, len(images.classes))
     return max(1, int(min(config.num_trials, available.memory_bytes / trial_bytes)))
 
 

@@ -118,8 +118,12 @@ class _Tail:
                 layer.trainable = False
             if layer.name == models.HEAD_DROPOUT_LAYER:
                 layer.rate = settings["dropout"]
-        hidden_units = [task.hidden_units] * settings["hidden_layers"]
-        self.model = models.with_hidden_layers(tail, hidden_units=hidden_units, dropout=settings["dropout"])
+        self.model = models.with_hidden_layers(
+            tail,
+            hidden_units=[task.hidden_units] * settings["hidden_layers"],
+            dropout=settings["dropout"],
+            num_features=len(starts[0]["mean"]),
+        )
         self.optimizer = keras.optimizers.Adam(settings["learning_rate"])
         self.optimizer.build(self.model.trainable_variables)
         self.states: list[list[np.ndarray]] = []

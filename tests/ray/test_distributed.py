@@ -93,7 +93,7 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
 
 def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes) -> list[dict[str, float]]:
     settings = {"method": "lp-ft", "trainable_layers": 3, "augmentation": Augmentation(), "learning_rate": None}
-    return train(images, backbone, out, **(settings | changes))[0]
+    return train(images, backbone, out, **(settings | {"hidden_units": (4,)} | changes))[0]
 
 
 def test_training_on_features_equals_training_on_images(images, backbone, tmp_path):

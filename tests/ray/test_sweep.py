@@ -114,10 +114,16 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
     return best, sweep._network(best.resolved(), images)
 
 
-@pytest.mark.parametrize("best_epoch", [0, 1])
-def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, best_epoch):
-    depths = 2 if best_epoch else 1  # of the two that this network has
-    trial = result.trials[0] | {"depths": depths, "trainable_layers": 2, "views": 1, "best_epoch": best_epoch}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"depths": 1, "trainable_layers": 2, "best_epoch": 0},
+        {"depths": 2, "trainable_layers": 2, "best_epoch": 1},  # all that this network has
+        {"depths": 1, "trainable_layers": 0, "best_epoch": 1},
+    ],
+)
+def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, settings):
+    trial = result.trials[0] | {"hidden_layers": 2, "dropout": 0.0, "views": 1} | settings
     best, network = share_features(config, trial, tmp_path / "derived")
     images, available = dataset.stored_dataset(config.out), cluster.capacity()
     assert images is not None
@@ -168,6 +174,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
     assert (settings["trainable_layers"], tuple(settings["hidden_units"])) == (num_layers, widths)
     assert settings["inverse_penalty"] == trial["inverse_penalty"]
+    assert not any("differ" in warning for warning in best.warnings)  # what is exported, and what features gave
     layers = models.leaf_layers(load_keras_file(f"{best.bundle}/model.keras"))
     relus = [layer for layer in layers if getattr(layer, "activation", None) is keras.activations.relu]
     assert tuple(layer.units for layer in relus if isinstance(layer, keras.layers.Dense)) == widths
@@ -185,7 +192,7 @@ def task(config, result) -> TrialTask:  # noqa: ARG001
 
 
 def test_each_fold_has_a_state_of_its_own(config, task):
-    settings = sweep.draw_settings(config)[0] | {"dropout": 0.3, "learning_rate": 1e-2}
+    settings = sweep.draw_settings(config)[0] | {"hidden_layers": 2, "dropout": 0.3, "learning_rate": 1e-2}
     reader = FeatureReader(task.cache)
     generator = np.random.default_rng(0)
     num_columns = sum(task.depth_sizes)
@@ -207,13 +214,13 @@ def test_each_fold_has_a_state_of_its_own(config, task):
     assert np.abs(found[0][0] - found[1][0]).max() > 0.01
 
 
-@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
-def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_layers):
+@pytest.mark.parametrize(("hidden_layers", "depths"), [(0, 1), (1, 1), (2, 1), (2, 2)])
+def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_layers, depths):
     settings = sweep.draw_settings(config)[0] | {"hidden_layers": hidden_layers, "trainable_layers": 0, "dropout": 0.0}
     reader = FeatureReader(task.cache)
-    num_columns = sum(task.depth_sizes)
+    num_columns = sum(task.depth_sizes[-depths:])
     rows = np.concatenate([held for _, held in task.folds])
-    pooled = reader.take(task.rows[rows, 0], ["pooled"])[0].astype(np.float32)
+    pooled = reader.take(task.rows[rows, 0], ["pooled"])[0][:, -num_columns:].astype(np.float32)
     start = {
         "mean": pooled.mean(axis=0),
         "deviation": pooled.std(axis=0) + 1e-3,
@@ -224,12 +231,13 @@ def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_la
     linear = (pooled - start["mean"]) / start["deviation"] @ start["weights"] + start["bias"]
     np.testing.assert_allclose(tail._predict_all(rows), linear, rtol=2e-3, atol=2e-2)  # of features rounded to float16
     dense = [layer for layer in models.leaf_layers(tail.model) if isinstance(layer, keras.layers.Dense)]
-    assert len(dense) == (hidden_layers + 2 if hidden_layers else 1)
+    from_features = [num_columns] if hidden_layers else []
+    hidden = [layer for layer in dense if layer.name != models.LOGITS_LAYER]
+    assert [layer.kernel.shape[0] for layer in hidden] == [*from_features, *[task.hidden_units] * hidden_layers]
     trained = {id(variable) for layer in dense for variable in layer.variables}
     assert {id(variable) for variable in tail.model.trainable_variables} == trained
     before = {variable.path: variable.numpy() for variable in tail.model.variables}
-    for epoch in range(2):  # the weights before those that begin at 0 have no gradient in the first step
-        tail.train_epoch(0, epoch)
+    tail.train_epoch(0, 0)
     for variable in tail.model.variables:
         is_changed = not np.array_equal(before[variable.path], variable.numpy())
         assert is_changed is (id(variable) in trained), variable.path
@@ -309,6 +317,9 @@ def test_trials_run_side_by_side_as_memory_allows(config):
     for memory_bytes, expected in ((1e6, 1), (100e6, 3), (1e12, config.num_trials), (math.inf, config.num_trials)):
         available: Any = SimpleNamespace(memory_bytes=memory_bytes)
         assert sweep.most_at_once(config, available, images, network) == expected  # pyright: ignore[reportArgumentType]
+    # 12 bytes a weight, (1,000 + 1,000) by 1,000 of them for two folds and the one in use: 72 MB more.
+    wide, available = dataclasses.replace(config, hidden_units=1000), SimpleNamespace(memory_bytes=310e6)
+    assert sweep.most_at_once(wide, available, images, network) == 2  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  # noqa: ARG001

@@ -77,7 +77,6 @@ CONFIGS = {
         ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
         ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),
         ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
-        ("train", {"method": "lp-ft", "hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
         ("train", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
         *(
             (
@@ -149,7 +148,7 @@ def test_refusals(config, settings, message):
         ("train", {"refer_below": 1.0, "trainable_layers": 0, "num_workers": 32, "batch_size": 32}),
         ("train", {"backbone": "my.keras", "preprocessing": "raw", "cut": "mixed7"}),
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
-        ("train", {"learning_curve": True, "method": "lp-ft"}),
+        ("train", {"learning_curve": True, "method": "lp-ft", "hidden_units": (8,)}),
         ("train", {"learning_curve": True, "method": "probe", "weights": "none"}),
         ("serve", {"port": 65535}),
         ("phantoms", {"num_unreadable": 0, "first_patient": 0}),

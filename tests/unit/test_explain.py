@@ -155,7 +155,8 @@ def test_nested_models_with_the_same_names(explain):
     assert np.array_equal(explain(keras.Model(images, logits)).heatmap(IMAGE, 0), FOR_0)
 
 
-def test_depths_are_added_by_what_they_contribute_to_the_logit(explain):
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_depths_are_added_by_what_they_contribute_to_the_logit(explain, is_hidden):
     """A linear head on standardised averages of two depths, one with 2 x 2 positions, one with 4 x 4."""
     images, x = pixels(4)
     fine = channels(x, [1, 0, 0])
@@ -167,9 +168,14 @@ def test_depths_are_added_by_what_they_contribute_to_the_logit(explain):
         classifier,
         mean=np.array([5.0, -1.0], dtype=np.float32),
         deviation=np.array([2.0, 4.0], dtype=np.float32),
-        weights=np.array([[6.0, 0.0], [8.0, -8.0]], dtype=np.float32),
+        weights=np.array([[2.0 if is_hidden else 6.0, 0.0], [8.0, -8.0]], dtype=np.float32),
         bias=np.array([1.0, 2.0], dtype=np.float32),
     )
+    if is_hidden:  # the other 4 of the 6 come through a hidden layer
+        classifier = models.with_hidden_layers(classifier, hidden_units=(1,), dropout=0.5)
+        (hidden,) = (layer for layer in classifier.layers if getattr(layer, "units", None) == 1)
+        hidden.set_weights([np.array([[2.0], [0.0]]), np.array([10.0])])
+        classifier.get_layer(models.HIDDEN_LOGITS_LAYER).set_weights([np.array([[2.0, 0.0]])])
     red = np.zeros((4, 4))
     red[0] = [16, 8, 0, 4]
     explainer = explain(classifier)
