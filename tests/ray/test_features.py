@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tlray import extraction, features, featurestore, images
+from tlray import devices, extraction, features, featurestore, images, trunk
 from tlray.artifact import load_keras_file
 from tlray.config import Augmentation
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import FeaturesConfig
+from tlray.plans import ScorePlan
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -161,6 +162,33 @@ def test_features_of_another_network_are_not_used(data, backbone, tmp_path):
     assert (result.num_rows, result.num_reused) == (20, 0)
     with pytest.raises(ConfigError, match="is not empty"):
         extract(data, backbone, out=str(data))
+
+
+@pytest.mark.parametrize("max_actors", [1, 3])
+def test_only_a_long_pass_makes_weights_constant(max_actors):
+    plan = ScorePlan(max_actors=max_actors, cpus_per_actor=1, gpus_per_actor=0)
+    least = extraction.MIN_ROWS_FOR_CONSTANTS * max_actors
+    assert [extraction._is_long(num_rows, plan) for num_rows in (least - 1, least)] == [False, True]
+
+
+def test_features_are_the_same_with_constants(backbone, monkeypatch):
+    monkeypatch.setattr(devices, "use_cpus", lambda *_: None)  # this process has chosen already
+    config = FeaturesConfig(
+        data="d", out="o", backbone=backbone, preprocessing="symmetric", image_size_px=SIZE_PX, trainable_layers=1
+    ).training()
+    network = extraction.prepare(config, "both")
+    folded, calls = trunk.as_constant, []
+    monkeypatch.setattr(trunk, "as_constant", lambda model: calls.append(model) or folded(model))
+    results = []
+    for with_constants in (False, True):
+        batch = {"image": np.random.default_rng(0).integers(0, 256, (5, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)}
+        batch |= {name: np.arange(5) for name in ("row", "sha256", "error_code", "error")}
+        results.append(extraction._Extractor(network, 1, False, with_constants)(batch))
+        assert len(calls) == with_constants
+    for name in network.names:
+        first, second = (result[name].astype(np.float32) for result in results)
+        assert np.ptp(first) > 0.01
+        np.testing.assert_allclose(first, second, rtol=2e-3, atol=1e-4)  # float16
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sha": 1}'])
