@@ -24,8 +24,8 @@ FLOAT16_MAX = 65504.0
 CHANGED = "The file has changed since it was looked at. Run the same command again."
 
 MIN_ROWS_FOR_CONSTANTS = 2000
-"""Of an actor: from so many on its weights are made constants (`trunk.as_constant`), which takes seconds once. Over 10,000
-images `benchmarks/features_pass.py` gave 32.5 images/s in place of 30.5 (2 cores, AMD EPYC, 2026-11-28)."""
+"""Of an actor: from so many on its weights are made constants (`trunk.as_constant`), which takes seconds once.
+Over 10,000 images `benchmarks/features_pass.py` gave 32.5 images/s in place of 30.5 (2 cores, AMD EPYC, 2026-11-28)."""
 
 WRITE_CPUS = 0.25
 """Of a task that writes a part: it waits for the storage more than it works."""
