@@ -4,6 +4,7 @@ import base64
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -116,11 +117,12 @@ def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark
     for client in clients:
         client.start()
     assert enough.wait(WAIT_S)
+    killed = os.pidfd_open(replica)
     os.kill(replica, signal.SIGKILL)
-    pause = threading.Event()
-    while replica in processes_with(mark):  # while it is being taken down, the system still takes connections for it
-        pause.wait(0.01)
+    # Its port is open until its last thread has ended: only then is the descriptor ready (pidfd_open(2)).
+    assert select.select([killed], [], [], WAIT_S)[0]
     killed_s = time.monotonic()
+    os.close(killed)
     guard = threading.Timer(WAIT_S, is_over.set)
     guard.start()
     for client in clients:
