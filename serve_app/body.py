@@ -1,7 +1,6 @@
 """A request's body: no larger and no slower than allowed, all together within memory, and of a type that is taken."""
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
@@ -42,7 +41,7 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start_s = time.monotonic()
+        start_s = asyncio.get_running_loop().time()
         num_bytes = 0
         is_whole = False
 
@@ -50,9 +49,8 @@ class LimitBody:
             nonlocal num_bytes, is_whole
             if is_whole:  # what follows is the client's leaving, whenever that is
                 return await receive()
-            left_s = start_s + self._timeout_s + num_bytes / MIN_BYTES_PER_S - time.monotonic()
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout_at(start_s + self._timeout_s + num_bytes / MIN_BYTES_PER_S):
                     message = await receive()
             except TimeoutError:
                 raise RequestError(

@@ -1,6 +1,8 @@
 """Limits of request bodies, as ASGI: an application that reads all of a body, and clients that are no friends of it."""
 
 import asyncio
+import selectors
+from collections.abc import Coroutine
 
 import pytest
 from starlette.requests import Request
@@ -10,6 +12,27 @@ from serve_app.body import MAX_BODIES, LimitBody, make_length_check
 from serve_app.errors import RequestError
 
 MAX_BYTES = 100
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when nothing is left to do, and then at once to what is due next."""
+
+    def __init__(self):
+        now_s = 0.0
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout=None):
+                nonlocal now_s
+                now_s += timeout or 0.0
+                return super().select(None if timeout is None else 0)
+
+        super().__init__(Selector())
+        self.time = lambda: now_s
+
+
+def run(coroutine: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(coroutine)
 
 
 async def read_all(scope, receive, send):  # noqa: ARG001
@@ -46,7 +69,7 @@ def status(limit, receive, *headers):
         await limit(http(*headers), receive, ignore)
 
     with pytest.raises(RequestError) as caught:
-        asyncio.run(ask())
+        run(ask())
     return caught.value.status
 
 
@@ -56,7 +79,7 @@ def limit():
 
 
 def test_the_longest_body_passes_and_one_byte_more_does_not(limit):
-    asyncio.run(limit(http(), parts(bytes(60), bytes(40)), ignore))
+    run(limit(http(), parts(bytes(60), bytes(40)), ignore))
     assert status(limit, parts(bytes(60), bytes(41))) == 413
 
 
@@ -73,24 +96,24 @@ def test_what_is_announced_is_enough_to_be_refused(method, announced, expected):
     request = Request(http((b"content-length", announced)) | {"method": method})
     check = make_length_check(MAX_BYTES)(request)
     if expected is None:
-        asyncio.run(check)
+        run(check)
         return
     with pytest.raises(RequestError) as caught:
-        asyncio.run(check)
+        run(check)
     assert caught.value.status == expected
 
 
 def test_a_body_that_drips_is_cut_off_though_it_never_pauses_for_long():
-    # 100 parts of a byte, 10 ms apart, within 50 ms: no pause is as long as the limit.
-    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=0.05)
-    assert status(limit, parts(*[b"x"] * 100, pause_s=0.01)) == 408
+    # 100 parts of a byte, 1 s apart, within 5 s: no pause is as long as the limit.
+    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=5.0)
+    assert status(limit, parts(*[b"x"] * 100, pause_s=1.0)) == 408
 
 
 def test_a_long_body_has_the_time_that_its_bytes_need(monkeypatch):
-    # 10 parts, 20 ms apart, are slower than 50 ms in all, and faster than 10 bytes in 50 ms.
-    monkeypatch.setattr(body, "MIN_BYTES_PER_S", 200)
-    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=0.05)
-    asyncio.run(limit(http(), parts(*[bytes(10)] * 10, pause_s=0.02), ignore))
+    # 10 parts, 2 s apart, are slower than 5 s in all, and faster than 10 bytes in 5 s.
+    monkeypatch.setattr(body, "MIN_BYTES_PER_S", 2)
+    limit = LimitBody(read_all, max_bytes=MAX_BYTES, timeout_s=5.0)
+    run(limit(http(), parts(*[bytes(10)] * 10, pause_s=2.0), ignore))
 
 
 def test_all_bodies_together_are_bounded_until_they_are_answered():
@@ -110,4 +133,4 @@ def test_all_bodies_together_are_bounded_until_they_are_answered():
         await asyncio.gather(*held)
         await limit(http(), parts(bytes(MAX_BYTES)), ignore)
 
-    asyncio.run(crowd())
+    run(crowd())
