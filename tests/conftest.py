@@ -37,6 +37,7 @@ def local_ray() -> Iterator[str]:
 
     os.environ.update(cluster.LOCAL_RAY_ENVIRONMENT)
     context = ray.init(
+        "local",  # and not one that somebody has started on this machine
         num_cpus=2,
         object_store_memory=1 * 2**30,
         log_to_driver=False,

@@ -1,10 +1,13 @@
 """Bulk scoring through the endpoint, on a Ray with a job server and token authentication, as on a cluster."""
 
+import os
+import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,31 +138,45 @@ def probabilities(table: pa.Table) -> np.ndarray:
     return np.stack([table[name].to_numpy(zero_copy_only=False) for name in PROBABILITIES], axis=1)
 
 
-def environments_of_scoring() -> list[bytes]:
-    """The environment of every process of this host that scores as a batch."""
-    found = []
+def scoring_into(output: Path) -> dict[int, bytes]:
+    """The environments of the processes of this host that score into a directory, by their ids."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"--bundle-sha256" in (process / "cmdline").read_bytes().split(b"\0"):
-                found.append((process / "environ").read_bytes())
+            if str(output).encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "environ").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
     return found
+
+
+@contextmanager
+def halted(pids: Iterable[int]) -> Iterator[None]:
+    """Holds processes up, so that they do not end while something is asked of them."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # Ray kills what does not end
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_a_batch_is_cancelled_and_continued_while_the_endpoint_restarts(endpoint):
     first = endpoint.post("many.zip", "many")
     part = endpoint.output / "many/part-00000.parquet"
     wait_for(part.exists, bool)
-    batch = endpoint.get(first)
-    assert batch["state"] == "running"
-    assert 0 < batch["progress"]["done"] < batch["progress"]["total"] == NUM_IMAGES * NUM_COPIES
-    environments = environments_of_scoring()
+    environments = scoring_into(part.parent)
     assert environments
-    assert not [each for each in environments if KEY.encode() in each]
-    answer = endpoint.http.post("/v1/batches", json={"input": batch["input"], "output": batch["output"]})
-    assert (answer.status_code, first in answer.json()["error"]) == (409, True)
-    assert endpoint.http.delete(f"/v1/batches/{first}").status_code == 202
+    assert not [each for each in environments.values() if KEY.encode() in each]
+    with halted(environments):
+        batch = endpoint.get(first)
+        assert batch["state"] == "running"
+        assert 0 < batch["progress"]["done"] < batch["progress"]["total"] == NUM_IMAGES * NUM_COPIES
+        answer = endpoint.http.post("/v1/batches", json={"input": batch["input"], "output": batch["output"]})
+        assert (answer.status_code, first in answer.json()["error"]) == (409, True)
+        assert endpoint.http.delete(f"/v1/batches/{first}").status_code == 202
     assert endpoint.wait_for_end(first)["state"] == "cancelled"
     assert endpoint.http.delete(f"/v1/batches/{first}").status_code == 200
     written_ns = part.stat().st_mtime_ns

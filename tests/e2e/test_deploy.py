@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import serve_app
-from tests.e2e.test_batches import wait_for
+from tests.e2e.test_batches import WAIT_S, wait_for
 from tests.e2e.test_jobs import free_ports, head  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import Load, export, upload
 from tests.e2e.test_serving import wait_for as wait_for_answers
@@ -116,7 +116,7 @@ def test_replicas_come_with_the_load_and_go_with_it(cluster, address, scan):
     assert set(load.statuses) == {200}
     wait_for(cluster.states, lambda states: not states)
     # Who looks whether it is ready does not wake it.
-    ready = httpx.get(f"{address}/v2/health/ready").raise_for_status().json()
+    ready = httpx.get(f"{address}/v2/health/ready", timeout=60).raise_for_status().json()
     assert (ready["ready"], ready["bundle_sha256"]) == (True, answers[0]["bundle_sha256"])
     assert cluster.states() == {}
     again = httpx.post(f"{address}/predict", files=upload(scan), timeout=60).raise_for_status().json()
@@ -130,8 +130,7 @@ def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, 
     model = application["deployments"][1]
     model["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
     cluster.put(config)
-    wait_for(cluster.replicas, lambda replicas: [*replicas.values()] == ["RUNNING"])
-    replicas = cluster.replicas()
+    replicas = wait_for(cluster.replicas, lambda found: [*found.values()] == ["RUNNING"])
     with Load(address, scan) as load:
         wait_for_answers(load, before, count=20)
         cluster.put(config, user_config={"bundle": second})
@@ -141,7 +140,7 @@ def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, 
         wait_for(cluster.log_of_model, lambda text: "The present model stays" in text)
         wait_for_answers(load, after, count=20)
     assert set(load.statuses) == {200}
-    assert cluster.replicas() == replicas
+    wait_for(cluster.replicas, lambda found: found == replicas)
 
 
 def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, address, tmp_path):
@@ -150,15 +149,15 @@ def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, add
     (port,) = free_ports(1)
     arguments = ("--bundle", export(tmp_path, "bundle", seed=2), "--port", port)
     with serving(*arguments, **variables) as (process, _, _):
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
     assert errors.startswith("tlray: Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml`")
-    httpx.get(f"{address}/v2/health/live").raise_for_status()
+    httpx.get(f"{address}/v2/health/live", timeout=60).raise_for_status()
 
     cluster.http.delete("/api/serve/applications/").raise_for_status()
     wait_for(cluster.application, lambda found: not found)
     with serving(*arguments, **variables, TLRAY_API_KEYS="0123456789abcdef") as (process, _, _):
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
     assert errors.startswith("tlray: TLRAY_API_KEYS or TLRAY_API_KEYS_FILE is set here, and not where Ray was started")
 
@@ -166,6 +165,6 @@ def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, add
         assert f" http://127.0.0.1:{port} " in "\n".join(lines)
         httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60).raise_for_status()
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=WAIT_S)
     assert (process.returncode, errors) == (0, "")
     assert cluster.application() == {}

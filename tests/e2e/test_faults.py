@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from ray._private import worker as ray_worker
 
 from tlray import checkpoint, training
 from tlray.checkpoint import RunState
@@ -89,6 +90,12 @@ def num_epochs_done(out: Path) -> int:
     return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
+def raylet_pid() -> str:
+    node: Any = ray_worker._global_node
+    (raylet,) = node.all_processes["raylet"]
+    return str(raylet.process.pid)
+
+
 def poll(ended: threading.Event) -> Iterator[None]:
     """Yields every 20 ms until the deadline or `ended`."""
     deadline = time.monotonic() + DEADLINE_S
@@ -101,8 +108,11 @@ def test_a_killed_worker_is_replaced(config, uninterrupted, tmp_path):
 
     def kill_one_worker() -> None:
         for _ in poll(ended):
-            if num_epochs_done(out) == 2:
-                found = subprocess.run(["pgrep", "-f", "^ray::RayTrainWorker"], capture_output=True, check=True)
+            if num_epochs_done(out) >= 2:
+                # Of this Ray alone: others may train on this machine, too.
+                found = subprocess.run(
+                    ["pgrep", "-P", raylet_pid(), "-f", "^ray::RayTrainWorker"], capture_output=True, check=True
+                )
                 killed.append(int(found.stdout.split()[-1]))
                 os.kill(killed[0], signal.SIGKILL)
                 return

@@ -1,7 +1,9 @@
 """`ray start --head` and `ray job submit`, with token authentication, as on a cluster."""
 
+import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -12,24 +14,31 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_sweep_faults import processes_with, wait_until
 from tlray import cluster, scoring
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
 
 
+PORTS = range(20_000, 30_000)
+"""Which nobody is given who asks for any port (ip(7): ip_local_port_range), nor Ray's workers or Serve's replicas."""
+
+
 def free_ports(count: int) -> list[int]:
     """Different ports of this host's that nothing listens on."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("", 0))
-        return [listener.getsockname()[1] for listener in listeners]
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("", port))
+            found.append(port)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +79,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+        # It does not wait for its workers, which may still write there.
+        assert wait_until(lambda: not processes_with(str(token)))
         shutil.rmtree(temporary)
 
 

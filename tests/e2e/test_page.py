@@ -89,9 +89,10 @@ def browser(window, address) -> Iterator[Browser]:
     assert window.complaints() == []
 
 
-def asked(address: str, path: Path) -> dict[str, Any]:
+def asked(address: str, path: Path, query: str = "") -> dict[str, Any]:
     """What the endpoint says of a file, asked for it directly."""
-    answer = httpx.post(f"{address}/predict", files={"file": (path.name, path.read_bytes())}, timeout=DEADLINE_S)
+    file = {"file": (path.name, path.read_bytes())}
+    answer = httpx.post(f"{address}/predict{query}", files=file, timeout=DEADLINE_S)
     return answer.raise_for_status().json()["predictions"][0]
 
 
@@ -122,19 +123,28 @@ def test_what_the_page_shows_is_what_the_endpoint_says(browser, address, files):
 
 
 def model_sha256(address: str) -> str:
-    return httpx.get(f"{address}/v2/health/ready").json()["bundle_sha256"]
+    return httpx.get(f"{address}/v2/health/ready", timeout=DEADLINE_S).json()["bundle_sha256"]
 
 
 def test_a_file_that_cannot_be_used_is_told_beside_the_others(browser, address, files):
     browser.choose(files["broken"], files["dark"])
     browser.wait_until_done("2 of 2 images done, 0 to refer to a specialist, 1 failed")
-    answer = httpx.post(f"{address}/predict", files={"file": files["broken"].read_bytes()})
+    file = {"file": files["broken"].read_bytes()}
+    answer = httpx.post(f"{address}/predict", files=file, timeout=DEADLINE_S)
     (told,) = browser.texts(".error", browser.card(files["broken"]))
     assert told == answer.json()["error"] + answer.json()["error_code"]
-    assert "No preview" in browser.find(".failed .frame").text
+    browser.wait(lambda: "No preview" in browser.find(".failed .frame").text)
     assert browser.texts(".label") == ["dark"]
+    before = num_requests(browser)
     browser.find("#again").click()
+    browser.wait(lambda: num_requests(browser) == before + 1)
     browser.wait_until_done("2 of 2 images done, 0 to refer to a specialist, 1 failed")
+
+
+def num_requests(browser: Browser) -> int:
+    """How many predictions the page has been answered."""
+    names = browser.driver.execute_script("return performance.getEntriesByType('resource').map(({ name }) => name)")
+    return sum("/predict" in name for name in names)
 
 
 def test_the_overlay_is_shown_and_hidden_and_left_out(browser, address, files):
@@ -150,8 +160,7 @@ def test_the_overlay_is_shown_and_hidden_and_left_out(browser, address, files):
         overlay,
     )
     path = files["light"]
-    answer = httpx.post(f"{address}/predict?explain=true", files={"file": (path.name, path.read_bytes())}).json()
-    said = base64.b64decode(answer["predictions"][0]["explanation"])
+    said = base64.b64decode(asked(address, path, "?explain=true")["explanation"])
     np.testing.assert_array_equal(pixels_of(base64.b64decode(shown)), pixels_of(said))
     assert np.ptp(pixels_of(said), axis=2).max() > 20  # heat over a grey image
     for is_shown in (False, True):
@@ -307,9 +316,9 @@ def test_a_key_is_asked_for_kept_for_the_page_and_stored_nowhere(window, model, 
 
 def test_the_documentation_is_shown_without_another_server(browser, address):
     browser.driver.get(f"{address}/docs")
-    browser.wait(lambda: browser.find_all(".opblock"))
-    paths = httpx.get(f"{address}/openapi.json").json()["paths"]
-    assert len(browser.find_all(".opblock")) == sum(len(methods) for methods in paths.values())
+    paths = httpx.get(f"{address}/openapi.json", timeout=DEADLINE_S).json()["paths"]
+    num_operations = sum(len(methods) for methods in paths.values())
+    browser.wait(lambda: len(browser.find_all(".opblock")) == num_operations)
     block = browser.find("#operations-health-live_v2_health_live_get")
     block.find_element(By.TAG_NAME, "button").click()
     browser.wait(lambda: browser.find_all(".try-out__btn", block))[0].click()

@@ -87,10 +87,10 @@ def test_every_door_gives_the_same(address, bundles, files, tmp_path):
     np.testing.assert_allclose([predict(address, path) for path in files], expected, atol=1e-6)
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in files]
     rows = {"instances": [{"b64": each} for each in encoded]}
-    found = httpx.post(f"{address}/v1/models/chest-ct:predict", json=rows).json()["predictions"]
+    found = httpx.post(f"{address}/v1/models/chest-ct:predict", json=rows, timeout=60).json()["predictions"]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": encoded}
-    found = httpx.post(f"{address}/v2/models/chest-ct/infer", json={"inputs": [tensor]}).json()
+    found = httpx.post(f"{address}/v2/models/chest-ct/infer", json={"inputs": [tensor]}, timeout=60).json()
     np.testing.assert_allclose(np.reshape(found["outputs"][0]["data"], expected.shape), expected, atol=1e-6)
     (tmp_path / "in").mkdir()
     for number, path in enumerate(files):
@@ -147,10 +147,10 @@ def test_two_versions_side_by_side(address, bundles, files):
     rows = {"instances": [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in files]}
     for version, wanted in zip((1, 2), expected, strict=True):
         path = f"{address}/v1/models/chest-ct/versions/{version}"
-        found = httpx.post(f"{path}:predict", json=rows).raise_for_status().json()["predictions"]
+        found = httpx.post(f"{path}:predict", json=rows, timeout=60).raise_for_status().json()["predictions"]
         np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert httpx.get(f"{address}/v2/models/chest-ct").json()["versions"] == ["1", "2"]
-    assert httpx.post(f"{address}/v1/models/chest-ct/versions/3:predict", json=rows).status_code == 404
+    assert httpx.get(f"{address}/v2/models/chest-ct", timeout=60).json()["versions"] == ["1", "2"]
+    assert httpx.post(f"{address}/v1/models/chest-ct/versions/3:predict", json=rows, timeout=60).status_code == 404
 
 
 def test_no_request_is_lost_with_a_killed_replica(address, files):

@@ -53,6 +53,7 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
             lines.append(line.rstrip())
             if "Ctrl-C ends it" in line:
                 break
+        guard.cancel()
         yield process, lines, mark
         assert process.wait() is not None
         deadline, pause = time.monotonic() + WAIT_S, threading.Event()
@@ -166,7 +167,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
         assert_haproxy_is_ours_alone(mark, port)
         assert_only_what_was_being_answered_is_lost(address, scan.read_bytes(), mark)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=WAIT_S)
         assert (process.returncode, errors) == (0, "")
 
 
@@ -174,7 +175,7 @@ def test_mistakes_are_2(tmp_path):
     bundle = export(tmp_path, "bundle", seed=1)
     (Path(bundle) / "model.keras").write_bytes(b"damaged")
     with serving("--bundle", bundle) as (process, lines, _):
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=WAIT_S)
     assert (process.returncode, lines) == (2, [])
     assert errors.startswith(f"tlray: The bundle '{bundle}' was changed after its export: sha256 of model.keras is")
     assert errors.count("\n") == 1

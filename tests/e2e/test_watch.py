@@ -65,7 +65,7 @@ def asked(address) -> str:
         answer = httpx.post(f"{address}/predict", files=[*files, broken], timeout=60).raise_for_status()
         assert [row["error_code"] for row in answer.json()["predictions"]] == [None] * len(files) + ["empty"]
     httpx.post(f"{address}/predict", files=files, timeout=60).raise_for_status()
-    assert httpx.get(f"{address}/v1/models/Mustermann").status_code == 404
+    assert httpx.get(f"{address}/v1/models/Mustermann", timeout=60).status_code == 404
     return address
 
 

@@ -276,12 +276,15 @@ def wrong_requests() -> dict[str, list[Sent]]:
     }
 
 
+JOBS = Noted()
+
+
 def make_api() -> FastAPI:
     options = Options(
         bundle="b", max_body_bytes=4 * 2**20, input_roots=["/data/in"], output_roots=["/data/out"], timeout_s=DEADLINE_S
     )
     service = Service(options, {1: Mean()})
-    return create_api(service, ApiKeys({"TLRAY_API_KEYS": KEY}), Batches(service, Noted()))
+    return create_api(service, ApiKeys({"TLRAY_API_KEYS": KEY}), Batches(service, JOBS))
 
 
 API = make_api()
@@ -291,6 +294,7 @@ DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", API)
 @pytest.fixture
 def ask():
     """Sends requests, one after the other; returns the answers' statuses. Each answer is as the document has it."""
+    JOBS.jobs.clear()
 
     async def send(requests: list[Sent]) -> list[int]:
         transport = httpx.ASGITransport(API, raise_app_exceptions=False)
