@@ -31,7 +31,7 @@ from tlray.streams import TASK_CPUS
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager in the environment of an entry point
 
 WORKER_ENVIRONMENT = {
-    "TF_USE_LEGACY_KERAS": "0",  # Ray's TensorFlow backend would choose Keras 2
+    "TF_USE_LEGACY_KERAS": "0",  # Keras 3, whatever else a user's environment asks for
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits for the next check, by default 2 s
 }

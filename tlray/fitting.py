@@ -1,5 +1,6 @@
 """Fine-tuning a run's model on Ray Train's workers."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+from ray._common.network_utils import build_address  # pyright: ignore[reportAttributeAccessIssue]
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
 
 from tlray import board, checkpoint, cluster, storage
 from tlray.assembly import Prepared
@@ -23,9 +28,33 @@ HISTORY = "history.csv"
 CHECKPOINTS = "checkpoints"
 
 
+class _TensorFlowWorkers(BackendConfig):
+    """Has Ray Train tell its workers of each other, as `tf.distribute` wants it.
+
+    Ray's own `TensorflowConfig` does the same; but it loads TensorFlow in the process that only controls them, before
+    they are started, and chooses Keras 2 for them.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TensorFlowBackend
+
+
+class _TensorFlowBackend(Backend):
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        addresses = [build_address(*found) for found in worker_group.execute(get_address_and_port)]
+        ranks = range(len(worker_group))
+        told: Any = [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in ranks]
+        ray.get(told)
+
+
+def _set_tf_config(addresses: list[str], rank: int) -> None:
+    """See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG."""
+    content = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+    os.environ["TF_CONFIG"] = json.dumps(content)
+
+
 def _train_worker(config: dict[str, Any]) -> None:
-    # Ray's TensorFlow backend has just chosen Keras 2 for this process.
-    os.environ["TF_USE_LEGACY_KERAS"] = "0"
     from tlray import trainloop  # noqa: PLC0415 (TensorFlow only in workers)
 
     trainloop.run(config["task"])
@@ -92,6 +121,7 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
     trainer = TensorflowTrainer(
         _train_worker,
         train_loop_config={"task": task},
+        tensorflow_config=_TensorFlowWorkers(),  # pyright: ignore[reportArgumentType]
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
