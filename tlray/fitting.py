@@ -31,8 +31,8 @@ CHECKPOINTS = "checkpoints"
 class _TensorFlowWorkers(BackendConfig):
     """Has Ray Train tell its workers of each other, as `tf.distribute` wants it.
 
-    Ray's own `TensorflowConfig` does the same; but it loads TensorFlow in the process that only controls them, before
-    they are started, and chooses Keras 2 for them.
+    Ray's own `TensorflowConfig` sets the same variable; but it loads TensorFlow in the process that only controls them,
+    before they are started, and chooses Keras 2 for them.
     """
 
     @property

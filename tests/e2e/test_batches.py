@@ -153,9 +153,9 @@ def scoring_into(output: Path) -> dict[int, bytes]:
 @contextmanager
 def halted(pids: Iterable[int]) -> Iterator[None]:
     """Holds processes up, so that they do not end while something is asked of them."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:

@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 START_S = 120.0
 
 
-PORTS = range(20_000, 30_000)
-"""Which nobody is given who asks for any port (ip(7): ip_local_port_range), nor Ray's workers or Serve's replicas."""
+PORTS = range(24_000, 30_000)
+"""Which nobody is given who asks for any port (ip(7): ip_local_port_range), nor Ray's workers, clients and Serve."""
 
 
 def free_ports(count: int) -> list[int]:
     """Different ports of this host's that nothing listens on."""
     found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # tests have seeded the other generator
         if len(found) == count:
             break
         with contextlib.suppress(OSError), socket.socket() as listener:
@@ -80,8 +80,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
         # It does not wait for its workers, which may still write there.
-        assert wait_until(lambda: not processes_with(str(token)))
-        shutil.rmtree(temporary)
+        is_over = wait_until(lambda: not processes_with(str(token)))
+        shutil.rmtree(temporary, ignore_errors=not is_over)
+        assert is_over, processes_with(str(token))
 
 
 def wait_for_jobs_api(address: str, token: str, process: subprocess.Popen) -> None:

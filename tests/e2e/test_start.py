@@ -114,7 +114,7 @@ def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark
                 if start_s > killed_s and found == "200":
                     return
 
-    clients = [threading.Thread(target=ask) for _ in range(NUM_CLIENTS)]
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(NUM_CLIENTS)]
     for client in clients:
         client.start()
     assert enough.wait(WAIT_S)

@@ -15,7 +15,7 @@ MAX_BYTES = 100
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock moves only when nothing is left to do, and then at once to what is due next."""
+    """An event loop without threads, whose clock moves when nothing is left to do, and at once to what is due next."""
 
     def __init__(self):
         now_s = 0.0
