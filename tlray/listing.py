@@ -192,7 +192,7 @@ def _walk_local(
 def _list_zip(location: str) -> Listing:
     try:
         members = [info.filename for info in storage.open_zip(location).infolist()]
-    except (zipfile.BadZipFile, pa.ArrowInvalid, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: of names, of places
         raise DataError(f"The zip archive '{location}' is damaged: {error}. Copy or pack it again.") from error
     member_of: dict[str, str] = {}
     for member in members:

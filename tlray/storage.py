@@ -167,7 +167,7 @@ def _read_zip_member(archive: str, member: str, max_bytes: int | None) -> bytes:
             with zip_file.open(info) as file:
                 # zipfile stops at the size that the header gives, so a lying header cannot exceed the limit.
                 return file.read()
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
 
 

@@ -361,6 +361,15 @@ def test_damaged_zip(tmp_path, keep):
         listing.list_images(str(damaged))
 
 
+def test_a_zip_with_a_damaged_name(tmp_path):
+    archive = Path(make_zip(tmp_path / "damaged.zip", "a/ä.png"))
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 46 + len("a/")] = 0xFF  # in the central directory: no UTF-8 any more
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"damaged\.zip.* is damaged"):
+        listing.list_images(str(archive))
+
+
 # CSV and Parquet manifests
 
 

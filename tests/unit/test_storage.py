@@ -254,6 +254,18 @@ def test_damaged_zip_member(tmp_path, place_of_damage):
     assert caught.value.code == ImageErrorCode.DECODE_FAILED
 
 
+def test_a_zip_member_whose_name_is_damaged(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ä.png", b"pixels")
+    data = bytearray(path.read_bytes())
+    data[30] = 0xFF  # the name in the local header, which is no UTF-8 any more
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="The zip member is damaged") as caught:
+        storage.read_bytes(f"{path}!/ä.png")
+    assert caught.value.code == ImageErrorCode.DECODE_FAILED
+
+
 def test_encrypted_zip_member(tmp_path):
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
