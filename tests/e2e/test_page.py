@@ -143,8 +143,12 @@ def test_a_file_that_cannot_be_used_is_told_beside_the_others(browser, address, 
 
 def num_requests(browser: Browser) -> int:
     """How many predictions the page has been answered."""
-    names = browser.driver.execute_script("return performance.getEntriesByType('resource').map(({ name }) => name)")
-    return sum("/predict" in name for name in names)
+    return sum("/predict" in name for name in fetched(browser))
+
+
+def fetched(browser: Browser) -> list[str]:
+    """The addresses that the page has been answered from."""
+    return browser.driver.execute_script("return performance.getEntriesByType('resource').map(({ name }) => name)")
 
 
 def test_the_overlay_is_shown_and_hidden_and_left_out(browser, address, files):
@@ -325,5 +329,4 @@ def test_the_documentation_is_shown_without_another_server(browser, address):
     browser.wait(lambda: browser.find_all(".execute", block))[0].click()
     browser.wait(lambda: browser.find_all(".live-responses-table .microlight", block))
     assert browser.texts(".live-responses-table .response-col_status", block)[-1].startswith("200")
-    fetched = browser.driver.execute_script("return performance.getEntriesByType('resource').map(({ name }) => name)")
-    assert [each for each in fetched if not each.startswith((address, "data:"))] == []
+    assert [each for each in fetched(browser) if not each.startswith((address, "data:"))] == []
