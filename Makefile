@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
-	@echo "make soak    the endpoint under ten times what it can answer, for a minute (DATA=, BUNDLE=)"
+	@echo "make soak    the endpoint under ten times what it can answer; two of them, one killed often (DATA=, BUNDLE=)"
 	@echo "make lock    write requirements.lock anew"
 
 setup: .venv/installed
@@ -57,6 +57,7 @@ bench: setup
 soak: setup
 	@test -d "$(DATA)" -a -d "$(BUNDLE)" || { echo "make soak DATA=DIR BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/overload.py --data $(DATA) --bundle $(BUNDLE)
+	$(BIN)/python benchmarks/neighbours.py --data $(DATA) --bundle $(BUNDLE)
 
 lock:
 	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }

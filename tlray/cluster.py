@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -16,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.parameter as ray_parameter
 import ray._private.state as ray_state
 import ray._private.worker as ray_worker
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray import storage
+from tlray import localray, storage
 from tlray.config import TrainConfig
 from tlray.errors import ConfigError, TlrayError
 from tlray.streams import TASK_CPUS
@@ -146,8 +144,9 @@ def connect(*, with_jobs: bool = False) -> None:
     try:
         if not ray.is_initialized():
             _check_address(os.environ.get("RAY_ADDRESS", ""))
-            with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext(), _quiet_driver():
-                ray.init(**options)
+            is_ours = localray.is_to_be_started()
+            with localray.alone() if is_ours else contextlib.nullcontext(), _quiet_driver():
+                ray.init("local" if is_ours else None, **options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
     except ConnectionError as error:
@@ -169,21 +168,6 @@ def _check_address(address: str) -> None:
             socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
         except (OSError, OverflowError) as error:
             raise ConnectionError(f"nobody answers at {address} ({error})") from error
-
-
-@contextlib.contextmanager
-def _agent_port_of_its_own() -> Iterator[None]:
-    """Has a Ray that is started here take jobs at any free port; `ray.init` has no option for it.
-
-    Its fixed default belongs to the first Ray of a machine; the second one would start, and take no job.
-    """
-    parameters: Any = ray_parameter
-    original = parameters.RayParams
-    parameters.RayParams = functools.partial(original, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameters.RayParams = original
 
 
 @contextlib.contextmanager

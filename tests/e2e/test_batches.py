@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.e2e.test_jobs import free_ports, head, submit  # noqa: F401 (head is a fixture)
+from tests.e2e.test_jobs import head, submit  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import export
 from tlray import scoring
+from tlray.ports import free_ports
 
 KEY = "0123456789abcdef"
 WAIT_S = 120.0

@@ -1,13 +1,10 @@
 """`ray start --head` and `ray job submit`, with token authentication, as on a cluster."""
 
-import contextlib
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,26 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_sweep_faults import processes_with, wait_until
-from tlray import cluster, scoring
+from tlray import cluster, ports, scoring
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
-
-
-PORTS = range(24_000, 30_000)
-"""Which nobody is given who asks for any port (ip(7): ip_local_port_range), nor Ray's workers, clients and Serve."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports of this host's that nothing listens on."""
-    found: list[int] = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # tests have seeded the other generator
-        if len(found) == count:
-            break
-        with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind(("", port))
-            found.append(port)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +28,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     directory = tmp_path_factory.mktemp("head")
     token = directory / "auth_token"
     token.write_text(secrets.token_hex(32))
-    port, dashboard_port, agent_port, client_port = free_ports(4)
+    port, dashboard_port, agent_port, client_port = ports.free_ports(4)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = clean | cluster.LOCAL_RAY_ENVIRONMENT
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}

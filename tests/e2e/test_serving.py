@@ -19,9 +19,9 @@ from ray import serve
 
 from serve_app.app import build
 from serve_app.options import Options
-from tests.e2e.test_jobs import free_ports
 from tlray import cli, scoring
 from tlray.images import decode, to_array
+from tlray.ports import free_ports
 from tlray.predictor import Predictor
 
 SIZE_PX = 64

@@ -21,10 +21,10 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.test_jobs import free_ports
 from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
 from tests.unit.test_fuzz import OF_SERVE, wrong_requests
+from tlray.ports import free_ports
 
 WAIT_S = 120.0
 MARK = "TLRAY_TEST_MARK"
@@ -95,7 +95,7 @@ def assert_wrong_requests_are_answered(http: httpx.Client) -> None:
 
 
 def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark: str) -> None:
-    """Kills the only replica while clients ask: those that come afterwards wait, and are answered by the next one."""
+    """Kills the only replica while clients ask: afterwards they are told to try again, until the next one answers."""
     (replica,) = [pid for pid, line in processes_with(mark).items() if "ServeReplica" in line]
     asked: list[tuple[float, str]] = []
     killed_s = math.inf

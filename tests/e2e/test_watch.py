@@ -20,10 +20,10 @@ from ray import serve
 from serve_app.app import build
 from serve_app.drift import STATISTICS, WINDOW
 from serve_app.options import Options
-from tests.e2e.test_jobs import free_ports
 from tests.e2e.test_serving import export
 from tests.unit.test_watch import prometheus_names, training_images
 from tlray import bundle
+from tlray.ports import free_ports
 
 NUM_IMAGES = 64
 NUM_REQUESTS = -(-WINDOW // NUM_IMAGES)

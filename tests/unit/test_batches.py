@@ -412,7 +412,8 @@ def test_no_shell_sees_anything_and_no_key_is_passed_on(client):
     command = ["python", "--input", "/a b/$(reboot);'`x`\"*", "--out", "/c"]
     JobServer().submit(command, id="tlray-batch-1", metadata={"model": "m"})
     assert client.address == "1.2.3.4:5"
-    assert shlex.split(client.submitted["entrypoint"]) == command
+    # Its own Ray's address: Ray would tell it that of any Ray on the machine.
+    assert shlex.split(client.submitted["entrypoint"]) == ["env", "RAY_ADDRESS=1.2.3.4:5", *command]
     assert client.submitted["runtime_env"] == {
         "working_dir": "gcs://code.zip",
         "env_vars": {"AWS_PROFILE": "p", "TLRAY_API_KEYS": "", "TLRAY_API_KEYS_FILE": ""},

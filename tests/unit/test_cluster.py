@@ -213,6 +213,6 @@ def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch, address):
 def test_other_addresses_are_rays_own_matter(monkeypatch, address):
     begun: list[dict[str, Any]] = []
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(ray, "init", lambda **options: begun.append(options))
+    monkeypatch.setattr(ray, "init", lambda _, **options: begun.append(options))
     cluster.connect()
     assert len(begun) == 1

@@ -1,16 +1,18 @@
 """What `tlray serve` refuses before there is a Ray, and what it says."""
 
-import json
+import contextlib
+import http.server
 import os
 import re
-import shutil
 import socket
 import subprocess
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
 import pytest
 from ray.serve._private import constants
 
+from serve_app import local
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.local import (
     SERVE_ENVIRONMENT,
@@ -23,7 +25,7 @@ from serve_app.local import (
 )
 from serve_app.options import Options
 from tlray.cluster import Capacity
-from tlray.errors import BundleError, ConfigError
+from tlray.errors import BundleError, ConfigError, TlrayError
 from tlray.jobconfig import ServeConfig
 
 KEY = "0123456789abcdef"
@@ -170,14 +172,18 @@ def environments(tmp_path, *hosts):
         yield serve_environment(str(tmp_path / str(number)), host)
 
 
-def test_two_endpoints_share_no_file_and_no_port_of_haproxy(tmp_path):
+def test_two_endpoints_share_no_file_and_no_port(tmp_path):
     first, second = environments(tmp_path, "127.0.0.1", "127.0.0.1")
     shared = {name for name, value in first.items() if second[name] == value}
     assert shared == set(SERVE_ENVIRONMENT)
-    of_haproxy = {name for name in vars(constants) if name.startswith("RAY_SERVE_HAPROXY_")}
-    assert {name for name in first if name.startswith("RAY_SERVE_HAPROXY_")} <= of_haproxy
-    everybodys = {name for name in of_haproxy if "/haproxy-serve" in str(getattr(constants, name))}
+    known = {name for name in vars(constants) if name.startswith("RAY_SERVE_")}
+    assert {name for name in first if re.match("RAY_SERVE_.*(PORT|PATH|FILE|BASE)", name)} <= known
+    everybodys = {name for name in known if "/haproxy-serve" in str(getattr(constants, name))}
     assert everybodys <= set(first)
+    # All that Serve listens at by default, but gRPC, which is off.
+    ports = {name for name in known if name.endswith("_PORT") and getattr(constants, name) and "GRPC" not in name}
+    assert ports <= set(first), ports - set(first)
+    assert first["SERVE_SOCKET_REUSE_PORT_ENABLED"] == "0"
 
 
 def test_haproxy_is_used_where_ray_can_use_it(tmp_path):
@@ -185,28 +191,39 @@ def test_haproxy_is_used_where_ray_can_use_it(tmp_path):
     assert [each["RAY_SERVE_ENABLE_HA_PROXY"] for each in found] == ["1", "1", "1", "0", "0", "0", "0"]
 
 
-def test_haproxy_opens_nothing_else_to_others_and_answers_503(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", shutil.which("true"))
+def test_serve_is_given_our_haproxy(tmp_path):
     (found,) = environments(tmp_path, EVERYWHERE)
-    config = Path(found["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
-    ports = (found["RAY_SERVE_HAPROXY_METRICS_PORT"], found["RAY_SERVE_HAPROXY_STATS_PORT"])
-    config.write_text(
-        "    bind :{}\n  bind *:{}\nfrontend http_frontend\n    bind *:8000\n    mode http\n"
-        "frontend other\n    bind *:18000\n".format(*ports)
+    script = found["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    said = subprocess.run(
+        [script, "-v"], cwd=tmp_path, env=os.environ | found, capture_output=True, text=True, check=True
     )
-    for _ in range(2):  # Ray starts it anew for each change
-        subprocess.run(
-            [found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config], env=os.environ | found, check=True
-        )
-    lines = [line.split() for line in config.read_text().splitlines()]
-    bound = [words[1] for words in lines if words[0] == "bind"]
-    assert bound == [f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "*:8000", "*:18000"]
-    assert [words[:2] for words in lines[2:6]] == [
-        *(["frontend", "http_frontend"], ["bind", "*:8000"], ["http-request", "del-header"], ["mode", "http"])
-    ]
-    assert len(lines) == 8
-    head, _, body = (config.parent / "500.http").read_bytes().partition(b"\r\n\r\n")
-    assert head.splitlines()[0] == b"HTTP/1.1 503 Service Unavailable"
-    assert b"Retry-After: 1" in head.splitlines()
-    assert f"Content-Length: {len(body)}".encode() in head.splitlines()
-    assert json.loads(body)["error_code"] == "unavailable"
+    assert said.stdout.startswith("HAProxy version")
+
+
+@contextlib.contextmanager
+def answering(endpoint: str, *, status: int) -> Iterator[str]:
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("X-Tlray-Endpoint", endpoint)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("status", "needs_key"), [(200, False), (401, True)])
+def test_an_endpoint_knows_that_it_reaches_itself(monkeypatch, status, needs_key):
+    monkeypatch.setattr(local, "ANSWER_S", 1.0)
+    with answering("0123", status=status) as address:
+        assert local.needs_key(address, "0123") == needs_key
+        with pytest.raises(
+            TlrayError, match=f"The endpoint does not answer at {address}: another server answers there"
+        ):
+            local.needs_key(address, "4567")

