@@ -3,9 +3,9 @@
     python benchmarks/neighbours.py --bundle BUNDLE --data DIR
 
 Both are `tlray serve`, with bundles that differ, keys that differ, and clients of their own. Of the second one the
-replica, then HAProxy, then all processes are killed in turn, and it is started again where it must be. The script prints a table,
-writes it as `neighbours_DATE.md` into --out, and fails where an answer came from the wrong endpoint or without a key,
-where the first one gave anything but its own answers, or where the second one did not come back.
+replica, then HAProxy, then all processes are killed in turn, and it is started again where it must be. The script
+prints a table and writes it as `neighbours_DATE.md` into --out. It fails where an answer came from a wrong endpoint or
+without a key, where the first one gave anything but its own answers, or where the second one did not come back.
 """
 
 import dataclasses
