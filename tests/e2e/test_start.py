@@ -1,6 +1,7 @@
 """`tlray serve`: a process that answers until it is told to end, and then leaves nothing behind."""
 
 import base64
+import contextlib
 import math
 import os
 import re
@@ -23,6 +24,7 @@ import pytest
 
 from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
+from tests.listening import addresses_of
 from tests.unit.test_fuzz import OF_SERVE, wrong_requests
 from tlray.ports import free_ports
 
@@ -75,6 +77,9 @@ def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
     assert len(bound) == 3, config
     assert f"127.0.0.1:{port}" in bound
     assert all(each.startswith("127.0.0.1:") for each in bound), bound
+    addresses = addresses_of(processes_with(mark))
+    assert ("127.0.0.1", port) in addresses
+    assert {host for host, _ in addresses} == {"127.0.0.1"}, addresses
 
 
 def assert_wrong_requests_are_answered(http: httpx.Client) -> None:
@@ -133,6 +138,23 @@ def assert_only_what_was_being_answered_is_lost(address: str, image: bytes, mark
     assert {found for start_s, found in asked if start_s > killed_s} <= {"200", "503"}, asked
 
 
+def assert_haproxy_comes_back(address: str, mark: str) -> None:
+    """Kills HAProxy: nobody listens until Ray has started it again, and no answer has another form than ours."""
+    (haproxy,) = [pid for pid, line in processes_with(mark).items() if "haproxy -db -f " in line]
+    os.kill(haproxy, signal.SIGKILL)
+    deadline, pause = time.monotonic() + WAIT_S, threading.Event()
+    statuses: set[int] = set()
+    while 200 not in statuses:
+        assert time.monotonic() < deadline, statuses
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{address}/v2/health/ready", timeout=WAIT_S)
+            statuses.add(answer.status_code)
+            if answer.status_code != 200:
+                assert (answer.status_code, answer.json()["error_code"]) == (503, "unavailable"), answer.text
+                assert answer.headers["retry-after"] == "1"
+        pause.wait(0.02)
+
+
 def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_path):
     (port,) = free_ports(1)
     bundle = export(tmp_path, "bundle", seed=1)
@@ -165,6 +187,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
         (scored,) = [each for each in scores if each["uri"] == str(scan)]
         assert row["probabilities"] == pytest.approx({name: scored[f"p_{name}"] for name in CLASSES}, abs=1e-6)
         assert_haproxy_is_ours_alone(mark, port)
+        assert_haproxy_comes_back(address, mark)
         assert_only_what_was_being_answered_is_lost(address, scan.read_bytes(), mark)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=WAIT_S)
