@@ -72,7 +72,8 @@ class Endpoint:
         key: What opens it.
         sha256: The name of its bundle.
         process: `tlray serve`.
-        answers: By client ("own key", "no key", "other key") and what came: a status with the bundle, or an error.
+        answers: By time ("at its start", or "later", when it has answered once), client ("own key", "no key", "other
+            key") and what came: a status with the bundle, or an error.
         last_ok_s: When its own bundle answered last, by the monotonic clock.
     """
 
@@ -81,7 +82,7 @@ class Endpoint:
     key: str
     sha256: str
     process: subprocess.Popen[bytes] | None = None
-    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     last_ok_s: float = 0.0
 
     def start(self, log: Path) -> None:
@@ -141,8 +142,9 @@ def clients(endpoint: Endpoint, other_key: str, image: bytes) -> Iterator[None]:
 
     def run(kind: str, key: str | None) -> None:
         while not is_over.wait(PAUSE_S):
+            phase = "later" if endpoint.last_ok_s else "at its start"
             found = ask(endpoint.port, key, image)
-            endpoint.answers[kind, found] += 1
+            endpoint.answers[phase, kind, found] += 1
             if kind == "own key" and found == f"200 {endpoint.sha256[:12]}":
                 endpoint.last_ok_s = time.monotonic()
 
@@ -203,24 +205,23 @@ def end(endpoint: Endpoint) -> None:
     endpoint.process.wait(120)
 
 
-def wrong_answers(endpoint: Endpoint, *, is_left_alone: bool) -> Counter[tuple[str, str]]:
+def wrong_answers(endpoint: Endpoint, *, is_left_alone: bool) -> Counter[tuple[str, str, str]]:
     """Returns the answers that must not be.
 
     Args:
-        endpoint: Whose.
+        endpoint: The endpoint.
         is_left_alone: Nobody kills it: once it has answered, it always does.
     """
     own = f"200 {endpoint.sha256[:12]}"
     allowed = {"own key": {own, "429 JSON"}, "no key": {"401 JSON"}, "other key": {"403 JSON"}}
     away = {"503 JSON", "ConnectionRefusedError"}
-    cut = set() if is_left_alone else {"ConnectionResetError", "RemoteDisconnected", "IncompleteRead", "BadStatusLine"}
-    return Counter(
-        {
-            (kind, found): count
-            for (kind, found), count in endpoint.answers.items()
-            if found not in allowed[kind] | away | cut
-        }
-    )
+    cut = {"ConnectionResetError", "RemoteDisconnected", "IncompleteRead", "BadStatusLine"}
+
+    def may_be(phase: str, kind: str, found: str) -> bool:
+        is_away = phase == "at its start" or not is_left_alone
+        return found in allowed[kind] or (is_away and found in away) or (not is_left_alone and found in cut)
+
+    return Counter({each: count for each, count in endpoint.answers.items() if not may_be(*each)})
 
 
 def to_markdown(endpoints: tuple[Endpoint, Endpoint], told: list[str], wrong: str, date: str, rounds: int) -> str:
@@ -233,12 +234,12 @@ def to_markdown(endpoints: tuple[Endpoint, Endpoint], told: list[str], wrong: st
         "",
         f"Answers that must not be (another endpoint's model, any without a key, no JSON): {wrong or 'none'}.",
         "",
-        "| endpoint | asked with | what came | times |",
-        "| --- | --- | --- | --- |",
+        "| endpoint | when | asked with | what came | times |",
+        "| --- | --- | --- | --- | --- |",
         *(
-            f"| {name} | {kind} | {found} | {count} |"
+            f"| {name} | {phase} | {kind} | {found} | {count} |"
             for name, endpoint in zip(("first", "second"), endpoints, strict=True)
-            for (kind, found), count in sorted(endpoint.answers.items())
+            for (phase, kind, found), count in sorted(endpoint.answers.items())
         ),
         "",
         f"The bundles are {endpoints[0].sha256[:12]} (first) and {endpoints[1].sha256[:12]} (second).",
@@ -253,7 +254,7 @@ def copy_bundle(location: str, out: str) -> str:
     """Copies a bundle with another threshold, so that its name differs; returns the name."""
     shutil.copytree(location, out)
     spec, _ = bundles.read_spec(location)
-    thresholds = dict(spec.thresholds) | {"refer_below": spec.refer_below / 2 + 0.25}
+    thresholds = dict(spec.thresholds) | {"refer_below": 0.75 if spec.refer_below < 0.5 else 0.25}
     return bundles.seal(out, dataclasses.replace(spec, thresholds=thresholds))
 
 
@@ -281,7 +282,7 @@ def main() -> None:
             sys.exit(f"{error}\n{log.read_text(errors='replace')[-4000:]}")
     wrong = wrong_answers(first, is_left_alone=True) + wrong_answers(second, is_left_alone=False)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    found = ", ".join(f"{count} times {came} with {kind}" for (kind, came), count in wrong.items())
+    found = ", ".join(f"{count} times {came} with {kind} ({phase})" for (phase, kind, came), count in wrong.items())
     page = to_markdown((first, second), told, found, date, settings.rounds)
     path = Path(settings.out, f"neighbours_{date}.md")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import pyarrow.parquet as pq
 import pytest
@@ -79,7 +80,13 @@ def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
     assert all(each.startswith("127.0.0.1:") for each in bound), bound
     addresses = addresses_of(processes_with(mark))
     assert ("127.0.0.1", port) in addresses
-    assert {host for host, _ in addresses} == {"127.0.0.1"}, addresses
+    # Only Serve's own way to a replica is open to others, who need Ray's token there.
+    ((_, open_port),) = {each for each in addresses if each[0] != "127.0.0.1"}
+    with grpc.insecure_channel(f"127.0.0.1:{open_port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", timeout=WAIT_S)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def assert_wrong_requests_are_answered(http: httpx.Client) -> None:
