@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,6 +23,14 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "label",
 
 SPLITS = ("train", "valid", "test")
 """The values of the column `split`, besides null."""
+
+
+def normal_form(name: str) -> str:
+    """Returns a name in Unicode's composed form (NFC), in which labels, groups and ids are compared.
+
+    macOS and some archives have `e` and an accent where others have `é`.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def refuse_repeated(values: Iterable[str], what: str) -> None:
