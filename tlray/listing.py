@@ -271,6 +271,7 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     if columns.get("uri", "uri") not in values:
         raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
     num_rows = len(values[columns.get("uri", "uri")])
+    values[columns.get("uri", "uri")] = _with_slashes(location, values[columns.get("uri", "uri")])
     ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
     rows = []
     for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
@@ -291,6 +292,14 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
         )
     refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
     return Listing(table=_to_table(rows), num_skipped=0)
+
+
+def _with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
+    """Returns a manifest's uris with `/` for the backslashes of Windows, unless files have such names here."""
+    first = next((uri for uri in uris if uri and "\\" in uri and not storage.is_uri(uri)), None)
+    if first is None or storage.exists(_resolve(location, first)):
+        return list(uris)
+    return [uri.replace("\\", "/") if uri and not storage.is_uri(uri) else uri for uri in uris]
 
 
 def _is_absolute(uri: str) -> bool:

@@ -534,8 +534,70 @@ def test_written_manifest_is_a_source(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        b"uri,label\na/1.png,x\n2.png,01\n",
+        b"uri;label\r\na/1.png;x\r\n2.png;01\r\n",
+        b'"uri";"label"\n"a/1.png";"x"\n"2.png";"01"\n',
+        b"uri\tlabel\na/1.png\tx\n2.png\t01\n",
+        # Excel's "Unicode text", and the same in the other byte order.
+        "\ufeffuri\tlabel\r\na/1.png\tx\r\n2.png\t01\r\n".encode("utf-16-le"),
+        "\ufeffuri,label\na/1.png,x\n2.png,01\n".encode("utf-16-be"),
+        # Columns and rows that were once used in a spreadsheet.
+        b"uri,label,,\na/1.png,x,,\n2.png,01,,\n,,,\n",
+        b"uri;label;;\na/1.png;x\n2.png;01;\n;;;;;\n",
+        b"uri,label\na/1.png,x,,\n2.png,01\n",
+        b",,\nuri,,label\na/1.png,,x\n2.png, ,01\n",
+        # The index that pandas writes.
+        b",uri,label\n0,a/1.png,x\n1,2.png,01\n",
+        # Paths of Windows.
+        b"uri,label\na\\1.png,x\n.\\2.png,01\n",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_csv_of_every_spreadsheet(tmp_path, data, suffix):
+    (tmp_path / f"list.{suffix}").write_bytes(data)
+    found = listing.list_images(str(tmp_path / f"list.{suffix}"))
+    assert rows(found, "image_id", "uri", "label") == [
+        ("2.png", f"{tmp_path}/2.png", "01"),
+        ("a/1.png", f"{tmp_path}/a/1.png", "x"),
+    ]
+
+
+def test_backslashes_in_file_names_of_linux_stay(tmp_path):
+    make_files(tmp_path, "a\\1.png", "a\\2.png")
+    (tmp_path / "list.csv").write_text("uri\na\\1.png\na\\2.png\n")
+    found = listing.list_images(str(tmp_path / "list.csv"))
+    assert [storage.read_bytes(uri) for (uri,) in rows(found, "uri")] == [b"a\\1.png", b"a\\2.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("set.npz", r"'set\.npz' is a \.npz file, which is not read\. Save its images as PNG or TIFF"),
+        ("scan.nii.gz", r"is a \.nii\.gz file.* Save its images as PNG"),
+        ("SET.TAR.GZ", r"is a \.gz file.* Unpack it and give the folder, or pack it as \.zip"),
+        ("labels.xlsx", r"is a \.xlsx file.* Save the table as CSV \(UTF-8\)"),
+        ("scan.dcm", "Save its images as PNG"),
+        ("set.7z", "Unpack it"),
+    ],
+)
+def test_files_that_are_no_image_and_no_manifest_are_refused(tmp_path, name, message):
+    make_files(tmp_path, name)
+    for labels_needed in (True, False):
+        with pytest.raises(DataError, match=message):
+            listing.list_images(str(tmp_path / name), labels_needed=labels_needed)
+    # In a folder, every file is a row.
+    assert rows(listing.list_images(str(tmp_path)), "image_id") == [(name,)]
+
+
+@pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
+        ("uri,label,\n1, 2.png,a\n", {}, "value 'a' in row 1 .* in column 3, which has no name"),
+        ("uri;label\n1; 2.png;a\n", {}, "3 values in row 1.* but 2 columns"),
+        ("uri,label\n1.png\n", {}, "1 values in row 1.* but 2 columns"),
+        ("u\0r\0i\0\n\0", {}, "no CSV file: it has null bytes"),
         ("uri\n1.png\n", {"label": "dx"}, r"no column 'dx'\. Its columns: 'uri'"),
         ("uri\n1.png\n", {"patient": "uri"}, r"no column 'patient' to rename.*'group_id'"),
         ("path,dx\n1.png,a\n", {}, r"no column 'uri'\. Rename one \(--columns uri=NAME\) of: 'dx', 'path'"),
