@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tlray.errors import DataError, some
 
@@ -145,11 +145,16 @@ def _is_image(file_name: str) -> bool:
     return file_name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _check_groups(places: list[Place], name: str) -> list[Place]:
+def _check_groups(places: list[Place], name: str, depth: int = 1) -> list[Place]:
     """Makes sure that the folders below the classes are patients.
 
+    Args:
+        places: The images, grouped by the folders at `depth`.
+        name: The folder's own name.
+        depth: Number of folders from a split to the patient's.
+
     Returns:
-        The places, without groups where every class holds one folder such as `images` and nothing else.
+        The places, grouped by the folders below where every class holds one folder such as `images` and nothing else.
 
     Raises:
         DataError: These folders may well be something else.
@@ -165,11 +170,17 @@ def _check_groups(places: list[Place], name: str) -> list[Place]:
     groups = set().union(*(folder.groups for folder in classes.values()))
     is_kind = len(groups) == 1 and min(groups).lower() in _KINDS
     if is_kind and all(folder.groups and not folder.has_images for folder in classes.values()):
-        return [Place(path=p.path, image_id=p.image_id, label=p.label, split=p.split) for p in places]
+        below = [replace(place, group_id=_group_at(place, depth + 1)) for place in places]
+        return _check_groups(below, name, depth + 1)
     _refuse_no_patients(classes, groups, name)
     _refuse_classes_below(classes, name)
     _refuse_common_folders(classes, name)
     return places
+
+
+def _group_at(place: Place, depth: int) -> str | None:
+    inner = place.image_id.split("/")[1 if place.split else 0 :]
+    return inner[depth] if place.label is not None and len(inner) > depth + 1 else None
 
 
 def _refuse_no_patients(classes: dict[tuple[str | None, str], _Folder], groups: set[str], name: str) -> None:
@@ -181,9 +192,10 @@ def _refuse_no_patients(classes: dict[tuple[str | None, str], _Folder], groups: 
         )
     kinds = {group for group in groups if group.lower() in _KINDS}
     if kinds:
+        stars = "*/*" if any(split for split, _ in classes) else "*"
         raise DataError(
             f"In '{name}' the folders below the classes ({some(groups)}) hold kinds of files, not patients. "
-            f"Choose one with a glob (--data 'ROOT/*/{min(kinds)}/*'), {_CSV}."
+            f"Choose one with a glob (--data 'ROOT/{stars}/{min(kinds)}/**'), {_CSV}."
         )
 
 

@@ -61,16 +61,30 @@ def test_one_folder_of_images_in_every_class_is_no_patient(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_patients_below_a_folder_of_images(tmp_path, split):
+    make(tmp_path, f"{split}COVID/images/P1", f"{split}COVID/images/P2", f"{split}Normal/images/P3")
+    found = rows(listing.list_images(str(tmp_path)), "image_id", "label", "group_id")
+    assert found == [
+        (f"{split}{label}/images/{patient}/{number}.png", label, patient)
+        for label, patient in (("COVID", "P1"), ("COVID", "P2"), ("Normal", "P3"))
+        for number in (1, 2)
+    ]
+    make(tmp_path, f"{split}Normal/images/train", f"{split}Normal/images/test")
+    with pytest.raises(DataError, match=r"hold split folders \('test', 'train'\)"):
+        listing.list_images(str(tmp_path))
+
+
 AMBIGUOUS = {
     "images and masks": (
         ["COVID/images", "COVID/masks", "Normal/images", "Normal/masks"],
-        r"'images', 'masks'\) hold kinds of files, not patients\. Choose one with a glob \(--data 'ROOT/\*/images/\*",
+        r"'images', 'masks'\) hold kinds of files, not patients\. Choose one with a glob \(--data 'ROOT/\*/images/\*\*",
     ),
     "masks of one class": (["COVID/images", "COVID/masks", "Normal/images"], "hold kinds of files"),
     "masks beside images": (["COVID", "COVID/masks", "Normal"], "'masks'.* hold kinds of files"),
     "masks in splits": (
         ["Train/COVID/images", "Train/COVID/lung masks", "Test/COVID/images", "Train/Normal/images"],
-        "'images', 'lung masks'",
+        r"'images', 'lung masks'.*--data 'ROOT/\*/\*/images/\*\*'",
     ),
     "beside a wrapping folder": (
         ["Test cases", "The set/The set/Benign cases", "The set/The set/Normal cases"],
@@ -116,7 +130,7 @@ def test_what_is_ambiguous_is_refused_and_scored_without_labels(tmp_path, folder
 
 def test_the_remedies_work(tmp_path):
     source = make(tmp_path, *AMBIGUOUS["images and masks"][0])
-    assert set(rows(listing.list_images(f"{source}/*/images/*"), "label", "image_id")) == {
+    assert set(rows(listing.list_images(f"{source}/*/images/**"), "label", "image_id")) == {
         (label, f"{label}/images/{number}.png") for label in ("COVID", "Normal") for number in (1, 2)
     }
     source = make(tmp_path / "lungs", *AMBIGUOUS["classes two levels down"][0])
