@@ -1,11 +1,14 @@
 """The audit: what is wrong with a data set before a model learns it, as a report and as warnings."""
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from tlray.errors import ImageErrorCode
 
 MAX_EXAMPLES = 20
 """Examples of each finding in a report, and images in each example."""
@@ -21,6 +24,16 @@ MAX_IMBALANCE_RATIO = 10.0
 
 UNASSIGNED = "unassigned"
 """The name in a report for images whose split is null."""
+
+MAX_NAMED_FAILURES = 3
+"""Unreadable images that a message names."""
+
+_REMEDIES: dict[str, str] = {
+    ImageErrorCode.NOT_FOUND: "Write paths relative to the manifest, or absolute ones that every node has.",
+    ImageErrorCode.UNREADABLE: "Check permissions and the storage, and unpack archives that have a password.",
+    ImageErrorCode.UNSUPPORTED_FORMAT: "Convert the files to PNG or TIFF with 8- or 16-bit integers.",
+    ImageErrorCode.TOO_LARGE: "Make the images smaller.",
+}
 
 
 def audit(table: pa.Table) -> dict[str, Any]:
@@ -207,3 +220,28 @@ def _example(finding: dict[str, Any], column: str) -> str:
     first, *others = finding["examples"][0]["images"]
     other = next((image for image in others if image[column] != first[column]), others[0])
     return f"'{first['image_id']}' and '{other['image_id']}'"
+
+
+def explain_failures(failed: pa.Table) -> str:
+    """Says why images cannot be read: the first of them with code and reason, and the likeliest remedy.
+
+    Args:
+        failed: Rows with `uri`, `error_code` and `error`, at least one.
+
+    Returns:
+        The end of a sentence, and a sentence with the remedy.
+    """
+    rows = failed.select(["uri", "error_code", "error"]).to_pylist()
+    shown = [f"'{row['uri']}' ({row['error_code']}: {row['error']})" for row in rows[:MAX_NAMED_FAILURES]]
+    ((code, _),) = Counter(row["error_code"] for row in rows).most_common(1)
+    uri = next(row["uri"] for row in rows if row["error_code"] == code)
+    return f"for example {', '.join(shown)}. {_remedy(code, uri)}"
+
+
+def _remedy(code: str, uri: str) -> str:
+    if code == ImageErrorCode.NOT_FOUND:
+        if re.search(r"(^|/)[A-Za-z]:[/\\]|\\", uri):
+            return "These are paths of Windows: write them relative to the manifest, with forward slashes."
+        if "." not in uri.rpartition("/")[2]:
+            return "Write file names with their extension, and the folder below the manifest, into its column for uri."
+    return _REMEDIES.get(code, "Copy the files again, or take them out.")

@@ -55,7 +55,9 @@ def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
     """
     usable = predictions.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
     if not usable.num_rows:
-        raise DataError("None of the images has both a label and a prediction: there is nothing to measure.")
+        failed = predictions.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
+        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
+        raise DataError(f"None of the images has both a label and a prediction{why}")
     labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
     probs_BK = np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes])
     return measure_probabilities(

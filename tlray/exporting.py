@@ -13,6 +13,7 @@ from tlray.bundle import BundleSpec
 from tlray.config import parse_intensity_range
 from tlray.errors import ConfigError
 from tlray.jobconfig import ExportConfig
+from tlray.manifest import normal_form
 
 
 def export(config: ExportConfig) -> str:
@@ -65,7 +66,7 @@ def read_classes(location: str) -> tuple[str, ...]:
         raise ConfigError(f"Cannot read the classes in '{location}': {error}. Give a text file, a name a line.") from (
             error
         )
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(normal_form(line.strip()) for line in lines if line.strip())
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"'{location}' must list at least two different class names, one a line. It has: {names}")
     return names

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray import (
+    audit,
     cluster,
     dataset,
     extraction,
@@ -90,7 +91,9 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
     )
     table = dataset.with_splits(table, seed=config.seed)
     if not table["error_code"].null_count:
-        raise DataError(f"Not one of the {table.num_rows} images of '{config.data}' can be read.")
+        raise DataError(
+            f"Not one of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
+        )
     pixels = streams.Pixels(
         size_px=config.image_size_px,
         intensity_range=dataset.find_intensity_range(training, table),

@@ -10,12 +10,13 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from tlray import foreignformats
 from tlray.config import Augmentation
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import DataError, ImageError, ImageErrorCode
 
-DECODING = 1
+DECODING = 2
 """To be raised with every change of what `decode` or `augment` give: earlier features are then computed again."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -31,11 +32,16 @@ MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten. More are refused undecoded: each goes over all pixels, and takes but a few bytes
 (https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf)."""
 
-NUM_INTENSITIES = 2**16
+LOWEST_INTENSITY, HIGHEST_INTENSITY = -(2**15), 2**16 - 1
+"""The least and the greatest pixel value of 16 bits, signed (Hounsfield units, for example) or unsigned."""
 
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+NUM_BINS = HIGHEST_INTENSITY - LOWEST_INTENSITY + 3
+"""Length of an intensity histogram: a bin for each 16-bit value, and one for all values below and above them."""
+
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
 _JPEG_SCAN = b"\xff\xda"
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,8 @@ def decode(
     """Decodes an image file and resizes it to a square, as the model sees it.
 
     Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
-    ratio is not kept, as in the published models.
+    ratio is not kept, as in the published models. Where a TIFF file says that zero is white (WhiteIsZero), its 16-bit
+    values are inverted after the intensity range has been applied, so that the range is one of stored values.
 
     Args:
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
@@ -78,7 +85,7 @@ def decode(
         ImageError: With the code that says why there are no pixels.
     """
     image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
-    rgb = _to_rgb(image, intensity_range or (0.0, NUM_INTENSITIES - 1.0))
+    rgb = _to_rgb(image, intensity_range or (0.0, float(HIGHEST_INTENSITY)))
     red, green, blue = rgb.split()
     # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
     is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
@@ -102,26 +109,39 @@ def inspect(data: bytes) -> ImageInfo:
 
 
 def intensity_histogram(data: bytes) -> np.ndarray:
-    """Counts the pixel values of a 16-bit image.
+    """Counts the pixel values of a 16-bit image, as they are stored.
 
     Returns:
-        int64 [65536]; values outside [0, 65535] are counted at the nearer end.
+        int64 [NUM_BINS]; `histogram[value]` is the number of pixels with a value, negative ones counted from the end
+        as Python does. The bins `LOWEST_INTENSITY - 1` and `HIGHEST_INTENSITY + 1` count all that lies outside.
     """
     values = np.asarray(_load(data)).astype(np.int64, copy=False)
-    return np.bincount(np.clip(values, 0, NUM_INTENSITIES - 1).ravel(), minlength=NUM_INTENSITIES)
+    clipped = np.clip(values, LOWEST_INTENSITY - 1, HIGHEST_INTENSITY + 1)
+    return np.bincount(clipped.ravel() % NUM_BINS, minlength=NUM_BINS)
 
 
 def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 99.9) -> tuple[float, float]:
     """Returns the pixel values at two percentiles of a histogram, at least 1 apart.
 
     Args:
-        histogram: int64 [65536] counts, at least one of them positive.
+        histogram: int64 counts, at least one of them positive; see `intensity_histogram`.
         low: The lower percentile.
         high: The upper percentile.
+
+    Raises:
+        DataError: A percentile lies outside of 16 bits.
     """
-    cumulative = np.cumsum(histogram) / histogram.sum() * 100
-    low_value, high_value = (float(np.searchsorted(cumulative, percentile)) for percentile in (low, high))
-    return low_value, max(high_value, low_value + 1)
+    counts = np.roll(histogram, -LOWEST_INTENSITY + 1)
+    cumulative = np.cumsum(counts) / counts.sum() * 100
+    low_value, high_value = (
+        int(np.searchsorted(cumulative, percentile)) + LOWEST_INTENSITY - 1 for percentile in (low, high)
+    )
+    if low_value < LOWEST_INTENSITY or high_value > HIGHEST_INTENSITY:
+        raise DataError(
+            f"Too many pixels of the 32-bit images lie outside of {LOWEST_INTENSITY} to {HIGHEST_INTENSITY}, so that "
+            "no intensity range can be found. Give --intensity-range LO,HI."
+        )
+    return float(low_value), float(max(high_value, low_value + 1))
 
 
 def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
@@ -137,39 +157,85 @@ def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | Non
         if shrink_to_px is not None:
             # A JPEG decoder can halve while decoding: the result stays at least as large as asked for.
             image.draft(None, (shrink_to_px, shrink_to_px))
+        is_packed = _pack_grey_with_alpha(image)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {max_pixels:,} pixels.") from error
     except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):
-            raise ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.") from error
-        raise ImageError(
-            ImageErrorCode.UNSUPPORTED_FORMAT, f"The file is none of {', '.join(FORMATS)} (DICOM is not read)."
-        ) from error
+        raise _unidentified(data) from error
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
         is_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
         code = ImageErrorCode.TRUNCATED if is_short else ImageErrorCode.DECODE_FAILED
         raise ImageError(code, f"The image cannot be decoded: {error}") from error
-    return image
+    return _unpack_grey(image) if is_packed else image
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Returns the error of a file that Pillow does not know."""
+    pixels = foreignformats.describe_tiff(data)
+    if pixels is not None:
+        return ImageError(
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            f"A TIFF with such pixels is not read: {pixels}. Save it with 8- or 16-bit integers.",
+        )
+    if data.startswith(_SIGNATURES):
+        return ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.")
+    found = foreignformats.name_format(data)
+    return ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The file is {f'{found}, ' if found else ''}none of {', '.join(FORMATS)} (DICOM is not read).",
+    )
+
+
+def _pack_grey_with_alpha(image: Image.Image) -> bool:
+    """Makes an unloaded 16-bit PNG of grey and alpha load as RGBA, its four bytes a pixel as they are stored.
+
+    Pillow would drop the low bytes.
+
+    Returns:
+        Whether the image is such a PNG; after loading it is to be unpacked by `_unpack_grey`.
+    """
+    tiles = getattr(image, "tile", ())
+    if image.format != "PNG" or not tiles or tiles[0].args != "LA;16B":
+        return False
+    image.tile = [tile._replace(args="RGBA") for tile in tiles]  # pyright: ignore[reportAttributeAccessIssue]
+    return True
+
+
+def _unpack_grey(image: Image.Image) -> Image.Image:
+    """Returns the 16-bit grey image whose high and low bytes are the channels R and G."""
+    bytes_HWC = np.asarray(image).astype(np.uint16)
+    return Image.fromarray(bytes_HWC[..., 0] * 256 + bytes_HWC[..., 1])
 
 
 def _to_rgb(image: Image.Image, intensity_range: tuple[float, float]) -> Image.Image:
     if image.mode == "RGB":
         return image
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode in _WIDE_MODES:
         low, high = intensity_range
-        scaled = (np.asarray(image).astype(np.float32) - low) * (255 / (high - low))
-        return Image.fromarray(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)).convert("RGB")
+        scaled = np.clip((np.asarray(image).astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+        is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8 bits by itself, and 16 bits not
+        return Image.fromarray(np.rint(255 - scaled if is_white_zero else scaled).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise _unsupported("32-bit floating-point numbers")
+    if image.mode == "L" and 2 in np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)):
+        raise _unsupported("signed 8-bit integers")
     try:
-        if image.mode == "F":
-            raise ValueError("floating point")
         # Pillow warns about palettes with alpha unless they go by way of RGBA.
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     except (OSError, ValueError) as error:
         raise ImageError(
             ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be shown in 8 bits: {error}"
         ) from error
+
+
+def _unsupported(pixels: str) -> ImageError:
+    return ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The pixels are {pixels}, which are not read. Save the image with 16-bit integers (CT: Hounsfield units).",
+    )
 
 
 def augmentation_rng(*, seed: int, epoch: int, image_id: str) -> np.random.Generator:

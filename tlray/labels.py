@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.errors import DataError, some
-from tlray.manifest import labels_by_split, read_csv, refuse_repeated, with_column
+from tlray.manifest import labels_by_split, normal_form, read_csv, refuse_repeated, with_column
 
 
 def read_class_map(location: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def read_class_map(location: str) -> dict[str, str]:
     for pair in pairs:
         if not (isinstance(pair, tuple) and all(isinstance(item, str) and item for item in pair)):
             raise DataError(f"{form}; it has {pair!r}.")
-    checked = [(str(name), str(class_name)) for name, class_name in pairs]
+    checked = [(normal_form(str(name)), normal_form(str(class_name))) for name, class_name in pairs]
     refuse_repeated((name for name, _ in checked), f"A label in the class map '{location}'")
     return dict(checked)
 
@@ -47,8 +47,9 @@ def read_class_map(location: str) -> dict[str, str]:
 def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -> tuple[pa.Table, dict[str, str]]:
     """Gives all splits the same class names.
 
-    Where all splits have the same labels these are the classes. Otherwise the part before the first `_` is, if that is
-    unique within every split. A null split counts as train. Rows without a label are left alone.
+    Where one split has the labels of all others these are the classes: a split may lack some. Otherwise the part before
+    the first `_` is, if that is unique within every split and makes one split have all. A null split counts as train.
+    Rows without a label are left alone.
 
     Args:
         table: A manifest.
@@ -64,11 +65,13 @@ def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -
     labels = sorted(set().union(*names.values()))
     if class_map is not None:
         mapping = _look_up(labels, class_map)
-    elif len({frozenset(split_labels) for split_labels in names.values()}) <= 1:
+    elif not labels or set(labels) in names.values():
         mapping = {label: label for label in labels}
     else:
         mapping = {label: _prefix(label) for label in labels}
         _refuse_merging(mapping, names, "The splits have different class names, and")
+        if set(mapping.values()) not in [{mapping[label] for label in split_labels} for split_labels in names.values()]:
+            mapping = {label: label for label in labels}  # shorter names would not agree either
     return _relabel(table, mapping), mapping
 
 
@@ -90,11 +93,16 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
     """
     names = labels_by_split(table)
     labels = sorted(set().union(*names.values()))
+    # A bundle of another machine may have its class names in another Unicode form.
+    class_of = {normal_form(name): name for name in classes}
     if class_map is not None:
-        fitting = {label: [name] if name in classes else [] for label, name in _look_up(labels, class_map).items()}
+        wanted = _look_up(labels, class_map)
+        fitting = {label: [class_of[name]] if name in class_of else [] for label, name in wanted.items()}
     else:
         fitting = {
-            label: [label] if label in classes else [name for name in classes if _prefix(name) == _prefix(label)]
+            label: [class_of[label]]
+            if label in class_of
+            else [class_of[name] for name in class_of if _prefix(name) == _prefix(label)]
             for label in labels
         }
     unfit = [label for label, found in fitting.items() if len(found) != 1]

@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,13 +18,25 @@ from pyarrow import fs
 
 from tlray import storage
 from tlray.errors import DataError, some
-from tlray.manifest import SCHEMA, read_csv, refuse_repeated
+from tlray.layout import read_layout, split_of
+from tlray.manifest import SCHEMA, normal_form, read_csv, refuse_repeated
+from tlray.ziparchive import member_name
 
-_SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
-_CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv or .parquet manifest"
+_TABLES = (".csv", ".tsv", ".parquet")
+_FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv, .tsv or .parquet manifest"
+
+_AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
+_AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
+_AS_CSV = "Save the table as CSV (UTF-8)"
+_REMEDIES = {
+    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pt", ".tfrecord"), _AS_IMAGES),
+    **dict.fromkeys((".dcm", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".svs", ".pdf", ".gif"), _AS_IMAGES),
+    **dict.fromkeys((".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), _AS_FOLDER),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _AS_CSV),
+    **dict.fromkeys((".json", ".jsonl", ".feather", ".arrow"), "Save the table as CSV (UTF-8) or Parquet"),
+}
+"""What to do with a file that is neither an image nor a form of data that is read, by the end of its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,48 +58,52 @@ class _Row:
     group_id: str | None = None
 
 
-def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Listing:
+def list_images(source: str, *, columns: Mapping[str, str] | None = None, labels_needed: bool = True) -> Listing:
     """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
 
     How a folder (or zip, or the part of a glob before its first wildcard) is read:
 
     1. Wrapping folders are entered: a sole entry that is a folder, not named like a split, and that holds folders
        itself or has the name of the source (`scans.zip` with `scans/1.png`). `image_id` is the path below them.
-    2. A folder named like a split (any case) makes it `SPLIT/CLASS/*`; folders with other names beside it are an error.
-       A split without class folders is unlabelled.
+    2. A folder named like a split (any case; `Training`, `val`, `dev`, `test_set` and the like too) makes it
+       `SPLIT/CLASS/*`; folders with other names beside it are ambiguous. A split without class folders is unlabelled.
     3. Otherwise folders are classes (`CLASS/*`), unless a loose file beside them is named like an image: then nothing
        says that the folders are classes, and all files, at any depth, are unlabelled.
     4. Loose files beside split or class folders (a README) are skipped and counted.
     5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
-       being one group; without such a folder it is the image's own id.
+       being one group; without such a folder it is the image's own id. One folder such as `images` in every class
+       and nothing beside it is no patient. Other folders there that do not look like patients are ambiguous: split
+       folders, `images` and `masks`, the same few names in every class, names without a digit.
+
+    Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it.
 
     Args:
-        source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv or .parquet manifest; a local
-            path or a URI. A path that exists is taken literally even if it looks like a glob.
+        source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv, .tsv or .parquet manifest; a
+            local path or a URI. A path that exists is taken literally even if it looks like a glob.
         columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
+        labels_needed: Refuse an ambiguous layout. Otherwise all its files are listed without labels and splits.
 
     Raises:
-        DataError: There is no such source, nothing in it, or it cannot be read.
+        DataError: There is no such source, nothing in it, it cannot be read, or its layout is ambiguous.
         ConfigError: The scheme of the URI is unknown.
     """
     location = _localize(source)
     suffix = posixpath.splitext(location)[1].lower()
     try:
         kind = storage.file_info(location).type
-        is_manifest = kind == fs.FileType.File and suffix in (".csv", ".parquet")
+        is_manifest = kind == fs.FileType.File and suffix in _TABLES
         if columns and not is_manifest:
-            raise DataError(f"Columns can be renamed in a .csv or .parquet manifest only; '{source}' is none.")
+            raise DataError(f"Columns can be renamed in a .csv, .tsv or .parquet manifest only; '{source}' is none.")
         if kind == fs.FileType.Directory:
-            listing = _list_folder(location)
+            listing = _list_folder(location, labels_needed=labels_needed)
         elif is_manifest:
             listing = _list_manifest(location, suffix, columns or {})
         elif kind == fs.FileType.File and suffix == ".zip":
-            listing = _list_zip(location)
+            listing = _list_zip(location, labels_needed=labels_needed)
         elif kind == fs.FileType.File:
-            name = posixpath.basename(location)
-            listing = Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
+            listing = _list_file(location)
         elif re.search(r"[*?\[]", location):
-            listing = _list_glob(location)
+            listing = _list_glob(location, labels_needed=labels_needed)
         else:
             raise DataError(f"There is no file or folder '{source}'. {_FORMS}.")
     except OSError as error:
@@ -96,17 +113,29 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Lis
     return listing
 
 
+def _list_file(location: str) -> Listing:
+    name = posixpath.basename(location)
+    for ending, remedy in _REMEDIES.items():
+        if name.lower().endswith(ending):
+            raise DataError(f"'{name}' is a {ending} file, which is not read. {remedy}.")
+    return Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
+
+
 def _to_table(rows: Iterable[_Row]) -> pa.Table:
-    ordered = sorted(rows, key=lambda row: row.image_id)
-    refuse_repeated((row.image_id for row in ordered), "The image_id")
+    rows = list(rows)
+    refuse_repeated((row.image_id for row in rows), "The image_id")
+    counts = Counter(normal_form(row.image_id) for row in rows)
+    # Linux may have two files whose names differ in their Unicode form alone: these keep the names that they have.
+    id_of = {row.image_id: name if counts[name := normal_form(row.image_id)] == 1 else row.image_id for row in rows}
+    ordered = sorted(rows, key=lambda row: id_of[row.image_id])
     try:
         return pa.table(
             {
-                "image_id": [row.image_id for row in ordered],
+                "image_id": [id_of[row.image_id] for row in ordered],
                 "uri": [row.uri for row in ordered],
-                "label": [row.label for row in ordered],
+                "label": [normal_form(row.label) if row.label else None for row in ordered],
                 "split": [row.split for row in ordered],
-                "group_id": [row.group_id or row.image_id for row in ordered],
+                "group_id": [normal_form(row.group_id) if row.group_id else id_of[row.image_id] for row in ordered],
                 "sha256": [None] * len(ordered),
             },
             schema=SCHEMA,
@@ -115,17 +144,33 @@ def _to_table(rows: Iterable[_Row]) -> pa.Table:
         raise DataError(f"The file name {error.object!r} is not UTF-8. Rename the file.") from error
 
 
-def _list_folder(location: str) -> Listing:
+def _to_listing(
+    paths: Sequence[str], name: str, to_uri: Callable[[str], str], *, labels_needed: bool, num_special: int = 0
+) -> Listing:
+    places = read_layout(paths, name, labels_needed=labels_needed)
+    rows = [
+        _Row(image_id=each.image_id, uri=to_uri(each.path), label=each.label, split=each.split, group_id=each.group_id)
+        for each in places
+    ]
+    return Listing(table=_to_table(rows), num_skipped=len(paths) - len(rows) + num_special)
+
+
+def _list_folder(location: str, *, labels_needed: bool) -> Listing:
     if storage.is_uri(location):
         paths, num_special = list(storage.walk(location)), 0
     else:
         paths = []
         num_special = _walk_local(location, (), frozenset(), lambda _: True, paths)
-    rows, num_skipped = _read_layout(paths, posixpath.basename(location), lambda path: storage.join(location, path))
-    return Listing(table=_to_table(rows), num_skipped=num_skipped + num_special)
+    return _to_listing(
+        paths,
+        posixpath.basename(location),
+        lambda path: storage.join(location, path),
+        labels_needed=labels_needed,
+        num_special=num_special,
+    )
 
 
-def _list_glob(location: str) -> Listing:
+def _list_glob(location: str, *, labels_needed: bool) -> Listing:
     parts = location.split("/")
     first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root, patterns = "/".join(parts[:first]) or "/", parts[first:]
@@ -135,8 +180,9 @@ def _list_glob(location: str) -> Listing:
     elif os.path.isdir(root):
         _walk_local(root, (), frozenset(), lambda folder: _may_hold(folder, patterns), paths)
     matching = [path for path in paths if _matches(path.split("/"), patterns)]
-    rows, num_skipped = _read_layout(matching, posixpath.basename(root), lambda path: storage.join(root, path))
-    return Listing(table=_to_table(rows), num_skipped=num_skipped)
+    return _to_listing(
+        matching, posixpath.basename(root), lambda path: storage.join(root, path), labels_needed=labels_needed
+    )
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -189,9 +235,9 @@ def _walk_local(
     return num_skipped
 
 
-def _list_zip(location: str) -> Listing:
+def _list_zip(location: str, *, labels_needed: bool) -> Listing:
     try:
-        members = [info.filename for info in storage.open_zip(location).infolist()]
+        members = [member_name(info) for info in storage.open_zip(location).members()]
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: of names, of places
         raise DataError(f"The zip archive '{location}' is damaged: {error}. Copy or pack it again.") from error
     member_of: dict[str, str] = {}
@@ -208,59 +254,7 @@ def _list_zip(location: str) -> Listing:
             member_of[path] = member
     name = posixpath.splitext(posixpath.basename(location))[0]
     uri_prefix = location + storage.ZIP_SEPARATOR
-    rows, num_skipped = _read_layout(list(member_of), name, lambda path: uri_prefix + member_of[path])
-    return Listing(table=_to_table(rows), num_skipped=num_skipped)
-
-
-def _is_hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
-
-
-def _read_layout(paths: Sequence[str], name: str, to_uri: Callable[[str], str]) -> tuple[list[_Row], int]:
-    """Reads splits, labels and groups from relative paths; returns the rows and the number of files skipped."""
-    visible = [parts for path in paths if not _is_hidden(parts := path.split("/"))]
-    depth = 0
-    while _is_wrapped(visible, depth, name):
-        depth += 1
-    below = [parts[depth:] for parts in visible]
-    folders = {parts[0] for parts in below if len(parts) > 1}
-    splits = {folder: _SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in _SPLIT_NAMES}
-    if splits and len(splits) < len(folders):
-        raise DataError(
-            f"'{name}' has split folders ({some(splits)}) beside others ({some(folders - splits.keys())}). "
-            "Move the others away, or list the images in a CSV manifest."
-        )
-    if splits:
-        labelled = {parts[0] for parts in below if len(parts) > 2}
-    else:
-        has_loose_images = any(len(parts) == 1 and parts[0].lower().endswith(_IMAGE_SUFFIXES) for parts in below)
-        labelled = set() if has_loose_images else folders
-    rows = []
-    for parts, whole in zip(below, visible, strict=True):
-        split = splits.get(parts[0]) if len(parts) > 1 else None
-        inner = parts[1:] if split else parts
-        is_labelled = parts[0] in labelled if split else bool(labelled)
-        if (splits and not split) or (is_labelled and len(inner) == 1):
-            continue  # a loose file
-        rows.append(
-            _Row(
-                image_id="/".join(parts),
-                uri=to_uri("/".join(whole)),
-                label=inner[0] if is_labelled else None,
-                split=split,
-                group_id=inner[1] if is_labelled and len(inner) > 2 else None,
-            )
-        )
-    return rows, len(paths) - len(rows)
-
-
-def _is_wrapped(visible: Sequence[Sequence[str]], depth: int, name: str) -> bool:
-    entries = {parts[depth] for parts in visible}
-    if len(entries) != 1 or any(len(parts) == depth + 1 for parts in visible):
-        return False
-    (entry,) = entries
-    holds_folders = any(len(parts) > depth + 2 for parts in visible)
-    return entry.lower() not in _SPLIT_NAMES and (holds_folders or entry == name)
+    return _to_listing(list(member_of), name, lambda path: uri_prefix + member_of[path], labels_needed=labels_needed)
 
 
 def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Listing:
@@ -268,7 +262,7 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     if unknown:
         raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
     data = storage.read_bytes(location)
-    values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns)
+    values = read_csv(data, location) if suffix != ".parquet" else _read_parquet(data, location, columns)
     if not values:
         raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
     absent = {name for name in columns.values() if name not in values}
@@ -277,12 +271,13 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     if columns.get("uri", "uri") not in values:
         raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
     num_rows = len(values[columns.get("uri", "uri")])
+    values[columns.get("uri", "uri")] = _with_slashes(location, values[columns.get("uri", "uri")])
     ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
     rows = []
     for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
         if not uri:
             raise DataError(f"'{location}' has no uri in row {number} (not counting a header). Fill or remove it.")
-        if split and split.lower() not in _SPLIT_NAMES:
+        if split and not split_of(split):
             raise DataError(
                 f"'{location}' has split '{split}' in row {number}. Use train, valid or test, or leave it empty."
             )
@@ -291,12 +286,20 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
                 image_id=image_id or (uri if _is_absolute(uri) else posixpath.normpath(uri)),
                 uri=_resolve(location, uri),
                 label=label or None,
-                split=_SPLIT_NAMES[split.lower()] if split else None,
+                split=split_of(split) if split else None,
                 group_id=group_id,
             )
         )
     refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
     return Listing(table=_to_table(rows), num_skipped=0)
+
+
+def _with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
+    """Returns a manifest's uris with `/` for the backslashes of Windows, unless files have such names here."""
+    first = next((uri for uri in uris if uri and "\\" in uri and not storage.is_uri(uri)), None)
+    if first is None or storage.exists(_resolve(location, first)):
+        return list(uris)
+    return [uri.replace("\\", "/") if uri and not storage.is_uri(uri) else uri for uri in uris]
 
 
 def _is_absolute(uri: str) -> bool:

@@ -1,12 +1,15 @@
 """The manifest: one row an image, with its label, split and group. Every later step reads its images from one."""
 
+import codecs
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +25,14 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "label",
 
 SPLITS = ("train", "valid", "test")
 """The values of the column `split`, besides null."""
+
+
+def normal_form(name: str) -> str:
+    """Returns a name in Unicode's composed form (NFC), in which labels, groups and ids are compared.
+
+    macOS and some archives have `e` and an accent where others have `é`.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def refuse_repeated(values: Iterable[str], what: str) -> None:
@@ -207,21 +218,59 @@ def read_manifest(location: str) -> pa.Table:
 
 
 def read_csv(data: bytes, location: str) -> dict[str, list[str | None]]:
-    """Reads columns of strings, null where empty; labels such as `01` stay as they are."""
+    """Reads columns of strings, null where empty; labels such as `01` stay as they are.
+
+    Values are separated by commas, semicolons or tabs, whichever gives the header the most columns. The text is UTF-8,
+    or UTF-16 with a byte order mark (a spreadsheet's "Unicode text"). Empty rows and columns are left out, and so is a
+    first column without a name (the index that pandas writes).
+
+    Raises:
+        DataError: It is no such file.
+    """
     try:
-        text = data.decode("utf-8-sig")  # spreadsheets put a byte order mark first
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
+        rows = _split_rows(_decode_text(data))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{location}' is no CSV file: {error}. Save it as comma-separated UTF-8.") from error
-    header = [name.strip() for name in header]
-    refuse_repeated(header, f"A column of '{location}'")
+    header, *rows = rows or [[]]
+    named = [index for index, name in enumerate(header) if name]
+    refuse_repeated((header[index] for index in named), f"A column of '{location}'")
+    num_needed = max(named, default=-1) + 1
     for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
+        if len(row) < num_needed or any(row[len(header) :]):
             raise DataError(
                 f"'{location}' has {len(row)} values in row {number} (not counting the header), "
-                f"but {len(header)} columns. Quote values that contain commas."
+                f"but {len(header)} columns. Quote values that contain the separator."
             )
-    return {name: [row[index].strip() or None for row in rows] for index, name in enumerate(header)}
+        stray = [index for index in range(1, min(len(row), len(header))) if row[index] and not header[index]]
+        if stray:
+            raise DataError(
+                f"'{location}' has the value '{row[stray[0]]}' in row {number} (not counting the header), in column "
+                f"{stray[0] + 1}, which has no name. Name the column, or quote values that contain the separator."
+            )
+    return {header[index]: [row[index] or None for row in rows] for index in named}
+
+
+def _decode_text(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if b"\0" in data[:1024]:
+        raise csv.Error("it has null bytes, as UTF-16 without a byte order mark and binary files have")
+    return data.decode("utf-8-sig")  # spreadsheets put a byte order mark first
+
+
+def _split_rows(text: str) -> list[list[str]]:
+    """Returns the rows that are not empty, without the spaces around values."""
+    found: dict[str, list[str]] = {}
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):  # the reader below raises it again
+            found[separator] = next((row for row in _reader(text, separator) if any(row)), [])
+    separator = max(found, key=lambda each: len(found[each]), default=",")
+    rows = ([value.strip() for value in row] for row in _reader(text, separator))
+    return [row for row in rows if any(row)]
+
+
+def _reader(text: str, separator: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
 
 
 def labels_by_split(table: pa.Table) -> dict[str, set[str]]:

@@ -189,7 +189,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     bundle_module.load(bundle)
     source = cluster.input_location(config.input)
     _check_roots([source], config.roots)  # before a manifest is opened
-    listing = list_images(source, columns=parse_columns(config.columns))
+    listing = list_images(source, columns=parse_columns(config.columns), labels_needed=False)
     _check_roots(listing.table["uri"].to_pylist(), config.roots)
     identity = {
         "bundle_sha256": bundle_sha256,

@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import urllib.parse
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from tlray.errors import ConfigError, ImageError, ImageErrorCode
+from tlray.ziparchive import ZipArchive
 
 ZIP_SEPARATOR = "!/"
 
@@ -120,55 +118,27 @@ def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
         max_bytes: Refuse larger files.
 
     Raises:
-        ImageError: The file is larger than `max_bytes` (`too_large`), or a damaged member of a zip (`decode_failed`).
+        ImageError: The file is larger than `max_bytes` (`too_large`), or see `ZipArchive.read`.
         OSError: The file cannot be read (`FileNotFoundError` if it is not there).
     """
     archive, member = split_member(location)
     if member is not None:
-        return _read_zip_member(archive, member, max_bytes)
+        return open_zip(archive).read(member, max_bytes)
     file_system, path = open_location(location)
     with file_system.open_input_file(path) as file:
         size_bytes = file.size()
         if max_bytes is not None and size_bytes > max_bytes:
-            raise _too_large(size_bytes, max_bytes)
+            raise ImageError(
+                ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}."
+            )
         return file.read()
 
 
-def _too_large(size_bytes: int, max_bytes: int) -> ImageError:
-    return ImageError(ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}.")
-
-
-# zipfile seeks in one shared file object: the lock keeps a pool of reading threads apart.
-_zip_lock = threading.Lock()
-
-
 @functools.lru_cache(maxsize=8)
-def open_zip(location: str) -> zipfile.ZipFile:
-    """Opens a zip archive at a location, once in a process.
-
-    Raises:
-        OSError: The archive cannot be read.
-        zipfile.BadZipFile: It is no zip archive.
-    """
+def open_zip(location: str) -> ZipArchive:
+    """Returns the zip archive at a location, once in a process; it is opened when it is first read."""
     file_system, path = open_location(location)
-    return zipfile.ZipFile(file_system.open_input_file(path))  # pyright: ignore[reportArgumentType]
-
-
-def _read_zip_member(archive: str, member: str, max_bytes: int | None) -> bytes:
-    with _zip_lock:
-        zip_file = open_zip(archive)
-        try:
-            info = zip_file.getinfo(member)
-        except KeyError as error:
-            raise FileNotFoundError(f"'{archive}' has no member '{member}'.") from error
-        if max_bytes is not None and info.file_size > max_bytes:
-            raise _too_large(info.file_size, max_bytes)
-        try:
-            with zip_file.open(info) as file:
-                # zipfile stops at the size that the header gives, so a lying header cannot exceed the limit.
-                return file.read()
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-            raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
+    return ZipArchive(lambda: file_system.open_input_file(path))
 
 
 def write_bytes(location: str, data: bytes) -> None:

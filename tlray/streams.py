@@ -248,7 +248,7 @@ def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
         uris: At least one readable 16-bit image.
     """
     dataset = _map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
-    total = np.zeros(images.NUM_INTENSITIES, dtype=np.int64)
+    total = np.zeros(images.NUM_BINS, dtype=np.int64)
     for batch in iterate(dataset):
         total += batch["histogram"].sum(axis=0)
     return images.percentile_range(total)

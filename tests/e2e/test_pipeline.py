@@ -297,7 +297,17 @@ def make_folder(root: Path, **counts: int) -> Path:
         (["--data", "DATA/missing"], "There is no file or folder"),
         (["--data", "DATA/empty"], "has no images"),
         (["--data", "DATA/one_class"], "at least two classes"),
-        (["--data", "DATA/broken_class"], "Not one image of 'b' can be read"),
+        (
+            ["--data", "DATA/broken_class"],
+            "Not one image of 'b' can be read, for example 'DATA/broken_class/b/1.png' (empty: The file has zero "
+            "bytes.). Copy the files again",
+        ),
+        (
+            ["--data", "DATA/ids.csv", "--columns", "uri=id_code,label=diagnosis"],
+            "Not one image of '0', '1' can be read, for example 'DATA/id0' (not_found: There is no such file.), "
+            "'DATA/id1' (not_found: There is no such file.). Write file names with their extension",
+        ),
+        (["--data", "DATA/masks"], "'images', 'masks') hold kinds of files, not patients. Choose one with a glob"),
         (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
         (["--data", "DATA/climbing.zip"], "has a member that points out of it"),
         (["--data", "DATA/good", "--num-workers", "64", "--batch-size", "64"], "64 asks for more processes than CPUs"),
@@ -317,6 +327,9 @@ def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, 
     (data / "broken_class/b/1.png").write_bytes(b"")
     make_folder(data / "valid_only_class/train", a=2, b=2)
     make_folder(data / "valid_only_class/valid", a=1, b=1, c=1)
+    (data / "ids.csv").write_text("id_code,diagnosis\nid0,0\nid1,1\n")
+    for name in ("a", "b"):
+        make_folder(data / "masks" / name, images=2, masks=2)
     with zipfile.ZipFile(data / "climbing.zip", "w") as file:
         file.writestr("../evil.png", b"")
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(data / "shape.weights.h5")
@@ -331,7 +344,7 @@ def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, 
     )
     assert code == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.replace("DATA", str(data)) in error
     assert "Traceback" not in error
     assert not (out / "metrics.json").exists()
     assert not (out / "bundle").exists()

@@ -94,13 +94,14 @@ def test_inspection_has_a_row_for_every_file_in_order(table):
     assert inspected["width_px"][7].as_py() is None
 
 
-def test_intensity_range_is_over_all_images(tmp_path):
+@pytest.mark.parametrize(("dtype", "suffix", "first"), [(np.uint16, "png", 0), (np.int32, "tif", -1000)])
+def test_intensity_range_is_over_all_images(tmp_path, dtype, suffix, first):
     # 2 images of 1,000 pixels: values 0..999 and 1000..1999. The 0.1 and 99.9 percentiles of 0..1999 are 1 and 1997.
     for number in range(2):
-        values = np.arange(1000, dtype=np.uint16).reshape(40, 25) + 1000 * number
-        Image.fromarray(values).save(tmp_path / f"{number}.png")
+        values = np.arange(1000, dtype=dtype).reshape(40, 25) + 1000 * number + first
+        Image.fromarray(values.astype(dtype)).save(tmp_path / f"{number}.{suffix}")
     uris = listing.list_images(str(tmp_path)).table["uri"]
-    assert streams.intensity_range(uris) == (1.0, 1997.0)
+    assert streams.intensity_range(uris) == (first + 1.0, first + 1997.0)
 
 
 def test_digests_are_of_the_files_as_they_are(table):

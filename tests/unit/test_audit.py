@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tlray import manifest
-from tlray.audit import audit, warnings
+from tlray.audit import audit, explain_failures, warnings
 
 
 def make_table(*images: dict) -> pa.Table:
@@ -213,3 +213,39 @@ def test_warnings_say_what_and_how_to_mend():
         "Weight the classes or add images, and read balanced accuracy, not accuracy.",
         "12 of 234 images cannot be read (empty: 12). Repair or convert them; they are left out.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            [("/d/id1", "not_found", "There is no such file.")] * 2,
+            "for example '/d/id1' (not_found: There is no such file.), '/d/id1' (not_found: There is no such file.). "
+            "Write file names with their extension, and the folder below the manifest, into its column for uri.",
+        ),
+        (
+            [("/d/C:/x/1.png", "not_found", "No.")],
+            "for example '/d/C:/x/1.png' (not_found: No.). "
+            "These are paths of Windows: write them relative to the manifest, with forward slashes.",
+        ),
+        (
+            [("/d/1.png", "not_found", "No.")],
+            "for example '/d/1.png' (not_found: No.). "
+            "Write paths relative to the manifest, or absolute ones that every node has.",
+        ),
+        (
+            [("/z.zip!/1.png", "unreadable", "It is encrypted.")],
+            "for example '/z.zip!/1.png' (unreadable: It is encrypted.). "
+            "Check permissions and the storage, and unpack archives that have a password.",
+        ),
+        # The commonest code gives the remedy; three are named.
+        (
+            [("/1", "empty", "E."), ("/2", "truncated", "T."), ("/3", "truncated", "T."), ("/4", "truncated", "T.")],
+            "for example '/1' (empty: E.), '/2' (truncated: T.), '/3' (truncated: T.). "
+            "Copy the files again, or take them out.",
+        ),
+    ],
+)
+def test_failures_are_explained(rows, expected):
+    uris, codes, errors = zip(*rows, strict=True)
+    assert explain_failures(pa.table({"uri": uris, "error_code": codes, "error": errors})) == expected

@@ -219,6 +219,7 @@ def test_train_parses_the_recipe_and_its_changes(called):
         ("--data s3://bucket/a", "data", "s3://bucket/a"),
         ("--batch-norm local", "batch_norm", "local"),
         ("--intensity-range=-1000,400", "intensity_range", "-1000,400"),
+        ("--intensity-range -1000,400", "intensity_range", "-1000,400"),
     ],
 )
 def test_train_without_a_name_is_the_standard_recipe(called, option, name, value):

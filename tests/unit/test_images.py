@@ -5,7 +5,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 from tlray import images
 from tlray.config import Augmentation
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import DataError, ImageError, ImageErrorCode
 
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -37,6 +37,31 @@ def png(*, width: int, height: int, bit_depth: int, colour_type: int, scanlines:
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", scanlines) + chunk(b"IEND", b"")
+
+
+def tiff(
+    pixels: np.ndarray,
+    *,
+    photometric: int | None = 1,
+    sample_format: int | None = None,
+    byte_order: Literal["<", ">"] = "<",
+) -> bytes:
+    """Writes an uncompressed grey TIFF by hand (https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf)."""
+    content = pixels.astype(pixels.dtype.newbyteorder(byte_order)).tobytes()
+    height, width = pixels.shape
+    tags = [(256, width), (257, height), (258, pixels.itemsize * 8), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    tags += [(278, height), (279, len(content)), (339, sample_format)]
+    fields = [struct.pack(f"{byte_order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags if value is not None]
+    mark = b"II" if byte_order == "<" else b"MM"
+    head = mark + struct.pack(f"{byte_order}HI", 42, 8 + len(content))
+    return head + content + struct.pack(f"{byte_order}H", len(fields)) + b"".join(fields) + bytes(4)
+
+
+def grey_alpha_png(grey: np.ndarray, alpha: int) -> bytes:
+    pixels = np.dstack([grey, np.full_like(grey, alpha)]).astype(">u2")
+    lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    height, width = grey.shape
+    return png(width=width, height=height, bit_depth=16, colour_type=4, scanlines=lines)
 
 
 def palette_png(**options) -> bytes:
@@ -94,14 +119,10 @@ def as_rgb(grey) -> np.ndarray:
             ),
             [[WHITE, BLACK], [(0, 255, 255), (255, 0, 255)]],
         ),
-        # 16 bits a colour (type 2) or grey with alpha (type 4): the high byte.
+        # 16 bits a colour (type 2): the high byte.
         (
             png(width=2, height=1, bit_depth=16, colour_type=2, scanlines=zlib.compress(bytes(range(13)))),
             [[(1, 3, 5), (7, 9, 11)]],
-        ),
-        (
-            png(width=2, height=1, bit_depth=16, colour_type=4, scanlines=zlib.compress(bytes(range(9)))),
-            [[(1, 1, 1), (5, 5, 5)]],
         ),
     ],
 )
@@ -142,9 +163,16 @@ WIDE = [[100, 600], [1100, 5000]]
         encode(from_pixels(WIDE, np.uint16), "TIFF"),
         encode(Image.frombytes("I;16B", (2, 2), np.array(WIDE, dtype=">u2").tobytes()), "TIFF"),
         encode(from_pixels(WIDE, np.int32), "TIFF"),
+        tiff(np.array(WIDE, dtype=np.int16), sample_format=2),
+        tiff(np.array(WIDE, dtype=np.int16), sample_format=2, byte_order=">"),
+        grey_alpha_png(np.array(WIDE), 65535),
+        grey_alpha_png(np.array(WIDE), 0x1234),
     ],
-    ids=["png", "tiff", "big-endian tiff", "32-bit tiff"],
-)
+    ids=[
+        "png", "tiff", "big-endian tiff", "32-bit tiff", "signed tiff", "big-endian signed tiff",
+        "png with alpha", "png with some alpha",
+    ],
+)  # fmt: skip
 def test_16_bits_are_mapped_by_the_range(data):
     # (value - 100) / (1100 - 100) * 255: 0, 127.5 (rounded to the even 128), 255, and 5000 is cut off at 255.
     expected = as_rgb([[0, 128], [255, 255]])
@@ -152,6 +180,35 @@ def test_16_bits_are_mapped_by_the_range(data):
     # 600 / 65535 * 255 = 2.33, 1100: 4.28, 5000: 19.46, 100: 0.39
     assert np.array_equal(decode(data, size_px=2), as_rgb([[0, 2], [4, 19]]))
     assert images.inspect(data) == images.ImageInfo(width_px=2, height_px=2, is_16_bit=True)
+
+
+def test_hounsfield_units_keep_what_is_below_zero():
+    data = tiff(np.array([[-1000, -300], [40, 400]], dtype=np.int16), sample_format=2)
+    # (-300 + 1000) / 1400 * 255 = 127.5, rounded to the even 128; (40 + 1000) / 1400 * 255 = 189.4
+    assert np.array_equal(decode(data, size_px=2, intensity_range=(-1000, 400)), as_rgb([[0, 128], [189, 255]]))
+
+
+def test_white_is_zero_is_inverted_after_the_range():
+    # The stored values are 12 bits of 16, as scanners write them: 0 is white and 4095 black.
+    data = tiff(np.array([[4095, 1365], [819, 0]], dtype=np.uint16), photometric=0)
+    # 255 - 1365 / 4095 * 255 = 170; 255 - 819 / 4095 * 255 = 204
+    assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 4095)), as_rgb([[0, 170], [204, 255]]))
+    assert images.inspect(data).is_16_bit
+    # Over all of 16 bits: 255 - 4095 / 257 = 239.07
+    assert decode(data, size_px=2)[0, 0, 0] == 239
+    eight = tiff(np.array([[0, 55], [200, 255]], dtype=np.uint8), photometric=0)
+    assert np.array_equal(decode(eight, size_px=2), as_rgb([[255, 200], [55, 0]]))
+
+
+def test_grey_with_alpha_is_turned_by_exif_and_read_in_16_bits():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored left edge is shown on top
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
+    data = grey_alpha_png(np.array([[0, 4095], [0, 4095]]), 65535)
+    place = data.index(b"IDAT") - 4
+    shown = decode(data[:place] + chunk + data[place:], size_px=2, intensity_range=(0, 4095))
+    assert np.array_equal(shown, as_rgb([[0, 0], [255, 255]]))
 
 
 def test_exif_rotation_is_applied():
@@ -214,7 +271,32 @@ PNG, JPEG, TIFF, BMP = (encode(NOISE, name) for name in ("PNG", "JPEG", "TIFF", 
         (b"patient,diagnosis\n7,normal\n", ImageErrorCode.UNSUPPORTED_FORMAT, "none of PNG, JPEG, BMP, TIFF, WEBP"),
         (bytes(128) + b"DICM", ImageErrorCode.UNSUPPORTED_FORMAT, "DICOM is not read"),
         (encode(NOISE, "GIF"), ImageErrorCode.UNSUPPORTED_FORMAT, "none of PNG"),
-        (encode(NOISE.convert("F"), "TIFF"), ImageErrorCode.UNSUPPORTED_FORMAT, "type F .* floating point"),
+        (encode(NOISE, "GIF"), ImageErrorCode.UNSUPPORTED_FORMAT, "is a GIF, none of PNG"),
+        (bytes(128) + b"DICM", ImageErrorCode.UNSUPPORTED_FORMAT, "is a DICOM file, none of"),
+        (b"PK\3\4" + bytes(99), ImageErrorCode.UNSUPPORTED_FORMAT, r"is a zip archive \(\.npz"),
+        (encode(NOISE.convert("F"), "TIFF"), ImageErrorCode.UNSUPPORTED_FORMAT, "are 32-bit floating-point .*16-bit"),
+        (
+            tiff(np.zeros((2, 2)), sample_format=3),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            r"not read: 64 bits, floating point, BlackIsZero\. Save it with 8- or 16-bit",
+        ),
+        (
+            tiff(np.zeros((2, 2)), sample_format=3, byte_order=">"),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            "not read: 64 bits, floating point",
+        ),
+        (
+            tiff(np.zeros((2, 2), dtype=np.int16), sample_format=2, photometric=0),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            "not read: 16 bits, signed integer, WhiteIsZero",
+        ),
+        (
+            tiff(np.zeros((2, 2), dtype=np.int8), sample_format=2),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            "are signed 8-bit integers",
+        ),
+        (b"II*\0" + bytes(40), ImageErrorCode.DECODE_FAILED, "header is damaged"),
+        (b"II+\0" + bytes(4), ImageErrorCode.DECODE_FAILED, "header is damaged"),
         (PNG[: len(PNG) // 2], ImageErrorCode.TRUNCATED, "truncated"),
         (JPEG[: len(JPEG) // 2], ImageErrorCode.TRUNCATED, "truncated"),
         (JPEG[:-1], ImageErrorCode.TRUNCATED, "truncated"),
@@ -265,21 +347,42 @@ def test_jpegs_of_endless_scans_are_refused_and_usual_ones_are_not():
     assert code_of(images.inspect, data[:-2] + last * images.MAX_JPEG_SCANS + data[-2:]) == ImageErrorCode.TOO_LARGE
 
 
-def test_histogram_by_hand():
-    data = encode(from_pixels([[0, 7, 7], [65535, 40000, 7]], np.uint16), "PNG")
-    histogram = images.intensity_histogram(data)
-    assert histogram.shape == (65536,)
-    assert {int(value): int(histogram[value]) for value in np.flatnonzero(histogram)} == {
-        0: 1,
-        7: 3,
-        40000: 1,
-        65535: 1,
-    }
+def counts_of(histogram: np.ndarray) -> dict[int, int]:
+    """Returns the number of pixels of each value that occurs."""
+    assert histogram.shape == (images.NUM_BINS,)
+    values = range(images.LOWEST_INTENSITY - 1, images.HIGHEST_INTENSITY + 2)
+    return {value: int(histogram[value]) for value in values if histogram[value]}
 
 
-def test_histogram_counts_values_outside_at_the_nearer_end():
-    histogram = images.intensity_histogram(encode(from_pixels([[-1000, 5, 70000, 65535]], np.int32), "TIFF"))
-    assert (histogram[0], histogram[5], histogram[65535], histogram.sum()) == (1, 1, 2, 4)
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            encode(from_pixels([[0, 7, 7], [65535, 40000, 7]], np.uint16), "PNG"),
+            {0: 1, 7: 3, 40000: 1, 65535: 1},
+        ),
+        (
+            tiff(np.array([[-32768, -1, -1], [0, -1000, 32767]], dtype=np.int16), sample_format=2),
+            {-32768: 1, -1000: 1, -1: 2, 0: 1, 32767: 1},
+        ),
+        (grey_alpha_png(np.array([[300, 4095, 4095]]), 65535), {300: 1, 4095: 2}),
+        # 32 bits: what lies outside of 16 is counted just below and just above.
+        (
+            encode(from_pixels([[-1000, 5, 70000, 65535, -40000]], np.int32), "TIFF"),
+            {-32769: 1, -1000: 1, 5: 1, 65535: 1, 65536: 1},
+        ),
+    ],
+    ids=["unsigned", "signed", "grey with alpha", "32-bit"],
+)
+def test_histogram_by_hand(data, expected):
+    assert counts_of(images.intensity_histogram(data)) == expected
+
+
+def histogram_of(counts: dict[int, int]) -> np.ndarray:
+    histogram = np.zeros(images.NUM_BINS, dtype=np.int64)
+    for value, count in counts.items():
+        histogram[value] = count
+    return histogram
 
 
 @pytest.mark.parametrize(
@@ -287,8 +390,12 @@ def test_histogram_counts_values_outside_at_the_nearer_end():
     [
         # 10 pixels of each of 100 values: one in a thousand is reached within the first, 99.9 % within the last.
         (dict.fromkeys(range(100, 200), 10), {}, (100, 199)),
+        (dict.fromkeys(range(-1000, -900), 10), {}, (-1000, -901)),
         # 1 outlier in 10,000 on each side is left out.
         ({5: 1, 1000: 4999, 2000: 4999, 60000: 1}, {}, (1000, 2000)),
+        ({-32769: 1, -1000: 4999, 400: 4999, 65536: 1}, {}, (-1000, 400)),
+        # All of 16 bits.
+        ({-32768: 1, 65535: 1}, {}, (-32768, 65535)),
         # 10 % of 10 pixels is reached with the first value, 90 % with the ninth.
         (dict.fromkeys(range(10), 1), {"low": 10, "high": 90}, (0, 8)),
         # One value alone: the range is at least 1 wide.
@@ -296,10 +403,13 @@ def test_histogram_counts_values_outside_at_the_nearer_end():
     ],
 )
 def test_percentile_range_by_hand(counts, percentiles, expected):
-    histogram = np.zeros(65536, dtype=np.int64)
-    for value, count in counts.items():
-        histogram[value] = count
-    assert images.percentile_range(histogram, **percentiles) == expected
+    assert images.percentile_range(histogram_of(counts), **percentiles) == expected
+
+
+@pytest.mark.parametrize("counts", [{0: 1, 65536: 1}, {-32769: 1, 0: 1}])
+def test_a_range_beyond_16_bits_is_refused(counts):
+    with pytest.raises(DataError, match=r"outside of -32768 to 65535.*--intensity-range LO,HI"):
+        images.percentile_range(histogram_of(counts))
 
 
 # Augmentation

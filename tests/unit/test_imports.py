@@ -18,6 +18,9 @@ CORE += [
     "weights",
     "continuation",
     "trialtable",
+    "foreignformats",
+    "layout",
+    "ziparchive",
 ]
 ON_RAY = [
     "streams",

@@ -1,7 +1,10 @@
 import hashlib
 import json
 import os
+import struct
+import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -370,6 +373,104 @@ def test_a_zip_with_a_damaged_name(tmp_path):
         listing.list_images(str(archive))
 
 
+def make_old_zip(path: Path, *members: bytes, extra: bytes = b"") -> str:
+    """Packs members, each with its name as content, as programs do that do not say how their names are encoded."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for letter, member in zip("xyz", members, strict=False):
+            info = zipfile.ZipInfo(letter * len(member))
+            info.extra = extra
+            archive.writestr(info, member)
+    data = path.read_bytes()
+    for letter, member in zip(b"xyz", members, strict=False):  # in the local headers and in the directory
+        data = data.replace(bytes([letter]) * len(member), member)
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_names_in_utf8_without_the_flag(tmp_path):
+    # Linux's `zip -r` writes them so.
+    names = ["Pneumonía/größe.png", "正常/12.png"]
+    archive = make_old_zip(tmp_path / "set.zip", *(name.encode() for name in names))
+    found = listing.list_images(archive)
+    assert rows(found, "image_id", "label", "uri") == [
+        (name, name.split("/")[0], f"{archive}!/{name}") for name in names
+    ]
+    assert [storage.read_bytes(uri).decode() for (uri,) in rows(found, "uri")] == names
+    # A manifest may name them too.
+    (tmp_path / "list.csv").write_text(f"uri\nset.zip!/{names[1]}\n")
+    ((uri,),) = rows(listing.list_images(str(tmp_path / "list.csv")), "uri")
+    assert storage.read_bytes(uri).decode() == names[1]
+
+
+def test_names_in_code_page_437(tmp_path):
+    archive = make_old_zip(tmp_path / "set.zip", "größe/1.png".encode("cp437"))
+    found = listing.list_images(archive)
+    assert rows(found, "image_id", "label") == [("größe/1.png", "größe")]
+    assert storage.read_bytes(found.table["uri"][0].as_py()) == "größe/1.png".encode("cp437")
+
+
+@pytest.mark.parametrize(("is_current", "label"), [(True, "正常"), (False, "ab")])
+def test_name_in_the_extra_field(tmp_path, is_current, label):
+    # The field counts only if the name has not been changed since it was written.
+    raw, name = b"ab/1.png", "正常/1.png".encode()
+    content = struct.pack("<BI", 1, zlib.crc32(raw) ^ (not is_current)) + name
+    extra = struct.pack("<HHI", 0x5455, 4, 0) + struct.pack("<HH", 0x7075, len(content)) + content
+    archive = make_old_zip(tmp_path / "set.zip", raw, extra=extra)
+    found = listing.list_images(archive)
+    assert rows(found, "image_id", "label") == [(f"{label}/1.png", label)]
+    assert storage.read_bytes(found.table["uri"][0].as_py()) == raw
+
+
+NFC, NFD = "Pneumoní\u0061", "Pneumoni\u0301\u0061"
+
+
+def test_names_have_one_normal_form_and_uris_stay(tmp_path):
+    assert (unicodedata.normalize("NFC", NFD), unicodedata.normalize("NFD", NFC)) == (NFC, NFD)
+    assert NFC != NFD
+    root = make_files(tmp_path / "set", f"train/{NFC}/{NFC}1/1.png", f"test/{NFD}/{NFD}1/2.png", "train/b/3.png")
+    archive = make_zip(tmp_path / "set.zip", f"train/{NFC}/{NFC}1/1.png", f"test/{NFD}/{NFD}1/2.png", "train/b/3.png")
+    for source, separator in ((str(root), "/"), (archive, "!/")):
+        found = listing.list_images(source)
+        assert rows(found, "image_id", "label", "group_id", "uri") == [
+            (f"test/{NFC}/{NFC}1/2.png", NFC, f"{NFC}1", f"{source}{separator}test/{NFD}/{NFD}1/2.png"),
+            (f"train/{NFC}/{NFC}1/1.png", NFC, f"{NFC}1", f"{source}{separator}train/{NFC}/{NFC}1/1.png"),
+            ("train/b/3.png", "b", "train/b/3.png", f"{source}{separator}train/b/3.png"),
+        ]
+        assert [storage.read_bytes(uri).decode()[-5:] for (uri,) in rows(found, "uri")] == ["2.png", "1.png", "3.png"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_names_in_manifests_have_one_normal_form(tmp_path, suffix):
+    make_files(tmp_path, f"{NFD}.png")
+    table = pa.table({"uri": [f"{NFD}.png", "2.png"], "label": [NFD, NFC], "group_id": [NFC, NFD]})
+    if suffix == "csv":
+        lines = [",".join(row.values()) for row in table.to_pylist()]
+        (tmp_path / "list.csv").write_text("\n".join(["uri,label,group_id", *lines]))
+    else:
+        pq.write_table(table, tmp_path / "list.parquet")
+    found = listing.list_images(str(tmp_path / f"list.{suffix}"))
+    assert rows(found, "image_id", "label", "group_id") == [("2.png", NFC, NFC), (f"{NFC}.png", NFC, NFC)]
+    assert storage.read_bytes(found.table["uri"][1].as_py()) == f"{NFD}.png".encode()
+
+
+def test_two_files_whose_names_differ_in_their_form_alone(tmp_path):
+    make_files(tmp_path, f"{NFC}.png", f"{NFD}.png")
+    found = listing.list_images(str(tmp_path))
+    assert sorted(rows(found, "image_id", "uri")) == sorted(
+        (f"{name}.png", f"{tmp_path}/{name}.png") for name in (NFC, NFD)
+    )
+
+
+def test_class_maps_and_classes_have_the_same_form(tmp_path):
+    for name, text in (("map.json", json.dumps({NFD: f"{NFD}!"})), ("map.csv", f"name,class\n{NFD},{NFD}!\n")):
+        (tmp_path / name).write_text(text)
+        assert labels.read_class_map(str(tmp_path / name)) == {NFC: f"{NFC}!"}
+    table = make_table((NFC, "test", "1"), (f"{NFC}_left", "train", "2"))
+    # The names of an earlier bundle stay as they are.
+    assert labels.match_classes(table, [NFD, "b"])["label"].to_pylist() == [NFD, NFD]
+    assert labels.match_classes(table, [NFD, "b"], {NFC: NFC, f"{NFC}_left": NFC})["label"].to_pylist() == [NFD, NFD]
+
+
 # CSV and Parquet manifests
 
 
@@ -433,13 +534,75 @@ def test_written_manifest_is_a_source(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        b"uri,label\na/1.png,x\n2.png,01\n",
+        b"uri;label\r\na/1.png;x\r\n2.png;01\r\n",
+        b'"uri";"label"\n"a/1.png";"x"\n"2.png";"01"\n',
+        b"uri\tlabel\na/1.png\tx\n2.png\t01\n",
+        # Excel's "Unicode text", and the same in the other byte order.
+        "\ufeffuri\tlabel\r\na/1.png\tx\r\n2.png\t01\r\n".encode("utf-16-le"),
+        "\ufeffuri,label\na/1.png,x\n2.png,01\n".encode("utf-16-be"),
+        # Columns and rows that were once used in a spreadsheet.
+        b"uri,label,,\na/1.png,x,,\n2.png,01,,\n,,,\n",
+        b"uri;label;;\na/1.png;x\n2.png;01;\n;;;;;\n",
+        b"uri,label\na/1.png,x,,\n2.png,01\n",
+        b",,\nuri,,label\na/1.png,,x\n2.png, ,01\n",
+        # The index that pandas writes.
+        b",uri,label\n0,a/1.png,x\n1,2.png,01\n",
+        # Paths of Windows.
+        b"uri,label\na\\1.png,x\n.\\2.png,01\n",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_csv_of_every_spreadsheet(tmp_path, data, suffix):
+    (tmp_path / f"list.{suffix}").write_bytes(data)
+    found = listing.list_images(str(tmp_path / f"list.{suffix}"))
+    assert rows(found, "image_id", "uri", "label") == [
+        ("2.png", f"{tmp_path}/2.png", "01"),
+        ("a/1.png", f"{tmp_path}/a/1.png", "x"),
+    ]
+
+
+def test_backslashes_in_file_names_of_linux_stay(tmp_path):
+    make_files(tmp_path, "a\\1.png", "a\\2.png")
+    (tmp_path / "list.csv").write_text("uri\na\\1.png\na\\2.png\n")
+    found = listing.list_images(str(tmp_path / "list.csv"))
+    assert [storage.read_bytes(uri) for (uri,) in rows(found, "uri")] == [b"a\\1.png", b"a\\2.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("set.npz", r"'set\.npz' is a \.npz file, which is not read\. Save its images as PNG or TIFF"),
+        ("scan.nii.gz", r"is a \.nii\.gz file.* Save its images as PNG"),
+        ("SET.TAR.GZ", r"is a \.gz file.* Unpack it and give the folder, or pack it as \.zip"),
+        ("labels.xlsx", r"is a \.xlsx file.* Save the table as CSV \(UTF-8\)"),
+        ("scan.dcm", "Save its images as PNG"),
+        ("set.7z", "Unpack it"),
+    ],
+)
+def test_files_that_are_no_image_and_no_manifest_are_refused(tmp_path, name, message):
+    make_files(tmp_path, name)
+    for labels_needed in (True, False):
+        with pytest.raises(DataError, match=message):
+            listing.list_images(str(tmp_path / name), labels_needed=labels_needed)
+    # In a folder, every file is a row.
+    assert rows(listing.list_images(str(tmp_path)), "image_id") == [(name,)]
+
+
+@pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
+        ("uri,label,\n1, 2.png,a\n", {}, "value 'a' in row 1 .* in column 3, which has no name"),
+        ("uri;label\n1; 2.png;a\n", {}, "3 values in row 1.* but 2 columns"),
+        ("uri,label\n1.png\n", {}, "1 values in row 1.* but 2 columns"),
+        ("u\0r\0i\0\n\0", {}, "no CSV file: it has null bytes"),
         ("uri\n1.png\n", {"label": "dx"}, r"no column 'dx'\. Its columns: 'uri'"),
         ("uri\n1.png\n", {"patient": "uri"}, r"no column 'patient' to rename.*'group_id'"),
         ("path,dx\n1.png,a\n", {}, r"no column 'uri'\. Rename one \(--columns uri=NAME\) of: 'dx', 'path'"),
         ("uri,label\n1.png,a\n,b\n", {}, "no uri in row 2"),
-        ("uri,split\n1.png,dev\n", {}, "split 'dev' in row 1. Use train, valid or test"),
+        ("uri,split\n1.png,fold1\n", {}, "split 'fold1' in row 1. Use train, valid or test"),
         ("uri\n1.png\n./1.png\n2.png\n", {}, r"1 occur more than once: '.*/1\.png'"),
         ("uri,image_id\n1.png,x\n2.png,x\n", {}, r"image_id must be unique; 1 occur more than once: 'x'"),
         ("uri,uri\n1.png,2.png\n", {}, "more than once: 'uri'"),
@@ -491,7 +654,7 @@ def test_missing_and_empty_sources(tmp_path):
 
 def test_columns_without_a_manifest_are_refused(tmp_path):
     make_files(tmp_path, "1.png")
-    with pytest.raises(DataError, match=r"Columns can be renamed in a \.csv or \.parquet manifest only"):
+    with pytest.raises(DataError, match=r"Columns can be renamed in a \.csv, \.tsv or \.parquet manifest only"):
         listing.list_images(str(tmp_path), columns={"uri": "path"})
 
 
@@ -567,6 +730,31 @@ def test_different_class_names_are_cut_at_the_underscore():
     assert mapping == {"adeno": "adeno", "adeno_left_T2": "adeno", "normal": "normal"}
     assert unified["label"].to_pylist() == ["adeno", "normal", "adeno", None]
     assert unified.schema == manifest.SCHEMA
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_may_lack_a_class(split):
+    other = "test" if split == "train" else "train"
+    names = ["lung_aca", "lung_n", "lung_scc"]
+    table = make_table(*((name, split, name) for name in names), ("lung_aca", other, "4"), ("lung_n", "valid", "5"))
+    unified, mapping = labels.unify_classes(table)
+    assert mapping == {name: name for name in names}
+    assert unified.equals(table)
+
+
+def test_classes_are_not_renamed_where_a_split_lacks_one():
+    table = make_table(("covid_19", "train", "1"), ("normal_x", "train", "2"), ("covid_19", "test", "3"))
+    assert labels.unify_classes(table)[0].equals(table)
+
+
+def test_classes_are_not_renamed_where_that_does_not_help():
+    names = [("a_1", "train"), ("b_2", "train"), ("c_3", "train"), ("a_1", "test"), ("d_4", "test")]
+    table = make_table(*((name, split, str(number)) for number, (name, split) in enumerate(names)))
+    assert labels.unify_classes(table)[0].equals(table)
+    # Cut at the underscore, a split may lack a class too.
+    names[3:] = [("a", "test"), ("b", "test")]
+    table = make_table(*((name, split, str(number)) for number, (name, split) in enumerate(names)))
+    assert labels.unify_classes(table)[0]["label"].to_pylist() == ["a", "b", "c", "a", "b"]
 
 
 def test_null_split_counts_as_train():

@@ -8,6 +8,7 @@ from tlray import model as models
 from tlray.backbone import build_backbone
 from tlray.config import Preprocessing, TrainConfig
 from tlray.errors import ConfigError
+from tlray.exporting import read_classes
 
 
 def make_config(**changes) -> TrainConfig:
@@ -105,3 +106,11 @@ def test_mixed_precision_leaves_the_logits_alone():
     assert {dtype for name, dtype in by_name.items() if not name.startswith("input_layer")} == {"bfloat16"}
     assert {str(variable.dtype) for variable in mixed.trainable_variables} == {"float32"}
     assert json.loads(classifier.to_json()) != json.loads(mixed.to_json())
+
+
+def test_classes_of_an_exported_model_have_the_normal_form_of_labels(tmp_path):
+    (tmp_path / "classes.txt").write_text("Pneumoni\u0301a\n\n b \n")
+    assert read_classes(str(tmp_path / "classes.txt")) == ("Pneumon\u00eda", "b")
+    (tmp_path / "classes.txt").write_text("i\u0301\n\u00ed\n")
+    with pytest.raises(ConfigError, match="two different class names"):
+        read_classes(str(tmp_path / "classes.txt"))

@@ -1,8 +1,12 @@
+import io
 import os
 import re
 import stat
+import struct
+import threading
 import uuid
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -266,6 +270,77 @@ def test_a_zip_member_whose_name_is_damaged(tmp_path):
     assert caught.value.code == ImageErrorCode.DECODE_FAILED
 
 
+class SlowFile:
+    """Stands for a file on an object store: each read waits until another thread reads too."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+        self.seekable, self.seek, self.tell = self._file.seekable, self._file.seek, self._file.tell
+        self.together: threading.Barrier | None = None
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        self._wait()
+        return self._file.read(num_bytes)
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        self._wait()
+        return self._file.getvalue()[offset : offset + num_bytes]
+
+    def _wait(self) -> None:
+        if self.together is not None:
+            self.together.wait(timeout=20)  # breaks, and fails the test, where threads read one after another
+
+
+def test_threads_read_members_of_a_zip_at_the_same_time(tmp_path, monkeypatch):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(2):
+            archive.writestr(f"{number}.png", bytes([number]) * 5000)
+    file = SlowFile(path.read_bytes())
+
+    class Store:
+        def open_input_file(self, path: str) -> SlowFile:  # noqa: ARG002
+            return file
+
+    monkeypatch.setattr(storage, "open_location", lambda location: (Store(), location))
+    assert storage.read_bytes(f"{path}!/0.png") == bytes(5000)  # opens the archive
+    file.together = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        contents = list(pool.map(lambda number: storage.read_bytes(f"{path}!/{number}.png"), range(2)))
+    assert contents == [bytes(5000), b"\1" * 5000]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_of_every_compression_with_long_extra_fields_behind_other_data(tmp_path, compression):
+    contents = {"a.png": bytes(range(256)) * 9, "b.png": b"", "ä.png": os.urandom(3000)}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in contents.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = compression
+            info.extra = struct.pack("<HH", 0x9999, 5000) + bytes(5000)
+            archive.writestr(info, content)
+    path = tmp_path / "set.zip"
+    path.write_bytes(b"#!/bin/sh\n" + file.getvalue())  # what a self-extracting archive begins with
+    for name, content in contents.items():
+        assert storage.read_bytes(f"{path}!/{name}") == content
+
+
+def test_a_zip_member_that_ends_early(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", bytes(100))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\1\2")
+    data[place + 20 : place + 24] = struct.pack("<I", 10_000)  # the compressed size
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="damaged: its end is missing") as caught:
+        storage.read_bytes(f"{path}!/a.png")
+    assert caught.value.code == ImageErrorCode.DECODE_FAILED
+    with pytest.raises(ImageError, match="The file has 10,000 bytes; the limit is 1,000"):
+        storage.read_bytes(f"{path}!/a.png", max_bytes=1000)
+
+
 def test_encrypted_zip_member(tmp_path):
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -274,8 +349,9 @@ def test_encrypted_zip_member(tmp_path):
     data[6] |= 1  # the flag of encryption in the local header and, below, in the central directory
     data[data.index(b"PK\1\2") + 8] |= 1
     path.write_bytes(data)
-    with pytest.raises(ImageError, match="encrypted"):
+    with pytest.raises(ImageError, match=r"encrypted with a password\. Unpack the archive") as caught:
         storage.read_bytes(f"{path}!/a.png")
+    assert caught.value.code == ImageErrorCode.UNREADABLE
 
 
 def test_a_stream_that_fails_leaves_nothing(place):

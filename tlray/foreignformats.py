@@ -1,0 +1,62 @@
+"""Tells what a file is that is not read as an image: another format, or a TIFF with pixels of an unusual kind."""
+
+import io
+import struct
+
+from PIL import TiffImagePlugin, TiffTags
+
+_SIGNATURES = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\3\4", "a zip archive (.npz and .xlsx files are zip archives too)"),
+    (0, b"\x1f\x8b", "gzip data (.tar.gz or .nii.gz, for example)"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"version https://git-lfs", "a Git LFS pointer in place of the file"),
+    (128, b"DICM", "a DICOM file"),
+    (344, b"n+1\0", "a NIfTI file"),
+)
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SAMPLE_FORMATS = {1: "unsigned integer", 2: "signed integer", 3: "floating point", 5: "complex", 6: "complex"}
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
+
+
+def name_format(data: bytes) -> str | None:
+    """Names the format of a file that is no image we read, with its article; None where it is unknown."""
+    for offset, mark, name in _SIGNATURES:
+        if data.startswith(mark, offset):
+            return name
+    return None
+
+
+def describe_tiff(data: bytes) -> str | None:
+    """Describes the pixels of a TIFF file by its tags, for example `64 bits, floating point`.
+
+    Returns:
+        The description, or None where the file is no TIFF or its tags are damaged.
+    """
+    if not data.startswith(_TIFF_MARKS):
+        return None
+    stream = io.BytesIO(data)
+    is_big = data[2:3] == b"+" or data[3:4] == b"+"
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big else 8])
+        stream.seek(tags.next)
+        tags.load(stream)
+        return _describe(tags) if tags.get(_WIDTH) and tags.get(_HEIGHT) else None
+    except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, Warning, struct.error):
+        return None
+
+
+def _describe(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    bits, kinds = (_as_tuple(tags.get(tag, (1,))) for tag in (_BITS, _SAMPLE_FORMAT))
+    names = sorted({_SAMPLE_FORMATS.get(kind, "of unknown kind") for kind in kinds})
+    text = f"{' + '.join(str(each) for each in bits)} bits, {' and '.join(names)}"
+    photometric = tags.get(_PHOTOMETRIC)
+    known = TiffTags.lookup(_PHOTOMETRIC).enum
+    found = [name for name, number in known.items() if number == photometric]
+    return text + (f", {found[0]}" if found else "")
+
+
+def _as_tuple(value: object) -> tuple:
+    return value if isinstance(value, tuple) else (value,)

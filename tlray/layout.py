@@ -1,0 +1,230 @@
+"""Reads a folder's layout from the paths in it: which folders are splits, which are classes, and which are patients."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tlray.errors import DataError, some
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings of file names, in lower case, that are surely meant as images."""
+
+MAX_COMMON_FOLDERS = 10
+"""Number of names of folders below the classes up to which names that classes share may be grades, not patients."""
+
+_SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "development": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_SPLIT_NAME = re.compile(rf"({'|'.join(_SPLIT_WORDS)})[ _.-]*(set|data|dataset|split|images|imgs)?", re.IGNORECASE)
+
+_CLUTTER = frozenset({
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__", "lost+found",
+    "$recycle.bin", "system volume information",  # Windows
+    "@eadir", "#recycle", "@recycle", "@recently-snapshot",  # network drives of Synology and QNAP
+})  # fmt: skip
+
+_KINDS = frozenset({
+    "image", "images", "img", "imgs", "picture", "pictures", "png", "jpg", "jpeg", "tif", "tiff", "slices",
+    "mask", "masks", "lung mask", "lung masks", "lung_mask", "lung_masks", "infection mask", "infection masks",
+    "segmentation", "segmentations", "annotation", "annotations", "label", "labels", "thumbs", "thumbnails",
+})  # fmt: skip
+"""Names, in lower case, of folders that hold one kind of file of all patients."""
+
+_CSV = "or list the images in a CSV manifest (columns uri, label and, for patients, group_id)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Says where an image lies and what its folders mean.
+
+    Attributes:
+        path: The path in the folder, as it was given.
+        image_id: The path without the wrapping folders.
+        label: The name of the class folder; None where there is none.
+        split: One of train, valid and test; None where no folder says it.
+        group_id: The name of the patient's folder; None where there is none.
+    """
+
+    path: str
+    image_id: str
+    label: str | None = None
+    split: str | None = None
+    group_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Folder:
+    """Describes a class folder: does it hold images itself, and which folders does it hold."""
+
+    has_images: bool = False
+    groups: set[str] = field(default_factory=set)
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a name means, for example `valid` for `Dev_set`; None where it is the name of none."""
+    found = _SPLIT_NAME.fullmatch(name.strip())
+    return _SPLIT_WORDS[found[1].lower()] if found else None
+
+
+def read_layout(paths: Sequence[str], name: str, *, labels_needed: bool) -> list[Place]:
+    """Reads splits, labels and patients from the paths of the files in a folder.
+
+    Args:
+        paths: Relative paths, with `/` between their parts.
+        name: The folder's own name.
+        labels_needed: Refuse a layout that can be read in several ways. Otherwise all its images are unlabelled.
+
+    Returns:
+        The images; hidden files, clutter and loose files are left out.
+
+    Raises:
+        DataError: The layout is ambiguous, and labels are needed.
+    """
+    visible = [parts for path in paths if not _is_hidden(parts := path.split("/"))]
+    depth = 0
+    while _is_wrapped(visible, depth, name):
+        depth += 1
+    try:
+        return _read_places(visible, depth, name)
+    except DataError:
+        if labels_needed:
+            raise
+        return [Place(path="/".join(parts), image_id="/".join(parts[depth:])) for parts in visible]
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
+
+
+def _is_wrapped(visible: Sequence[Sequence[str]], depth: int, name: str) -> bool:
+    entries = {parts[depth] for parts in visible}
+    if len(entries) != 1 or any(len(parts) == depth + 1 for parts in visible):
+        return False
+    (entry,) = entries
+    holds_folders = any(len(parts) > depth + 2 for parts in visible)
+    return not split_of(entry) and (holds_folders or entry == name)
+
+
+def _read_places(visible: Sequence[Sequence[str]], depth: int, name: str) -> list[Place]:
+    below = [parts[depth:] for parts in visible]
+    folders = {parts[0] for parts in below if len(parts) > 1}
+    splits = {folder: split for folder in folders if (split := split_of(folder))}
+    if splits and len(splits) < len(folders):
+        raise DataError(
+            f"'{name}' has split folders ({some(splits)}) beside others ({some(folders - splits.keys())}). "
+            f"Move the others away, {_CSV}."
+        )
+    if splits:
+        labelled = {parts[0] for parts in below if len(parts) > 2}
+    else:
+        has_loose_images = any(len(parts) == 1 and _is_image(parts[0]) for parts in below)
+        labelled = set() if has_loose_images else folders
+    places = []
+    for parts, whole in zip(below, visible, strict=True):
+        split = splits.get(parts[0]) if len(parts) > 1 else None
+        inner = parts[1:] if split else parts
+        is_labelled = parts[0] in labelled if split else bool(labelled)
+        if (splits and not split) or (is_labelled and len(inner) == 1):
+            continue  # a loose file
+        places.append(
+            Place(
+                path="/".join(whole),
+                image_id="/".join(parts),
+                label=inner[0] if is_labelled else None,
+                split=split,
+                group_id=inner[1] if is_labelled and len(inner) > 2 else None,
+            )
+        )
+    return _check_groups(places, name)
+
+
+def _is_image(file_name: str) -> bool:
+    return file_name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _check_groups(places: list[Place], name: str, depth: int = 1) -> list[Place]:
+    """Makes sure that the folders below the classes are patients.
+
+    Args:
+        places: The images, grouped by the folders at `depth`.
+        name: The folder's own name.
+        depth: Number of folders from a split to the patient's.
+
+    Returns:
+        The places, grouped by the folders below where every class holds one folder such as `images` and nothing else.
+
+    Raises:
+        DataError: These folders may well be something else.
+    """
+    classes: dict[tuple[str | None, str], _Folder] = defaultdict(_Folder)
+    for place in places:
+        if place.label is not None:
+            folder = classes[place.split, place.label]
+            if place.group_id is not None:
+                folder.groups.add(place.group_id)
+            elif _is_image(place.path) or "." not in place.path.rpartition("/")[2]:
+                folder.has_images = True
+    groups = set().union(*(folder.groups for folder in classes.values()))
+    is_kind = len(groups) == 1 and min(groups).lower() in _KINDS
+    if is_kind and all(folder.groups and not folder.has_images for folder in classes.values()):
+        below = [replace(place, group_id=_group_at(place, depth + 1)) for place in places]
+        return _check_groups(below, name, depth + 1)
+    _refuse_no_patients(classes, groups, name)
+    _refuse_classes_below(classes, name)
+    _refuse_common_folders(classes, name)
+    return places
+
+
+def _group_at(place: Place, depth: int) -> str | None:
+    inner = place.image_id.split("/")[1 if place.split else 0 :]
+    return inner[depth] if place.label is not None and len(inner) > depth + 1 else None
+
+
+def _refuse_no_patients(classes: dict[tuple[str | None, str], _Folder], groups: set[str], name: str) -> None:
+    splits = {group for group in groups if split_of(group)}
+    if splits:
+        raise DataError(
+            f"In '{name}' the folders {some({label for _, label in classes})} hold split folders ({some(splits)}). "
+            f"Give the folder that holds the splits as --data, put splits above classes (SPLIT/CLASS/*), {_CSV}."
+        )
+    kinds = {group for group in groups if group.lower() in _KINDS}
+    if kinds:
+        stars = "*/*" if any(split for split, _ in classes) else "*"
+        raise DataError(
+            f"In '{name}' the folders below the classes ({some(groups)}) hold kinds of files, not patients. "
+            f"Choose one with a glob (--data 'ROOT/{stars}/{min(kinds)}/**'), {_CSV}."
+        )
+
+
+def _refuse_common_folders(classes: dict[tuple[str | None, str], _Folder], name: str) -> None:
+    if any(folder.has_images for folder in classes.values()):
+        return
+    groups_of: dict[str, set[str]] = defaultdict(set)
+    for (_, label), folder in classes.items():
+        groups_of[label] |= folder.groups
+    num_classes = Counter(group for groups in groups_of.values() for group in groups)
+    common = {group for group, number in num_classes.items() if number > 1}
+    if len(num_classes) <= MAX_COMMON_FOLDERS and len(common) > len(num_classes) / 2:
+        raise DataError(
+            f"In '{name}' the folders {some(groups_of)} hold the same folders ({some(common)}): these may be patients, "
+            f"or other classes. Give them names of their own (CLASS/PATIENT/*), {_CSV}."
+        )
+
+
+def _refuse_classes_below(classes: dict[tuple[str | None, str], _Folder], name: str) -> None:
+    """Refuses class folders that hold nothing but folders whose names are not like those of patients.
+
+    Patients have numbers. A folder in a folder of the same name is what unpacking makes.
+    """
+    for (split, label), folder in classes.items():
+        num_words = sum(not re.search(r"\d", group) for group in folder.groups)
+        is_nested = any(group.lower() == label.lower() for group in folder.groups)
+        if folder.groups and not folder.has_images and (is_nested or num_words > len(folder.groups) / 2):
+            path = f"{split}/{label}" if split else label
+            raise DataError(
+                f"In '{name}' the folders below '{path}' ({some(folder.groups)}) look like classes, not like patients. "
+                f"Give the folder that holds the class folders as --data, and nothing beside it, {_CSV}."
+            )

@@ -1,0 +1,136 @@
+"""Reads members of a zip archive from many threads at a time, by their right names.
+
+`zipfile` reads the directory and decompresses; the bytes of each member are fetched in one request of its own, so that
+threads do not wait for one another where the archive lies on an object store.
+"""
+
+import io
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from tlray.errors import ImageError, ImageErrorCode
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Signature, lengths of the name and of the extra field (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT,
+4.3.7)."""
+
+_EXTRA_BYTES = 1024
+"""Room for the extra field of a local header, whose length only that header tells; a longer one costs a request."""
+
+_UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
+_UNICODE_PATH = 0x7075
+"""The extra field with a member's name in UTF-8 (APPNOTE 4.6.9)."""
+
+
+def member_name(info: zipfile.ZipInfo) -> str:
+    """Returns a member's name as it was meant.
+
+    Linux's `zip -r` writes names in UTF-8 without the flag that says so; `zipfile` takes them for code page 437.
+    """
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename
+    raw = info.orig_filename.encode("cp437")
+    try:
+        return _unicode_path(info.extra, raw) or raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return info.filename
+
+
+def _unicode_path(extra: bytes, raw_name: bytes) -> str | None:
+    """Returns the name in an extra field, unless it belongs to another name than the member now has."""
+    while len(extra) >= 4:
+        tag, size = struct.unpack_from("<HH", extra)
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if tag == _UNICODE_PATH and len(content) > 5 and content[0] == 1:
+            checksum = int.from_bytes(content[1:5], "little")
+            return content[5:].decode("utf-8") if checksum == zlib.crc32(raw_name) else None
+    return None
+
+
+class ZipArchive:
+    """A zip archive that is opened when it is first read.
+
+    Args:
+        open_file: Opens the archive's file, for example a `pyarrow.NativeFile`: its `read_at(num_bytes, offset)` may be
+            called by several threads at a time.
+    """
+
+    def __init__(self, open_file: Callable[[], Any]) -> None:
+        self._open_file = open_file
+        self._file: Any = None
+        self._members: list[zipfile.ZipInfo] = []
+        self._member_of: dict[str, zipfile.ZipInfo] = {}
+        self._lock = threading.Lock()
+
+    def members(self) -> list[zipfile.ZipInfo]:
+        """Returns the directory of the archive.
+
+        Raises:
+            OSError: The archive cannot be read.
+            zipfile.BadZipFile: It is no zip archive.
+        """
+        with self._lock:
+            if self._file is None:
+                file = self._open_file()
+                self._members = zipfile.ZipFile(file).infolist()
+                self._member_of = {info.filename: info for info in self._members}
+                self._member_of |= {member_name(info): info for info in self._members}
+                self._file = file
+        return self._members
+
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """Reads a member.
+
+        Args:
+            name: See `member_name`.
+            max_bytes: Refuse larger members.
+
+        Raises:
+            FileNotFoundError: There is no such member.
+            ImageError: The member is larger than `max_bytes` (`too_large`), encrypted (`unreadable`) or damaged
+                (`decode_failed`).
+            OSError: The archive cannot be read.
+            zipfile.BadZipFile: It is no zip archive.
+        """
+        self.members()
+        info = self._member_of.get(name)
+        if info is None:
+            raise FileNotFoundError(f"The zip archive has no member '{name}'.")
+        # Compressing may add some bytes, but never as many as there were.
+        if max_bytes is not None and max(info.file_size, info.compress_size // 2) > max_bytes:
+            size_bytes = info.file_size if info.file_size > max_bytes else info.compress_size
+            raise ImageError(
+                ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}."
+            )
+        if info.flag_bits & _ENCRYPTED_FLAG:
+            raise ImageError(
+                ImageErrorCode.UNREADABLE, "The zip member is encrypted with a password. Unpack the archive."
+            )
+        try:
+            # It stops at the size that the directory gives, so that a lying one cannot exceed the limit.
+            with zipfile.ZipExtFile(io.BytesIO(self._compressed(info)), "r", info) as file:
+                return file.read()
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
+
+    def _compressed(self, info: zipfile.ZipInfo) -> bytes:
+        raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8_FLAG else "cp437")
+        expected_bytes = _LOCAL_HEADER.size + len(raw_name) + _EXTRA_BYTES + info.compress_size
+        content = self._file.read_at(expected_bytes, info.header_offset)
+        if len(content) < _LOCAL_HEADER.size:
+            raise EOFError("its header is missing")
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(content)
+        found = content[_LOCAL_HEADER.size :][:name_bytes]
+        if signature != b"PK\3\4" or found != raw_name:
+            raise zipfile.BadZipFile("its header is not that of the archive's directory")
+        start = _LOCAL_HEADER.size + name_bytes + extra_bytes
+        data = content[start : start + info.compress_size]
+        if len(data) < info.compress_size:
+            data = self._file.read_at(info.compress_size, info.header_offset + start)
+        if len(data) < info.compress_size:
+            raise EOFError("its end is missing")
+        return data
