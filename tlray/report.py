@@ -8,8 +8,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from tlray import glyphs
 from tlray.figures import (
     DPI,
+    MAX_NAMED_CLASSES,
+    NUM_LOWEST_CURVES,
     best_epoch,
     epoch_label,
     plot_confusion_matrix,
@@ -63,8 +66,12 @@ class Report:
     """Split to its evaluation; shown in the order valid, test, others."""
 
 
-def make_figures(report: Report) -> dict[str, bytes]:
+def make_figures(report: Report, *, families: Sequence[str] | None = None) -> dict[str, bytes]:
     """Draws all figures of a report.
+
+    Args:
+        report: What to show.
+        families: Font families for the class names, see `tlray.glyphs.label_classes`.
 
     Returns:
         File name to PNG: `history.png` where something was trained, `learning_curve.png` where there is one, and
@@ -75,17 +82,19 @@ def make_figures(report: Report) -> dict[str, bytes]:
         split = "test" if "test" in report.evaluations else "valid"
         figures["learning_curve.png"] = plot_learning_curve(report.learning_curve, split=split)
     for split, evaluation in report.evaluations.items():
-        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics)
-        figures[f"roc_{split}.png"] = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes)
+        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics, families=families)
+        roc = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes, families=families)
+        figures[f"roc_{split}.png"] = roc
     return figures
 
 
-def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
+def render_report(report: Report, figures: Mapping[str, bytes], *, families: Sequence[str] | None = None) -> str:
     """Writes a report as one HTML file: figures, style and all inside, no script, nothing to load.
 
     Args:
         report: What to show.
         figures: What `make_figures` returned for it.
+        families: The font families that `make_figures` got.
 
     Returns:
         An HTML document, to be encoded as UTF-8.
@@ -104,6 +113,12 @@ def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
         report=report,
         best=best_epoch(report.history or ()),
         evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations)},
+        is_numbered={
+            split: glyphs.label_classes(each.classes, families).is_numbered
+            for split, each in report.evaluations.items()
+        },
+        max_named_classes=MAX_NAMED_CLASSES,
+        num_lowest_curves=NUM_LOWEST_CURVES,
         confusions={split: _worst_confusion(each.metrics) for split, each in report.evaluations.items()},
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),

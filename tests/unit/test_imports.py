@@ -12,6 +12,7 @@ CORE += [
     "learningcurve",
     "phantomset",
     "figures",
+    "glyphs",
     "featurestore",
     "roots",
     "drift",
