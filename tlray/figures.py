@@ -3,8 +3,6 @@
 import io
 import itertools
 import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,12 +145,13 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
     """Draws the loss of each trial of a sweep over each of its settings, a panel a setting.
 
     Args:
-        trials: The settings, `best_loss` and `best_epoch`, the best trial first; at least one.
+        trials: The settings, `best_loss`, `best_epoch` and `difference_error`, the best trial first; at least one.
         names: The settings to draw.
 
     Returns:
         A PNG. Settings that all trials share are left out; those that span more than a factor of 30 have a logarithmic
-        axis; the best trial is marked.
+        axis; the best trial is marked. A bar is a standard error of the difference from the best one, by patient, up
+        and down.
     """
     names = [name for name in names if len({trial[name] for trial in trials}) > 1] or list(names[:1])
     num_columns = 3
@@ -163,11 +162,14 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
     worst = float(np.quantile([trial["best_loss"] for trial in trials], 0.9)) * 1.1
     tuned = np.array([trial["best_epoch"] > 0 for trial in trials])
     losses = np.minimum([trial["best_loss"] for trial in trials], worst)
+    errors = [trial["difference_error"] if trial["best_loss"] <= worst else 0 for trial in trials]
     for axes, name in itertools.zip_longest(panels, names):
         if name is None:
             axes.set_axis_off()
             continue
         values = np.array([trial[name] for trial in trials], float)
+        label = "1 standard error of the difference from the best, by patient"
+        axes.errorbar(values, losses, errors, fmt="none", ecolor=_MUTED, elinewidth=1.2, alpha=0.8, label=label)
         kinds = (("probe alone", ~tuned, "o", _COLOURS[0]), ("fine-tuned", tuned, "^", _COLOURS[1]))
         for label, chosen, marker, colour in kinds:
             axes.scatter(values[chosen], losses[chosen], marker=marker, s=28, c=colour, alpha=0.8, label=label)
@@ -180,7 +182,7 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
         _tidy(axes)
     for row in range(num_rows):
         panels[row * num_columns].set_ylabel("cross-validated loss")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     return _to_png(figure)
 
 
@@ -205,12 +207,14 @@ def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str]
     image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
     if num_classes <= MAX_NAMED_CLASSES:
         _draw_cells(axes, matrix_KK, share_KK, font_size=12 if num_classes <= 6 else 8.5)
-        columns = [_wrap(text, 20) for text in labels.texts]
-        rows = [_wrap(text, 28) + f"\nn = {support}" for text, support in zip(labels.texts, support_K, strict=True)]
+        columns = [glyphs.wrap(text, 20) for text in labels.texts]
+        rows = [
+            glyphs.wrap(text, 28) + f"\nn = {support}" for text, support in zip(labels.texts, support_K, strict=True)
+        ]
     else:
         colour_bar = figure.colorbar(image, ax=axes, shrink=0.4, format=_percent_tick)
         colour_bar.set_label("share of the true class")
-        columns = rows = [_shorten(text, 28) for text in labels.texts]
+        columns = rows = [glyphs.shorten(text, 28) for text in labels.texts]
     # Names fit below wide cells; many classes get small cells, and names that stand upright.
     name_size, rotation = (8.5, 0) if num_classes <= 6 else (7.5, 90) if num_classes <= MAX_NAMED_CLASSES else (6, 90)
     ticks = range(0, num_classes, math.ceil(num_classes / _MAX_TICK_LABELS))
@@ -269,7 +273,7 @@ def plot_roc(
     is_crowded = len(classes) > MAX_NAMED_CLASSES
     named = sorted(areas, key=areas.__getitem__)[:NUM_LOWEST_CURVES] if is_crowded else range(len(classes))
     # Twelve spaces of this font are as wide as the area before the name.
-    texts = {index: _wrap(names.texts[index], 44).replace("\n", "\n" + " " * 12) for index in named}
+    texts = {index: glyphs.wrap(names.texts[index], 44).replace("\n", "\n" + " " * 12) for index in named}
     num_lines = sum(text.count("\n") + 1 for text in texts.values())
     figure = Figure(figsize=(9.3, max(4.8, 0.17 * num_lines + 0.6)), layout="constrained")
     axes = figure.subplots()
@@ -296,45 +300,6 @@ def plot_roc(
     for text in box.get_texts():
         text.set_parse_math(False)
     return _to_png(figure)
-
-
-def _shorten(text: str, width: int) -> str:
-    """Returns the beginning of a name, on one line."""
-    line = " ".join(text.split())
-    return line if _width(line) <= width else _break(line, width - 1)[0] + "…"
-
-
-def _wrap(text: str, width: int) -> str:
-    """Breaks a name into as few lines of at most `width` as it needs, at most 4, of about equal length."""
-    num_lines = len(_break(text, width))
-    narrowest = next(narrower for narrower in range(2, width + 1) if len(_break(text, narrower)) <= num_lines)
-    lines = [line.rstrip() for line in _break(text, narrowest)]
-    return "\n".join(lines if num_lines <= 4 else [*lines[:3], _break(lines[3], width - 1)[0] + "…"])
-
-
-def _break(text: str, width: int) -> list[str]:
-    """Breaks a text after separators, or wherever it must, into lines of at most `width` (at least 2), see `_width`."""
-    lines = [""]
-    for part in re.findall(r"[^\s_.,/-]*[\s_.,/-]|[^\s_.,/-]+", text):
-        for piece in _pieces(part, width):
-            if _width(lines[-1]) + _width(piece) > width:
-                lines.append("")
-            lines[-1] += piece
-    return lines
-
-
-def _pieces(part: str, width: int) -> list[str]:
-    pieces = [""]
-    for letter in part:
-        if _width(pieces[-1] + letter) > width:
-            pieces.append("")
-        pieces[-1] += letter
-    return pieces
-
-
-def _width(text: str) -> int:
-    """Returns the width of a text in Latin letters; Chinese, Japanese and Korean letters are twice as wide."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _tidy(axes: Axes) -> None:

@@ -1,7 +1,9 @@
-"""Labels that matplotlib can draw: class names in any script, or numbers where no installed font has their glyphs."""
+"""Labels of figures: class names in any script and of any length, or numbers where no font has their glyphs."""
 
 import functools
 import itertools
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,3 +82,42 @@ def _code_points(family: str) -> frozenset[int]:
         return frozenset(font_manager.get_font(path).get_charmap())
     except (ValueError, OSError, RuntimeError):
         return frozenset()
+
+
+def shorten(text: str, width: int) -> str:
+    """Returns the beginning of a name, on one line."""
+    line = " ".join(text.split())
+    return line if _width(line) <= width else _break(line, width - 1)[0] + "…"
+
+
+def wrap(text: str, width: int) -> str:
+    """Breaks a name into as few lines of at most `width` as it needs, at most 4, of about equal length."""
+    num_lines = len(_break(text, width))
+    narrowest = next(narrower for narrower in range(2, width + 1) if len(_break(text, narrower)) <= num_lines)
+    lines = [line.rstrip() for line in _break(text, narrowest)]
+    return "\n".join(lines if num_lines <= 4 else [*lines[:3], _break(lines[3], width - 1)[0] + "…"])
+
+
+def _break(text: str, width: int) -> list[str]:
+    """Breaks a text after separators, or wherever it must, into lines of at most `width` (at least 2), see `_width`."""
+    lines = [""]
+    for part in re.findall(r"[^\s_.,/-]*[\s_.,/-]|[^\s_.,/-]+", text):
+        for piece in _pieces(part, width):
+            if _width(lines[-1]) + _width(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    return lines
+
+
+def _pieces(part: str, width: int) -> list[str]:
+    pieces = [""]
+    for letter in part:
+        if _width(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _width(text: str) -> int:
+    """Returns the width of a text in Latin letters; Chinese, Japanese and Korean letters are twice as wide."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

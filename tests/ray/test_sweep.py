@@ -291,7 +291,22 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     assert trial["best_loss"] == pytest.approx(log_loss(y, probs_BK), abs=1e-4)
     assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
     losses = -np.log(probs_BK[np.arange(len(y)), y])
-    assert trial["standard_error"] == pytest.approx(losses.std(ddof=1) / len(y) ** 0.5, abs=1e-4)
+    patients, patient = np.unique(groups, return_inverse=True)
+    assert (len(patients), len(y)) == (32, 64)
+    sums = np.bincount(patient, losses)
+    # Each patient has two images, so their means are as good as the images' to compare.
+    assert trial["standard_error"] == pytest.approx((sums / 2).std(ddof=1) / 32**0.5, abs=1e-4)
+    found = trialtable.read_losses(config.out)
+    np.testing.assert_allclose(found[trialtable.identity(trial)].probe, sums, atol=1e-3)
+    np.testing.assert_array_equal(found[trialtable.identity(trial)].best, found[trialtable.identity(trial)].probe)
+    first = found[trialtable.identity(result.trials[0])]
+    difference = (sums - first.best) / 2
+    assert trial["difference_error"] == pytest.approx(difference.std(ddof=1) / 32**0.5, abs=1e-3)
+    assert result.trials[0]["difference_error"] == 0
+    for each in result.trials:
+        sums_of = found[trialtable.identity(each)]
+        assert sums_of.probe.sum() / 64 == pytest.approx(each["probe_loss"], rel=1e-5)
+        assert sums_of.best.sum() / 64 == pytest.approx(each["best_loss"], rel=1e-5)
 
 
 def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG001
@@ -433,17 +448,6 @@ def test_bases_of_other_depths_are_kept_while_they_are_small(monkeypatch):
     assert trials._kept(bases, 10) is bases
     monkeypatch.setattr(trials, "MAX_BASES_BYTES", 4 * (40 + 16) * 8 - 1)
     assert set(trials._kept(bases, 10)) == {(0, 10), (1, 10)}
-
-
-@pytest.mark.parametrize(("probe_loss", "is_probe"), [(0.25, True), (0.26, False)])
-def test_the_simpler_model_is_chosen_where_the_losses_cannot_be_told_apart(probe_loss, is_probe):
-    tuned = {"probe_loss": probe_loss, "probe_accuracy": 0.9, "best_loss": 0.2, "standard_error": 0.0501}
-    tuned |= {"best_accuracy": 0.95, "best_epoch": 3}
-    probe = {"probe_loss": 0.3, "probe_accuracy": 0.8, "best_loss": 0.3, "standard_error": 0.01}
-    probe |= {"best_accuracy": 0.8, "best_epoch": 0}
-    # The best probe is that of a trial whose fine-tuning gained little.
-    expected = tuned | {"best_loss": probe_loss, "best_accuracy": 0.9, "best_epoch": 0} if is_probe else tuned
-    assert sweep.choose([tuned, probe]) == expected
 
 
 def test_layers_are_counted_as_in_training(tmp_path):

@@ -220,11 +220,15 @@ def test_trials_have_a_panel_for_each_setting_that_varies():
     names = ["depths", "inverse_penalty", "dropout", "views"]
     varied = [(1, 1e-5, 0.0, 1), (2, 1e-2, 0.3, 2), (5, 1.0, 0.5, 3)]
     trials = [
-        dict(zip(names, values, strict=True)) | {"best_loss": loss, "best_epoch": epoch}
+        dict(zip(names, values, strict=True)) | {"best_loss": loss, "best_epoch": epoch, "difference_error": loss - 0.2}
         for values, loss, epoch in zip(varied, (0.2, 0.4, 9.0), (3, 0, 0), strict=True)
     ]
-    two_rows = decode(plot_trials(trials, names))
+    two_rows_png = plot_trials(trials, names)
+    two_rows = decode(two_rows_png)
     assert is_drawn_on(two_rows)
     one_row = decode(plot_trials([trial | {"views": 1} for trial in trials], names))
     assert one_row.height < 0.7 * two_rows.height
     assert is_drawn_on(decode(plot_trials(trials[:1], names)))  # of one trial: the first setting
+    # The errors of the differences are drawn, but for the trial that is far above the others.
+    assert plot_trials([trials[0], trials[1] | {"difference_error": 0.1}, trials[2]], names) != two_rows_png
+    assert plot_trials([*trials[:2], trials[2] | {"difference_error": 0.1}], names) == two_rows_png

@@ -13,6 +13,7 @@ CORE += [
     "phantomset",
     "figures",
     "glyphs",
+    "comparison",
     "featurestore",
     "roots",
     "drift",
