@@ -13,6 +13,7 @@ CORE += [
     "phantomset",
     "figures",
     "glyphs",
+    "helptext",
     "comparison",
     "featurestore",
     "roots",
