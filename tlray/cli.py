@@ -179,7 +179,7 @@ def _evaluate(arguments: list[str]) -> None:
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions/predictions.csv"),
     ]
-    _show(f"Evaluated on {result.split}", rows, quiet=config.quiet)
+    _show(f"Evaluated on {result.split}", rows, result.warnings, quiet=config.quiet)
 
 
 def _score(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 def mean_by_group(sums_G: np.ndarray, num_images_G: np.ndarray) -> tuple[float, float]:
     """Returns the mean of a value over images and its standard error, with groups as the independent units.
 
-    The cluster-robust variance (Cameron and Miller, J. Human Resources 50:317-372, 2015, equation 11) of a model that
+    The cluster-robust variance (Cameron and Miller, J. Human Resources 50:317-372, 2015, section II.C) of a model that
     has an intercept alone: the deviations are summed in each group first, so that the many slices of a patient do not
     count as many patients. For two models on the same images, give the sums of their differences: what is hard for
     both cancels out.

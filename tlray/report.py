@@ -46,6 +46,8 @@ class Report:
     """The name of the run."""
     subtitle: str = ""
     """What it is, in one sentence."""
+    leaks: tuple[str, ...] = ()
+    """Why the metrics are too good, shown before everything else; see `tlray.audit.leak_warnings`."""
     notices: tuple[str, ...] = ()
     """What a reader must know before the numbers, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Report:
     """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
     `tlray.audit.audit`."""
     warnings: tuple[str, ...] = ()
-    """What the audit or the run warned about."""
+    """What the audit or the run warned about, `leaks` included, the gravest first."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row an epoch, see `tlray.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()
@@ -107,7 +109,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
-    environment.filters |= {"epoch": epoch_label, "mean": np.mean}
+    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records}
     audit = report.audit or {}
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -189,8 +191,19 @@ def _duration(seconds: float) -> str:
 
 
 def _value(value: object) -> str:
+    """Returns a setting's value as text; mappings in it as `name: value`, never as Python writes them."""
     if value is None or value in ("", (), []):
         return _NOTHING
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_value, value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _records(value: object) -> list[Mapping[str, object]] | None:
+    """Returns a value that is a list of mappings with the same keys, which is shown as a table; None: it is not."""
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    rows = [row for row in value if isinstance(row, Mapping)]
+    return rows if len(rows) == len(value) and all(row.keys() == rows[0].keys() for row in rows) else None

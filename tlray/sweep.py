@@ -150,7 +150,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     assert images is not None  # noqa: S101 (the trials were on them)
     chosen = trialtable.choose(trials, trialtable.read_losses(base.out), np.bincount(_groups(images)))
     best = _train_best(config, chosen, available)
-    warnings = (*trialtable.failure_warnings(trials, errors), *best.warnings)
+    warnings = (*best.warnings, *trialtable.failure_warnings(trials, errors))
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
 
 

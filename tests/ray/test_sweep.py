@@ -292,21 +292,25 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
     losses = -np.log(probs_BK[np.arange(len(y)), y])
     patients, patient = np.unique(groups, return_inverse=True)
-    assert (len(patients), len(y)) == (32, 64)
-    sums = np.bincount(patient, losses)
-    # Each patient has two images, so their means are as good as the images' to compare.
-    assert trial["standard_error"] == pytest.approx((sums / 2).std(ddof=1) / 32**0.5, abs=1e-4)
+    sums, sizes = np.bincount(patient, losses), np.bincount(patient)
+
+    def error_of(sums_G: np.ndarray) -> float:
+        """The cluster-robust standard error of a mean over images."""
+        deviations = sums_G - sizes * sums_G.sum() / len(y)
+        return float(np.sqrt(len(patients) / (len(patients) - 1) * (deviations**2).sum()) / len(y))
+
+    assert len(patients) < len(y) / 2
+    assert trial["standard_error"] == pytest.approx(error_of(sums), abs=1e-4)
     found = trialtable.read_losses(config.out)
     np.testing.assert_allclose(found[trialtable.identity(trial)].probe, sums, atol=1e-3)
     np.testing.assert_array_equal(found[trialtable.identity(trial)].best, found[trialtable.identity(trial)].probe)
     first = found[trialtable.identity(result.trials[0])]
-    difference = (sums - first.best) / 2
-    assert trial["difference_error"] == pytest.approx(difference.std(ddof=1) / 32**0.5, abs=1e-3)
+    assert trial["difference_error"] == pytest.approx(error_of(sums - first.best), abs=1e-3)
     assert result.trials[0]["difference_error"] == 0
     for each in result.trials:
         sums_of = found[trialtable.identity(each)]
-        assert sums_of.probe.sum() / 64 == pytest.approx(each["probe_loss"], rel=1e-5)
-        assert sums_of.best.sum() / 64 == pytest.approx(each["best_loss"], rel=1e-5)
+        assert sums_of.probe.sum() / len(y) == pytest.approx(each["probe_loss"], rel=1e-5)
+        assert sums_of.best.sum() / len(y) == pytest.approx(each["best_loss"], rel=1e-5)
 
 
 def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG001
@@ -377,7 +381,7 @@ def test_a_trial_that_the_table_lacks_is_not_taken_as_tried(config, result, tmp_
 def test_a_finished_sweep_is_left_as_it_is(config, result):
     files = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
     again = sweep.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
-    assert again.warnings == ("The run had already finished: nothing was done.",)
+    assert again.warnings == (*result.warnings, "The run had already finished: nothing was done.")
     assert (again.trials, again.best.metrics) == (result.trials, json.loads(json.dumps(result.best.metrics)))
     assert files == {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
 
@@ -408,12 +412,14 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, c
     monkeypatch.setattr(sweep, "draw_settings", lambda _config: [good, broken[1]])
     result = sweep.sweep(dataclasses.replace(config, resume=True))
     assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]
-    assert result.warnings[0].startswith("1 of 2 trials failed and were left out. The first error: ")
-    assert "The 'C' parameter of LogisticRegression must be" in result.warnings[0]
+    assert result.warnings[:-1] == result.best.warnings
+    assert result.warnings[-1].startswith("1 of 2 trials failed and were left out. The first error: ")
+    assert "The 'C' parameter of LogisticRegression must be" in result.warnings[-1]
     assert load(result.best.bundle).spec.classes == phantoms.CLASSES
     # Once the best ones are trained, a trial that might be better must not come in between.
     again = sweep.sweep(dataclasses.replace(config, resume=True))
-    assert again.warnings == (result.warnings[0], "The run had already finished: nothing was done.")
+    finished = "The run had already finished: nothing was done."
+    assert again.warnings == (*result.best.warnings, finished, result.warnings[-1])
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["error"]) for row in rows] == [False, True]

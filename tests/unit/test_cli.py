@@ -74,7 +74,9 @@ def called(monkeypatch):
         ("training", "train"): SimpleNamespace(
             out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, warnings=("Look out.",)
         ),
-        ("evaluation", "evaluate"): SimpleNamespace(out="/o", split="test", metrics=metrics),
+        ("evaluation", "evaluate"): SimpleNamespace(
+            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
+        ),
         ("scoring", "score"): SimpleNamespace(
             out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
@@ -327,7 +329,8 @@ def test_other_commands_parse(called, command_line, expected):
         ),
         (
             "evaluate --bundle b --data d --out o",
-            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500"],
+            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
+             "! The metrics are too good."],
         ),
         (
             "score --bundle b --input i --out o",
