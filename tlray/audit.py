@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.errors import ImageErrorCode
+from tlray.errors import ImageErrorCode, some
 
 MAX_EXAMPLES = 20
 """Examples of each finding in a report, and images in each example."""
+
+MAX_LISTED_CLASSES = 10
+"""Classes that a warning names, at most."""
 
 MIN_CLASS_IMAGES = 20
 """Training images of a class below which the audit warns."""
@@ -152,7 +155,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
     Returns:
         Sentences for people, the gravest first; none if nothing is wrong.
     """
-    found = [*_leak_warnings(report), *_label_warnings(report)]
+    found = [*leak_warnings(report), *_label_warnings(report)]
     num_unreadable = report["num_images"] - report["num_readable"]
     if num_unreadable > MAX_UNREADABLE_FRACTION * report["num_images"]:
         codes = ", ".join(f"{code}: {error['num_images']}" for code, error in report["errors"].items())
@@ -163,7 +166,15 @@ def warnings(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def _leak_warnings(report: dict[str, Any]) -> list[str]:
+def leak_warnings(report: dict[str, Any]) -> list[str]:
+    """Says why metrics on a data set are too good: its splits share images or patients.
+
+    Args:
+        report: From `audit`.
+
+    Returns:
+        The first ones of `warnings`; none if no split shares anything with another.
+    """
     found = []
     copies = report["duplicates"]["across_splits"]
     if copies["num_groups"]:
@@ -194,16 +205,19 @@ def _label_warnings(report: dict[str, Any]) -> list[str]:
     train = counts.get("train", {})
     small = {label: count for label, count in train.items() if count < MIN_CLASS_IMAGES}
     if small:
-        listed = ", ".join(f"'{label}': {count}" for label, count in small.items())
+        smallest = sorted(small.items(), key=lambda item: item[1])
+        listed = ", ".join(f"'{label}': {count}" for label, count in smallest[:MAX_LISTED_CLASSES])
+        if len(small) > MAX_LISTED_CLASSES:
+            listed += f" and {len(small) - MAX_LISTED_CLASSES} more"
         found.append(
             f"Classes with fewer than {MIN_CLASS_IMAGES} training images ({listed}) are learned badly. "
             "Add images, or merge classes with a class map."
         )
     for split in ("valid", "test"):
-        absent = sorted(train.keys() - counts[split].keys()) if split in counts else []
+        absent = train.keys() - counts[split].keys() if split in counts else set()
         if absent:
             found.append(
-                f"The {split} split has no image of {', '.join(repr(label) for label in absent)}, so nothing can be "
+                f"The {split} split has no image of {some(absent, limit=MAX_LISTED_CLASSES)}, so nothing can be "
                 "measured for it. Add images or patients."
             )
     ratio = report["imbalance_ratio"]

@@ -48,6 +48,7 @@ class BundleSpec:
         split_fingerprint: See `manifest.split_fingerprint`.
         training_images: What they were like; None where nothing is known of them.
         metrics: By split, as `metrics.evaluate_predictions` returns them.
+        leaks: Why these metrics are too good, see `audit.leak_warnings`; empty where nothing is known to leak.
         library_versions: What the bundle was made with.
         files: sha256 of every other file by its path in the bundle.
         schema_version: Of this description.
@@ -65,6 +66,7 @@ class BundleSpec:
     split_fingerprint: str | None = None
     training_images: TrainingImages | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    leaks: tuple[str, ...] = ()
     library_versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -166,6 +168,7 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
+            "leaks": tuple(raw.get("leaks", ())),
             "training_images": TrainingImages.from_json(images) if images is not None else None,
         }
         spec = BundleSpec(**raw | parsed)
@@ -218,12 +221,14 @@ def model_card(spec: BundleSpec) -> str:
         for split, metrics in spec.metrics.items()
     ]
     table = ["| split | images | accuracy | balanced accuracy |", "| --- | --- | --- | --- |", *results]
+    leaks = ["> **The metrics below are too good.**", *(f"> {leak}" for leak in spec.leaks), ""] if spec.leaks else []
+    low, high = spec.intensity_range or (0, 65535)
     facts = {
         "Backbone": spec.backbone,
         "Starting weights": spec.weights,
         "Input": f"uint8 [batch, {spec.image_size_px}, {spec.image_size_px}, 3], RGB",
         "Preprocessing (in the model)": spec.preprocessing,
-        "16-bit pixels shown as 0 to 255": spec.intensity_range or (0, 65535),
+        "16-bit pixels shown as 0 to 255": f"{low:g} to {high:g}",
         "Temperature": spec.temperature,
         "Refer when confidence is below": spec.refer_below,
         "Data fingerprint": spec.data_fingerprint or "unknown",
@@ -232,6 +237,7 @@ def model_card(spec: BundleSpec) -> str:
         [
             "# Model card",
             "",
+            *leaks,
             "A classifier of chest-CT images made with tlray. **Research only: no medical device, not for diagnosis.**",
             "",
             "Classes, in the order of the outputs: " + ", ".join(f"`{name}`" for name in spec.classes),

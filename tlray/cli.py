@@ -1,5 +1,6 @@
 """The command `tlray` and the scripts in jobs/: parse, configure, call, show, exit code."""
 
+import inspect
 import os
 import signal
 import sys
@@ -12,9 +13,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tlray import __version__, phantoms, phantomset, storage
+from tlray import __version__, helptext, phantoms, phantomset, storage
 from tlray.config import TrainConfig, to_json
 from tlray.errors import BundleError, ConfigError, TlrayError
+from tlray.helptext import Config
 from tlray.jobconfig import (
     EvaluateConfig,
     ExportConfig,
@@ -99,18 +101,21 @@ def _quieten() -> None:
 
 def _overview() -> str:
     lines = [f"  {name:10s}{summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: tlray COMMAND [OPTIONS]",
-            "",
-            "Distributed transfer learning on Ray for chest-CT images.",
-            "",
-            *lines,
-            "",
-            "`tlray COMMAND --help` explains each. `tlray --version` tells the version. Exit codes: 0 done, 1 failed,",
-            "2 something given was wrong, 130 interrupted.",
-            NOTICE,
-        ]
+    return helptext.fill(
+        "\n".join(
+            [
+                "usage: tlray COMMAND [OPTIONS]",
+                "",
+                "Distributed transfer learning on Ray for chest-CT images.",
+                "",
+                *lines,
+                "",
+                "`tlray COMMAND --help` explains each. `tlray --version` tells the version. Exit codes: 0 done,",
+                "1 failed, 2 something given was wrong, 130 interrupted.",
+                "",
+                NOTICE,
+            ]
+        )
     )
 
 
@@ -125,13 +130,13 @@ def _train(arguments: list[str]) -> None:
             raise ConfigError(f"There is no recipe '{name}'. The recipes: {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
     listed = "\n".join(f"  {each}: {_first_line(function)}" for each, function in RECIPES.items())
-    config = tyro.cli(
+    config = helptext.parse(
         TrainConfig,
+        arguments,
         prog=f"tlray train {name}",
-        description=f"Fine-tune a classifier on labelled images, evaluate it and export it.\n\nusage: tlray train "
+        description="Fine-tune a classifier on labelled images, evaluate it and export it.\n\nusage: tlray train "
         f"[RECIPE] --data URI --out URI. Recipes:\n{listed}\n\nThe defaults below are those of '{name}'. {NOTICE}",
         default=recipe(tyro.MISSING, tyro.MISSING),
-        args=arguments,
     )
     from tlray.training import train  # noqa: PLC0415 (Ray only when something is run)
 
@@ -160,7 +165,7 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    config = tyro.cli(EvaluateConfig, prog="tlray evaluate", description=_describe(EvaluateConfig), args=arguments)
+    config = _parse(EvaluateConfig, "evaluate", arguments)
     from tlray.evaluation import evaluate  # noqa: PLC0415
 
     result = evaluate(config)
@@ -174,11 +179,11 @@ def _evaluate(arguments: list[str]) -> None:
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions/predictions.csv"),
     ]
-    _show(f"Evaluated on {result.split}", rows, quiet=config.quiet)
+    _show(f"Evaluated on {result.split}", rows, result.warnings, quiet=config.quiet)
 
 
 def _score(arguments: list[str]) -> None:
-    config = tyro.cli(ScoreConfig, prog="tlray score", description=_describe(ScoreConfig), args=arguments)
+    config = _parse(ScoreConfig, "score", arguments)
     from tlray.scoring import score  # noqa: PLC0415
 
     result = score(config)
@@ -198,7 +203,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _serve(arguments: list[str]) -> None:
-    config = tyro.cli(ServeConfig, prog="tlray serve", description=_describe(ServeConfig), args=arguments)
+    config = _parse(ServeConfig, "serve", arguments)
     from serve_app.local import started  # noqa: PLC0415
 
     with started(config) as endpoint:
@@ -226,7 +231,7 @@ def _serve(arguments: list[str]) -> None:
 
 
 def _features(arguments: list[str]) -> None:
-    config = tyro.cli(FeaturesConfig, prog="tlray features", description=_describe(FeaturesConfig), args=arguments)
+    config = _parse(FeaturesConfig, "features", arguments)
     from tlray.features import extract  # noqa: PLC0415
 
     result = extract(config)
@@ -241,7 +246,7 @@ def _features(arguments: list[str]) -> None:
 
 
 def _sweep(arguments: list[str]) -> None:
-    config = tyro.cli(SweepConfig, prog="tlray sweep", description=_describe(SweepConfig), args=arguments)
+    config = _parse(SweepConfig, "sweep", arguments)
     from tlray.sweep import sweep  # noqa: PLC0415
 
     result = sweep(config)
@@ -274,7 +279,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _export(arguments: list[str]) -> None:
-    config = tyro.cli(ExportConfig, prog="tlray export", description=_describe(ExportConfig), args=arguments)
+    config = _parse(ExportConfig, "export", arguments)
     from tlray.exporting import export  # noqa: PLC0415
 
     sha256 = export(config)
@@ -282,7 +287,7 @@ def _export(arguments: list[str]) -> None:
 
 
 def _phantoms(arguments: list[str]) -> None:
-    config = tyro.cli(PhantomConfig, prog="tlray phantoms", description=_describe(PhantomConfig), args=arguments)
+    config = _parse(PhantomConfig, "phantoms", arguments)
     known_names = frozenset([PHANTOM_SETTINGS]).union(*phantoms.TASKS.values())
     storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(storage.join(config.out, PHANTOM_SETTINGS), to_json(config))
@@ -299,8 +304,9 @@ def _phantoms(arguments: list[str]) -> None:
     _show("Made", [("files", str(num_files)), ("data set", config.out)], quiet=config.quiet)
 
 
-def _describe(config: type) -> str:
-    return f"{(config.__doc__ or '').strip()}\n\n{NOTICE}"
+def _parse(config: type[Config], command: str, arguments: list[str]) -> Config:
+    description = f"{inspect.cleandoc(config.__doc__ or '')}\n\n{NOTICE}"
+    return helptext.parse(config, arguments, prog=f"tlray {command}", description=description)
 
 
 def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = (), *, quiet: bool) -> None:

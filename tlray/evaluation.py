@@ -25,6 +25,8 @@ REPORT_HTML = "report.html"
 FIGURES = "figures"
 PREDICTIONS = "predictions"
 KIND = "evaluation"
+OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
+"""What is said of a bundle's leaks where other images are measured."""
 NAMES = frozenset({METRICS_JSON, REPORT_HTML, FIGURES, PREDICTIONS})
 
 
@@ -36,11 +38,13 @@ class EvaluateResult:
         out: Where it lies.
         split: The split.
         metrics: See `metrics.evaluate_predictions`, and `num_failed`: images that could not be scored.
+        warnings: What a careful reader must know of the figures, the gravest first.
     """
 
     out: str
     split: str
     metrics: Mapping[str, Any]
+    warnings: tuple[str, ...]
 
 
 def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
@@ -124,6 +128,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     predictions = pa.concat_tables(seen)
     evaluation = measure(predictions, spec.classes)
     findings = audit.audit(_as_inspected(predictions))
+    leaks = known_leaks(spec, listing.table)
+    warnings = (*leaks, *failure_warnings(findings), *([] if leaks else map(OTHER_IMAGES.format, spec.leaks)))
     write_report(
         out,
         Report(
@@ -132,13 +138,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             config={"bundle": describe(spec)},
             provenance=provenance(spec, predictions["bundle_sha256"][0].as_py()),
             audit=findings,
-            warnings=tuple(failure_warnings(findings)),
+            leaks=leaks,
+            warnings=warnings,
             evaluations={config.split: evaluation},
         ),
     )
-    content = {**evaluation.metrics, "split": config.split, "bundle_sha256": predictions["bundle_sha256"][0].as_py()}
+    content = {**evaluation.metrics, "split": config.split, "warnings": warnings}
+    content |= {"bundle_sha256": predictions["bundle_sha256"][0].as_py()}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
-    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics)
+    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings)
+
+
+def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
+    """Returns why metrics on a data set are too good: what a bundle's training found, if it was on this very data."""
+    return spec.leaks if manifest.split_fingerprint(table) == spec.split_fingerprint else ()
 
 
 def select_split(table: pa.Table, split: str) -> pa.Table:
@@ -174,7 +187,7 @@ def failure_warnings(findings: dict[str, Any]) -> list[str]:
 
 def describe(spec: BundleSpec) -> dict[str, object]:
     """Returns what a report shows of a bundle."""
-    hidden = {"files", "metrics", "library_versions"}
+    hidden = {"files", "metrics", "leaks", "library_versions"}
     return {name: value for name, value in asdict(spec).items() if name not in hidden}
 
 

@@ -3,8 +3,6 @@
 import io
 import itertools
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, roc_curve
 
+from tlray import glyphs
 from tlray.errors import DataError
 
 DPI = 160
+
+MAX_NAMED_CLASSES = 20
+"""Number of classes up to which a figure grows with them, names all of them, and has numbers in its cells."""
+
+NUM_LOWEST_CURVES = 10
+"""Number of named ROC curves, those of the smallest areas, in a figure of more than `MAX_NAMED_CLASSES`."""
+
+_CELL_IN = 0.58
+_MAX_TICK_LABELS = 60
+"""Maximum labels on the side of a confusion matrix, so that one line of small print has room for each."""
+
 # Okabe and Ito's palette, which people with colour-blindness can tell apart, without its yellow, too pale for lines.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
@@ -135,12 +145,13 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
     """Draws the loss of each trial of a sweep over each of its settings, a panel a setting.
 
     Args:
-        trials: The settings, `best_loss` and `best_epoch`, the best trial first; at least one.
+        trials: The settings, `best_loss`, `best_epoch` and `difference_error`, the best trial first; at least one.
         names: The settings to draw.
 
     Returns:
         A PNG. Settings that all trials share are left out; those that span more than a factor of 30 have a logarithmic
-        axis; the best trial is marked.
+        axis; the best trial is marked. A bar is a standard error of the difference from the best one, by patient, up
+        and down.
     """
     names = [name for name in names if len({trial[name] for trial in trials}) > 1] or list(names[:1])
     num_columns = 3
@@ -151,11 +162,14 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
     worst = float(np.quantile([trial["best_loss"] for trial in trials], 0.9)) * 1.1
     tuned = np.array([trial["best_epoch"] > 0 for trial in trials])
     losses = np.minimum([trial["best_loss"] for trial in trials], worst)
+    errors = [trial["difference_error"] if trial["best_loss"] <= worst else 0 for trial in trials]
     for axes, name in itertools.zip_longest(panels, names):
         if name is None:
             axes.set_axis_off()
             continue
         values = np.array([trial[name] for trial in trials], float)
+        label = "1 standard error of the difference from the best, by patient"
+        axes.errorbar(values, losses, errors, fmt="none", ecolor=_MUTED, elinewidth=1.2, alpha=0.8, label=label)
         kinds = (("probe alone", ~tuned, "o", _COLOURS[0]), ("fine-tuned", tuned, "^", _COLOURS[1]))
         for label, chosen, marker, colour in kinds:
             axes.scatter(values[chosen], losses[chosen], marker=marker, s=28, c=colour, alpha=0.8, label=label)
@@ -168,43 +182,58 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
         _tidy(axes)
     for row in range(num_rows):
         panels[row * num_columns].set_ylabel("cross-validated loss")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     return _to_png(figure)
 
 
-def plot_confusion_matrix(metrics: Mapping[str, Any]) -> bytes:
-    """Draws a confusion matrix with counts and the percentage of each row.
+def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str] | None = None) -> bytes:
+    """Draws a confusion matrix, up to `MAX_NAMED_CLASSES` with counts and the percentage of each row.
 
     Args:
         metrics: `classes` and `confusion_matrix` (rows are the truth) of `tlray.metrics.evaluate_predictions`.
+        families: Font families for the class names, see `tlray.glyphs.label_classes`.
 
     Returns:
-        A PNG that grows with the number of classes.
+        A PNG. Its size is the same for any number of classes above `MAX_NAMED_CLASSES`; colours tell the shares there.
     """
     matrix_KK = np.asarray(metrics["confusion_matrix"])
     support_K = matrix_KK.sum(axis=1)
     share_KK = matrix_KK / np.maximum(support_K, 1)[:, None]
     num_classes = len(matrix_KK)
-    # Names fit below wide cells; many classes get small cells, and names that stand upright.
-    cell_in, count_size, name_size, rotation = (1.4, 12, 8.5, 0) if num_classes <= 6 else (0.58, 8.5, 7.5, 90)
-    side_in = cell_in * num_classes
+    labels = glyphs.label_classes(metrics["classes"], families)
+    side_in = _CELL_IN * min(num_classes, MAX_NAMED_CLASSES) if num_classes > 6 else 1.4 * num_classes
     figure = Figure(figsize=(side_in + 2.2, side_in + 2), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix_KK):
-        _draw_cell(axes, row, column, int(count), share_KK[row, column], font_size=count_size)
-    names = [_wrap(name, 20) for name in metrics["classes"]]
-    rows = [_wrap(name, 28) + f"\nn = {support}" for name, support in zip(metrics["classes"], support_K, strict=True)]
-    axes.set_xticks(range(num_classes), names, fontsize=name_size, parse_math=False, rotation=rotation)
-    axes.set_yticks(range(num_classes), rows, fontsize=name_size, parse_math=False)
+    image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    if num_classes <= MAX_NAMED_CLASSES:
+        _draw_cells(axes, matrix_KK, share_KK, font_size=12 if num_classes <= 6 else 8.5)
+        columns = [glyphs.wrap(text, 20) for text in labels.texts]
+        rows = [
+            glyphs.wrap(text, 28) + f"\nn = {support}" for text, support in zip(labels.texts, support_K, strict=True)
+        ]
+    else:
+        colour_bar = figure.colorbar(image, ax=axes, shrink=0.4, format=_percent_tick)
+        colour_bar.set_label("share of the true class")
+        columns = rows = [glyphs.shorten(text, 28) for text in labels.texts]
+    # Names fit below wide cells; many classes get small cells, and names that stand upright.
+    name_size, rotation = (8.5, 0) if num_classes <= 6 else (7.5, 90) if num_classes <= MAX_NAMED_CLASSES else (6, 90)
+    ticks = range(0, num_classes, math.ceil(num_classes / _MAX_TICK_LABELS))
+    style = {"fontsize": name_size, "parse_math": False, "fontfamily": labels.families}
+    axes.set_xticks(ticks, [columns[tick] for tick in ticks], rotation=rotation, **style)
+    axes.set_yticks(ticks, [rows[tick] for tick in ticks], **style)
     axes.set_xlabel("predicted class", fontweight="bold", labelpad=8)
     axes.set_ylabel("true class", fontweight="bold", labelpad=8)
-    axes.set_xticks(np.arange(1, num_classes) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, num_classes) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
+    axes.spines[:].set_visible(num_classes > MAX_NAMED_CLASSES)
     return _to_png(figure)
+
+
+def _draw_cells(axes: Axes, matrix_KK: np.ndarray, share_KK: np.ndarray, *, font_size: float) -> None:
+    for (row, column), count in np.ndenumerate(matrix_KK):
+        _draw_cell(axes, row, column, int(count), float(share_KK[row, column]), font_size=font_size)
+    axes.set_xticks(np.arange(1, len(matrix_KK)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(matrix_KK)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
 
 
 def _draw_cell(axes: Axes, row: int, column: int, count: int, share: float, *, font_size: float) -> None:
@@ -218,62 +247,59 @@ def _draw_cell(axes: Axes, row: int, column: int, count: int, share: float, *, f
     axes.text(column, row + 0.06, percentage, ha="center", va="top", color=colour, fontsize=font_size * 0.75)
 
 
-def plot_roc(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str]) -> bytes:
+def plot_roc(
+    labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str], *, families: Sequence[str] | None = None
+) -> bytes:
     """Draws the receiver operating characteristic of each class against the rest.
 
     Args:
         labels: True classes as indices into `classes`, integer, shape [images].
         probs_BK: Probability of each class, floating point, shape [images, K], in [0, 1].
         classes: The K class names.
+        families: Font families for the class names, see `tlray.glyphs.label_classes`.
 
     Returns:
-        A PNG. The legend says of which classes there can be no curve, because no image or every image is of them.
+        A PNG. The legend says of which classes there can be no curve, because no image or every image is of them. Of
+        more than `MAX_NAMED_CLASSES` the legend names the `NUM_LOWEST_CURVES` of the smallest areas alone.
     """
+    names = glyphs.label_classes(classes, families)
+    curves: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for index in range(len(classes)):
+        positive = labels == index
+        if positive.any() and not positive.all():
+            false_rates, true_rates, _ = roc_curve(positive, probs_BK[:, index])
+            curves[index] = false_rates, true_rates
+    areas = {index: float(auc(*curve)) for index, curve in curves.items()}
+    is_crowded = len(classes) > MAX_NAMED_CLASSES
+    named = sorted(areas, key=areas.__getitem__)[:NUM_LOWEST_CURVES] if is_crowded else range(len(classes))
     # Twelve spaces of this font are as wide as the area before the name.
-    names = [_wrap(name, 44).replace("\n", "\n" + " " * 12) for name in classes]
-    num_lines = sum(name.count("\n") + 1 for name in names)
+    texts = {index: glyphs.wrap(names.texts[index], 44).replace("\n", "\n" + " " * 12) for index in named}
+    num_lines = sum(text.count("\n") + 1 for text in texts.values())
     figure = Figure(figsize=(9.3, max(4.8, 0.17 * num_lines + 0.6)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
+    for index in curves.keys() - texts.keys():
+        axes.plot(*curves[index], color=_MUTED, alpha=0.25, linewidth=0.7)
     lines, legend = [], []
-    for index, name in enumerate(names):
-        positive = labels == index
-        colour, style = _COLOURS[index % len(_COLOURS)], _LINE_STYLES[index // len(_COLOURS) % len(_LINE_STYLES)]
-        if positive.any() and not positive.all():
-            false_rates, true_rates, _ = roc_curve(positive, probs_BK[:, index])
-            lines += axes.plot(false_rates, true_rates, style, color=colour, linewidth=2, clip_on=False)
-            legend.append(f"{auc(false_rates, true_rates):.3f}   {name}")
+    for place, (index, text) in enumerate(texts.items()):
+        colour, style = _COLOURS[place % len(_COLOURS)], _LINE_STYLES[place // len(_COLOURS) % len(_LINE_STYLES)]
+        if index in curves:
+            lines += axes.plot(*curves[index], style, color=colour, linewidth=2, clip_on=False)
+            legend.append(f"{areas[index]:.3f}   {text}")
         else:
             lines += axes.plot([], [], linestyle="none")
-            legend.append(f"none    {name} ({'all' if positive.any() else 'no'} images)")
+            legend.append(f"none    {text} ({'all' if len(labels) and (labels == index).all() else 'no'} images)")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", anchor="NW")
     axes.set_xlabel("false positive rate (1 - specificity)")
     axes.set_ylabel("true positive rate (sensitivity)")
     _tidy(axes)
-    box = figure.legend(lines, legend, loc="outside right upper", frameon=False, fontsize=9, title="AUROC")
+    title = f"AUROC, the {len(texts)} lowest of {len(curves)}" if is_crowded else "AUROC"
+    font = {"family": names.families, "size": 9}
+    box = figure.legend(lines, legend, loc="outside right upper", frameon=False, prop=font, title=title)
     box.set_alignment("left")
     for text in box.get_texts():
         text.set_parse_math(False)
     return _to_png(figure)
-
-
-def _wrap(text: str, width: int) -> str:
-    """Breaks a name into as few lines of at most `width` characters as it needs, at most 4, of about equal length."""
-    num_lines = len(_break(text, width))
-    narrowest = next(narrower for narrower in range(1, width + 1) if len(_break(text, narrower)) <= num_lines)
-    lines = [line.rstrip() for line in _break(text, narrowest)]
-    return "\n".join(lines if num_lines <= 4 else [*lines[:3], lines[3][: width - 1] + "…"])
-
-
-def _break(text: str, width: int) -> list[str]:
-    """Breaks a text after separators, or wherever it must, into lines of at most `width` characters."""
-    lines = [""]
-    for part in re.findall(r"[^\s_.,/-]*[\s_.,/-]|[^\s_.,/-]+", text):
-        for piece in (part[start : start + width] for start in range(0, len(part), width)):
-            if len(lines[-1]) + len(piece) > width:
-                lines.append("")
-            lines[-1] += piece
-    return lines
 
 
 def _tidy(axes: Axes) -> None:
@@ -284,10 +310,5 @@ def _tidy(axes: Axes) -> None:
 
 def _to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Names in a script that the font lacks become boxes in the figure; the HTML tables show them as they are.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(
-            buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None}
-        )
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

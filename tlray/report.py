@@ -8,8 +8,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from tlray import glyphs
 from tlray.figures import (
     DPI,
+    MAX_NAMED_CLASSES,
+    NUM_LOWEST_CURVES,
     best_epoch,
     epoch_label,
     plot_confusion_matrix,
@@ -43,6 +46,8 @@ class Report:
     """The name of the run."""
     subtitle: str = ""
     """What it is, in one sentence."""
+    leaks: tuple[str, ...] = ()
+    """Why the metrics are too good, shown before everything else; see `tlray.audit.leak_warnings`."""
     notices: tuple[str, ...] = ()
     """What a reader must know before the numbers, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -53,7 +58,7 @@ class Report:
     """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
     `tlray.audit.audit`."""
     warnings: tuple[str, ...] = ()
-    """What the audit or the run warned about."""
+    """What the audit or the run warned about, `leaks` included, the gravest first."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row an epoch, see `tlray.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()
@@ -63,8 +68,12 @@ class Report:
     """Split to its evaluation; shown in the order valid, test, others."""
 
 
-def make_figures(report: Report) -> dict[str, bytes]:
+def make_figures(report: Report, *, families: Sequence[str] | None = None) -> dict[str, bytes]:
     """Draws all figures of a report.
+
+    Args:
+        report: What to show.
+        families: Font families for the class names, see `tlray.glyphs.label_classes`.
 
     Returns:
         File name to PNG: `history.png` where something was trained, `learning_curve.png` where there is one, and
@@ -75,17 +84,19 @@ def make_figures(report: Report) -> dict[str, bytes]:
         split = "test" if "test" in report.evaluations else "valid"
         figures["learning_curve.png"] = plot_learning_curve(report.learning_curve, split=split)
     for split, evaluation in report.evaluations.items():
-        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics)
-        figures[f"roc_{split}.png"] = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes)
+        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics, families=families)
+        roc = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes, families=families)
+        figures[f"roc_{split}.png"] = roc
     return figures
 
 
-def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
+def render_report(report: Report, figures: Mapping[str, bytes], *, families: Sequence[str] | None = None) -> str:
     """Writes a report as one HTML file: figures, style and all inside, no script, nothing to load.
 
     Args:
         report: What to show.
         figures: What `make_figures` returned for it.
+        families: The font families that `make_figures` got.
 
     Returns:
         An HTML document, to be encoded as UTF-8.
@@ -98,12 +109,18 @@ def render_report(report: Report, figures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
-    environment.filters |= {"epoch": epoch_label, "mean": np.mean}
+    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records}
     audit = report.audit or {}
     return environment.get_template("report.html.j2").render(
         report=report,
         best=best_epoch(report.history or ()),
         evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations)},
+        is_numbered={
+            split: glyphs.label_classes(each.classes, families).is_numbered
+            for split, each in report.evaluations.items()
+        },
+        max_named_classes=MAX_NAMED_CLASSES,
+        num_lowest_curves=NUM_LOWEST_CURVES,
         confusions={split: _worst_confusion(each.metrics) for split, each in report.evaluations.items()},
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),
@@ -174,8 +191,19 @@ def _duration(seconds: float) -> str:
 
 
 def _value(value: object) -> str:
+    """Returns a setting's value as text; mappings in it as `name: value`, never as Python writes them."""
     if value is None or value in ("", (), []):
         return _NOTHING
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_value, value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _records(value: object) -> list[Mapping[str, object]] | None:
+    """Returns a value that is a list of mappings with the same keys, which is shown as a table; None: it is not."""
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    rows = [row for row in value if isinstance(row, Mapping)]
+    return rows if len(rows) == len(value) and all(row.keys() == rows[0].keys() for row in rows) else None

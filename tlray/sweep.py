@@ -1,7 +1,7 @@
 """A sweep: many settings tried on features that the network computes once, cross-validated, the best one trained."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ BEST = "best"
 KIND = "sweep"
 MAX_HIDDEN_LAYERS = 2
 """In the head, as in the recipe `article`."""
-NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, trialtable.FILE, TRIALS_PNG, BEST})
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, BEST})
+NAMES |= {trialtable.FILE, trialtable.LOSSES_FILE, TRIALS_PNG}
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Training and held-out images of each fold, by number."""
@@ -56,7 +57,7 @@ class SweepResult:
     Attributes:
         out: Its directory.
         trials: The settings and results of each trial that did not fail, the one of the lowest loss first.
-        chosen: The settings that were trained, and what they gave; see `choose`.
+        chosen: The settings that were trained, and what they gave; see `trialtable.choose`.
         best: That training.
         warnings: What a careful reader must know of the trials and of that training.
     """
@@ -109,7 +110,7 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 
 
 def sweep(config: SweepConfig) -> SweepResult:
-    """Computes features once, tries settings on them, and trains the best ones; see `choose`.
+    """Computes features once, tries settings on them, and trains the best ones; see `trialtable.choose`.
 
     Validation images are cross-validated together with the training images, so that a small validation split does not
     decide alone; test images are left for the end.
@@ -145,9 +146,11 @@ def sweep(config: SweepConfig) -> SweepResult:
     if source is not None:
         _try_settings(config, source, available, is_continued=is_continued)
     trials, errors = trialtable.read_trials(base.out)
-    chosen = choose(trials)
+    images = dataset.stored_dataset(base.out)
+    assert images is not None  # noqa: S101 (the trials were on them)
+    chosen = trialtable.choose(trials, trialtable.read_losses(base.out), np.bincount(_groups(images)))
     best = _train_best(config, chosen, available)
-    warnings = (*trialtable.failure_warnings(trials, errors), *best.warnings)
+    warnings = (*best.warnings, *trialtable.failure_warnings(trials, errors))
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
 
 
@@ -157,23 +160,6 @@ def _is_tried(config: SweepConfig) -> bool:
         return False
     trials, errors = trialtable.read_trials(config.out)
     return bool(trials) and len(trials) + len(errors) >= config.num_trials
-
-
-def choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the trial to train: the best probe, unless fine-tuning beats it by more than its own standard error.
-
-    The one-standard-error rule, which among results that cannot be told apart takes the simplest model (Breiman,
-    Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3).
-
-    Args:
-        trials: At least one, the one of the lowest loss first.
-    """
-    best = trials[0]
-    probe = min(trials, key=lambda trial: trial["probe_loss"])
-    if probe["probe_loss"] > best["best_loss"] + best["standard_error"]:
-        return best
-    alone = {"best_loss": probe["probe_loss"], "best_accuracy": probe["probe_accuracy"], "best_epoch": 0}
-    return {**probe, **alone}
 
 
 def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> training.TrainResult:
@@ -293,7 +279,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     """Cuts training and validation images into folds; a patient's images, and copies of an image, stay together."""
     table = _learned_from(images)
     labels = table["class_index"].to_numpy()
-    groups = np.array(manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist()))
+    groups = _groups(images)
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
     if num_groups < config.num_folds:
         raise DataError(
@@ -305,6 +291,13 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
         raise DataError(f"Not every class has training images in all folds: give fewer --num-folds than {len(folds)}.")
     return folds
+
+
+def _groups(images: Dataset) -> np.ndarray:
+    """Returns the number of the group (patient, joined with those that share an image) of each image of the trials."""
+    table = _learned_from(images)
+    groups = manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
+    return np.unique(np.array(groups), return_inverse=True)[1]
 
 
 def _learned_from(images: Dataset) -> pa.Table:
@@ -321,6 +314,7 @@ def _make_task(
         cache=cache,
         rows=rows,
         labels=_learned_from(images)["class_index"].to_numpy(),
+        groups=_groups(images),
         folds=folds,
         num_classes=len(images.classes),
         depth_sizes=prepared.depth_sizes,

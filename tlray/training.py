@@ -71,7 +71,7 @@ class TrainResult:
         num_epochs: Epochs that were trained.
         best_epoch: The exported one, from 1; 0: the probe.
         metrics: By split, see `metrics.evaluate_predictions`.
-        warnings: What a careful reader must know of the data.
+        warnings: What a careful reader must know of the figures, the model and the data, the gravest first.
     """
 
     out: str
@@ -232,7 +232,7 @@ def _finished(config: TrainConfig) -> TrainResult:
         num_epochs=content["num_epochs"],
         best_epoch=content["best_epoch"],
         metrics=content["splits"],
-        warnings=("The run had already finished: nothing was done.",),
+        warnings=(*content.get("warnings", ()), "The run had already finished: nothing was done."),
     )
 
 
@@ -247,6 +247,7 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         weights=os.path.basename(config.weights),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
+        leaks=tuple(audit.leak_warnings(images.findings)),
     )
 
 
@@ -266,11 +267,13 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     metrics = {split: result.metrics for split, result in evaluations.items()}
     spec = dataclasses.replace(spec, metrics=metrics, training_images=cluster.get(run.measuring))
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
+    # The gravest first: what makes the figures wrong, then what makes the model a bad one.
     warnings = (
-        *runreport.network_warnings(config, probe),
-        *runreport.training_warnings(history),
+        *spec.leaks,
         *export_warnings,
-        *audit.warnings(images.findings),
+        *runreport.training_warnings(history),
+        *runreport.network_warnings(config, probe),
+        *audit.warnings(images.findings)[len(spec.leaks) :],
     )
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
@@ -281,6 +284,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         | {"preprocessing": spec.preprocessing, "probe": runreport.describe_probe(probe)},
         provenance=evaluation.provenance(spec),
         audit=images.findings,
+        leaks=spec.leaks,
         warnings=warnings,
         history=history,
         learning_curve=curve,
@@ -293,6 +297,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     summary = {
         **metrics[headline],
         "split": headline,
+        "warnings": warnings,
         "epochs": config.epochs,
         "num_epochs": num_epochs,
         "best_epoch": best_epoch,

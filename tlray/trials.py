@@ -1,5 +1,6 @@
 """One trial of a sweep: a probe, then fine-tuning from it, cross-validated, on features in Ray's object store."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import ray
 import tensorflow as tf
 from ray import tune
 
-from tlray import devices, probe
+from tlray import comparison, devices, probe
 from tlray import model as models
 from tlray.featurecache import FeatureReader
 from tlray.schedule import Rows, TrainSchedule, view_of
+from tlray.trialtable import GroupLosses
 from tlray.trialtask import TrialTask
 
 PREDICT_BATCH = 256
@@ -33,7 +35,7 @@ class Trial(tune.Trainable):
     `trainable_layers`, `learning_rate`, `dropout`, `views`, `seed`. Without hidden and trainable layers there is no
     fine-tuning. It reports `valid_loss` over the held-out images of all folds, `probe_loss` and `probe_accuracy`,
     `best_loss` with its `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the
-    probe), and `num_epochs` so far. It ends where fine-tuning diverges.
+    probe), `num_epochs` so far, and `losses`, the `GroupLosses` of both. It ends where fine-tuning diverges.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
@@ -67,13 +69,16 @@ class Trial(tune.Trainable):
             if self.tail is None:
                 self.tail = _Tail(self.task, self.settings, self.reader, self.probes)
             logits = [self.tail.train_epoch(fold, epoch - 1) for fold in range(len(folds))]
-        labels = self.task.labels[np.concatenate([held for _, held in folds])]
-        loss, standard_error, accuracy = _measure(np.concatenate(logits), labels)
+        held_out = np.concatenate([held for _, held in folds])
+        losses, accuracy = _measure(np.concatenate(logits), self.task.labels[held_out])
+        loss, sums = float(losses.mean()), np.bincount(self.task.groups[held_out], weights=losses).astype(np.float32)
         if epoch == 0:
             self.best = {"probe_loss": loss, "probe_accuracy": accuracy, "best_loss": np.inf}
+            self.best["losses"] = GroupLosses(probe=sums, best=sums)
         if loss < self.best["best_loss"]:
+            _, standard_error = comparison.mean_by_group(sums, np.bincount(self.task.groups[held_out]))
             self.best |= {"best_loss": loss, "standard_error": standard_error, "best_accuracy": accuracy}
-            self.best["best_epoch"] = epoch
+            self.best |= {"best_epoch": epoch, "losses": dataclasses.replace(self.best["losses"], best=sums)}
         is_probe = not self.settings["hidden_layers"] and not self.settings["trainable_layers"]
         is_last = is_probe or epoch == self.task.epochs or not np.isfinite(loss)
         return {"valid_loss": loss, "num_epochs": epoch, "done": is_last, **self.best}
@@ -212,11 +217,10 @@ def _kept(bases: Bases, num_columns: int) -> Bases:
     return {key: kept for key, kept in bases.items() if key[1] == num_columns}
 
 
-def _measure(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Returns mean log loss, nats, its standard error, and accuracy; infinite where a logit is no number."""
+def _measure(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the log loss of each image, nats, and the accuracy; infinite where a logit is no number."""
     if not np.isfinite(logits).all():  # fine-tuning diverged: what came before it stays the trial's best
-        return np.inf, np.inf, 0.0
+        return np.full(len(labels), np.inf), 0.0
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-    standard_error = float(losses.std(ddof=1) / np.sqrt(len(losses)))
-    return float(losses.mean()), standard_error, float((logits.argmax(axis=1) == labels).mean())
+    return losses, float((logits.argmax(axis=1) == labels).mean())

@@ -16,6 +16,7 @@ class TrialTask:
         cache: The features, `pooled` first, then what the tail takes.
         rows: int64 [images, views], rows of the cache; view 0 is the image as it is.
         labels: Class indices, int [images].
+        groups: Numbers from 0 of the patients (images that must not be told apart), int [images].
         folds: Training and held-out images of each fold, indices into `rows`.
         num_classes: At least 2.
         depth_sizes: Columns of `pooled` from each depth, the last depth last.
@@ -32,6 +33,7 @@ class TrialTask:
     cache: FeatureCache
     rows: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray
     folds: tuple[tuple[np.ndarray, np.ndarray], ...]
     num_classes: int
     depth_sizes: tuple[int, ...]

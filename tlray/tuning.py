@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from tlray import trialtable
 from tlray.errors import TlrayError
 from tlray.progress import Progress
-from tlray.trialtable import ERROR, MAX_ERROR_LETTERS, RESULTS
+from tlray.trialtable import ERROR, MAX_ERROR_LETTERS, RESULTS, GroupLosses
 from tlray.trialtask import TrialTask
 
 REDUCTION_FACTOR = 4
@@ -54,7 +55,7 @@ def run_trials(
     resources = {"CPU": cpus_per_trial} | ({"GPU": 1.0} if task.use_gpu else {})
     progress = Progress("Trying", len(settings), unit="trials", quiet=quiet)
     progress.update(len(known))
-    recorder = _Recorder(out, known, progress)
+    recorder = _Recorder(out, known, np.bincount(task.groups), progress)
     with progress, tempfile.TemporaryDirectory(prefix="tlray-sweep-") as own_files:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, task=task), resources),
@@ -85,9 +86,13 @@ def run_trials(
 class _Recorder(tune.Callback):
     """Writes the table anew, whole, whenever trials have ended."""
 
-    def __init__(self, out: str, known: Sequence[Mapping[str, Any]], progress: Progress) -> None:
+    def __init__(
+        self, out: str, known: Sequence[Mapping[str, Any]], num_images_G: np.ndarray, progress: Progress
+    ) -> None:
         self._out = out
         self._known = known
+        self._known_losses = trialtable.read_losses(out)
+        self._num_images_G = num_images_G
         self._progress = progress
         self._num_ended = 0
 
@@ -97,13 +102,25 @@ class _Recorder(tune.Callback):
         ended = [trial for trial in trials if trial.is_finished()]
         if len(ended) > self._num_ended:
             self._num_ended = len(ended)
-            trialtable.write_trials(self._out, [*self._known, *map(_describe, ended)])
+            rows = [*self._known, *map(_describe, ended)]
+            losses = self._known_losses | dict(map(_losses, filter(_is_measured, ended)))
+            trialtable.write_trials(self._out, rows, losses, self._num_images_G)
             self._progress.update(len(self._known) + len(ended))
+
+
+def _is_measured(trial: Any) -> bool:
+    """Tells whether an ended trial has a result."""
+    return trial.status == trial.TERMINATED
+
+
+def _losses(trial: Any) -> tuple[tuple[Any, ...], GroupLosses]:
+    """Returns the identity of a trial that has a result, and its losses."""
+    return trialtable.identity(trial.config["settings"]), trial.last_result["losses"]
 
 
 def _describe(trial: Any) -> dict[str, Any]:
     """Returns an ended trial as a row of the table."""
-    if trial.status == trial.TERMINATED:
+    if _is_measured(trial):
         return {**trial.config["settings"], **{name: trial.last_result[name] for name in RESULTS}}
     with open(trial.error_file, encoding="utf-8") as file:
         last_line = file.read().strip().splitlines()[-1]

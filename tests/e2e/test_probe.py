@@ -165,3 +165,50 @@ def test_random_weights_are_probed_too(phantom_set, tmp_path):
     assert "Trained from random weights" in report
     assert "The network that was probed has random weights (--weights none)" in report
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 0
+
+
+def test_shared_images_are_told_before_any_figure(phantom_set, weights, tmp_path, capsys):
+    """A copy of a training image among the test images: in the terminal, report, model card, metrics and evaluation."""
+    for split, patients in (("train", (0, 1, 2, 3)), ("valid", (4, 5)), ("test", (6, 7))):
+        for folder in phantoms.CLASSES:
+            own = sorted((phantom_set / folder).glob("*/"))
+            for patient in patients:
+                shutil.copytree(own[patient], tmp_path / "data" / split / folder / own[patient].name)
+    first = min((tmp_path / "data/train").glob("*/*/*.*"))
+    copy = tmp_path / "data/test" / first.relative_to(tmp_path / "data/train").parts[0] / "patient_copy" / first.name
+    copy.parent.mkdir()
+    shutil.copy(first, copy)
+    told = "2 images are byte for byte copies of one another in different splits (groups: 1, for example "
+
+    out = tmp_path / "run"
+    network = ("--backbone", "MobileNetV2", "--image-size-px", SIZE_PX, "--weights", weights)
+    assert tlray("train", "probe", "--data", tmp_path / "data", "--out", out, *network) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+    assert notes[0].startswith(f"! {told}")
+    assert len(notes) > 1  # the classes are small, too
+    warnings = json.loads((out / "metrics.json").read_text())["warnings"]
+    assert [f"! {warning}" for warning in warnings] == notes
+    for report in (out / "report.html", out / "bundle/report.html"):
+        text = report.read_text()
+        assert text.index(told) < text.index("Research tool, not a medical device") < text.index("Accuracy")
+    card = (out / "bundle/model_card.md").read_text().splitlines()
+    assert card[2] == "> **The metrics below are too good.**"
+    assert card[3].startswith(f"> {told}")
+    assert load(str(out / "bundle")).spec.leaks == (warnings[0],)
+    # A finished run says so again.
+    assert tlray("train", "probe", "--data", tmp_path / "data", "--out", out, *network, "--resume") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+    assert notes == [*(f"! {warning}" for warning in warnings), "! The run had already finished: nothing was done."]
+
+    # The same images leak when they are measured again, others do not.
+    evaluated = tmp_path / "evaluated"
+    bundle = ("--bundle", out / "bundle")
+    assert tlray("evaluate", *bundle, "--data", tmp_path / "data", "--out", evaluated) == 0
+    assert f"! {told}" in capsys.readouterr().out
+    assert json.loads((evaluated / "metrics.json").read_text())["warnings"][0] == warnings[0]
+    assert "The figures of this report are too good" in (evaluated / "report.html").read_text()
+    others = ("--data", tmp_path / "data/test", "--split", "all", "--out", tmp_path / "others", "--quiet")
+    assert tlray("evaluate", *bundle, *others) == 0
+    assert "The figures of this report are too good" not in (tmp_path / "others/report.html").read_text()
+    (warning,) = json.loads((tmp_path / "others/metrics.json").read_text())["warnings"]
+    assert warning == f"Among the images that the model was trained and measured on: {warnings[0]}"

@@ -291,7 +291,26 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     assert trial["best_loss"] == pytest.approx(log_loss(y, probs_BK), abs=1e-4)
     assert trial["best_accuracy"] == pytest.approx((probs_BK.argmax(axis=1) == y).mean(), abs=1e-6)
     losses = -np.log(probs_BK[np.arange(len(y)), y])
-    assert trial["standard_error"] == pytest.approx(losses.std(ddof=1) / len(y) ** 0.5, abs=1e-4)
+    patients, patient = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(patient, losses), np.bincount(patient)
+
+    def error_of(sums_G: np.ndarray) -> float:
+        """The cluster-robust standard error of a mean over images."""
+        deviations = sums_G - sizes * sums_G.sum() / len(y)
+        return float(np.sqrt(len(patients) / (len(patients) - 1) * (deviations**2).sum()) / len(y))
+
+    assert len(patients) < len(y) / 2
+    assert trial["standard_error"] == pytest.approx(error_of(sums), abs=1e-4)
+    found = trialtable.read_losses(config.out)
+    np.testing.assert_allclose(found[trialtable.identity(trial)].probe, sums, atol=1e-3)
+    np.testing.assert_array_equal(found[trialtable.identity(trial)].best, found[trialtable.identity(trial)].probe)
+    first = found[trialtable.identity(result.trials[0])]
+    assert trial["difference_error"] == pytest.approx(error_of(sums - first.best), abs=1e-3)
+    assert result.trials[0]["difference_error"] == 0
+    for each in result.trials:
+        sums_of = found[trialtable.identity(each)]
+        assert sums_of.probe.sum() / len(y) == pytest.approx(each["probe_loss"], rel=1e-5)
+        assert sums_of.best.sum() / len(y) == pytest.approx(each["best_loss"], rel=1e-5)
 
 
 def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG001
@@ -362,7 +381,7 @@ def test_a_trial_that_the_table_lacks_is_not_taken_as_tried(config, result, tmp_
 def test_a_finished_sweep_is_left_as_it_is(config, result):
     files = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
     again = sweep.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
-    assert again.warnings == ("The run had already finished: nothing was done.",)
+    assert again.warnings == (*result.warnings, "The run had already finished: nothing was done.")
     assert (again.trials, again.best.metrics) == (result.trials, json.loads(json.dumps(result.best.metrics)))
     assert files == {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
 
@@ -393,12 +412,14 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, c
     monkeypatch.setattr(sweep, "draw_settings", lambda _config: [good, broken[1]])
     result = sweep.sweep(dataclasses.replace(config, resume=True))
     assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]
-    assert result.warnings[0].startswith("1 of 2 trials failed and were left out. The first error: ")
-    assert "The 'C' parameter of LogisticRegression must be" in result.warnings[0]
+    assert result.warnings[:-1] == result.best.warnings
+    assert result.warnings[-1].startswith("1 of 2 trials failed and were left out. The first error: ")
+    assert "The 'C' parameter of LogisticRegression must be" in result.warnings[-1]
     assert load(result.best.bundle).spec.classes == phantoms.CLASSES
     # Once the best ones are trained, a trial that might be better must not come in between.
     again = sweep.sweep(dataclasses.replace(config, resume=True))
-    assert again.warnings == (result.warnings[0], "The run had already finished: nothing was done.")
+    finished = "The run had already finished: nothing was done."
+    assert again.warnings == (*result.best.warnings, finished, result.warnings[-1])
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["error"]) for row in rows] == [False, True]
@@ -433,17 +454,6 @@ def test_bases_of_other_depths_are_kept_while_they_are_small(monkeypatch):
     assert trials._kept(bases, 10) is bases
     monkeypatch.setattr(trials, "MAX_BASES_BYTES", 4 * (40 + 16) * 8 - 1)
     assert set(trials._kept(bases, 10)) == {(0, 10), (1, 10)}
-
-
-@pytest.mark.parametrize(("probe_loss", "is_probe"), [(0.25, True), (0.26, False)])
-def test_the_simpler_model_is_chosen_where_the_losses_cannot_be_told_apart(probe_loss, is_probe):
-    tuned = {"probe_loss": probe_loss, "probe_accuracy": 0.9, "best_loss": 0.2, "standard_error": 0.0501}
-    tuned |= {"best_accuracy": 0.95, "best_epoch": 3}
-    probe = {"probe_loss": 0.3, "probe_accuracy": 0.8, "best_loss": 0.3, "standard_error": 0.01}
-    probe |= {"best_accuracy": 0.8, "best_epoch": 0}
-    # The best probe is that of a trial whose fine-tuning gained little.
-    expected = tuned | {"best_loss": probe_loss, "best_accuracy": 0.9, "best_epoch": 0} if is_probe else tuned
-    assert sweep.choose([tuned, probe]) == expected
 
 
 def test_layers_are_counted_as_in_training(tmp_path):

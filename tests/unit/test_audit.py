@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tlray import manifest
-from tlray.audit import audit, explain_failures, warnings
+from tlray.audit import audit, explain_failures, leak_warnings, warnings
 
 
 def make_table(*images: dict) -> pa.Table:
@@ -249,3 +249,22 @@ def test_warnings_say_what_and_how_to_mend():
 def test_failures_are_explained(rows, expected):
     uris, codes, errors = zip(*rows, strict=True)
     assert explain_failures(pa.table({"uri": uris, "error_code": codes, "error": errors})) == expected
+
+
+def test_leaks_are_the_first_warnings():
+    table = make_table({"sha256": "x", "group_id": "p"}, {"sha256": "x", "group_id": "p", "split": "test"})
+    found = warnings(audit(table))
+    assert leak_warnings(audit(table)) == found[:2]
+    assert [text.split(" ")[1] for text in found[:2]] == ["images", "or"]
+    assert all("so the metrics are too good" in text for text in found[:2])
+    assert not any("too good" in text for text in found[2:])
+    assert leak_warnings(audit(make_table({"sha256": "x"}, {"sha256": "x"}))) == []
+
+
+def test_warnings_do_not_grow_with_the_classes():
+    images = [{"label": f"class {index:03}"} for index in range(120) for _ in range(1 + (index == 7))]
+    found = warnings(audit(make_table(*images, {"label": "class 000", "split": "test"})))
+    small = ", ".join(f"'class {index:03}': 1" for index in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10))
+    assert found[0].startswith(f"Classes with fewer than 20 training images ({small} and 110 more) are learned badly.")
+    absent = ", ".join(f"'class {index:03}'" for index in range(1, 11))
+    assert found[1].startswith(f"The test split has no image of {absent} and 109 more, so nothing")

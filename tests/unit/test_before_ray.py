@@ -75,6 +75,9 @@ def test_a_finished_run_is_told_without_a_ray(given):
     result = training.train(dataclasses.replace(config, resume=True))
     assert (result.num_epochs, result.best_epoch) == (2, 1)
     assert result.warnings == ("The run had already finished: nothing was done.",)
+    storage.write_text(f"{config.out}/metrics.json", content.replace("{", '{"warnings": ["Look out."], ', 1))
+    result = training.train(dataclasses.replace(config, resume=True))
+    assert result.warnings == ("Look out.", "The run had already finished: nothing was done.")
 
 
 @pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is no bundle")])

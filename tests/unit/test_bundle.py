@@ -29,6 +29,7 @@ SPEC = BundleSpec(
         class_counts=(4, 5, 1),
     ),
     metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
+    leaks=("3 images are copies.", "Patients in two splits: 2."),
 )
 FILES = {
     "model.keras": b"keras",
@@ -104,8 +105,9 @@ def test_no_range_and_no_threshold(location):
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     bundle.seal(location, SPEC)
-    edit(location, training_images=None)
-    assert bundle.load(location).spec.training_images is None
+    edit(location, training_images=None, leaks=None)
+    spec = bundle.load(location).spec
+    assert (spec.training_images, spec.leaks) == (None, ())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -215,15 +217,22 @@ def test_library_versions():
 
 def test_model_card():
     lines = bundle.model_card(SPEC).splitlines()
-    assert lines[0] == "# Model card"
-    assert "no medical device, not for diagnosis" in lines[2]
+    assert lines[:6] == [
+        "# Model card",
+        "",
+        "> **The metrics below are too good.**",
+        "> 3 images are copies.",
+        "> Patients in two splits: 2.",
+        "",
+    ]
+    assert "no medical device, not for diagnosis" in lines[6]
     assert "Classes, in the order of the outputs: `normal`, `cancer`, `böse`" in lines
     for fact in (
         "- Backbone: InceptionV3",
         "- Starting weights: imagenet",
         "- Input: uint8 [batch, 96, 96, 3], RGB",
         "- Preprocessing (in the model): symmetric",
-        "- 16-bit pixels shown as 0 to 255: (-1000.0, 400.0)",
+        "- 16-bit pixels shown as 0 to 255: -1000 to 400",
         "- Temperature: 1.5",
         "- Refer when confidence is below: 0.6",
         f"- Data fingerprint: {'d' * 64}",
@@ -233,9 +242,10 @@ def test_model_card():
 
 
 def test_model_card_of_a_model_that_little_is_known_of():
-    bare = dataclasses.replace(SPEC, metrics={}, intensity_range=None, data_fingerprint=None)
+    bare = dataclasses.replace(SPEC, metrics={}, leaks=(), intensity_range=None, data_fingerprint=None)
     lines = bundle.model_card(bare).splitlines()
+    assert "no medical device, not for diagnosis" in lines[2]
     assert "It has not been evaluated." in lines
     assert not [line for line in lines if line.startswith("|")]
-    assert "- 16-bit pixels shown as 0 to 255: (0, 65535)" in lines
+    assert "- 16-bit pixels shown as 0 to 255: 0 to 65535" in lines
     assert "- Data fingerprint: unknown" in lines

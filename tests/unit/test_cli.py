@@ -74,7 +74,9 @@ def called(monkeypatch):
         ("training", "train"): SimpleNamespace(
             out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, warnings=("Look out.",)
         ),
-        ("evaluation", "evaluate"): SimpleNamespace(out="/o", split="test", metrics=metrics),
+        ("evaluation", "evaluate"): SimpleNamespace(
+            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
+        ),
         ("scoring", "score"): SimpleNamespace(
             out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
@@ -176,11 +178,50 @@ def test_help_is_complete(command, capsys):
     assert "no medical device" in shown
 
 
+def ragged_lines(shown: str, width: int) -> list[str]:
+    """Returns the lines on which the first word of the next line of the same paragraph would still have fitted."""
+    found = []
+    for line, following in itertools.pairwise(shown.splitlines()):
+        is_boxed = line.startswith("│") and following.startswith("│")
+        text, after = (each.strip("│")[1:].rstrip() if is_boxed else each for each in (line, following))
+        indent = len(after) - len(after.lstrip())
+        room = width - 4 if is_boxed else width
+        # An option's help goes on in a column of its own, in which its first line begins, unless the option fills it.
+        is_continued = text[indent - 2 : indent] == "  " if indent > 4 else not is_boxed and after[:1].isalpha()
+        if is_continued and len(text) > indent and len(text) + 1 + len(after.split()[0]) <= room:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("command", ["", *CONFIGS])
+def test_lines_of_the_help_are_full_and_fit(command, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert tlray(f"{command} --help") == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert ragged_lines(shown, width) == []
+
+
+def test_a_ragged_line_is_noticed():
+    box = [
+        "│ --data STR   A folder, a zip of one,    │",
+        "│              a CSV or Parquet manifest. │",
+        "│ --a-long-option-of-many-letters         │",
+        "│              Some.                      │",
+        "│ --out STR    A path.                    │",
+    ]
+    assert ragged_lines("\n".join(box), 42) == [box[0]]
+    assert ragged_lines("\n".join(box), 41) == []
+    assert ragged_lines("Runs a network\nover images.", 19) == ["Runs a network"]
+    assert ragged_lines("Runs a network\nover images.\n\nusage", 18) == []
+
+
 def test_help_of_train_lists_the_recipes_and_shows_the_defaults_of_the_one(capsys):
     assert tlray("train article --help") == 0
     shown = capsys.readouterr().out
     for name, recipe in RECIPES.items():
-        assert f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" in shown
+        assert f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" in " ".join(shown.split())
     assert "those of 'article'" in shown
     assert re.search(r"--epochs INT .*\(default: 8\)", shown)
 
@@ -289,7 +330,8 @@ def test_other_commands_parse(called, command_line, expected):
         ),
         (
             "evaluate --bundle b --data d --out o",
-            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500"],
+            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
+             "! The metrics are too good."],
         ),
         (
             "score --bundle b --input i --out o",

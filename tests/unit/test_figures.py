@@ -125,6 +125,43 @@ def test_confusion_matrix_colours_are_row_shares():
     assert {darkest, palest} <= colours
 
 
+@pytest.mark.parametrize("num_classes", [21, 120, 1000])
+def test_figures_of_many_classes_do_not_grow(num_classes: int):
+    """0.58 inches a class made 120 classes an image of 131 megapixels, which took 6.4 GB."""
+    classes = [f"{index:04}" for index in range(num_classes)]
+    labels = np.arange(num_classes)
+    probs_BK = (np.eye(num_classes) + 1) / (num_classes + 1)
+    matrix = decode(
+        plot_confusion_matrix({"classes": classes, "confusion_matrix": np.eye(num_classes, dtype=int).tolist()})
+    )
+    roc = decode(plot_roc(labels, probs_BK, classes))
+    # 20 cells of 0.58 inches, and 2.2 and 2 inches for names: 13.8 by 13.6 inches. The edge may add 0.1 on each side.
+    assert 1800 < matrix.width <= 160 * 14.0
+    assert 1800 < matrix.height <= 160 * 13.8
+    assert is_drawn_on(matrix)
+    assert 1000 < roc.width <= 160 * 9.5
+    assert 700 < roc.height < 850
+
+
+def test_roc_figure_of_many_classes_names_the_lowest_curves():
+    num_classes = 21
+    classes = [f"class {index}" for index in range(num_classes)]
+    labels = np.repeat(np.arange(num_classes), 2)
+    # The second image of class k ranks below k images of the next class: the areas fall from class to class.
+    probs_BK = np.full((len(labels), num_classes), 0.1)
+    probs_BK[::2][np.arange(num_classes), np.arange(num_classes)] = 0.9
+    for index in range(num_classes):
+        probs_BK[2 * index + 1, index] = 0.5
+        others = [row for row in range(len(labels)) if labels[row] != index][:index]
+        probs_BK[others, index] = 0.7
+    figure = plot_roc(labels, probs_BK, classes)
+
+    def renamed(index: int) -> bytes:
+        return plot_roc(labels, probs_BK, [*classes[:index], "another", *classes[index + 1 :]])
+
+    assert [index for index in (0, 10, 11, 20) if renamed(index) != figure] == [11, 20]
+
+
 def test_roc_figure_grows_with_the_legend():
     many = tuple(f"squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa_{index}" for index in range(20))
     confusion_KK = np.array([[17, 1, 0, 5], [2, 18, 0, 1], [0, 0, 13, 0], [2, 1, 0, 12]])
@@ -146,23 +183,52 @@ def test_roc_figure_names_the_classes_left_out():
     assert 700 < nothing.height < 850
 
 
-@pytest.mark.parametrize("name", ["$\\frac$", "_hidden", "肺", "a b" * 60, "", "x" * 300, "two\nlines"])
-def test_figures_take_any_class_name(name: str):
+@pytest.mark.parametrize(
+    "name", ["$\\frac$", "_hidden", "肺", "肺腺癌" * 40, "سرطان الرئة", "a b" * 60, "", "x" * 300, "two\nlines", "a\tb"]
+)
+@pytest.mark.parametrize("families", [None, ()], ids=["fonts of this machine", "matplotlib's font"])
+def test_figures_take_any_class_name(name: str, families: tuple[str, ...] | None):
     matrix_KK = np.array([[3, 1], [1, 3]])
     metrics = {"classes": (name, "other"), "confusion_matrix": matrix_KK.tolist()}
-    assert decode(plot_confusion_matrix(metrics)).width < 1200
-    assert decode(plot_roc(*predictions(matrix_KK), (name, "other"))).width < 2200
+    assert decode(plot_confusion_matrix(metrics, families=families)).width < 1200
+    assert decode(plot_roc(*predictions(matrix_KK), (name, "other"), families=families)).width < 2200
+
+
+def test_a_name_that_no_font_has_is_a_number():
+    matrix_KK = np.array([[3, 1], [1, 3]])
+    labels, probs_BK = predictions(matrix_KK)
+    drawn = [
+        (
+            plot_confusion_matrix({"classes": classes, "confusion_matrix": matrix_KK}, families=()),
+            plot_roc(labels, probs_BK, classes, families=()),
+        )
+        for classes in (("肺", "other"), ("1", "2 other"), ("2", "1 other"))
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+def test_a_name_is_drawn_with_the_font_that_has_it():
+    metrics = {"classes": ("⍼", "other"), "confusion_matrix": [[3, 1], [1, 3]]}
+    # DejaVu Sans lacks U+237C. Both fonts come with matplotlib.
+    drawn = plot_confusion_matrix(metrics, families=("STIXGeneral",))
+    assert drawn != plot_confusion_matrix(metrics, families=())
+    assert drawn != plot_confusion_matrix(metrics | {"classes": (" ", "other")}, families=("STIXGeneral",))
 
 
 def test_trials_have_a_panel_for_each_setting_that_varies():
     names = ["depths", "inverse_penalty", "dropout", "views"]
     varied = [(1, 1e-5, 0.0, 1), (2, 1e-2, 0.3, 2), (5, 1.0, 0.5, 3)]
     trials = [
-        dict(zip(names, values, strict=True)) | {"best_loss": loss, "best_epoch": epoch}
+        dict(zip(names, values, strict=True)) | {"best_loss": loss, "best_epoch": epoch, "difference_error": loss - 0.2}
         for values, loss, epoch in zip(varied, (0.2, 0.4, 9.0), (3, 0, 0), strict=True)
     ]
-    two_rows = decode(plot_trials(trials, names))
+    two_rows_png = plot_trials(trials, names)
+    two_rows = decode(two_rows_png)
     assert is_drawn_on(two_rows)
     one_row = decode(plot_trials([trial | {"views": 1} for trial in trials], names))
     assert one_row.height < 0.7 * two_rows.height
     assert is_drawn_on(decode(plot_trials(trials[:1], names)))  # of one trial: the first setting
+    # The errors of the differences are drawn, but for the trial that is far above the others.
+    assert plot_trials([trials[0], trials[1] | {"difference_error": 0.1}, trials[2]], names) != two_rows_png
+    assert plot_trials([*trials[:2], trials[2] | {"difference_error": 0.1}], names) == two_rows_png

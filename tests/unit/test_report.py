@@ -62,6 +62,7 @@ TEST = evaluation([[9, 1, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [0, 0, 0, 10]], C
 FULL = Report(
     title="run-7",
     subtitle="InceptionV3 on chest-CT slices.",
+    leaks=("3 images are copies, so the metrics are too good.",),
     notices=("Trained on 4 epochs only.",),
     config={"seed": 7, "model": {"backbone": "InceptionV3", "augment": {"flip": True, "angles_deg": (5, 10)}}},
     provenance={"date": "2025-11-23", "libraries": {"keras": "3.15.0"}, "git": None},
@@ -69,7 +70,7 @@ FULL = Report(
         "counts": {"valid": {"normal": 13, "other": 59}, "train": {"normal": 148, "other": 465}},
         "errors": {"truncated": {"num_images": 2, "examples": ["train/normal/a.png", "train/normal/b.png"]}},
     },
-    warnings=("41 near-duplicates lie in two splits.",),
+    warnings=("3 images are copies, so the metrics are too good.", "41 near-duplicates lie in two splits."),
     history=HISTORY,
     learning_curve=CURVE,
     evaluations={"test": TEST, "valid": VALID},
@@ -79,7 +80,7 @@ FULL = Report(
 class Page(HTMLParser):
     """Collects the tags, the text and the table rows of a page, and checks that tags are closed in order."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "col"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -181,13 +182,78 @@ def test_report_shows_what_it_is_given():
 
 def test_headline_is_the_test_split_and_splits_are_in_order():
     _, page = render(FULL)
-    assert re.search(r"Split test, 40 images:\s+Accuracy97.5 %", page.text)
+    assert re.search(r"Split test, 40 images:.*\s+Accuracy97.5 %", page.text)
     assert page.text.index("Results: valid") < page.text.index("Results: test")
     assert "There is no test split here" not in page.text
 
     _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
-    assert re.search(r"Split valid, 72 images:\s+Accuracy83.3 %", page.text)
+    assert re.search(r"Split valid, 72 images:.*\s+Accuracy83.3 %", page.text)
     assert "There is no test split here" in page.text
+
+
+def test_what_makes_the_figures_too_good_comes_before_them():
+    html, page = render(FULL)
+    first = page.text.index("The figures of this report are too good")
+    assert first < page.text.index("3 images are copies") < page.text.index("Research tool") < page.text.index("97.5 %")
+    assert [attributes for attributes in page.all("div") if attributes.get("class") == "alarm"] == [
+        {"class": "alarm", "role": "note"}
+    ]
+    # Beside the headline and over each table of figures; the warnings by the data have it once more.
+    assert re.search(
+        r"Split test, 40 images:\s+These figures are too good: see the warning at the top\.\s+Acc", page.text
+    )
+    assert page.text.count("These figures are too good: see the warning at the top.") == 4
+    assert page.text.count("3 images are copies, so the metrics are too good.") == 2
+
+    html, page = render(dataclasses.replace(FULL, leaks=(), warnings=()))
+    assert "too good" not in page.text
+    assert 'class="alarm"' not in html
+
+
+def test_settings_are_shown_as_people_write_them():
+    trials = [
+        {"inverse_penalty": 1e-05, "valid_loss": 0.43219876, "best": False},
+        {"inverse_penalty": 10.0, "valid_loss": 0.5, "best": True},
+    ]
+    config = {
+        "probe": {"best": {"inverse_penalty": 1e-05}, "trials": trials},
+        "pairs": [{"a": 1}, {"b": [2, None]}],
+        "ranges": ((0, 1), (2, 3)),
+        "flags": (True, False),
+    }
+    _, page = render(Report(title="run", config=config))
+    rows = [[cell.strip() for cell in row] for row in page.rows]
+    assert not re.search(r"[{}()\[\]']|True|False|None", " ".join(cell for row in rows for cell in row))
+    assert ["inverse_penalty", "valid_loss", "best"] in rows
+    assert ["1e-05", "0.4322", "no"] in rows
+    assert ["10", "0.5", "yes"] in rows
+    assert ["best.inverse_penalty", "1e-05"] in rows
+    assert ["pairs", "a: 1, b: 2, \N{EN DASH}"] in rows
+    assert ["ranges", "0, 1, 2, 3"] in rows
+    assert ["flags", "yes, no"] in rows
+
+
+def test_classes_whose_names_cannot_be_drawn_are_numbered():
+    report = Report(title="run", evaluations={"test": evaluation([[3, 1], [1, 3]], ("肺", "normal"))})
+    page = Page(render_report(report, make_figures(report, families=()), families=()))
+    assert [row[:3] for row in page.rows if row[-1] and row[0] in ("1", "2")] == [
+        ["1", "肺", "4"],
+        ["2", "normal", "4"],
+    ]
+    assert "Numbers stand for the classes of the table above" in page.text
+    _, page = render(FULL)
+    assert "Numbers stand for" not in page.text
+    assert "No." not in [row[0] for row in page.rows]
+
+
+def test_many_classes_make_no_large_report():
+    classes = tuple(f"class {index}" for index in range(120))
+    report = Report(title="run", evaluations={"test": evaluation(np.eye(120, dtype=int).tolist(), classes)})
+    html, page = render(report)
+    assert len(html) < 1_000_000
+    assert [row[0] for row in page.rows if row[0] in classes] == list(classes)
+    assert "colours show the shares of each row" in page.text
+    assert "Colours mark the 10 classes of the smallest area" in page.text
 
 
 def test_images_are_the_figures():
@@ -210,6 +276,7 @@ def test_everything_is_escaped(name: str):
     report = Report(
         title=name,
         subtitle=name,
+        leaks=(name,),
         notices=(name,),
         config={name: name, "nested": {name: [name]}},
         provenance={name: {name: name}},

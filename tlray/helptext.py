@@ -1,0 +1,111 @@
+"""Parsing of command lines, with a help whose lines fill the terminal's width and break nowhere else."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import shutil
+import textwrap
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config: type[Config], arguments: Sequence[str], *, prog: str, description: str, default: Config | None = None
+) -> Config:
+    """Makes a config of a command line; prints the help, or what is wrong, and exits where there is nothing to run.
+
+    Args:
+        config: A dataclass whose fields have docstrings: they become the options and their help.
+        arguments: The command line behind the command.
+        prog: The command.
+        description: What the help begins with, to be wrapped by `fill`.
+        default: The values of the options that are not given; None: those of the dataclass.
+    """
+    registry = ConstructorRegistry()
+    registry.struct_rule(_describe_dataclass)
+    # tyro joins the lines of a description, and does not wrap what comes of it.
+    if {"-h", "--help"} & set(arguments):
+        print(fill(description), end="\n\n")
+    with registry:
+        if default is None:
+            return tyro.cli(config, prog=prog, description="", args=arguments)
+        return tyro.cli(config, prog=prog, description="", default=default, args=arguments)
+
+
+def fill(text: str) -> str:
+    """Wraps a text to the terminal's width, each paragraph by itself.
+
+    An empty line ends a paragraph. A line that is indented more than the first one stays a line of its own, and what
+    does not fit is indented further.
+    """
+    width = max(40, shutil.get_terminal_size().columns)
+    paragraphs: list[str] = []
+    for block in inspect.cleandoc(text).split("\n\n"):
+        lines: list[str] = []
+        for line in block.splitlines():
+            if lines and not line.startswith(" ") and not lines[-1].startswith(" "):
+                lines[-1] += f" {line}"
+            else:
+                lines.append(line)
+        paragraphs.append("\n".join(_fill_line(line, width) for line in lines))
+    return "\n\n".join(paragraphs)
+
+
+def _fill_line(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    further = f"{indent}  " if indent else ""
+    return textwrap.fill(
+        line.strip(),
+        width,
+        initial_indent=indent,
+        subsequent_indent=further,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """Returns the docstring of each field of a dataclass, from its source, as one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(definition, ast.ClassDef)  # noqa: S101
+    return {
+        ast.unparse(field.target): " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _describe_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Tells tyro of a dataclass. By itself it keeps each line break of a docstring that is indented, as all are."""
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    docs, types = field_docs(info.type), typing.get_type_hints(info.type, include_extras=True)
+    fields = [
+        StructFieldSpec(
+            name=field.name,
+            type=types[field.name],
+            default=_default(field, info.default),
+            helptext=docs.get(field.name),
+        )
+        for field in dataclasses.fields(info.type)
+    ]
+    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+
+def _default(field: dataclasses.Field[Any], instance: object) -> Any:
+    """Returns a field's value in an instance of its dataclass, or where there is none the default that it declares."""
+    if dataclasses.is_dataclass(instance):
+        return getattr(instance, field.name)
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return tyro.MISSING if field.default_factory is dataclasses.MISSING else field.default_factory()
