@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
@@ -12,11 +12,13 @@ from starlette.requests import ClientDisconnect
 
 from serve_app import open_inference
 from serve_app.access import ApiKeys, Verdict
-from serve_app.batches import Batches, add_batches
+from serve_app.batches import Batches
+from serve_app.batchroutes import add_batches
 from serve_app.body import LimitBody, make_length_check
 from serve_app.docs import add_docs
 from serve_app.errors import CODES, RequestError
 from serve_app.guard import make_guard
+from serve_app.methods import AnswerHead, allow_header, show_methods
 from serve_app.page import load_page
 from serve_app.protocols import add_open_inference, add_tensorflow_serving
 from serve_app.requestlog import LogRequests, note
@@ -45,6 +47,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(make_length_check(options.max_body_bytes))],
     )
+    api.add_middleware(AnswerHead)
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
     api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
@@ -80,8 +83,12 @@ async def _show_invalid(_: Request, error: RequestValidationError) -> JSONRespon
     return _failure(422, f"{where}: {first['msg']}.")
 
 
-async def _show_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return _failure(error.status_code, str(error.detail), headers=error.headers)
+async def _show_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code != 405:
+        return _failure(error.status_code, str(error.detail), headers=error.headers)
+    if request.method == "OPTIONS":
+        return show_methods(request)
+    return _failure(405, f"{request.method[:20]} is not for this address.", headers=allow_header(request))
 
 
 async def _show_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:

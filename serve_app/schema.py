@@ -226,6 +226,21 @@ class ModelStatus(BaseModel):
     model_version_status: list[VersionStatus]
 
 
+class ModelSpec(BaseModel):
+    """The model that is described."""
+
+    name: str
+    signature_name: str
+    version: str
+
+
+class SignatureMetadata(BaseModel):
+    """The model's signatures, in the form of TensorFlow Serving."""
+
+    model_spec: ModelSpec
+    metadata: dict[str, Any] = Field(description="signature_def: the inputs and outputs by signature")
+
+
 class ServerMetadata(BaseModel):
     """The server."""
 
@@ -300,3 +315,9 @@ class Batch(BaseModel):
     output: str
     version: int
     bundle_sha256: str
+
+
+class BatchList(BaseModel):
+    """Batches, the newest first."""
+
+    batches: list[Batch]

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from serve_app.body import admit, check_media_type
 from serve_app.errors import RequestError, image_error
+from serve_app.forms import FormParser
 from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, Predictions
 from serve_app.service import Prediction, Service
 
@@ -57,13 +58,16 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
         # Of the codecs that Python has, punycode takes 14 s for a megabyte, and the event loop with it.
         raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
     try:
-        async with request.form(max_files=max_images, max_fields=max_images) as form:
-            uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
-            files = [await each.read() for each in uploads]
-    except (MultiPartException, HTTPException) as error:
-        problem = str(getattr(error, "detail", error))
-        status = 413 if problem.startswith("Too many") else 400
-        raise RequestError(status, f"The form cannot be read: {problem}") from error
+        async with aclosing(request.stream()) as stream:
+            form = await FormParser(request.headers, stream, max_files=max_images, max_fields=max_images).parse()
+    except MultiPartException as error:
+        status = 413 if error.message.startswith("Too many") else 400
+        raise RequestError(status, f"The form cannot be read: {error.message}") from error
+    try:
+        uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
+        files = [await each.read() for each in uploads]
+    finally:
+        await form.close()
     if not files:
         raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
     return [each.filename or "" for each in uploads], files

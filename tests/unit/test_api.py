@@ -189,10 +189,21 @@ def test_the_model_is_described(model):
     assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
 
 
+def test_the_signature_is_described_for_each_version(model):
+    for path in ("/v1/models/chest-ct/metadata", "/v1/models/chest-ct/versions/1/metadata"):
+        about = call(model, "GET", path).json()
+        assert about["model_spec"] == {"name": "chest-ct", "signature_name": "", "version": "1"}
+        signature = about["metadata"]["signature_def"]["signature_def"]["serving_default"]
+        sizes = [each["size"] for each in signature["inputs"]["image"]["tensor_shape"]["dim"]]
+        assert sizes == ["-1", str(SIZE_PX), str(SIZE_PX), "3"]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", "/v1/models/other"),
+        ("GET", "/v1/models/other/metadata"),
+        ("GET", "/v1/models/chest-ct/versions/2/metadata"),
         ("POST", "/v1/models/other:predict"),
         ("GET", "/v1/models/chest-ct/versions/2"),
         ("GET", "/v2/models/other/ready"),
