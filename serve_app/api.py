@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from serve_app import open_inference
@@ -29,6 +30,14 @@ from tlray import __version__
 
 _LOG = logging.getLogger(__name__)
 
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
+    "allow_headers": ("Authorization", "X-API-Key", "Content-Type", open_inference.HEADER_LENGTH),
+    "expose_headers": ("Retry-After", open_inference.HEADER_LENGTH),
+    "allow_private_network": True,
+}
+"""What pages of `Options.cors_origins` may send and read; cookies are never used."""
+
 
 def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     """Returns the HTTP application.
@@ -43,19 +52,24 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         title="tlray",
         version=__version__,
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
+        servers=[{"url": "."}],  # seen from this document: also below the prefix of a proxy
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(make_length_check(options.max_body_bytes))],
     )
     api.add_middleware(AnswerHead)
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
+    if options.cors_origins:
+        api.add_middleware(CORSMiddleware, allow_origins=options.cors_origins, **CORS)
     api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
     api.exception_handler(RequestValidationError)(_show_invalid)
     api.exception_handler(HTTPException)(_show_http_error)
     api.exception_handler(ClientDisconnect)(_show_disconnect)
     api.exception_handler(Exception)(_show_failure)
-    guard = make_guard(keys, is_open=options.open_without_keys, loopback_only=options.loopback_only)
+    guard = make_guard(
+        keys, is_open=options.open_without_keys, loopback_only=options.loopback_only, origins=options.cors_origins
+    )
     guarded = APIRouter(dependencies=[Depends(guard)], responses=GUARDED)
     _add_open(api, service)
     add_docs(api)
