@@ -170,6 +170,16 @@ class Ready(BaseModel):
     bundle_sha256: str
 
 
+class ModelShown(BaseModel):
+    """The model that answers at /predict."""
+
+    model: str
+    version: int
+    bundle_sha256: str
+    classes: list[str] = Field(description="In the order of the model's outputs")
+    refer_below: float = Field(description="Predictions of a lower confidence are marked `refer`")
+
+
 class FileRow(BaseModel):
     """What the model says of a file, or what is wrong with it."""
 

@@ -1,4 +1,4 @@
-"""The address for files: `curl -F file=@scan.png ADDRESS/predict`."""
+"""The address for files, `curl -F file=@scan.png ADDRESS/predict`, and the one that tells which model answers there."""
 
 import base64
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from starlette.formparsers import MultiPartException
 from serve_app.body import admit, check_media_type
 from serve_app.errors import RequestError, image_error
 from serve_app.forms import FormParser
-from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, Predictions
+from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL, ModelShown, Predictions
 from serve_app.service import Prediction, Service
 
 
 def add_uploads(router: APIRouter, service: Service) -> None:
-    """Adds the address.
+    """Adds the addresses.
 
     Args:
-        router: Where to; it guards it.
+        router: Where to; it guards them.
         service: What answers.
     """
 
@@ -49,6 +49,18 @@ def add_uploads(router: APIRouter, service: Service) -> None:
                 "timing_ms": {"decode": round(found.decode_s * 1e3, 1), "predict": round(found.predict_s * 1e3, 1)},
             }
         )
+
+    @router.get("/model", response_model=ModelShown, responses=WITH_MODEL, tags=["predict"])
+    async def show_model() -> dict[str, Any]:
+        """Tells which model answers at /predict."""
+        info = await service.model_info()
+        return {
+            "model": service.options.name,
+            "version": service.options.version,
+            "bundle_sha256": info.bundle_sha256,
+            "classes": list(info.spec.classes),
+            "refer_below": info.spec.refer_below,
+        }
 
 
 async def _read_form(request: Request, max_images: int) -> tuple[list[str], list[bytes]]:

@@ -193,6 +193,17 @@ def test_the_model_is_described(model):
     assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
 
 
+def test_the_model_that_answers_is_told_to_those_who_may_ask(model):
+    assert call(model, "GET", "/model").json() == {
+        "model": "chest-ct",
+        "version": 1,
+        "bundle_sha256": "a" * 64,
+        "classes": ["dark", "light"],
+        "refer_below": 0.6,
+    }
+    assert call(model, "GET", "/model", {"TLRAY_API_KEYS": KEY}).status_code == 401
+
+
 def test_the_signature_is_described_for_each_version(model):
     for path in ("/v1/models/chest-ct/metadata", "/v1/models/chest-ct/versions/1/metadata"):
         about = call(model, "GET", path).json()

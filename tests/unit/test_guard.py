@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.options import Options
-from tests.endpoint import local_api
+from tests.endpoint import below, local_api
 from tests.unit.test_api import KEY, Mean, png, upload
 
 SITE = "https://scans.example"
@@ -68,18 +68,6 @@ def test_without_keys_http_of_nginx_is_refused(model, version, status):
 
     assert ask(speaking(local_api(model))).status_code == status
     assert ask(speaking(local_api(model, KEYED)), headers={"X-API-Key": KEY}).status_code == 200
-
-
-def below(prefix: str, api):
-    """A proxy that has an application below a prefix, and takes the prefix away, as nginx's `location PREFIX/` does."""
-
-    async def proxy(scope, receive, send):
-        path = scope["path"]
-        assert path.startswith(prefix + "/"), path
-        headers = [*scope["headers"], (b"x-forwarded-prefix", prefix.encode())]
-        await api({**scope, "path": path[len(prefix) :], "headers": headers}, receive, send)
-
-    return proxy
 
 
 def test_the_document_names_addresses_below_a_prefix(model):
