@@ -34,7 +34,6 @@ CORS: dict[str, Any] = {
     "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
     "allow_headers": ("Authorization", "X-API-Key", "Content-Type", open_inference.HEADER_LENGTH),
     "expose_headers": ("Retry-After", open_inference.HEADER_LENGTH),
-    "allow_private_network": True,
 }
 """What pages of `Options.cors_origins` may send and read; cookies are never used."""
 

@@ -25,6 +25,7 @@ PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true
 """Headers that reverse proxies add to a request, beside those that start with `PROXY_PREFIX`."""
 
 PROXY_PREFIX = "x-forwarded"
+"""Start of the names of headers such as X-Forwarded-For."""
 
 
 def make_guard(

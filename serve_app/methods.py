@@ -50,8 +50,8 @@ def allow_header(request: Request) -> Mapping[str, str]:
 def _knows(route: BaseRoute, scope: Scope, method: str) -> bool:
     if isinstance(route, Mount) and method != "GET":  # a folder of files, which takes anything and then refuses it
         return False
-    # A mounted folder has left its own prefix in the scope.
-    match, _ = route.matches({**scope, "method": method, "root_path": scope.get("app_root_path", scope["root_path"])})
+    root_path = scope.get("app_root_path", scope.get("root_path", ""))  # without the prefix of a folder that was tried
+    match, _ = route.matches({**scope, "method": method, "root_path": root_path})
     return match is Match.FULL
 
 
