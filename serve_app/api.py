@@ -4,20 +4,23 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from serve_app import open_inference
 from serve_app.access import ApiKeys, Verdict
-from serve_app.batches import Batches, add_batches
+from serve_app.batches import Batches
+from serve_app.batchroutes import add_batches
 from serve_app.body import LimitBody, make_length_check
 from serve_app.docs import add_docs
 from serve_app.errors import CODES, RequestError
 from serve_app.guard import make_guard
 from serve_app.identity import Identity
+from serve_app.methods import AnswerHead, allow_header, show_methods
 from serve_app.page import load_page
 from serve_app.protocols import add_open_inference, add_tensorflow_serving
 from serve_app.requestlog import LogRequests, note
@@ -27,6 +30,13 @@ from serve_app.uploads import add_uploads
 from tlray import __version__
 
 _LOG = logging.getLogger(__name__)
+
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
+    "allow_headers": ("Authorization", "X-API-Key", "Content-Type", open_inference.HEADER_LENGTH),
+    "expose_headers": ("Retry-After", open_inference.HEADER_LENGTH),
+}
+"""What pages of `Options.cors_origins` may send and read; cookies are never used."""
 
 
 def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
@@ -42,11 +52,15 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         title="tlray",
         version=__version__,
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
+        servers=[{"url": "."}],  # seen from this document: also below the prefix of a proxy
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(make_length_check(options.max_body_bytes))],
     )
+    api.add_middleware(AnswerHead)
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
+    if options.cors_origins:
+        api.add_middleware(CORSMiddleware, allow_origins=options.cors_origins, **CORS)
     api.add_middleware(LogRequests, telemetry=service.telemetry)
     api.add_middleware(Identity, name=options.endpoint)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
@@ -54,7 +68,9 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     api.exception_handler(HTTPException)(_show_http_error)
     api.exception_handler(ClientDisconnect)(_show_disconnect)
     api.exception_handler(Exception)(_show_failure)
-    guard = make_guard(keys, is_open=options.open_without_keys, loopback_only=options.loopback_only)
+    guard = make_guard(
+        keys, is_open=options.open_without_keys, loopback_only=options.loopback_only, origins=options.cors_origins
+    )
     guarded = APIRouter(dependencies=[Depends(guard)], responses=GUARDED)
     _add_open(api, service)
     add_docs(api)
@@ -82,8 +98,12 @@ async def _show_invalid(_: Request, error: RequestValidationError) -> JSONRespon
     return _failure(422, f"{where}: {first['msg']}.")
 
 
-async def _show_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return _failure(error.status_code, str(error.detail), headers=error.headers)
+async def _show_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code != 405:
+        return _failure(error.status_code, str(error.detail), headers=error.headers)
+    if request.method == "OPTIONS":
+        return show_methods(request)
+    return _failure(405, f"{request.method[:20]} is not for this address.", headers=allow_header(request))
 
 
 async def _show_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:

@@ -80,7 +80,8 @@ def build(options: Options) -> Application:
         options: The application's settings.
     """
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
-    # With as many requests at a time as a batch has places, batches are half full: fast, and soon answered.
+    # `RemoteModel` sends each image by itself, so that Serve's limits and autoscaling count images. With as many at a
+    # time as a batch has places, batches are half full: fast, and soon answered.
     of_model = {
         "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
         "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
@@ -105,13 +106,16 @@ def build(options: Options) -> Application:
         ).bind(bundle, version, **_model_settings(options))
         for version, bundle in _bundles(options).items()
     }
-    # As many as hold what the models can take; each then waits for another one before it has to refuse anything.
+    # As many as hold what the models can take.
     num_ingresses = math.ceil(options.max_replicas * max_ongoing / options.max_queued_images)
+    # Here Serve counts requests, whatever they hold. Reckoned with the largest ones, another ingress comes when half of
+    # an ingress's images are there, before any has to refuse.
+    target = max(1, options.max_queued_images // (2 * options.max_images_per_request))
     ingress = _deployment(
         Ingress,
         name="Ingress",
         ray_actor_options={"num_cpus": INGRESS_CPUS},
-        autoscaling_config=_autoscaling(num_ingresses, target=max(1, options.max_queued_images // 2)),
+        autoscaling_config=_autoscaling(num_ingresses, target=target),
         **of_ingress,
     )
     return ingress.bind(options, models)

@@ -12,14 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from fastapi import APIRouter, Request, Response
 from ray.job_submission import JobStatus
 
-from serve_app.body import check_media_type
 from serve_app.errors import RequestError
 from serve_app.jobserver import RETRY_AFTER_S, Job
 from serve_app.jsonbody import invalid, parse_object, shown
-from serve_app.schema import BATCH_BODY, JSON, NEW_BATCH, WITH_BATCHES, Batch
 from serve_app.service import Service
 from tlray import roots, scoring, storage
 from tlray.errors import ConfigError
@@ -152,7 +149,23 @@ class Batches:
         Raises:
             RequestError: 404: there is no such batch; 503: there is no job server.
         """
-        job = await self._find(name)
+        return await self._describe(await self._find(name))
+
+    async def show_all(self, limit: int) -> list[dict[str, Any]]:
+        """Tells how far the batches of this model are, the newest first.
+
+        Args:
+            limit: Number of batches, at most.
+
+        Raises:
+            RequestError: 503: there is no job server.
+        """
+        jobs = await self._ask(self._jobs.find_all)
+        ours = [job for job in jobs if job.id.startswith(PREFIX) and job.metadata.get("model") == self._options.name]
+        newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
+        return await asyncio.gather(*map(self._describe, newest))
+
+    async def _describe(self, job: Job) -> dict[str, Any]:
         progress = await self._ask(_read_progress, job)
         state, message = _ENDED.get(job.status, "running"), None
         if state == "failed":
@@ -160,7 +173,7 @@ class Batches:
         elif state == "running" and (job.status == JobStatus.PENDING or progress is None or progress["waiting"]):
             state, message = "pending", await self._ask(self._what_is_missing, job, progress)
         return {
-            "id": name,
+            "id": job.id.removeprefix(PREFIX),
             "state": state,
             "progress": progress and {count: progress[count] for count in ("done", "failed", "total")},
             "message": message,
@@ -311,40 +324,3 @@ def failure(job: Job) -> str:
         return found[0] if any(roots.is_below(path, each) for each in given) else "…"
 
     return _PATH.sub(hide, said[-1].removeprefix("tlray: "))
-
-
-def add_batches(router: APIRouter, batches: Batches) -> None:
-    """Adds the addresses of batches.
-
-    Args:
-        router: Where to; it guards them.
-        batches: What answers.
-    """
-
-    @router.post(
-        "/v1/batches",
-        status_code=202,
-        openapi_extra=BATCH_BODY,
-        response_model=Batch,
-        responses=NEW_BATCH,
-        tags=["batches"],
-    )
-    async def create_batch(request: Request) -> dict[str, Any]:
-        """Scores a folder, zip or manifest of images in the background: the same rows as `tlray score` writes."""
-        check_media_type(request, (JSON,))
-        return await batches.create(await request.body())
-
-    @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=WITH_BATCHES, tags=["batches"])
-    async def show_batch(batch_id: str) -> dict[str, Any]:
-        """Tells a batch's state and progress."""
-        return await batches.show(batch_id)
-
-    ending: dict[int | str, dict[str, Any]] = {202: {"model": Batch, "description": "It is ending."}}
-
-    @router.delete(
-        "/v1/batches/{batch_id}", response_model=Batch, responses={**WITH_BATCHES, **ending}, tags=["batches"]
-    )
-    async def cancel_batch(batch_id: str, response: Response) -> dict[str, Any]:
-        """Cancels a batch; 200 if it had ended already. What it has written stays."""
-        response.status_code = 202 if await batches.cancel(batch_id) else 200
-        return await batches.show(batch_id)

@@ -1,11 +1,13 @@
 """The deployment that holds a model: a predictor behind a queue that makes batches."""
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,21 +43,6 @@ class Pixels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model says of some images.
-
-    Attributes:
-        bundle_sha256: The model's name.
-        probabilities: float32 [images, classes]; None: the pixels were made for another model.
-        predict_s: From arrival to answer, with the time in the queue.
-    """
-
-    bundle_sha256: str
-    probabilities: np.ndarray | None
-    predict_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
     """Where a model looked.
 
@@ -66,6 +53,23 @@ class Explained:
 
     overlays: Sequence[bytes] = ()
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one model says of some images.
+
+    Attributes:
+        bundle_sha256: The model's name.
+        probabilities: float32 [images, classes]; None: the pixels were made for another model.
+        predict_s: From arrival to answer, with the time in the queue.
+        explained: Where this model looked for the class that it predicts; None: not asked for.
+    """
+
+    bundle_sha256: str
+    probabilities: np.ndarray | None
+    predict_s: float
+    explained: Explained | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +119,38 @@ class Model:
             on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
         )
         self._explainer: Explainer | BundleError | None = None
+        self._num_users = 0
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
         # One thread, and the network is loaded once; in the loop's own pool waiting explanations would stop all others.
-        self.explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         for size in {1, max_batch_size}:  # the first calls of a size are slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
 
-    def explain(self, image: bytes, class_index: int) -> bytes:
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the model from being closed: `close` waits until nobody is in here."""
+        self._num_users += 1
+        self._is_unused.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._is_unused.set()
+
+    async def explain(self, images: Sequence[bytes], class_indices: Sequence[int]) -> Explained:
+        """Explains some images for a class each. The caller is `in_use`."""
+        loop = asyncio.get_running_loop()
+        overlays = []
+        try:
+            for image, index in zip(images, class_indices, strict=True):
+                overlays.append(await loop.run_in_executor(self._explaining, self._overlay, image, index))
+        except BundleError as error:
+            return Explained(problem=str(error))
+        return Explained(overlays=overlays)
+
+    def _overlay(self, image: bytes, class_index: int) -> bytes:
         """Returns the Grad-CAM overlay of an image as PNG.
 
         Raises:
@@ -143,9 +173,10 @@ class Model:
         return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
 
     async def close(self) -> None:
-        """Takes nothing more, and returns when all predictions that wait have been made."""
+        """Takes nothing more, and returns when all predictions and explanations that wait have been made."""
         await self.batcher.close()
-        self.explaining.shutdown(wait=False)
+        await self._is_unused.wait()
+        self._explaining.shutdown(wait=False)
 
 
 def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
@@ -217,27 +248,32 @@ class Classifier:
 
     async def predict(self, pixels: Pixels) -> Answer:
         """Predicts some images, in batches with those of other requests."""
-        start_s = time.monotonic()
-        model = self._model
-        spec = model.info.spec
-        probabilities = None
-        if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
-            probabilities = np.stack(await model.batcher.submit_all(pixels.images))
-        return Answer(
-            bundle_sha256=model.info.bundle_sha256,
-            probabilities=probabilities,
-            predict_s=time.monotonic() - start_s,
-        )
+        return await _predict(self._model, pixels)
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
-        """Explains some images for a class each; None: another model is loaded."""
+    async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
+        """Predicts some images and explains the class of each, both by one model, also while another takes its place.
+
+        With another bundle than `bundle_sha256` nothing is computed: the answer has its name and no probabilities.
+        """
         model = self._model
         if bundle_sha256 != model.info.bundle_sha256:
-            return None
-        loop = asyncio.get_running_loop()
-        pairs = zip(pixels.images, class_indices, strict=True)
-        explain = functools.partial(loop.run_in_executor, model.explaining, model.explain)
-        try:
-            return Explained(overlays=[await explain(image, index) for image, index in pairs])
-        except BundleError as error:
-            return Explained(problem=str(error))
+            return Answer(bundle_sha256=model.info.bundle_sha256, probabilities=None, predict_s=0.0)
+        with model.in_use():
+            answer = await _predict(model, pixels)
+            if answer.probabilities is None:
+                return answer
+            explained = await model.explain(pixels.images, answer.probabilities.argmax(axis=1).tolist())
+        return dataclasses.replace(answer, explained=explained)
+
+
+async def _predict(model: Model, pixels: Pixels) -> Answer:
+    start_s = time.monotonic()
+    spec = model.info.spec
+    probabilities = None
+    if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
+        probabilities = np.stack(await model.batcher.submit_all(pixels.images))
+    return Answer(
+        bundle_sha256=model.info.bundle_sha256,
+        probabilities=probabilities,
+        predict_s=time.monotonic() - start_s,
+    )

@@ -223,6 +223,7 @@ def read_options(config: ServeConfig) -> Options:
             bundle=config.bundle,
             name=config.name,
             open_without_keys=config.open_without_keys,
+            cors_origins=list(config.cors_origins),
             one_process=config.max_replicas == 1,
             loopback_only=_is_loopback(config.host),
             use_gpu=config.use_gpu,

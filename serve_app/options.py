@@ -1,16 +1,29 @@
 """What an operator chooses of the application; also the arguments of `serve run serve_app.app:build`."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tlray import roots, storage
 
+ORIGIN = re.compile(r"http(://(?!.*:80$)|s://(?!.*:443$))([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?")
+"""An origin: scheme, host in lower case, and the port where it is not the scheme's usual one."""
+
 CPUS_PER_REPLICA = 4
 """Of each model replica where there may be several, and its threads: what InceptionV3 uses well."""
 
+
+def _check_origin(value: str) -> str:
+    """Refuses what no browser sends as an Origin: another spelling would never be found equal to it."""
+    if ORIGIN.fullmatch(value) is None:
+        raise ValueError("an origin is written as browsers send it, such as https://scans.example or http://host:3000")
+    return value
+
+
 Location = Annotated[str, AfterValidator(storage.absolute)]
 Root = Annotated[str, AfterValidator(roots.normalize)]
+Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class Options(BaseModel):
@@ -40,6 +53,9 @@ class Options(BaseModel):
 
     endpoint: str = Field(default="", pattern=r"^[0-9a-f]*$")
     """The name that answers carry as X-Tlray-Endpoint. `tlray serve` sets it to see that it reaches itself."""
+
+    cors_origins: list[Origin] = Field(default_factory=list)
+    """Origins of other sites, such as https://scans.example, whose pages may ask; empty: none."""
 
     one_process: bool = False
     """Decode and predict in the same replicas: some more images a second where cores are few, as nothing travels, but

@@ -23,6 +23,7 @@ from serve_app.schema import (
     Models,
     ModelStatus,
     Rows,
+    SignatureMetadata,
 )
 from serve_app.service import Prediction, Service
 
@@ -61,6 +62,17 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
             await service.model_info(number)
         return tensorflow_serving.status({str(number): "AVAILABLE" for number in numbers})
 
+    async def metadata(name: str, version: int | None = None) -> dict[str, Any]:
+        """Describes the model's input and output."""
+        service.check_name(name)
+        spec = (await service.model_info(version)).spec
+        return tensorflow_serving.metadata(
+            name,
+            version=str(service.number(version)),
+            size_px=spec.image_size_px,
+            num_classes=len(spec.classes),
+        )
+
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
         router.post(
             f"{path}:predict",
@@ -70,6 +82,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
             tags=tags,
         )(predict)
         router.get(path, response_model=ModelStatus, responses=WITH_MODEL, tags=tags)(status)
+        router.get(f"{path}/metadata", response_model=SignatureMetadata, responses=WITH_MODEL, tags=tags)(metadata)
 
 
 def add_open_inference(router: APIRouter, service: Service) -> None:

@@ -1,11 +1,14 @@
 """A model in other processes, or in this one: what can go wrong on the way to it, as the client is told."""
 
 import asyncio
+import dataclasses
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
@@ -54,14 +57,33 @@ class RemoteModel:
         Raises:
             RequestError: 503: no replica can take them now.
         """
-        answer = await self._call("predict", pixels)
+        return self._noted(await self._call_by_image("predict", pixels))
+
+    async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
+        """Predicts and explains some images, if by this bundle; raises like `predict`."""
+        return self._noted(await self._call_by_image("explain", pixels, bundle_sha256))
+
+    def _noted(self, answer: Answer) -> Answer:
         is_same = self._info is not None and answer.bundle_sha256 == self._info.bundle_sha256
         self._predict_s = time.monotonic() if is_same else -math.inf
         return answer
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
-        """Explains some images for a class each, if by this bundle; raises like `predict`."""
-        return await self._call("explain", pixels, class_indices, bundle_sha256)
+    async def _call_by_image(self, method: str, pixels: Pixels, *arguments: Any) -> Answer:
+        """Calls a method for each image by itself: replicas are chosen, limited and scaled by the number of calls.
+
+        The replicas make batches of them all the same. While a bundle is exchanged in one replica after another, all
+        images are asked for once more in a single call, so that one bundle answers.
+        """
+        tasks = [
+            asyncio.ensure_future(self._call(method, dataclasses.replace(pixels, images=[image]), *arguments))
+            for image in pixels.images
+        ]
+        try:
+            answers: list[Answer] = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # where one failed, nobody wants the others any more
+                task.cancel()
+        return join(answers) or await self._call(method, pixels, *arguments)
 
     async def _is_asleep(self) -> bool:
         if time.monotonic() < self._answer_s + AWAKE_S:
@@ -108,18 +130,41 @@ class LocalModel:
         Raises:
             RequestError: 503: its queue has no room for them.
         """
+        return await self._call(functools.partial(self._classifier.predict, pixels))
+
+    async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
+        """Predicts and explains some images, if by this bundle; raises like `predict`."""
+        return await self._call(functools.partial(self._classifier.explain, pixels, bundle_sha256))
+
+    async def _call(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         for _ in range(NUM_TRIES):
             try:
-                return await self._classifier.predict(pixels)
+                return await call()
             except QueueClosed:  # another bundle has just been put in its place
                 continue
             except QueueFull:
                 break
         raise _refusal()
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
-        """Explains some images for a class each, if by this bundle."""
-        return await self._classifier.explain(pixels, class_indices, bundle_sha256)
+
+def join(answers: Sequence[Answer]) -> Answer | None:
+    """Joins the answers to several images; None: they come from more than one bundle."""
+    first = answers[0]
+    if any(answer.bundle_sha256 != first.bundle_sha256 for answer in answers):
+        return None
+    parts = [answer.probabilities for answer in answers if answer.probabilities is not None]
+    explained = [answer.explained for answer in answers if answer.explained is not None]
+    return Answer(
+        bundle_sha256=first.bundle_sha256,
+        probabilities=np.concatenate(parts) if parts else None,
+        predict_s=max(answer.predict_s for answer in answers),
+        explained=_join_explained(explained) if explained else None,
+    )
+
+
+def _join_explained(explained: Sequence[Explained]) -> Explained:
+    problem = next((each.problem for each in explained if each.problem), "")
+    return Explained(overlays=() if problem else [png for each in explained for png in each.overlays], problem=problem)
 
 
 def _refusal() -> RequestError:

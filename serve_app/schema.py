@@ -170,6 +170,16 @@ class Ready(BaseModel):
     bundle_sha256: str
 
 
+class ModelShown(BaseModel):
+    """The model that answers at /predict."""
+
+    model: str
+    version: int
+    bundle_sha256: str
+    classes: list[str] = Field(description="In the order of the model's outputs")
+    refer_below: float = Field(description="Predictions of a lower confidence are marked `refer`")
+
+
 class FileRow(BaseModel):
     """What the model says of a file, or what is wrong with it."""
 
@@ -224,6 +234,21 @@ class ModelStatus(BaseModel):
     """The versions of a model."""
 
     model_version_status: list[VersionStatus]
+
+
+class ModelSpec(BaseModel):
+    """The model that is described."""
+
+    name: str
+    signature_name: str
+    version: str
+
+
+class SignatureMetadata(BaseModel):
+    """The model's signatures, in the form of TensorFlow Serving."""
+
+    model_spec: ModelSpec
+    metadata: dict[str, Any] = Field(description="signature_def: the inputs and outputs by signature")
 
 
 class ServerMetadata(BaseModel):
@@ -300,3 +325,9 @@ class Batch(BaseModel):
     output: str
     version: int
     bundle_sha256: str
+
+
+class BatchList(BaseModel):
+    """Batches, the newest first."""
+
+    batches: list[Batch]

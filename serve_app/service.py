@@ -39,8 +39,8 @@ class Model(Protocol):
         """Predicts some images."""
         ...
 
-    async def explain(self, pixels: Pixels, class_indices: Sequence[int], bundle_sha256: str) -> Explained | None:
-        """Explains some images, if by this bundle."""
+    async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
+        """Predicts and explains some images, if by this bundle; otherwise there are no probabilities."""
         ...
 
 
@@ -210,34 +210,31 @@ class Service:
                 size_px=spec.image_size_px,
                 intensity_range=spec.intensity_range,
             )
-            answer = await self._ask(number, pixels, info)
+            answer = await self._ask(number, pixels, info, explain=explain)
             probs_BK = answer.probabilities
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
-                explained = Explained()
-                if explain and good:
-                    best = probs_BK.argmax(axis=1).tolist()
-                    explained = await self._models[number].explain(pixels, best, answer.bundle_sha256)
-                if explained is not None:
-                    self._observe(number, info, decoded, probs_BK)
-                    if self._mirror is not None and number == self.options.version:
-                        places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
-                        self._mirror(info, [files[place] for place in places], pixels, probs_BK)
-                    return Prediction(
-                        info=info,
-                        probabilities=probs_BK,
-                        errors=[each if isinstance(each, ImageError) else None for each in decoded],
-                        explanations=explained.overlays,
-                        not_explained=explained.problem,
-                        decode_s=decode_s,
-                        predict_s=answer.predict_s,
-                    )
+                self._observe(number, info, decoded, probs_BK)
+                if self._mirror is not None and number == self.options.version:
+                    places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
+                    self._mirror(info, [files[place] for place in places], pixels, probs_BK)
+                explained = answer.explained or Explained()
+                return Prediction(
+                    info=info,
+                    probabilities=probs_BK,
+                    errors=[each if isinstance(each, ImageError) else None for each in decoded],
+                    explanations=explained.overlays,
+                    not_explained=explained.problem,
+                    decode_s=decode_s,
+                    predict_s=answer.predict_s,
+                )
             info = await self.model_info(number)  # another bundle has just been put in its place
 
-    async def _ask(self, number: int, pixels: Pixels, info: ModelInfo) -> Answer:
+    async def _ask(self, number: int, pixels: Pixels, info: ModelInfo, *, explain: bool) -> Answer:
         if not pixels.images:
             none = np.zeros((0, len(info.spec.classes)), np.float32)
             return Answer(bundle_sha256=info.bundle_sha256, probabilities=none, predict_s=0.0)
-        answer = await self._models[number].predict(pixels)
+        model = self._models[number]
+        answer = await (model.explain(pixels, info.bundle_sha256) if explain else model.predict(pixels))
         if answer.probabilities is not None and not np.isfinite(answer.probabilities).all():
             raise RequestError(500, "The model gave no finite probabilities.", ImageErrorCode.PREDICT_FAILED.value)
         return answer

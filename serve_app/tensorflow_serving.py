@@ -1,11 +1,11 @@
-"""TensorFlow Serving's REST API: its predict requests and answers, its status, its errors.
+"""TensorFlow Serving's REST API: its predict requests and answers, its status, metadata and errors.
 
 https://www.tensorflow.org/tfx/serving/api_rest; what is not written there is as json_tensor.cc of TensorFlow Serving
 does it. Unlike there, NaN and Infinity are refused, as they are no JSON and no pixels, and the images of a request may
 differ in size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from serve_app import jsonbody
 from serve_app.jsonbody import invalid, shown
 
 INPUT = "image"
+OUTPUT = "probabilities"
 SIGNATURE = "serving_default"
 
 
@@ -105,6 +106,34 @@ def status(states: Mapping[str, str]) -> dict[str, Any]:
             {"version": version, "state": state, "status": fine} for version, state in states.items()
         ]
     }
+
+
+def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict[str, Any]:
+    """Returns the answer to GET /v1/models/NAME/metadata: GetModelMetadataResponse as JSON, with its only signature.
+
+    The input is given as the model has it. A tensor has one dtype here; image files, in base64, are taken besides.
+
+    Args:
+        name: Name of the model.
+        version: Version that is described.
+        size_px: Height and width of the input.
+        num_classes: Number of classes.
+    """
+    signature = {
+        "inputs": {INPUT: _tensor(INPUT, "DT_UINT8", [-1, size_px, size_px, 3])},
+        "outputs": {OUTPUT: _tensor(OUTPUT, "DT_FLOAT", [-1, num_classes])},
+        "method_name": "tensorflow/serving/predict",
+    }
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": version},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+    }
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    # The JSON of Protocol Buffers has 64-bit numbers as text.
+    dim = [{"size": str(size), "name": ""} for size in shape]
+    return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": f"{name}:0"}
 
 
 def error(message: str) -> dict[str, str]:

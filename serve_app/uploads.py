@@ -1,7 +1,8 @@
-"""The address for files: `curl -F file=@scan.png ADDRESS/predict`."""
+"""The address for files, `curl -F file=@scan.png ADDRESS/predict`, and the one that tells which model answers there."""
 
 import base64
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from serve_app.body import admit, check_media_type
 from serve_app.errors import RequestError, image_error
-from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, Predictions
+from serve_app.forms import FormParser
+from serve_app.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL, ModelShown, Predictions
 from serve_app.service import Prediction, Service
 
 
 def add_uploads(router: APIRouter, service: Service) -> None:
-    """Adds the address.
+    """Adds the addresses.
 
     Args:
-        router: Where to; it guards it.
+        router: Where to; it guards them.
         service: What answers.
     """
 
@@ -49,6 +50,18 @@ def add_uploads(router: APIRouter, service: Service) -> None:
             }
         )
 
+    @router.get("/model", response_model=ModelShown, responses=WITH_MODEL, tags=["predict"])
+    async def show_model() -> dict[str, Any]:
+        """Tells which model answers at /predict."""
+        info = await service.model_info()
+        return {
+            "model": service.options.name,
+            "version": service.options.version,
+            "bundle_sha256": info.bundle_sha256,
+            "classes": list(info.spec.classes),
+            "refer_below": info.spec.refer_below,
+        }
+
 
 async def _read_form(request: Request, max_images: int) -> tuple[list[str], list[bytes]]:
     check_media_type(request, (FORM,))
@@ -57,13 +70,16 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
         # Of the codecs that Python has, punycode takes 14 s for a megabyte, and the event loop with it.
         raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
     try:
-        async with request.form(max_files=max_images, max_fields=max_images) as form:
-            uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
-            files = [await each.read() for each in uploads]
-    except (MultiPartException, HTTPException) as error:
-        problem = str(getattr(error, "detail", error))
-        status = 413 if problem.startswith("Too many") else 400
-        raise RequestError(status, f"The form cannot be read: {problem}") from error
+        async with aclosing(request.stream()) as stream:
+            form = await FormParser(request.headers, stream, max_files=max_images, max_fields=max_images).parse()
+    except MultiPartException as error:
+        status = 413 if error.message.startswith("Too many") else 400
+        raise RequestError(status, f"The form cannot be read: {error.message}") from error
+    try:
+        uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
+        files = [await each.read() for each in uploads]
+    finally:
+        await form.close()
     if not files:
         raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
     return [each.filename or "" for each in uploads], files

@@ -72,7 +72,11 @@ class Browser:
         Without what Chromium says of every answer that is an error, as the page deals with those.
         """
         told = [each["message"] for each in self.driver.get_log("browser")]
-        return [each for each in told if not re.search(r"/predict\S* - Failed to load resource: .* status of 4", each)]
+        return [
+            each
+            for each in told
+            if not re.search(r"/(model|predict\S*) - Failed to load resource: .* status of 4", each)
+        ]
 
 
 def _find(program: str) -> str:

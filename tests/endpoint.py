@@ -36,6 +36,18 @@ def local_api(model: Any, environment: Mapping[str, str] | None = None, **option
     return create_api(service, ApiKeys(environment or {}), Batches(service, JobServer()))
 
 
+def below(prefix: str, api: Any) -> Any:
+    """Returns a proxy that has an application below a prefix, and takes it away as nginx's `location PREFIX/` does."""
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        assert path.startswith(prefix + "/"), path
+        headers = [*scope["headers"], (b"x-forwarded-prefix", prefix.encode())]
+        await api({**scope, "path": path[len(prefix) :], "headers": headers}, receive, send)
+
+    return proxy
+
+
 @contextmanager
 def listening(api: Any) -> Iterator[str]:
     """Serves an application in a thread; gives its address, without a path."""

@@ -16,8 +16,8 @@ from tlray.artifact import load_keras_file
 from tlray.bundle import Bundle
 from tlray.errors import BundleError, ConfigError
 
-OPACITY = 0.7
-"""Of the hottest place in an overlay: the anatomy stays visible below."""
+OPACITY = 0.5
+"""Opacity of an overlay where the heatmap is 1: half of the contrast of the anatomy below stays visible."""
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 _PASSED = ("Softmax", "Rescaling", "Log", "Maximum")

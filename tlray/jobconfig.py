@@ -255,6 +255,8 @@ class ServeConfig:
     """The port to listen on."""
     open_without_keys: bool = False
     """Answer other machines without keys, too: anyone who reaches the port may use the model."""
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose pages may use the model, as browsers name them: https://scans.example."""
     input_roots: tuple[str, ...] = ()
     """Folders or URIs below which bulk scoring (POST /v1/batches) may read; without any there is none."""
     output_roots: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """`serve deploy` of the project's own config file: replicas that come and go with the load, a bundle swapped within."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -37,14 +38,14 @@ class Cluster:
     def application(self) -> dict[str, Any]:
         return self.http.get("/api/serve/applications/").raise_for_status().json()["applications"].get("tlray", {})
 
-    def replicas(self) -> dict[str, str]:
-        """The states of the model's replicas, by their names."""
-        replicas = self.application()["deployments"]["Classifier-1"]["replicas"]
+    def replicas(self, deployment: str = "Classifier-1") -> dict[str, str]:
+        """The states of a deployment's replicas, by their names."""
+        replicas = self.application()["deployments"][deployment]["replicas"]
         return {replica["replica_id"]: replica["state"] for replica in replicas}
 
-    def states(self) -> Counter[str]:
-        """How many of the model's replicas are in each state."""
-        return Counter(self.replicas().values())
+    def states(self, deployment: str = "Classifier-1") -> Counter[str]:
+        """How many of a deployment's replicas are in each state."""
+        return Counter(self.replicas(deployment).values())
 
     def log_of_model(self) -> str:
         """What the model's replicas have logged."""
@@ -122,6 +123,21 @@ def test_replicas_come_with_the_load_and_go_with_it(cluster, address, scan):
     assert cluster.states() == {}
     again = httpx.post(f"{address}/predict", files=upload(scan), timeout=60).raise_for_status().json()
     assert again["predictions"][0]["probabilities"] == pytest.approx(first, abs=1e-6)
+
+
+def test_replicas_come_with_images_and_not_with_requests(cluster, address, config, scan):
+    changed = copy.deepcopy(config)
+    ingress, model = changed["applications"][0]["deployments"]
+    model["autoscaling_config"] |= {"min_replicas": 1, "target_ongoing_requests": 8}  # more than there are requests
+    quick = ("upscale_delay_s", "look_back_period_s", "metrics_interval_s")
+    ingress["autoscaling_config"] |= {name: model["autoscaling_config"][name] for name in quick}
+    cluster.put(changed)
+    wait_for(cluster.states, lambda states: states == {"RUNNING": 1})
+    with Load(address, scan, num_clients=3, num_images=64) as load:
+        wait_for(cluster.states, lambda states: states["RUNNING"] == 2)
+        wait_for(lambda: cluster.states("Ingress"), lambda states: states["RUNNING"] > 1)
+    assert set(load.statuses) <= {200, 429}
+    assert load.statuses[200]
 
 
 def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, tmp_path):

@@ -5,7 +5,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
 from tests.browser import Browser
-from tests.endpoint import LocalClassifier, listening, local_api
+from tests.endpoint import LocalClassifier, below, listening, local_api
 from tlray import cli
 
 DEADLINE_S = 60
@@ -30,13 +31,23 @@ SIZE_PX = 32
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> LocalClassifier:
     """A bundle that tells dark images from light ones, and is unsure between them."""
-    directory = tmp_path_factory.mktemp("bundle")
+    return LocalClassifier(export(tmp_path_factory.mktemp("bundle"), slope=10.0))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> LocalClassifier:
+    """Another one, which is less sure."""
+    return LocalClassifier(export(tmp_path_factory.mktemp("other"), slope=5.0))
+
+
+def export(directory: Path, *, slope: float) -> str:
+    """Makes a bundle whose logits are linear in an image's mean, and equal where that is half of white."""
     image = keras.Input((SIZE_PX, SIZE_PX, 3))
     x = keras.layers.Conv2D(1, 3, kernel_initializer="ones")(image)
     x = keras.layers.GlobalAveragePooling2D()(x)
     dense = keras.layers.Dense(2, activation="softmax")
     network = keras.Model(image, dense(x))
-    dense.set_weights([np.array([[-10.0, 10.0]]) / 27, np.array([5.0, -5.0])])
+    dense.set_weights([np.array([[-slope, slope]]) / 27, np.array([slope, -slope]) / 2])
     network.save(directory / "own.keras")
     (directory / "classes.txt").write_text("\n".join(CLASSES))
     arguments = ["--model", directory / "own.keras", "--classes", directory / "classes.txt"]
@@ -44,7 +55,7 @@ def model(tmp_path_factory) -> LocalClassifier:
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["export", *map(str, arguments)])
     assert not exit_info.value.code
-    return LocalClassifier(str(directory / "bundle"))
+    return str(directory / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +130,68 @@ def test_what_the_page_shows_is_what_the_endpoint_says(browser, address, files):
     labels = Counter(asked(address, files[what])["label"] for what in wanted)
     assert browser.texts("#counts li") == [f"{label}: {labels[label]}" for label in sorted(labels)]
     assert "no medical device" in browser.find("[role=note]").text
-    assert browser.find("#model").text == f"Model chest-ct, bundle {model_sha256(address)}"
+
+
+def test_the_model_is_named_before_it_answers(browser, address):
+    browser.wait(lambda: browser.find("#model").text.startswith("Model "))
+    told = f"Model chest-ct, version 1, bundle {model_sha256(address)}. Classes: {', '.join(CLASSES)}."
+    assert browser.find("#model").text == told
+    assert num_requests(browser) == 0
+
+
+def test_results_of_another_bundle_say_so(window, model, other, files):
+    first, second = (each._model.info.bundle_sha256 for each in (model, other))
+    serving = Exchanged(model)
+    with listening(local_api(serving)) as address:
+        window.driver.get(f"{address}/")
+        window.choose(files["dark"])
+        window.wait_until_done("1 of 1 images done")
+        window.wait(lambda: first in window.find("#model").text)
+        assert [each.is_displayed() for each in window.find_all(".bundle")] == [False]
+        serving.classifier = other
+        window.choose(files["light"])
+        window.wait_until_done("2 of 2 images done")
+        window.wait(lambda: second in window.find("#model").text)
+        notes = {what: window.find_all(".bundle", window.card(files[what]))[0] for what in ("dark", "light")}
+        assert {what: note.is_displayed() for what, note in notes.items()} == {"dark": True, "light": False}
+        assert notes["dark"].text == f"Another bundle answered: {first}"
+        assert window.complaints() == []
+        window.driver.get("about:blank")
+
+
+class Exchanged:
+    """A model in whose place another one can be put, at once."""
+
+    def __init__(self, classifier: LocalClassifier) -> None:
+        self.classifier = classifier
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.classifier, name)
+
+
+def test_results_are_put_in_order_of_certainty(browser, address, files):
+    chosen = ("unsure", "broken", "light", "dark")
+    browser.choose(*(files[what] for what in chosen))
+    browser.wait_until_done("4 of 4 images done")
+    certainty = {what: asked(address, files[what])["confidence"] for what in chosen if what != "broken"}
+    assert len(set(certainty.values())) == 3
+    least = [*sorted(certainty, key=lambda what: certainty[what]), "broken"]
+    most = [*sorted(certainty, key=lambda what: -certainty[what]), "broken"]
+
+    def shown() -> list[str]:
+        return browser.texts(".card h2")
+
+    def names(order: Iterable[str]) -> list[str]:
+        return [files[what].name for what in order]
+
+    assert shown() == names(chosen)
+    for value, order in (("least", least), ("most", most), ("chosen", chosen), ("least", least)):
+        browser.find(f"#order option[value={value}]").click()
+        assert shown() == names(order)
+    browser.choose(files["no preview"])  # what comes later takes its place too
+    browser.wait_until_done("5 of 5 images done")
+    certainty["no preview"] = asked(address, files["no preview"])["confidence"]
+    assert shown() == names([*sorted(certainty, key=lambda what: certainty[what]), "broken"])
 
 
 def model_sha256(address: str) -> str:
@@ -167,14 +239,41 @@ def test_the_overlay_is_shown_and_hidden_and_left_out(browser, address, files):
     said = base64.b64decode(asked(address, path, "?explain=true")["explanation"])
     np.testing.assert_array_equal(pixels_of(base64.b64decode(shown)), pixels_of(said))
     assert np.ptp(pixels_of(said), axis=2).max() > 20  # heat over a grey image
-    for is_shown in (False, True):
+    assert told(overlay, button) == (True, "true", "Grad-CAM overlay: on")
+    for is_shown, state in ((False, "off"), (True, "on")):
         button.click()
-        assert (overlay.is_displayed(), button.get_attribute("aria-pressed")) == (is_shown, str(is_shown).lower())
+        assert told(overlay, button) == (is_shown, str(is_shown).lower(), f"Grad-CAM overlay: {state}")
+    assert opacity(browser) == 0.8
+    browser.find("#strength").send_keys(Keys.HOME)
+    assert opacity(browser) == 0
+    browser.find("#strength").send_keys(Keys.END)
+    assert opacity(browser) == 1
     browser.find("#clear").click()
     browser.find("#explain").click()
     browser.choose(path)
     browser.wait_until_done("1 of 1 images done")
     assert (browser.find_all(".overlay"), browser.find_all(".card button")) == ([], [])
+
+
+def told(overlay: WebElement, button: WebElement) -> tuple[bool, str | None, str]:
+    return overlay.is_displayed(), button.get_attribute("aria-pressed"), button.text
+
+
+def opacity(browser: Browser) -> float:
+    return float(browser.driver.execute_script("return getComputedStyle(document.querySelector('.overlay')).opacity"))
+
+
+def test_the_page_and_its_documentation_work_below_a_prefix(window, model, files):
+    with listening(below("/ct", local_api(model, {"TLRAY_API_KEYS": KEY}))) as address:
+        window.driver.get(f"{address}/ct/")
+        window.wait(lambda: window.focused() == "key")
+        window.press(KEY, Keys.ENTER)
+        window.choose(files["dark"])
+        window.wait_until_done("1 of 1 images done, 0 to refer to a specialist, 0 failed")
+        assert window.complaints() == []
+        try_live(window, f"{address}/ct")
+        assert window.complaints() == []
+        window.driver.get("about:blank")
 
 
 def pixels_of(file: bytes) -> np.ndarray:
@@ -252,10 +351,10 @@ def test_the_keyboard_is_enough(browser, files):
     browser.wait_until_done("1 of 1 images done")
     order = []
     browser.find("#explain").send_keys(Keys.TAB)
-    for _ in range(3):
+    for _ in range(5):
         order.append(browser.focused())
         browser.press(Keys.TAB)
-    assert order == ["download", "clear", "Grad-CAM overlay"]
+    assert order == ["download", "clear", "order", "strength", "Grad-CAM overlay: on"]
     browser.find(".card button").send_keys(Keys.SPACE)
     assert not browser.find(".overlay").is_displayed()
     browser.find("#clear").send_keys(Keys.ENTER)
@@ -319,6 +418,12 @@ def test_a_key_is_asked_for_kept_for_the_page_and_stored_nowhere(window, model, 
 
 
 def test_the_documentation_is_shown_without_another_server(browser, address):
+    try_live(browser, address)
+    assert [each for each in fetched(browser) if not each.startswith((address, "data:"))] == []
+
+
+def try_live(browser: Browser, address: str) -> None:
+    """Opens the documentation, and asks from there whether the process answers."""
     browser.driver.get(f"{address}/docs")
     paths = httpx.get(f"{address}/openapi.json", timeout=DEADLINE_S).json()["paths"]
     num_operations = sum(len(methods) for methods in paths.values())
@@ -329,4 +434,4 @@ def test_the_documentation_is_shown_without_another_server(browser, address):
     browser.wait(lambda: browser.find_all(".execute", block))[0].click()
     browser.wait(lambda: browser.find_all(".live-responses-table .microlight", block))
     assert browser.texts(".live-responses-table .response-col_status", block)[-1].startswith("200")
-    assert [each for each in fetched(browser) if not each.startswith((address, "data:"))] == []
+    assert f"{address}/v2/health/live" in fetched(browser)

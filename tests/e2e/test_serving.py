@@ -105,12 +105,13 @@ def test_every_door_gives_the_same(address, bundles, files, tmp_path):
 class Load:
     """Clients that ask on and on, in threads, and count what they are told."""
 
-    def __init__(self, address: str, path: Path, num_clients: int = 4):
+    def __init__(self, address: str, path: Path, num_clients: int = 4, num_images: int = 1):
         self.statuses: Counter[int] = Counter()
         self.bundles: Counter[str] = Counter()
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(num_clients)
-        self._futures = [self._pool.submit(self._ask, address, upload(path)) for _ in range(num_clients)]
+        files = [*upload(path).items()] * num_images
+        self._futures = [self._pool.submit(self._ask, address, files) for _ in range(num_clients)]
 
     def _ask(self, address, files):
         with httpx.Client(timeout=60) as client:

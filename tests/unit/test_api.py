@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -57,10 +58,13 @@ class Mean:
             answer = np.stack([1 - light, light], axis=1).astype(np.float32)
         return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=answer, predict_s=0.0)
 
-    async def explain(self, pixels: Pixels, class_indices, bundle_sha256):
+    async def explain(self, pixels: Pixels, bundle_sha256):
         if bundle_sha256 != self.info.bundle_sha256:
-            return None
-        return Explained(overlays=[f"overlay {index} of {len(pixels.images)}".encode() for index in class_indices])
+            return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=None, predict_s=0.0)
+        answer = await self.predict(pixels)
+        classes = answer.probabilities.argmax(axis=1)  # pyright: ignore[reportOptionalMemberAccess]
+        overlays = [f"overlay {index} of {len(pixels.images)}".encode() for index in classes]
+        return replace(answer, explained=Explained(overlays=overlays))
 
 
 @pytest.fixture
@@ -189,10 +193,32 @@ def test_the_model_is_described(model):
     assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
 
 
+def test_the_model_that_answers_is_told_to_those_who_may_ask(model):
+    assert call(model, "GET", "/model").json() == {
+        "model": "chest-ct",
+        "version": 1,
+        "bundle_sha256": "a" * 64,
+        "classes": ["dark", "light"],
+        "refer_below": 0.6,
+    }
+    assert call(model, "GET", "/model", {"TLRAY_API_KEYS": KEY}).status_code == 401
+
+
+def test_the_signature_is_described_for_each_version(model):
+    for path in ("/v1/models/chest-ct/metadata", "/v1/models/chest-ct/versions/1/metadata"):
+        about = call(model, "GET", path).json()
+        assert about["model_spec"] == {"name": "chest-ct", "signature_name": "", "version": "1"}
+        signature = about["metadata"]["signature_def"]["signature_def"]["serving_default"]
+        sizes = [each["size"] for each in signature["inputs"]["image"]["tensor_shape"]["dim"]]
+        assert sizes == ["-1", str(SIZE_PX), str(SIZE_PX), "3"]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", "/v1/models/other"),
+        ("GET", "/v1/models/other/metadata"),
+        ("GET", "/v1/models/chest-ct/versions/2/metadata"),
         ("POST", "/v1/models/other:predict"),
         ("GET", "/v1/models/chest-ct/versions/2"),
         ("GET", "/v2/models/other/ready"),
@@ -292,7 +318,7 @@ def test_an_overlay_is_of_the_bundle_that_answered(model):
     explain = model.explain
 
     async def swap_and_explain(*arguments):
-        model.info = info("b" * 64)  # between the prediction and its explanation, the first time
+        model.info = info("b" * 64)  # between what is known of the model and what it is asked, the first time
         return await explain(*arguments)
 
     model.explain = swap_and_explain
@@ -320,8 +346,8 @@ def test_predictions_are_explained_where_asked_for(model):
 
 
 def test_a_model_that_cannot_be_explained_predicts_all_the_same(model):
-    async def explain(*_):
-        return Explained(problem="It has no feature map.")
+    async def explain(pixels, _):
+        return replace(await model.predict(pixels), explained=Explained(problem="It has no feature map."))
 
     model.explain = explain
     answer = call(model, "POST", "/predict?explain=true", files=upload(png(255), b"nonsense"))

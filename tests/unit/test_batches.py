@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -251,6 +252,29 @@ def test_a_batch_is_cancelled(endpoint):
     again = endpoint.call("DELETE", f"/{name}")
     assert (again.status_code, again.json()["state"]) == (200, "cancelled")
     assert len(endpoint.jobs.stopped) == 2
+
+
+def test_batches_are_listed_the_newest_first(endpoint):
+    assert endpoint.call("GET").json() == {"batches": []}
+    names = []
+    for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.RUNNING):
+        names.insert(0, endpoint.post().json()["id"])
+        endpoint.change(names[0], status)
+        endpoint.jobs.jobs[f"tlray-batch-{names[0]}"] = replace(
+            endpoint.jobs.jobs[f"tlray-batch-{names[0]}"], start_ms=1000 + len(names)
+        )
+    endpoint.jobs.add("raysubmit_1", {"model": "chest-ct"}, start_ms=9000)
+    endpoint.jobs.add(f"tlray-batch-{'b' * 32}", {"model": "another model"}, start_ms=9000)
+    listed = endpoint.call("GET").json()["batches"]
+    assert listed == [endpoint.call("GET", f"/{name}").json() for name in names]
+    assert [batch["state"] for batch in listed] == ["pending", "failed", "succeeded"]
+    assert [batch["id"] for batch in endpoint.call("GET", "?limit=2").json()["batches"]] == names[:2]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "101", "many"])
+def test_a_list_of_batches_has_an_end(endpoint, limit):
+    answer = endpoint.call("GET", f"?limit={limit}")
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "invalid_request")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +11,14 @@ import keras
 import numpy as np
 import pytest
 
-from serve_app.classifier import Explained, Pixels
+from serve_app.classifier import Answer, Explained, Pixels, to_batch
 from tests.endpoint import LocalClassifier
-from tlray import cli
+from tlray import cli, explain
 from tlray.errors import BundleError
+from tlray.predictor import Predictor
 
 SIZE_PX = 16
+DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,58 @@ def test_a_model_that_cannot_be_explained_says_so_and_is_taken_apart_once(classi
 
     async def explain_twice() -> list[Any]:
         sha256 = (await classifier.describe()).bundle_sha256
-        return [await classifier.explain(pixels(classifier), [0, 1], sha256) for _ in range(2)]
+        return [(await classifier.explain(pixels(classifier), sha256)).explained for _ in range(2)]
 
     assert asyncio.run(explain_twice()) == [Explained(problem="It has no feature map.")] * 2
     assert len(loads) == 1
+
+
+class GatedExplainer:
+    """Explains nothing before it is let, and then with the seed of its bundle's name."""
+
+    def __init__(self, bundle: Any) -> None:
+        self.sha256 = bundle.sha256
+        self.gate = threading.Event()
+        self.begun = threading.Event()
+
+    def heatmap(self, _image_HWC: np.ndarray, class_index: int) -> np.ndarray:
+        self.begun.set()
+        assert self.gate.wait(DEADLINE_S)
+        return heat(self.sha256, class_index)
+
+
+def heat(sha256: str, class_index: int) -> np.ndarray:
+    return np.full((SIZE_PX, SIZE_PX), int(sha256[:2], 16) / 255 / (1 + class_index), np.float32)
+
+
+def test_an_exchange_waits_for_explanations_and_each_is_of_the_bundle_that_predicted(classifier, bundles, monkeypatch):
+    monkeypatch.setattr("tlray.explain.Explainer", GatedExplainer)
+    images, first = pixels(classifier), classifier._model
+    first._explainer = GatedExplainer(first.predictor.bundle)
+
+    async def exchange() -> tuple[Answer, Answer, Answer]:
+        explaining = asyncio.create_task(classifier.explain(images, first.info.bundle_sha256))
+        await asyncio.to_thread(first._explainer.begun.wait, DEADLINE_S)
+        exchanging = asyncio.create_task(classifier.reconfigure({"bundle": bundles["second"]}))
+        while classifier._model is first:
+            await asyncio.sleep(0.01)
+        too_late = await classifier.explain(images, first.info.bundle_sha256)
+        assert not exchanging.done()
+        first._explainer.gate.set()
+        before = await explaining
+        await exchanging
+        classifier._model._explainer = GatedExplainer(classifier._model.predictor.bundle)
+        classifier._model._explainer.gate.set()
+        return before, too_late, await classifier.explain(images, classifier._model.info.bundle_sha256)
+
+    before, too_late, after = asyncio.run(exchange())
+    assert (too_late.bundle_sha256, too_late.probabilities) == (after.bundle_sha256, None)
+    assert before.bundle_sha256 != after.bundle_sha256
+    batch_BHWC = to_batch(images.images, SIZE_PX)
+    for answer, name in ((before, "first"), (after, "second")):
+        expected_BK = Predictor(bundles[name]).predict(batch_BHWC)
+        assert answer.probabilities is not None
+        np.testing.assert_allclose(answer.probabilities, expected_BK, atol=1e-6)
+        heats = [heat(answer.bundle_sha256, index) for index in expected_BK.argmax(axis=1)]
+        overlays = [explain.to_png(explain.overlay(*pair)) for pair in zip(batch_BHWC, heats, strict=True)]
+        assert answer.explained == Explained(overlays=overlays)

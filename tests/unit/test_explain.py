@@ -297,6 +297,12 @@ def test_overlay_by_hand():
     assert np.asarray(laid)[0, 1] == pytest.approx(expected, abs=1)
 
 
+def test_half_of_the_anatomys_contrast_stays_where_it_is_hottest():
+    image = np.array([[[60, 60, 60], [160, 160, 160]]], dtype=np.uint8)
+    laid = np.asarray(overlay(image, np.ones((1, 2), dtype=np.float32))).astype(int)
+    assert (laid[0, 1] - laid[0, 0]).tolist() == [50, 50, 50]
+
+
 def test_overlay_is_grey_and_of_the_images_size():
     image = np.zeros((6, 10, 3), dtype=np.uint8)
     image[..., 0] = 100

@@ -83,6 +83,20 @@ def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
     assert found["Ingress"]._deployment_config.autoscaling_config.max_replicas == max_ingresses
 
 
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({}, 1),  # one of 64 images is half of 128
+        ({"max_images_per_request": 8}, 8),
+        ({"max_images_per_request": 1}, 64),
+        ({"max_images_per_request": 128}, 1),
+    ],
+)
+def test_another_ingress_comes_before_the_largest_requests_are_refused(options, target):
+    scaling = deployments(max_replicas=3, **options)["Ingress"]._deployment_config.autoscaling_config
+    assert scaling.target_ongoing_requests == target
+
+
 def test_the_config_file_is_valid_and_complete():
     ServeDeploySchema.model_validate(CONFIG)
     options = Options.model_validate(APPLICATION["args"])
@@ -113,7 +127,8 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
     assert model["max_ongoing_requests"] == 2 * options.max_batch_size
     assert model["max_queued_requests"] == options.max_queued_images
     assert model["autoscaling_config"]["target_ongoing_requests"] == options.max_batch_size
-    assert ingress["autoscaling_config"]["target_ongoing_requests"] == options.max_queued_images / 2
+    num_images = ingress["autoscaling_config"]["target_ongoing_requests"] * options.max_images_per_request
+    assert num_images == options.max_queued_images / 2
     num_images = model["autoscaling_config"]["max_replicas"] * model["max_ongoing_requests"]
     assert ingress["autoscaling_config"]["max_replicas"] * options.max_queued_images >= num_images
     assert CONFIG["http_options"]["request_timeout_s"] > options.timeout_s

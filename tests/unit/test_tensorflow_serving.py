@@ -121,3 +121,26 @@ def test_the_status_is_that_of_the_documentation():
         ]
     }
     assert tensorflow_serving.error("No.") == {"error": "No."}
+
+
+def test_the_metadata_is_that_of_the_documentation():
+    """In the form of the example at https://www.tensorflow.org/tfx/serving/api_rest#model_metadata_api."""
+
+    def tensor(name: str, dtype: str, *sizes: str) -> dict[str, object]:
+        dim = [{"size": size, "name": ""} for size in sizes]
+        return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": name}
+
+    assert tensorflow_serving.metadata("chest-ct", version="3", size_px=299, num_classes=4) == {
+        "model_spec": {"name": "chest-ct", "signature_name": "", "version": "3"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {
+                        "inputs": {"image": tensor("image:0", "DT_UINT8", "-1", "299", "299", "3")},
+                        "outputs": {"probabilities": tensor("probabilities:0", "DT_FLOAT", "-1", "4")},
+                        "method_name": "tensorflow/serving/predict",
+                    }
+                }
+            }
+        },
+    }
