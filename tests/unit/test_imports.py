@@ -18,6 +18,7 @@ CORE += [
     "weights",
     "continuation",
     "trialtable",
+    "outputs",
 ]
 ON_RAY = [
     "streams",
