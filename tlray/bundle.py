@@ -46,6 +46,7 @@ class BundleSpec:
         weights: Where training started.
         data_fingerprint: See `manifest.fingerprint`; None where nothing is known of the data.
         split_fingerprint: See `manifest.split_fingerprint`.
+        prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: What they were like; None where nothing is known of them.
         metrics: By split, as `metrics.evaluate_predictions` returns them.
         library_versions: What the bundle was made with.
@@ -63,6 +64,7 @@ class BundleSpec:
     weights: str
     data_fingerprint: str | None = None
     split_fingerprint: str | None = None
+    prior: tuple[float, ...] | None = None
     training_images: TrainingImages | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
@@ -162,15 +164,19 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")
-        limits, images = raw["intensity_range"], raw.get("training_images")
+        limits, shares = raw["intensity_range"], raw.get("prior")
+        images = raw.get("training_images")
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
+            "prior": tuple(map(float, shares)) if shares is not None else None,
             "training_images": TrainingImages.from_json(images) if images is not None else None,
         }
         spec = BundleSpec(**raw | parsed)
         if spec.training_images and len(spec.training_images.class_counts) != len(spec.classes):
             raise ValueError("training_images must have a count for each class")
+        if spec.prior is not None and len(spec.prior) != len(spec.classes):
+            raise ValueError("prior must have a share for each class")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
     return spec, hashlib.sha256(content).hexdigest()
@@ -225,6 +231,7 @@ def model_card(spec: BundleSpec) -> str:
         "Preprocessing (in the model)": spec.preprocessing,
         "16-bit pixels shown as 0 to 255": spec.intensity_range or (0, 65535),
         "Temperature": spec.temperature,
+        "Class shares that the probabilities assume": _describe_prior(spec),
         "Refer when confidence is below": spec.refer_below,
         "Data fingerprint": spec.data_fingerprint or "unknown",
     }
@@ -245,3 +252,9 @@ def model_card(spec: BundleSpec) -> str:
             "",
         ]
     )
+
+
+def _describe_prior(spec: BundleSpec) -> str:
+    if spec.prior is None:
+        return "unknown"
+    return ", ".join(f"{name} {share:.3g}" for name, share in zip(spec.classes, spec.prior, strict=True))

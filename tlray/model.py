@@ -131,6 +131,18 @@ def set_linear_head(
     classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
+def shift_logits(classifier: keras.Model, shift: np.ndarray) -> None:
+    """Adds constants to a classifier's logits, by the bias of its head.
+
+    Args:
+        classifier: Of `build_classifier`, `with_linear_head` or `with_hidden_layers`.
+        shift: [classes].
+    """
+    head = classifier.get_layer(LOGITS_LAYER)
+    weights, bias = head.get_weights()
+    head.set_weights([weights, bias + shift])
+
+
 def with_hidden_layers(
     classifier: keras.Model, *, hidden_units: Sequence[int], dropout: float, num_features: int | None = None
 ) -> keras.Model:

@@ -23,6 +23,7 @@ from tlray import (
     manifest,
     plans,
     plateau,
+    prior,
     probing,
     runreport,
     scoring,
@@ -106,6 +107,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     check_weights(config.weights)
     stored = dataset.stored_dataset(config.out) if is_continued else None
     source = stored or dataset.list_classes(config)
+    prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
     if available is None:
         cluster.connect()
         available = cluster.capacity()
@@ -247,6 +249,7 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         weights=os.path.basename(config.weights),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
+        prior=tuple(images.wanted_shares(config.prior).tolist()),
     )
 
 
@@ -296,6 +299,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         "epochs": config.epochs,
         "num_epochs": num_epochs,
         "best_epoch": best_epoch,
+        "prior": dict(zip(spec.classes, spec.prior or (), strict=True)),
         "splits": metrics,
         "probe": runreport.describe_probe(probe),
         "learning_curve": curve or None,
@@ -326,6 +330,7 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, S
         run.prepared,
         learned.trained,
         partial,
+        logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
         cache=learned.cache,
         tables=tables,
         pixels=probing.pixels(config, images),

@@ -115,6 +115,10 @@ def test_the_bundle_knows_what_its_training_images_were_like(run):
         assert found.counts == tuple(np.histogram(values, [-1, *found.edges, 256])[0])
 
 
+def test_the_bundle_knows_the_class_shares_that_it_assumes(run):
+    assert read_spec(str(run / "bundle"))[0].prior == (0.25, 0.25, 0.25, 0.25)
+
+
 def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
     bundle = load(str(run / "bundle"))
     paths = sorted(phantom_set.glob("normal/*/*"))[:6]

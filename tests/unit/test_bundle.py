@@ -28,6 +28,7 @@ SPEC = BundleSpec(
         grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
         class_counts=(4, 5, 1),
     ),
+    prior=(0.4, 0.5, 0.1),
     metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
 )
 FILES = {
@@ -104,8 +105,10 @@ def test_no_range_and_no_threshold(location):
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     bundle.seal(location, SPEC)
-    edit(location, training_images=None)
-    assert bundle.load(location).spec.training_images is None
+    edit(location, training_images=None, prior=None)
+    spec = bundle.load(location).spec
+    assert (spec.training_images, spec.prior) == (None, None)
+    assert "- Class shares that the probabilities assume: unknown" in bundle.model_card(spec)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -160,6 +163,8 @@ def test_damaged_description_is_refused(location, content):
         {"classes": 7},
         {"training_images": {}},
         {"training_images": dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5]}},
+        {"prior": [0.5, 0.5]},
+        {"prior": "train"},
     ],
 )
 def test_description_with_other_entries_is_refused(location, changes):

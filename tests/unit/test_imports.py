@@ -19,6 +19,7 @@ CORE += [
     "continuation",
     "trialtable",
     "outputs",
+    "prior",
 ]
 ON_RAY = [
     "streams",
