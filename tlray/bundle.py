@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tlray import __version__, storage
-from tlray.drift import TrainingImages
+from tlray.drift import TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -48,6 +48,7 @@ class BundleSpec:
         split_fingerprint: See `manifest.split_fingerprint`.
         prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: What they were like; None where nothing is known of them.
+        validation_predictions: What it predicts for validation images; None where there are none, or it is not known.
         metrics: By split, as `metrics.evaluate_predictions` returns them.
         library_versions: What the bundle was made with.
         files: sha256 of every other file by its path in the bundle.
@@ -66,6 +67,7 @@ class BundleSpec:
     split_fingerprint: str | None = None
     prior: tuple[float, ...] | None = None
     training_images: TrainingImages | None = None
+    validation_predictions: ValidationPredictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -165,16 +167,20 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")
         limits, shares = raw["intensity_range"], raw.get("prior")
-        images = raw.get("training_images")
+        images, predictions = raw.get("training_images"), raw.get("validation_predictions")
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
             "prior": tuple(map(float, shares)) if shares is not None else None,
             "training_images": TrainingImages.from_json(images) if images is not None else None,
+            "validation_predictions": (
+                ValidationPredictions.from_json(predictions) if predictions is not None else None
+            ),
         }
         spec = BundleSpec(**raw | parsed)
-        if spec.training_images and len(spec.training_images.class_counts) != len(spec.classes):
-            raise ValueError("training_images must have a count for each class")
+        for counted in filter(None, (spec.training_images, spec.validation_predictions)):
+            if len(counted.class_counts) != len(spec.classes):
+                raise ValueError("training_images and validation_predictions must have a count for each class")
         if spec.prior is not None and len(spec.prior) != len(spec.classes):
             raise ValueError("prior must have a share for each class")
     except (ValueError, KeyError, TypeError) as error:

@@ -35,7 +35,7 @@ from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
 from tlray.continuation import CONFIG
 from tlray.dataset import Dataset
-from tlray.drift import TrainingImages
+from tlray.drift import TrainingImages, ValidationPredictions
 from tlray.errors import ConfigError
 from tlray.featurecache import FeatureCache
 from tlray.learningcurve import Point
@@ -267,7 +267,13 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     spec = _make_spec(config, images, run.prepared.preprocessing)
     evaluations, export_warnings = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
-    spec = dataclasses.replace(spec, metrics=metrics, training_images=cluster.get(run.measuring))
+    valid = evaluations.get("valid")
+    spec = dataclasses.replace(
+        spec,
+        metrics=metrics,
+        training_images=cluster.get(run.measuring),
+        validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
+    )
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     warnings = (
         *runreport.network_warnings(config, probe),
