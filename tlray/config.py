@@ -12,8 +12,13 @@ from tlray.errors import ConfigError
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """What the backbone wants to see of the 8-bit pixels: see `tlray.backbone.preprocess`."""
 
+Outputs = Literal["logits", "probabilities"]
+"""What a trained Keras model may give: see `tlray.outputs`."""
+
 TRAIN_PRIOR = "train"
+"""Value of `--prior` for the class shares of the training images."""
 UNIFORM_PRIOR = "uniform"
+"""Value of `--prior` for equal class shares."""
 
 MAX_PRIOR_ERROR = 0.002
 """Largest deviation from 1 of the sum of the shares in `--prior`, as 0.333 three times has."""

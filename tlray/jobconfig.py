@@ -7,6 +7,7 @@ from tlray.config import (
     MAX_TRAINABLE_TAIL_LAYERS,
     TRAIN_PRIOR,
     Augmentation,
+    Outputs,
     Preprocessing,
     TrainConfig,
     flag,
@@ -287,7 +288,7 @@ class ExportConfig:
     """The bundle's directory, a path or URI."""
     preprocessing: Preprocessing
     """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
-    outputs: Literal["logits", "probabilities"] | None = None
+    outputs: Outputs | None = None
     """What the model gives. Default: found out by its outputs for some images; where these do not tell, the command
     asks for this option."""
     refer_below: float = 0.5

@@ -13,9 +13,9 @@ import numpy as np
 
 from tlray.artifact import load_keras_file
 from tlray.backbone import preprocess
-from tlray.config import Preprocessing, TrainConfig
+from tlray.config import Outputs, Preprocessing, TrainConfig
 from tlray.errors import ConfigError
-from tlray.outputs import Outputs, find_outputs, trial_images
+from tlray.outputs import find_outputs, trial_images
 
 TEMPERATURE_LAYER = "temperature"
 LOGITS_LAYER = "logits"

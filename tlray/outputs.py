@@ -1,12 +1,9 @@
 """Outputs of a trained Keras model: told apart, by their values, as logits or probabilities; for `tlray export`."""
 
-from typing import Literal
-
 import numpy as np
 
+from tlray.config import Outputs
 from tlray.errors import ConfigError
-
-Outputs = Literal["logits", "probabilities"]
 
 MAX_SUM_ERROR = 0.01
 """Largest deviation from 1 of a row of probabilities: bfloat16 rounds each of them by up to 0.4 %."""
