@@ -268,17 +268,18 @@ class Service:
         window = self._window(number, info)
         if window is not None:
             greys = [each.grey for each in decoded if isinstance(each, Decoded) and each.grey is not None]
-            indices = window.add(greys, classes)
+            indices = window.add(greys, probs_BK)
             if indices is not None:
-                self.telemetry.drifted(number, indices)
+                self.telemetry.drifted(number, indices, window.chance)
 
     def _window(self, number: int, info: ModelInfo) -> DriftWindow | None:
         """Returns what watches a version's images; another bundle begins anew."""
         sha256, window = self._windows.get(number, ("", None))
         if sha256 != info.bundle_sha256:
             if window is not None:
-                self.telemetry.drifted(number, dict.fromkeys(STATISTICS, math.nan))
-            training = info.spec.training_images
-            window = DriftWindow(training) if training else None
+                unknown: dict[str, float] = dict.fromkeys(STATISTICS, math.nan)
+                self.telemetry.drifted(number, unknown, unknown)
+            training, predictions = info.spec.training_images, info.spec.validation_predictions
+            window = DriftWindow(training, predictions) if training or predictions else None
             self._windows[number] = info.bundle_sha256, window
         return window

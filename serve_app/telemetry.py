@@ -43,7 +43,13 @@ class Telemetry:
         )
         self.drift = Gauge(
             "tlray_drift",
-            "Population stability index of the last images beside the training images, by statistic.",
+            "Population stability index of the last images beside the training images, and of the predictions for "
+            "them beside those for validation images, by statistic.",
+            _tags("model", "version", "statistic"),
+        )
+        self.drift_chance = Gauge(
+            "tlray_drift_chance",
+            "Population stability index that one in twenty windows exceeds without any drift, by statistic.",
             _tags("model", "version", "statistic"),
         )
         self.shadow_images = Counter(
@@ -74,10 +80,11 @@ class Telemetry:
         for code, count in Tally(error_codes).items():
             self.image_errors.inc(count, {**tags, "code": code})
 
-    def drifted(self, version: int, indices: Mapping[str, float]) -> None:
-        """Shows a version's population stability indices; NaN: not known."""
-        for statistic, index in indices.items():
-            self.drift.set(index, {"version": str(version), "statistic": statistic})
+    def drifted(self, version: int, indices: Mapping[str, float], chance: Mapping[str, float]) -> None:
+        """Shows a version's population stability indices, and what they reach by chance alone; NaN: not known."""
+        for gauge, values in ((self.drift, indices), (self.drift_chance, chance)):
+            for statistic, value in values.items():
+                gauge.set(value, {"version": str(version), "statistic": statistic})
 
     def compared(self, *, num_agreeing: int, num_differing: int, differences: float) -> None:
         """Counts images that the shadow has seen, and the sum of their mean absolute differences."""

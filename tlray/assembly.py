@@ -178,6 +178,7 @@ def export(
     trained: Trained,
     artifact: str,
     *,
+    logit_shift: np.ndarray,
     cache: FeatureCache | None,
     tables: Mapping[str, pa.Table],
     pixels: Pixels,
@@ -188,6 +189,7 @@ def export(
         prepared: What was trained.
         trained: What it came to.
         artifact: Where the files go, a path or URI.
+        logit_shift: Constants that are added to the trained logits, [classes]; see `prior.logit_shift`.
         cache: The features of what `tail` takes, if there is one.
         tables: Split to its images, those of the cache.
         pixels: How files become pixels.
@@ -206,6 +208,7 @@ def export(
         tail.set_weights(trained.weights)
     elif trained.probe is not None:
         models.set_linear_head(tail, **trained.probe.arrays())
+    models.shift_logits(classifier, logit_shift)  # the tail has the same layers
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
         predict = save_artifact(models.with_probabilities(classifier), Path(temporary))
         storage.copy_tree(temporary, artifact)

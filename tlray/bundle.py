@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tlray import __version__, storage
-from tlray.drift import TrainingImages
+from tlray.drift import TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -46,7 +46,9 @@ class BundleSpec:
         weights: Where training started.
         data_fingerprint: See `manifest.fingerprint`; None where nothing is known of the data.
         split_fingerprint: See `manifest.split_fingerprint`.
+        prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: What they were like; None where nothing is known of them.
+        validation_predictions: What it predicts for validation images; None where there are none, or it is not known.
         metrics: By split, as `metrics.evaluate_predictions` returns them.
         leaks: Why these metrics are too good, see `audit.leak_warnings`; empty where nothing is known to leak.
         library_versions: What the bundle was made with.
@@ -64,7 +66,9 @@ class BundleSpec:
     weights: str
     data_fingerprint: str | None = None
     split_fingerprint: str | None = None
+    prior: tuple[float, ...] | None = None
     training_images: TrainingImages | None = None
+    validation_predictions: ValidationPredictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     leaks: tuple[str, ...] = ()
     library_versions: Mapping[str, str] = field(default_factory=dict)
@@ -164,16 +168,24 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")
-        limits, images = raw["intensity_range"], raw.get("training_images")
+        limits, shares = raw["intensity_range"], raw.get("prior")
+        images, predictions = raw.get("training_images"), raw.get("validation_predictions")
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
             "leaks": tuple(raw.get("leaks", ())),
+            "prior": tuple(map(float, shares)) if shares is not None else None,
             "training_images": TrainingImages.from_json(images) if images is not None else None,
+            "validation_predictions": (
+                ValidationPredictions.from_json(predictions) if predictions is not None else None
+            ),
         }
         spec = BundleSpec(**raw | parsed)
-        if spec.training_images and len(spec.training_images.class_counts) != len(spec.classes):
-            raise ValueError("training_images must have a count for each class")
+        for counted in filter(None, (spec.training_images, spec.validation_predictions)):
+            if len(counted.class_counts) != len(spec.classes):
+                raise ValueError("training_images and validation_predictions must have a count for each class")
+        if spec.prior is not None and len(spec.prior) != len(spec.classes):
+            raise ValueError("prior must have a share for each class")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
     return spec, hashlib.sha256(content).hexdigest()
@@ -230,6 +242,7 @@ def model_card(spec: BundleSpec) -> str:
         "Preprocessing (in the model)": spec.preprocessing,
         "16-bit pixels shown as 0 to 255": f"{low:g} to {high:g}",
         "Temperature": spec.temperature,
+        "Class shares that the probabilities assume": _describe_prior(spec),
         "Refer when confidence is below": spec.refer_below,
         "Data fingerprint": spec.data_fingerprint or "unknown",
     }
@@ -251,3 +264,9 @@ def model_card(spec: BundleSpec) -> str:
             "",
         ]
     )
+
+
+def _describe_prior(spec: BundleSpec) -> str:
+    if spec.prior is None:
+        return "unknown"
+    return ", ".join(f"{name} {share:.3g}" for name, share in zip(spec.classes, spec.prior, strict=True))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,17 @@ from tlray.errors import ConfigError
 
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """What the backbone wants to see of the 8-bit pixels: see `tlray.backbone.preprocess`."""
+
+Outputs = Literal["logits", "probabilities"]
+"""What a trained Keras model may give: see `tlray.outputs`."""
+
+TRAIN_PRIOR = "train"
+"""Value of `--prior` for the class shares of the training images."""
+UNIFORM_PRIOR = "uniform"
+"""Value of `--prior` for equal class shares."""
+
+MAX_PRIOR_ERROR = 0.002
+"""Largest deviation from 1 of the sum of the shares in `--prior`, as 0.333 three times has."""
 
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
@@ -116,7 +128,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     """Stop after this many epochs without a better validation loss."""
     class_weights: bool = False
-    """Weight each image by the inverse frequency of its class."""
+    """In training, weight each image by the inverse frequency of its class. What is exported assumes --prior."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of the training images."""
     seed: int = 0
@@ -131,6 +143,9 @@ class TrainConfig:
     """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    prior: str = TRAIN_PRIOR
+    """Class shares that the exported probabilities assume: train (those of the training images, whatever the class
+    weights), uniform, or CLASS=SHARE,... with a share for every class, such as those among the patients to come."""
 
     num_workers: int = 1
     """Training workers: processes on CPUs, or one a GPU with --use-gpu."""
@@ -151,6 +166,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         parse_columns(self.columns)
         parse_intensity_range(self.intensity_range)
+        parse_prior(self.prior)
         rate = self.learning_rate
         require(rate is None or 0 < rate < math.inf, f"--learning-rate must be a positive number. Received: {rate}")
         positive = ("image_size_px", "epochs", "batch_size", "num_workers", "views")
@@ -263,6 +279,31 @@ def parse_intensity_range(text: str) -> tuple[float, float] | None:
     is_range = -math.inf < limits[0] < limits[1] < math.inf
     require(is_range, f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
     return limits
+
+
+def parse_prior(text: str) -> dict[str, float]:
+    """Parses `--prior CLASS=SHARE,...` into a share for each class; `train` and `uniform` give none.
+
+    A class name may contain commas and equals signs.
+
+    Raises:
+        ConfigError: It is neither, a class is named twice, or the shares are not positive with a sum of 1.
+    """
+    if text in (TRAIN_PRIOR, UNIFORM_PRIOR):
+        return {}
+    found = list(re.finditer(r"(.+?)=\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:,|$)", text))
+    is_whole = "".join(match[0] for match in found) == text
+    try:
+        shares = {match[1].strip(): float(match[2]) for match in found}
+    except ValueError:  # such as 0.5.5
+        shares = {}
+    require(
+        is_whole and len(shares) == len(found) > 0 and min(shares.values(), default=0) > 0,
+        f"--prior must be train, uniform, or CLASS=SHARE,... with a positive share for each class. Received: {text}",
+    )
+    total = sum(shares.values())
+    require(abs(total - 1) <= MAX_PRIOR_ERROR, f"The shares of --prior must sum to 1, not {total:g}. Received: {text}")
+    return shares
 
 
 def to_json(config: Any) -> str:

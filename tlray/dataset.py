@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 from sklearn.utils.class_weight import compute_class_weight
 
-from tlray import audit, images, labels, listing, manifest, storage, streams
+from tlray import audit, images, labels, listing, manifest, prior, storage, streams
 from tlray.config import TrainConfig, parse_columns, parse_intensity_range
 from tlray.drift import Distribution, TrainingImages, grey_statistics
 from tlray.errors import DataError, ImageError, some
@@ -61,10 +61,32 @@ class Dataset:
         numbers = pa.array([index[label] for label in rows["label"].to_pylist()], pa.int32())
         return rows.append_column("class_index", numbers)
 
-    def balanced_class_weights(self) -> tuple[float, ...]:
-        """Returns a factor of the loss for each class: its inverse frequency among the training images."""
+    def class_weights(self, *, balanced: bool) -> tuple[float, ...]:
+        """Returns a factor of the loss for each class: its inverse frequency among the training images, or 1."""
+        if not balanced:
+            return (1.0,) * len(self.classes)
         labels = self.split("train")["label"].to_numpy()
         return tuple(compute_class_weight("balanced", classes=np.array(self.classes), y=labels).tolist())
+
+    def wanted_shares(self, wanted: str) -> np.ndarray:
+        """Returns the class shares that a --prior means for these images; see `prior.wanted_shares`."""
+        train_shares = prior.class_shares(self.split("train")["class_index"].to_numpy(), len(self.classes))
+        return prior.wanted_shares(wanted, self.classes, train_shares)
+
+    def logit_shift(self, wanted: str, *, balanced: bool) -> np.ndarray:
+        """Returns what is added to trained logits so that their softmax assumes the class shares of a --prior.
+
+        Args:
+            wanted: A --prior; see `config.parse_prior`.
+            balanced: The logits were trained with balanced class weights.
+
+        Returns:
+            float32 [classes].
+        """
+        labels = self.split("train")["class_index"].to_numpy()
+        weights = np.array(self.class_weights(balanced=balanced))[labels]
+        assumed = prior.class_shares(labels, len(self.classes), weights)
+        return prior.logit_shift(assumed, self.wanted_shares(wanted))
 
 
 def list_classes(config: TrainConfig) -> listing.Listing:

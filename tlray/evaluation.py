@@ -187,7 +187,7 @@ def failure_warnings(findings: dict[str, Any]) -> list[str]:
 
 def describe(spec: BundleSpec) -> dict[str, object]:
     """Returns what a report shows of a bundle."""
-    hidden = {"files", "metrics", "leaks", "library_versions"}
+    hidden = {"files", "metrics", "leaks", "library_versions", "validation_predictions"}
     return {name: value for name, value in asdict(spec).items() if name not in hidden}
 
 

@@ -20,7 +20,8 @@ OPACITY = 0.5
 """Opacity of an overlay where the heatmap is 1: half of the contrast of the anatomy below stays visible."""
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
-_PASSED = ("Softmax", "Rescaling", "Log", "Maximum")
+_GIVE_PROBABILITIES = ("Softmax", "Sigmoid")
+_PASSED = ("Rescaling", "Identity", "Cast")
 _COLOURS = colormaps["inferno"]  # its lightness rises evenly, also for people with colour-blindness
 
 
@@ -211,23 +212,32 @@ def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
     """Goes back from probabilities to logits; the activation of a layer that has one of its own is taken out.
 
     Between the two are softmax and temperature (`model.with_probabilities`), and for an own model that ended in
-    probabilities log(max(p, tiny)), of one sigmoid's [1 - p, p] perhaps (`model.from_trained`).
+    probabilities log(max(p, tiny)), of one sigmoid's [1 - p, p] perhaps (`model.from_trained`). Where that model made
+    p in a way that is not known here, log p is returned, whose gradient, other than that of p, does not vanish for
+    improbable classes.
     """
     makers = {id(given): call for call in calls for given in call.given}
+    logits, is_logarithm = tensor, False
     while id(tensor) in makers:
         call = makers[id(tensor)]
-        kind = type(call.layer).__name__
-        gives_probabilities = getattr(call.layer, "activation", None) in _PROBABILITIES
-        if gives_probabilities and kind != "Activation":
+        kind, activation = type(call.layer).__name__, getattr(call.layer, "activation", None)
+        if activation in _PROBABILITIES and kind != "Activation":
             call.layer.activation = keras.activations.linear
             return tensor
         *others, before = call.taken
-        is_passed = not others and (gives_probabilities or kind in _PASSED or call.layer is _same)
+        gives_probabilities = activation in _PROBABILITIES or kind in _GIVE_PROBABILITIES
+        is_linear = (
+            kind in _PASSED or call.layer is _same or (kind == "Activation" and activation is keras.activations.linear)
+        )
         is_pair = kind == "Concatenate" and [makers[id(other)].taken for other in others] == [[before]]
-        if not is_passed and not is_pair:
-            return tensor
+        is_passed = gives_probabilities or is_linear or kind == "Log" or (kind == "Maximum" and is_logarithm)
+        if not (is_pair or (is_passed and not others)):
+            break
+        is_logarithm = (is_logarithm or kind == "Log") and not gives_probabilities
         tensor = before
-    return tensor
+        if not is_logarithm:
+            logits = tensor
+    return logits
 
 
 def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:

@@ -35,6 +35,7 @@ def export(config: ExportConfig) -> str:
         preprocessing=config.preprocessing,
         num_classes=len(classes),
         image_size_px=config.image_size_px,
+        outputs=config.outputs,
     )
     storage.prepare_output(out, kind="bundle", known_names=bundle.NAMES, overwrite=config.overwrite)
     classifier: keras.Model = models.with_probabilities(logits_model)

@@ -16,7 +16,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from tlray import board, checkpoint, cluster, storage
 from tlray.assembly import Prepared
-from tlray.config import TrainConfig
+from tlray.config import TRAIN_PRIOR, TrainConfig
 from tlray.dataset import Dataset
 from tlray.errors import TlrayError
 from tlray.featurecache import FeatureCache
@@ -101,7 +101,8 @@ def fit(
         valid_table=[ray.put(valid_table)],
         num_train=train_table.num_rows,
         num_valid=valid_table.num_rows,
-        class_weights=images.balanced_class_weights() if config.class_weights else (1.0,) * len(images.classes),
+        class_weights=images.class_weights(balanced=config.class_weights),
+        logit_shift=tuple(images.logit_shift(TRAIN_PRIOR, balanced=config.class_weights).tolist()),
         intensity_range=images.intensity_range,
         share=plan.share,
         board=posted,

@@ -5,7 +5,9 @@ from typing import Literal
 
 from tlray.config import (
     MAX_TRAINABLE_TAIL_LAYERS,
+    TRAIN_PRIOR,
     Augmentation,
+    Outputs,
     Preprocessing,
     TrainConfig,
     flag,
@@ -141,6 +143,8 @@ class SweepConfig:
     """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    prior: str = TRAIN_PRIOR
+    """Class shares that the exported probabilities assume; see `tlray train --help`. Trials are compared with train."""
     use_gpu: bool = False
     """Compute on GPUs, one for each trial at a time."""
     resume: bool = False
@@ -165,7 +169,7 @@ class SweepConfig:
         """
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
-        shared += ("views", "batch_size", "refer_below", "resume")
+        shared += ("views", "batch_size", "refer_below", "prior", "resume")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
@@ -286,6 +290,9 @@ class ExportConfig:
     """The bundle's directory, a path or URI."""
     preprocessing: Preprocessing
     """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
+    outputs: Outputs | None = None
+    """What the model gives. Default: found out by its outputs for some images; where these do not tell, the command
+    asks for this option."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
     intensity_range: str = "0,65535"

@@ -67,7 +67,7 @@ def learning_curve(
         fitted = probe.fit(
             train[rows], train_labels[rows], valid, valid_labels, num_classes=num_classes, balanced=balanced
         )
-        logits_BK = (measured - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias
+        logits_BK = (measured - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias + fitted.shift
         return float((logits_BK.argmax(axis=1) == labels).mean())
 
     points = []

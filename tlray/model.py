@@ -13,8 +13,9 @@ import numpy as np
 
 from tlray.artifact import load_keras_file
 from tlray.backbone import preprocess
-from tlray.config import Preprocessing, TrainConfig
+from tlray.config import Outputs, Preprocessing, TrainConfig
 from tlray.errors import ConfigError
+from tlray.outputs import find_outputs, trial_images
 
 TEMPERATURE_LAYER = "temperature"
 LOGITS_LAYER = "logits"
@@ -22,6 +23,9 @@ HIDDEN_LOGITS_LAYER = "hidden_logits"
 SUM_LAYER = "sum_of_logits"
 STANDARDISATION_LAYER = "standardisation"
 HEAD_DROPOUT_LAYER = "head_dropout"
+MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
+"""Probability that takes the place of 0 where a logarithm is taken: the smallest normal float32."""
+
 _FLOAT32_LAYERS = (STANDARDISATION_LAYER, LOGITS_LAYER, HIDDEN_LOGITS_LAYER, SUM_LAYER)
 
 
@@ -127,6 +131,18 @@ def set_linear_head(
     classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
+def shift_logits(classifier: keras.Model, shift: np.ndarray) -> None:
+    """Adds constants to a classifier's logits, by the bias of its head.
+
+    Args:
+        classifier: Of `build_classifier`, `with_linear_head` or `with_hidden_layers`.
+        shift: [classes].
+    """
+    head = classifier.get_layer(LOGITS_LAYER)
+    weights, bias = head.get_weights()
+    head.set_weights([weights, bias + shift])
+
+
 def with_hidden_layers(
     classifier: keras.Model, *, hidden_units: Sequence[int], dropout: float, num_features: int | None = None
 ) -> keras.Model:
@@ -173,20 +189,26 @@ def with_probabilities(logits_model: keras.Model, *, temperature: float = 1.0) -
 
 
 def from_trained(
-    location: str, *, preprocessing: Preprocessing, num_classes: int, image_size_px: int | None
+    location: str,
+    *,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    image_size_px: int | None,
+    outputs: Outputs | None = None,
 ) -> keras.Model:
-    """Wraps a model of one's own as a classifier: uint8 images in, logits out.
+    """Wraps a model of one's own as a classifier: uint8 images in, float32 logits out.
 
-    Its last layer may be a softmax, a sigmoid of one unit (two classes), or linear (logits).
+    Of probabilities it takes the logarithm, whose softmax gives them back.
 
     Args:
-        location: A .keras file.
+        location: A .keras file, with an output for each class, or a single one for the second of two.
         preprocessing: The pixels that it was trained on.
-        num_classes: What its outputs must fit.
+        num_classes: Number of classes that its outputs must fit.
         image_size_px: Height and width for a model that leaves them open.
+        outputs: What it gives; None: found out by its values for some images, see `outputs.find_outputs`.
 
     Raises:
-        ConfigError: It does not fit.
+        ConfigError: It does not fit, or its outputs are neither or may be both.
     """
     model = load_keras_file(location)
     height, width, num_channels = model.input_shape[1:4] if len(model.input_shape) == 4 else (None, None, None)
@@ -196,20 +218,31 @@ def from_trained(
             f"'{location}' takes {model.input_shape}; tlray needs square RGB images [batch, size, size, 3]. "
             "A model that leaves the size open needs --image-size-px."
         )
-    num_outputs = model.output_shape[-1]
-    activation = getattr(model.layers[-1], "activation", None)
-    is_softmax = activation is keras.activations.softmax or isinstance(model.layers[-1], keras.layers.Softmax)
-    is_sigmoid = activation is keras.activations.sigmoid and num_outputs == 1
-    if (2 if is_sigmoid else num_outputs) != num_classes or len(model.output_shape) != 2:
+    is_single = model.output_shape[-1] == 1
+    if len(model.output_shape) != 2 or (2 if is_single else model.output_shape[-1]) != num_classes:
         raise ConfigError(f"'{location}' has outputs {model.output_shape}, the list of classes has {num_classes}.")
     images = keras.Input((size_px, size_px, 3), dtype="uint8", name="image")
-    outputs = model(preprocess(images, preprocessing))
-    if is_sigmoid:
-        outputs = keras.ops.concatenate([1.0 - outputs, outputs], axis=-1)
-    if is_sigmoid or is_softmax:
-        # softmax(log p) = p: so that the temperature acts on logits here too.
-        outputs = keras.ops.log(keras.ops.maximum(outputs, 1e-30))
-    return keras.Model(images, outputs)
+    values = model(preprocess(images, preprocessing))
+    kind = find_outputs(
+        _try(keras.Model(images, values)),
+        given=outputs,
+        ends_in_sigmoid=getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid,
+    )
+    if values.dtype != "float32":  # the tiny below is 0 in float16
+        values = keras.ops.cast(values, "float32")
+    if kind == "logits":
+        logits = keras.ops.concatenate([keras.ops.zeros_like(values), values], axis=-1) if is_single else values
+    else:
+        probabilities = keras.ops.concatenate([1.0 - values, values], axis=-1) if is_single else values
+        logits = keras.ops.log(keras.ops.maximum(probabilities, MIN_PROBABILITY))
+    return keras.Model(images, logits)
+
+
+def _try(model: keras.Model) -> np.ndarray:
+    """Returns a model's outputs for the trial images, float32 [images, outputs], one by one: images may be large."""
+    images = trial_images(model.input_shape[1])
+    outputs = [keras.ops.cast(model(image[np.newaxis], training=False), "float32") for image in images]
+    return np.concatenate([np.asarray(each) for each in outputs])
 
 
 def get_weights(model: keras.Model) -> list[np.ndarray]:

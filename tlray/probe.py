@@ -10,6 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
+from tlray import prior
+
 INVERSE_PENALTIES = tuple(float(f"{value:.2g}") for value in np.logspace(-5, 1, 13))
 """The values of scikit-learn's C that are tried: from features that hardly count to hardly a penalty."""
 
@@ -30,8 +32,8 @@ class Trial:
 
     Attributes:
         inverse_penalty: scikit-learn's C.
-        valid_loss: Mean log loss, nats.
-        valid_accuracy: In [0, 1].
+        valid_loss: Mean log loss of the shifted logits (see `Probe`), nats.
+        valid_accuracy: Their accuracy, in [0, 1].
     """
 
     inverse_penalty: float
@@ -43,21 +45,26 @@ class Trial:
 class Probe:
     """A fitted probe: logits = (features - mean) / deviation @ weights + bias.
 
+    These are the logits that were fitted, and fine-tuning with the same class weights goes on from them. With `shift`
+    added, their softmax assumes the class shares of the training images: so they are validated, and exported.
+
     Attributes:
         mean: float32 [features].
         deviation: float32 [features], 1 where a feature is constant.
         weights: float32 [features, classes].
         bias: float32 [classes].
+        shift: float32 [classes], all 0 without class weights; see `prior.logit_shift`.
         trials: All that was tried, in the order of the penalties.
         best: The trial with the lowest validation loss, which this is.
         train_loss: Mean log loss on the training images, weighted as they were in fitting, nats.
-        train_accuracy: Their accuracy, in [0, 1].
+        train_accuracy: Accuracy of the shifted logits on the training images, in [0, 1].
     """
 
     mean: np.ndarray
     deviation: np.ndarray
     weights: np.ndarray
     bias: np.ndarray
+    shift: np.ndarray
     trials: tuple[Trial, ...]
     best: Trial
     train_loss: float
@@ -197,6 +204,9 @@ def fit(
         balanced: Weight each image by the inverse frequency of its class.
         inverse_penalties: The values of scikit-learn's C to try.
     """
+    weights = compute_sample_weight("balanced", train_labels) if balanced else None
+    assumed, wanted = (prior.class_shares(train_labels, num_classes, each) for each in (weights, None))
+    shift = prior.logit_shift(assumed, wanted)
     turn = basis(train)
     train, valid = turn.turn(train), turn.turn(valid)
     model = regression(balanced=balanced)
@@ -204,7 +214,7 @@ def fit(
     fitted: list[tuple[np.ndarray, np.ndarray]] = []
     for inverse_penalty in inverse_penalties:
         solve(model, train, train_labels, inverse_penalty=inverse_penalty)
-        probs_BK = model.predict_proba(valid)
+        probs_BK = prior.shifted(model.predict_proba(valid), shift)
         trials.append(
             Trial(
                 inverse_penalty=inverse_penalty,
@@ -216,11 +226,11 @@ def fit(
     best = min(range(len(trials)), key=lambda place: trials[place].valid_loss)
     model.coef_, model.intercept_ = fitted[best]
     train_probs_BK = model.predict_proba(train)
-    weights = compute_sample_weight("balanced", train_labels) if balanced else None
     return Probe(
         **turn.turn_back(*coefficients(model)),
+        shift=shift,
         trials=tuple(trials),
         best=trials[best],
         train_loss=float(log_loss(train_labels, train_probs_BK, labels=range(num_classes), sample_weight=weights)),
-        train_accuracy=float((train_probs_BK.argmax(axis=1) == train_labels).mean()),
+        train_accuracy=float((prior.shifted(train_probs_BK, shift).argmax(axis=1) == train_labels).mean()),
     )

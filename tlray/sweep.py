@@ -17,6 +17,7 @@ from tlray import (
     features,
     figures,
     manifest,
+    prior,
     probe,
     probing,
     storage,
@@ -139,6 +140,7 @@ def sweep(config: SweepConfig) -> SweepResult:
         check_weights(base.weights)
         stored = dataset.stored_dataset(base.out) if is_continued else None
         source = stored or dataset.list_classes(base)
+        prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     cluster.connect()
     available = cluster.capacity()
     cluster.check_shared(base.out, available)

@@ -23,6 +23,7 @@ from tlray import (
     manifest,
     plans,
     plateau,
+    prior,
     probing,
     runreport,
     scoring,
@@ -34,7 +35,7 @@ from tlray.cluster import Capacity
 from tlray.config import TrainConfig, to_json
 from tlray.continuation import CONFIG
 from tlray.dataset import Dataset
-from tlray.drift import TrainingImages
+from tlray.drift import TrainingImages, ValidationPredictions
 from tlray.errors import ConfigError
 from tlray.featurecache import FeatureCache
 from tlray.learningcurve import Point
@@ -106,6 +107,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     check_weights(config.weights)
     stored = dataset.stored_dataset(config.out) if is_continued else None
     source = stored or dataset.list_classes(config)
+    prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
     if available is None:
         cluster.connect()
         available = cluster.capacity()
@@ -248,6 +250,7 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         leaks=tuple(audit.leak_warnings(images.findings)),
+        prior=tuple(images.wanted_shares(config.prior).tolist()),
     )
 
 
@@ -265,7 +268,13 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
     spec = _make_spec(config, images, run.prepared.preprocessing)
     evaluations, export_warnings = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
-    spec = dataclasses.replace(spec, metrics=metrics, training_images=cluster.get(run.measuring))
+    valid = evaluations.get("valid")
+    spec = dataclasses.replace(
+        spec,
+        metrics=metrics,
+        training_images=cluster.get(run.measuring),
+        validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
+    )
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     # The gravest first: what makes the figures wrong, then what makes the model a bad one.
     warnings = (
@@ -301,6 +310,7 @@ def _finish(run: _Run, learned: _Learned) -> TrainResult:
         "epochs": config.epochs,
         "num_epochs": num_epochs,
         "best_epoch": best_epoch,
+        "prior": dict(zip(spec.classes, spec.prior or (), strict=True)),
         "splits": metrics,
         "probe": runreport.describe_probe(probe),
         "learning_curve": curve or None,
@@ -331,6 +341,7 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, S
         run.prepared,
         learned.trained,
         partial,
+        logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
         cache=learned.cache,
         tables=tables,
         pixels=probing.pixels(config, images),

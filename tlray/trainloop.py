@@ -2,6 +2,9 @@
 
 Every rank runs the same number of steps and reports equally often, or the collective operations would wait for ever.
 Keras' own `fit` does not run under this strategy, so the loop is written out.
+
+The training loss is weighted by class. Accuracies and the validation loss, by which the best epoch is chosen, are those
+of the logits as they are exported with the prior `train`: shifted to the class shares of the training images.
 """
 
 import contextlib
@@ -277,10 +280,10 @@ class Trainer:
         gradients = tape.gradient(objective, [variable.value for variable in variables])
         # Keras' optimizer sums the gradients over the ranks before it applies them.
         self.optimizer.apply(gradients, variables)
-        return tf.stack([total, _num_correct(logits, labels, weights)])
+        return tf.stack([total, _num_correct(logits + self.task.logit_shift, labels, weights)])
 
     def _eval_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
-        logits = self.tail(self.trunk(images), training=False)
+        logits = self.tail(self.trunk(images), training=False) + self.task.logit_shift
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return tf.stack([tf.reduce_sum(losses * weights), _num_correct(logits, labels, weights)]) / count
 

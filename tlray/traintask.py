@@ -28,6 +28,8 @@ class TrainTask:
         num_train: Rows of `train_table`.
         num_valid: Rows of `valid_table`.
         class_weights: A factor of the loss for each class.
+        logit_shift: Constants that are added to the logits where they are validated, so that they assume the class
+            shares of the training images, whatever `class_weights`.
         intensity_range: See `images.decode`.
         share: The part of the cluster for this rank's streams.
         board: An actor with a method `post(dict)`, for progress.
@@ -44,6 +46,7 @@ class TrainTask:
     num_train: int
     num_valid: int
     class_weights: tuple[float, ...]
+    logit_shift: tuple[float, ...]
     intensity_range: tuple[float, float] | None
     share: Share
     board: Any

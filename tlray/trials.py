@@ -10,7 +10,7 @@ import ray
 import tensorflow as tf
 from ray import tune
 
-from tlray import comparison, devices, probe
+from tlray import comparison, devices, prior, probe
 from tlray import model as models
 from tlray.featurecache import FeatureReader
 from tlray.schedule import Rows, TrainSchedule, view_of
@@ -69,6 +69,7 @@ class Trial(tune.Trainable):
             if self.tail is None:
                 self.tail = _Tail(self.task, self.settings, self.reader, self.probes)
             logits = [self.tail.train_epoch(fold, epoch - 1) for fold in range(len(folds))]
+        logits = [each + _shift(self.task, fold) for fold, each in enumerate(logits)]
         held_out = np.concatenate([held for _, held in folds])
         losses, accuracy = _measure(np.concatenate(logits), self.task.labels[held_out])
         loss, sums = float(losses.mean()), np.bincount(self.task.groups[held_out], weights=losses).astype(np.float32)
@@ -168,7 +169,7 @@ class _Tail:
             first_epoch=epoch,
         )
         labels = self.task.labels[images]
-        class_weights = len(labels) / self.task.num_classes / np.bincount(labels, minlength=self.task.num_classes)
+        class_weights = _class_weights(self.task, labels)
         for start in range(0, schedule.num_rows, self.task.batch_size):
             rows = schedule.rows(np.arange(start, min(start + self.task.batch_size, schedule.num_rows)))
             view = self._views(rows, len(images))
@@ -196,6 +197,18 @@ class _Tail:
         rows = self.task.rows[images, 0]
         batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]
         return np.concatenate([self._predict(self._take(batch)).numpy() for batch in batches])
+
+
+def _class_weights(task: TrialTask, labels: np.ndarray) -> np.ndarray:
+    """Returns balanced weights, float64 [classes], as scikit-learn has them."""
+    return len(labels) / task.num_classes / np.bincount(labels, minlength=task.num_classes)
+
+
+def _shift(task: TrialTask, fold: int) -> np.ndarray:
+    """Returns what is added to a fold's logits so that they assume the class shares of its training images."""
+    labels = task.labels[task.folds[fold][0]]
+    weighted = prior.class_shares(labels, task.num_classes, _class_weights(task, labels)[labels])
+    return prior.logit_shift(weighted, prior.class_shares(labels, task.num_classes))
 
 
 def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np.ndarray]:

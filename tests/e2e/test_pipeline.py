@@ -115,6 +115,15 @@ def test_the_bundle_knows_what_its_training_images_were_like(run):
         assert found.counts == tuple(np.histogram(values, [-1, *found.edges, 256])[0])
 
 
+def test_the_bundle_knows_what_the_model_predicts_for_validation_images(run):
+    spec, _ = read_spec(str(run / "bundle"))
+    assert spec.validation_predictions is not None
+    predicted = np.sum(spec.metrics["valid"]["confusion_matrix"], axis=0)  # labels do not enter
+    assert spec.validation_predictions.class_counts == tuple(predicted)
+    assert sum(spec.validation_predictions.confidence.counts) == 16
+    assert spec.prior == (0.25, 0.25, 0.25, 0.25)
+
+
 def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
     bundle = load(str(run / "bundle"))
     paths = sorted(phantom_set.glob("normal/*/*"))[:6]

@@ -21,7 +21,7 @@ from serve_app.app import build
 from serve_app.drift import STATISTICS, WINDOW
 from serve_app.options import Options
 from tests.e2e.test_serving import export
-from tests.unit.test_watch import prometheus_names, training_images
+from tests.unit.test_watch import prometheus_names, training_images, validation_predictions
 from tlray import bundle
 from tlray.ports import free_ports
 
@@ -38,7 +38,9 @@ def address(local_ray, tmp_path_factory):  # noqa: ARG001
     main, shadow = (export(directory, name, seed) for seed, name in enumerate(["main", "shadow"]))
     spec, _ = bundle.read_spec(main)
     images = dataclasses.replace(training_images(), class_counts=(50, 50, 50))
-    bundle.seal(main, dataclasses.replace(spec, training_images=images, thresholds={"refer_below": 0.99}))
+    predictions = dataclasses.replace(validation_predictions(), class_counts=(50, 50, 50))
+    known = {"training_images": images, "validation_predictions": predictions}
+    bundle.seal(main, dataclasses.replace(spec, **known, thresholds={"refer_below": 0.99}))
     (port,) = free_ports(1)
     serve.start(http_options={"port": port})
     # Room for all that is asked here: on a busy machine the shadow may come last by far.
@@ -123,6 +125,10 @@ def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
     assert 0 < total(samples["ray_tlray_shadow_difference_total"]) < num_predicted
     drift = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift"].items()}
     assert set(drift) == set(STATISTICS)
+    chance = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift_chance"].items()}
+    assert set(chance) == set(STATISTICS)
+    # Of 150 validation images in three classes and 500 that were asked; 5.99: chi-square of two degrees of freedom.
+    assert chance["predicted_class"] == pytest.approx(5.99 * (1 / 150 + 1 / WINDOW), rel=1e-3)
     assert drift["grey_deviation"] > 0.25  # of noise, beside the even images that the bundle was made up with
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tlray import __version__, bundle, storage
 from tlray.bundle import BundleSpec
-from tlray.drift import Distribution, TrainingImages
+from tlray.drift import Distribution, TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 
 SPEC = BundleSpec(
@@ -27,6 +27,10 @@ SPEC = BundleSpec(
         grey_mean=Distribution(edges=(80.5, 90.25), counts=(3, 4, 3)),
         grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
         class_counts=(4, 5, 1),
+    ),
+    prior=(0.4, 0.5, 0.1),
+    validation_predictions=ValidationPredictions(
+        class_counts=(3, 7, 0), confidence=Distribution(edges=(0.5, 0.75), counts=(3, 4, 3))
     ),
     metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
     leaks=("3 images are copies.", "Patients in two splits: 2."),
@@ -105,9 +109,11 @@ def test_no_range_and_no_threshold(location):
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     bundle.seal(location, SPEC)
-    edit(location, training_images=None, leaks=None)
+    edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None)
     spec = bundle.load(location).spec
-    assert (spec.training_images, spec.leaks) == (None, ())
+    assert (spec.training_images, spec.validation_predictions, spec.prior) == (None, None, None)
+    assert spec.leaks == ()
+    assert "- Class shares that the probabilities assume: unknown" in bundle.model_card(spec)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -162,6 +168,10 @@ def test_damaged_description_is_refused(location, content):
         {"classes": 7},
         {"training_images": {}},
         {"training_images": dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5]}},
+        {"validation_predictions": {}},
+        {"validation_predictions": dataclasses.asdict(SPEC)["validation_predictions"] | {"class_counts": [4, 5]}},
+        {"prior": [0.5, 0.5]},
+        {"prior": "train"},
     ],
 )
 def test_description_with_other_entries_is_refused(location, changes):

@@ -12,6 +12,7 @@ from tlray.config import (
     TrainConfig,
     parse_columns,
     parse_intensity_range,
+    parse_prior,
     to_json,
 )
 from tlray.errors import ConfigError
@@ -242,3 +243,50 @@ def test_json_has_every_setting():
     assert set(content) == {field.name for field in dataclasses.fields(config)}
     assert (content["hidden_units"], content["augmentation"]["zoom"], content["weights"]) == ([4, 2], 0.5, "imagenet")
     assert to_json(config).endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train", {}),
+        ("uniform", {}),
+        ("normal=0.9,ill=0.1", {"normal": 0.9, "ill": 0.1}),
+        ("normal = 0.9, ill=1e-1", {"normal": 0.9, "ill": 0.1}),
+        ("T=two, N0=0.25,böse, sehr=.75", {"T=two, N0": 0.25, "böse, sehr": 0.75}),
+        ("a=0.333,b=0.333,c=0.333", {"a": 0.333, "b": 0.333, "c": 0.333}),
+    ],
+)
+def test_priors(text, expected):
+    assert parse_prior(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(
+            (text, f"--prior must be train, uniform, or CLASS=SHARE,... with a positive share for each class. {end}")
+            for text in (
+                "",
+                "even",
+                "a=0.5,b",
+                "a=0.5,b=-0.5",
+                "a=0,b=1",
+                "a=0.5,a=0.5",
+                "a=0.5.5,b=0.5",
+                "=1",
+                "a=nan",
+            )
+            for end in (f"Received: {text}",)
+        ),
+        ("a=0.5,b=0.4", "The shares of --prior must sum to 1, not 0.9. Received: a=0.5,b=0.4"),
+        ("a=9,b=1", "The shares of --prior must sum to 1, not 10. Received: a=9,b=1"),
+    ],
+)
+@pytest.mark.parametrize("config", ["train", "sweep"])
+def test_what_is_no_prior(config, text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        CONFIGS[config](prior=text)
+
+
+def test_the_prior_of_a_sweep_is_that_of_its_trainings():
+    assert SweepConfig(data="d", out="o", prior="uniform").training().prior == "uniform"

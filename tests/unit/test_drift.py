@@ -7,12 +7,24 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from serve_app.drift import STRIDE, WINDOW, DriftWindow
+from serve_app.drift import STATISTICS, STRIDE, WINDOW, DriftWindow
 from tlray.dataset import MAX_MEASURED
-from tlray.drift import NUM_BINS, Distribution, TrainingImages, grey_statistics, population_stability_index
+from tlray.drift import (
+    MIN_IMAGES_PER_BIN,
+    NUM_BINS,
+    Distribution,
+    TrainingImages,
+    ValidationPredictions,
+    chance_level,
+    confidences,
+    grey_statistics,
+    population_stability_index,
+)
 
 TENTHS = Distribution(edges=tuple(float(edge) for edge in range(10, 100, 10)), counts=(10,) * 10)
-TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS, class_counts=(250, 250))
+TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS, class_counts=(100, 400))
+# Other shares than those of the labels: a model that errs.
+PREDICTIONS = ValidationPredictions(class_counts=(40, 40), confidence=Distribution(edges=(0.75,), counts=(40, 40)))
 
 
 def test_a_distribution_has_equal_shares():
@@ -50,6 +62,7 @@ def test_index_by_hand():
 def test_index_of_equal_sources_is_what_chance_makes_it():
     limit = stats.chi2.ppf(0.95, NUM_BINS - 1) * (1 / WINDOW + 1 / MAX_MEASURED)
     assert limit == pytest.approx(0.076, abs=0.0005)  # as the documentation of WINDOW says
+    assert chance_level([MAX_MEASURED // NUM_BINS] * NUM_BINS, WINDOW) == pytest.approx(limit)
     generator = np.random.default_rng(0)
     found = []
     for _ in range(400):
@@ -60,7 +73,70 @@ def test_index_of_equal_sources_is_what_chance_makes_it():
 
 
 def test_what_is_written_comes_back():
-    assert TrainingImages.from_json(json.loads(json.dumps(dataclasses.asdict(TRAINING)))) == TRAINING
+    for each in (TRAINING, PREDICTIONS):
+        assert type(each).from_json(json.loads(json.dumps(dataclasses.asdict(each)))) == each
+
+
+def test_predictions_are_counted_by_class_and_by_confidence():
+    confident = np.repeat([0.6, 0.8, 0.99999, 1.0], 20)
+    probs_BK = np.stack([confident, 1 - confident, np.zeros(80)], axis=1)
+    probs_BK[:30] = probs_BK[:30, ::-1]
+    found = ValidationPredictions.of(probs_BK.astype(np.float32))
+    assert found.class_counts == (50, 0, 30)
+    # The median of 20 times 0.6 and 0.8, 40 times 1 to four digits.
+    assert found.confidence == Distribution(edges=(0.9,), counts=(40, 40))
+    assert confidences(probs_BK.astype(np.float32))[-21:] == [1.0] * 21
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_bins"), [(1, 2), (79, 2), (119, 2), (120, 3), (200, 5), (400, 10), (9999, 10)]
+)
+def test_few_predictions_have_few_bins(num_images, num_bins):
+    probs = np.linspace(0.5, 1, num_images)
+    counts = ValidationPredictions.of(np.stack([probs, 1 - probs], axis=1)).confidence.counts
+    assert len(counts) == num_bins
+    if num_images >= 2 * MIN_IMAGES_PER_BIN:
+        assert chance_level(counts, WINDOW) < 0.1
+
+
+def predict(generator: np.random.Generator, num_images: int, share_ill: float) -> np.ndarray:
+    """Probabilities [images, 2] of a model of sensitivity 0.6 and specificity 1 for images, so many of them ill."""
+    is_found = generator.random(num_images) < 0.6 * share_ill
+    confidence = generator.uniform(0.5, 1, num_images)
+    ill = np.where(is_found, confidence, 1 - confidence)
+    return np.stack([1 - ill, ill], axis=1)
+
+
+@pytest.mark.parametrize("num_validated", [72, 400])
+def test_index_of_a_model_that_errs_is_what_chance_makes_it_without_drift(num_validated):
+    generator = np.random.default_rng(0)
+    above = []
+    for _ in range(300):
+        window = DriftWindow(None, ValidationPredictions.of(predict(generator, num_validated, 0.5)))
+        indices = window.add([], predict(generator, WINDOW, 0.5))
+        assert indices is not None
+        above.append([indices[name] > window.chance[name] for name in ("predicted_class", "confidence")])
+    assert np.mean(above, axis=0) == pytest.approx([0.05, 0.05], abs=0.03)
+    # Beside the labels, half of which are ill, it was told to have drifted far.
+    labels, predicted = [500, 500], [700, 300]
+    assert population_stability_index(labels, predicted) == pytest.approx(0.2 * math.log(7 / 3), abs=1e-3)  # 0.17
+
+
+def test_index_of_predictions_shows_a_real_shift():
+    generator = np.random.default_rng(0)
+    validated = ValidationPredictions.of(predict(generator, 400, 0.5))
+    assert validated.class_counts == pytest.approx((280, 120), abs=20)  # 0.6 of a half is taken for ill
+    window = DriftWindow(None, validated)
+    indices = window.add([], predict(generator, WINDOW, 1.0))
+    assert indices is not None
+    # 0.3 of the images before, 0.6 now.
+    assert indices["predicted_class"] == pytest.approx(0.3 * math.log(0.6 / 0.3) + 0.3 * math.log(0.7 / 0.4), abs=0.1)
+    assert indices["predicted_class"] > 0.25 > 10 * window.chance["predicted_class"]
+    assert indices["confidence"] < window.chance["confidence"]
+    unsure = np.full((WINDOW, 2), 0.5) + generator.uniform(-0.1, 0.1, (WINDOW, 1)) * [1, -1]
+    indices = window.add([], unsure)
+    assert indices is not None
+    assert indices["confidence"] > 1
 
 
 @pytest.mark.parametrize(
@@ -79,35 +155,53 @@ def test_what_is_written_comes_back():
 def test_something_else_is_refused(changes):
     with pytest.raises((KeyError, TypeError, ValueError)):
         TrainingImages.from_json(dataclasses.asdict(TRAINING) | changes)
+    changes = {"confidence" if name == "grey_mean" else name: value for name, value in changes.items()}
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        ValidationPredictions.from_json(dataclasses.asdict(PREDICTIONS) | changes)
 
 
-def like_training(count: int) -> tuple[list[tuple[float, float]], list[int]]:
-    """Images whose statistics fill the tenths alike, and as many of each class."""
+def like_training(count: int) -> tuple[list[tuple[float, float]], np.ndarray]:
+    """Images whose statistics fill the tenths alike, and as many of each class, half of them in doubt."""
     levels = [number % 10 * 10 + 5.0 for number in range(count)]
-    return list(zip(levels, levels, strict=True)), [number % 2 for number in range(count)]
+    first = np.resize([0.1, 0.9, 0.7, 0.3], count)
+    return list(zip(levels, levels, strict=True)), np.stack([first, 1 - first], axis=1)
 
 
 def test_a_window_says_nothing_until_it_is_full():
-    window = DriftWindow(TRAINING)
+    window = DriftWindow(TRAINING, PREDICTIONS)
     assert window.add(*like_training(WINDOW - 1)) is None
-    indices = window.add(*like_training(1))
+    greys, probs_BK = like_training(WINDOW)
+    indices = window.add(greys[-1:], probs_BK[-1:])
     assert indices is not None
-    assert indices == pytest.approx(dict.fromkeys(("grey_mean", "grey_deviation", "predicted_class"), 0.0), abs=1e-3)
+    assert indices == pytest.approx(dict.fromkeys(STATISTICS, 0.0), abs=1e-3)
 
 
 def test_a_window_forgets_and_looks_in_strides():
-    window = DriftWindow(TRAINING)
+    window = DriftWindow(TRAINING, PREDICTIONS)
     window.add(*like_training(WINDOW))
-    bright = ([(95.0, 5.0)] * STRIDE, [0] * STRIDE)
-    assert window.add(bright[0][1:], bright[1][1:]) is None
-    window.add(bright[0][:1], bright[1][:1])
+    greys, probs_BK = [(95.0, 5.0)] * STRIDE, np.tile([[0.9, 0.1]], (STRIDE, 1))
+    assert window.add(greys[1:], probs_BK[1:]) is None
+    window.add(greys[:1], probs_BK[:1])
     for _ in range(WINDOW // STRIDE - 2):
-        window.add(*bright)
-    indices = window.add(*bright)
+        window.add(greys, probs_BK)
+    indices = window.add(greys, probs_BK)
     assert indices is not None
-    # All of the images in one of ten bins, and in one of two classes.
+    # All of the images in one of ten bins, in one of two classes, and sure.
     alone = population_stability_index([10] * 10, [WINDOW] + [0] * 9)
     assert indices["grey_mean"] == pytest.approx(alone)
     assert indices["grey_deviation"] == pytest.approx(alone)
-    assert indices["predicted_class"] == pytest.approx(population_stability_index([250, 250], [WINDOW, 0]))
+    assert indices["predicted_class"] == pytest.approx(population_stability_index([40, 40], [WINDOW, 0]))
+    assert indices["confidence"] == pytest.approx(population_stability_index([40, 40], [0, WINDOW]))
     assert alone > 0.25
+
+
+@pytest.mark.parametrize(
+    ("training", "predictions", "known"),
+    [(TRAINING, None, STATISTICS[:2]), (None, PREDICTIONS, STATISTICS[2:]), (TRAINING, PREDICTIONS, STATISTICS)],
+)
+def test_what_is_not_known_has_no_index(training, predictions, known):
+    window = DriftWindow(training, predictions)
+    greys, probs_BK = like_training(WINDOW)
+    indices = window.add(greys if training else [], probs_BK)
+    assert indices is not None
+    assert tuple(indices) == tuple(window.chance) == known

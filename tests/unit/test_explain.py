@@ -103,12 +103,51 @@ def test_heat_is_of_the_logits_however_certain_the_model_is(explain, tmp_path, a
     assert np.array_equal(explainer.heatmap(IMAGE, 1), FOR_1)
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        keras.ops.softmax,
+        lambda logits: keras.layers.Activation("linear")(keras.layers.Softmax()(logits)),
+        keras.Sequential([keras.layers.ReLU(negative_slope=1.0), keras.layers.Softmax()]),
+        lambda logits: keras.ops.cast(keras.layers.Softmax(dtype="float16")(logits), "float32"),
+    ],
+    ids=["operation", "linear", "nested", "cast"],
+)
+def test_heat_is_of_the_logits_however_a_model_ends(explain, tmp_path, outputs):
+    logits_model = red_against_green(scale=100.0)
+    own = keras.Model(logits_model.input, outputs(logits_model.output))
+    own.save(tmp_path / "own.keras")
+    assert np.asarray(own(IMAGE[np.newaxis])).tolist() == [[0, 1]]  # as certain as can be
+    classifier = models.from_trained(
+        str(tmp_path / "own.keras"), preprocessing="raw", num_classes=2, image_size_px=None
+    )
+    explainer = explain(classifier)
+    assert np.array_equal(explainer.heatmap(IMAGE, 0), FOR_0)
+    assert np.array_equal(explainer.heatmap(IMAGE, 1), FOR_1)
+
+
+def test_heat_of_probabilities_made_in_an_unknown_way_is_that_of_their_logarithm(explain, tmp_path):
+    logits_model = red_against_green(scale=0.1)
+    powers = keras.ops.exp(logits_model.output)
+    own = keras.Model(logits_model.input, powers / keras.ops.sum(powers, axis=-1, keepdims=True))
+    own.save(tmp_path / "own.keras")
+    assert np.asarray(own(IMAGE[np.newaxis]))[0, 0] > 0.999
+    explainer = explain(
+        models.from_trained(str(tmp_path / "own.keras"), preprocessing="raw", num_classes=2, image_size_px=None)
+    )
+    # Of two classes, log p_c has (1 - p_c) times the slopes of z_c less those of the other, here minus z_c.
+    for class_index, expected in enumerate((FOR_0, FOR_1)):
+        assert explainer.heatmap(IMAGE, class_index) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("ends_in_logit", [False, True])
 @pytest.mark.parametrize("apart", [False, True], ids=["in the layer", "a layer of its own"])
-def test_heat_of_one_sigmoid_for_two_classes(explain, tmp_path, apart):
+def test_heat_of_one_sigmoid_for_two_classes(explain, tmp_path, apart, ends_in_logit):
     images = keras.Input((2, 2, 3))
     averages = keras.layers.GlobalAveragePooling2D()(channels(images, [100, 0, 0], [0, 100, 0]))
-    outputs = dense(averages, [[-2], [1]], activation="linear" if apart else "sigmoid")
-    own = keras.Model(images, keras.layers.Activation("sigmoid")(outputs) if apart else outputs)
+    activation = "linear" if ends_in_logit else "sigmoid"
+    outputs = dense(averages, [[-2], [1]], activation="linear" if apart else activation)
+    own = keras.Model(images, keras.layers.Activation(activation)(outputs) if apart else outputs)
     own.save(tmp_path / "own.keras")
     classifier = models.from_trained(
         str(tmp_path / "own.keras"), preprocessing="raw", num_classes=2, image_size_px=None

@@ -24,6 +24,8 @@ CORE += [
     "foreignformats",
     "layout",
     "ziparchive",
+    "outputs",
+    "prior",
 ]
 ON_RAY = [
     "streams",

@@ -34,7 +34,7 @@ def learning_curve(counts, *, test=TEST, balanced=False, seed=0) -> tuple[Point,
 
 
 def accuracy(fitted: probe.Probe) -> float:
-    logits = (TEST[0].astype(float) - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias
+    logits = (TEST[0].astype(float) - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias + fitted.shift
     return float((logits.argmax(axis=1) == TEST[1]).mean())
 
 

@@ -1,10 +1,12 @@
 import json
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from tlray import model as models
+from tlray.artifact import load_keras_file
 from tlray.backbone import build_backbone
 from tlray.config import Preprocessing, TrainConfig
 from tlray.errors import ConfigError
@@ -89,6 +91,92 @@ def test_sigmoid_of_one_unit_becomes_two_classes(tmp_path):
     pixels = np.full((1, 8, 8, 3), 51, dtype=np.uint8)
     positive = float(np.asarray(model(pixels.astype(np.float32) / 255))[0, 0])
     assert np.asarray(wrapped(pixels))[0] == pytest.approx([1 - positive, positive], abs=1e-6)
+
+
+def saved(tmp_path, outputs) -> str:
+    """Saves a model of 8 px images whose outputs are made from three logits, which differ by up to 30."""
+    keras.utils.set_random_seed(4)
+    images = keras.Input((8, 8, 3))
+    spread: Any = keras.initializers.RandomNormal(stddev=20.0)
+    logits = keras.layers.Dense(3, kernel_initializer=spread)(keras.layers.GlobalAveragePooling2D()(images))
+    keras.Model(images, outputs(logits)).save(tmp_path / "own.keras")
+    return str(tmp_path / "own.keras")
+
+
+def probabilities_of(path: str, images: np.ndarray, **settings) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what the bundle of a model gives for images, and what the model does."""
+    settings = {"preprocessing": "unit", "num_classes": 3, "image_size_px": None} | settings
+    wrapped = models.with_probabilities(models.from_trained(path, **settings))
+    return np.asarray(wrapped(images)), np.asarray(load_keras_file(path)(images.astype(np.float32) / 255))
+
+
+def exponentials(logits):
+    """A softmax in a way that nothing knows."""
+    powers = keras.ops.exp(logits - keras.ops.max(logits, axis=-1, keepdims=True))
+    return powers / keras.ops.sum(powers, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        keras.layers.Softmax(),
+        keras.ops.softmax,
+        exponentials,
+        keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()]),
+        lambda logits: keras.layers.Activation("linear", dtype="float32")(keras.layers.Softmax()(logits)),
+        lambda logits: keras.layers.Dropout(0.5)(keras.layers.Softmax(dtype="float32")(logits)),
+    ],
+    ids=["layer", "operation", "own", "nested", "linear", "dropout"],
+)
+def test_softmax_is_not_applied_twice_however_a_model_ends(tmp_path, outputs):
+    images = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    found, expected = probabilities_of(saved(tmp_path, outputs), images)
+    assert expected.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.ptp(expected) > 0.9
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [lambda logits: logits, keras.ops.log_softmax])
+def test_logits_get_a_softmax(tmp_path, outputs):
+    images = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    found, logits = probabilities_of(saved(tmp_path, outputs), images)
+    assert found == pytest.approx(np.asarray(keras.ops.softmax(logits)), abs=1e-6)
+
+
+def test_probabilities_of_0_and_in_half_precision_stay_as_they_are(tmp_path):
+    path = saved(tmp_path, lambda logits: keras.layers.Softmax(dtype="float16")(logits * 1000.0))
+    images = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    found, expected = probabilities_of(path, images)
+    assert expected.dtype == np.float16
+    assert sorted(np.unique(expected)) == [0, 1]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
+
+
+def test_independent_sigmoids_are_refused(tmp_path):
+    path = saved(tmp_path, keras.layers.Dense(3, activation="sigmoid"))
+    with pytest.raises(ConfigError, match=r"ends in 3 independent sigmoids .* a softmax or in logits"):
+        models.from_trained(path, preprocessing="unit", num_classes=3, image_size_px=None)
+    path = saved(tmp_path, keras.ops.sigmoid)
+    with pytest.raises(ConfigError, match=r"Independent sigmoids are no class probabilities"):
+        models.from_trained(path, preprocessing="unit", num_classes=3, image_size_px=None)
+
+
+@pytest.mark.parametrize(("is_sigmoid", "outputs"), [(True, "probabilities"), (False, None)])
+def test_a_single_output_for_two_classes(tmp_path, is_sigmoid, outputs):
+    def end(logits):
+        single = keras.layers.Dense(1, kernel_initializer="ones")(logits)
+        return keras.ops.sigmoid(single) if is_sigmoid else single
+
+    path = saved(tmp_path, end)
+    images = np.random.default_rng(2).integers(0, 40, (4, 8, 8, 3), dtype=np.uint8)
+    if is_sigmoid:
+        with pytest.raises(ConfigError, match="--outputs probabilities, or --outputs logits"):
+            probabilities_of(path, images, num_classes=2)
+    found, single = probabilities_of(path, images, num_classes=2, outputs=outputs)
+    second = single[:, 0] if is_sigmoid else 1 / (1 + np.exp(-single[:, 0]))
+    assert 0.001 < second.min() < second.max() < 0.999
+    assert found == pytest.approx(np.stack([1 - second, second], axis=1), abs=1e-6)
 
 
 def test_trained_model_with_other_classes_is_refused(own_model):

@@ -52,13 +52,31 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
 def test_a_strong_penalty_leaves_the_frequencies_of_the_classes():
     features, _ = make_data(2, 20, 90)
     labels = (np.arange(90) % 3 == 0).astype(int)  # 60 of the first class
-    for balanced, expected in ((False, [2 / 3, 1 / 3]), (True, [1 / 2, 1 / 2])):
+    for balanced, fitted_shares in ((False, [2 / 3, 1 / 3]), (True, [1 / 2, 1 / 2])):
         fitted = probe.fit(
             features, labels, features[:6], labels[:6],
             num_classes=2, balanced=balanced, inverse_penalties=(1e-9,),
         )  # fmt: skip
-        odds = np.exp(logits(fitted, features))
-        assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(np.tile(expected, (90, 1)), abs=1e-3)
+        for shift, expected in ((0, fitted_shares), (fitted.shift, [2 / 3, 1 / 3])):
+            odds = np.exp(logits(fitted, features) + shift)
+            assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(np.tile(expected, (90, 1)), abs=1e-3)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("counts", [(90, 10), (70, 25, 5)])
+def test_images_without_any_difference_have_the_shares_of_their_classes(balanced, counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = np.ones((100, 7))
+    settings = {"num_classes": len(counts), "balanced": balanced}
+    fitted = probe.fit(features, labels, features, labels, **settings)
+    shares = np.array(counts) / 100
+    odds = np.exp(logits(fitted, features[:1])[0] + fitted.shift)
+    assert odds / odds.sum() == pytest.approx(shares, abs=1e-5)
+    entropy = -(shares * np.log(shares)).sum()
+    assert [trial.valid_loss for trial in fitted.trials] == pytest.approx([entropy] * len(fitted.trials), abs=1e-6)
+    assert fitted.best.valid_accuracy == fitted.train_accuracy == shares[0]
+    learned = np.full(len(counts), 1 / len(counts)) if balanced else shares
+    assert fitted.train_loss == pytest.approx(-(learned * np.log(learned)).sum(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +94,8 @@ def test_the_training_loss_is_weighted_as_that_of_fine_tuning(balanced, weights)
     weighted = counts * np.array(weights)[:, None]
     losses = -np.log(weighted / weighted.sum(axis=0))
     assert fitted.train_loss == pytest.approx((weighted * losses).sum() / 90, abs=1e-4)
+    # Validated as exported: under the shares of the classes, whose posterior is the frequency itself.
+    losses = -np.log(counts / counts.sum(axis=0))
     assert fitted.best.valid_loss == pytest.approx((counts * losses).sum() / 90, abs=1e-4)
     assert (abs(fitted.train_loss - fitted.best.valid_loss) > 1e-3) is balanced
 

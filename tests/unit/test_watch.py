@@ -18,7 +18,13 @@ import serve_app
 from serve_app import drift
 from serve_app.telemetry import ModelTelemetry, Telemetry
 from tests.unit.test_api import KEY, Mean, b64, call, client, info, png, run, upload
-from tlray.drift import Distribution, TrainingImages, population_stability_index
+from tlray.drift import (
+    Distribution,
+    TrainingImages,
+    ValidationPredictions,
+    chance_level,
+    population_stability_index,
+)
 
 
 @pytest.fixture
@@ -154,14 +160,22 @@ def training_images():
     )
 
 
+def validation_predictions():
+    """Every other image taken for the second class, half of them in doubt."""
+    return ValidationPredictions(class_counts=(50, 50), confidence=Distribution(edges=(0.75,), counts=(50, 50)))
+
+
 def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypatch):
     monkeypatch.setattr(drift, "WINDOW", 20)
     monkeypatch.setattr(drift, "STRIDE", 10)
     plain = info()
-    model.info = dataclasses.replace(plain, spec=dataclasses.replace(plain.spec, training_images=training_images()))
+    spec = dataclasses.replace(
+        plain.spec, training_images=training_images(), validation_predictions=validation_predictions()
+    )
+    model.info = dataclasses.replace(plain, spec=spec)
 
-    def shown():
-        return [(tags["statistic"], value) for name, value, tags in recorded if name == "tlray_drift"]
+    def shown(gauge="tlray_drift"):
+        return [(tags["statistic"], value) for name, value, tags in recorded if name == gauge]
 
     async def send():
         async with client(model) as http:
@@ -172,16 +186,37 @@ def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypat
             first = dict(shown())
             assert first["grey_mean"] == pytest.approx(0, abs=1e-6)
             assert first["grey_deviation"] == pytest.approx(population_stability_index([100, 0], [20, 0]))
+            # Of levels up to 90 in 255: 60 and darker are dark with a confidence of 0.75 and more.
             assert first["predicted_class"] == pytest.approx(population_stability_index([50, 50], [20, 0]))
+            assert first["confidence"] == pytest.approx(population_stability_index([50, 50], [6, 14]))
+            assert dict(shown("tlray_drift_chance")) == {
+                "grey_mean": chance_level([10] * 10, 20),
+                "grey_deviation": chance_level([100, 0], 20),
+                "predicted_class": chance_level([50, 50], 20),
+                "confidence": chance_level([50, 50], 20),
+            }
             await http.post("/predict", files=upload(*[png(200)] * 10))
-            assert dict(shown()[3:])["grey_mean"] > 0.25
+            assert dict(shown()[4:])["grey_mean"] > 0.25
             model.info = info("b" * 64, size_px=16)
             await http.post("/predict", files=same)
-            forgotten = dict(shown()[6:])
-            assert set(forgotten) == set(drift.STATISTICS)
-            assert all(map(math.isnan, forgotten.values()))
+            for gauge in ("tlray_drift", "tlray_drift_chance"):
+                forgotten = dict(shown(gauge)[8:])
+                assert set(forgotten) == set(drift.STATISTICS)
+                assert all(map(math.isnan, forgotten.values()))
 
     run(send())
+
+
+def test_a_bundle_that_knows_no_predictions_has_no_drift_of_them(model, recorded, monkeypatch):
+    """As earlier versions made them, with the labels of the training images."""
+    monkeypatch.setattr(drift, "WINDOW", 2)
+    monkeypatch.setattr(drift, "STRIDE", 1)
+    spec = dataclasses.replace(model.info.spec, training_images=training_images())
+    model.info = dataclasses.replace(model.info, spec=spec)
+    call(model, "POST", "/predict", files=upload(png(0), png(1), png(2)))
+    for gauge in ("tlray_drift", "tlray_drift_chance"):
+        shown = {tags["statistic"] for name, _, tags in recorded if name == gauge}
+        assert shown == {"grey_mean", "grey_deviation"}
 
 
 def test_a_bundle_without_statistics_has_no_drift(model, recorded, monkeypatch):

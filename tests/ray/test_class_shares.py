@@ -1,0 +1,107 @@
+"""What an exported model says of images without any difference: the class shares that it is to assume, no others."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlray import bundle, training
+from tlray.artifact import load_keras_file
+from tlray.config import TrainConfig
+from tlray.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SIZE_PX = 32
+COUNTS = {
+    "train": {"common": 90, "rare": 10}, "valid": {"common": 18, "rare": 2}, "test": {"common": 9, "rare": 1}
+}  # fmt: skip
+GREY = np.full((SIZE_PX, SIZE_PX, 3), 90, np.uint8)
+ENTROPY = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of one grey image: 100 for training, 10 of them rare, 20 for validation and 10 for test alike."""
+    root = tmp_path_factory.mktemp("images")
+    for split, counts in COUNTS.items():
+        for label, count in counts.items():
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(GREY).save(root / split / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    keras.utils.set_random_seed(7)
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    x = keras.layers.Conv2D(4, 3, strides=4, activation="relu")(pixels)
+    x = keras.layers.Conv2D(6, 3, strides=2, activation="relu")(x)
+    path = str(tmp_path_factory.mktemp("model") / "own.keras")
+    keras.Model(pixels, x).save(path)
+    return path
+
+
+def train(images: Path, backbone: str, out: Path, **changes) -> training.TrainResult:
+    settings = {
+        "data": str(images),
+        "out": str(out),
+        "backbone": backbone,
+        "preprocessing": "symmetric",
+        "image_size_px": SIZE_PX,
+        "class_weights": True,
+        "epochs": 1,
+        "batch_size": 100,  # all images in one step: they always have the same shares
+        "dropout": 0.0,
+        "max_failures": 0,
+        "quiet": True,
+    }
+    return training.train(TrainConfig(**(settings | changes)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"method": "probe"}, 1e-4),
+        ({"method": "lp-ft", "trainable_layers": 1, "hidden_units": (5,)}, 1e-3),
+        ({"method": "lp-ft", "trainable_layers": 1, "cache": "off"}, 1e-3),
+        ({"method": "fine-tune", "trainable_layers": 0, "epochs": 60, "learning_rate": 0.03}, 1e-3),
+        ({"method": "probe", "class_weights": False}, 1e-4),
+    ],
+    ids=["probe", "tuned on features", "tuned on images", "fine-tune", "without weights"],
+)
+def test_images_without_any_difference_have_the_shares_of_training(images, backbone, tmp_path, settings, tolerance):
+    result = train(images, backbone, tmp_path / "run", **settings)
+    model = load_keras_file(f"{result.bundle}/model.keras")
+    assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.9, 0.1], abs=tolerance)
+    spec, _ = bundle.read_spec(result.bundle)
+    assert spec.prior == pytest.approx((0.9, 0.1))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["prior"] == pytest.approx({"common": 0.9, "rare": 0.1})
+    assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(ENTROPY, abs=tolerance)
+    if "epochs" in settings or settings["method"] == "lp-ft":
+        rows = (tmp_path / "run/history.csv").read_text().splitlines()
+        losses = [float(row.split(",")[rows[0].split(",").index("valid_loss")]) for row in rows[1:]]
+        assert min(losses) == pytest.approx(metrics["splits"]["valid"]["log_loss"], abs=1e-5)
+
+
+def test_a_prior_that_is_named_is_that_of_the_exported_model(images, backbone, tmp_path):
+    result = train(images, backbone, tmp_path / "run", method="probe", prior="rare=0.02,common=0.98")
+    model = load_keras_file(f"{result.bundle}/model.keras")
+    assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.98, 0.02], abs=1e-4)
+    assert bundle.read_spec(result.bundle)[0].prior == pytest.approx((0.98, 0.02))
+    # Its metrics are those of that model; the probe was chosen under the shares of the training images.
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["log_loss"] == pytest.approx(-(0.9 * np.log(0.98) + 0.1 * np.log(0.02)), abs=1e-3)
+    assert metrics["probe"]["best"]["valid_loss"] == pytest.approx(ENTROPY, abs=1e-5)
+    assert "common 0.98, rare 0.02" in (Path(result.bundle) / "model_card.md").read_text()
+
+
+def test_a_prior_of_other_classes_is_refused_before_anything_is_made(images, backbone, tmp_path):
+    with pytest.raises(ConfigError, match=r"a share for each class, 'common', 'rare'. Received: rare=0.5,ill=0.5"):
+        train(images, backbone, tmp_path / "run", prior="rare=0.5,ill=0.5")
+    assert not (tmp_path / "run").exists()
