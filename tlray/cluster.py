@@ -48,8 +48,14 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 
-KERAS_ENVIRONMENT = WORKER_ENVIRONMENT | {"TLRAY_PROCESS": "keras"}
-"""Of `start_here`. Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
+KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
+"""What the processes of `start_here` have beside `worker_environment()`. Ray gives a task an idle process of the same
+environment: the second one finds TensorFlow loaded."""
+
+OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
+"""Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change: nothing works with another value."""
+
+_OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # with "1" `ray.init` may name a variable that the job names too
 
 MANY_NODES = 64
 
@@ -123,6 +129,18 @@ def job_name() -> str | None:
     return json.loads(os.environ.get(_JOB_VARIABLE, "{}")).get("metadata", {}).get("job_submission_id")
 
 
+def worker_environment() -> dict[str, str]:
+    """Returns the variables of all processes that Ray starts for this one.
+
+    They are those of `WORKER_ENVIRONMENT`. Where the runtime_env of this process' Ray job has another value it wins,
+    but for `OWN_VARIABLES`.
+    """
+    job = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    chosen = {name: given[name] for name in WORKER_ENVIRONMENT if name in given and name not in OWN_VARIABLES}
+    return WORKER_ENVIRONMENT | chosen
+
+
 def connect(*, with_jobs: bool = False) -> None:
     """Connects to the running Ray (`RAY_ADDRESS`, or one on this machine), or starts a local one.
 
@@ -140,13 +158,14 @@ def connect(*, with_jobs: bool = False) -> None:
         "log_to_driver": False,
         "logging_level": logging.WARNING,
         "include_dashboard": with_jobs,
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "runtime_env": {"env_vars": worker_environment()},
     }
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
             _check_address(os.environ.get("RAY_ADDRESS", ""))
-            with _agent_port_of_its_own() if with_jobs else contextlib.nullcontext(), _quiet_driver():
+            port = _agent_port_of_its_own() if with_jobs else contextlib.nullcontext()
+            with port, _quiet_driver(), _overriding_variables():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
@@ -187,6 +206,19 @@ def _agent_port_of_its_own() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _overriding_variables() -> Iterator[None]:
+    """Has `ray.init` take a variable that the job's runtime_env sets, too; without this it raises a ValueError."""
+    before = os.environ.get(_OVERRIDE_VARIABLE)
+    os.environ[_OVERRIDE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_OVERRIDE_VARIABLE]
+        if before is not None:
+            os.environ[_OVERRIDE_VARIABLE] = before
+
+
+@contextlib.contextmanager
 def _quiet_driver() -> Iterator[None]:
     """Has Ray's C++ part in this process tell fatal errors only; that of the node's processes has its own log files.
 
@@ -222,7 +254,7 @@ def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "
     On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"scheduling_strategy": here, "runtime_env": {"env_vars": KERAS_ENVIRONMENT}}
+    options = {"scheduling_strategy": here, "runtime_env": {"env_vars": worker_environment() | KERAS_ENVIRONMENT}}
     reference = ray.remote(function).options(num_cpus=0, max_retries=0, **options).remote(*arguments, **named)
     reference.future()  # so that Ray does not print its error where this process ends for another one
     return reference

@@ -174,14 +174,14 @@ def _write_rows(
     # The key is of the file that was looked at first: what has come in its place since is not kept under it.
     is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
     good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
-    table = about.take(good)
-    for name in names:
-        values = np.ascontiguousarray(batch[name][good])
-        table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
     number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
     write_error = ""
     try:
-        if len(good):
+        if len(good):  # Arrow makes no tensor column of no rows
+            table = about.take(good)
+            for name in names:
+                values = np.ascontiguousarray(batch[name][good])
+                table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
             featurestore.write_part(storage.join(out, f"part-{number}.parquet"), table)
     except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
         write_error = str(error)

@@ -3,6 +3,7 @@
 A stream is a range of row numbers; each task looks its rows up in the manifest, which lies in Ray's object store once.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tlray import images, storage
 from tlray.config import Augmentation
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import DataError, ImageError, ImageErrorCode
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
 
 ROWS_PER_BLOCK = 32
@@ -245,12 +246,20 @@ def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
     """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
 
     Args:
-        uris: At least one readable 16-bit image.
+        uris: At least one 16-bit image. Those that can no longer be read are passed over.
+
+    Raises:
+        DataError: None of them can be read any more.
     """
     dataset = _map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
     total = np.zeros(images.NUM_INTENSITIES, dtype=np.int64)
     for batch in iterate(dataset):
         total += batch["histogram"].sum(axis=0)
+    if not total.any():
+        raise DataError(
+            f"None of the {len(uris)} images of 16 bits can be read any more. Check the storage, and run the same "
+            "command again."
+        )
     return images.percentile_range(total)
 
 
@@ -258,8 +267,11 @@ def _histogram_rows(
     batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
 ) -> dict[str, np.ndarray]:
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    histogram = sum(images.intensity_histogram(read_file(uri)) for uri in chosen)
-    return {"histogram": np.asarray(histogram)[None]}
+    histogram = np.zeros(images.NUM_INTENSITIES, dtype=np.int64)
+    for uri in chosen:
+        with contextlib.suppress(ImageError):  # a file that has gone since it was inspected: the others tell the range
+            histogram += images.intensity_histogram(read_file(uri))
+    return {"histogram": histogram[None]}
 
 
 def _map_rows(

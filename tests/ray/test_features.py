@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tlray import devices, extraction, features, featurestore, images, trunk
+from tlray import dataset, devices, extraction, features, featurestore, images, trunk
 from tlray.artifact import load_keras_file
 from tlray.config import Augmentation
 from tlray.errors import ConfigError, DataError, TlrayError
@@ -237,6 +237,33 @@ def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
     assert written["error"][1] == extraction.CHANGED
     (part,) = tmp_path.glob("part-*")
     assert [(row["image_id"], row["pooled"]) for row in pq.read_table(part).to_pylist()] == [("x", [0, 1, 2])]
+
+
+def test_a_part_all_of_whose_images_have_gone_is_not_written(tmp_path):
+    written = write_two_rows(tmp_path, "t", "t")
+    assert written["error_code"].tolist() == ["changed", "changed"]
+    assert written["write_error"].tolist() == ["", ""]
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_where_a_whole_part_vanishes_after_it_was_looked_at(data, backbone, monkeypatch):
+    """Two rows a part: the two validation images are one of them, without a single readable image."""
+    read_images = dataset.read_images
+
+    def vanish(*arguments: Any, **named: Any) -> pa.Table:
+        table = read_images(*arguments, **named)
+        shutil.rmtree(data / "valid")
+        return table
+
+    monkeypatch.setattr(dataset, "read_images", vanish)
+    monkeypatch.setattr(featurestore, "ROWS_PER_PART", 2)
+    result = extract(data, backbone)
+    assert (result.num_rows, result.num_failed) == (18, 3)
+    rows = pq.read_table(Path(result.out) / "_manifest.parquet").to_pylist()
+    assert {row["image_id"]: row["error_code"] for row in rows if row["error_code"]} == {
+        "train/a/broken.png": "unsupported_format", "valid/a/0.png": "not_found", "valid/b/0.png": "not_found"
+    }  # fmt: skip
+    assert {split for split, *_ in (key[0].split("/") for key in read(result.out))} == {"train", "test"}
 
 
 def test_images_without_labels_have_features_too(data, backbone, tmp_path):

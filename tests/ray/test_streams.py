@@ -9,6 +9,7 @@ from PIL import Image
 
 from tlray import images, listing, streams
 from tlray.config import Augmentation
+from tlray.errors import DataError
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -101,6 +102,15 @@ def test_intensity_range_is_over_all_images(tmp_path):
         Image.fromarray(values).save(tmp_path / f"{number}.png")
     uris = listing.list_images(str(tmp_path)).table["uri"]
     assert streams.intensity_range(uris) == (1.0, 1997.0)
+
+
+def test_the_range_is_of_the_16_bit_images_that_are_left(tmp_path):
+    """67 images are two tasks, of which the second has none left; 1,000 pixels of 0 to 999: percentiles 0 and 998."""
+    Image.fromarray(np.arange(1000, dtype=np.uint16).reshape(40, 25)).save(tmp_path / "0.png")
+    uris = pa.chunked_array([[f"{tmp_path}/{number}.png" for number in range(67)]])
+    assert streams.intensity_range(uris) == (0.0, 998.0)
+    with pytest.raises(DataError, match=r"None of the 66 images of 16 bits can be read any more\. Check the storage"):
+        streams.intensity_range(uris.slice(1))
 
 
 def test_digests_are_of_the_files_as_they_are(table):

@@ -1,5 +1,6 @@
 """What a cluster has, and the checks of locations: what needs no running Ray."""
 
+import json
 import os
 import re
 import socket
@@ -216,3 +217,43 @@ def test_other_addresses_are_rays_own_matter(monkeypatch, address):
     monkeypatch.setattr(ray, "init", lambda **options: begun.append(options))
     cluster.connect()
     assert len(begun) == 1
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[tuple[dict[str, str], str | None]]:
+    """The variables that `ray.init` was given, and whether it may override those of the job."""
+    calls: list[tuple[dict[str, str], str | None]] = []
+
+    def init(**options: Any) -> None:
+        calls.append((options["runtime_env"]["env_vars"], os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV")))
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", init)
+    return calls
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("job", "changes"),
+    [
+        ({}, {}),
+        ({"runtime_env": None}, {}),
+        ({"runtime_env": {"working_dir": "gcs://code.zip"}}, {}),
+        ({"runtime_env": {"env_vars": {"OTHER": "1"}}}, {}),
+        # The job's word counts, but not where nothing would work.
+        (
+            {"runtime_env": {"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_USE_LEGACY_KERAS": "1"}}},
+            {"TF_CPP_MIN_LOG_LEVEL": "0"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [None, "0"])
+def test_a_job_may_set_variables_that_tlray_sets(monkeypatch, begun, job, changes, before):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", raising=False)
+    if before is not None:
+        monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", before)
+    cluster.connect()
+    expected = {"TF_USE_LEGACY_KERAS": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+    assert begun == [(expected | changes, "1")]
+    assert os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == before

@@ -206,3 +206,15 @@ def test_histogram_of_16_bit_images(tmp_path):
     assert histogram.shape == (1, 65536)
     counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
     assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
+
+
+def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
+    (tmp_path / "a.png").write_bytes(WIDE)
+    (tmp_path / "text.png").write_bytes(b"no image")
+    uris = pa.chunked_array([[f"{tmp_path}/{name}.png" for name in ("gone", "a", "text")]])
+    histogram = streams._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
+    assert {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])} == {
+        100: 1, 600: 1, 1100: 1, 5000: 1
+    }  # fmt: skip
+    none_left = streams._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
+    assert (none_left.shape, none_left.sum()) == ((1, 65536), 0)
