@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray import (
@@ -325,7 +326,7 @@ def _make_task(
         num_classes=len(images.classes),
         depth_sizes=prepared.depth_sizes,
         tail=prepared.tail,
-        tail_weights=[prepared.tail_weights],
+        tail_weights=[ray.put(prepared.tail_weights)],
         hidden_units=config.hidden_units,
         tail_layers=prepared.tail_layers,
         batch_size=config.batch_size,
