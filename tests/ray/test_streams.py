@@ -75,6 +75,30 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
             assert np.array_equal(rows["image"][place], changed)
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_stream_in_parts_has_the_batches_of_the_schedule(table, monkeypatch, num_workers):
+    """70 images in batches of 16 are 5 steps an epoch; parts of one block, 32 rows, end within epochs."""
+    monkeypatch.setattr(streams, "MAX_BLOCKS", 1)
+    begun = []
+    map_rows = streams._map_rows
+    monkeypatch.setattr(
+        streams, "_map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more)
+    )
+    share = streams.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
+    for rank in range(num_workers):
+        schedule = TrainSchedule(
+            num_images=70, batch_size=16, num_workers=num_workers, rank=rank, seed=5, num_epochs=2, first_epoch=1
+        )
+        size = schedule.rank_batch_size
+        pixels = streams.Pixels(size_px=8)
+        batches = list(streams.image_batches(ray.put(table), schedule, pixels, batch_size=size, share=share))
+        expected = schedule.rows(np.arange(schedule.num_rows))
+        assert [len(batch["row"]) for batch in batches] == [size] * 5
+        for name, values in (("row", expected.index), ("epoch", expected.epoch), ("weight", expected.weight)):
+            assert np.concatenate([batch[name] for batch in batches]).tolist() == values.tolist()
+    assert begun == {1: [32, 32, 16], 2: [32, 8] * 2}[num_workers]
+
+
 def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
     counted: list[int] = []
     for rank in (0, 1):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from tlray import images, storage, streams
 from tlray.config import Augmentation
@@ -218,3 +219,34 @@ def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
     }  # fmt: skip
     none_left = streams._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
     assert (none_left.shape, none_left.sum()) == ((1, 65536), 0)
+
+
+# Long streams
+
+
+def num_blocks(num_rows: int) -> int:
+    """Returns how many blocks Ray Data makes of so many rows."""
+    return len(RangeDatasource(num_rows).get_read_tasks(-(-num_rows // streams.ROWS_PER_BLOCK)))
+
+
+def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
+    schedule = TrainSchedule(num_images=1_000_000, batch_size=64, num_workers=2, rank=1, seed=1, num_epochs=30)
+    assert schedule.num_rows == 15_000_000  # 15,625 steps of 32 rows, 30 times
+    parts = streams.parts_of(schedule.num_rows, schedule.rank_batch_size)
+    # 2,048 blocks of 32 rows are 65,536; 15,000,000 / 65,536 = 228.9, and 228 * 65,536 = 14,942,208.
+    assert (parts[:2], parts[-1]) == ([(0, 65_536), (65_536, 65_536)], (14_942_208, 57_792))
+    assert len(parts) == 229
+    assert max(num_blocks(num_rows) for _, num_rows in parts) == 2048
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "expected"),
+    [
+        (13_710, 32, [(0, 13_710)]),  # 457 images in 30 epochs: one dataset, without a pause between epochs
+        (65_530, 30, [(0, 65_520), (65_520, 10)]),  # 2,184 batches of 30
+        (250_000, 100_000, [(0, 100_000), (100_000, 100_000), (200_000, 50_000)]),  # a batch is never cut
+        (0, 32, []),
+    ],
+)
+def test_parts_are_whole_batches(num_rows, batch_size, expected):
+    assert streams.parts_of(num_rows, batch_size) == expected
