@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,13 @@ STDERR = 2
 CONNECT_S = 10.0
 """For a node to take a connection."""
 
+OBJECT_STORE_PART = 0.3
+"""Part of a node's memory that Ray makes its object store, by default: ray_constants.py,
+DEFAULT_OBJECT_STORE_MEMORY_PROPORTION."""
+
+MAX_OBJECT_STORE_BYTES = 200e9
+"""The largest object store that Ray makes by default: DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES."""
+
 MIN_WORKER_CPUS = 0.01
 MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
 """Of one node: a task that reads, and a model that waits for what it has read. With less nothing begins."""
@@ -82,7 +89,7 @@ class Capacity:
         held_cpus: CPUs that others hold: an endpoint's replicas, other jobs.
         held_gpus: The same of GPUs.
         is_short: No node has `MIN_FREE_CPUS` that are free: a command has to wait, and plans for the least.
-        object_store_bytes: Shared memory for data in flight, of all nodes together.
+        object_store_bytes: Shared memory for data in flight, of all nodes that it has or can grow to together.
         smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
         memory_bytes: Of this node, besides its object store: what the driver itself can work with.
         has_many_nodes: It has, or can grow to, more than one node.
@@ -344,18 +351,41 @@ def capacity() -> Capacity:
         if size in left:  # of the nodes that may come those that are there already
             left[left.index(size)] = (rest[0], size[1])
     is_short = max(cpus for cpus, _ in left) < MIN_FREE_CPUS - 1e-6
+    now_stores = [node.get("object_store_memory", 0.0) for node in nodes]
+    found_stores = [_store_bytes(resources, nodes) for resources in types]
+    then_stores = [store for store in found_stores if store is not None]
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
         nodes=tuple(whole if is_short else left),
-        object_store_bytes=int(now.get("object_store_memory", 0)),
-        smallest_object_store_bytes=int(min(node.get("object_store_memory", 0) for node in nodes)),
+        object_store_bytes=int(max(sum(now_stores), sum(then_stores))),
+        smallest_object_store_bytes=int(min(*now_stores, *then_stores, math.inf)),
         memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
         held_cpus=held_cpus,
         held_gpus=held_gpus,
         is_short=is_short,
     )
+
+
+def _store_bytes(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> float | None:
+    """Returns the object store of a node that the autoscaler may add; None: nothing tells.
+
+    The autoscaler's configuration seldom names it. A node of the same CPUs and GPUs that is there has one as large;
+    where there is none it is derived from the type's `memory`. That is the memory besides the object store on AWS and
+    all memory on Kubernetes, so that the object store is no smaller than this on either.
+
+    Args:
+        resources: The type's resources.
+        nodes: Resources of the nodes that are there.
+    """
+    if resources.get("object_store_memory", 0):
+        return resources["object_store_memory"]
+    alike = [node.get("object_store_memory", 0.0) for node in nodes if _size(node) == _size(resources)]
+    if alike:
+        return min(alike)
+    memory_bytes = resources.get("memory", 0)
+    return min(OBJECT_STORE_PART * memory_bytes, MAX_OBJECT_STORE_BYTES) if memory_bytes else None
 
 
 def _size(resources: Mapping[str, float]) -> tuple[float, float]:
