@@ -1,29 +1,23 @@
 """The Ray cluster: connecting to it, running something beside it, and what it has."""
 
-import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import math
 import os
-import re
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.parameter as ray_parameter
 import ray._private.state as ray_state
-import ray._private.worker as ray_worker
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray import storage
+from tlray import rayinit, storage
 from tlray.config import TrainConfig
 from tlray.errors import ConfigError, TlrayError
 from tlray.streams import TASK_CPUS
@@ -55,15 +49,7 @@ environment: the second one finds TensorFlow loaded."""
 OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
 """Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change: nothing works with another value."""
 
-_OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # with "1" `ray.init` may name a variable that the job names too
-
 MANY_NODES = 64
-
-LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
-STDERR = 2
-
-CONNECT_S = 10.0
-"""For a node to take a connection."""
 
 OBJECT_STORE_PART = 0.3
 """Part of a node's memory that Ray makes its object store, by default: ray_constants.py,
@@ -170,10 +156,7 @@ def connect(*, with_jobs: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            _check_address(os.environ.get("RAY_ADDRESS", ""))
-            port = _agent_port_of_its_own() if with_jobs else contextlib.nullcontext()
-            with port, _quiet_driver(), _overriding_variables():
-                ray.init(**options)
+            rayinit.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
     except ConnectionError as error:
@@ -185,74 +168,6 @@ def connect(*, with_jobs: bool = False) -> None:
     context.enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _check_address(address: str) -> None:
-    """Raises ConnectionError where nobody listens at an address HOST:PORT: Ray itself would try for many minutes."""
-    found = re.fullmatch(r"([^/:]+|\[[^/]+\]):(\d+)", address)
-    if found:
-        try:
-            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
-        except (OSError, OverflowError) as error:
-            raise ConnectionError(f"nobody answers at {address} ({error})") from error
-
-
-@contextlib.contextmanager
-def _agent_port_of_its_own() -> Iterator[None]:
-    """Has a Ray that is started here take jobs at any free port; `ray.init` has no option for it.
-
-    Its fixed default belongs to the first Ray of a machine; the second one would start, and take no job.
-    """
-    parameters: Any = ray_parameter
-    original = parameters.RayParams
-    parameters.RayParams = functools.partial(original, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameters.RayParams = original
-
-
-@contextlib.contextmanager
-def _overriding_variables() -> Iterator[None]:
-    """Has `ray.init` take a variable that the job's runtime_env sets, too; without this it raises a ValueError."""
-    before = os.environ.get(_OVERRIDE_VARIABLE)
-    os.environ[_OVERRIDE_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_OVERRIDE_VARIABLE]
-        if before is not None:
-            os.environ[_OVERRIDE_VARIABLE] = before
-
-
-@contextlib.contextmanager
-def _quiet_driver() -> Iterator[None]:
-    """Has Ray's C++ part in this process tell fatal errors only; that of the node's processes has its own log files.
-
-    It tells of each pool of actors of Ray Data that it could not be restarted if objects were lost that it keeps.
-    """
-    module: Any = ray_worker
-    original = module.connect
-
-    def connect_quietly(*arguments: Any, **named: Any) -> Any:
-        if LOG_LEVEL_VARIABLE in os.environ:
-            return original(*arguments, **named)
-        os.environ[LOG_LEVEL_VARIABLE] = "fatal"
-        stderr = os.dup(STDERR)
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), STDERR)  # where it tells that it has been told so
-        try:
-            return original(*arguments, **named)
-        finally:
-            os.dup2(stderr, STDERR)
-            os.close(stderr)
-            del os.environ[LOG_LEVEL_VARIABLE]
-
-    module.connect = connect_quietly
-    try:
-        yield
-    finally:
-        module.connect = original
 
 
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":

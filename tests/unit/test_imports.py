@@ -21,6 +21,7 @@ CORE += [
 ]
 ON_RAY = [
     "streams",
+    "rayinit",
     "cluster",
     "plans",
     "featurecache",
