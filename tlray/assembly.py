@@ -2,9 +2,9 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,23 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
-def read_and_prepare(config: TrainConfig, source: Dataset | Listing, available: Capacity) -> tuple[Dataset, Prepared]:
+def read_and_prepare(
+    config: TrainConfig,
+    source: Dataset | Listing,
+    available: Capacity,
+    *,
+    kind: str,
+    refuse: Callable[[Dataset, Prepared], None],
+) -> tuple[Dataset, Prepared]:
     """Reads the images of a run while its model is built.
 
     Args:
         config: A resolved config.
         source: Its images, listed or read before.
         available: What the cluster has.
+        kind: See `dataset.read_images`.
+        refuse: Raises an error where the images and the model do not go together. It is asked as soon as the model is
+            built, with the images as they are listed, and again with those that could be read.
 
     Raises:
         ConfigError: The model cannot be built: told as soon as it is known.
@@ -110,9 +120,22 @@ def read_and_prepare(config: TrainConfig, source: Dataset | Listing, available: 
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
     preparing = cluster.start_here(prepare, config, num_classes)
     if isinstance(source, Listing):
-        check = partial(cluster.check, preparing)
-        source = dataset.read_dataset(config, source, task_cpus=available.task_cpus, meanwhile=check)
-    return source, cluster.get(preparing)
+        listed = dataset.as_listed(config, source)
+
+        @cache  # it is asked after every part of the images
+        def check_listed() -> None:
+            prepared = cluster.get(preparing)
+            if listed is not None:
+                refuse(listed, prepared)
+
+        def check() -> None:
+            if cluster.is_done(preparing):
+                check_listed()
+
+        source = dataset.read_dataset(config, source, kind=kind, task_cpus=available.task_cpus, meanwhile=check)
+    prepared = cluster.get(preparing)
+    refuse(source, prepared)
+    return source, prepared
 
 
 def prepare(config: TrainConfig, num_classes: int) -> Prepared:

@@ -195,9 +195,14 @@ def get(reference: Any) -> Any:
         raise
 
 
+def is_done(reference: Any) -> bool:
+    """Tells whether a task has ended, well or not."""
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
 def check(reference: Any) -> None:
     """Raises the error of a task that has failed already; waits for nothing."""
-    if ray.wait([reference], timeout=0)[0]:
+    if is_done(reference):
         get(reference)
 
 

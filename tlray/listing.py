@@ -45,6 +45,11 @@ class _Row:
     group_id: str | None = None
 
 
+def is_image_name(name: str) -> bool:
+    """Tells whether a file is named like an image that tlray reads."""
+    return name.lower().endswith(_IMAGE_SUFFIXES)
+
+
 def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Listing:
     """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
 
@@ -233,7 +238,7 @@ def _read_layout(paths: Sequence[str], name: str, to_uri: Callable[[str], str]) 
     if splits:
         labelled = {parts[0] for parts in below if len(parts) > 2}
     else:
-        has_loose_images = any(len(parts) == 1 and parts[0].lower().endswith(_IMAGE_SUFFIXES) for parts in below)
+        has_loose_images = any(len(parts) == 1 and is_image_name(parts[0]) for parts in below)
         labelled = set() if has_loose_images else folders
     rows = []
     for parts, whole in zip(below, visible, strict=True):

@@ -19,7 +19,7 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from tlray import images, storage
+from tlray import images, inspected, storage
 from tlray.config import Augmentation
 from tlray.errors import DataError, ImageError, ImageErrorCode
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
@@ -208,18 +208,19 @@ def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.
     return images.to_array(image)
 
 
-def inspect_images(table: pa.Table, *, task_cpus: float = 1.0) -> Iterator[pa.Table]:
+def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus: float = 1.0) -> Iterator[pa.Table]:
     """Reads and decodes every file once, in the table's order.
 
     Args:
         table: A manifest.
+        known: A row of `INSPECTED_SCHEMA` for each of its rows: a file that has the same stamp still is not read again.
         task_cpus: CPUs that a task asks for, of which it keeps one busy.
 
     Yields:
-        Tables, one after another with a row for each row of the manifest, of the `INSPECTION_COLUMNS`: what the file
+        Tables, one after another with a row for each row of the manifest, of the `INSPECTED_SCHEMA`: what the file
         is, or why it cannot be used.
     """
-    arguments = {"uris": [ray.put(table["uri"])]}
+    arguments = {"uris": [ray.put(table["uri"])], "known": [] if known is None else [ray.put(known)]}
     dataset = _map_rows(
         table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=task_cpus
     )
@@ -238,11 +239,29 @@ _INSPECTION_SCHEMA = pa.schema(
 )
 
 
-def _inspect_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> pa.Table:
+INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (inspected.STAMP, pa.string())])
+"""The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
+
+
+def _inspect_rows(
+    batch: Mapping[str, np.ndarray],
+    uris: list["ray.ObjectRef[pa.ChunkedArray]"],
+    known: list["ray.ObjectRef[pa.Table]"],
+) -> pa.Table:
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        rows = [_inspect(content) for content in pool.map(_read_or_error, chosen)]
-    return pa.Table.from_pylist(rows, schema=_INSPECTION_SCHEMA)
+        # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
+        stamps = inspected.stamps(chosen, pool)
+        is_same = [
+            stamp is not None and row.get(inspected.STAMP) == stamp for stamp, row in zip(stamps, before, strict=True)
+        ]
+        contents = pool.map(_read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
+        rows = [
+            row if same else _inspect(next(contents)) | {inspected.STAMP: stamp}
+            for row, stamp, same in zip(before, stamps, is_same, strict=True)
+        ]
+    return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
 
 
 def _inspect(content: bytes | ImageError) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -138,7 +139,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     if not (is_continued and _is_tried(config)):
         check_weights(base.weights)
         stored = dataset.stored_dataset(base.out) if is_continued else None
-        source = stored or dataset.list_classes(base)
+        source = stored or _list(config)
     cluster.connect()
     available = cluster.capacity()
     cluster.check_shared(base.out, available)
@@ -150,6 +151,25 @@ def sweep(config: SweepConfig) -> SweepResult:
     best = _train_best(config, chosen, available)
     warnings = (*trialtable.failure_warnings(trials, errors), *best.warnings)
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+
+
+def _list(config: SweepConfig) -> Listing:
+    """Lists the images; refuses classes of too few patients, of which reading would find no more."""
+    base = config.training()
+    listed = dataset.list_trainable(base)
+    table = manifest.assign_splits(listed.table, seed=base.seed)
+    table = table.filter(pc.field("label").is_valid() & (pc.field("split") != "test"))
+    by_label = table.group_by("label").aggregate([("group_id", "count_distinct")])
+    _check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), config)
+    return listed
+
+
+def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
+    if num_groups < config.num_folds:
+        raise DataError(
+            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
+            f"{config.num_folds}."
+        )
 
 
 def _is_tried(config: SweepConfig) -> bool:
@@ -217,11 +237,15 @@ def _network(config: TrainConfig, images: Dataset) -> Network:
 def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
     """Writes the table of trials, and last its figure."""
     base = config.training()
-    images, prepared = assembly.read_and_prepare(base, source, available)
+
+    def refuse(images: Dataset, prepared: Prepared) -> None:
+        assert prepared.network is not None  # noqa: S101
+        _check_memory(config, available, images, prepared.network)
+        probing.check_memory(available, images, prepared.network)
+
+    images, prepared = assembly.read_and_prepare(base, source, available, kind=KIND, refuse=refuse)
     assert prepared.network is not None  # noqa: S101
     folds = _folds(images, config)
-    _check_memory(config, available, images, prepared.network)
-    probing.check_memory(available, images, prepared.network)
     # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
     if not is_continued:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -296,11 +320,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     labels = table["class_index"].to_numpy()
     groups = np.array(manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist()))
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
-    if num_groups < config.num_folds:
-        raise DataError(
-            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
-            f"{config.num_folds}."
-        )
+    _check_num_groups(num_groups, config)
     splitter = StratifiedGroupKFold(config.num_folds, shuffle=True, random_state=config.seed)
     folds = tuple(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):

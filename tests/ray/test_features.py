@@ -236,7 +236,15 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     assert np.array_equal(prepared.tail_weights[0], expected[4])
     # And other processes get them.
     table = dataset.with_splits(
-        dataset.read_images(dataset.list_classes(config).table, task_cpus=1, meanwhile=lambda: None, quiet=True), seed=0
+        dataset.read_images(
+            dataset.list_classes(config).table,
+            out="o",
+            kind="training",
+            task_cpus=1,
+            meanwhile=lambda: None,
+            quiet=True,
+        ),
+        seed=0,
     )
     plan = ScorePlan(max_actors=1, cpus_per_actor=1, gpus_per_actor=0)
     result = features.update(

@@ -1,4 +1,6 @@
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import ray
 from PIL import Image
 
-from tlray import images, listing, streams
+from tlray import dataset, images, inspected, listing, storage, streams
 from tlray.config import Augmentation
 from tlray.errors import DataError
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
@@ -75,6 +77,45 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
             assert np.array_equal(rows["image"][place], changed)
 
 
+def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
+    """150 files are three tasks of 64, 64 and 22; it is interrupted when the third comes, so that two are kept."""
+    monkeypatch.setattr(inspected, "INTERVAL_S", 0.0)
+    paths = [tmp_path / "data" / f"{number:03d}.png" for number in range(150)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        path.write_bytes(b"no image")
+    table = listing.list_images(str(tmp_path / "data")).table
+    out = str(tmp_path / "out")
+    asked = []
+
+    def interrupt() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    def read(meanwhile: Callable[[], None]) -> list[str]:
+        found = dataset.read_images(table, out=out, kind="run", task_cpus=1, meanwhile=meanwhile, quiet=True)
+        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *streams.INSPECTION_COLUMNS]
+        return found["sha256"].to_pylist()
+
+    with pytest.raises(KeyboardInterrupt):
+        read(interrupt)
+    # Other contents whose size and time are the same: what is kept is told by the checksum of what was there before.
+    for path in paths:
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(b"some one")
+        os.utime(path, ns=times)
+    paths[1].write_bytes(b"no image, again")  # changed
+    before, now, other = (hashlib.sha256(each).hexdigest() for each in (b"no image", b"some one", b"no image, again"))
+    expected = [before, other, *[before] * 126, *[now] * 22]
+    assert read(lambda: None) == expected
+    assert read(lambda: None) == expected
+    storage.prepare_output(out, kind="run", known_names=frozenset(), overwrite=False)
+    assert read(lambda: None) == expected
+    inspected.forget(out)
+    assert read(lambda: None) == [now, other, *[now] * 148]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_stream_in_parts_has_the_batches_of_the_schedule(table, monkeypatch, num_workers):
     """70 images in batches of 16 are 5 steps an epoch; parts of one block, 32 rows, end within epochs."""
@@ -110,13 +151,13 @@ def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
 
 
 def test_inspection_has_a_row_for_every_file_in_order(table):
-    inspected = pa.concat_tables(list(streams.inspect_images(table)))
-    assert inspected.column_names == list(streams.INSPECTION_COLUMNS)
-    assert inspected.num_rows == 70
-    assert inspected["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
-    assert inspected["width_px"][0].as_py() == 20
-    assert inspected["height_px"][0].as_py() == 10
-    assert inspected["width_px"][7].as_py() is None
+    found = pa.concat_tables(list(streams.inspect_images(table)))
+    assert found.column_names == [*streams.INSPECTION_COLUMNS, "stamp"]
+    assert found.num_rows == 70
+    assert found["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
+    assert found["width_px"][0].as_py() == 20
+    assert found["height_px"][0].as_py() == 10
+    assert found["width_px"][7].as_py() is None
 
 
 def test_intensity_range_is_over_all_images(tmp_path):

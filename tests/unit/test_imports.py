@@ -18,6 +18,7 @@ CORE += [
     "weights",
     "continuation",
     "trialtable",
+    "inspected",
 ]
 ON_RAY = [
     "streams",

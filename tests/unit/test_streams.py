@@ -185,8 +185,8 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 
 def test_inspection_tells_size_or_error(table):
-    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]])
-    assert tuple(found.column_names) == streams.INSPECTION_COLUMNS
+    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
+    assert tuple(found.column_names) == (*streams.INSPECTION_COLUMNS, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
     assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
@@ -196,7 +196,22 @@ def test_inspection_tells_size_or_error(table):
     assert found["sha256"].to_pylist()[4] is None
     # A block in which nothing failed, or all, has the same types.
     for ids in ([0], [4]):
-        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]]).schema == found.schema
+        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
+
+
+def test_a_file_that_is_known_is_not_read_again(table):
+    """The first file has the stamp that it had, the second another one, and of the third none is known."""
+    first = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
+    stamps = first["stamp"].to_pylist()
+    known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
+    known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
+    found = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
+    assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
+    assert found["stamp"].to_pylist() == stamps
+    assert found["width_px"].to_pylist() == [5, 5, 5]
+    # A file that has gone has no stamp, whatever is known of it.
+    gone = streams._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
+    assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [None])
 
 
 def test_histogram_of_16_bit_images(tmp_path):
