@@ -2,15 +2,14 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from tlray import cluster, dataset, images, storage, streams
 from tlray.cluster import Capacity
@@ -40,25 +39,28 @@ NOT_COMPARED = (
 class Prepared:
     """What is to be trained, built once.
 
+    It holds the weights themselves. Whoever hands them to other processes puts them into the object store: an object
+    there is lost with the process that has put it, and the one that builds models may end at any time.
+
     Attributes:
         architecture: The classifier (uint8 in, logits out, float32) as JSON.
-        weights: Its weights, in the object store.
+        weights: Its weights.
         preprocessing: What the backbone wants to see.
         network: What computes the features that a probe or a training on a cache needs, None where nothing does.
         depth_sizes: Columns of the pooled features from each depth, the last depth last.
         tail_layers: The names of the backbone's last layers, as many as are trained, in order.
         tail: The part of the classifier that is trained on features, as JSON; None where it is trained on images.
-        tail_weights: Its weights, in the object store.
+        tail_weights: Its weights.
     """
 
     architecture: str
-    weights: "ray.ObjectRef[list[np.ndarray]]"
+    weights: list[np.ndarray]
     preprocessing: str
     network: Network | None = None
     depth_sizes: tuple[int, ...] = ()
     tail_layers: tuple[str, ...] = ()
     tail: str | None = None
-    tail_weights: "ray.ObjectRef[list[np.ndarray]] | None" = None
+    tail_weights: list[np.ndarray] | None = None
 
     @property
     def tail_inputs(self) -> list[str]:
@@ -93,13 +95,23 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
-def read_and_prepare(config: TrainConfig, source: Dataset | Listing, available: Capacity) -> tuple[Dataset, Prepared]:
+def read_and_prepare(
+    config: TrainConfig,
+    source: Dataset | Listing,
+    available: Capacity,
+    *,
+    kind: str,
+    refuse: Callable[[Dataset, Prepared], None],
+) -> tuple[Dataset, Prepared]:
     """Reads the images of a run while its model is built.
 
     Args:
         config: A resolved config.
         source: Its images, listed or read before.
         available: What the cluster has.
+        kind: See `dataset.read_images`.
+        refuse: Raises an error where the images and the model do not go together. It is asked as soon as the model is
+            built, with the images as they are listed, and again with those that could be read.
 
     Raises:
         ConfigError: The model cannot be built: told as soon as it is known.
@@ -108,9 +120,22 @@ def read_and_prepare(config: TrainConfig, source: Dataset | Listing, available: 
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
     preparing = cluster.start_here(prepare, config, num_classes)
     if isinstance(source, Listing):
-        check = partial(cluster.check, preparing)
-        source = dataset.read_dataset(config, source, task_cpus=available.task_cpus, meanwhile=check)
-    return source, cluster.get(preparing)
+        listed = dataset.as_listed(config, source)
+
+        @cache  # it is asked after every part of the images
+        def check_listed() -> None:
+            prepared = cluster.get(preparing)
+            if listed is not None:
+                refuse(listed, prepared)
+
+        def check() -> None:
+            if cluster.is_done(preparing):
+                check_listed()
+
+        source = dataset.read_dataset(config, source, kind=kind, task_cpus=available.task_cpus, meanwhile=check)
+    prepared = cluster.get(preparing)
+    refuse(source, prepared)
+    return source, prepared
 
 
 def prepare(config: TrainConfig, num_classes: int) -> Prepared:
@@ -131,7 +156,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         backbone.trainable = False
     if config.method == "fine-tune":
         classifier = models.build_classifier(backbone, config, preprocessing=preprocessing, num_classes=num_classes)
-        weights = ray.put(models.get_weights(classifier))
+        weights = models.get_weights(classifier)
         return Prepared(architecture=classifier.to_json(), weights=weights, preprocessing=preprocessing)
     extractor, _ = trunk.extractor(backbone, preprocessing, pooled=True, cut=False, depths=config.depths)
     is_tuned = config.method == "lp-ft"
@@ -141,7 +166,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
     if is_tuned:
         classifier = models.with_hidden_layers(classifier, hidden_units=config.hidden_units, dropout=config.dropout)
     prepared = Prepared(
-        architecture=classifier.to_json(), weights=ray.put(models.get_weights(classifier)), preprocessing=preprocessing
+        architecture=classifier.to_json(), weights=models.get_weights(classifier), preprocessing=preprocessing
     )
     first, tail = trunk.split(classifier)
     pooled = trunk.up_to(tail, models.STANDARDISATION_LAYER)(first.outputs)
@@ -158,7 +183,7 @@ def prepare(config: TrainConfig, num_classes: int) -> Prepared:
         depth_sizes=tuple(trunk.level_sizes(backbone)[-config.depths :]),
         tail_layers=tuple(layer.name for layer in models.trained_layers(backbone, config)),
         tail=tail_architecture,
-        tail_weights=ray.put(models.get_weights(tail)),
+        tail_weights=models.get_weights(tail),
         network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs)),
     )
 
@@ -202,7 +227,7 @@ def export(
     from tlray.artifact import save_artifact  # noqa: PLC0415
 
     devices.use_cpus()
-    classifier = models.from_json(prepared.architecture, ray.get(prepared.weights))
+    classifier = models.from_json(prepared.architecture, prepared.weights)
     tail = trunk.split(classifier)[1] if prepared.tail else classifier
     if trained.weights is not None:
         tail.set_weights(trained.weights)

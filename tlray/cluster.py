@@ -1,27 +1,23 @@
 """The Ray cluster: connecting to it, running something beside it, and what it has."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
-import re
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray._private.state as ray_state
-import ray._private.worker as ray_worker
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray import localray, storage
+from tlray import rayinit, storage
 from tlray.config import TrainConfig
 from tlray.errors import ConfigError, TlrayError
 from tlray.streams import TASK_CPUS
@@ -46,16 +42,21 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour of coming versions, unwarned
 }
 
-KERAS_ENVIRONMENT = WORKER_ENVIRONMENT | {"TLRAY_PROCESS": "keras"}
-"""Of `start_here`. Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
+KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
+"""What the processes of `start_here` have beside `worker_environment()`. Ray gives a task an idle process of the same
+environment: the second one finds TensorFlow loaded."""
+
+OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
+"""Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change: nothing works with another value."""
 
 MANY_NODES = 64
 
-LOG_LEVEL_VARIABLE = "RAY_BACKEND_LOG_LEVEL"
-STDERR = 2
+OBJECT_STORE_PART = 0.3
+"""Part of a node's memory that Ray makes its object store, by default: ray_constants.py,
+DEFAULT_OBJECT_STORE_MEMORY_PROPORTION."""
 
-CONNECT_S = 10.0
-"""For a node to take a connection."""
+MAX_OBJECT_STORE_BYTES = 200e9
+"""The largest object store that Ray makes by default: DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES."""
 
 MIN_WORKER_CPUS = 0.01
 MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
@@ -74,7 +75,7 @@ class Capacity:
         held_cpus: CPUs that others hold: an endpoint's replicas, other jobs.
         held_gpus: The same of GPUs.
         is_short: No node has `MIN_FREE_CPUS` that are free: a command has to wait, and plans for the least.
-        object_store_bytes: Shared memory for data in flight, of all nodes together.
+        object_store_bytes: Shared memory for data in flight, of all nodes that it has or can grow to together.
         smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
         memory_bytes: Of this node, besides its object store: what the driver itself can work with.
         has_many_nodes: It has, or can grow to, more than one node.
@@ -121,6 +122,18 @@ def job_name() -> str | None:
     return json.loads(os.environ.get(_JOB_VARIABLE, "{}")).get("metadata", {}).get("job_submission_id")
 
 
+def worker_environment() -> dict[str, str]:
+    """Returns the variables of all processes that Ray starts for this one.
+
+    They are those of `WORKER_ENVIRONMENT`. Where the runtime_env of this process' Ray job has another value it wins,
+    but for `OWN_VARIABLES`.
+    """
+    job = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    chosen = {name: given[name] for name in WORKER_ENVIRONMENT if name in given and name not in OWN_VARIABLES}
+    return WORKER_ENVIRONMENT | chosen
+
+
 def connect(*, with_jobs: bool = False) -> None:
     """Connects to the running Ray (`RAY_ADDRESS`, or one on this machine), or starts a local one.
 
@@ -138,15 +151,12 @@ def connect(*, with_jobs: bool = False) -> None:
         "log_to_driver": False,
         "logging_level": logging.WARNING,
         "include_dashboard": with_jobs,
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "runtime_env": {"env_vars": worker_environment()},
     }
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            _check_address(os.environ.get("RAY_ADDRESS", ""))
-            is_ours = localray.is_to_be_started()
-            with localray.alone() if is_ours else contextlib.nullcontext(), _quiet_driver():
-                ray.init("local" if is_ours else None, **options)
+            rayinit.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would exit with the signal's number
     except ConnectionError as error:
@@ -160,53 +170,13 @@ def connect(*, with_jobs: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _check_address(address: str) -> None:
-    """Raises ConnectionError where nobody listens at an address HOST:PORT: Ray itself would try for many minutes."""
-    found = re.fullmatch(r"([^/:]+|\[[^/]+\]):(\d+)", address)
-    if found:
-        try:
-            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
-        except (OSError, OverflowError) as error:
-            raise ConnectionError(f"nobody answers at {address} ({error})") from error
-
-
-@contextlib.contextmanager
-def _quiet_driver() -> Iterator[None]:
-    """Has Ray's C++ part in this process tell fatal errors only; that of the node's processes has its own log files.
-
-    It tells of each pool of actors of Ray Data that it could not be restarted if objects were lost that it keeps.
-    """
-    module: Any = ray_worker
-    original = module.connect
-
-    def connect_quietly(*arguments: Any, **named: Any) -> Any:
-        if LOG_LEVEL_VARIABLE in os.environ:
-            return original(*arguments, **named)
-        os.environ[LOG_LEVEL_VARIABLE] = "fatal"
-        stderr = os.dup(STDERR)
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), STDERR)  # where it tells that it has been told so
-        try:
-            return original(*arguments, **named)
-        finally:
-            os.dup2(stderr, STDERR)
-            os.close(stderr)
-            del os.environ[LOG_LEVEL_VARIABLE]
-
-    module.connect = connect_quietly
-    try:
-        yield
-    finally:
-        module.connect = original
-
-
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":
     """Runs a function in a process of its own, so that TensorFlow starts while this one does something else.
 
     On this node, where a local weights file is, and without a CPU, of which a cluster's head may offer none.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"scheduling_strategy": here, "runtime_env": {"env_vars": KERAS_ENVIRONMENT}}
+    options = {"scheduling_strategy": here, "runtime_env": {"env_vars": worker_environment() | KERAS_ENVIRONMENT}}
     reference = ray.remote(function).options(num_cpus=0, max_retries=0, **options).remote(*arguments, **named)
     reference.future()  # so that Ray does not print its error where this process ends for another one
     return reference
@@ -225,9 +195,14 @@ def get(reference: Any) -> Any:
         raise
 
 
+def is_done(reference: Any) -> bool:
+    """Tells whether a task has ended, well or not."""
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
 def check(reference: Any) -> None:
     """Raises the error of a task that has failed already; waits for nothing."""
-    if ray.wait([reference], timeout=0)[0]:
+    if is_done(reference):
         get(reference)
 
 
@@ -296,18 +271,41 @@ def capacity() -> Capacity:
         if size in left:  # of the nodes that may come those that are there already
             left[left.index(size)] = (rest[0], size[1])
     is_short = max(cpus for cpus, _ in left) < MIN_FREE_CPUS - 1e-6
+    now_stores = [node.get("object_store_memory", 0.0) for node in nodes]
+    found_stores = [_store_bytes(resources, nodes) for resources in types]
+    then_stores = [store for store in found_stores if store is not None]
     return Capacity(
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
         nodes=tuple(whole if is_short else left),
-        object_store_bytes=int(now.get("object_store_memory", 0)),
-        smallest_object_store_bytes=int(min(node.get("object_store_memory", 0) for node in nodes)),
+        object_store_bytes=int(max(sum(now_stores), sum(then_stores))),
+        smallest_object_store_bytes=int(min(*now_stores, *then_stores, math.inf)),
         memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
         held_cpus=held_cpus,
         held_gpus=held_gpus,
         is_short=is_short,
     )
+
+
+def _store_bytes(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> float | None:
+    """Returns the object store of a node that the autoscaler may add; None: nothing tells.
+
+    The autoscaler's configuration seldom names it. A node of the same CPUs and GPUs that is there has one as large;
+    where there is none it is derived from the type's `memory`. That is the memory besides the object store on AWS and
+    all memory on Kubernetes, so that the object store is no smaller than this on either.
+
+    Args:
+        resources: The type's resources.
+        nodes: Resources of the nodes that are there.
+    """
+    if resources.get("object_store_memory", 0):
+        return resources["object_store_memory"]
+    alike = [node.get("object_store_memory", 0.0) for node in nodes if _size(node) == _size(resources)]
+    if alike:
+        return min(alike)
+    memory_bytes = resources.get("memory", 0)
+    return min(OBJECT_STORE_PART * memory_bytes, MAX_OBJECT_STORE_BYTES) if memory_bytes else None
 
 
 def _size(resources: Mapping[str, float]) -> tuple[float, float]:

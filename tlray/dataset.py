@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 from sklearn.utils.class_weight import compute_class_weight
 
-from tlray import audit, images, labels, listing, manifest, prior, storage, streams
+from tlray import audit, images, inspected, labels, layout, listing, manifest, prior, storage, streams
 from tlray.config import TrainConfig, parse_columns, parse_intensity_range
 from tlray.drift import Distribution, TrainingImages, grey_statistics
 from tlray.errors import DataError, ImageError, some
@@ -103,21 +103,53 @@ def list_classes(config: TrainConfig) -> listing.Listing:
     return dataclasses.replace(listed, table=table)
 
 
+def list_trainable(config: TrainConfig) -> listing.Listing:
+    """Lists the images of a run, see `list_classes`; refuses what no image among them could make trainable.
+
+    Raises:
+        DataError: There are fewer than two classes, or one without a training image, or no validation image.
+    """
+    listed = list_classes(config)
+    manifest.check_trainable(manifest.assign_splits(listed.table, seed=config.seed))
+    return listed
+
+
+def as_listed(config: TrainConfig, listed: listing.Listing) -> Dataset | None:
+    """Returns a run's images as they are if all files that are named like images can be read, before one has been.
+
+    Returns:
+        A data set without findings; None where it could not be trained on.
+    """
+    names = listed.table["uri"].to_pylist()
+    table = listed.table.filter(pa.array([layout.is_image_name(name) for name in names], pa.bool_()))
+    table = manifest.assign_splits(table, seed=config.seed).append_column(
+        "error_code", pa.nulls(len(table), pa.string())
+    )
+    try:
+        manifest.check_trainable(table)
+    except DataError:
+        return None
+    return Dataset(table=table, findings={})
+
+
 def read_dataset(
-    config: TrainConfig, listed: listing.Listing, *, task_cpus: float, meanwhile: Callable[[], None]
+    config: TrainConfig, listed: listing.Listing, *, kind: str, task_cpus: float, meanwhile: Callable[[], None]
 ) -> Dataset:
     """Reads every image once.
 
     Args:
         config: A resolved config.
         listed: See `list_classes`.
+        kind: See `read_images`.
         task_cpus: See `read_images`.
         meanwhile: See there.
 
     Raises:
         DataError: The readable images cannot be trained on.
     """
-    table = read_images(listed.table, task_cpus=task_cpus, meanwhile=meanwhile, quiet=config.quiet)
+    table = read_images(
+        listed.table, out=config.out, kind=kind, task_cpus=task_cpus, meanwhile=meanwhile, quiet=config.quiet
+    )
     readable = table.filter(pc.field("error_code").is_null())
     lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
     if lost:
@@ -141,9 +173,10 @@ def stored_dataset(out: str) -> Dataset | None:
 
 
 def write_dataset(dataset: Dataset, out: str) -> None:
-    """Writes `MANIFEST` and `AUDIT` into a run's directory."""
+    """Writes `MANIFEST` and `AUDIT` into a run's directory, in place of what reading has kept there."""
     manifest.write_manifest(dataset.table, storage.join(out, MANIFEST))
     storage.write_text(storage.join(out, AUDIT), json.dumps(dataset.findings, indent=2) + "\n")
+    inspected.forget(out)
 
 
 def describe(dataset: Dataset) -> str:
@@ -156,11 +189,15 @@ def describe(dataset: Dataset) -> str:
     return "\n".join(["Images by class:", *lines])
 
 
-def read_images(table: pa.Table, *, task_cpus: float, meanwhile: Callable[[], None], quiet: bool) -> pa.Table:
-    """Reads every image of a manifest once.
+def read_images(
+    table: pa.Table, *, out: str, kind: str, task_cpus: float, meanwhile: Callable[[], None], quiet: bool
+) -> pa.Table:
+    """Reads every image of a manifest once, and not again what an interrupted reading has left in the output.
 
     Args:
         table: A manifest.
+        out: The output directory, where what has been read is kept; see `inspected.forget`.
+        kind: See `storage.prepare_output`.
         task_cpus: CPUs that a reading task asks for.
         meanwhile: Called now and then: what it raises ends the reading.
         quiet: Show no progress.
@@ -168,16 +205,19 @@ def read_images(table: pa.Table, *, task_cpus: float, meanwhile: Callable[[], No
     Returns:
         The manifest with `streams.INSPECTION_COLUMNS`.
     """
+    known = inspected.known_rows(out, table["uri"], streams.INSPECTED_SCHEMA)
+    keeper = inspected.Keeper(out, kind, table["uri"], known)
     parts: list[pa.Table] = []
     with Progress("Reading images", table.num_rows, quiet=quiet) as progress:
-        for part in streams.inspect_images(table, task_cpus=task_cpus):
+        for part in streams.inspect_images(table, known=known, task_cpus=task_cpus):
             meanwhile()
+            keeper.add(part)
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
-    inspected = pa.concat_tables(parts)
+    found = pa.concat_tables(parts)
     table = table.drop_columns(["sha256"])
     for name in streams.INSPECTION_COLUMNS:
-        table = table.append_column(name, inspected[name])
+        table = table.append_column(name, found[name])
     return table
 
 

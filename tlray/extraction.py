@@ -37,14 +37,14 @@ class Network:
 
     Attributes:
         architecture: A model from uint8 images to a list of features, as JSON.
-        weights: In the object store.
+        weights: Its weights.
         names: The features' names, in the model's order.
         shapes: Their shapes, without the batch.
         fingerprint: sha256 of architecture and weights.
     """
 
     architecture: str
-    weights: "ray.ObjectRef[list[np.ndarray]]"
+    weights: list[np.ndarray]
     names: list[str]
     shapes: list[tuple[int, ...]]
     fingerprint: str
@@ -85,7 +85,7 @@ def as_network(extractor: Any, names: list[str]) -> Network:
         digest.update(array.tobytes())
     return Network(
         architecture=architecture,
-        weights=ray.put(weights),
+        weights=weights,
         names=names,
         shapes=shapes,
         fingerprint=digest.hexdigest(),
@@ -103,7 +103,13 @@ def _renumbered(architecture: str) -> str:
 class _Extractor:
     """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
 
-    def __init__(self, network: Network, num_threads: int | None, use_gpu: bool, with_constants: bool) -> None:
+    def __init__(
+        self,
+        network: "list[ray.ObjectRef[Network]]",
+        num_threads: int | None,
+        use_gpu: bool,
+        with_constants: bool,
+    ) -> None:
         from tlray import devices, trunk  # noqa: PLC0415
         from tlray import model as models  # noqa: PLC0415
 
@@ -111,8 +117,9 @@ class _Extractor:
             devices.use_gpus()
         else:
             devices.use_cpus(num_threads)
-        self.names = network.names
-        model = models.from_json(network.architecture, ray.get(network.weights))
+        found = ray.get(network[0])
+        self.names = found.names
+        model = models.from_json(found.architecture, found.weights)
         self.run = trunk.as_constant(model) if with_constants else trunk.as_function(model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +144,12 @@ def compute(
     features = streams.image_stream(reference, schedule, pixels)
     features = features.map_batches(
         _Extractor,
-        fn_constructor_args=(network, plan.num_threads, bool(plan.gpus_per_actor), _is_long(rows.num_rows, plan)),
+        fn_constructor_args=(
+            [ray.put(network)],
+            plan.num_threads,
+            bool(plan.gpus_per_actor),
+            _is_long(rows.num_rows, plan),
+        ),
         batch_size=batch_size,
         **plan.pool(),
     ).map_batches(
@@ -174,14 +186,14 @@ def _write_rows(
     # The key is of the file that was looked at first: what has come in its place since is not kept under it.
     is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
     good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
-    table = about.take(good)
-    for name in names:
-        values = np.ascontiguousarray(batch[name][good])
-        table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
     number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
     write_error = ""
     try:
-        if len(good):
+        if len(good):  # Arrow makes no tensor column of no rows
+            table = about.take(good)
+            for name in names:
+                values = np.ascontiguousarray(batch[name][good])
+                table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
             featurestore.write_part(storage.join(out, f"part-{number}.parquet"), table)
     except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
         write_error = str(error)

@@ -23,6 +23,7 @@ from tlray import (
     extraction,
     featurestore,
     images,
+    inspected,
     manifest,
     plans,
     probe,
@@ -85,6 +86,8 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
     preparing = cluster.start_here(extraction.prepare, training, config.level)
     table = dataset.read_images(
         listed.table,
+        out=training.out,
+        kind="features",
         task_cpus=available.task_cpus,
         meanwhile=partial(cluster.check, preparing),
         quiet=config.quiet,
@@ -105,6 +108,7 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
     )  # fmt: skip
+    inspected.forget(training.out)
     notes = [*result.notes]
     if POOLED in network.names and result.num_rows > 1:
         notes += probe.variation_warning(_variation(result.out))

@@ -94,7 +94,7 @@ def fit(
     task = TrainTask(
         config=config,
         architecture=architecture,
-        initial_weights=[weights],
+        initial_weights=[ray.put(weights)],
         start=start,
         cache=cache,
         train_table=[ray.put(train_table)],

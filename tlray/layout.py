@@ -120,7 +120,7 @@ def _read_places(visible: Sequence[Sequence[str]], depth: int, name: str) -> lis
     if splits:
         labelled = {parts[0] for parts in below if len(parts) > 2}
     else:
-        has_loose_images = any(len(parts) == 1 and _is_image(parts[0]) for parts in below)
+        has_loose_images = any(len(parts) == 1 and is_image_name(parts[0]) for parts in below)
         labelled = set() if has_loose_images else folders
     places = []
     for parts, whole in zip(below, visible, strict=True):
@@ -141,7 +141,8 @@ def _read_places(visible: Sequence[Sequence[str]], depth: int, name: str) -> lis
     return _check_groups(places, name)
 
 
-def _is_image(file_name: str) -> bool:
+def is_image_name(file_name: str) -> bool:
+    """Tells whether a file is named like an image that tlray reads."""
     return file_name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -165,7 +166,7 @@ def _check_groups(places: list[Place], name: str, depth: int = 1) -> list[Place]
             folder = classes[place.split, place.label]
             if place.group_id is not None:
                 folder.groups.add(place.group_id)
-            elif _is_image(place.path) or "." not in place.path.rpartition("/")[2]:
+            elif is_image_name(place.path) or "." not in place.path.rpartition("/")[2]:
                 folder.has_images = True
     groups = set().union(*(folder.groups for folder in classes.values()))
     is_kind = len(groups) == 1 and min(groups).lower() in _KINDS

@@ -188,11 +188,11 @@ def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, vi
         num_rows.append(part.num_rows)
     rows = {}
     for split, table in splits.items():
-        wanted = [
-            [(image_id, view) for view in range(views if split == "train" else 1)]
-            for image_id in table["image_id"].to_pylist()
-        ]
+        num_views = views if split == "train" else 1
+        wanted = [[(image_id, view) for view in range(num_views)] for image_id in table["image_id"].to_pylist()]
         missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
         _check_present(missing)
-        rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(len(wanted), -1)
+        rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(
+            len(wanted), num_views
+        )
     return FeatureCache(names=names, parts=parts, num_rows=num_rows, rows=rows)

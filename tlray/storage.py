@@ -26,6 +26,10 @@ ZIP_SEPARATOR = "!/"
 MARK = ".tlray"
 """The file by which an output of tlray is known: what has none is never deleted."""
 
+UNFINISHED = "_inspected"
+"""The folder of an output in which a command keeps what it has read before the output is begun (see `inspected`). A
+directory that holds nothing else counts as empty. Readers of Parquet folders pass over the name."""
+
 
 def is_uri(location: str) -> bool:
     """Tells whether a location has a scheme such as `s3://` (a Windows drive letter is none)."""
@@ -272,7 +276,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
         raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
     names = list_names(location)
     is_marked = MARK in names and read_bytes(join(location, MARK)) == kind.encode()
-    if not names or (is_marked and names == [MARK]):
+    if not names or (is_marked and set(names) <= {MARK, UNFINISHED}):
         return
     if not overwrite:
         raise ConfigError(
@@ -286,7 +290,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     # A process that was killed while it wrote has left `.NAME.RANDOM` (see `write_bytes`).
     prefixes = tuple(name for name in known_names if name.endswith("-"))
     begin = prefixes + tuple(f".{name}" if name in prefixes else f".{name}." for name in known_names)
-    strangers = [name for name in names if name not in known_names | {MARK} and not name.startswith(begin)]
+    strangers = [name for name in names if name not in known_names | {MARK, UNFINISHED} and not name.startswith(begin)]
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "
@@ -295,10 +299,15 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
 
 
 def prepare_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
-    """Empties an output directory, if `check_output` allows it, and leaves the mark of its kind there."""
+    """Empties an output directory, if `check_output` allows it, but for `UNFINISHED`; leaves its kind's mark there."""
     check_output(location, kind=kind, known_names=known_names, overwrite=overwrite)
     for name in list_names(location):
-        if name != MARK:
+        if name not in (MARK, UNFINISHED):
             delete(join(location, name))
+    mark_output(location, kind=kind)
+
+
+def mark_output(location: str, *, kind: str) -> None:
+    """Makes an output directory that bears the mark of its kind."""
     make_directory(location)
     write_text(join(location, MARK), kind)

@@ -3,6 +3,7 @@
 A stream is a range of row numbers; each task looks its rows up in the manifest, which lies in Ray's object store once.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -18,13 +19,17 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from tlray import images, storage
+from tlray import images, inspected, storage
 from tlray.config import Augmentation
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import DataError, ImageError, ImageErrorCode
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
 
 ROWS_PER_BLOCK = 32
 """Rows in one task's output: at 224 px 5 MB, so that a task yields once and a waiting consumer never holds a CPU."""
+
+MAX_BLOCKS = 2048
+"""Tasks of a dataset of `image_batches`. Ray Data puts a block for each task into the object store before the first one
+begins: 1 to 2 s for so many, 27 s for those of a million images (2 cores, 2026-11-28)."""
 
 TASK_CPUS = 0.5
 """What a reading task asks for: it waits for storage about as long as it decodes. (Ray Data also fuses tasks into the
@@ -98,6 +103,7 @@ def image_stream(
     *,
     share: Share | None = None,
     first_row: int = 0,
+    num_rows: int | None = None,
 ) -> ray.data.Dataset:
     """Streams decoded images in a schedule's order.
 
@@ -107,6 +113,7 @@ def image_stream(
         pixels: How files become pixels.
         share: The part of the cluster to use; None: what is free.
         first_row: Where to start in the schedule.
+        num_rows: How many rows to stream; None: all from there on.
 
     Returns:
         A dataset with the columns `row` (int64, the manifest's row), `image` (uint8 [size, size, 3], zeros on error),
@@ -114,11 +121,41 @@ def image_stream(
         of nulls alone would lose its type on the way.
     """
     return _map_rows(
-        schedule.num_rows - first_row,
+        schedule.num_rows - first_row if num_rows is None else num_rows,
         _decode_rows,
         {"manifest": [manifest], "schedule": schedule, "pixels": pixels, "first_row": first_row},
         share,
     )
+
+
+def image_batches(
+    manifest: "ray.ObjectRef[pa.Table]", schedule: Schedule, pixels: Pixels, *, batch_size: int, share: Share
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of a long stream, which is run as one dataset after another.
+
+    Args:
+        manifest: See `image_stream`.
+        schedule: See there.
+        pixels: See there.
+        batch_size: Rows in a batch; the last one may have fewer.
+        share: See `image_stream`.
+
+    Yields:
+        The columns of `image_stream` as arrays.
+    """
+    for first_row, num_rows in parts_of(schedule.num_rows, batch_size):
+        dataset = image_stream(manifest, schedule, pixels, share=share, first_row=first_row, num_rows=num_rows)
+        yield from iterate(dataset, batch_size)
+
+
+def parts_of(num_rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """Cuts a stream into parts of whole batches, each of about `MAX_BLOCKS` blocks at most.
+
+    Returns:
+        First row and number of rows of each part, in order.
+    """
+    part_size = max(1, MAX_BLOCKS * ROWS_PER_BLOCK // batch_size) * batch_size
+    return [(first_row, min(part_size, num_rows - first_row)) for first_row in range(0, num_rows, part_size)]
 
 
 def _decode_rows(
@@ -171,18 +208,19 @@ def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.
     return images.to_array(image)
 
 
-def inspect_images(table: pa.Table, *, task_cpus: float = 1.0) -> Iterator[pa.Table]:
+def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus: float = 1.0) -> Iterator[pa.Table]:
     """Reads and decodes every file once, in the table's order.
 
     Args:
         table: A manifest.
+        known: A row of `INSPECTED_SCHEMA` for each of its rows: a file that has the same stamp still is not read again.
         task_cpus: CPUs that a task asks for, of which it keeps one busy.
 
     Yields:
-        Tables, one after another with a row for each row of the manifest, of the `INSPECTION_COLUMNS`: what the file
+        Tables, one after another with a row for each row of the manifest, of the `INSPECTED_SCHEMA`: what the file
         is, or why it cannot be used.
     """
-    arguments = {"uris": [ray.put(table["uri"])]}
+    arguments = {"uris": [ray.put(table["uri"])], "known": [] if known is None else [ray.put(known)]}
     dataset = _map_rows(
         table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=task_cpus
     )
@@ -201,11 +239,29 @@ _INSPECTION_SCHEMA = pa.schema(
 )
 
 
-def _inspect_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> pa.Table:
+INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (inspected.STAMP, pa.string())])
+"""The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
+
+
+def _inspect_rows(
+    batch: Mapping[str, np.ndarray],
+    uris: list["ray.ObjectRef[pa.ChunkedArray]"],
+    known: list["ray.ObjectRef[pa.Table]"],
+) -> pa.Table:
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        rows = [_inspect(content) for content in pool.map(_read_or_error, chosen)]
-    return pa.Table.from_pylist(rows, schema=_INSPECTION_SCHEMA)
+        # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
+        stamps = inspected.stamps(chosen, pool)
+        is_same = [
+            stamp is not None and row.get(inspected.STAMP) == stamp for stamp, row in zip(stamps, before, strict=True)
+        ]
+        contents = pool.map(_read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
+        rows = [
+            row if same else _inspect(next(contents)) | {inspected.STAMP: stamp}
+            for row, stamp, same in zip(before, stamps, is_same, strict=True)
+        ]
+    return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
 
 
 def _inspect(content: bytes | ImageError) -> dict[str, Any]:
@@ -245,12 +301,20 @@ def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
     """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
 
     Args:
-        uris: At least one readable 16-bit image.
+        uris: At least one 16-bit image. Those that can no longer be read are passed over.
+
+    Raises:
+        DataError: None of them can be read any more.
     """
     dataset = _map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
     total = np.zeros(images.NUM_BINS, dtype=np.int64)
     for batch in iterate(dataset):
         total += batch["histogram"].sum(axis=0)
+    if not total.any():
+        raise DataError(
+            f"None of the {len(uris)} images of 16 bits can be read any more. Check the storage, and run the same "
+            "command again."
+        )
     return images.percentile_range(total)
 
 
@@ -258,8 +322,11 @@ def _histogram_rows(
     batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
 ) -> dict[str, np.ndarray]:
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    histogram = sum(images.intensity_histogram(read_file(uri)) for uri in chosen)
-    return {"histogram": np.asarray(histogram)[None]}
+    histogram = np.zeros(images.NUM_BINS, dtype=np.int64)
+    for uri in chosen:
+        with contextlib.suppress(ImageError):  # a file that has gone since it was inspected: the others tell the range
+            histogram += images.intensity_histogram(read_file(uri))
+    return {"histogram": histogram[None]}
 
 
 def _map_rows(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray import (
@@ -139,7 +141,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     if not (is_continued and _is_tried(config)):
         check_weights(base.weights)
         stored = dataset.stored_dataset(base.out) if is_continued else None
-        source = stored or dataset.list_classes(base)
+        source = stored or _list(config)
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     cluster.connect()
     available = cluster.capacity()
@@ -154,6 +156,25 @@ def sweep(config: SweepConfig) -> SweepResult:
     best = _train_best(config, chosen, available)
     warnings = (*best.warnings, *trialtable.failure_warnings(trials, errors))
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+
+
+def _list(config: SweepConfig) -> Listing:
+    """Lists the images; refuses classes of too few patients, of which reading would find no more."""
+    base = config.training()
+    listed = dataset.list_trainable(base)
+    table = manifest.assign_splits(listed.table, seed=base.seed)
+    table = table.filter(pc.field("label").is_valid() & (pc.field("split") != "test"))
+    by_label = table.group_by("label").aggregate([("group_id", "count_distinct")])
+    _check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), config)
+    return listed
+
+
+def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
+    if num_groups < config.num_folds:
+        raise DataError(
+            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
+            f"{config.num_folds}."
+        )
 
 
 def _is_tried(config: SweepConfig) -> bool:
@@ -204,11 +225,15 @@ def _network(config: TrainConfig, images: Dataset) -> Network:
 def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
     """Writes the table of trials, and last its figure."""
     base = config.training()
-    images, prepared = assembly.read_and_prepare(base, source, available)
+
+    def refuse(images: Dataset, prepared: Prepared) -> None:
+        assert prepared.network is not None  # noqa: S101
+        _check_memory(config, available, images, prepared.network)
+        probing.check_memory(available, images, prepared.network)
+
+    images, prepared = assembly.read_and_prepare(base, source, available, kind=KIND, refuse=refuse)
     assert prepared.network is not None  # noqa: S101
     folds = _folds(images, config)
-    _check_memory(config, available, images, prepared.network)
-    probing.check_memory(available, images, prepared.network)
     # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
     if not is_continued:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -283,11 +308,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     labels = table["class_index"].to_numpy()
     groups = _groups(images)
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
-    if num_groups < config.num_folds:
-        raise DataError(
-            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
-            f"{config.num_folds}."
-        )
+    _check_num_groups(num_groups, config)
     splitter = StratifiedGroupKFold(config.num_folds, shuffle=True, random_state=config.seed)
     folds = tuple(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
@@ -321,7 +342,7 @@ def _make_task(
         num_classes=len(images.classes),
         depth_sizes=prepared.depth_sizes,
         tail=prepared.tail,
-        tail_weights=[prepared.tail_weights],
+        tail_weights=[ray.put(prepared.tail_weights)],
         hidden_units=config.hidden_units,
         tail_layers=prepared.tail_layers,
         batch_size=config.batch_size,

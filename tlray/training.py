@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -106,7 +107,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
         config = dataclasses.replace(config, cache="off")
     check_weights(config.weights)
     stored = dataset.stored_dataset(config.out) if is_continued else None
-    source = stored or dataset.list_classes(config)
+    source = stored or dataset.list_trainable(config)
     prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
     if available is None:
         cluster.connect()
@@ -114,9 +115,8 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     cluster.check_shared(config.out, available)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
     cluster.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
-    images, prepared = assembly.read_and_prepare(config, source, available)
-    if prepared.network:
-        probing.check_memory(available, images, prepared.network)
+    refuse = partial(_check_memory, available)
+    images, prepared = assembly.read_and_prepare(config, source, available, kind=KIND, refuse=refuse)
     if (
         prepared.network
         and assembly.is_cached(config)
@@ -130,7 +130,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
         if not config.quiet:
             print(runreport.describe_misfit(config, available, images, prepared.network))
         config = dataclasses.replace(config, cache="off")
-        images, prepared = assembly.read_and_prepare(config, images, available)
+        images, prepared = assembly.read_and_prepare(config, images, available, kind=KIND, refuse=refuse)
     # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
     if not is_continued:
         storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -203,6 +203,11 @@ def _learn(run: _Run) -> _Learned:
 
 
 # -- before training
+
+
+def _check_memory(available: Capacity, images: Dataset, prepared: Prepared) -> None:
+    if prepared.network:
+        probing.check_memory(available, images, prepared.network)
 
 
 def _is_continued(config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,12 @@ class Trainer:
             num_epochs=self.config.epochs,
             first_epoch=first_epoch,
         )
-        batches = self._batches("train", schedule, schedule.rank_batch_size)
-        for epoch in range(first_epoch, self.config.epochs):
-            self.optimizer.learning_rate = self._learning_rate()
-            self._train_epoch(epoch, schedule, batches)
-            if self._is_finished():
-                break
+        with contextlib.closing(self._batches("train", schedule, schedule.rank_batch_size)) as batches:
+            for epoch in range(first_epoch, self.config.epochs):
+                self.optimizer.learning_rate = self._learning_rate()
+                self._train_epoch(epoch, schedule, batches)
+                if self._is_finished():
+                    break
 
     def _train_epoch(self, epoch: int, schedule: TrainSchedule, batches: Iterator[tuple[Any, Any, Any]]) -> None:
         start_s = time.monotonic()
@@ -231,7 +231,7 @@ class Trainer:
             totals += self._eval_step(*batch, tf.constant(1.0))
         return self._mean_over_ranks(totals, self.task.num_valid)
 
-    def _batches(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
+    def _batches(self, split: str, schedule: Schedule, batch_size: int) -> Generator[tuple[Any, Any, Any]]:
         """Yields what the trunk takes (images, or features), labels and weights of each of this rank's batches."""
         batches = self._streamed if self.features is None else self._cached
         for rows, inputs in batches(split, schedule, batch_size):
@@ -242,8 +242,8 @@ class Trainer:
         """A row that could be read before training and now fails is replaced by its neighbour: no rank ends early."""
         table = self.task.train_table if split == "train" else self.task.valid_table
         pixels = self._pixels(augmented=split == "train")
-        dataset = streams.image_stream(table[0], schedule, pixels, share=self.task.share)
-        for batch in streams.iterate(dataset, batch_size):
+        share = self.task.share
+        for batch in streams.image_batches(table[0], schedule, pixels, batch_size=batch_size, share=share):
             place, num_failed = replace_failed(batch["error_code"] == "")
             self.num_replaced += num_failed
             rows = Rows(index=batch["row"][place], epoch=batch["epoch"], weight=batch["weight"])

@@ -37,9 +37,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(data: Path, out: Path, *options: object) -> int:
+def train(data: Path, out: Path, *options: object, recipe: str = "probe") -> int:
     network = ("--backbone", "MobileNetV2", "--image-size-px", SIZE_PX, "--quiet")
-    return tlray("train", "probe", "--data", data, "--out", out, *network, *options)
+    return tlray("train", recipe, "--data", data, "--out", out, *network, *options)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,25 @@ def test_the_exported_model_is_the_probe(run):
     assert "probed on" in report
     assert "stored features of the images as they are, without augmentation" in report
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
+
+
+@pytest.mark.parametrize("recipe", ["probe", "standard"])
+def test_two_patients_a_class_leave_no_test_split(recipe, phantom_set, weights, tmp_path):
+    """Each of two classes has one patient to train on and one to validate on, with two images each."""
+    for label in phantoms.CLASSES[:2]:
+        for patient in sorted((phantom_set / label).iterdir())[:2]:
+            shutil.copytree(patient, tmp_path / "data" / label / patient.name)
+    options = ["--epochs", 1] if recipe == "standard" else []
+    assert (
+        train(tmp_path / "data", tmp_path / "run", "--weights", weights, *options, "--learning-curve", recipe=recipe)
+        == 0
+    )
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["split"], list(metrics["splits"]), metrics["num_images"]) == ("valid", ["valid"], 4)
+    assert metrics["num_epochs"] == len(options) / 2
+    (point,) = metrics["learning_curve"]  # measured on the validation images, four of which are fitted on
+    assert (point["images_per_class"], point["num_images"]) == (None, 4)
+    assert point["accuracies"] == [metrics["probe"]["best"]["valid_accuracy"]]
 
 
 def test_its_bundle_scores_images(run, phantom_set, tmp_path):

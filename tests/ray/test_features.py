@@ -1,7 +1,9 @@
 """Feature extraction: the network's own numbers, kept where they are still right and computed where they are not."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tlray import devices, extraction, features, featurestore, images, trunk
+from tests.e2e.test_sweep_faults import wait_until
+from tlray import assembly, cluster, dataset, devices, extraction, features, featurestore, images, trunk
 from tlray.artifact import load_keras_file
-from tlray.config import Augmentation
+from tlray.config import Augmentation, TrainConfig
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import FeaturesConfig
 from tlray.plans import ScorePlan
+from tlray.streams import Pixels
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -183,7 +187,7 @@ def test_features_are_the_same_with_constants(backbone, monkeypatch):
     for with_constants in (False, True):
         batch = {"image": np.random.default_rng(0).integers(0, 256, (5, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)}
         batch |= {name: np.arange(5) for name in ("row", "sha256", "error_code", "error")}
-        results.append(extraction._Extractor(network, 1, False, with_constants)(batch))
+        results.append(extraction._Extractor([ray.put(network)], 1, False, with_constants)(batch))
         assert len(calls) == with_constants
     for name in network.names:
         first, second = (result[name].astype(np.float32) for result in results)
@@ -213,6 +217,43 @@ def test_a_network_for_images_of_any_size_has_features_of_each(data, tmp_path):
     assert larger.num_reused == 0
 
 
+def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
+    """Ray ends idle processes, and those of a node that runs out of memory."""
+    settings = {"backbone": backbone, "preprocessing": "symmetric", "image_size_px": SIZE_PX, "trainable_layers": 1}
+    config = TrainConfig(data=str(data), out="o", method="lp-ft", epochs=1, **settings).resolved()
+
+    def prepare() -> tuple[int, assembly.Prepared]:
+        return os.getpid(), assembly.prepare(config, 2)
+
+    pid, prepared = cluster.get(cluster.start_here(prepare))
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    expected = [np.asarray(value) for value in load_keras_file(backbone).get_weights()]
+    assert prepared.network is not None and prepared.tail_weights is not None  # noqa: PT018
+    for weights in (prepared.network.weights, prepared.weights):
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(weights, expected, strict=False))
+    # The tail begins with the last layer of the backbone.
+    assert np.array_equal(prepared.tail_weights[0], expected[4])
+    # And other processes get them.
+    table = dataset.with_splits(
+        dataset.read_images(
+            dataset.list_classes(config).table,
+            out="o",
+            kind="training",
+            task_cpus=1,
+            meanwhile=lambda: None,
+            quiet=True,
+        ),
+        seed=0,
+    )
+    plan = ScorePlan(max_actors=1, cpus_per_actor=1, gpus_per_actor=0)
+    result = features.update(
+        str(tmp_path / "features"), table, prepared.network, Pixels(size_px=SIZE_PX),
+        plan=plan, views=1, batch_size=4, overwrite=False, quiet=True,
+    )  # fmt: skip
+    assert (result.num_rows, result.num_failed) == (12, 1)
+
+
 def write_two_rows(out: Path, *sha256: str) -> dict[str, np.ndarray]:
     """Writes the features of two images whose sha256 was `s` when they were looked at, and is now as given."""
     rows = {
@@ -237,6 +278,33 @@ def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
     assert written["error"][1] == extraction.CHANGED
     (part,) = tmp_path.glob("part-*")
     assert [(row["image_id"], row["pooled"]) for row in pq.read_table(part).to_pylist()] == [("x", [0, 1, 2])]
+
+
+def test_a_part_all_of_whose_images_have_gone_is_not_written(tmp_path):
+    written = write_two_rows(tmp_path, "t", "t")
+    assert written["error_code"].tolist() == ["changed", "changed"]
+    assert written["write_error"].tolist() == ["", ""]
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_where_a_whole_part_vanishes_after_it_was_looked_at(data, backbone, monkeypatch):
+    """Two rows a part: the two validation images are one of them, without a single readable image."""
+    read_images = dataset.read_images
+
+    def vanish(*arguments: Any, **named: Any) -> pa.Table:
+        table = read_images(*arguments, **named)
+        shutil.rmtree(data / "valid")
+        return table
+
+    monkeypatch.setattr(dataset, "read_images", vanish)
+    monkeypatch.setattr(featurestore, "ROWS_PER_PART", 2)
+    result = extract(data, backbone)
+    assert (result.num_rows, result.num_failed) == (18, 3)
+    rows = pq.read_table(Path(result.out) / "_manifest.parquet").to_pylist()
+    assert {row["image_id"]: row["error_code"] for row in rows if row["error_code"]} == {
+        "train/a/broken.png": "unsupported_format", "valid/a/0.png": "not_found", "valid/b/0.png": "not_found"
+    }  # fmt: skip
+    assert {split for split, *_ in (key[0].split("/") for key in read(result.out))} == {"train", "test"}
 
 
 def test_images_without_labels_have_features_too(data, backbone, tmp_path):

@@ -1,4 +1,6 @@
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 import ray
 from PIL import Image
 
-from tlray import images, listing, streams
+from tlray import dataset, images, inspected, listing, storage, streams
 from tlray.config import Augmentation
+from tlray.errors import DataError
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -74,6 +77,69 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
             assert np.array_equal(rows["image"][place], changed)
 
 
+def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
+    """150 files are three tasks of 64, 64 and 22; it is interrupted when the third comes, so that two are kept."""
+    monkeypatch.setattr(inspected, "INTERVAL_S", 0.0)
+    paths = [tmp_path / "data" / f"{number:03d}.png" for number in range(150)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        path.write_bytes(b"no image")
+    table = listing.list_images(str(tmp_path / "data")).table
+    out = str(tmp_path / "out")
+    asked = []
+
+    def interrupt() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    def read(meanwhile: Callable[[], None]) -> list[str]:
+        found = dataset.read_images(table, out=out, kind="run", task_cpus=1, meanwhile=meanwhile, quiet=True)
+        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *streams.INSPECTION_COLUMNS]
+        return found["sha256"].to_pylist()
+
+    with pytest.raises(KeyboardInterrupt):
+        read(interrupt)
+    # Other contents whose size and time are the same: what is kept is told by the checksum of what was there before.
+    for path in paths:
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(b"some one")
+        os.utime(path, ns=times)
+    paths[1].write_bytes(b"no image, again")  # changed
+    before, now, other = (hashlib.sha256(each).hexdigest() for each in (b"no image", b"some one", b"no image, again"))
+    expected = [before, other, *[before] * 126, *[now] * 22]
+    assert read(lambda: None) == expected
+    assert read(lambda: None) == expected
+    storage.prepare_output(out, kind="run", known_names=frozenset(), overwrite=False)
+    assert read(lambda: None) == expected
+    inspected.forget(out)
+    assert read(lambda: None) == [now, other, *[now] * 148]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_stream_in_parts_has_the_batches_of_the_schedule(table, monkeypatch, num_workers):
+    """70 images in batches of 16 are 5 steps an epoch; parts of one block, 32 rows, end within epochs."""
+    monkeypatch.setattr(streams, "MAX_BLOCKS", 1)
+    begun = []
+    map_rows = streams._map_rows
+    monkeypatch.setattr(
+        streams, "_map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more)
+    )
+    share = streams.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
+    for rank in range(num_workers):
+        schedule = TrainSchedule(
+            num_images=70, batch_size=16, num_workers=num_workers, rank=rank, seed=5, num_epochs=2, first_epoch=1
+        )
+        size = schedule.rank_batch_size
+        pixels = streams.Pixels(size_px=8)
+        batches = list(streams.image_batches(ray.put(table), schedule, pixels, batch_size=size, share=share))
+        expected = schedule.rows(np.arange(schedule.num_rows))
+        assert [len(batch["row"]) for batch in batches] == [size] * 5
+        for name, values in (("row", expected.index), ("epoch", expected.epoch), ("weight", expected.weight)):
+            assert np.concatenate([batch[name] for batch in batches]).tolist() == values.tolist()
+    assert begun == {1: [32, 32, 16], 2: [32, 8] * 2}[num_workers]
+
+
 def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
     counted: list[int] = []
     for rank in (0, 1):
@@ -85,13 +151,13 @@ def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
 
 
 def test_inspection_has_a_row_for_every_file_in_order(table):
-    inspected = pa.concat_tables(list(streams.inspect_images(table)))
-    assert inspected.column_names == list(streams.INSPECTION_COLUMNS)
-    assert inspected.num_rows == 70
-    assert inspected["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
-    assert inspected["width_px"][0].as_py() == 20
-    assert inspected["height_px"][0].as_py() == 10
-    assert inspected["width_px"][7].as_py() is None
+    found = pa.concat_tables(list(streams.inspect_images(table)))
+    assert found.column_names == [*streams.INSPECTION_COLUMNS, "stamp"]
+    assert found.num_rows == 70
+    assert found["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
+    assert found["width_px"][0].as_py() == 20
+    assert found["height_px"][0].as_py() == 10
+    assert found["width_px"][7].as_py() is None
 
 
 @pytest.mark.parametrize(("dtype", "suffix", "first"), [(np.uint16, "png", 0), (np.int32, "tif", -1000)])
@@ -102,6 +168,15 @@ def test_intensity_range_is_over_all_images(tmp_path, dtype, suffix, first):
         Image.fromarray(values.astype(dtype)).save(tmp_path / f"{number}.{suffix}")
     uris = listing.list_images(str(tmp_path)).table["uri"]
     assert streams.intensity_range(uris) == (first + 1.0, first + 1997.0)
+
+
+def test_the_range_is_of_the_16_bit_images_that_are_left(tmp_path):
+    """67 images are two tasks, of which the second has none left; 1,000 pixels of 0 to 999: percentiles 0 and 998."""
+    Image.fromarray(np.arange(1000, dtype=np.uint16).reshape(40, 25)).save(tmp_path / "0.png")
+    uris = pa.chunked_array([[f"{tmp_path}/{number}.png" for number in range(67)]])
+    assert streams.intensity_range(uris) == (0.0, 998.0)
+    with pytest.raises(DataError, match=r"None of the 66 images of 16 bits can be read any more\. Check the storage"):
+        streams.intensity_range(uris.slice(1))
 
 
 def test_digests_are_of_the_files_as_they_are(table):

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray import cluster, dataset, evaluation, features, scoring, storage, streams, sweep, training
+from tests.unit.test_plans import make_capacity
+from tlray import assembly, cluster, dataset, evaluation, features, listing, scoring, storage, streams, sweep, training
 from tlray.config import TrainConfig, to_json
-from tlray.errors import ConfigError, TlrayError
+from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.jobconfig import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
@@ -89,13 +90,14 @@ def test_what_is_wrong_with_a_bundle_or_its_output(given, out, message):
         scoring.score(ScoreConfig(bundle=given["data"], input=given["data"], out=out))
 
 
-def test_what_fails_beside_the_reading_ends_it(monkeypatch):
+def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
     read = []
 
-    def inspect(table: pa.Table, *, task_cpus: float) -> Any:
+    def inspect(table: pa.Table, *, known: pa.Table | None, task_cpus: float) -> Any:
+        assert known is None
         for number in range(table.num_rows):
             read.append((number, task_cpus))
-            yield table.slice(number, 1)
+            yield pa.Table.from_pylist([{}], schema=streams.INSPECTED_SCHEMA)
 
     def fail_later() -> None:
         if len(read) == 2:
@@ -103,5 +105,80 @@ def test_what_fails_beside_the_reading_ends_it(monkeypatch):
 
     monkeypatch.setattr(streams, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="do not fit"):
-        dataset.read_images(pa.table({"uri": ["a"] * 5}), task_cpus=0.65, meanwhile=fail_later, quiet=True)
+        dataset.read_images(
+            pa.table({"uri": ["a"] * 5}),
+            out=str(tmp_path / "out"), kind="run", task_cpus=0.65, meanwhile=fail_later, quiet=True,
+        )  # fmt: skip
     assert read == [(0, 0.65), (1, 0.65)]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "names", "message"),
+    [
+        ("train", ["a/1.png", "a/2.png"], r"needs at least two classes; .* have 'a'"),
+        ("train", ["train/a/1.png", "test/b/1.png"], "no readable training image of 'b'"),
+        ("train", ["a/1.png", "b/1.png"], "no readable, labelled validation image"),
+        ("sweep", ["a/1.png", "a/2.png", "b/1.png", "b/2.png"], r"images of 2 patients .* too few for --num-folds 3"),
+        # Of three patients one is for testing.
+        ("sweep", [f"{c}/{p}/{n}.png" for c in "ab" for p in "pqr" for n in range(9)], "of 2 patients"),
+    ],
+)
+def test_what_the_listing_shows_is_not_looked_for_in_the_images(given, tmp_path, command, names, message):
+    data = tmp_path / "other"
+    for name in names:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    run, config = RUNS[command]
+    with pytest.raises(DataError, match=message):
+        run(config(**(given | {"data": str(data)})))
+    assert not storage.exists(given["out"])
+
+
+@pytest.fixture
+def listed(tmp_path) -> listing.Listing:
+    """8 training and 2 validation images, a broken one among the first, each with a file beside it that is none."""
+    for split, count in (("train", 4), ("valid", 1)):
+        for label in "ab":
+            folder = tmp_path / "listed" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.png").touch()
+                (folder / f"{number}.json").touch()
+    return listing.list_images(str(tmp_path / "listed"))
+
+
+@pytest.mark.parametrize(("built_after", "num_read"), [(0, 1), (3, 4)])
+def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, listed, tmp_path, built_after, num_read):
+    """10 of 20 files are named like images, and one of each class is cut for testing. The model takes a while."""
+    config = TrainConfig(data="d", out=str(tmp_path / "out"), quiet=True)
+    prepared = assembly.Prepared(architecture="", weights=[], preprocessing="")
+    read, asked = [], []
+
+    def inspect(table: pa.Table, **_: Any) -> Any:
+        for row in table.to_pylist():
+            read.append(row)
+            yield pa.Table.from_pylist([{}], schema=streams.INSPECTED_SCHEMA)
+
+    def refuse(images: dataset.Dataset, model: assembly.Prepared) -> None:
+        assert model is prepared
+        asked.append((images.split("train").num_rows, images.split("valid").num_rows, images.classes))
+        raise ConfigError("Too large.")
+
+    monkeypatch.setattr(cluster, "start_here", lambda *_: "reference")
+    monkeypatch.setattr(cluster, "is_done", lambda _: len(read) > built_after)
+    monkeypatch.setattr(cluster, "get", lambda _: prepared)
+    monkeypatch.setattr(streams, "inspect_images", inspect)
+    with pytest.raises(ConfigError, match="Too large"):
+        assembly.read_and_prepare(config, listed, make_capacity(), kind="run", refuse=refuse)
+    assert (len(read), asked) == (num_read, [(8 - 2, 2, ("a", "b"))])
+
+
+def test_images_are_counted_by_their_names_only_where_they_have_such(listed):
+    config = TrainConfig(data="d", out="o")
+    names = listed.table["uri"].to_pylist()
+    bare = listed.table.set_column(1, "uri", pa.array([name.removesuffix(".png") for name in names]))
+    assert dataset.as_listed(config, listing.Listing(table=bare, num_skipped=0)) is None
+    found = dataset.as_listed(config, listed)
+    assert found is not None
+    assert found.readable.num_rows == 10

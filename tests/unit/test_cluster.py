@@ -1,5 +1,6 @@
 """What a cluster has, and the checks of locations: what needs no running Ray."""
 
+import json
 import os
 import re
 import socket
@@ -10,7 +11,7 @@ import pytest
 import ray
 
 from tests.unit.test_plans import MIB, make_capacity
-from tlray import cluster
+from tlray import cluster, plans
 from tlray.errors import ConfigError
 
 HEAD = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
@@ -95,6 +96,41 @@ def test_nodes_that_may_come_are_free(a_ray):
     both_full = cluster.capacity()
     assert sorted(both_full.nodes) == [(0, 0), (0, 0), (0, 1), (4, 0), (8, 1), (8, 1)]
     assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
+
+
+def test_the_memory_of_nodes_that_may_come_is_planned_with(a_ray):
+    """A head of 400 MiB at rest; Ray makes 30 % of 4,000 MiB an object store: 1,200 on each of 3 nodes."""
+    head, worker = HEAD | {"CPU": 2.0}, {"CPU": 8, "memory": 4000 * MIB}
+    a_ray([head], groups=[({"CPU": 2}, 1), (worker, 3)])
+    at_rest = cluster.capacity()
+    assert at_rest.object_store_bytes == (400 + 3 * 1200) * MIB
+    assert at_rest.smallest_object_store_bytes == 400 * MIB
+    assert at_rest.memory_bytes == 900 * MIB  # the driver is here
+    # A training on 2 workers: a quarter of 4,000 MiB for both; of the head alone it would be 64, the least.
+    plan = plans.plan_training(at_rest, num_workers=2, use_gpu=False)
+    assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 500 * MIB)
+    # One worker is up, and tells what all of its type will have.
+    a_ray([head, {"CPU": 8.0, "object_store_memory": 1500.0 * MIB}], groups=[({"CPU": 2}, 1), (worker, 3)])
+    assert cluster.capacity().object_store_bytes == (400 + 3 * 1500) * MIB
+
+
+@pytest.mark.parametrize(
+    ("worker", "together", "smallest"),
+    [
+        ({"CPU": 8, "memory": 1000 * MIB}, 400 + 2 * 300, 300),
+        ({"CPU": 8, "memory": 1000 * MIB, "object_store_memory": 350 * MIB}, 400 + 2 * 350, 350),
+        ({"CPU": 8}, 400, 400),  # nothing tells
+    ],
+)
+def test_the_smallest_object_store_may_be_of_a_node_that_comes(a_ray, worker, together, smallest):
+    a_ray([HEAD], groups=[({"CPU": 0}, 1), (worker, 2)])
+    found = cluster.capacity()
+    assert (found.object_store_bytes, found.smallest_object_store_bytes) == (together * MIB, smallest * MIB)
+
+
+def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
+    a_ray([HEAD], groups=[({"CPU": 64, "memory": 2000e9}, 1)])
+    assert cluster.capacity().object_store_bytes == 200e9
 
 
 @pytest.mark.parametrize(
@@ -216,3 +252,43 @@ def test_other_addresses_are_rays_own_matter(monkeypatch, address):
     monkeypatch.setattr(ray, "init", lambda _, **options: begun.append(options))
     cluster.connect()
     assert len(begun) == 1
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[tuple[dict[str, str], str | None]]:
+    """The variables that `ray.init` was given, and whether it may override those of the job."""
+    calls: list[tuple[dict[str, str], str | None]] = []
+
+    def init(**options: Any) -> None:
+        calls.append((options["runtime_env"]["env_vars"], os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV")))
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", init)
+    return calls
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("job", "changes"),
+    [
+        ({}, {}),
+        ({"runtime_env": None}, {}),
+        ({"runtime_env": {"working_dir": "gcs://code.zip"}}, {}),
+        ({"runtime_env": {"env_vars": {"OTHER": "1"}}}, {}),
+        # The job's word counts, but not where nothing would work.
+        (
+            {"runtime_env": {"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_USE_LEGACY_KERAS": "1"}}},
+            {"TF_CPP_MIN_LOG_LEVEL": "0"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [None, "0"])
+def test_a_job_may_set_variables_that_tlray_sets(monkeypatch, begun, job, changes, before):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", raising=False)
+    if before is not None:
+        monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", before)
+    cluster.connect()
+    expected = {"TF_USE_LEGACY_KERAS": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+    assert begun == [(expected | changes, "1")]
+    assert os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == before

@@ -26,9 +26,13 @@ CORE += [
     "ziparchive",
     "outputs",
     "prior",
+    "inspected",
+    "ports",
 ]
 ON_RAY = [
     "streams",
+    "rayinit",
+    "localray",
     "cluster",
     "plans",
     "featurecache",

@@ -422,6 +422,25 @@ def test_an_output_that_was_only_begun_is_free(place):
     assert contents(place) == {".tlray": b"run"}
 
 
+def test_what_was_read_before_an_output_was_begun_stays(place):
+    """It has no mark of its own: in a folder of another kind, or of nobody, it is as any other file."""
+    fill(place, _inspected__part=b"1")
+    with pytest.raises(ConfigError, match="is not empty"):
+        prepare(place, overwrite=False)
+    storage.mark_output(place, kind="sweep")
+    with pytest.raises(ConfigError, match="no mark"):
+        prepare(place, overwrite=True)
+    storage.mark_output(place, kind="run")
+    files = {".tlray": b"run", "_inspected/part": b"1"}
+    prepare(place, overwrite=False)
+    assert contents(place) == files
+    fill(place, **{"report.html": b"1"})
+    with pytest.raises(ConfigError, match="is not empty"):
+        prepare(place, overwrite=False)
+    prepare(place, overwrite=True)
+    assert contents(place) == files
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_strangers_are_never_deleted(place, overwrite):
     prepare(place, overwrite=False)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from tlray import images, storage, streams
 from tlray.config import Augmentation
@@ -184,8 +185,8 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 
 def test_inspection_tells_size_or_error(table):
-    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]])
-    assert tuple(found.column_names) == streams.INSPECTION_COLUMNS
+    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
+    assert tuple(found.column_names) == (*streams.INSPECTION_COLUMNS, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
     assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
@@ -195,7 +196,22 @@ def test_inspection_tells_size_or_error(table):
     assert found["sha256"].to_pylist()[4] is None
     # A block in which nothing failed, or all, has the same types.
     for ids in ([0], [4]):
-        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]]).schema == found.schema
+        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
+
+
+def test_a_file_that_is_known_is_not_read_again(table):
+    """The first file has the stamp that it had, the second another one, and of the third none is known."""
+    first = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
+    stamps = first["stamp"].to_pylist()
+    known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
+    known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
+    found = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
+    assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
+    assert found["stamp"].to_pylist() == stamps
+    assert found["width_px"].to_pylist() == [5, 5, 5]
+    # A file that has gone has no stamp, whatever is known of it.
+    gone = streams._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
+    assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [None])
 
 
 def test_histogram_of_16_bit_images(tmp_path):
@@ -206,3 +222,46 @@ def test_histogram_of_16_bit_images(tmp_path):
     assert histogram.shape == (1, images.NUM_BINS)
     counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
     assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
+
+
+def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
+    (tmp_path / "a.png").write_bytes(WIDE)
+    (tmp_path / "text.png").write_bytes(b"no image")
+    uris = pa.chunked_array([[f"{tmp_path}/{name}.png" for name in ("gone", "a", "text")]])
+    histogram = streams._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
+    assert {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])} == {
+        100: 1, 600: 1, 1100: 1, 5000: 1
+    }  # fmt: skip
+    none_left = streams._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
+    assert (none_left.shape, none_left.sum()) == ((1, 65536), 0)
+
+
+# Long streams
+
+
+def num_blocks(num_rows: int) -> int:
+    """Returns how many blocks Ray Data makes of so many rows."""
+    return len(RangeDatasource(num_rows).get_read_tasks(-(-num_rows // streams.ROWS_PER_BLOCK)))
+
+
+def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
+    schedule = TrainSchedule(num_images=1_000_000, batch_size=64, num_workers=2, rank=1, seed=1, num_epochs=30)
+    assert schedule.num_rows == 15_000_000  # 15,625 steps of 32 rows, 30 times
+    parts = streams.parts_of(schedule.num_rows, schedule.rank_batch_size)
+    # 2,048 blocks of 32 rows are 65,536; 15,000,000 / 65,536 = 228.9, and 228 * 65,536 = 14,942,208.
+    assert (parts[:2], parts[-1]) == ([(0, 65_536), (65_536, 65_536)], (14_942_208, 57_792))
+    assert len(parts) == 229
+    assert max(num_blocks(num_rows) for _, num_rows in parts) == 2048
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "expected"),
+    [
+        (13_710, 32, [(0, 13_710)]),  # 457 images in 30 epochs: one dataset, without a pause between epochs
+        (65_530, 30, [(0, 65_520), (65_520, 10)]),  # 2,184 batches of 30
+        (250_000, 100_000, [(0, 100_000), (100_000, 100_000), (200_000, 50_000)]),  # a batch is never cut
+        (0, 32, []),
+    ],
+)
+def test_parts_are_whole_batches(num_rows, batch_size, expected):
+    assert streams.parts_of(num_rows, batch_size) == expected

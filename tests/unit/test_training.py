@@ -12,10 +12,7 @@ from tlray.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.extraction import Network
 
-WEIGHTS: Any = None
-NETWORK = Network(
-    architecture="", weights=WEIGHTS, names=["pooled"], shapes=[(50,)], fingerprint=""
-)  # 100 bytes an image
+NETWORK = Network(architecture="", weights=[], names=["pooled"], shapes=[(50,)], fingerprint="")  # 100 bytes an image
 
 
 def make_capacity(**changes: Any) -> Capacity:
