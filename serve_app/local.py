@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
 from serve_app.guard import HAPROXY_VARIABLE
 from serve_app.options import CPUS_PER_REPLICA, Options
-from tlray import bundle, cluster, storage
+from tlray import bundle, cluster, locations, storage
 from tlray.config import flag
 from tlray.errors import ConfigError, TlrayError
 from tlray.jobconfig import ServeConfig
@@ -134,7 +134,9 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     is_ours = False
     try:
         cluster.connect(with_jobs=bool(options.input_roots and options.output_roots))
-        check_room(options, cluster.capacity())
+        available = cluster.capacity()
+        locations.check_shared(options.bundle, available, option="--bundle")
+        check_room(options, available)
         if serve.status().proxies:
             raise ConfigError(
                 "Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml` there, or unset "

@@ -4,6 +4,7 @@ A listing opens no image. Files that are no images become rows with an error cod
 """
 
 import fnmatch
+import logging
 import os
 import posixpath
 import re
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from tlray import storage
+from tlray import roots, storage
 from tlray.errors import DataError, some
 from tlray.manifest import SCHEMA, read_csv, refuse_repeated
 
@@ -23,6 +24,8 @@ _SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation"
 _MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_LOG = logging.getLogger(__name__)
+
 _FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv or .parquet manifest"
 
 
@@ -45,7 +48,7 @@ class _Row:
     group_id: str | None = None
 
 
-def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Listing:
+def list_images(source: str, *, columns: Mapping[str, str] | None = None, allowed: Sequence[str] = ()) -> Listing:
     """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
 
     How a folder (or zip, or the part of a glob before its first wildcard) is read:
@@ -64,9 +67,10 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Lis
         source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv or .parquet manifest; a local
             path or a URI. A path that exists is taken literally even if it looks like a glob.
         columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
+        allowed: Roots; a symbolic link to a folder elsewhere is not followed, see `roots.outside`. Empty: any folder.
 
     Raises:
-        DataError: There is no such source, nothing in it, or it cannot be read.
+        DataError: There is no such source, nothing in it, it cannot be read, or a folder in it leads elsewhere.
         ConfigError: The scheme of the URI is unknown.
     """
     location = _localize(source)
@@ -77,7 +81,7 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Lis
         if columns and not is_manifest:
             raise DataError(f"Columns can be renamed in a .csv or .parquet manifest only; '{source}' is none.")
         if kind == fs.FileType.Directory:
-            listing = _list_folder(location)
+            listing = _list_folder(location, allowed)
         elif is_manifest:
             listing = _list_manifest(location, suffix, columns or {})
         elif kind == fs.FileType.File and suffix == ".zip":
@@ -86,7 +90,7 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None) -> Lis
             name = posixpath.basename(location)
             listing = Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
         elif re.search(r"[*?\[]", location):
-            listing = _list_glob(location)
+            listing = _list_glob(location, allowed)
         else:
             raise DataError(f"There is no file or folder '{source}'. {_FORMS}.")
     except OSError as error:
@@ -115,17 +119,19 @@ def _to_table(rows: Iterable[_Row]) -> pa.Table:
         raise DataError(f"The file name {error.object!r} is not UTF-8. Rename the file.") from error
 
 
-def _list_folder(location: str) -> Listing:
+def _list_folder(location: str, allowed: Sequence[str]) -> Listing:
     if storage.is_uri(location):
         paths, num_special = list(storage.walk(location)), 0
     else:
         paths = []
-        num_special = _walk_local(location, (), frozenset(), lambda _: True, paths)
+        num_special = _walk_local(
+            location, (), frozenset(), lambda folder: _may_enter(location, folder, allowed), paths
+        )
     rows, num_skipped = _read_layout(paths, posixpath.basename(location), lambda path: storage.join(location, path))
     return Listing(table=_to_table(rows), num_skipped=num_skipped + num_special)
 
 
-def _list_glob(location: str) -> Listing:
+def _list_glob(location: str, allowed: Sequence[str]) -> Listing:
     parts = location.split("/")
     first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root, patterns = "/".join(parts[:first]) or "/", parts[first:]
@@ -133,7 +139,11 @@ def _list_glob(location: str) -> Listing:
     if storage.is_uri(root):
         paths.extend(storage.walk(root))
     elif os.path.isdir(root):
-        _walk_local(root, (), frozenset(), lambda folder: _may_hold(folder, patterns), paths)
+
+        def enter(folder: Sequence[str]) -> bool:
+            return _may_hold(folder, patterns) and _may_enter(root, folder, allowed)
+
+        _walk_local(root, (), frozenset(), enter, paths)
     matching = [path for path in paths if _matches(path.split("/"), patterns)]
     rows, num_skipped = _read_layout(matching, posixpath.basename(root), lambda path: storage.join(root, path))
     return Listing(table=_to_table(rows), num_skipped=num_skipped)
@@ -155,6 +165,19 @@ def _may_hold(folder: Sequence[str], patterns: Sequence[str]) -> bool:
         if not fnmatch.fnmatchcase(part, pattern):
             return False
     return len(folder) < len(patterns)
+
+
+def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool:
+    """Tells whether a folder may be looked into; raises a DataError, without a name, if it leads out of the roots."""
+    location = storage.join(root, *folder)
+    if not allowed or not roots.outside([location], allowed):
+        return True
+    if _is_hidden(folder):
+        return False
+    _LOG.warning("Not below the roots: '%s'", location)
+    raise DataError(
+        f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+    )
 
 
 def _walk_local(
@@ -314,6 +337,30 @@ def _resolve(manifest: str, uri: str) -> str:
 def _localize(location: str) -> str:
     """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
     return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
+
+
+def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
+    """Returns a location that is given as a plain path, so that other nodes may not see it; None: all are URIs.
+
+    Args:
+        source: See `list_images`.
+        columns: See there.
+
+    Returns:
+        The source itself, or of a manifest the first location that it lists: itself where it lists a relative one.
+
+    Raises:
+        DataError: The manifest cannot be read.
+    """
+    location = _localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    if suffix not in (".csv", ".parquet") or storage.file_info(location).type != fs.FileType.File:
+        return None if storage.is_uri(source) else source
+    name = (columns or {}).get("uri", "uri")
+    data = storage.read_bytes(location)
+    values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns or {})
+    given = (uri if _is_absolute(uri) else source for uri in values.get(name, []) if uri)
+    return next((each for each in given if not storage.is_uri(each)), None)
 
 
 def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:

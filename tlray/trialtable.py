@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tlray import storage
+from tlray import spreadsheet, storage
 from tlray.errors import DataError
 
 FILE = "trials.csv"
@@ -35,8 +35,14 @@ def write_trials(out: str, trials: Sequence[Mapping[str, Any]]) -> None:
     table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     table.writeheader()
     for trial in sorted(trials, key=lambda trial: trial.get("best_loss", math.inf)):
-        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in trial.items()})
+        table.writerow({name: _cell(value) for name, value in trial.items()})
     storage.write_text(storage.join(out, FILE), file.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return spreadsheet.as_text(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -18,11 +18,16 @@ CORE += [
     "weights",
     "continuation",
     "trialtable",
+    "spreadsheet",
+    "filestamps",
+    "scorestate",
+    "predictions",
 ]
 ON_RAY = [
     "streams",
     "cluster",
     "plans",
+    "locations",
     "featurecache",
     "traintask",
     "trialtask",
