@@ -139,6 +139,9 @@ def write_predictions(
         num_done: The number of rows in the parts that are there already.
         progress: Shows the number of rows.
     """
+    for name in storage.list_names(storage.join(out, DATA)):
+        if name.startswith(".part-"):  # a killed writer has left it, and Polars would refuse the folder
+            storage.delete(storage.join(out, DATA, name))
     waiting: list[pa.Table] = []
     num_waiting, num_parts = 0, len(part_names(out))
     for table in tables:
