@@ -2,10 +2,10 @@
 
 import asyncio
 import functools
-import json
 import logging
 import re
 import sys
+import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from serve_app.errors import RequestError
 from serve_app.jobserver import RETRY_AFTER_S, Job
 from serve_app.jsonbody import invalid, parse_object, shown
 from serve_app.service import Service
-from tlray import roots, scoring, storage
+from tlray import roots, scorestate, storage
 from tlray.errors import ConfigError
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _LOG = logging.getLogger("ray.serve")
 
 _ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}
 
-_PATH = re.compile(r"'((?:\w[\w+.-]*://|/)[^']*)'|(?<![\w./])((?:\w[\w+.-]*://|/)[^\s'\",]+)")
+_PATH = re.compile(r"'((?:\w[\w+.-]*://|/)[^']*)'|(?<![\w./])(\w[\w+.-]*://[^\s'\",]*|/[^\s'\",]+)")
 """What looks like a path or URI in a message; between apostrophes it may have spaces."""
 
 
@@ -70,11 +70,15 @@ class Order:
     Attributes:
         input: What is to be scored, see `listing.list_images`; normalized.
         output: Where the predictions go; normalized.
+        input_uri: The input as the job gets it: as a `file://` URI if the client has said so that all nodes see it.
+        output_uri: The output in the same way.
         version: Of the model; None: the main one.
     """
 
     input: str
     output: str
+    input_uri: str
+    output_uri: str
     version: int | None
 
 
@@ -116,7 +120,7 @@ class Batches:
         name = uuid.uuid4().hex
         command = [sys.executable, "-m", "tlray", "score", "--resume"]
         command += ["--bundle", info.location, "--bundle-sha256", info.bundle_sha256]
-        command += ["--input", order.input, "--out", order.output, "--roots", *self._input_roots]
+        command += ["--input", order.input_uri, "--out", order.output_uri, "--roots", *self._input_roots]
         command += ["--use-gpu"] if self._options.use_gpu else []
         metadata = {
             "model": self._options.name,
@@ -284,7 +288,20 @@ def parse(body: bytes) -> Order:
     version = fields.get("version")
     if version is not None and type(version) is not int:
         raise invalid(f"version must be a whole number. Received: {shown(version)}")
-    return Order(input=_location(fields, "input"), output=_location(fields, "output"), version=version)
+    source, target = (_location(fields, name) for name in ("input", "output"))
+    return Order(
+        input=source,
+        output=target,
+        input_uri=_as_given(source, fields["input"]),
+        output_uri=_as_given(target, fields["output"]),
+        version=version,
+    )
+
+
+def _as_given(location: str, given: str) -> str:
+    """Returns a normalized location as a `file://` URI if it was given as one."""
+    is_file_uri = re.match("file://", given, re.IGNORECASE)
+    return f"file://{urllib.parse.quote(location)}" if is_file_uri else location
 
 
 def _location(fields: Mapping[str, Any], name: str) -> str:
@@ -303,13 +320,11 @@ def _location(fields: Mapping[str, Any], name: str) -> str:
 def _read_progress(job: Job) -> dict[str, Any] | None:
     """Returns what a batch says of itself; what lies at its output can still be of one that it goes on with."""
     try:
-        progress = json.loads(storage.read_bytes(storage.join(job.metadata["output"], scoring.PROGRESS)))
-    except FileNotFoundError:
-        return None
+        progress = scorestate.read_progress(job.metadata["output"])
     except (OSError, ValueError) as error:
         _LOG.error("The progress of a batch cannot be read: %s", error)
         return None
-    return progress if isinstance(progress, dict) and progress.get("job") == job.id else None
+    return progress if progress is not None and progress.get("job") == job.id else None
 
 
 def failure(job: Job) -> str:
@@ -321,6 +336,12 @@ def failure(job: Job) -> str:
 
     def hide(found: re.Match[str]) -> str:
         path = storage.split_member(found[1] or found[2])[0].rstrip(".:;)")
+        if re.fullmatch(r"\w[\w+.-]*://", path):  # a scheme alone, in a remedy
+            return found[0]
+        try:
+            path = roots.normalize(path)
+        except ConfigError:
+            return "…"
         return found[0] if any(roots.is_below(path, each) for each in given) else "…"
 
     return _PATH.sub(hide, said[-1].removeprefix("tlray: "))

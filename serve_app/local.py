@@ -28,7 +28,7 @@ from serve_app.guard import HAPROXY_VARIABLE
 from serve_app.haproxy import BINARY_VARIABLE
 from serve_app.identity import ANSWER_HEADER, TOKEN_VARIABLE, name_of, new_token
 from serve_app.options import CPUS_PER_REPLICA, Options
-from tlray import bundle, cluster, storage
+from tlray import bundle, cluster, locations, storage
 from tlray.config import flag
 from tlray.errors import ConfigError, TlrayError
 from tlray.jobconfig import ServeConfig
@@ -142,7 +142,9 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     is_ours = False
     try:
         cluster.connect(with_jobs=bool(options.input_roots and options.output_roots))
-        check_room(options, cluster.capacity())
+        available = cluster.capacity()
+        locations.check_shared(options.bundle, available, option="--bundle")
+        check_room(options, available)
         if serve.status().proxies:
             raise ConfigError(
                 "Ray Serve runs on this Ray already. Use `serve deploy serve_app/config.yaml` there, or unset "

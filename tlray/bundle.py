@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import tempfile
 import weakref
@@ -226,6 +227,19 @@ def load(location: str) -> Bundle:
     return Bundle(spec=spec, directory=directory, sha256=sha256, _copy=copy)
 
 
+def _inert(text: str) -> str:
+    """Returns text that Markdown shows as it is: a file's name may look like HTML or a link."""
+    return text if re.fullmatch(r"[\w.,:()\[\] +-]*", text) and "](" not in text else _code(text)
+
+
+def _code(text: str) -> str:
+    """Returns a name as a code span, whatever is in it (https://spec.commonmark.org/0.31.2/#code-spans)."""
+    text = " ".join(text.split())  # an empty line would end the span
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 def model_card(spec: BundleSpec) -> str:
     """Returns a short Markdown description of the model, for people."""
     results = [
@@ -253,9 +267,9 @@ def model_card(spec: BundleSpec) -> str:
             *leaks,
             "A classifier of chest-CT images made with tlray. **Research only: no medical device, not for diagnosis.**",
             "",
-            "Classes, in the order of the outputs: " + ", ".join(f"`{name}`" for name in spec.classes),
+            "Classes, in the order of the outputs: " + ", ".join(_code(name) for name in spec.classes),
             "",
-            *[f"- {name}: {value}" for name, value in facts.items()],
+            *[f"- {name}: {_inert(str(value))}" for name, value in facts.items()],
             "",
             *(table if results else ["It has not been evaluated."]),
             "",

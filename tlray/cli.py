@@ -177,7 +177,7 @@ def _evaluate(arguments: list[str]) -> None:
         ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
         ("log loss", f"{metrics['log_loss']:.3f}"),
         ("report", f"{result.out}/report.html"),
-        ("predictions", f"{result.out}/predictions/predictions.csv"),
+        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
     ]
     _show(f"Evaluated on {result.split}", rows, result.warnings, quiet=config.quiet)
 
@@ -192,7 +192,7 @@ def _score(arguments: list[str]) -> None:
         ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
         ("to refer", str(result.num_referred)),
         ("hidden files skipped", str(result.num_skipped)),
-        ("predictions", f"{result.out}/predictions.csv (and Parquet)"),
+        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
     ]
     _show("Scored", rows, quiet=config.quiet)
 

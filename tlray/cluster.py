@@ -1,6 +1,5 @@
 """The Ray cluster: connecting to it, running something beside it, and what it has."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -17,8 +16,7 @@ import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray import rayinit, storage
-from tlray.config import TrainConfig
+from tlray import rayinit
 from tlray.errors import ConfigError, TlrayError
 from tlray.streams import TASK_CPUS
 
@@ -206,42 +204,6 @@ def check(reference: Any) -> None:
         get(reference)
 
 
-def output_location(location: str) -> str:
-    """Returns an output location that every node and a later process will find again.
-
-    Raises:
-        ConfigError: It would lie in Ray's temporary copy of a job's files, or on the disk of one of several nodes.
-    """
-    if in_job() and not storage.is_uri(location) and not os.path.isabs(os.path.expanduser(location)):
-        raise ConfigError(
-            f"--out {location} is relative: in a Ray job it would be lost with Ray's copy of the working directory. "
-            "Give an absolute path on storage that all nodes share, or a URI (s3://, gs://)."
-        )
-    return storage.absolute(location)
-
-
-def input_location(location: str) -> str:
-    """Returns an input location as an absolute path or URI (relative ones are seen from the working directory)."""
-    return storage.absolute(location)
-
-
-def absolute(config: TrainConfig) -> TrainConfig:
-    """Returns a config whose locations mean the same in every process."""
-
-    def if_path(location: str | None, *names: str) -> Any:
-        return location if location is None or location in names else input_location(location)
-
-    own_model = config.backbone.endswith(".keras")
-    return dataclasses.replace(
-        config,
-        data=input_location(config.data),
-        out=output_location(config.out),
-        weights=if_path(config.weights, "imagenet", "none"),
-        class_map=if_path(config.class_map),
-        backbone=input_location(config.backbone) if own_model else config.backbone,
-    )
-
-
 def capacity() -> Capacity:
     """Returns what the connected cluster has, or what its autoscaler may add up to, and what of it others hold.
 
@@ -330,17 +292,4 @@ def tell_shortage(available: Capacity, *, num_gpus: int = 0, quiet: bool) -> Non
         print(
             f"Waiting: the cluster has {there:g} {what}, of which others (an endpoint, other jobs) hold "
             f"{round(held, 2):g}; this begins when {needed} are free."
-        )
-
-
-def check_shared(location: str, available: Capacity) -> None:
-    """Refuses a node-local output where workers may run on other nodes; a `file://` URI says that all nodes see it.
-
-    Raises:
-        ConfigError: The output is a plain path and the cluster has several nodes.
-    """
-    if available.has_many_nodes and not storage.is_uri(location):
-        raise ConfigError(
-            f"--out {location} is a path on this node, and the cluster has others. Give a URI (s3://, gs://), or "
-            f"file://{location} if all nodes mount that path."
         )

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import audit, bundle, cluster, manifest, metrics, plans, report, scoring, storage
+from tlray import audit, bundle, cluster, locations, manifest, metrics, plans, predictions, report, scoring, storage
 from tlray.bundle import BundleSpec
 from tlray.config import parse_columns
-from tlray.errors import DataError
+from tlray.errors import DataError, ImageErrorCode
 from tlray.jobconfig import EvaluateConfig
 from tlray.labels import match_classes, read_class_map
 from tlray.listing import list_images
@@ -23,11 +23,10 @@ from tlray.report import Report, SplitEvaluation
 METRICS_JSON = "metrics.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
-PREDICTIONS = "predictions"
 KIND = "evaluation"
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
 """What is said of a bundle's leaks where other images are measured."""
-NAMES = frozenset({METRICS_JSON, REPORT_HTML, FIGURES, PREDICTIONS})
+NAMES = predictions.NAMES | {METRICS_JSON, REPORT_HTML, FIGURES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +46,19 @@ class EvaluateResult:
     warnings: tuple[str, ...]
 
 
-def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
+def measure(table: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
     """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
 
     Args:
-        predictions: See `scoring.prediction_schema`.
+        table: See `predictions.prediction_schema`.
         classes: The bundle's classes.
 
     Raises:
         DataError: No row has both a label and a prediction.
     """
-    usable = predictions.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
+    usable = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
     if not usable.num_rows:
-        failed = predictions.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
+        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
         why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
         raise DataError(f"None of the images has both a label and a prediction{why}")
     labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
@@ -68,8 +67,8 @@ def measure(predictions: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
         labels,
         probs_BK,
         classes,
-        num_failed=predictions.num_rows - predictions["error_code"].null_count,
-        num_unlabelled=predictions["label"].null_count,
+        num_failed=table.num_rows - table["error_code"].null_count,
+        num_unlabelled=table["label"].null_count,
     )
 
 
@@ -96,18 +95,23 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         ConfigError: A setting cannot work.
         DataError: The data has no such split, or labels that the bundle does not know.
         BundleError: The bundle cannot be used.
+        TlrayError: Most images were not found.
     """
-    out = cluster.output_location(config.out)
+    out = locations.output_location(config.out)
     # First what needs no Ray.
     storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-    location = cluster.input_location(config.bundle)
+    location = locations.input_location(config.bundle)
     spec = bundle.load(location).spec
-    listing = list_images(cluster.input_location(config.data), columns=parse_columns(config.columns))
+    source = locations.input_location(config.data)
+    listing = list_images(source, columns=parse_columns(config.columns))
     table = select_split(listing.table, config.split)
     class_map = read_class_map(config.class_map) if config.class_map else None
     table = match_classes(table, spec.classes, class_map)
     cluster.connect()
     available = cluster.capacity()
+    locations.check_shared(out, available)
+    locations.check_shared(location, available, option="--bundle")
+    locations.check_shared_images(source, config.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     cluster.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
@@ -119,15 +123,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             yield each
 
     with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
-        scoring.write_predictions(
+        predictions.write_predictions(
             remember(scoring.predict(location, table, plan=plan, batch_size=config.batch_size)),
-            storage.join(out, PREDICTIONS),
-            schema=scoring.prediction_schema(spec.classes),
+            out,
+            schema=predictions.prediction_schema(spec.classes),
             progress=progress,
         )
-    predictions = pa.concat_tables(seen)
-    evaluation = measure(predictions, spec.classes)
-    findings = audit.audit(_as_inspected(predictions))
+    predicted = pa.concat_tables(seen)
+    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
+    scoring.check_found(
+        num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
+    )
+    evaluation = measure(predicted, spec.classes)
+    bundle_sha256 = predicted["bundle_sha256"][0].as_py()
+    findings = audit.audit(_as_inspected(predicted))
     leaks = known_leaks(spec, listing.table)
     warnings = (*leaks, *failure_warnings(findings), *([] if leaks else map(OTHER_IMAGES.format, spec.leaks)))
     write_report(
@@ -136,15 +145,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             title="Evaluation",
             subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
             config={"bundle": describe(spec)},
-            provenance=provenance(spec, predictions["bundle_sha256"][0].as_py()),
+            provenance=provenance(spec, bundle_sha256),
             audit=findings,
             leaks=leaks,
             warnings=warnings,
             evaluations={config.split: evaluation},
         ),
     )
-    content = {**evaluation.metrics, "split": config.split, "warnings": warnings}
-    content |= {"bundle_sha256": predictions["bundle_sha256"][0].as_py()}
+    content = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
     return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings)
 
@@ -170,11 +178,11 @@ def select_split(table: pa.Table, split: str) -> pa.Table:
     return chosen
 
 
-def _as_inspected(predictions: pa.Table) -> pa.Table:
+def _as_inspected(predicted: pa.Table) -> pa.Table:
     """Returns what the audit needs, without the sizes, which scoring does not keep."""
-    unknown = pa.nulls(predictions.num_rows, pa.int32())
+    unknown = pa.nulls(predicted.num_rows, pa.int32())
     return (
-        predictions.select([*manifest.SCHEMA.names, "error_code"])
+        predicted.select([*manifest.SCHEMA.names, "error_code"])
         .append_column("width_px", unknown)
         .append_column("height_px", unknown)
     )

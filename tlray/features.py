@@ -24,6 +24,7 @@ from tlray import (
     featurestore,
     images,
     inspected,
+    locations,
     manifest,
     plans,
     probe,
@@ -73,14 +74,15 @@ def extract(config: FeaturesConfig) -> FeaturesResult:
         ConfigError: A setting cannot work, or --out holds features of another network.
         DataError: There are no images, or none can be read.
     """
-    training = cluster.absolute(config.training())
+    training = locations.absolute(config.training())
     if not storage.exists(storage.join(training.out, NETWORK)):
         storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
     check_weights(training.weights)
     listed = dataset.list_classes(training)
     cluster.connect()
     available = cluster.capacity()
-    cluster.check_shared(training.out, available)
+    locations.check_shared(training.out, available)
+    locations.check_shared_images(training.data, training.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     cluster.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     preparing = cluster.start_here(extraction.prepare, training, config.level)

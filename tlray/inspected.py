@@ -5,13 +5,11 @@ An interrupted reading goes on from there: a file that has not changed since is 
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from tlray import images, storage
+from tlray import filestamps, images, storage
 from tlray.storage import UNFINISHED
 
 STAMP = "stamp"
@@ -21,30 +19,16 @@ INTERVAL_S = 10.0
 """The least time between two parts: an interruption costs about as much."""
 
 
-def stamps(uris: Sequence[str], pool: Executor) -> list[str | None]:
-    """Returns a text for each file that is another one once the file, or how it is read, has changed.
-
-    It is made of the file's size and the time of its last change; for a member of a zip archive, of the archive's.
-    None where the storage tells no time, or nothing.
+def stamps(uris: Sequence[str]) -> list[str | None]:
+    """Returns a text for each file that is another one once the file, or how images are read, has changed.
 
     Args:
-        uris: The files.
-        pool: Asks the storage.
+        uris: The files, or members of zip archives.
+
+    Returns:
+        See `filestamps.stamps`; None where nothing is known of a file.
     """
-    files = [storage.split_member(uri)[0] for uri in uris]
-    different = list(dict.fromkeys(files))
-    found = dict(zip(different, pool.map(_stamp, different), strict=True))
-    return [found[file] for file in files]
-
-
-def _stamp(location: str) -> str | None:
-    try:
-        info = storage.file_info(location)
-    except Exception:  # whatever a store raises: reading the file tells what is wrong
-        return None
-    if info.type != fs.FileType.File or info.mtime_ns is None:
-        return None
-    return f"{images.DECODING}:{info.size}:{info.mtime_ns}"
+    return [f"{images.DECODING}:{stamp}" if stamp else None for stamp in filestamps.stamps(uris)]
 
 
 def known_rows(out: str, uris: pa.ChunkedArray, schema: pa.Schema) -> pa.Table | None:

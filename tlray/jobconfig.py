@@ -184,7 +184,7 @@ class EvaluateConfig:
     data: str
     """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """Where metrics.json, report.html, figures/ and predictions/ go; a path or URI."""
+    """Where metrics.json, report.html, figures/, predictions/ (Parquet) and predictions.csv go; a path or URI."""
     split: Literal["train", "valid", "test", "all"] = "test"
     """The split to evaluate. Data without splits of its own: all."""
     class_map: str | None = None
@@ -215,7 +215,7 @@ class ScoreConfig:
     input: str
     """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """Where the predictions go (Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
+    """Where the predictions go (predictions/ with Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
     columns: str | None = None
     """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
     test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
@@ -229,7 +229,9 @@ class ScoreConfig:
     """Read images only below these folders or URIs; a manifest or a symbolic link may lead elsewhere, and nothing is
     scored then. Without any: anywhere."""
     resume: bool = False
-    """Continue an interrupted scoring in --out."""
+    """Continue an interrupted scoring in --out. Images whose files have changed are scored again, by size and time."""
+    verify: bool = False
+    """With --resume: read every scored image again, and do not trust sizes and times."""
     overwrite: bool = False
     """Replace an earlier output in --out."""
     quiet: bool = False
@@ -239,6 +241,7 @@ class ScoreConfig:
         parse_columns(self.columns)
         require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
         require(not (self.resume and self.overwrite), "--resume continues and --overwrite deletes: give one.")
+        require(self.resume or not self.verify, "--verify looks at what --resume continues: give both.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ def read_layout(paths: Sequence[str], name: str, *, labels_needed: bool) -> list
     Raises:
         DataError: The layout is ambiguous, and labels are needed.
     """
-    visible = [parts for path in paths if not _is_hidden(parts := path.split("/"))]
+    visible = [parts for path in paths if not is_hidden(parts := path.split("/"))]
     depth = 0
     while _is_wrapped(visible, depth, name):
         depth += 1
@@ -95,7 +95,8 @@ def read_layout(paths: Sequence[str], name: str, *, labels_needed: bool) -> list
         return [Place(path="/".join(parts), image_id="/".join(parts[depth:])) for parts in visible]
 
 
-def _is_hidden(parts: Sequence[str]) -> bool:
+def is_hidden(parts: Sequence[str]) -> bool:
+    """Tells whether a path, given by its parts, is hidden or lies in a folder of a computer's own making."""
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
 
 

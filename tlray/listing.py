@@ -4,6 +4,7 @@ A listing opens no image. Files that are no images become rows with an error cod
 """
 
 import fnmatch
+import logging
 import os
 import posixpath
 import re
@@ -16,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from tlray import storage
+from tlray import roots, storage
 from tlray.errors import DataError, some
-from tlray.layout import read_layout, split_of
+from tlray.layout import is_hidden, read_layout, split_of
 from tlray.manifest import SCHEMA, normal_form, read_csv, refuse_repeated
 from tlray.ziparchive import member_name
 
@@ -37,6 +38,8 @@ _REMEDIES = {
     **dict.fromkeys((".json", ".jsonl", ".feather", ".arrow"), "Save the table as CSV (UTF-8) or Parquet"),
 }
 """What to do with a file that is neither an image nor a form of data that is read, by the end of its name."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,13 @@ class _Row:
     group_id: str | None = None
 
 
-def list_images(source: str, *, columns: Mapping[str, str] | None = None, labels_needed: bool = True) -> Listing:
+def list_images(
+    source: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels_needed: bool = True,
+    allowed: Sequence[str] = (),
+) -> Listing:
     """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
 
     How a folder (or zip, or the part of a glob before its first wildcard) is read:
@@ -82,9 +91,11 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None, labels
             local path or a URI. A path that exists is taken literally even if it looks like a glob.
         columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
         labels_needed: Refuse an ambiguous layout. Otherwise all its files are listed without labels and splits.
+        allowed: Roots; a symbolic link to a folder elsewhere is not followed, see `roots.outside`. Empty: any folder.
 
     Raises:
-        DataError: There is no such source, nothing in it, it cannot be read, or its layout is ambiguous.
+        DataError: There is no such source, nothing in it, it cannot be read, its layout is ambiguous, or a folder in
+            it leads elsewhere.
         ConfigError: The scheme of the URI is unknown.
     """
     location = _localize(source)
@@ -95,7 +106,7 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None, labels
         if columns and not is_manifest:
             raise DataError(f"Columns can be renamed in a .csv, .tsv or .parquet manifest only; '{source}' is none.")
         if kind == fs.FileType.Directory:
-            listing = _list_folder(location, labels_needed=labels_needed)
+            listing = _list_folder(location, allowed, labels_needed=labels_needed)
         elif is_manifest:
             listing = _list_manifest(location, suffix, columns or {})
         elif kind == fs.FileType.File and suffix == ".zip":
@@ -103,7 +114,7 @@ def list_images(source: str, *, columns: Mapping[str, str] | None = None, labels
         elif kind == fs.FileType.File:
             listing = _list_file(location)
         elif re.search(r"[*?\[]", location):
-            listing = _list_glob(location, labels_needed=labels_needed)
+            listing = _list_glob(location, allowed, labels_needed=labels_needed)
         else:
             raise DataError(f"There is no file or folder '{source}'. {_FORMS}.")
     except OSError as error:
@@ -155,12 +166,14 @@ def _to_listing(
     return Listing(table=_to_table(rows), num_skipped=len(paths) - len(rows) + num_special)
 
 
-def _list_folder(location: str, *, labels_needed: bool) -> Listing:
+def _list_folder(location: str, allowed: Sequence[str], *, labels_needed: bool) -> Listing:
     if storage.is_uri(location):
         paths, num_special = list(storage.walk(location)), 0
     else:
         paths = []
-        num_special = _walk_local(location, (), frozenset(), lambda _: True, paths)
+        num_special = _walk_local(
+            location, (), frozenset(), lambda folder: _may_enter(location, folder, allowed), paths
+        )
     return _to_listing(
         paths,
         posixpath.basename(location),
@@ -170,7 +183,7 @@ def _list_folder(location: str, *, labels_needed: bool) -> Listing:
     )
 
 
-def _list_glob(location: str, *, labels_needed: bool) -> Listing:
+def _list_glob(location: str, allowed: Sequence[str], *, labels_needed: bool) -> Listing:
     parts = location.split("/")
     first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root, patterns = "/".join(parts[:first]) or "/", parts[first:]
@@ -178,7 +191,11 @@ def _list_glob(location: str, *, labels_needed: bool) -> Listing:
     if storage.is_uri(root):
         paths.extend(storage.walk(root))
     elif os.path.isdir(root):
-        _walk_local(root, (), frozenset(), lambda folder: _may_hold(folder, patterns), paths)
+
+        def enter(folder: Sequence[str]) -> bool:
+            return _may_hold(folder, patterns) and _may_enter(root, folder, allowed)
+
+        _walk_local(root, (), frozenset(), enter, paths)
     matching = [path for path in paths if _matches(path.split("/"), patterns)]
     return _to_listing(
         matching, posixpath.basename(root), lambda path: storage.join(root, path), labels_needed=labels_needed
@@ -201,6 +218,19 @@ def _may_hold(folder: Sequence[str], patterns: Sequence[str]) -> bool:
         if not fnmatch.fnmatchcase(part, pattern):
             return False
     return len(folder) < len(patterns)
+
+
+def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool:
+    """Tells whether a folder may be looked into; raises a DataError, without a name, if it leads out of the roots."""
+    location = storage.join(root, *folder)
+    if not allowed or not roots.outside([location], allowed):
+        return True
+    if is_hidden(folder):
+        return False
+    _LOG.warning("Not below the roots: '%s'", location)
+    raise DataError(
+        f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+    )
 
 
 def _walk_local(
@@ -317,6 +347,30 @@ def _resolve(manifest: str, uri: str) -> str:
 def _localize(location: str) -> str:
     """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
     return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
+
+
+def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
+    """Returns a location that is given as a plain path, so that other nodes may not see it; None: all are URIs.
+
+    Args:
+        source: See `list_images`.
+        columns: See there.
+
+    Returns:
+        The source itself, or of a manifest the first location that it lists: itself where it lists a relative one.
+
+    Raises:
+        DataError: The manifest cannot be read.
+    """
+    location = _localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    if suffix not in (".csv", ".parquet") or storage.file_info(location).type != fs.FileType.File:
+        return None if storage.is_uri(source) else source
+    name = (columns or {}).get("uri", "uri")
+    data = storage.read_bytes(location)
+    values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns or {})
+    given = (uri if _is_absolute(uri) else source for uri in values.get(name, []) if uri)
+    return next((each for each in given if not storage.is_uri(each)), None)
 
 
 def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:

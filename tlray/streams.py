@@ -19,7 +19,7 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from tlray import images, inspected, storage
+from tlray import filestamps, images, inspected, storage
 from tlray.config import Augmentation
 from tlray.errors import DataError, ImageError, ImageErrorCode
 from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
@@ -40,6 +40,9 @@ ROUND_S, TRAINING_ROUND_S = 0.005, 0.05
 
 ROWS_PER_INSPECTION = 64
 """Rows in one task that only looks at files: it takes a tenth of a second."""
+
+ROWS_PER_LOOK = 1024
+"""Number of files in one task that only asks for their size and time."""
 
 READ_THREADS = 8
 """Files read at a time in one task: what hides an object store's latency."""
@@ -104,6 +107,7 @@ def image_stream(
     share: Share | None = None,
     first_row: int = 0,
     num_rows: int | None = None,
+    with_stamps: bool = False,
 ) -> ray.data.Dataset:
     """Streams decoded images in a schedule's order.
 
@@ -114,6 +118,7 @@ def image_stream(
         share: The part of the cluster to use; None: what is free.
         first_row: Where to start in the schedule.
         num_rows: How many rows to stream; None: all from there on.
+        with_stamps: Give the column `stamp` too: what `filestamps.stamps` said before the file was read.
 
     Returns:
         A dataset with the columns `row` (int64, the manifest's row), `image` (uint8 [size, size, 3], zeros on error),
@@ -123,7 +128,13 @@ def image_stream(
     return _map_rows(
         schedule.num_rows - first_row if num_rows is None else num_rows,
         _decode_rows,
-        {"manifest": [manifest], "schedule": schedule, "pixels": pixels, "first_row": first_row},
+        {
+            "manifest": [manifest],
+            "schedule": schedule,
+            "pixels": pixels,
+            "first_row": first_row,
+            "with_stamps": with_stamps,
+        },
         share,
     )
 
@@ -164,6 +175,8 @@ def _decode_rows(
     schedule: Schedule,
     pixels: Pixels,
     first_row: int,
+    *,
+    with_stamps: bool = False,
 ) -> dict[str, Any]:
     table = ray.get(manifest[0])
     rows = schedule.rows(batch["id"] + first_row)
@@ -171,6 +184,8 @@ def _decode_rows(
     decoded = np.zeros((len(rows.index), pixels.size_px, pixels.size_px, 3), dtype=np.uint8)
     digests: list[str] = []
     errors: list[ImageError | None] = []
+    # Before the files are read: a file that changes meanwhile is known by an older stamp, and read again.
+    stamps = {"stamp": np.array(filestamps.stamps(chosen["uri"]))} if with_stamps else {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(_read_or_error, chosen["uri"])
         for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
@@ -190,6 +205,7 @@ def _decode_rows(
         "sha256": np.array(digests),
         "error_code": np.array([error.code.value if error else "" for error in errors]),
         "error": np.array([error.message if error else "" for error in errors]),
+        **stamps,
     }
 
 
@@ -252,7 +268,7 @@ def _inspect_rows(
     before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
-        stamps = inspected.stamps(chosen, pool)
+        stamps = inspected.stamps(chosen)
         is_same = [
             stamp is not None and row.get(inspected.STAMP) == stamp for stamp, row in zip(stamps, before, strict=True)
         ]
@@ -295,6 +311,17 @@ def _digest_rows(
         contents = pool.map(_read_or_error, chosen)
         digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
     return {"sha256": np.array(digests)}
+
+
+def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Looks at some files without reading them; yields the stamp of each, in order, see `filestamps.stamps`."""
+    dataset = _map_rows(len(uris), _stamp_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_LOOK)
+    for batch in iterate(dataset):
+        yield batch["stamp"].tolist()
+
+
+def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> dict[str, np.ndarray]:
+    return {"stamp": np.array(filestamps.stamps(ray.get(uris[0]).take(batch["id"]).to_pylist()))}
 
 
 def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:

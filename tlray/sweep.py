@@ -18,6 +18,7 @@ from tlray import (
     dataset,
     features,
     figures,
+    locations,
     manifest,
     prior,
     probe,
@@ -132,9 +133,9 @@ def sweep(config: SweepConfig) -> SweepResult:
         DataError: The data cannot be used.
         TlrayError: Every trial failed, or the training of the best settings.
     """
-    base = cluster.absolute(config.training())
-    locations = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
-    config = dataclasses.replace(config, **locations)
+    base = locations.absolute(config.training())
+    resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
+    config = dataclasses.replace(config, **resolved)
     # First what needs no Ray.
     is_continued = continuation.check_output(config, kind=KIND, known_names=NAMES)
     source = None
@@ -145,7 +146,8 @@ def sweep(config: SweepConfig) -> SweepResult:
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     cluster.connect()
     available = cluster.capacity()
-    cluster.check_shared(base.out, available)
+    locations.check_shared(base.out, available)
+    locations.check_shared_images(base.data, base.columns, available)
     cluster.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
     if source is not None:
         _try_settings(config, source, available, is_continued=is_continued)

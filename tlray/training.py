@@ -21,6 +21,7 @@ from tlray import (
     dataset,
     evaluation,
     fitting,
+    locations,
     manifest,
     plans,
     plateau,
@@ -98,7 +99,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
         DataError: The data cannot be used.
         TlrayError: Training failed, with what to do.
     """
-    config = cluster.absolute(config.resolved())
+    config = locations.absolute(config.resolved())
     # First what needs no Ray.
     is_continued = _is_continued(config)
     if is_continued and _is_finished(config):
@@ -112,7 +113,8 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     if available is None:
         cluster.connect()
         available = cluster.capacity()
-    cluster.check_shared(config.out, available)
+    locations.check_shared(config.out, available)
+    locations.check_shared_images(config.data, config.columns, available)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
     cluster.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
     refuse = partial(_check_memory, available)
@@ -146,7 +148,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
 
 def begin(config: TrainConfig, images: Dataset) -> None:
     """Makes the directory of a run whose images have been read already; `train` goes on there, with `resume`."""
-    config = cluster.absolute(config.resolved())
+    config = locations.absolute(config.resolved())
     storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     dataset.write_dataset(images, config.out)
     storage.write_text(storage.join(config.out, CONFIG), to_json(config))

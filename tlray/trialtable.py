@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import comparison, storage
+from tlray import comparison, spreadsheet, storage
 from tlray.errors import DataError
 
 FILE = "trials.csv"
@@ -76,8 +76,14 @@ def write_trials(out: str, trials: Sequence[Mapping[str, Any]], losses: Losses, 
         if ERROR not in trial:
             differences_G = losses[identity(trial)].best - losses[identity(ordered[0])].best
             _, row[DIFFERENCE_ERROR] = comparison.mean_by_group(differences_G, num_images_G)
-        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+        table.writerow({name: _cell(value) for name, value in row.items()})
     storage.write_text(storage.join(out, FILE), file.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return spreadsheet.as_text(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _write_losses(out: str, losses: Losses) -> None:

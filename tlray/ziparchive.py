@@ -82,6 +82,15 @@ class ZipArchive:
                 self._file = file
         return self._members
 
+    def find(self, name: str) -> zipfile.ZipInfo | None:
+        """Returns a member of the archive's directory, None if there is no such member; raises like `members`.
+
+        Args:
+            name: See `member_name`.
+        """
+        self.members()
+        return self._member_of.get(name)
+
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """Reads a member.
 
@@ -96,8 +105,7 @@ class ZipArchive:
             OSError: The archive cannot be read.
             zipfile.BadZipFile: It is no zip archive.
         """
-        self.members()
-        info = self._member_of.get(name)
+        info = self.find(name)
         if info is None:
             raise FileNotFoundError(f"The zip archive has no member '{name}'.")
         # Compressing may add some bytes, but never as many as there were.

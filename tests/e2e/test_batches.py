@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e.test_jobs import head, submit  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import export
-from tlray import scoring
+from tlray import predictions
 from tlray.ports import free_ports
 
 KEY = "0123456789abcdef"
@@ -120,7 +120,7 @@ def endpoint(head, phantom_set, tmp_path_factory) -> Iterator[Endpoint]:  # noqa
 
 def check_predictions(endpoint: Endpoint, table: pa.Table) -> None:
     """Compares a copy of the phantoms in the large input with what the script and `/predict` say of them."""
-    script = scoring.read_predictions(str(endpoint.output.parent / "script"))
+    script = predictions.read_predictions(str(endpoint.output.parent / "script"))
     is_copy = [image_id.startswith("007/") for image_id in table["image_id"].to_pylist()]
     copy = table.filter(is_copy)
     assert copy["image_id"].to_pylist() == [f"007/{image_id}" for image_id in script["image_id"].to_pylist()]
@@ -166,9 +166,9 @@ def halted(pids: Iterable[int]) -> Iterator[None]:
 
 def test_a_batch_is_cancelled_and_continued_while_the_endpoint_restarts(endpoint):
     first = endpoint.post("many.zip", "many")
-    part = endpoint.output / "many/part-00000.parquet"
+    part = endpoint.output / "many/predictions/part-00000.parquet"
     wait_for(part.exists, bool)
-    environments = scoring_into(part.parent)
+    environments = scoring_into(endpoint.output / "many")
     assert environments
     assert not [each for each in environments.values() if KEY.encode() in each]
     with halted(environments):
@@ -191,7 +191,7 @@ def test_a_batch_is_cancelled_and_continued_while_the_endpoint_restarts(endpoint
     assert batch["progress"] == {"done": total, "failed": NUM_UNREADABLE * NUM_COPIES, "total": total}
     assert part.stat().st_mtime_ns == written_ns
     assert endpoint.get(first)["state"] == "cancelled"
-    table = scoring.read_predictions(batch["output"])
+    table = predictions.read_predictions(batch["output"])
     assert table.num_rows == total
     check_predictions(endpoint, table)
 
@@ -199,6 +199,9 @@ def test_a_batch_is_cancelled_and_continued_while_the_endpoint_restarts(endpoint
 def test_a_manifest_that_leads_elsewhere_fails_with_a_message(endpoint):
     batch = endpoint.wait_for_end(endpoint.post("elsewhere.csv", "elsewhere"))
     assert batch["state"] == "failed"
-    assert batch["message"] == "Not below the roots, by a manifest or a symbolic link: …. Leave such images out."
+    assert batch["message"] == (
+        f"1 of the 2 images of '{endpoint.input}/elsewhere.csv' do not lie below the roots, by a manifest or a "
+        "symbolic link. Leave them out."
+    )
     assert batch["progress"] is None
     assert not (endpoint.output / "elsewhere").exists()

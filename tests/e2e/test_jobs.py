@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_sweep_faults import processes_with, wait_until
-from tlray import cluster, ports, scoring
+from tlray import cluster, ports, predictions
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
@@ -106,7 +106,7 @@ def test_train_and_score_as_jobs(head, phantom_set, tmp_path):
     assert f"{run}/bundle" in trained.stdout
     scored = submit(head, "jobs/score.py", "--bundle", run / "bundle", "--input", phantom_set, "--out", scores)
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    assert scoring.read_predictions(str(scores)).num_rows == 68
+    assert predictions.read_predictions(str(scores)).num_rows == 68
 
 
 def test_a_relative_output_in_a_job_is_refused(head, phantom_set):

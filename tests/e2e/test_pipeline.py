@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tlray import cli, listing, phantoms, scoring
+from tlray import cli, listing, phantoms, predictions
 from tlray.artifact import load_keras_file
 from tlray.bundle import load, read_spec
 from tlray.images import decode, to_array
@@ -145,10 +148,10 @@ def scores(run, phantom_set, tmp_path_factory) -> Path:
 
 
 def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
-    table = scoring.read_predictions(str(scores))
+    table = predictions.read_predictions(str(scores))
     listed = listing.list_images(str(phantom_set)).table
     assert table["image_id"].to_pylist() == listed["image_id"].to_pylist()
-    assert table.schema == scoring.prediction_schema(phantoms.CLASSES)
+    assert table.schema == predictions.prediction_schema(phantoms.CLASSES)
     rows = table.to_pylist()
     failed = [row for row in rows if row["error_code"]]
     assert len(failed) == NUM_UNREADABLE
@@ -167,26 +170,92 @@ def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
         assert [line["image_id"] for line in csv.DictReader(file)] == table["image_id"].to_pylist()
 
 
+def test_other_tools_open_the_scores_with_one_path(scores):
+    """Nothing but parts is in their folder: Polars and DuckDB's `*` refuse one with other files."""
+    table = predictions.read_predictions(str(scores))
+    assert pandas.read_parquet(scores / "predictions")["image_id"].tolist() == table["image_id"].to_pylist()
+    dataset = pyarrow.dataset.dataset(str(scores / "predictions"))
+    assert dataset.schema.names == table.column_names
+    assert dataset.to_table().num_rows == 68
+    assert [path.name for path in (scores / "predictions").iterdir()] == ["part-00000.parquet"]
+    names = {"predictions", "predictions.csv", "_SUCCESS", "_state", ".tlray"}
+    assert {path.name for path in scores.iterdir()} == names
+
+
+def test_a_scoring_whose_images_are_gone_fails_and_keeps_its_rows(scores, run, phantom_set, tmp_path, capsys):
+    """And goes on when they are back: what was scored is not read again, what was not found is."""
+    listed = listing.list_images(str(phantom_set)).table["uri"].to_pylist()[:9]
+    for place, uri in enumerate(listed):
+        (tmp_path / f"{place}.png").symlink_to(uri if place < 4 else tmp_path / f"gone/{place}")
+    out = tmp_path / "out"
+    arguments = ("score", "--bundle", run / "bundle", "--input", f"{tmp_path}/*.png", "--out", out, "--quiet")
+    assert tlray(*arguments) == 1
+    message = capsys.readouterr().err
+    assert f"tlray: 5 of 9 images of '{tmp_path}/*.png' were not found (the rows are in '{out}'). Check" in message
+    assert "then continue with --resume." in message
+    table = predictions.read_predictions(str(out))
+    assert table["error_code"].to_pylist()[4:] == ["not_found"] * 5
+    (tmp_path / "gone").mkdir()
+    for place, uri in enumerate(listed[4:], start=4):
+        (tmp_path / f"gone/{place}").symlink_to(uri)
+    assert tlray(*arguments, "--resume") == 0
+    wanted = ["sha256", "predicted_label", "error_code"]
+    found = predictions.read_predictions(str(out)).select(wanted).to_pylist()
+    assert found == predictions.read_predictions(str(scores)).select(wanted).to_pylist()[:9]
+
+
+def test_what_is_scored_already_is_not_read_again(run, phantom_set, tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    source.mkdir()
+    images = [path for path in sorted(phantom_set.glob("normal/*/*.png")) if path.stat().st_size > 2000][:3]
+    for path in images:
+        shutil.copy(path, source / f"{path.parent.name}-{path.name}")
+    paths = sorted(source.iterdir())
+    monkeypatch.setattr(predictions, "ROWS_PER_PART", 1)
+    out = tmp_path / "out"
+    arguments = ("score", "--bundle", run / "bundle", "--input", source, "--out", out, "--quiet")
+    assert tlray(*arguments) == 0
+    parts = [(out / f"predictions/part-0000{number}.parquet") for number in range(3)]
+
+    def scored_again(*options):
+        before = [path.stat().st_mtime_ns for path in parts]
+        assert tlray(*arguments, "--resume", *options) == 0
+        return [path.stat().st_mtime_ns != old for path, old in zip(parts, before, strict=True)]
+
+    status = paths[1].stat()
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size, and with the old time
+    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert scored_again() == [False, False, False]  # only its bytes would tell
+    assert scored_again("--verify") == [False, True, True]
+    os.utime(paths[0])
+    assert scored_again() == [False, False, False]  # another time, and the same bytes
+    shutil.copy(paths[1], paths[2])
+    assert scored_again() == [False, False, True]
+
+
 def test_a_zip_and_a_continued_scoring_give_the_same(scores, run, phantom_set, tmp_path, monkeypatch):
     archive = tmp_path / "set.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in phantom_set.rglob("*.*"):
             file.write(path, path.relative_to(phantom_set))
-    monkeypatch.setattr(scoring, "ROWS_PER_PART", 20)
+    monkeypatch.setattr(predictions, "ROWS_PER_PART", 20)
     out = tmp_path / "out"
     arguments = ("score", "--bundle", run / "bundle", "--input", archive, "--out", out, "--quiet")
     assert tlray(*arguments) == 0
-    assert scoring.part_names(str(out)) == [f"part-{number:05d}.parquet" for number in range(4)]  # 68 rows
+    assert predictions.part_names(str(out)) == [f"part-{number:05d}.parquet" for number in range(4)]  # 68 rows
     # As a kill after the second part leaves it.
-    for name in ("_SUCCESS", "predictions.csv", "part-00002.parquet", "part-00003.parquet"):
+    for name in ("_SUCCESS", "predictions.csv", "predictions/part-00002.parquet", "predictions/part-00003.parquet"):
         (out / name).unlink()
-    kept = (out / "part-00001.parquet").stat().st_mtime_ns
+    kept = (out / "predictions/part-00001.parquet").stat().st_mtime_ns
     assert tlray(*arguments) == 2  # not empty
     assert tlray(*arguments, "--resume") == 0
-    assert (out / "part-00001.parquet").stat().st_mtime_ns == kept
+    assert (out / "predictions/part-00001.parquet").stat().st_mtime_ns == kept
     columns = ["image_id", "sha256", "predicted_label", "confidence", "error_code"]
-    continued = scoring.read_predictions(str(out)).select(columns).to_pylist()
-    for mine, theirs in zip(continued, scoring.read_predictions(str(scores)).select(columns).to_pylist(), strict=True):
+    continued = predictions.read_predictions(str(out)).select(columns).to_pylist()
+    for mine, theirs in zip(
+        continued, predictions.read_predictions(str(scores)).select(columns).to_pylist(), strict=True
+    ):
         assert mine == theirs | {"confidence": pytest.approx(theirs["confidence"], abs=1e-5)}
 
 
@@ -202,10 +271,11 @@ def test_evaluation_maps_published_class_names(run, phantom_set, tmp_path):
     assert code == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["num_images"], metrics["num_failed"]) == (NUM_IMAGES, NUM_UNREADABLE)
-    table = scoring.read_predictions(str(out / "predictions"))
+    table = predictions.read_predictions(str(out))
     hits = [row["label"] == row["predicted_label"] for row in table.to_pylist() if not row["error_code"]]
     assert metrics["accuracy"] == pytest.approx(sum(hits) / NUM_IMAGES)
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "report.html", "figures", "predictions", ".tlray"}
+    names = {"metrics.json", "report.html", "figures", "predictions", "predictions.csv", "_SUCCESS", ".tlray"}
+    assert {path.name for path in out.iterdir()} == names
 
 
 def test_an_earlier_bundle_is_reused(run, phantom_set, tmp_path):
@@ -236,7 +306,7 @@ def test_a_model_of_ones_own_is_exported_and_scored(phantom_set, tmp_path):
     image = next(path for path in sorted(phantom_set.glob("normal/*/*.png")) if path.stat().st_size > 2000)
     out = tmp_path / "out"
     assert tlray("score", "--bundle", bundle, "--input", image, "--out", out, "--quiet") == 0
-    (row,) = scoring.read_predictions(str(out)).to_pylist()
+    (row,) = predictions.read_predictions(str(out)).to_pylist()
     pixels = pixels_of(image, size_px=32)[None] / np.float32(255)
     assert [row["p_healthy"], row["p_ill"]] == pytest.approx(np.asarray(model(pixels))[0], abs=1e-5)
 

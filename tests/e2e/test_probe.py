@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlray import assembly, cli, featurestore, manifest, phantoms, probing, scoring
+from tlray import assembly, cli, featurestore, manifest, phantoms, predictions, probing
 from tlray.backbone import find_application
 from tlray.bundle import load
 from tlray.predictor import Predictor
@@ -90,7 +90,7 @@ def test_two_patients_a_class_leave_no_test_split(recipe, phantom_set, weights, 
 
 def test_its_bundle_scores_images(run, phantom_set, tmp_path):
     assert tlray("score", "--bundle", run / "bundle", "--input", phantom_set, "--out", tmp_path / "s", "--quiet") == 0
-    rows = [row for row in scoring.read_predictions(str(tmp_path / "s")).to_pylist() if not row["error_code"]]
+    rows = [row for row in predictions.read_predictions(str(tmp_path / "s")).to_pylist() if not row["error_code"]]
     assert len(rows) == 64
     probs_BK = np.array([[row[f"p_{name}"] for name in phantoms.CLASSES] for row in rows])
     assert probs_BK.sum(axis=1) == pytest.approx(1, abs=1e-5)

@@ -19,7 +19,7 @@ from ray import serve
 
 from serve_app.app import build
 from serve_app.options import Options
-from tlray import cli, scoring
+from tlray import cli, predictions
 from tlray.images import decode, to_array
 from tlray.ports import free_ports
 from tlray.predictor import Predictor
@@ -97,7 +97,7 @@ def test_every_door_gives_the_same(address, bundles, files, tmp_path):
         (tmp_path / "in" / f"{number}.png").write_bytes(path.read_bytes())
     with pytest.raises(SystemExit):
         cli.main(["score", "--bundle", bundles[0], "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    table = scoring.read_predictions(str(tmp_path / "out"))
+    table = predictions.read_predictions(str(tmp_path / "out"))
     scored = np.stack([table[f"p_{name}"].to_numpy() for name in ("one", "two", "three")], axis=1)
     np.testing.assert_allclose(scored, expected, atol=1e-6)
 

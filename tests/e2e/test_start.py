@@ -190,7 +190,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
                 pause.wait(0.1)
                 batch = http.get(f"/v1/batches/{batch['id']}").raise_for_status().json()
         assert (batch["state"], batch["progress"]) == ("succeeded", {"done": 68, "failed": 4, "total": 68})
-        scores = pq.read_table(tmp_path / "out/first/part-00000.parquet").to_pylist()
+        scores = pq.read_table(tmp_path / "out/first/predictions/part-00000.parquet").to_pylist()
         (scored,) = [each for each in scores if each["uri"] == str(scan)]
         assert row["probabilities"] == pytest.approx({name: scored[f"p_{name}"] for name in CLASSES}, abs=1e-6)
         assert_haproxy_is_ours_alone(mark, port)

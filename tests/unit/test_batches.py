@@ -21,7 +21,7 @@ from serve_app.errors import RequestError
 from serve_app.jobserver import Job, JobServer
 from serve_app.options import Options
 from serve_app.service import Service
-from tlray import cluster
+from tlray import cluster, storage
 from tlray.bundle import BundleSpec
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
@@ -103,8 +103,8 @@ class Endpoint:
         job = self.jobs.jobs[f"tlray-batch-{name}"]
         self.jobs.add(job.id, job.metadata, status=status, message=message)
         if progress:
-            (self.output / "1").mkdir(exist_ok=True)
-            (self.output / "1/progress.json").write_text(json.dumps({"job": job.id, **progress}))
+            (self.output / "1/_state").mkdir(parents=True, exist_ok=True)
+            (self.output / "1/_state/progress.json").write_text(json.dumps({"job": job.id, **progress}))
 
 
 @pytest.fixture
@@ -187,6 +187,29 @@ def test_the_progress_of_a_batch_is_not_shown_as_that_of_the_next_one(endpoint):
     assert endpoint.call("GET", f"/{second}").json()["progress"] == {"done": 5, "failed": 1, "total": 9}
 
 
+def test_progress_that_is_none_is_not_shown(endpoint, caplog):
+    name = endpoint.post().json()["id"]
+    endpoint.change(name, JobStatus.RUNNING, progress={"done": 1, "failed": 0, "total": 2, "waiting": False})
+    assert endpoint.call("GET", f"/{name}").json()["progress"] == {"done": 1, "failed": 0, "total": 2}
+    with (endpoint.output / "1/_state/progress.json").open("r+b") as file:
+        file.truncate(2**40)
+    batch = endpoint.call("GET", f"/{name}").json()
+    assert (batch["state"], batch["progress"]) == ("pending", None)
+    assert "The progress of a batch cannot be read: The file has 1,099,511,627,776 bytes" in caplog.text
+    endpoint.change(name, JobStatus.RUNNING, progress={"done": 1})
+    assert endpoint.call("GET", f"/{name}").json()["progress"] is None
+
+
+def test_a_client_says_that_all_nodes_see_a_folder(endpoint):
+    (endpoint.input / "ä b").mkdir()
+    batch = endpoint.post(input=f"FILE://{endpoint.input}/ä%20b/", output=f"file://{endpoint.output}/2").json()
+    (command,) = endpoint.jobs.commands.values()
+    assert command[command.index("--input") + 1] == f"file://{endpoint.input}/%C3%A4%20b"
+    assert command[command.index("--out") + 1] == f"file://{endpoint.output}/2"
+    assert (batch["input"], batch["output"]) == (f"{endpoint.input}/ä b", f"{endpoint.output}/2")
+    assert storage.open_location(f"file://{endpoint.input}/%C3%A4%20b")[1] == f"{endpoint.input}/ä b"
+
+
 @pytest.mark.parametrize(
     ("log", "message"),
     [
@@ -196,6 +219,11 @@ def test_the_progress_of_a_batch_is_not_shown_as_that_of_the_next_one(endpoint):
         ("tlray: Not below: '{input}/l.png', '{input}2/x', '/etc/passwd'.", "Not below: '{input}/l.png', …, …."),
         ("tlray: '{input}/a.zip!/1.png' is not {input}/a.zip.", "'{input}/a.zip!/1.png' is not {input}/a.zip."),
         ("tlray: [Errno 28] s3://bucket/tmp/x: full, see /var/log/x.", "[Errno 28] … full, see …"),
+        (
+            "tlray: --input {input} is a path on this node. Give a URI (s3://, gs://), or file://{input} if all can.",
+            "--input {input} is a path on this node. Give a URI (s3://, gs://), or file://{input} if all can.",
+        ),
+        ("tlray: '{input}/../x' and '{input}/./y'.", "… and '{input}/./y'."),
         ("tlray: 1/2 of a/b.png, and/or c", "1/2 of a/b.png, and/or c"),
         ("", "The job failed. The operator finds its log in Ray, under {id}."),
         ("KeyError: '/etc'", "The job failed. The operator finds its log in Ray, under {id}."),

@@ -251,6 +251,18 @@ def test_model_card():
         assert fact in lines
 
 
+def test_no_name_in_a_model_card_is_markup():
+    classes = ("<img src=x onerror=alert(1)>", "a`b``<i>", "`", "x\n\n<script>", "=1+1")
+    spec = dataclasses.replace(SPEC, classes=classes, backbone="own<b>.keras", weights="[w](javascript:x).h5")
+    lines = bundle.model_card(spec).splitlines()
+    assert (
+        "Classes, in the order of the outputs: `<img src=x onerror=alert(1)>`, ```a`b``<i>```, `` ` ``, `x <script>`, "
+        "`=1+1`"
+    ) in lines
+    assert "- Backbone: `own<b>.keras`" in lines
+    assert "- Starting weights: `[w](javascript:x).h5`" in lines
+
+
 def test_model_card_of_a_model_that_little_is_known_of():
     bare = dataclasses.replace(SPEC, metrics={}, leaks=(), intensity_range=None, data_fingerprint=None)
     lines = bundle.model_card(bare).splitlines()

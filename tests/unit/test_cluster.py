@@ -1,4 +1,4 @@
-"""What a cluster has, and the checks of locations: what needs no running Ray."""
+"""What a cluster has: what needs no running Ray."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from tests.unit.test_plans import MIB, make_capacity
+from tests.unit.test_plans import MIB
 from tlray import cluster, plans
 from tlray.errors import ConfigError
 
@@ -162,68 +162,11 @@ def test_a_shortage_of_cpus_is_told_with_the_sums(a_ray, capsys):
     )
 
 
-@pytest.fixture
-def in_job(monkeypatch):
-    """The environment of a Ray job's entry point."""
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-
-
 def test_the_name_of_a_job(monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert cluster.job_name() is None
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "tlray-batch-1"}}')
     assert cluster.job_name() == "tlray-batch-1"
-
-
-@pytest.mark.parametrize("location", ["runs/a", "./a", "a"])
-@pytest.mark.usefixtures("in_job")
-def test_relative_output_in_a_job_is_refused(location):
-    assert cluster.in_job()
-    with pytest.raises(
-        ConfigError, match=f"--out {location} is relative: in a Ray job .* an absolute path .* or a URI"
-    ):
-        cluster.output_location(location)
-
-
-@pytest.mark.parametrize("location", ["/shared/a", "s3://bucket/a", "file:///shared/a"])
-@pytest.mark.usefixtures("in_job")
-def test_absolute_output_in_a_job(location):
-    assert cluster.output_location(location) == location
-    assert cluster.output_location(f"{location}/") == location
-
-
-@pytest.mark.usefixtures("in_job")
-def test_home_in_a_job(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert cluster.output_location("~/a") == "/home/me/a"
-
-
-def test_relative_output_outside_of_a_job(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert not cluster.in_job()
-    assert cluster.output_location("runs/a") == os.path.join(tmp_path, "runs/a")
-
-
-@pytest.mark.usefixtures("in_job")
-def test_relative_input_is_seen_from_the_working_directory(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert cluster.input_location("data") == os.path.join(tmp_path, "data")
-    assert cluster.input_location("gs://bucket/data") == "gs://bucket/data"
-
-
-def test_path_of_one_node_is_refused_on_several():
-    with pytest.raises(
-        ConfigError, match=r"--out /a is a path on this node, and the cluster has others\. .* or file:///a if"
-    ):
-        cluster.check_shared("/a", make_capacity(has_many_nodes=True))
-
-
-@pytest.mark.parametrize(
-    ("location", "many"), [("/a", False), ("s3://bucket/a", True), ("file:///a", True), ("file:///a", False)]
-)
-def test_shared_outputs(location, many):
-    assert cluster.check_shared(location, make_capacity(has_many_nodes=many)) is None
 
 
 @pytest.fixture
@@ -259,7 +202,7 @@ def begun(monkeypatch) -> list[tuple[dict[str, str], str | None]]:
     """The variables that `ray.init` was given, and whether it may override those of the job."""
     calls: list[tuple[dict[str, str], str | None]] = []
 
-    def init(**options: Any) -> None:
+    def init(_: str | None, **options: Any) -> None:
         calls.append((options["runtime_env"]["env_vars"], os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV")))
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")

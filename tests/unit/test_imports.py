@@ -28,6 +28,10 @@ CORE += [
     "prior",
     "inspected",
     "ports",
+    "spreadsheet",
+    "filestamps",
+    "scorestate",
+    "predictions",
 ]
 ON_RAY = [
     "streams",
@@ -35,6 +39,7 @@ ON_RAY = [
     "localray",
     "cluster",
     "plans",
+    "locations",
     "featurecache",
     "traintask",
     "trialtask",

@@ -1,65 +1,16 @@
-"""What scoring does before and beside Ray: progress, roots, the bundle that was asked for."""
-
-import json
-from types import SimpleNamespace
+"""What scoring does before and beside Ray: roots, the bundle that was asked for, what is kept on resuming."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.test_plans import make_capacity
-from tlray import scoring
+from tlray import predictions, scorestate, scoring, storage
 from tlray.bundle import BundleSpec
-from tlray.errors import BundleError, ConfigError, DataError
+from tlray.errors import BundleError, ConfigError, DataError, TlrayError
 from tlray.jobconfig import ScoreConfig
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
-
-
-def predictions(*error_codes):
-    return pa.table({"error_code": pa.array(error_codes, pa.string())})
-
-
-def read(out):
-    progress = json.loads((out / "progress.json").read_text())
-    assert progress.pop("job") is None  # not within a Ray job
-    return progress
-
-
-def test_progress_is_written_as_images_are_done(tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock.now)
-    tables = iter([predictions(None, "empty"), predictions(None), predictions("empty", "empty")])
-    rows = scoring.write_progress(tables, str(tmp_path), num_images=9, num_done=4, num_failed=1)
-    assert next(rows).num_rows == 2
-    assert read(tmp_path) == {"done": 6, "failed": 2, "total": 9, "waiting": False}
-    clock.now = scoring.PROGRESS_INTERVAL_S / 2
-    next(rows)
-    assert read(tmp_path)["done"] == 6  # too soon
-    clock.now = scoring.PROGRESS_INTERVAL_S
-    next(rows)
-    assert read(tmp_path) == {"done": 9, "failed": 4, "total": 9, "waiting": False}
-    assert list(rows) == []
-
-
-def test_the_last_progress_is_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring.time, "monotonic", lambda: 0.0)
-    tables = iter([predictions(None), predictions(None), predictions("empty")])
-    assert sum(table.num_rows for table in scoring.write_progress(tables, str(tmp_path), num_images=3)) == 3
-    assert read(tmp_path) == {"done": 3, "failed": 1, "total": 3, "waiting": False}
-
-
-def test_progress_says_that_the_first_images_are_waited_for(tmp_path):
-    def wait():
-        assert read(tmp_path) == {"done": 4, "failed": 1, "total": 9, "waiting": True}
-        yield predictions(None)
-
-    next(scoring.write_progress(wait(), str(tmp_path), num_images=9, num_done=4, num_failed=1))
-    assert read(tmp_path)["waiting"] is False
-
-
-def test_nothing_is_waited_for_where_all_is_done(tmp_path):
-    assert list(scoring.write_progress(iter([]), str(tmp_path), num_images=9, num_done=9)) == []
-    assert read(tmp_path) == {"done": 9, "failed": 0, "total": 9, "waiting": False}
 
 
 @pytest.fixture
@@ -79,7 +30,7 @@ def score(tmp_path, monkeypatch):
         try:
             scoring.score(ScoreConfig(bundle="/b", input=str(source), out=str(tmp_path / "out"), quiet=True, **options))
         except StopIteration:
-            return (tmp_path / "out/scoring.json").exists()
+            return (tmp_path / "out/_state/scoring.json").exists()
 
     return run
 
@@ -91,16 +42,22 @@ def test_another_bundle_is_refused(score, tmp_path):
         score(tmp_path / "a.png", bundle_sha256="bbb")
 
 
-def test_only_what_lies_below_the_roots_is_scored(score, tmp_path):
+def test_only_what_lies_below_the_roots_is_scored(score, tmp_path, caplog):
     root, secret = tmp_path / "root", tmp_path / "secret.png"
     root.mkdir()
     secret.touch()
     (root / "a.png").touch()
     assert score(root, roots=(str(root),))
-    (tmp_path / "out/scoring.json").unlink()
+    (tmp_path / "out/_state/scoring.json").unlink()
+    (tmp_path / "out/_state").rmdir()
     (root / "link.png").symlink_to(secret)
-    with pytest.raises(DataError, match=rf"Not below the roots, by a manifest or a symbolic link: '{root}/link.png'"):
+    message = (
+        rf"1 of the 2 images of '{root}' do not lie below the roots, by a manifest or a symbolic link\. "
+        r"Leave them out\.$"
+    )
+    with pytest.raises(DataError, match=message):
         score(root, roots=(str(root),))
+    assert f"Not below the roots: '{root}/link.png'" in caplog.text
     assert score(root, roots=(str(root), str(tmp_path)), overwrite=True)
 
 
@@ -115,59 +72,145 @@ def test_a_manifest_may_not_lead_elsewhere(score, tmp_path, uri, name):
     if name.endswith("csv"):
         (root / name).write_text("\n".join(["uri", *uris]))
     else:
-        scoring.pq.write_table(pa.table({"uri": uris}), root / name)
-    with pytest.raises(DataError, match="Not below the roots"):
+        pq.write_table(pa.table({"uri": uris}), root / name)
+    with pytest.raises(DataError, match=r"1 of the 2 images of .* do not lie below the roots") as caught:
         score(root / name, roots=(str(root),))
+    assert "secret" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_elsewhere_is_not_opened(score, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link.csv").symlink_to("/etc/passwd")
-    with pytest.raises(DataError, match=r"Not below the roots, .*: '.*/root/link.csv'"):
+    with pytest.raises(DataError, match=r"'.*/root/link.csv' does not lie below the roots"):
         score(tmp_path / "root/link.csv", roots=(str(tmp_path / "root"),))
 
 
 @pytest.mark.parametrize(
-    ("now", "left"),
+    ("now", "touched", "expected"),
     [
-        ("ab?de", (3, 5, 1)),
-        ("ab?dX", (2, 4, 1)),
-        ("ab?Xe", (1, 2, 0)),  # and what comes behind it
-        ("abcde", (1, 2, 0)),  # it can be read now
-        ("?b?de", (0, 0, 0)),  # it is gone
+        ("ab?de", "", ("2", (3, 5, 1))),  # what could not be read is tried again
+        ("ab?de", "03", ("023", (3, 5, 1))),  # the same content with another time
+        ("ab?dX", "4", ("24", (2, 4, 1))),
+        ("ab?Xe", "3", ("23", (1, 2, 0))),  # and what comes behind it
+        ("abcde", "", ("2", (1, 2, 0))),  # it can be read now
+        ("?b?de", "0", ("02", (0, 0, 0))),  # it is gone
+        ("ab?dX", "", ("2", (3, 5, 1))),  # nothing tells it but its content
     ],
 )
-def test_images_that_have_changed_are_scored_again(tmp_path, monkeypatch, capsys, now, left):
-    out = str(tmp_path)
-    kept, num_done, num_failed = left
-    for number, part in enumerate(("ab", "?d", "e")):
-        table = {
-            "sha256": pa.array([None if each == "?" else each for each in part], pa.string()),
-            "error_code": pa.array(["not_found" if each == "?" else None for each in part], pa.string()),
-        }
-        scoring._write_part(out, number, pa.table(table))
-    (tmp_path / "_SUCCESS").touch()
-    table = pa.table({"uri": [f"/{number}" for number in range(7)]})
-    asked = []
-
-    def digests(uris):
-        asked.extend(uris.to_pylist())
-        yield ["" if each == "?" else each for each in now[:3]]
-        yield list(now[3:])
-
-    monkeypatch.setattr(scoring.streams, "digests", digests)
-    assert scoring._keep_unchanged(out, table, quiet=False) == (num_done, num_failed)
-    assert asked == table["uri"].to_pylist()[:5]
-    assert scoring.part_names(out) == [f"part-{number:05d}.parquet" for number in range(kept)]
-    assert (tmp_path / "_SUCCESS").exists() == (kept == 3)
+def test_images_that_have_changed_are_scored_again(stored, capsys, now, touched, expected):
+    read, (kept, num_done, num_failed) = expected
+    assert stored.keep(now, touched) == (num_done, num_failed)
+    assert stored.read == read
+    assert predictions.part_names(stored.out) == [f"part-{number:05d}.parquet" for number in range(kept)]
+    assert storage.exists(f"{stored.out}/_SUCCESS") == (kept == 3)
     line = f"Changed since it was scored: 1 of 5 images. Scoring goes on behind image {num_done} of 7.\n"
     assert capsys.readouterr().out == ("" if kept == 3 else line)
+    if kept == 3:  # what was touched is not read again the next time
+        assert stored.keep(now, touched) == (5, 1)
+        assert stored.read == read + "2"
+
+
+def test_where_it_is_wanted_every_image_is_read(stored):
+    assert stored.keep("ab?dX", "", verify=True) == (4, 1)
+    assert stored.read == "01234"
+
+
+def test_where_no_stamps_are_left_images_are_read(stored):
+    storage.delete(f"{stored.out}/_state/stamps/part-00000.parquet")
+    assert stored.keep("ab?de", "") == (5, 1)
+    assert stored.read == "012"
+    assert stored.keep("ab?de", "") == (5, 1)
+    assert stored.read == "0122"
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """An output of five images in three parts, of which the third image was not found, and a storage."""
+
+    class Stored:
+        out = str(tmp_path)
+        read = ""
+
+        def keep(self, now, touched, verify=False):
+            self.now, self.touched = now, touched
+            return scoring._keep_unchanged(self.out, table, verify=verify, quiet=False)
+
+        def stamps(self, uris):
+            places = [int(uri[1:]) for uri in uris.to_pylist()]
+            assert places == [0, 1, 2, 3, 4]
+            found = ["" if self.now[place] == "?" else f"stamp {place}" for place in places]
+            found = [stamp + "'" * (str(place) in self.touched) for place, stamp in enumerate(found)]
+            yield found[:2]
+            yield found[2:]
+
+        def digests(self, uris):
+            places = [int(uri[1:]) for uri in uris.to_pylist()]
+            self.read += "".join(map(str, places))
+            found = ["" if self.now[place] == "?" else self.now[place] for place in places]
+            yield found[:1]
+            yield found[1:]
+
+    table = pa.table({"uri": [f"/{number}" for number in range(7)]})
+    first = 0
+    for number, part in enumerate(("ab", "?d", "e")):
+        columns = {
+            "sha256": [None if each == "?" else each for each in part],
+            "error_code": ["not_found" if each == "?" else None for each in part],
+            "stamp": ["" if each == "?" else f"stamp {first + place}" for place, each in enumerate(part)],
+        }
+        arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        predictions.write_part(str(tmp_path), number, pa.table(arrays))
+        first += len(part)
+    (tmp_path / "_SUCCESS").touch()
+    assert predictions.read_part(str(tmp_path), "part-00000.parquet").column_names == ["sha256", "error_code"]
+    stored = Stored()
+    monkeypatch.setattr(scoring.streams, "stamps", stored.stamps)
+    monkeypatch.setattr(scoring.streams, "digests", stored.digests)
+    return stored
 
 
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring.streams, "stamps", None)
     monkeypatch.setattr(scoring.streams, "digests", None)
-    assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), quiet=True) == (0, 0)
+    assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
+
+
+@pytest.mark.parametrize(("num_missing", "num_images"), [(0, 0), (0, 1), (1, 2), (2, 4), (3, 7)])
+def test_some_images_that_are_not_found_are_rows(num_missing, num_images):
+    scoring.check_found(num_missing, num_images, source="/i", out="/o", remedy="go on")
+
+
+@pytest.mark.parametrize(("num_missing", "num_images"), [(1, 1), (2, 3), (4, 7)])
+def test_most_images_that_are_not_found_are_a_failure(num_missing, num_images):
+    with pytest.raises(TlrayError) as caught:
+        scoring.check_found(num_missing, num_images, source="/i", out="/o", remedy="go on")
+    assert not isinstance(caught.value, ValueError)  # exit code 1
+    assert str(caught.value) == (
+        f"{num_missing} of {num_images} images of '/i' were not found (the rows are in '/o'). Check that the files are "
+        "there and that every node sees them, then go on."
+    )
+
+
+def test_a_folder_behind_a_link_is_not_looked_into(score, tmp_path, caplog):
+    """Its names are no client's affair, not even in a message about what is wrong with them."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "train/a", elsewhere / "secret"):
+        folder.mkdir(parents=True)
+        (folder / "1.png").touch()
+    (root / "link").symlink_to(elsewhere)
+    for source in (root, f"{root}/*/*", f"{root}/**/*.png"):
+        with pytest.raises(DataError) as caught:
+            score(source, roots=(str(root),))
+        assert str(caught.value) == (
+            f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+        )
+        assert f"Not below the roots: '{root}/link'" in caplog.text
+        assert "secret" not in caplog.text
+    with pytest.raises(DataError, match="has split folders"):  # without roots any folder is entered
+        score(root)
+    (root / "link").rename(root / ".link")  # hidden files are no input
+    assert score(root, roots=(str(root),))
 
 
 def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
@@ -175,8 +218,7 @@ def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
     config = ScoreConfig(bundle="/b", input="/i", out=out, resume=True)
     assert not scoring._check_output(out, {"input": "/i"}, config)
     assert capsys.readouterr().out == f"There is no scoring to resume in '{out}': it begins anew.\n"
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/scoring.json").write_text('{"input": "/i"}')
+    scorestate.write_identity(out, {"input": "/i"})
     assert scoring._check_output(out, {"input": "/i"}, config)
     with pytest.raises(ConfigError, match="was made with another bundle or other images"):
         scoring._check_output(out, {"input": "/other"}, config)

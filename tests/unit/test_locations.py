@@ -1,0 +1,192 @@
+"""What is said of locations in a Ray job and on several nodes: no Ray runs here."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.test_plans import make_capacity
+from tlray import cluster, evaluation, features, locations, scoring, storage, sweep, training
+from tlray.bundle import BundleSpec
+from tlray.config import TrainConfig
+from tlray.errors import ConfigError
+from tlray.jobconfig import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+
+SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
+
+
+@pytest.fixture
+def in_job(monkeypatch):
+    """The environment of a Ray job's entry point."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+
+
+@pytest.mark.parametrize("location", ["runs/a", "./a", "a"])
+@pytest.mark.usefixtures("in_job")
+def test_relative_output_in_a_job_is_refused(location):
+    assert cluster.in_job()
+    with pytest.raises(
+        ConfigError, match=f"--out {location} is relative: in a Ray job .* an absolute path .* or a URI"
+    ):
+        locations.output_location(location)
+
+
+@pytest.mark.parametrize("location", ["/shared/a", "s3://bucket/a", "file:///shared/a"])
+@pytest.mark.usefixtures("in_job")
+def test_absolute_output_in_a_job(location):
+    assert locations.output_location(location) == location
+    assert locations.output_location(f"{location}/") == location
+
+
+@pytest.mark.usefixtures("in_job")
+def test_home_in_a_job(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert locations.output_location("~/a") == "/home/me/a"
+
+
+def test_relative_output_outside_of_a_job(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert not cluster.in_job()
+    assert locations.output_location("runs/a") == os.path.join(tmp_path, "runs/a")
+
+
+@pytest.mark.usefixtures("in_job")
+def test_relative_input_is_seen_from_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert locations.input_location("data") == os.path.join(tmp_path, "data")
+    assert locations.input_location("gs://bucket/data") == "gs://bucket/data"
+
+
+@pytest.mark.parametrize("option", ["--out", "--bundle"])
+def test_path_of_one_node_is_refused_on_several(option):
+    many = make_capacity(has_many_nodes=True)
+    with pytest.raises(ConfigError) as caught:
+        locations.check_shared("/a b", many, option=option)
+    assert str(caught.value) == (
+        f"{option} /a b is a path on this node, and the cluster has others. Give a URI (s3://, gs://), or "
+        "file:///a%20b if all nodes mount that path."
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "many"), [("/a", False), ("s3://bucket/a", True), ("file:///a", True), ("file:///a", False)]
+)
+def test_shared_locations(location, many):
+    locations.check_shared(location, make_capacity(has_many_nodes=many))
+    locations.check_shared_images(location, None, make_capacity(has_many_nodes=many))
+
+
+@pytest.mark.parametrize(
+    ("uris", "by_path", "by_uri"),
+    [
+        (["s3://b/1.png", "file:///x/2.png"], None, None),
+        (["s3://b/1.png", "2.png"], "{path}", None),
+        (["s3://b/1.png", "/x/2.png", "/x/3.png"], "/x/2.png", "/x/2.png"),
+        (["s3://b/1.png", "/x/a.zip!/2.png"], "/x/a.zip!/2.png", "/x/a.zip!/2.png"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_of_a_manifest_what_it_lists_counts(tmp_path, suffix, uris, by_path, by_uri):
+    path = str(tmp_path / f"list.{suffix}")
+    if suffix == "csv":
+        Path(path).write_text("\n".join(["place,label", *(f"{uri},a" for uri in uris)]))
+    else:
+        pq.write_table(pa.table({"place": uris}), path)
+    many = make_capacity(has_many_nodes=True)
+    for source, expected in ((path, by_path), (f"file://{path}", by_uri)):
+        if expected is None:
+            locations.check_shared_images(source, "uri=place", many)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            locations.check_shared_images(source, "uri=place", many)
+        assert str(caught.value).startswith(f"--data {expected.format(path=path)} is a path on this node")
+
+
+RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
+    "train": (training.train, TrainConfig),
+    "sweep": (sweep.sweep, SweepConfig),
+    "features": (features.extract, FeaturesConfig),
+    "score": (scoring.score, ScoreConfig),
+    "evaluate": (evaluation.evaluate, EvaluateConfig),
+}
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
+    """What each command is given, all of it as `file://` URIs, on a cluster of several nodes."""
+
+    class Bundle:
+        spec = SPEC
+
+    for name in ("a", "b"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "1.png").touch()
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "capacity", lambda: make_capacity(has_many_nodes=True))
+    for module in (scoring.bundle_module, evaluation.bundle):
+        monkeypatch.setattr(module, "read_spec", lambda _: (SPEC, "aaa"))
+        monkeypatch.setattr(module, "load", lambda _: Bundle)
+    data, out, bundle = (f"file://{tmp_path}/{name}" for name in ("", "out", "bundle"))
+    training_locations = {"data": data, "out": out, "weights": "imagenet"}
+    return {
+        **dict.fromkeys(("train", "sweep", "features"), training_locations),
+        "score": {"input": data, "out": out, "bundle": bundle},
+        "evaluate": {"data": data, "out": out, "bundle": bundle},
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *((command, option) for command in ("train", "sweep", "features") for option in ("data", "out")),
+        *(("score", option) for option in ("input", "out", "bundle")),
+        *(("evaluate", option) for option in ("data", "out", "bundle")),
+    ],
+)
+def test_every_command_refuses_a_path_of_one_node(given, tmp_path, command, option):
+    run, config = RUNS[command]
+    path = storage.absolute(given[command][option].removeprefix("file://"))
+    with pytest.raises(ConfigError, match=f"--{option} {path} is a path on this node, and the cluster has others"):
+        run(config(**(given[command] | {option: path})))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_what_all_nodes_see_is_taken(given, monkeypatch, command):
+    class ReachedError(Exception):
+        """The command has come to where it plans its work."""
+
+    def plan(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    for name in ("plan_training", "plan_scoring"):
+        monkeypatch.setattr(training.plans, name, plan)
+    monkeypatch.setattr(sweep, "_try_settings", plan)
+    run, config = RUNS[command]
+    with pytest.raises(ReachedError):
+        run(config(**given[command]))
+
+
+def test_what_the_driver_alone_reads_may_be_its_own(given, monkeypatch, tmp_path):
+    """Weights, a class map, and a manifest of URIs: the driver hands on what is in them."""
+
+    class ReachedError(Exception):
+        """The training has come to where it plans its work."""
+
+    def plan(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(training.plans, "plan_training", plan)
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "map.csv").write_text("name,class\nx,a\ny,b\n")
+    (tmp_path / "list.csv").write_text("uri,label\ns3://b/1.png,x\ns3://b/2.png,y\n")
+    changes = {name: str(tmp_path / file) for name, file in (("weights", "w.h5"), ("class_map", "map.csv"))}
+    config = TrainConfig(**(given["train"] | changes | {"data": str(tmp_path / "list.csv")}))
+    with pytest.raises(ReachedError):
+        training.train(dataclasses.replace(config, quiet=True))
