@@ -18,8 +18,8 @@ NUM_BINS = 10
 """Number of equal-frequency bins (deciles) of a reference distribution, the most that are used."""
 
 MIN_IMAGES_PER_BIN = 40
-"""Fewest validation images in a bin where there are more than two bins. With 40 and 500 served images the index stays
-below 0.1 by chance alone, in 19 of 20 cases; see `chance_level`."""
+"""Fewest validation images in a bin, where there are more than two bins. With so many, chance alone leaves the index of
+500 served images below 0.1 in 19 of 20 cases; see `chance_level`."""
 
 CHANCE = 0.95
 """Share of the windows without drift whose index lies below `chance_level`."""
