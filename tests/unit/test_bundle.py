@@ -253,7 +253,8 @@ def test_model_card():
 
 def test_no_name_in_a_model_card_is_markup():
     classes = ("<img src=x onerror=alert(1)>", "a`b``<i>", "`", "x\n\n<script>", "=1+1")
-    spec = dataclasses.replace(SPEC, classes=classes, backbone="own<b>.keras", weights="[w](javascript:x).h5")
+    spec = dataclasses.replace(SPEC, classes=classes, prior=None, backbone="own<b>.keras")
+    spec = dataclasses.replace(spec, weights="[w](javascript:x).h5")
     lines = bundle.model_card(spec).splitlines()
     assert (
         "Classes, in the order of the outputs: `<img src=x onerror=alert(1)>`, ```a`b``<i>```, `` ` ``, `x <script>`, "

@@ -124,9 +124,10 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
     class Bundle:
         spec = SPEC
 
-    for name in ("a", "b"):
-        (tmp_path / "test" / name).mkdir(parents=True)
-        (tmp_path / "test" / name / "1.png").touch()
+    for folder in (tmp_path / split / name for split in ("train", "valid", "test") for name in ("a", "b")):
+        folder.mkdir(parents=True)
+        for number in range(9):
+            (folder / f"{number}.png").touch()
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(cluster, "capacity", lambda: make_capacity(has_many_nodes=True))
     for module in (scoring.bundle_module, evaluation.bundle):
@@ -185,7 +186,8 @@ def test_what_the_driver_alone_reads_may_be_its_own(given, monkeypatch, tmp_path
     monkeypatch.setattr(training.plans, "plan_training", plan)
     (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     (tmp_path / "map.csv").write_text("name,class\nx,a\ny,b\n")
-    (tmp_path / "list.csv").write_text("uri,label\ns3://b/1.png,x\ns3://b/2.png,y\n")
+    rows = [f"s3://b/{label}{number}.png,{label}" for label in "xy" for number in range(9)]
+    (tmp_path / "list.csv").write_text("\n".join(["uri,label", *rows]))
     changes = {name: str(tmp_path / file) for name, file in (("weights", "w.h5"), ("class_map", "map.csv"))}
     config = TrainConfig(**(given["train"] | changes | {"data": str(tmp_path / "list.csv")}))
     with pytest.raises(ReachedError):
