@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_jobs import ROOT, free_ports
+from tests.e2e.test_jobs import ROOT
 from tests.e2e.test_sweep_faults import processes_with, wait_until
 from tlray import cluster, phantomset, predictions
 from tlray.backbone import find_application
+from tlray.ports import free_ports
 
 HIDE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
 """Runs a command in whose eyes a folder is empty: the folder, then the command."""

@@ -121,7 +121,7 @@ def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
         ("train", ["a/1.png", "b/1.png"], "no readable, labelled validation image"),
         ("sweep", ["a/1.png", "a/2.png", "b/1.png", "b/2.png"], r"images of 2 patients .* too few for --num-folds 3"),
         # Of three patients one is for testing.
-        ("sweep", [f"{c}/{p}/{n}.png" for c in "ab" for p in (1, 2, 3) for n in range(9)], "of 2 patients"),
+        ("sweep", [f"{c}/{c}{p}/{n}.png" for c in "ab" for p in (1, 2, 3) for n in range(9)], "of 2 patients"),
     ],
 )
 def test_what_the_listing_shows_is_not_looked_for_in_the_images(given, tmp_path, command, names, message):

