@@ -205,10 +205,13 @@ def _class_weights(task: TrialTask, labels: np.ndarray) -> np.ndarray:
 
 
 def _shift(task: TrialTask, fold: int) -> np.ndarray:
-    """Returns what is added to a fold's logits so that they assume the class shares of its training images."""
+    """Returns what is added to a fold's logits so that they assume the class shares of all images.
+
+    Not those of its training images: a class that has more of these than its share has fewer of those held out.
+    """
     labels = task.labels[task.folds[fold][0]]
     weighted = prior.class_shares(labels, task.num_classes, _class_weights(task, labels)[labels])
-    return prior.logit_shift(weighted, prior.class_shares(labels, task.num_classes))
+    return prior.logit_shift(weighted, prior.class_shares(task.labels, task.num_classes))
 
 
 def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np.ndarray]:
