@@ -78,7 +78,7 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
 
 
 def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
-    """150 files are three tasks of 64, 64 and 22; it is interrupted when the third comes, so that two are kept."""
+    """150 files are three tasks of 50; it is interrupted when the third comes, so that the first two are kept."""
     monkeypatch.setattr(inspected, "INTERVAL_S", 0.0)
     paths = [tmp_path / "data" / f"{number:03d}.png" for number in range(150)]
     paths[0].parent.mkdir()
@@ -107,7 +107,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
         os.utime(path, ns=times)
     paths[1].write_bytes(b"no image, again")  # changed
     before, now, other = (hashlib.sha256(each).hexdigest() for each in (b"no image", b"some one", b"no image, again"))
-    expected = [before, other, *[before] * 126, *[now] * 22]
+    expected = [before, other, *[before] * 98, *[now] * 50]
     assert read(lambda: None) == expected
     assert read(lambda: None) == expected
     storage.prepare_output(out, kind="run", known_names=frozenset(), overwrite=False)
