@@ -10,6 +10,7 @@ without a key, where the first one gave anything but its own answers, or where t
 
 import dataclasses
 import datetime
+import http.client
 import json
 import os
 import secrets
@@ -131,7 +132,7 @@ def ask(port: int, key: str | None, image: bytes) -> str:
         body = error.read()
         kind = "JSON" if body.startswith(b"{") else "no JSON"
         return f"{error.code} {kind}"
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:  # also an answer of another shape
         return type(getattr(error, "reason", error)).__name__
 
 
@@ -221,7 +222,10 @@ def wrong_answers(endpoint: Endpoint, *, is_left_alone: bool) -> Counter[tuple[s
         is_away = phase == "at its start" or not is_left_alone
         return found in allowed[kind] or (is_away and found in away) or (not is_left_alone and found in cut)
 
-    return Counter({each: count for each, count in endpoint.answers.items() if not may_be(*each)})
+    wrong = Counter({each: count for each, count in endpoint.answers.items() if not may_be(*each)})
+    # A client that has died would have seen nothing wrong.
+    asked = {kind for phase, kind, found in endpoint.answers if phase == "later" and found in allowed[kind]}
+    return wrong + Counter({("later", kind, "no answer at all"): 1 for kind in allowed.keys() - asked})
 
 
 def to_markdown(endpoints: tuple[Endpoint, Endpoint], told: list[str], wrong: str, date: str, rounds: int) -> str:
@@ -278,7 +282,7 @@ def main() -> None:
         log = Path(directory, "log")
         try:
             told = soak(settings, first, second, image, log)
-        except (TimeoutError, RuntimeError) as error:
+        except (TimeoutError, RuntimeError, subprocess.TimeoutExpired) as error:
             sys.exit(f"{error}\n{log.read_text(errors='replace')[-4000:]}")
     wrong = wrong_answers(first, is_left_alone=True) + wrong_answers(second, is_left_alone=False)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -7,9 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from serve_app import open_inference
 from serve_app.access import ApiKeys, Verdict
@@ -39,6 +41,35 @@ CORS: dict[str, Any] = {
 """What pages of `Options.cors_origins` may send and read; cookies are never used."""
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, with refused preflights in the form of all other errors."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answers a browser that asks whether a page of another site may send a request."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        return _failure(answer.status_code, f"{bytes(answer.body).decode()}.", headers=headers)
+
+
+class Api(FastAPI):
+    """A FastAPI application all of whose answers carry the endpoint's name, those to unforeseen failures too.
+
+    Args:
+        endpoint: See `Identity`.
+        settings: Those of FastAPI.
+    """
+
+    def __init__(self, *, endpoint: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._endpoint = endpoint
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Puts `Identity` around Starlette's own outermost layer."""
+        return Identity(super().build_middleware_stack(), name=self._endpoint)
+
+
 def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     """Returns the HTTP application.
 
@@ -48,7 +79,8 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         batches: Bulk scoring.
     """
     options = service.options
-    api = FastAPI(
+    api = Api(
+        endpoint=options.endpoint,
         title="tlray",
         version=__version__,
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
@@ -60,9 +92,8 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     api.add_middleware(AnswerHead)
     api.add_middleware(LimitBody, max_bytes=options.max_body_bytes, timeout_s=options.timeout_s)
     if options.cors_origins:
-        api.add_middleware(CORSMiddleware, allow_origins=options.cors_origins, **CORS)
-    api.add_middleware(LogRequests, telemetry=service.telemetry)
-    api.add_middleware(Identity, name=options.endpoint)  # the outermost is added last
+        api.add_middleware(Cors, allow_origins=options.cors_origins, **CORS)
+    api.add_middleware(LogRequests, telemetry=service.telemetry)  # the outermost is added last
     api.exception_handler(RequestError)(_show_request_error)
     api.exception_handler(RequestValidationError)(_show_invalid)
     api.exception_handler(HTTPException)(_show_http_error)

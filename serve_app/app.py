@@ -19,7 +19,7 @@ from serve_app.shadow import Shadow
 from serve_app.telemetry import Telemetry
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
-"""Of a replica, as Ray counts them: little, so that bulk scoring finds its 1.5 beside them on 2 CPUs."""
+"""CPUs that a replica asks of Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits beside them on 2 CPUs."""
 
 DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
 """A new replica takes seconds to load its model, so one that is there stays for the next burst."""
@@ -28,7 +28,7 @@ SHADOW = "shadow"
 """The key and name of what is asked beside the versions of the model."""
 
 MAX_REQUESTS = 10_000
-"""Of an ingress replica at once: it refuses by itself, by the number of images and in its own words."""
+"""Maximum concurrent requests per ingress replica. Set far above the image limit, which refuses first."""
 
 
 @serve.ingress()
@@ -108,8 +108,8 @@ def build(options: Options) -> Application:
     }
     # As many as hold what the models can take.
     num_ingresses = math.ceil(options.max_replicas * max_ongoing / options.max_queued_images)
-    # Here Serve counts requests, whatever they hold. Reckoned with the largest ones, another ingress comes when half of
-    # an ingress's images are there, before any has to refuse.
+    # Serve counts an ingress's requests, not their images. If all are as large as allowed, so many of them fill half of
+    # its queue: another ingress comes before one has to refuse.
     target = max(1, options.max_queued_images // (2 * options.max_images_per_request))
     ingress = _deployment(
         Ingress,

@@ -167,10 +167,17 @@ class Batches:
         jobs = await self._ask(self._jobs.find_all)
         ours = [job for job in jobs if job.id.startswith(PREFIX) and job.metadata.get("model") == self._options.name]
         newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
-        return await asyncio.gather(*map(self._describe, newest))
+        # One after another: other requests need the few threads, too.
+        return [await self._describe(job, or_less=True) for job in newest]
 
-    async def _describe(self, job: Job) -> dict[str, Any]:
-        progress = await self._ask(_read_progress, job)
+    async def _describe(self, job: Job, *, or_less: bool = False) -> dict[str, Any]:
+        """Returns what `show` does; `or_less`: without progress where the storage does not answer."""
+        try:
+            progress = await self._ask(_read_progress, job)
+        except RequestError:
+            if not or_less:
+                raise
+            progress = None
         state, message = _ENDED.get(job.status, "running"), None
         if state == "failed":
             message = failure(job)

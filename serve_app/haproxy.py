@@ -44,6 +44,12 @@ STATUSES = {400: 400, 408: 408, 500: 503, 502: 503, 503: 503, 504: 503}
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """Serve's setting of the program that it runs in place of HAProxy."""
 
+ADDRESS_VARIABLE = "TLRAY_ENDPOINT_ADDRESS"
+"""Environment variable with the address to listen on, HOST:PORT, where Serve itself is told another one."""
+
+PARENT_VARIABLE = "TLRAY_HAPROXY_PARENT"
+"""Environment variable with the id of the process that started this one; set by the script that starts it."""
+
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process gets when its parent ends."""
 
@@ -84,17 +90,20 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'.replace("\\", "\\\\")
 
 
-def edits(directory: str, token: str) -> tuple[Edit, ...]:
+def edits(directory: str, *, token: str, address: str) -> tuple[Edit, ...]:
     """Returns the changes.
 
     Args:
         directory: The folder with the files of `error_answer`, named after HAProxy's status.
         token: The token of this endpoint, see `serve_app.identity`; empty: none.
+        address: The address to listen on, HOST:PORT; empty: Serve's own.
     """
+    bind = f"    bind {address}\n" if address else r"\2"
     error_files = "".join(f"\n    errorfile {status} {directory}/error-{status}.http" for status in STATUSES)
     proof = f"    http-request set-header {PROXY_HEADER} {token}\n" if token else ""
     unavailable = f"return status 503 content-type application/json string {_quoted(error_body(503))}"
     unavailable += f" hdr Retry-After {RETRY_AFTER_S}"
+    invalid = f"return status 400 content-type application/json string {_quoted(error_body(400))}"
     return (
         Edit(
             why="HAProxy's metrics are for this machine only.",
@@ -125,17 +134,17 @@ def edits(directory: str, token: str) -> tuple[Edit, ...]:
         Edit(
             why="One other machine must not take all connections. Serve fails on, or logs, some headers of clients. "
             "The endpoint's replicas take requests from their own HAProxy only.",
-            pattern=r"^(frontend http_frontend\n +bind .*\n)",
-            replacement=r"\1"
-            "    stick-table type ipv6 size 100k expire 60s store conn_cur\n"
+            pattern=r"^(frontend http_frontend\n)( +bind .*\n)",
+            replacement=r"\1" + bind + "    stick-table type ipv6 size 100k expire 60s store conn_cur\n"
             "    tcp-request connection track-sc0 src unless { src 127.0.0.0/8 ::1 }\n"
             f"    tcp-request connection reject if {{ sc0_conn_cur gt {MAX_CONNECTIONS_PER_ADDRESS} }}\n"
             "    http-request del-header ^(x-request-|x-session-id|serve.multiplexed.model.id) -m reg\n" + proof,
         ),
         Edit(
-            why="Without an application there is no path at all: Serve has just been started, or started again.",
+            why="Without an application there is no path at all: Serve has just been started. A target such as * is no "
+            "path.",
             pattern=r"return status 404 content-type text/plain lf-string .*$",
-            replacement=unavailable,
+            replacement=f"{unavailable} if {{ path_beg / }}\n    http-request {invalid}",
         ),
         Edit(
             why="All errors are JSON.",
@@ -152,7 +161,7 @@ def edits(directory: str, token: str) -> tuple[Edit, ...]:
     )
 
 
-def secure(config: str, *, directory: str, token: str) -> str:
+def secure(config: str, *, directory: str, token: str, address: str = "") -> str:
     """Returns Serve's HAProxy configuration with all changes; one that has them already stays as it is.
 
     Raises:
@@ -160,13 +169,19 @@ def secure(config: str, *, directory: str, token: str) -> str:
     """
     if config.startswith(MARK):
         return config
-    for edit in edits(directory, token):
+    for edit in edits(directory, token=token, address=address):
         config, num_found = re.subn(edit.pattern, edit.replacement, config, flags=re.MULTILINE)
         if edit.is_required and not num_found:
             raise ConfigError(
                 f"Ray Serve's HAProxy configuration has no line like {edit.pattern!r} any more, so it cannot be made "
                 "safe. Use the version of Ray that tlray asks for, or RAY_SERVE_ENABLE_HA_PROXY=0."
             )
+    left = re.search(r"^.*( backup|return status [45]\d\d content-type text/plain .*)$", config, re.MULTILINE)
+    if left:
+        raise ConfigError(
+            f"Ray Serve's HAProxy configuration has a line that is not known here: {left[0].strip()!r}. Use the "
+            "version of Ray that tlray asks for, or RAY_SERVE_ENABLE_HA_PROXY=0."
+        )
     return MARK + config
 
 
@@ -175,10 +190,15 @@ def prepare(location: str, environment: Mapping[str, str]) -> None:
     path = Path(location)
     for status, shown in STATUSES.items():
         path.with_name(f"error-{status}.http").write_bytes(error_answer(shown))
-    changed = secure(path.read_text(), directory=str(path.parent), token=environment.get(TOKEN_VARIABLE, ""))
+    changed = secure(
+        path.read_text(),
+        directory=str(path.parent),
+        token=environment.get(TOKEN_VARIABLE, ""),
+        address=environment.get(ADDRESS_VARIABLE, ""),
+    )
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(changed)
-    temporary.chmod(0o600)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # it has the token
+        file.write(changed)
     temporary.replace(path)
 
 
@@ -188,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if "-f" in arguments:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
+            sys.exit("tlray-haproxy: the process that started it has ended.")
         try:
             prepare(arguments[arguments.index("-f") + 1], os.environ)
         except (ConfigError, OSError) as error:
             sys.exit(f"tlray-haproxy: {error}")
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.environ.pop(BINARY_VARIABLE, None)  # it names this command
     os.execv(get_haproxy_binary(), ["haproxy", *arguments])  # noqa: S606 (Serve's own arguments, no shell)

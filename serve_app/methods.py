@@ -1,4 +1,4 @@
-"""The methods that every address has without being told of them: HEAD beside GET, and OPTIONS, which lists them all."""
+"""HEAD and OPTIONS, which every address answers: HEAD as GET without the body, OPTIONS with the list of its methods."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 """Methods that an address can be given by name."""
+
+
+ROUTE_NOTES = ("endpoint", "route", "path_params")
+"""Entries of an ASGI scope in which the router notes where a request went, which the log reads."""
 
 
 class AnswerHead:
@@ -29,11 +33,11 @@ class AnswerHead:
         async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        scope["method"] = "GET"  # in place, as the router notes the route there for the log
+        as_get = {**scope, "method": "GET"}  # a copy: the server reads its own when it sends the answer
         try:
-            await self._app(scope, receive, send_without_body)
+            await self._app(as_get, receive, send_without_body)
         finally:
-            scope["method"] = "HEAD"
+            scope.update({name: as_get[name] for name in ROUTE_NOTES if name in as_get})
 
 
 def allow_header(request: Request) -> Mapping[str, str]:

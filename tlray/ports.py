@@ -28,11 +28,12 @@ def free_ports(num_ports: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def free_block(num_ports: int) -> int:
+def free_block(num_ports: int, *, besides: int = 0) -> int:
     """Returns the first of some consecutive ports that nobody listens on, at any IPv4 address.
 
     Args:
         num_ports: How many.
+        besides: A port that is not to be among them.
 
     Raises:
         OSError: There are none.
@@ -40,7 +41,8 @@ def free_block(num_ports: int) -> int:
     for _ in range(NUM_TRIES):
         # From the operating system: processes that were seeded alike must not draw the same ports.
         first = random.SystemRandom().randrange(FIRST, END - num_ports)
-        if all(_is_free(port) for port in range(first, first + num_ports)):
+        block = range(first, first + num_ports)
+        if besides not in block and all(map(_is_free, block)):
             return first
     raise OSError(f"no {num_ports} free consecutive ports were found between {FIRST} and {END}")
 

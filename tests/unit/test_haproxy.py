@@ -86,7 +86,8 @@ class Replica(http.server.BaseHTTPRequestHandler):
     name = ""
 
     def do_GET(self) -> None:
-        body = json.dumps({"name": self.name, "headers": {k.lower(): v for k, v in self.headers.items()}}).encode()
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = json.dumps({"name": self.name, "version": self.request_version, "headers": headers}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -157,6 +158,46 @@ def test_another_form_of_serves_file_is_refused(tmp_path):
         haproxy.prepare(str(path), {})
     with proxy(path) as process:
         assert process.wait(WAIT_S) == 1
+
+
+def test_it_listens_where_the_endpoint_is_asked_for(tmp_path):
+    port, public = free_port(), free_port()
+    path = serves_file(tmp_path, port=port)
+    haproxy.prepare(str(path), {haproxy.ADDRESS_VARIABLE: f"0.0.0.0:{public}"})
+    assert f"0.0.0.0:{public}" in bound(path.read_text())
+    assert f"127.0.0.1:{port}" not in bound(path.read_text())
+    with proxy(path):
+        assert ask(public).status_code == 503
+
+
+@pytest.mark.parametrize("line", ["server other 10.0.0.1:1  check  backup", "server other 10.0.0.1:1 track a/b backup"])
+def test_a_second_server_of_another_form_is_refused(tmp_path, line):
+    path = serves_file(tmp_path, port=free_port())
+    text = path.read_text() + f"backend more\n  {line}\n"
+    with pytest.raises(ConfigError, match="has a line that is not known here: 'server other"):
+        haproxy.secure(text, directory=str(tmp_path), token="")
+
+
+def test_what_is_no_path_is_400(tmp_path):
+    port = free_port()
+    with proxy(serves_file(tmp_path, port=port)):
+        ask(port)
+        with socket.create_connection(("127.0.0.1", port), WAIT_S) as connection:
+            connection.sendall(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(body)["error_code"] == "invalid_request"
+
+
+def test_a_client_of_http_1_0_stays_one(tmp_path):
+    """A keyless endpoint refuses it, as reverse proxies ask so by default."""
+    port = free_port()
+    with replica("own") as own, proxy(serves_file(tmp_path, port=port, replica=own), TOKEN):
+        ask_until(port, 200)
+        with socket.create_connection(("127.0.0.1", port), WAIT_S) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+            body = connection.makefile("rb").read().partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["version"] == "HTTP/1.0"
 
 
 def test_a_replica_gets_the_endpoints_token_and_none_of_a_client(tmp_path):
@@ -253,6 +294,14 @@ def test_haproxys_own_answers_have_the_applications_form():
     assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
     assert {b"Retry-After: 1", b"Content-Type: application/json", b"Content-Length: %d" % len(body)} <= set(lines)
     assert json.loads(body) == REFUSAL
+
+
+def test_haproxy_does_not_start_when_its_starter_has_ended(tmp_path):
+    path = serves_file(tmp_path, port=free_port())
+    program = [sys.executable, "-c", "from serve_app.haproxy import main; main()", "-db", "-f", str(path)]
+    environment = os.environ | {haproxy.PARENT_VARIABLE: "1"}
+    found = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (1, "tlray-haproxy: the process that started it has ended.\n")
 
 
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path):

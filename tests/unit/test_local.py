@@ -8,12 +8,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ray.serve._private import constants
 
 from serve_app import local
 from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
+from serve_app.identity import TOKEN_VARIABLE
 from serve_app.local import (
     SERVE_ENVIRONMENT,
     check_host,
@@ -169,26 +171,79 @@ def test_a_single_replica_is_one_process_and_loopback_is_known(settings, expecte
 def environments(tmp_path, *hosts):
     for number, host in enumerate(hosts):
         (tmp_path / str(number)).mkdir()
-        yield serve_environment(str(tmp_path / str(number)), host)
+        config = ServeConfig(bundle="b", host=host, port=8000)
+        yield serve_environment(str(tmp_path / str(number)), config, f"token-{number}")
 
 
-def test_two_endpoints_share_no_file_and_no_port(tmp_path):
+def ports_of(environment: dict[str, str]) -> list[int]:
+    first, end = (int(environment[f"RAY_SERVE_DIRECT_INGRESS_{each}_HTTP_PORT"]) for each in ("MIN", "MAX"))
+    return [*range(first, end), *(int(environment[name]) for name in local.PORTS)]
+
+
+def test_two_endpoints_share_no_file_and_no_port(tmp_path, monkeypatch):
+    blocks = iter([21_000, 22_000])
+    monkeypatch.setattr(local, "free_block", lambda *_, **__: next(blocks))
     first, second = environments(tmp_path, "127.0.0.1", "127.0.0.1")
     shared = {name for name, value in first.items() if second[name] == value}
-    assert shared == set(SERVE_ENVIRONMENT)
+    assert shared == set(SERVE_ENVIRONMENT) | {"TLRAY_ENDPOINT_ADDRESS"}
+    for environment, start in ((first, 21_000), (second, 22_000)):
+        assert ports_of(environment) == list(range(start, start + 104))
     known = {name for name in vars(constants) if name.startswith("RAY_SERVE_")}
-    assert {name for name in first if re.match("RAY_SERVE_.*(PORT|PATH|FILE|BASE)", name)} <= known
     everybodys = {name for name in known if "/haproxy-serve" in str(getattr(constants, name))}
     assert everybodys <= set(first)
     # All that Serve listens at by default, but gRPC, which is off.
     ports = {name for name in known if name.endswith("_PORT") and getattr(constants, name) and "GRPC" not in name}
     assert ports <= set(first), ports - set(first)
-    assert first["SERVE_SOCKET_REUSE_PORT_ENABLED"] == "0"
 
 
-def test_haproxy_is_used_where_ray_can_use_it(tmp_path):
-    found = environments(tmp_path, "127.0.0.1", "localhost", EVERYWHERE, "127.0.0.2", "::1", "::", "192.0.2.1")
-    assert [each["RAY_SERVE_ENABLE_HA_PROXY"] for each in found] == ["1", "1", "1", "0", "0", "0", "0"]
+def test_every_setting_is_one_that_serve_reads(tmp_path):
+    (found,) = environments(tmp_path, "127.0.0.1")
+    text = "".join(path.read_text() for path in Path(constants.__file__).parent.glob("*.py"))
+    assert [name for name in found if not name.startswith("TLRAY_") and f'"{name}"' not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000"),
+        (EVERYWHERE, "0.0.0.0:8000"),
+        ("::1", "[::1]:8000"),
+        ("192.0.2.1", "192.0.2.1:8000"),
+    ],
+)
+def test_haproxy_listens_and_serve_behind_it_on_loopback_alone(tmp_path, host, address):
+    (found,) = environments(tmp_path, host)
+    assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert (found["TLRAY_ENDPOINT_ADDRESS"], found["TLRAY_ENDPOINT_TOKEN"]) == (address, "token-0")
+    assert local.INNER_HOST == "127.0.0.1"
+
+
+def test_without_haproxy_serve_listens_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    (found,) = environments(tmp_path, EVERYWHERE)
+    assert "TLRAY_ENDPOINT_ADDRESS" not in found
+    assert "TLRAY_ENDPOINT_TOKEN" not in found
+    assert (found["RAY_SERVE_ENABLE_HA_PROXY"], found["SERVE_SOCKET_REUSE_PORT_ENABLED"]) == ("0", "1")
+
+
+def test_the_environment_is_as_before_in_the_end(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "7")  # a setting of the user's own
+    monkeypatch.setenv("TLRAY_ENDPOINT_TOKEN", "of another endpoint")
+    before = dict(os.environ)
+    saved = local._set_environment(SERVE_ENVIRONMENT | {TOKEN_VARIABLE: "own"})
+    assert os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
+    assert os.environ[TOKEN_VARIABLE] == "own"
+    local._restore_environment(saved)
+    assert dict(os.environ) == before
+
+
+def test_a_ray_without_a_token_is_not_started(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ConfigError, match="RAY_AUTH_MODE=disabled would let other machines reach the model"):
+        local.check_authentication(is_own_ray=True)
+    local.check_authentication(is_own_ray=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    local.check_authentication(is_own_ray=True)
 
 
 def test_serve_is_given_our_haproxy(tmp_path):

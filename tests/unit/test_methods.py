@@ -1,7 +1,9 @@
 """HEAD, OPTIONS and what an address does not take."""
 
+import httpx
 import pytest
 
+from tests.endpoint import listening, local_api
 from tests.unit.test_api import KEY, Mean, call
 
 
@@ -19,6 +21,15 @@ def test_head_is_get_without_the_body(model, path):
     same = ("content-length", "content-type", "content-security-policy")
     assert [head.headers.get(name) for name in same] == [got.headers.get(name) for name in same]
     assert int(head.headers["content-length"]) == len(got.content) > 0
+
+
+def test_a_server_counts_no_body_of_head(model, caplog):
+    """It looks at its own scope for the method: a HEAD that seems to be a GET lacks its body there."""
+    with listening(local_api(model)) as address, httpx.Client(base_url=address) as http:
+        answers = [http.head("/v2/health/ready"), http.head("/predict"), http.get("/v2/health/ready")]
+    assert [each.status_code for each in answers] == [200, 405, 200]
+    assert "connection" not in answers[0].headers  # it stays open
+    assert "shorter than Content-Length" not in caplog.text
 
 
 @pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/v1/models/other", 404), ("/predict", 405)])
