@@ -82,7 +82,10 @@ def list_images(
     5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
        being one group; without such a folder it is the image's own id. One folder such as `images` in every class
        and nothing beside it is no patient. Other folders there that do not look like patients are ambiguous: split
-       folders, `images` and `masks`, the same few names in every class, names without a digit.
+       folders, `images` and `masks`, names without a digit, and at most ten names more than half of which several
+       classes have (a manifest with `group_id` says that these are patients).
+    6. `images`, `masks` and the like are kinds of files: as class folders they are ambiguous, and so are several of
+       them below patients.
 
     Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it.
 
