@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -284,7 +285,7 @@ def parse_intensity_range(text: str) -> tuple[float, float] | None:
 def parse_prior(text: str) -> dict[str, float]:
     """Parses `--prior CLASS=SHARE,...` into a share for each class; `train` and `uniform` give none.
 
-    A class name may contain commas and equals signs.
+    A class name may contain commas and equals signs; it is returned in Unicode's form NFC, as labels are.
 
     Raises:
         ConfigError: It is neither, a class is named twice, or the shares are not positive with a sum of 1.
@@ -294,7 +295,7 @@ def parse_prior(text: str) -> dict[str, float]:
     found = list(re.finditer(r"(.+?)=\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:,|$)", text))
     is_whole = "".join(match[0] for match in found) == text
     try:
-        shares = {match[1].strip(): float(match[2]) for match in found}
+        shares = {unicodedata.normalize("NFC", match[1].strip()): float(match[2]) for match in found}
     except ValueError:  # such as 0.5.5
         shares = {}
     require(

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import dataclass
 
 from PIL import TiffImagePlugin, TiffTags
 
@@ -29,8 +30,21 @@ def name_format(data: bytes) -> str | None:
     return None
 
 
-def describe_tiff(data: bytes) -> str | None:
-    """Describes the pixels of a TIFF file by its tags, for example `64 bits, floating point`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiffPixels:
+    """Describes the pixels of a TIFF file.
+
+    Attributes:
+        text: For people, for example `64 bits, floating point`.
+        has_usual_numbers: They are unsigned 8-bit, or 16-bit integers: their arrangement alone is unusual.
+    """
+
+    text: str
+    has_usual_numbers: bool
+
+
+def describe_tiff(data: bytes) -> TiffPixels | None:
+    """Describes the pixels of a TIFF file by its tags.
 
     Returns:
         The description, or None where the file is no TIFF or its tags are damaged.
@@ -48,14 +62,18 @@ def describe_tiff(data: bytes) -> str | None:
         return None
 
 
-def _describe(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+def _describe(tags: TiffImagePlugin.ImageFileDirectory_v2) -> TiffPixels:
     bits, kinds = (_as_tuple(tags.get(tag, (1,))) for tag in (_BITS, _SAMPLE_FORMAT))
     names = sorted({_SAMPLE_FORMATS.get(kind, "of unknown kind") for kind in kinds})
     text = f"{' + '.join(str(each) for each in bits)} bits, {' and '.join(names)}"
     photometric = tags.get(_PHOTOMETRIC)
     known = TiffTags.lookup(_PHOTOMETRIC).enum
     found = [name for name, number in known.items() if number == photometric]
-    return text + (f", {found[0]}" if found else "")
+    numbers = {(size, kind) for size in bits for kind in kinds}
+    return TiffPixels(
+        text=text + (f", {found[0]}" if found else ""),
+        has_usual_numbers=numbers <= {(8, 1), (16, 1), (16, 2)},
+    )
 
 
 def _as_tuple(value: object) -> tuple:

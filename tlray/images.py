@@ -70,12 +70,14 @@ def decode(
 
     Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
     ratio is not kept, as in the published models. Where a TIFF file says that zero is white (WhiteIsZero), its 16-bit
-    values are inverted after the intensity range has been applied, so that the range is one of stored values.
+    values are inverted after the intensity range has been applied, so that the range is one of stored values. Values
+    below zero, such as Hounsfield units, are refused where there is no range: nothing says what they mean.
 
     Args:
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
         size_px: Height and width of the result.
-        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), of images that have
+            no value below zero.
         max_pixels: An image with more is refused undecoded; None: `MAX_PIXELS`.
 
     Returns:
@@ -85,7 +87,7 @@ def decode(
         ImageError: With the code that says why there are no pixels.
     """
     image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
-    rgb = _to_rgb(image, intensity_range or (0.0, float(HIGHEST_INTENSITY)))
+    rgb = _to_rgb(image, intensity_range)
     red, green, blue = rgb.split()
     # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
     is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
@@ -173,11 +175,11 @@ def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | Non
 
 def _unidentified(data: bytes) -> ImageError:
     """Returns the error of a file that Pillow does not know."""
-    pixels = foreignformats.describe_tiff(data)
-    if pixels is not None:
+    tiff = foreignformats.describe_tiff(data)
+    if tiff is not None:
+        wanted = "as BlackIsZero with one channel" if tiff.has_usual_numbers else "with 8- or 16-bit integers"
         return ImageError(
-            ImageErrorCode.UNSUPPORTED_FORMAT,
-            f"A TIFF with such pixels is not read: {pixels}. Save it with 8- or 16-bit integers.",
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"A TIFF with such pixels is not read: {tiff.text}. Save it {wanted}."
         )
     if data.startswith(_SIGNATURES):
         return ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.")
@@ -209,18 +211,20 @@ def _unpack_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(bytes_HWC[..., 0] * 256 + bytes_HWC[..., 1])
 
 
-def _to_rgb(image: Image.Image, intensity_range: tuple[float, float]) -> Image.Image:
+def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> Image.Image:
     if image.mode == "RGB":
         return image
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode in _WIDE_MODES:
-        low, high = intensity_range
-        scaled = np.clip((np.asarray(image).astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+        values = np.asarray(image)
+        _refuse_negative(values, is_ranged=intensity_range is not None, is_signed=2 in _sample_formats(image))
+        low, high = intensity_range or (0.0, float(HIGHEST_INTENSITY))
+        scaled = np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
         is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8 bits by itself, and 16 bits not
         return Image.fromarray(np.rint(255 - scaled if is_white_zero else scaled).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise _unsupported("32-bit floating-point numbers")
-    if image.mode == "L" and 2 in np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)):
+    if image.mode == "L" and 2 in _sample_formats(image):
         raise _unsupported("signed 8-bit integers")
     try:
         # Pillow warns about palettes with alpha unless they go by way of RGBA.
@@ -229,6 +233,25 @@ def _to_rgb(image: Image.Image, intensity_range: tuple[float, float]) -> Image.I
         raise ImageError(
             ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be shown in 8 bits: {error}"
         ) from error
+
+
+def _sample_formats(image: Image.Image) -> tuple[int, ...]:
+    """Returns a TIFF's kinds of numbers, one for each channel: 1 for unsigned, 2 for signed; (1,) for other formats."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return tuple(np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)).tolist())
+
+
+def _refuse_negative(values: np.ndarray, *, is_ranged: bool, is_signed: bool) -> None:
+    """Refuses wide pixels below zero that nothing maps to grey levels, or that are so by a wrap alone."""
+    if (is_ranged and is_signed) or (lowest := int(values.min())) >= 0:
+        return
+    if not is_signed:  # Pillow reads unsigned 32 bits as signed ones
+        raise _unsupported("unsigned 32-bit integers above 2,147,483,647")
+    raise ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The pixels go down to {lowest}, and the model has no intensity range. Save the image with 8 bits, or give "
+        "--intensity-range LO,HI when the model is trained or exported.",
+    )
 
 
 def _unsupported(pixels: str) -> ImageError:

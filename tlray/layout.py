@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from tlray.errors import DataError, some
@@ -26,13 +27,20 @@ _CLUTTER = frozenset({
     "@eadir", "#recycle", "@recycle", "@recently-snapshot",  # network drives of Synology and QNAP
 })  # fmt: skip
 
-_KINDS = frozenset({
-    "image", "images", "img", "imgs", "picture", "pictures", "png", "jpg", "jpeg", "tif", "tiff", "slices",
+_IMAGE_KINDS = frozenset({
+    "image", "images", "imagestr", "imagests", "img", "imgs", "picture", "pictures", "slices",
+    "png", "jpg", "jpeg", "tif", "tiff",
+})  # fmt: skip
+"""Names, in lower case, of folders that hold the images of all patients."""
+
+_KINDS = _IMAGE_KINDS | frozenset({
     "mask", "masks", "lung mask", "lung masks", "lung_mask", "lung_masks", "infection mask", "infection masks",
-    "segmentation", "segmentations", "annotation", "annotations", "label", "labels", "thumbs", "thumbnails",
+    "segmentation", "segmentations", "annotation", "annotations", "label", "labels", "labelstr", "labelsts",
+    "thumbs", "thumbnails",
 })  # fmt: skip
 """Names, in lower case, of folders that hold one kind of file of all patients."""
 
+_GROUPS = "a CSV manifest with the columns uri, label and group_id"
 _CSV = "or list the images in a CSV manifest (columns uri, label and, for patients, group_id)"
 
 
@@ -57,10 +65,24 @@ class Place:
 
 @dataclass(slots=True, kw_only=True)
 class _Folder:
-    """Describes a class folder: does it hold images itself, and which folders does it hold."""
+    """Describes what a class folder holds.
 
-    has_images: bool = False
+    Attributes:
+        groups: The names of the folders in it.
+        num_images: Files directly in it that are named like images.
+        num_bare: Files directly in it whose names have no ending: images, or a LICENSE.
+        num_inner_images: Files in its folders that are named like images.
+    """
+
     groups: set[str] = field(default_factory=set)
+    num_images: int = 0
+    num_bare: int = 0
+    num_inner_images: int = 0
+
+    @property
+    def has_images(self) -> bool:
+        """Tells whether images lie directly in it; a name without an ending is one where no image has an ending."""
+        return self.num_images > 0 or (self.num_bare > 0 and not self.num_inner_images)
 
 
 def split_of(name: str) -> str | None:
@@ -139,6 +161,7 @@ def _read_places(visible: Sequence[Sequence[str]], depth: int, name: str) -> lis
                 group_id=inner[1] if is_labelled and len(inner) > 2 else None,
             )
         )
+    _refuse_kinds_as_classes(places, name)
     return _check_groups(places, name)
 
 
@@ -167,25 +190,81 @@ def _check_groups(places: list[Place], name: str, depth: int = 1) -> list[Place]
             folder = classes[place.split, place.label]
             if place.group_id is not None:
                 folder.groups.add(place.group_id)
-            elif is_image_name(place.path) or "." not in place.path.rpartition("/")[2]:
-                folder.has_images = True
+                folder.num_inner_images += is_image_name(place.path)
+            else:
+                folder.num_images += is_image_name(place.path)
+                folder.num_bare += "." not in place.path.rpartition("/")[2]
     groups = set().union(*(folder.groups for folder in classes.values()))
     is_kind = len(groups) == 1 and min(groups).lower() in _KINDS
     if is_kind and all(folder.groups and not folder.has_images for folder in classes.values()):
         below = [replace(place, group_id=_group_at(place, depth + 1)) for place in places]
         return _check_groups(below, name, depth + 1)
-    _refuse_no_patients(classes, groups, name)
+    _refuse_no_patients(classes, groups, name, depth)
+    _refuse_kinds_below_patients(places, name, depth)
     _refuse_classes_below(classes, name)
     _refuse_common_folders(classes, name)
     return places
 
 
+def _inner_folders(place: Place) -> list[str]:
+    """Returns the names of the folders from the class to the image, the class first."""
+    return place.image_id.split("/")[1 if place.split else 0 : -1]
+
+
 def _group_at(place: Place, depth: int) -> str | None:
-    inner = place.image_id.split("/")[1 if place.split else 0 :]
-    return inner[depth] if place.label is not None and len(inner) > depth + 1 else None
+    folders = _inner_folders(place)
+    return folders[depth] if place.label is not None and len(folders) > depth else None
 
 
-def _refuse_no_patients(classes: dict[tuple[str | None, str], _Folder], groups: set[str], name: str) -> None:
+def _refuse_kinds_as_classes(places: Sequence[Place], name: str) -> None:
+    """Refuses class folders that are named like kinds of files: `images` and `masks` are no classes."""
+    labels = {place.label for place in places if place.label is not None}
+    kinds = {label for label in labels if label.lower() in _KINDS}
+    if not kinds:
+        return
+    image_kind = _image_kind(kinds)
+    inner = {place.split for place in places if place.label == image_kind and place.group_id is not None}
+    if kinds < labels:
+        remedy = "Move them away"
+    elif image_kind and inner == {None}:
+        remedy = f"Give the one that holds the class folders as --data (ROOT/{image_kind})"
+    else:
+        remedy = "Put the images into class folders (CLASS/*)"
+    raise DataError(
+        f"In '{name}' the folders {some(kinds)} are named like kinds of files, not like classes. {remedy}, {_CSV}."
+    )
+
+
+def _image_kind(kinds: AbstractSet[str]) -> str | None:
+    """Returns the name among those of kinds that is surely one of images; None: there is none."""
+    return min((kind for kind in kinds if kind.lower() in _IMAGE_KINDS), default=None)
+
+
+def _refuse_kinds_below_patients(places: Sequence[Place], name: str, depth: int) -> None:
+    """Refuses patients whose folders hold several kinds of files, or masks beside images."""
+    kinds_of = [
+        tuple(folder for folder in _inner_folders(place)[depth + 1 :] if folder.lower() in _KINDS)
+        for place in places
+        if place.group_id is not None
+    ]
+    kinds = {kind for each in kinds_of for kind in each}
+    num_sorts = len({tuple(kind.lower() for kind in each) for each in kinds_of if each})
+    is_beside_images = () in kinds_of and any(kind.lower() not in _IMAGE_KINDS for kind in kinds)
+    if num_sorts > 1 or is_beside_images:
+        raise _kinds_error(name, "the patients", kinds, "**")
+
+
+def _kinds_error(name: str, above: str, kinds: AbstractSet[str], stars: str) -> DataError:
+    image_kind = _image_kind(kinds)
+    choice = f"Choose one with a glob (--data 'ROOT/{stars}/{image_kind}/**')" if image_kind else "Move them away"
+    return DataError(
+        f"In '{name}' the folders below {above} ({some(kinds)}) hold kinds of files, not patients. {choice}, {_CSV}."
+    )
+
+
+def _refuse_no_patients(
+    classes: dict[tuple[str | None, str], _Folder], groups: set[str], name: str, depth: int
+) -> None:
     splits = {group for group in groups if split_of(group)}
     if splits:
         raise DataError(
@@ -194,11 +273,8 @@ def _refuse_no_patients(classes: dict[tuple[str | None, str], _Folder], groups: 
         )
     kinds = {group for group in groups if group.lower() in _KINDS}
     if kinds:
-        stars = "*/*" if any(split for split, _ in classes) else "*"
-        raise DataError(
-            f"In '{name}' the folders below the classes ({some(groups)}) hold kinds of files, not patients. "
-            f"Choose one with a glob (--data 'ROOT/{stars}/{min(kinds)}/**'), {_CSV}."
-        )
+        num_stars = depth + any(split for split, _ in classes)
+        raise _kinds_error(name, "the classes", kinds, "/".join("*" * num_stars))
 
 
 def _refuse_common_folders(classes: dict[tuple[str | None, str], _Folder], name: str) -> None:
@@ -212,7 +288,7 @@ def _refuse_common_folders(classes: dict[tuple[str | None, str], _Folder], name:
     if len(num_classes) <= MAX_COMMON_FOLDERS and len(common) > len(num_classes) / 2:
         raise DataError(
             f"In '{name}' the folders {some(groups_of)} hold the same folders ({some(common)}): these may be patients, "
-            f"or other classes. Give them names of their own (CLASS/PATIENT/*), {_CSV}."
+            f"or other classes. Say which by a table: {_GROUPS} for patients, and without group_id for classes."
         )
 
 
@@ -222,11 +298,19 @@ def _refuse_classes_below(classes: dict[tuple[str | None, str], _Folder], name: 
     Patients have numbers. A folder in a folder of the same name is what unpacking makes.
     """
     for (split, label), folder in classes.items():
+        if folder.has_images:
+            continue
+        path = f"{split}/{label}" if split else label
+        nested = min((group for group in folder.groups if group.lower() == label.lower()), default=None)
+        if nested is not None:
+            raise DataError(
+                f"In '{name}' the folder '{path}' holds a folder of the same name. If that holds the class folders, "
+                f"give it as --data (ROOT/{path}/{nested}); otherwise move its images up into '{path}', {_CSV}."
+            )
         num_words = sum(not re.search(r"\d", group) for group in folder.groups)
-        is_nested = any(group.lower() == label.lower() for group in folder.groups)
-        if folder.groups and not folder.has_images and (is_nested or num_words > len(folder.groups) / 2):
-            path = f"{split}/{label}" if split else label
+        if num_words > len(folder.groups) / 2:
             raise DataError(
                 f"In '{name}' the folders below '{path}' ({some(folder.groups)}) look like classes, not like patients. "
-                f"Give the folder that holds the class folders as --data, and nothing beside it, {_CSV}."
+                f"If they are classes, give the folder that holds them as --data; if they are parts of '{path}', move "
+                f"their images up; if they are patients, give {_GROUPS}."
             )

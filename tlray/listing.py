@@ -8,6 +8,7 @@ import logging
 import os
 import posixpath
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ from tlray.ziparchive import member_name
 _MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
 _TABLES = (".csv", ".tsv", ".parquet")
 _FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv, .tsv or .parquet manifest"
+
+_FORMS_OF_NAMES = ("NFC", "NFD")
+"""Unicode's composed and decomposed forms, in which file systems store names."""
 
 _AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
 _AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
@@ -82,9 +86,13 @@ def list_images(
     5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
        being one group; without such a folder it is the image's own id. One folder such as `images` in every class
        and nothing beside it is no patient. Other folders there that do not look like patients are ambiguous: split
-       folders, `images` and `masks`, the same few names in every class, names without a digit.
+       folders, `images` and `masks`, names without a digit, and at most ten names more than half of which several
+       classes have (a manifest with `group_id` says that these are patients).
+    6. `images`, `masks` and the like are kinds of files: as class folders they are ambiguous, and so are several of
+       them below patients.
 
-    Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it.
+    Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it, also
+    where a manifest has another form of its letters.
 
     Args:
         source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv, .tsv or .parquet manifest; a
@@ -291,8 +299,7 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     unknown = columns.keys() - set(_MANIFEST_COLUMNS)
     if unknown:
         raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
-    data = storage.read_bytes(location)
-    values = read_csv(data, location) if suffix != ".parquet" else _read_parquet(data, location, columns)
+    values = _read_table(location, suffix, columns)
     if not values:
         raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
     absent = {name for name in columns.values() if name not in values}
@@ -301,7 +308,8 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     if columns.get("uri", "uri") not in values:
         raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
     num_rows = len(values[columns.get("uri", "uri")])
-    values[columns.get("uri", "uri")] = _with_slashes(location, values[columns.get("uri", "uri")])
+    uris = _with_slashes(location, values[columns.get("uri", "uri")])
+    values[columns.get("uri", "uri")] = _in_stored_form(location, uris)
     ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
     rows = []
     for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
@@ -330,6 +338,35 @@ def _with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]
     if first is None or storage.exists(_resolve(location, first)):
         return list(uris)
     return [uri.replace("\\", "/") if uri and not storage.is_uri(uri) else uri for uri in uris]
+
+
+def _in_stored_form(location: str, uris: Sequence[str | None]) -> list[str | None]:
+    """Returns a manifest's uris in the Unicode form that their files' names have here, where only that form is there.
+
+    A table written on macOS may have `é` as one letter, and its files `e` and an accent. On a store, where each look
+    is a request, the first such uri of a folder decides for all in it.
+    """
+    form_of: dict[str, str | None] = {}
+    found = []
+    for uri in uris:
+        if not uri or storage.is_uri(uri) or all(unicodedata.is_normalized(form, uri) for form in _FORMS_OF_NAMES):
+            found.append(uri)
+            continue
+        spellings = {None: uri} | {form: unicodedata.normalize(form, uri) for form in _FORMS_OF_NAMES}
+        key = posixpath.dirname(uri) if storage.is_uri(location) else uri
+        if key not in form_of:
+            form_of[key] = next((form for form in spellings if _is_there(_resolve(location, spellings[form]))), None)
+        found.append(spellings[form_of[key]])
+    return found
+
+
+def _is_there(location: str) -> bool:
+    file, member = storage.split_member(location)
+    try:
+        is_file = storage.file_info(file).type == fs.FileType.File
+        return is_file and (member is None or storage.open_zip(file).find(member) is not None)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # reading the image says why
+        return False
 
 
 def _is_absolute(uri: str) -> bool:
@@ -364,13 +401,17 @@ def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str 
     """
     location = _localize(source)
     suffix = posixpath.splitext(location)[1].lower()
-    if suffix not in (".csv", ".parquet") or storage.file_info(location).type != fs.FileType.File:
+    if suffix not in _TABLES or storage.file_info(location).type != fs.FileType.File:
         return None if storage.is_uri(source) else source
     name = (columns or {}).get("uri", "uri")
-    data = storage.read_bytes(location)
-    values = read_csv(data, location) if suffix == ".csv" else _read_parquet(data, location, columns or {})
+    values = _read_table(location, suffix, columns or {})
     given = (uri if _is_absolute(uri) else source for uri in values.get(name, []) if uri)
     return next((each for each in given if not storage.is_uri(each)), None)
+
+
+def _read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    data = storage.read_bytes(location)
+    return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
 
 
 def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:

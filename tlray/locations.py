@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import urllib.parse
+from collections.abc import Iterable
 from typing import Any
 
 from tlray import cluster, listing, storage
@@ -68,19 +69,32 @@ def check_shared(location: str, available: Capacity, *, option: str = "--out") -
         )
 
 
-def check_shared_images(source: str, columns: str | None, available: Capacity, *, option: str = "--data") -> None:
+def check_shared_images(
+    source: str,
+    columns: str | None,
+    available: Capacity,
+    *,
+    stored_uris: Iterable[str] | None = None,
+    option: str = "--data",
+) -> None:
     """Refuses node-local images in the same way; of a manifest, which the driver reads, those count that it lists.
+
+    A run that is continued needs its source no more. That is looked at only where one of the images is at a local path,
+    which may have been given as a `file://` URI.
 
     Args:
         source: See `listing.list_images`; an absolute path or a URI.
         columns: The setting `--columns`.
         available: What the cluster has.
+        stored_uris: The images that a continued run has stored; None: there are none.
         option: The option that the source was given with.
 
     Raises:
         ConfigError: See `check_shared`.
         DataError: A manifest cannot be read.
     """
-    location = listing.plain_path(source, columns=parse_columns(columns)) if available.has_many_nodes else None
+    if not available.has_many_nodes or (stored_uris is not None and all(map(storage.is_uri, stored_uris))):
+        return
+    location = listing.plain_path(source, columns=parse_columns(columns))
     if location is not None:
         check_shared(location, available, option=option)

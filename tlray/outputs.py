@@ -27,7 +27,8 @@ def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoi
     """Decides by its outputs for some images what a model gives.
 
     Rows of numbers in [0, 1] that all sum to 1 are probabilities, and numbers outside of [0, 1] are logits. One number
-    in [0, 1] for two classes may be either, unless it is known to be a sigmoid's.
+    in [0, 1] for two classes may be either, unless it is known to be a sigmoid's. Several sigmoids are no class
+    probabilities, not even where they saturate and their rows sum to 1.
 
     Args:
         values_BK: Floating point [images, outputs]; rows that are not finite are left out.
@@ -45,10 +46,15 @@ def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoi
     is_within = low >= -MAX_ROUNDING and high <= 1 + MAX_ROUNDING
     are_shares = is_within and (is_single or np.abs(sums - 1).max() <= MAX_SUM_ERROR)
     seen = f"outputs from {low:.3g} to {high:.3g}" + ("" if is_single else f" in rows that sum to {_span(sums)}")
-    if is_within and not are_shares and ends_in_sigmoid:
+    if ends_in_sigmoid and not is_single:
         raise ConfigError(
             f"The model ends in {values_BK.shape[1]} independent sigmoids ({seen}), which are no class probabilities. "
             "Give a model that ends in a softmax or in logits."
+        )
+    if given == "logits" and are_shares and not is_single:
+        raise ConfigError(
+            f"--outputs logits: for trial images the model gives {seen}, as a softmax does. "
+            "Give --outputs probabilities."
         )
     if given == "probabilities" and not are_shares:
         raise ConfigError(f"--outputs probabilities: for trial images the model gives {seen}. Give --outputs logits.")

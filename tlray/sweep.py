@@ -138,16 +138,17 @@ def sweep(config: SweepConfig) -> SweepResult:
     config = dataclasses.replace(config, **resolved)
     # First what needs no Ray.
     is_continued = continuation.check_output(config, kind=KIND, known_names=NAMES)
+    stored = dataset.stored_dataset(base.out) if is_continued else None
     source = None
     if not (is_continued and _is_tried(config)):
         check_weights(base.weights)
-        stored = dataset.stored_dataset(base.out) if is_continued else None
         source = stored or _list(config)
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     cluster.connect()
     available = cluster.capacity()
     locations.check_shared(base.out, available)
-    locations.check_shared_images(base.data, base.columns, available)
+    stored_uris = stored.table["uri"].to_pylist() if stored else None
+    locations.check_shared_images(base.data, base.columns, available, stored_uris=stored_uris)
     cluster.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
     if source is not None:
         _try_settings(config, source, available, is_continued=is_continued)

@@ -114,7 +114,8 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
         cluster.connect()
         available = cluster.capacity()
     locations.check_shared(config.out, available)
-    locations.check_shared_images(config.data, config.columns, available)
+    stored_uris = stored.table["uri"].to_pylist() if stored else None
+    locations.check_shared_images(config.data, config.columns, available, stored_uris=stored_uris)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
     cluster.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
     refuse = partial(_check_memory, available)

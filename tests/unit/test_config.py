@@ -253,6 +253,7 @@ def test_json_has_every_setting():
         ("normal=0.9,ill=0.1", {"normal": 0.9, "ill": 0.1}),
         ("normal = 0.9, ill=1e-1", {"normal": 0.9, "ill": 0.1}),
         ("T=two, N0=0.25,böse, sehr=.75", {"T=two, N0": 0.25, "böse, sehr": 0.75}),
+        ("bo\u0308se=0.5,a=0.5", {"b\u00f6se": 0.5, "a": 0.5}),
         ("a=0.333,b=0.333,c=0.333", {"a": 0.333, "b": 0.333, "c": 0.333}),
     ],
 )

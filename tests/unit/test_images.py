@@ -188,6 +188,23 @@ def test_hounsfield_units_keep_what_is_below_zero():
     assert np.array_equal(decode(data, size_px=2, intensity_range=(-1000, 400)), as_rgb([[0, 128], [189, 255]]))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_values_below_zero_are_refused_without_a_range(dtype):
+    data = tiff(np.array([[-1000, -1], [40, 400]], dtype=dtype), sample_format=2)
+    with pytest.raises(ImageError, match=r"go down to -1000, and the model has no intensity range\. Save") as caught:
+        decode(data, size_px=2)
+    assert caught.value.code == ImageErrorCode.UNSUPPORTED_FORMAT
+    # Reading the data set, which finds the range, takes them.
+    assert images.inspect(data).is_16_bit
+    # (40 / 400 * 255) = 25.5, rounded to the even 26; what is below the range is black.
+    assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 400)), as_rgb([[0, 0], [26, 255]]))
+
+
+def test_unsigned_32_bits_within_31_are_read():
+    data = tiff(np.array([[0, 2**31 - 1]], dtype=np.uint32))
+    assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 2.0**31)), as_rgb([[0, 255], [0, 255]]))
+
+
 def test_white_is_zero_is_inverted_after_the_range():
     # The stored values are 12 bits of 16, as scanners write them: 0 is white and 4095 black.
     data = tiff(np.array([[4095, 1365], [819, 0]], dtype=np.uint16), photometric=0)
@@ -288,7 +305,27 @@ PNG, JPEG, TIFF, BMP = (encode(NOISE, name) for name in ("PNG", "JPEG", "TIFF", 
         (
             tiff(np.zeros((2, 2), dtype=np.int16), sample_format=2, photometric=0),
             ImageErrorCode.UNSUPPORTED_FORMAT,
-            "not read: 16 bits, signed integer, WhiteIsZero",
+            r"not read: 16 bits, signed integer, WhiteIsZero\. Save it as BlackIsZero with one channel\.$",
+        ),
+        (
+            tiff(np.zeros((2, 2), dtype=np.uint16), photometric=32844),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            r"not read: 16 bits, unsigned integer.*\. Save it as BlackIsZero with one channel\.$",
+        ),
+        (
+            tiff(np.zeros((2, 2), dtype=np.int8), sample_format=2, photometric=0),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            r"not read: 8 bits, signed integer, WhiteIsZero\. Save it with 8- or 16-bit integers\.$",
+        ),
+        (
+            tiff(np.array([[0, 2**31]], dtype=np.uint32)),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            r"are unsigned 32-bit integers above 2,147,483,647, which are not read\. Save the image with 16-bit",
+        ),
+        (
+            tiff(np.array([[0, 2**32 - 1]], dtype=np.uint32), sample_format=1),
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            "are unsigned 32-bit integers above 2,147,483,647",
         ),
         (
             tiff(np.zeros((2, 2), dtype=np.int8), sample_format=2),

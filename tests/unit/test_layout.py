@@ -81,18 +81,69 @@ AMBIGUOUS = {
         r"'images', 'masks'\) hold kinds of files, not patients\. Choose one with a glob \(--data 'ROOT/\*/images/\*\*",
     ),
     "masks of one class": (["COVID/images", "COVID/masks", "Normal/images"], "hold kinds of files"),
-    "masks beside images": (["COVID", "COVID/masks", "Normal"], "'masks'.* hold kinds of files"),
+    "masks beside images": (
+        ["COVID", "COVID/masks", "Normal"],
+        r"below the classes \('masks'\) hold kinds of files, not patients\. Move them away, or list the images",
+    ),
+    "a kind before images in the alphabet": (
+        ["COVID/annotations", "COVID/slices", "Normal/annotations", "Normal/slices"],
+        r"'annotations', 'slices'\) hold .* with a glob \(--data 'ROOT/\*/slices/\*\*'\)",
+    ),
+    "masks below a folder of images": (
+        ["train/COVID/images/masks", "train/COVID/images/png", "train/Normal/images/png"],
+        r"'masks', 'png'\) hold .*--data 'ROOT/\*/\*/\*/png/\*\*'",
+    ),
+    "images and masks of patients": (
+        ["COVID/P1/images", "COVID/P1/masks", "Normal/P2/images", "Normal/P2/masks"],
+        r"below the patients \('images', 'masks'\) hold kinds of files.*--data 'ROOT/\*\*/images/\*\*'",
+    ),
+    "masks of one patient's scan": (
+        ["train/COVID/P1/scan1/Images", "train/COVID/P1/scan1/lung_masks", "train/Normal/P2", "valid/Normal/P3"],
+        r"below the patients \('Images', 'lung_masks'\).*--data 'ROOT/\*\*/Images/\*\*'",
+    ),
+    "masks beside images of patients": (
+        ["COVID/P1", "COVID/P1/masks", "Normal/P2"],
+        r"below the patients \('masks'\) hold kinds of files, not patients\. Move them away, or",
+    ),
+    "kinds as classes": (
+        ["images", "masks"],
+        r"'images', 'masks' are named like kinds of files, not like classes\. Put the images into class folders",
+    ),
+    "kinds as classes in splits": (
+        ["train/images", "train/labels", "valid/images", "valid/labels"],
+        r"'images', 'labels' are named like kinds of files, not like classes\. Put the images",
+    ),
+    "kinds of nnU-Net": (["imagesTr", "imagesTs", "labelsTr"], r"'imagesTr', 'imagesTs', 'labelsTr' are named like"),
+    "a kind beside classes": (["COVID", "Normal", "Masks"], r"'Masks' are named like .* classes\. Move them away"),
+    "kinds above classes": (
+        ["masks/COVID", "masks/Normal", "images/COVID", "images/Normal"],
+        r"'images', 'masks' are named like .*\. Give the one that holds the class folders as --data \(ROOT/images\)",
+    ),
+    "kinds above splits": (["images/train/a", "images/test/a", "labels/train/a"], r"--data \(ROOT/images\)"),
+    "kinds above classes in splits": (
+        ["train/images/COVID", "train/masks/COVID"],
+        r"'images', 'masks' are named like kinds of files, not like classes\. Put the images into class folders",
+    ),
+    "the class's name twice": (
+        ["normal/normal", "covid"],
+        r"'normal' holds a folder of the same name\. .*; otherwise move its images up into 'normal', or list",
+    ),
+    "patients named by words": (
+        ["covid/john", "covid/mary", "normal"],
+        r"below 'covid' \('john', 'mary'\) look like .* if they are patients, give a CSV .* uri, label and group_id\.$",
+    ),
+    "parts of a class": (["tumor/left", "healthy"], "if they are parts of 'tumor', move their images up; if "),
     "masks in splits": (
         ["Train/COVID/images", "Train/COVID/lung masks", "Test/COVID/images", "Train/Normal/images"],
         r"'images', 'lung masks'.*--data 'ROOT/\*/\*/images/\*\*'",
     ),
     "beside a wrapping folder": (
         ["Test cases", "The set/The set/Benign cases", "The set/The set/Normal cases"],
-        r"below 'The set' \('The set'\) look like classes.* Give the folder that holds the class folders as --data",
+        r"'The set' holds a folder of the same name\. If .* give it as --data \(ROOT/The set/The set\); otherwise move",
     ),
     "beside a wrapping folder with a number": (
         ["extra", "covid19/covid19/Benign", "covid19/covid19/Normal"],
-        r"below 'covid19' \('covid19'\) look like classes",
+        r"'covid19' holds a folder of the same name\. If .* \(ROOT/covid19/covid19\)",
     ),
     "classes two levels down": (
         ["colon_sets/colon_aca", "colon_sets/colon_n", "lung_sets/lung_aca", "lung_sets/lung_n", "lung_sets/lung_scc"],
@@ -100,7 +151,9 @@ AMBIGUOUS = {
     ),
     "the same grades in every class": (
         ["left/grade0", "left/grade1", "right/grade0", "right/grade1"],
-        r"the folders 'left', 'right' hold the same folders \('grade0', 'grade1'\)",
+        r"the folders 'left', 'right' hold the same folders \('grade0', 'grade1'\): these may be patients, or other "
+        r"classes\. Say which by a table: a CSV manifest with the columns uri, label and group_id for patients, and "
+        r"without group_id for classes\.$",
     ),
     "the same grades in every class and split": (
         ["train/left/1", "train/right/2", "test/left/2", "test/right/1"],
@@ -133,6 +186,14 @@ def test_the_remedies_work(tmp_path):
     assert set(rows(listing.list_images(f"{source}/*/images/**"), "label", "image_id")) == {
         (label, f"{label}/images/{number}.png") for label in ("COVID", "Normal") for number in (1, 2)
     }
+    source = make(tmp_path / "patients", *AMBIGUOUS["masks of one patient's scan"][0], "train/Normal/P2/images")
+    found = listing.list_images(f"{source}/**/[Ii]mages/**")
+    assert set(rows(found, "label", "split", "group_id")) == {("COVID", "train", "P1"), ("Normal", "train", "P2")}
+    source = make(tmp_path / "kinds", *AMBIGUOUS["kinds above classes"][0])
+    found = listing.list_images(f"{source}/images")
+    assert set(rows(found, "label", "image_id")) == {
+        (label, f"{label}/{number}.png") for label in ("COVID", "Normal") for number in (1, 2)
+    }
     source = make(tmp_path / "lungs", *AMBIGUOUS["classes two levels down"][0])
     found = listing.list_images(f"{source}/lung_sets")
     assert set(found.table["label"].to_pylist()) == {"lung_aca", "lung_n", "lung_scc"}
@@ -149,6 +210,10 @@ def test_the_remedies_work(tmp_path):
         [f"{label}/{number}" for label in ("a", "b") for number in range(11)],
         # A folder beside images of the class holds more of it.
         ["covid", "covid/more", "normal"],
+        # One kind of file of each patient, or images of a patient beside more of them.
+        ["covid/P1/images", "covid/P2/Images", "normal/P3/images"],
+        ["covid/P1/masks", "normal/P3/masks"],
+        ["covid/P1", "covid/P1/images", "normal/P3"],
     ],
 )
 def test_patients_below_classes_stay_patients(tmp_path, folders):
@@ -157,7 +222,7 @@ def test_patients_below_classes_stay_patients(tmp_path, folders):
         (name, label, group or name)
         for folder in folders
         for number in (1, 2)
-        for label, _, group in [folder.partition("/")]
+        for label, group in [(*folder.split("/"), None)[:2]]
         for name in [f"{folder}/{number}.png"]
     )
 
@@ -173,3 +238,23 @@ def test_what_machines_leave_is_skipped_and_counted(tmp_path, folder):
             for number in (1, 2)
         ]
         assert found.num_skipped == 4
+
+
+def test_a_licence_beside_patients_is_no_image_of_the_class(tmp_path):
+    source = make(tmp_path / "a", "left/grade0", "left/grade1", "right/grade0", "right/grade1")
+    (tmp_path / "a/left/LICENSE").touch()
+    with pytest.raises(DataError, match=r"'left', 'right' hold the same folders \('grade0', 'grade1'\)"):
+        listing.list_images(source)
+    make(tmp_path / "b", "covid/john", "normal")
+    (tmp_path / "b/covid/README").touch()
+    with pytest.raises(DataError, match="below 'covid' \\('john'\\) look like classes"):
+        listing.list_images(str(tmp_path / "b"))
+
+
+def test_names_without_an_ending_are_images_where_none_has_one(tmp_path):
+    make_files(tmp_path, "covid/IM0001", "covid/more/IM0002", "normal/1.png")
+    assert rows(listing.list_images(str(tmp_path)), "image_id", "label", "group_id") == [
+        ("covid/IM0001", "covid", "covid/IM0001"),
+        ("covid/more/IM0002", "covid", "more"),
+        ("normal/1.png", "normal", "normal/1.png"),
+    ]

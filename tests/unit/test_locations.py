@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.test_plans import make_capacity
-from tlray import cluster, evaluation, features, locations, scoring, storage, sweep, training
+from tlray import cluster, dataset, evaluation, features, listing, locations, scoring, storage, sweep, training
 from tlray.bundle import BundleSpec
-from tlray.config import TrainConfig
+from tlray.config import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.jobconfig import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 
@@ -91,11 +91,12 @@ def test_shared_locations(location, many):
         (["s3://b/1.png", "/x/a.zip!/2.png"], "/x/a.zip!/2.png", "/x/a.zip!/2.png"),
     ],
 )
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
 def test_of_a_manifest_what_it_lists_counts(tmp_path, suffix, uris, by_path, by_uri):
     path = str(tmp_path / f"list.{suffix}")
-    if suffix == "csv":
-        Path(path).write_text("\n".join(["place,label", *(f"{uri},a" for uri in uris)]))
+    if suffix != "parquet":
+        lines = ["place,label", *(f"{uri},a" for uri in uris)]
+        Path(path).write_text("\n".join(lines).replace(",", "\t" if suffix == "tsv" else ","))
     else:
         pq.write_table(pa.table({"place": uris}), path)
     many = make_capacity(has_many_nodes=True)
@@ -192,3 +193,42 @@ def test_what_the_driver_alone_reads_may_be_its_own(given, monkeypatch, tmp_path
     config = TrainConfig(**(given["train"] | changes | {"data": str(tmp_path / "list.csv")}))
     with pytest.raises(ReachedError):
         training.train(dataclasses.replace(config, quiet=True))
+
+
+def test_a_continued_run_is_checked_by_the_images_that_it_has_stored(tmp_path):
+    many, gone = make_capacity(has_many_nodes=True), str(tmp_path / "gone.csv")
+    locations.check_shared_images(gone, None, many, stored_uris=["s3://b/1.png", "gs://b/2.png"])
+    locations.check_shared_images("file:///images", None, many, stored_uris=["/images/1.png"])
+    (tmp_path / "list.csv").write_text("uri\nfile:///images/1.png\n")
+    locations.check_shared_images(str(tmp_path / "list.csv"), None, many, stored_uris=["/images/1.png"])
+    for source in ("/images", gone):
+        with pytest.raises(ConfigError, match=f"--data {source} is a path on this node"):
+            locations.check_shared_images(source, None, many, stored_uris=["s3://b/1.png", "/images/1.png"])
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_run_is_continued_without_the_table_that_it_was_begun_with(given, monkeypatch, tmp_path, command):
+    class ReachedError(Exception):
+        """The run has come to where it plans its work."""
+
+    def plan(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(training.plans, "plan_training", plan)
+    monkeypatch.setattr(sweep, "_try_settings", plan)
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    table = tmp_path / "list.csv"
+    table.write_text(
+        "\n".join(["uri,label", *(f"s3://b/{label}{number}.png,{label}" for label in "xy" for number in "12")])
+    )
+    run, make = RUNS[command]
+    config = make(**(given[command] | {"data": str(table), "weights": str(tmp_path / "w.h5")}), quiet=True)
+    listed = listing.list_images(config.data).table
+    codes = pa.nulls(listed.num_rows, pa.string())
+    dataset.write_dataset(dataset.Dataset(table=listed.append_column("error_code", codes), findings={}), config.out)
+    absolute = {name: storage.absolute(getattr(config, name)) for name in ("data", "out", "weights")}
+    begun = dataclasses.replace(config, **absolute)
+    storage.write_text(f"{config.out}/config.json", to_json(begun.resolved() if command == "train" else begun))
+    table.unlink()
+    with pytest.raises(ReachedError):
+        run(dataclasses.replace(config, resume=True))

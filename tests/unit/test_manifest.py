@@ -461,6 +461,37 @@ def test_two_files_whose_names_differ_in_their_form_alone(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("written", "stored"), [(NFC, NFD), (NFD, NFC)])
+def test_files_are_found_in_the_form_that_they_have(tmp_path, written, stored):
+    make_files(tmp_path, f"{stored}/{stored}.png", f"{written}.png", f"{stored}2.png", "1.png")
+    make_zip(tmp_path / f"{stored}.zip", f"{stored}.png")
+    uris = [f"{written}/{written}.png", f"{written}.png", f"{written}2.png", f"{written}.zip!/{written}.png", "1.png"]
+    (tmp_path / "list.csv").write_text("\n".join(["uri", *uris, f"{written}3.png"]))
+    found = listing.list_images(str(tmp_path / "list.csv"))
+    assert sorted(rows(found, "image_id", "uri")) == sorted(
+        [
+            ("1.png", f"{tmp_path}/1.png"),
+            (f"{NFC}.png", f"{tmp_path}/{written}.png"),
+            (f"{NFC}/{NFC}.png", f"{tmp_path}/{stored}/{stored}.png"),
+            (f"{NFC}2.png", f"{tmp_path}/{stored}2.png"),
+            (f"{NFC}3.png", f"{tmp_path}/{written}3.png"),  # it is in neither form
+            (f"{NFC}.zip!/{NFC}.png", f"{tmp_path}/{stored}.zip!/{stored}.png"),
+        ]
+    )
+
+
+def test_files_on_a_store_are_found_in_the_form_that_they_have(bucket):
+    for folder, name in ((NFD, f"1{NFD}"), (NFD, f"2{NFD}"), ("b", NFC)):
+        storage.make_directory(f"{bucket}/{folder}")
+        storage.write_bytes(f"{bucket}/{folder}/{name}.png", b"")
+    storage.write_bytes(f"{bucket}/list.csv", f"uri\n{NFC}/1{NFC}.png\n{NFC}/2{NFC}.png\nb/{NFC}.png\n".encode())
+    assert rows(listing.list_images(f"{bucket}/list.csv"), "uri") == [
+        (f"{bucket}/{NFD}/1{NFD}.png",),
+        (f"{bucket}/{NFD}/2{NFD}.png",),
+        (f"{bucket}/b/{NFC}.png",),
+    ]
+
+
 def test_class_maps_and_classes_have_the_same_form(tmp_path):
     for name, text in (("map.json", json.dumps({NFD: f"{NFD}!"})), ("map.csv", f"name,class\n{NFD},{NFD}!\n")):
         (tmp_path / name).write_text(text)

@@ -48,6 +48,11 @@ def test_what_is_neither_is_refused():
     for given in (None, "logits", "probabilities"):
         with pytest.raises(ConfigError, match=r"ends in 2 independent sigmoids \(.*\), which are no class probabili"):
             find(SIGMOIDS, given, ends_in_sigmoid=True)
+    for given in (None, "logits", "probabilities"):  # saturated, they sum to 1
+        with pytest.raises(
+            ConfigError, match=r"ends in 2 independent sigmoids \(outputs from 0 to 1 in rows that sum to 1"
+        ):
+            find([[0, 1], [1, 0], [1, 0]], given, ends_in_sigmoid=True)
     with pytest.raises(ConfigError, match=r"no finite numbers for any trial image. Check its weights"):
         find([[np.nan, 1.0]])
 
@@ -56,7 +61,15 @@ def test_what_is_neither_is_refused():
 def test_what_the_user_says_must_be_possible(values):
     with pytest.raises(ConfigError, match=r"--outputs probabilities: for trial images the model gives outputs from"):
         find(values, "probabilities")
-    assert find(SHARES, "logits") == "logits"
+
+
+@pytest.mark.parametrize("values", [SHARES, [[0.203, 0.8], [0.996, 0.0]], [[0.2, 0.3, 0.5]]])
+def test_rows_that_all_sum_to_1_are_no_logits(values):
+    assert find(values, "probabilities") == "probabilities"
+    with pytest.raises(
+        ConfigError, match=r"^--outputs logits: for trial .*, as a softmax does\. Give --outputs probab"
+    ):
+        find(values, "logits")
 
 
 def test_trial_images_are_varied():

@@ -63,6 +63,12 @@ def test_a_prior_of_other_classes_is_refused(wanted):
         dataset().wanted_shares(wanted)
 
 
+def test_a_prior_may_have_another_unicode_form_than_the_labels():
+    prior.check_classes("bo\u0308se=0.1,gut=0.9", ["b\u00f6se", "gut"])
+    shares = prior.wanted_shares("bo\u0308se=0.1,gut=0.9", ("b\u00f6se", "gut"), np.full(2, 0.5))
+    assert shares == pytest.approx([0.1, 0.9])
+
+
 def test_shares_that_nearly_sum_to_1_do_so_afterwards():
     shares = prior.wanted_shares("a=0.333,b=0.333,c=0.333", ("a", "b", "c"), np.full(3, 1 / 3))
     assert shares.sum() == pytest.approx(1, abs=1e-15)
