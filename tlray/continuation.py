@@ -68,8 +68,8 @@ def check_losses(config: TrainConfig | SweepConfig, *, kind: str, has_losses: bo
     """
     if has_losses and "prior" not in _stored_settings(config):
         raise ConfigError(
-            f"The {kind} in '{config.out}' was begun by an earlier version of tlray, whose validation losses with class "
-            "weights cannot be compared with those of this version. Begin anew with --overwrite."
+            f"The {kind} in '{config.out}' was begun by an earlier version of tlray, whose validation losses with "
+            "class weights cannot be compared with those of this version. Begin anew with --overwrite."
         )
 
 

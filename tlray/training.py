@@ -260,6 +260,7 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         weights=os.path.basename(config.weights),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
+        id_fingerprint=manifest.id_fingerprint(images.table),
         leaks=tuple(audit.leak_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
     )

@@ -23,6 +23,7 @@ SPEC = BundleSpec(
     weights="imagenet",
     data_fingerprint="d" * 64,
     split_fingerprint="e" * 64,
+    id_fingerprint="f" * 64,
     training_images=TrainingImages(
         grey_mean=Distribution(edges=(80.5, 90.25), counts=(3, 4, 3)),
         grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
@@ -109,9 +110,10 @@ def test_no_range_and_no_threshold(location):
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     bundle.seal(location, SPEC)
-    edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None)
+    edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None, id_fingerprint=None)
     spec = bundle.load(location).spec
     assert (spec.training_images, spec.validation_predictions, spec.prior) == (None, None, None)
+    assert spec.id_fingerprint is None
     assert spec.leaks == ()
     assert "- Class shares that the probabilities assume: unknown" in bundle.model_card(spec)
 
