@@ -22,7 +22,10 @@ from tlray.progress import Progress
 from tlray.schedule import PlainSchedule
 
 KIND = "scoring"
-NAMES = predictions.NAMES | {scorestate.FOLDER}
+EARLIER_NAMES = frozenset({"scoring.json", "progress.json", "part-"})
+"""Names at the top level of the outputs of earlier versions, which --overwrite replaces too; see `storage.check_output`
+for `part-`."""
+NAMES = predictions.NAMES | EARLIER_NAMES | {scorestate.FOLDER}
 
 _LOG = logging.getLogger(__name__)
 
