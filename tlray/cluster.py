@@ -73,8 +73,9 @@ class Capacity:
         held_cpus: CPUs that others hold: an endpoint's replicas, other jobs.
         held_gpus: The same of GPUs.
         is_short: No node has `MIN_FREE_CPUS` that are free: a command has to wait, and plans for the least.
-        object_store_bytes: Shared memory for data in flight, of all nodes that it has or can grow to together.
-        smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
+        object_store_bytes: Size of the object stores (shared memory for data in flight) of all nodes that are there.
+        smallest_object_store_bytes: Size of the smallest object store of a node that is there or may be added. No node
+            can hold a copy of more.
         memory_bytes: Of this node, besides its object store: what the driver itself can work with.
         has_many_nodes: It has, or can grow to, more than one node.
     """
@@ -240,7 +241,7 @@ def capacity() -> Capacity:
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
         nodes=tuple(whole if is_short else left),
-        object_store_bytes=int(max(sum(now_stores), sum(then_stores))),
+        object_store_bytes=int(sum(now_stores)),
         smallest_object_store_bytes=int(min(*now_stores, *then_stores, math.inf)),
         memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
