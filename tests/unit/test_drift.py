@@ -56,7 +56,30 @@ def test_index_by_hand():
     expected = sum((b - a) * math.log(b / a) for a, b in zip(before, now, strict=True))
     assert expected == pytest.approx(0.26, abs=0.001)
     assert population_stability_index([10, 30], [20, 20]) == pytest.approx(expected)
-    assert math.isfinite(population_stability_index([0, 10], [10, 0]))
+    # Half an image of the four is a share of 1/8: (7, 3) and (5, 5) tenths once they sum to 1.
+    assert population_stability_index([3, 1], [20, 20]) == pytest.approx(0.2 * math.log(7 / 3))
+    assert population_stability_index([20, 20], [3, 1]) == pytest.approx(0.2 * math.log(7 / 3))
+    # Half an image of ten is 1/20: (1, 21) and (21, 1) parts of 22.
+    assert population_stability_index([0, 10], [10, 0]) == pytest.approx(2 * 20 / 22 * math.log(21))
+
+
+@pytest.mark.parametrize("shares", [(1, 0, 0), (1, 3, 0), (2, 1, 1)])
+@pytest.mark.parametrize(("num_before", "num_now"), [(20, 500), (500, 20), (1, 500), (20, 20)])
+def test_index_of_equal_shares_is_0(shares, num_before, num_now):
+    """However many images either sample has, and where a class is never predicted."""
+    before, now = ([share * count for share in shares] for count in (num_before, num_now))
+    assert population_stability_index(before, now) == pytest.approx(0, abs=1e-12)
+
+
+def test_index_of_a_class_that_is_seldom_predicted_is_what_chance_makes_it():
+    """Three classes, of which one has 2 % of the images and the other 38 and 60 %; few images are known."""
+    generator = np.random.default_rng(0)
+    shares = [0.38, 0.6, 0.02]
+    above = []
+    for _ in range(2000):
+        before, now = (generator.multinomial(count, shares).tolist() for count in (72, WINDOW))
+        above.append(population_stability_index(before, now) > chance_level(before, WINDOW))
+    assert np.mean(above) == pytest.approx(0.05, abs=0.03)
 
 
 def test_index_of_equal_sources_is_what_chance_makes_it():
