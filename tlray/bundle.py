@@ -184,9 +184,9 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             ),
         }
         spec = BundleSpec(**raw | parsed)
-        for counted in filter(None, (spec.training_images, spec.validation_predictions)):
-            if len(counted.class_counts) != len(spec.classes):
-                raise ValueError("training_images and validation_predictions must have a count for each class")
+        predicted = spec.validation_predictions
+        if predicted is not None and len(predicted.class_counts) != len(spec.classes):
+            raise ValueError("validation_predictions must have a count for each class")
         if spec.prior is not None and len(spec.prior) != len(spec.classes):
             raise ValueError("prior must have a share for each class")
     except (ValueError, KeyError, TypeError) as error:

@@ -250,15 +250,12 @@ def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingIma
     num_measured = min(MAX_MEASURED, train.num_rows)
     sample = np.random.default_rng(config.seed).choice(train.num_rows, num_measured, replace=False)
     uris = train["uri"].take(np.sort(sample)).to_pylist()
-    counts = np.bincount(train["class_index"].to_numpy(), minlength=len(dataset.classes)).tolist()
     # It asks for no CPU: what the rest needs has been planned.
     task = ray.remote(_measure).options(num_cpus=0)
-    return task.remote(uris, counts, config.image_size_px, dataset.intensity_range)
+    return task.remote(uris, config.image_size_px, dataset.intensity_range)
 
 
-def _measure(
-    uris: list[str], class_counts: list[int], size_px: int, intensity_range: tuple[float, float] | None
-) -> TrainingImages | None:
+def _measure(uris: list[str], size_px: int, intensity_range: tuple[float, float] | None) -> TrainingImages | None:
     def grey(uri: str) -> tuple[float, float] | None:
         try:
             image = images.decode(streams.read_file(uri), size_px=size_px, intensity_range=intensity_range)
@@ -271,8 +268,4 @@ def _measure(
     if not greys:
         return None
     means, deviations = zip(*greys, strict=True)
-    return TrainingImages(
-        grey_mean=Distribution.of(means),
-        grey_deviation=Distribution.of(deviations),
-        class_counts=tuple(class_counts),
-    )
+    return TrainingImages(grey_mean=Distribution.of(means), grey_deviation=Distribution.of(deviations))

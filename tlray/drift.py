@@ -68,16 +68,14 @@ class TrainingImages:
     Attributes:
         grey_mean: Of a sample of them, at the model's size; see `grey_statistics`.
         grey_deviation: Of the same.
-        class_counts: How many of all of them each class has, by their labels.
     """
 
     grey_mean: Distribution
     grey_deviation: Distribution
-    class_counts: tuple[int, ...]
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "TrainingImages":
-        """Reads what `dataclasses.asdict` made.
+        """Reads what `dataclasses.asdict` made, or an earlier version, which counted classes too.
 
         Raises:
             KeyError, TypeError, ValueError: It is something else.
@@ -85,7 +83,6 @@ class TrainingImages:
         return cls(
             grey_mean=Distribution.from_json(raw["grey_mean"]),
             grey_deviation=Distribution.from_json(raw["grey_deviation"]),
-            class_counts=_counts(raw["class_counts"]),
         )
 
 

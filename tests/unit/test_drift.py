@@ -22,8 +22,7 @@ from tlray.drift import (
 )
 
 TENTHS = Distribution(edges=tuple(float(edge) for edge in range(10, 100, 10)), counts=(10,) * 10)
-TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS, class_counts=(100, 400))
-# Other shares than those of the labels: a model that errs.
+TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS)
 PREDICTIONS = ValidationPredictions(class_counts=(40, 40), confidence=Distribution(edges=(0.75,), counts=(40, 40)))
 
 
@@ -163,24 +162,31 @@ def test_index_of_predictions_shows_a_real_shift():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "distribution",
     [
-        {"grey_mean": None},
-        {"grey_mean": {"edges": [2, 1], "counts": [1, 1, 1]}},
-        {"grey_mean": {"edges": [1], "counts": [1]}},
-        {"grey_mean": {"edges": [math.nan], "counts": [1, 1]}},
-        {"class_counts": [0, 0]},
-        {"class_counts": [1, -1]},
-        {"class_counts": [1.5, 1]},
-        {"class_counts": "12"},
+        None,
+        {"edges": [2, 1], "counts": [1, 1, 1]},
+        {"edges": [1], "counts": [1]},
+        {"edges": [math.nan], "counts": [1, 1]},
+        {"edges": [1], "counts": [0, 0]},
     ],
 )
-def test_something_else_is_refused(changes):
+@pytest.mark.parametrize(
+    ("known", "name"), [(TRAINING, "grey_mean"), (TRAINING, "grey_deviation"), (PREDICTIONS, "confidence")]
+)
+def test_something_else_is_refused(known, name, distribution):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        TrainingImages.from_json(dataclasses.asdict(TRAINING) | changes)
-    changes = {"confidence" if name == "grey_mean" else name: value for name, value in changes.items()}
+        type(known).from_json(dataclasses.asdict(known) | {name: distribution})
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [1, -1], [1.5, 1], "12"])
+def test_other_counts_are_refused(counts):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        ValidationPredictions.from_json(dataclasses.asdict(PREDICTIONS) | changes)
+        ValidationPredictions.from_json(dataclasses.asdict(PREDICTIONS) | {"class_counts": counts})
+
+
+def test_earlier_versions_counted_the_classes_of_training_images():
+    assert TrainingImages.from_json(dataclasses.asdict(TRAINING) | {"class_counts": [100, 400]}) == TRAINING
 
 
 def like_training(count: int) -> tuple[list[tuple[float, float]], np.ndarray]:
