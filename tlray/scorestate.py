@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import filestamps, storage
 from tlray.errors import ImageError
 
 FOLDER = "_state"
@@ -20,9 +20,6 @@ FOLDER = "_state"
 IDENTITY = "scoring.json"
 PROGRESS = "progress.json"
 STAMPS = "stamps"
-
-STAMP = "stamp"
-"""Name of the column that predictions have besides the public ones until they are written; see `filestamps.stamps`."""
 
 PROGRESS_INTERVAL_S = 2.0
 """The least time between two versions of `progress.json`, in seconds: object stores take one a second of a file."""
@@ -112,7 +109,7 @@ def write_stamps(out: str, part: str, stamps: Sequence[str]) -> None:
         stamps: See `filestamps.stamps`.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({STAMP: pa.array(stamps, pa.string())}), sink)
+    pq.write_table(pa.table({filestamps.COLUMN: pa.array(stamps, pa.string())}), sink)
     storage.write_bytes(storage.join(out, FOLDER, STAMPS, part), sink.getvalue().to_pybytes())
 
 
@@ -126,7 +123,7 @@ def read_stamps(out: str, part: str, *, num_rows: int) -> list[str]:
     """
     try:
         content = storage.read_bytes(storage.join(out, FOLDER, STAMPS, part))
-        stamps = pq.read_table(pa.BufferReader(content))[STAMP].to_pylist()
+        stamps = pq.read_table(pa.BufferReader(content))[filestamps.COLUMN].to_pylist()
     except (OSError, pa.ArrowException, KeyError):
         return [""] * num_rows
     return stamps if len(stamps) == num_rows else [""] * num_rows
