@@ -13,7 +13,7 @@ from tlray import filestamps, images, storage
 from tlray.storage import UNFINISHED
 
 INTERVAL_S = 10.0
-"""The least time between two parts: an interruption costs about as much."""
+"""Seconds to wait after a part before the next one is written. An interruption loses about as much work."""
 
 
 def stamps(uris: Sequence[str]) -> list[str]:
@@ -85,10 +85,10 @@ class Keeper:
         self._written_s = time.monotonic()
 
     def add(self, rows: pa.Table) -> None:
-        """Takes what the next files are; writes a part if the last one is old enough.
+        """Takes the results of the next files that were read; writes a part if the last one is `INTERVAL_S` old.
 
         Args:
-            rows: See `known_rows`.
+            rows: A row for each file, with the columns of `known_rows`. The files follow those of the last call.
         """
         start, self._num_seen = self._num_seen, self._num_seen + rows.num_rows
         columns = rows[filestamps.COLUMN].to_pylist(), rows["sha256"].to_pylist(), self._before[start : self._num_seen]

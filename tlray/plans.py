@@ -64,7 +64,7 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     Raises:
         ConfigError: The cluster cannot give what is asked for, with the sums.
     """
-    held = f" ({available.held_cpus:.3g} of the CPUs in others' hands)" if available.held_cpus else ""
+    held = f" ({available.held_cpus:.3g} of the CPUs in use by other jobs)" if available.held_cpus else ""
     has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs{held}"
     if available.num_cpus < 2:
         raise ConfigError(
@@ -127,8 +127,8 @@ def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_worker
 def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     """Shares what is free of a cluster between predictors and Ray Data.
 
-    What others hold may stay in their hands: predictors that took all of the rest would have nothing to do, as no task
-    could read for them.
+    CPUs in use by other jobs and deployments are left out, and predictors do not get all of the others: with no CPU
+    left for tasks that read images they would have nothing to do.
 
     Args:
         available: What the cluster has.

@@ -1,5 +1,6 @@
-"""The private state of a scoring, in a folder `_state` of its output: what it is of, how far it is, the files it read.
+"""The private state of a scoring, in the folder `_state` of its output.
 
+It has the identity of the scoring (bundle and images), its progress, and the stamps of the files that were read.
 Readers of Parquet pass over names that begin with an underscore.
 """
 
@@ -31,12 +32,17 @@ COUNTS = ("done", "failed", "total")
 
 
 def write_identity(out: str, identity: Mapping[str, str]) -> None:
-    """Writes down what a scoring is of."""
+    """Writes which bundle and images a scoring is of, so that `--resume` continues no other one.
+
+    Args:
+        out: The output.
+        identity: Names and values that must be the same when the scoring is continued.
+    """
     storage.write_text(storage.join(out, FOLDER, IDENTITY), json.dumps(identity, indent=2) + "\n")
 
 
 def read_identity(out: str) -> Any:
-    """Returns what `write_identity` has written; None: nothing."""
+    """Returns the identity that `write_identity` wrote; None where the output has none."""
     try:
         return json.loads(storage.read_bytes(storage.join(out, FOLDER, IDENTITY)))
     except (FileNotFoundError, NotADirectoryError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_a_training_with_losses_of_another_kind_is_not_continued(
     tmp_path, class_weights, checkpoint, begin_run, message
 ):
     """Others come as far as the next check: the weights, which are not there."""
-    settings = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
+    settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
     config = TrainConfig(**settings, class_weights=class_weights, resume=True)
     begin_run(config.resolved())
     storage.write_text(f"{config.out}/checkpoints/{checkpoint}/state.npz", "")
@@ -109,7 +110,7 @@ def test_a_training_with_losses_of_another_kind_is_not_continued(
     ],
 )
 def test_a_sweep_with_losses_of_another_kind_is_not_continued(tmp_path, trials, begin_run, message):
-    settings = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
+    settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
     config = SweepConfig(**settings, resume=True)
     begin_run(config)
     trialtable.write_trials(config.out, trials, LOSSES, NUM_IMAGES_G)

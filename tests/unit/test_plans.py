@@ -151,7 +151,7 @@ def test_training_beside_others(num_cpus, held_cpus, num_workers, cpus_per_worke
 
 
 def test_a_refusal_says_what_others_hold():
-    message = "The cluster has 2 CPUs and 0 GPUs (0.35 of the CPUs in others' hands). Try --num-workers 2."
+    message = "The cluster has 2 CPUs and 0 GPUs (0.35 of the CPUs in use by other jobs). Try --num-workers 2."
     with pytest.raises(ConfigError, match=re.escape(message)):
         plans.plan_training(make_capacity(2, held_cpus=0.35), num_workers=3, use_gpu=False)
 
