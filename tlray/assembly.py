@@ -37,10 +37,10 @@ NOT_COMPARED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What is to be trained, built once.
+    """A classifier before it is trained, with the networks that compute its features.
 
-    It holds the weights themselves. Whoever hands them to other processes puts them into the object store: an object
-    there is lost with the process that has put it, and the one that builds models may end at any time.
+    It holds arrays, not references to the object store: an object there is lost when the process that put it ends, and
+    the process that builds models may end at any time. The process that needs the arrays elsewhere puts them there.
 
     Attributes:
         architecture: The classifier (uint8 in, logits out, float32) as JSON.
@@ -84,11 +84,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What the features say of an exported model.
+    """The predictions of an exported model, as far as they could be computed from stored features.
 
     Attributes:
-        probs: Split to float32 probabilities [images, classes]; empty: the model has to be measured on images.
-        warnings: What a careful reader must know of them.
+        probs: Probabilities of each split, float32 [images, classes]. Empty where there are no stored features, or
+            where the exported model gives other probabilities than they do; then it has to be measured on images.
+        warnings: What a careful reader must know of these probabilities.
     """
 
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)

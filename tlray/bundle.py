@@ -47,6 +47,7 @@ class BundleSpec:
         weights: Where training started.
         data_fingerprint: See `manifest.fingerprint`; None where nothing is known of the data.
         split_fingerprint: See `manifest.split_fingerprint`.
+        id_fingerprint: See `manifest.id_fingerprint`; None in bundles of earlier versions.
         prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: What they were like; None where nothing is known of them.
         validation_predictions: What it predicts for validation images; None where there are none, or it is not known.
@@ -67,6 +68,7 @@ class BundleSpec:
     weights: str
     data_fingerprint: str | None = None
     split_fingerprint: str | None = None
+    id_fingerprint: str | None = None
     prior: tuple[float, ...] | None = None
     training_images: TrainingImages | None = None
     validation_predictions: ValidationPredictions | None = None
@@ -182,9 +184,9 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             ),
         }
         spec = BundleSpec(**raw | parsed)
-        for counted in filter(None, (spec.training_images, spec.validation_predictions)):
-            if len(counted.class_counts) != len(spec.classes):
-                raise ValueError("training_images and validation_predictions must have a count for each class")
+        predicted = spec.validation_predictions
+        if predicted is not None and len(predicted.class_counts) != len(spec.classes):
+            raise ValueError("validation_predictions must have a count for each class")
         if spec.prior is not None and len(spec.prior) != len(spec.classes):
             raise ValueError("prior must have a share for each class")
     except (ValueError, KeyError, TypeError) as error:

@@ -70,11 +70,12 @@ class Capacity:
         num_gpus: GPUs.
         nodes: CPUs and GPUs that are free on each node that it has or can grow to: what a worker must fit into. All of
             them where no node has enough, see `is_short`.
-        held_cpus: CPUs that others hold: an endpoint's replicas, other jobs.
-        held_gpus: The same of GPUs.
+        held_cpus: CPUs in use by other jobs and deployments.
+        held_gpus: GPUs in use by other jobs and deployments.
         is_short: No node has `MIN_FREE_CPUS` that are free: a command has to wait, and plans for the least.
-        object_store_bytes: Shared memory for data in flight, of all nodes that it has or can grow to together.
-        smallest_object_store_bytes: The same of the node that has least of it: what every node can have a copy of.
+        object_store_bytes: Size of the object stores (shared memory for data in flight) of all nodes that are there.
+        smallest_object_store_bytes: Size of the smallest object store of a node that is there or may be added. No node
+            can hold a copy of more.
         memory_bytes: Of this node, besides its object store: what the driver itself can work with.
         has_many_nodes: It has, or can grow to, more than one node.
     """
@@ -240,7 +241,7 @@ def capacity() -> Capacity:
         num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
         num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
         nodes=tuple(whole if is_short else left),
-        object_store_bytes=int(max(sum(now_stores), sum(then_stores))),
+        object_store_bytes=int(sum(now_stores)),
         smallest_object_store_bytes=int(min(*now_stores, *then_stores, math.inf)),
         memory_bytes=here.get("memory", math.inf),  # a node that offers none to tasks has some all the same
         has_many_nodes=len(nodes) > 1 or bool(groups),
@@ -251,15 +252,21 @@ def capacity() -> Capacity:
 
 
 def _store_bytes(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> float | None:
-    """Returns the object store of a node that the autoscaler may add; None: nothing tells.
+    """Estimates the object store, in bytes, of a node that the autoscaler may add.
 
-    The autoscaler's configuration seldom names it. A node of the same CPUs and GPUs that is there has one as large;
-    where there is none it is derived from the type's `memory`. That is the memory besides the object store on AWS and
-    all memory on Kubernetes, so that the object store is no smaller than this on either.
+    The size is the first of these that is known:
+
+    1. the one that the autoscaler's configuration gives for the node type, which it seldom does,
+    2. the smallest one of the nodes that are there with the same CPUs and GPUs,
+    3. Ray's default part of the `memory` of the node type. On Kubernetes that is all memory of the node; on AWS it is
+       the memory besides the object store, so that the real object store is larger.
 
     Args:
-        resources: The type's resources.
+        resources: Resources of the node type.
         nodes: Resources of the nodes that are there.
+
+    Returns:
+        The size; None where it is not known.
     """
     if resources.get("object_store_memory", 0):
         return resources["object_store_memory"]

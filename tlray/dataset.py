@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from sklearn.utils.class_weight import compute_class_weight
 
 from tlray import audit, images, inspected, labels, layout, listing, manifest, prior, storage, streams
 from tlray.config import TrainConfig, parse_columns, parse_intensity_range
@@ -63,14 +62,11 @@ class Dataset:
 
     def class_weights(self, *, balanced: bool) -> tuple[float, ...]:
         """Returns a factor of the loss for each class: its inverse frequency among the training images, or 1."""
-        if not balanced:
-            return (1.0,) * len(self.classes)
-        labels = self.split("train")["label"].to_numpy()
-        return tuple(compute_class_weight("balanced", classes=np.array(self.classes), y=labels).tolist())
+        return tuple(prior.class_weights(self._train_labels(), len(self.classes), balanced=balanced).tolist())
 
     def wanted_shares(self, wanted: str) -> np.ndarray:
         """Returns the class shares that a --prior means for these images; see `prior.wanted_shares`."""
-        train_shares = prior.class_shares(self.split("train")["class_index"].to_numpy(), len(self.classes))
+        train_shares = prior.class_shares(self._train_labels(), len(self.classes))
         return prior.wanted_shares(wanted, self.classes, train_shares)
 
     def logit_shift(self, wanted: str, *, balanced: bool) -> np.ndarray:
@@ -83,10 +79,12 @@ class Dataset:
         Returns:
             float32 [classes].
         """
-        labels = self.split("train")["class_index"].to_numpy()
-        weights = np.array(self.class_weights(balanced=balanced))[labels]
-        assumed = prior.class_shares(labels, len(self.classes), weights)
-        return prior.logit_shift(assumed, self.wanted_shares(wanted))
+        labels = self._train_labels()
+        weights = prior.class_weights(labels, len(self.classes), balanced=balanced)
+        return prior.weighted_logit_shift(labels, weights, self.wanted_shares(wanted))
+
+    def _train_labels(self) -> np.ndarray:
+        return self.split("train")["class_index"].to_numpy()
 
 
 def list_classes(config: TrainConfig) -> listing.Listing:
@@ -250,15 +248,12 @@ def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingIma
     num_measured = min(MAX_MEASURED, train.num_rows)
     sample = np.random.default_rng(config.seed).choice(train.num_rows, num_measured, replace=False)
     uris = train["uri"].take(np.sort(sample)).to_pylist()
-    counts = np.bincount(train["class_index"].to_numpy(), minlength=len(dataset.classes)).tolist()
     # It asks for no CPU: what the rest needs has been planned.
     task = ray.remote(_measure).options(num_cpus=0)
-    return task.remote(uris, counts, config.image_size_px, dataset.intensity_range)
+    return task.remote(uris, config.image_size_px, dataset.intensity_range)
 
 
-def _measure(
-    uris: list[str], class_counts: list[int], size_px: int, intensity_range: tuple[float, float] | None
-) -> TrainingImages | None:
+def _measure(uris: list[str], size_px: int, intensity_range: tuple[float, float] | None) -> TrainingImages | None:
     def grey(uri: str) -> tuple[float, float] | None:
         try:
             image = images.decode(streams.read_file(uri), size_px=size_px, intensity_range=intensity_range)
@@ -271,8 +266,4 @@ def _measure(
     if not greys:
         return None
     means, deviations = zip(*greys, strict=True)
-    return TrainingImages(
-        grey_mean=Distribution.of(means),
-        grey_deviation=Distribution.of(deviations),
-        class_counts=tuple(class_counts),
-    )
+    return TrainingImages(grey_mean=Distribution.of(means), grey_deviation=Distribution.of(deviations))

@@ -68,16 +68,14 @@ class TrainingImages:
     Attributes:
         grey_mean: Of a sample of them, at the model's size; see `grey_statistics`.
         grey_deviation: Of the same.
-        class_counts: How many of all of them each class has, by their labels.
     """
 
     grey_mean: Distribution
     grey_deviation: Distribution
-    class_counts: tuple[int, ...]
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "TrainingImages":
-        """Reads what `dataclasses.asdict` made.
+        """Reads what `dataclasses.asdict` made, or an earlier version, which counted classes too.
 
         Raises:
             KeyError, TypeError, ValueError: It is something else.
@@ -85,7 +83,6 @@ class TrainingImages:
         return cls(
             grey_mean=Distribution.from_json(raw["grey_mean"]),
             grey_deviation=Distribution.from_json(raw["grey_deviation"]),
-            class_counts=_counts(raw["class_counts"]),
         )
 
 
@@ -145,13 +142,15 @@ def population_stability_index(expected: Sequence[int], found: Sequence[int]) ->
     """Returns how different two samples' shares of some bins are: the sum of (f - e) ln(f / e), 0 where they are equal.
 
     The usual reading: below 0.1 nothing has changed, from 0.25 much has (N. Siddiqi, Credit Risk Scorecards, Wiley,
-    2006), unless `chance_level` is higher. As no share may be 0, each bin is given half an image more.
+    2006), unless `chance_level` is higher. As no share may be 0, the share of half an image of the smaller sample is
+    added to each share of both.
 
     Args:
-        expected: Images in each bin, before.
+        expected: Images in each bin, before; one image at least.
         found: The same, now.
     """
-    before, now = (np.asarray(counts, np.float64) + 0.5 for counts in (expected, found))
+    added = 0.5 / min(sum(expected), sum(found))
+    before, now = (np.asarray(counts, np.float64) / sum(counts) + added for counts in (expected, found))
     before, now = before / before.sum(), now / now.sum()
     return float(((now - before) * np.log(now / before)).sum())
 

@@ -63,6 +63,11 @@ class ImageErrorCode(StrEnum):
     """The model gave no finite probabilities for this image."""
 
 
+def too_large(size_bytes: int, max_bytes: int) -> ImageError:
+    """Returns the error of a file, or a member of a zip archive, that has more bytes than the limit."""
+    return ImageError(ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}.")
+
+
 def some(names: Iterable[str], limit: int = 10) -> str:
     """Returns names for a message: sorted, quoted, and no more than a reader wants to see."""
     ordered = sorted(names)

@@ -158,8 +158,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
-    """Returns why metrics on a data set are too good: what a bundle's training found, if it was on this very data."""
-    return spec.leaks if manifest.split_fingerprint(table) == spec.split_fingerprint else ()
+    """Returns why metrics on a data set are too good: what a bundle's training found, if it was on this very data.
+
+    The data counts as the same if its images have the same ids, whatever splits were cut since it was listed.
+
+    Args:
+        spec: The bundle's description. Those of earlier versions know ids only together with splits.
+        table: The manifest of all images, as it was listed.
+    """
+    if spec.id_fingerprint is None:
+        is_same = manifest.split_fingerprint(table) == spec.split_fingerprint
+    else:
+        is_same = manifest.id_fingerprint(table) == spec.id_fingerprint
+    return spec.leaks if is_same else ()
 
 
 def select_split(table: pa.Table, split: str) -> pa.Table:

@@ -8,6 +8,9 @@ import pyarrow as pa
 
 from tlray import storage
 
+COLUMN = "stamp"
+"""Name of the column that tables have for stamps. A stamp that is not known is an empty text."""
+
 THREADS = 8
 """Number of files that one call asks for at a time, which hides an object store's latency."""
 

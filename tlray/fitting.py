@@ -114,6 +114,16 @@ def fit(
     return _read_history(config), weights
 
 
+def has_checkpoint(out: str) -> bool:
+    """Tells whether the training in a run's directory has saved its state, from which it goes on."""
+    return bool(_checkpoint_names(out))
+
+
+def _checkpoint_names(out: str) -> list[str]:
+    names = storage.list_names(storage.join(out, CHECKPOINTS))
+    return [name for name in names if name.startswith("checkpoint_2")]
+
+
 def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
     """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer brings TensorFlow."""
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
@@ -155,8 +165,8 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
 def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
     """Deletes the checkpoints that killed workers had begun: Ray Train forgets them, and they are large."""
     directory = storage.join(config.out, CHECKPOINTS)
-    for name in storage.list_names(directory):
-        if name.startswith("checkpoint_2") and last is not None and name != os.path.basename(last.path):
+    for name in _checkpoint_names(config.out):
+        if last is not None and name != os.path.basename(last.path):
             storage.delete(storage.join(directory, name))
 
 

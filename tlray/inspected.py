@@ -12,23 +12,20 @@ import pyarrow.parquet as pq
 from tlray import filestamps, images, storage
 from tlray.storage import UNFINISHED
 
-STAMP = "stamp"
-"""The column that tells whether a file is still the one that was read: see `stamps`."""
-
 INTERVAL_S = 10.0
-"""The least time between two parts: an interruption costs about as much."""
+"""Seconds to wait after a part before the next one is written. An interruption loses about as much work."""
 
 
-def stamps(uris: Sequence[str]) -> list[str | None]:
+def stamps(uris: Sequence[str]) -> list[str]:
     """Returns a text for each file that is another one once the file, or how images are read, has changed.
 
     Args:
         uris: The files, or members of zip archives.
 
     Returns:
-        See `filestamps.stamps`; None where nothing is known of a file.
+        See `filestamps.stamps`; empty where nothing is known of a file.
     """
-    return [f"{images.DECODING}:{stamp}" if stamp else None for stamp in filestamps.stamps(uris)]
+    return [f"{images.DECODING}:{stamp}" if stamp else "" for stamp in filestamps.stamps(uris)]
 
 
 def known_rows(out: str, uris: pa.ChunkedArray, schema: pa.Schema) -> pa.Table | None:
@@ -37,7 +34,8 @@ def known_rows(out: str, uris: pa.ChunkedArray, schema: pa.Schema) -> pa.Table |
     Args:
         out: The output directory.
         uris: The files.
-        schema: The columns that are wanted, `STAMP` among them. Parts with others (of another version) do not count.
+        schema: The columns that are wanted, `filestamps.COLUMN` among them. Parts with others (of another version) do
+            not count.
 
     Returns:
         A table with those columns, null where nothing is known of a file; None where nothing is known of any.
@@ -81,19 +79,19 @@ class Keeper:
         self._out = out
         self._kind = kind
         self._uris = uris
-        self._before = [None] * len(uris) if known is None else known[STAMP].to_pylist()
+        self._before = [None] * len(uris) if known is None else known[filestamps.COLUMN].to_pylist()
         self._waiting: list[pa.Table] = []
         self._num_seen = 0
         self._written_s = time.monotonic()
 
     def add(self, rows: pa.Table) -> None:
-        """Takes what the next files are; writes a part if the last one is old enough.
+        """Takes the results of the next files that were read; writes a part if the last one is `INTERVAL_S` old.
 
         Args:
-            rows: See `known_rows`.
+            rows: A row for each file, with the columns of `known_rows`. The files follow those of the last call.
         """
         start, self._num_seen = self._num_seen, self._num_seen + rows.num_rows
-        columns = rows[STAMP].to_pylist(), rows["sha256"].to_pylist(), self._before[start : self._num_seen]
+        columns = rows[filestamps.COLUMN].to_pylist(), rows["sha256"].to_pylist(), self._before[start : self._num_seen]
         # A file without a checksum could not be read at all: the next reading tries again.
         is_new = [bool(now and sha256) and now != before for now, sha256, before in zip(*columns, strict=True)]
         uris = self._uris.slice(start, rows.num_rows)

@@ -47,9 +47,10 @@ def read_class_map(location: str) -> dict[str, str]:
 def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -> tuple[pa.Table, dict[str, str]]:
     """Gives all splits the same class names.
 
-    Where one split has the labels of all others these are the classes: a split may lack some. Otherwise the part before
-    the first `_` is, if that is unique within every split and makes one split have all. A null split counts as train.
-    Rows without a label are left alone.
+    If one split has all labels that occur, the labels are the classes; other splits may lack some. Otherwise the class
+    is the part of a label before the first `_`, provided that one split then has all classes; if none has, labels stay
+    as they are. Two labels of one split must not become the same class. A null split counts as train. Rows without a
+    label are not changed.
 
     Args:
         table: A manifest.

@@ -64,7 +64,7 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     Raises:
         ConfigError: The cluster cannot give what is asked for, with the sums.
     """
-    held = f" ({available.held_cpus:.3g} of the CPUs in others' hands)" if available.held_cpus else ""
+    held = f" ({available.held_cpus:.3g} of the CPUs in use by other jobs)" if available.held_cpus else ""
     has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs{held}"
     if available.num_cpus < 2:
         raise ConfigError(
@@ -93,22 +93,42 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
         each = each - 1 if each > 1 else each / 2
     data_cpus = max(MIN_WORKER_CPUS, free_cpus - each * num_workers)
     # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
-    store_bytes = max(MIN_OBJECT_STORE_BYTES, available.object_store_bytes // 4 // num_workers)
+    num_nodes = _num_nodes_needed(available, each, num_workers=num_workers, use_gpu=use_gpu)
+    # Memory makes no node come: those that may be added count as far as the workers and their streams need them.
+    certain_bytes = max(available.object_store_bytes, available.smallest_object_store_bytes * num_nodes)
+    store_bytes = max(MIN_OBJECT_STORE_BYTES, certain_bytes // 4 // num_workers)
     share = Share(num_cpus=data_cpus / num_workers, object_store_bytes=store_bytes)
     return TrainPlan(cpus_per_worker=float(each), gpus_per_worker=int(use_gpu), share=share)
 
 
 def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> int:
     """Returns how many workers fit onto the nodes, each whole on one of them."""
+    return sum(_num_fitting_by_node(available, cpus_per_worker, use_gpu=use_gpu))
+
+
+def _num_fitting_by_node(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> list[int]:
     fitting = [(math.floor(cpus / cpus_per_worker + 1e-9), gpus) for cpus, gpus in available.nodes]
-    return sum(min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting)
+    return [min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting]
+
+
+def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_workers: int, use_gpu: bool) -> int:
+    """Returns the fewest nodes that have room for all workers and for one reading task beside each; at most all."""
+    num_fitting = _num_fitting_by_node(available, cpus_per_worker, use_gpu=use_gpu)
+    cpus_needed = num_workers * (cpus_per_worker + TASK_CPUS)
+    room, num_cpus = 0, 0.0
+    nodes = sorted(zip(num_fitting, (cpus for cpus, _ in available.nodes), strict=True), reverse=True)
+    for number, (count, node_cpus) in enumerate(nodes, start=1):
+        room, num_cpus = room + count, num_cpus + node_cpus
+        if room >= num_workers and num_cpus >= cpus_needed - 1e-9:
+            return number
+    return len(nodes)
 
 
 def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     """Shares what is free of a cluster between predictors and Ray Data.
 
-    What others hold may stay in their hands: predictors that took all of the rest would have nothing to do, as no task
-    could read for them.
+    CPUs in use by other jobs and deployments are left out, and predictors do not get all of the others: with no CPU
+    left for tasks that read images they would have nothing to do.
 
     Args:
         available: What the cluster has.

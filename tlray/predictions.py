@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from tlray import manifest, scorestate, spreadsheet, storage
+from tlray import filestamps, manifest, scorestate, spreadsheet, storage
 from tlray.bundle import BundleSpec
 from tlray.errors import DataError, ImageErrorCode
 from tlray.progress import Progress
@@ -115,13 +115,13 @@ def write_part(out: str, number: int, table: pa.Table) -> None:
     Args:
         out: The output.
         number: The part's number.
-        table: Predictions. A column `scorestate.STAMP` goes into the private state.
+        table: Predictions. A column `filestamps.COLUMN` goes into the private state.
     """
     name = f"part-{number:05d}.parquet"
-    if scorestate.STAMP in table.column_names:
+    if filestamps.COLUMN in table.column_names:
         # First: a part without its stamps costs reading its images again, stamps without a part cost nothing.
-        scorestate.write_stamps(out, name, table[scorestate.STAMP].to_pylist())
-        table = table.drop_columns([scorestate.STAMP])
+        scorestate.write_stamps(out, name, table[filestamps.COLUMN].to_pylist())
+        table = table.drop_columns([filestamps.COLUMN])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_bytes(storage.join(out, DATA, name), sink.getvalue().to_pybytes())

@@ -9,6 +9,7 @@ to a softmax's logits the ratio's logarithm is added. Only the classes' shares m
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from sklearn.utils.class_weight import compute_class_weight
 
 from tlray.config import TRAIN_PRIOR, UNIFORM_PRIOR, parse_prior
 from tlray.errors import ConfigError, some
@@ -24,6 +25,30 @@ def class_shares(labels: np.ndarray, num_classes: int, weights: np.ndarray | Non
     """
     sums = np.bincount(labels, weights, minlength=num_classes)
     return sums / sums.sum()
+
+
+def class_weights(labels: np.ndarray, num_classes: int, *, balanced: bool) -> np.ndarray:
+    """Returns a factor of the loss for each class, float64 [classes]: its inverse frequency, or 1.
+
+    Args:
+        labels: Class indices, int [images]; every class occurs.
+        num_classes: At least 2.
+        balanced: Weight by inverse frequency, as scikit-learn does: all classes together have the same sum of weights.
+    """
+    if not balanced:
+        return np.ones(num_classes)
+    return compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
+
+
+def weighted_logit_shift(labels: np.ndarray, weights: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns what is added to logits that were trained with class weights, float32 [classes].
+
+    Args:
+        labels: Class indices of the training images, int [images].
+        weights: The weight of each class in the loss, [classes]; see `class_weights`.
+        wanted: Class shares that the logits are to assume, [classes], each above 0.
+    """
+    return logit_shift(class_shares(labels, len(weights), weights[labels]), wanted)
 
 
 def logit_shift(assumed: np.ndarray, wanted: np.ndarray) -> np.ndarray:

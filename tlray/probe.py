@@ -8,7 +8,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.utils.class_weight import compute_sample_weight
 
 from tlray import prior
 
@@ -204,9 +203,8 @@ def fit(
         balanced: Weight each image by the inverse frequency of its class.
         inverse_penalties: The values of scikit-learn's C to try.
     """
-    weights = compute_sample_weight("balanced", train_labels) if balanced else None
-    assumed, wanted = (prior.class_shares(train_labels, num_classes, each) for each in (weights, None))
-    shift = prior.logit_shift(assumed, wanted)
+    weights = prior.class_weights(train_labels, num_classes, balanced=balanced)
+    shift = prior.weighted_logit_shift(train_labels, weights, prior.class_shares(train_labels, num_classes))
     turn = basis(train)
     train, valid = turn.turn(train), turn.turn(valid)
     model = regression(balanced=balanced)
@@ -226,11 +224,14 @@ def fit(
     best = min(range(len(trials)), key=lambda place: trials[place].valid_loss)
     model.coef_, model.intercept_ = fitted[best]
     train_probs_BK = model.predict_proba(train)
+    train_weights = weights[train_labels]
     return Probe(
         **turn.turn_back(*coefficients(model)),
         shift=shift,
         trials=tuple(trials),
         best=trials[best],
-        train_loss=float(log_loss(train_labels, train_probs_BK, labels=range(num_classes), sample_weight=weights)),
+        train_loss=float(
+            log_loss(train_labels, train_probs_BK, labels=range(num_classes), sample_weight=train_weights)
+        ),
         train_accuracy=float((prior.shifted(train_probs_BK, shift).argmax(axis=1) == train_labels).mean()),
     )

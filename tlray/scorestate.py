@@ -1,5 +1,6 @@
-"""The private state of a scoring, in a folder `_state` of its output: what it is of, how far it is, the files it read.
+"""The private state of a scoring, in the folder `_state` of its output.
 
+It has the identity of the scoring (bundle and images), its progress, and the stamps of the files that were read.
 Readers of Parquet pass over names that begin with an underscore.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import filestamps, storage
 from tlray.errors import ImageError
 
 FOLDER = "_state"
@@ -20,9 +21,6 @@ FOLDER = "_state"
 IDENTITY = "scoring.json"
 PROGRESS = "progress.json"
 STAMPS = "stamps"
-
-STAMP = "stamp"
-"""Name of the column that predictions have besides the public ones until they are written; see `filestamps.stamps`."""
 
 PROGRESS_INTERVAL_S = 2.0
 """The least time between two versions of `progress.json`, in seconds: object stores take one a second of a file."""
@@ -34,12 +32,17 @@ COUNTS = ("done", "failed", "total")
 
 
 def write_identity(out: str, identity: Mapping[str, str]) -> None:
-    """Writes down what a scoring is of."""
+    """Writes which bundle and images a scoring is of, so that `--resume` continues no other one.
+
+    Args:
+        out: The output.
+        identity: Names and values that must be the same when the scoring is continued.
+    """
     storage.write_text(storage.join(out, FOLDER, IDENTITY), json.dumps(identity, indent=2) + "\n")
 
 
 def read_identity(out: str) -> Any:
-    """Returns what `write_identity` has written; None: nothing."""
+    """Returns the identity that `write_identity` wrote; None where the output has none."""
     try:
         return json.loads(storage.read_bytes(storage.join(out, FOLDER, IDENTITY)))
     except (FileNotFoundError, NotADirectoryError):
@@ -112,7 +115,7 @@ def write_stamps(out: str, part: str, stamps: Sequence[str]) -> None:
         stamps: See `filestamps.stamps`.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({STAMP: pa.array(stamps, pa.string())}), sink)
+    pq.write_table(pa.table({filestamps.COLUMN: pa.array(stamps, pa.string())}), sink)
     storage.write_bytes(storage.join(out, FOLDER, STAMPS, part), sink.getvalue().to_pybytes())
 
 
@@ -126,7 +129,7 @@ def read_stamps(out: str, part: str, *, num_rows: int) -> list[str]:
     """
     try:
         content = storage.read_bytes(storage.join(out, FOLDER, STAMPS, part))
-        stamps = pq.read_table(pa.BufferReader(content))[STAMP].to_pylist()
+        stamps = pq.read_table(pa.BufferReader(content))[filestamps.COLUMN].to_pylist()
     except (OSError, pa.ArrowException, KeyError):
         return [""] * num_rows
     return stamps if len(stamps) == num_rows else [""] * num_rows

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from tlray import bundle as bundle_module
-from tlray import cluster, locations, manifest, plans, predictions, roots, scorestate, storage, streams
+from tlray import cluster, filestamps, locations, manifest, plans, predictions, roots, scorestate, storage, streams
 from tlray.bundle import BundleSpec
 from tlray.config import parse_columns
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
@@ -22,7 +22,10 @@ from tlray.progress import Progress
 from tlray.schedule import PlainSchedule
 
 KIND = "scoring"
-NAMES = predictions.NAMES | {scorestate.FOLDER}
+EARLIER_NAMES = frozenset({"scoring.json", "progress.json", "part-"})
+"""Names at the top level of the outputs of earlier versions, which --overwrite replaces too; see `storage.check_output`
+for `part-`."""
+NAMES = predictions.NAMES | EARLIER_NAMES | {scorestate.FOLDER}
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def predict(
         plan: How the cluster is shared.
         batch_size: Images that the model takes at once.
         first_row: The manifest's row to start with.
-        with_stamps: Give the column `scorestate.STAMP` too.
+        with_stamps: Give the column `filestamps.COLUMN` too.
 
     Yields:
         Tables in the manifest's order, one row for each of its rows: see `predictions.prediction_schema`.
@@ -105,7 +108,9 @@ def predict(
     streams.configure(dataset)
     for batch in streams.iterate(dataset):
         predicted = predictions.prediction_table(table.take(batch["row"]), batch, spec, sha256)
-        yield predicted.append_column(scorestate.STAMP, pa.array(batch["stamp"])) if with_stamps else predicted
+        if with_stamps:
+            predicted = predicted.append_column(filestamps.COLUMN, pa.array(batch[filestamps.COLUMN]))
+        yield predicted
 
 
 def score(config: ScoreConfig) -> ScoreResult:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from tlray.errors import ConfigError, ImageError, ImageErrorCode
+from tlray.errors import ConfigError, too_large
 from tlray.ziparchive import ZipArchive
 
 ZIP_SEPARATOR = "!/"
@@ -132,9 +132,7 @@ def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
     with file_system.open_input_file(path) as file:
         size_bytes = file.size()
         if max_bytes is not None and size_bytes > max_bytes:
-            raise ImageError(
-                ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}."
-            )
+            raise too_large(size_bytes, max_bytes)
         return file.read()
 
 

@@ -118,7 +118,7 @@ def image_stream(
         share: The part of the cluster to use; None: what is free.
         first_row: Where to start in the schedule.
         num_rows: How many rows to stream; None: all from there on.
-        with_stamps: Give the column `stamp` too: what `filestamps.stamps` said before the file was read.
+        with_stamps: Give the column `filestamps.COLUMN` too: what `filestamps.stamps` said before the file was read.
 
     Returns:
         A dataset with the columns `row` (int64, the manifest's row), `image` (uint8 [size, size, 3], zeros on error),
@@ -185,7 +185,7 @@ def _decode_rows(
     digests: list[str] = []
     errors: list[ImageError | None] = []
     # Before the files are read: a file that changes meanwhile is known by an older stamp, and read again.
-    stamps = {"stamp": np.array(filestamps.stamps(chosen["uri"]))} if with_stamps else {}
+    stamps = {filestamps.COLUMN: np.array(filestamps.stamps(chosen["uri"]))} if with_stamps else {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(_read_or_error, chosen["uri"])
         for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
@@ -255,7 +255,7 @@ _INSPECTION_SCHEMA = pa.schema(
 )
 
 
-INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (inspected.STAMP, pa.string())])
+INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (filestamps.COLUMN, pa.string())])
 """The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
 
 
@@ -270,11 +270,11 @@ def _inspect_rows(
         # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
         stamps = inspected.stamps(chosen)
         is_same = [
-            stamp is not None and row.get(inspected.STAMP) == stamp for stamp, row in zip(stamps, before, strict=True)
+            bool(stamp) and row.get(filestamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)
         ]
         contents = pool.map(_read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
         rows = [
-            row if same else _inspect(next(contents)) | {inspected.STAMP: stamp}
+            row if same else _inspect(next(contents)) | {filestamps.COLUMN: stamp}
             for row, stamp, same in zip(before, stamps, is_same, strict=True)
         ]
     return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
@@ -317,11 +317,12 @@ def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
     """Looks at some files without reading them; yields the stamp of each, in order, see `filestamps.stamps`."""
     dataset = _map_rows(len(uris), _stamp_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_LOOK)
     for batch in iterate(dataset):
-        yield batch["stamp"].tolist()
+        yield batch[filestamps.COLUMN].tolist()
 
 
 def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> dict[str, np.ndarray]:
-    return {"stamp": np.array(filestamps.stamps(ray.get(uris[0]).take(batch["id"]).to_pylist()))}
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    return {filestamps.COLUMN: np.array(filestamps.stamps(chosen))}
 
 
 def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:

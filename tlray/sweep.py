@@ -141,6 +141,8 @@ def sweep(config: SweepConfig) -> SweepResult:
     stored = dataset.stored_dataset(base.out) if is_continued else None
     source = None
     if not (is_continued and _is_tried(config)):
+        if is_continued:  # trials are trained with class weights
+            continuation.check_losses(config, kind=KIND, has_losses=bool(trialtable.read_trials(base.out)[0]))
         check_weights(base.weights)
         source = stored or _list(config)
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
@@ -241,6 +243,7 @@ def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Cap
     if not is_continued:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(base.out, CONFIG), to_json(config))
+    continuation.keep_new_settings(config)
     dataset.write_dataset(images, base.out)
     directory = probing.compute(base, available, images, prepared.network)
     splits = {split: images.split(split) for split in ("train", "valid")}

@@ -104,6 +104,9 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     is_continued = _is_continued(config)
     if is_continued and _is_finished(config):
         return _finished(config)
+    if is_continued:
+        has_losses = config.class_weights and fitting.has_checkpoint(config.out)
+        continuation.check_losses(config, kind=KIND, has_losses=has_losses)
     if is_continued and not _was_cached(config):
         config = dataclasses.replace(config, cache="off")
     check_weights(config.weights)
@@ -138,6 +141,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     if not is_continued:
         storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(config.out, CONFIG), to_json(config))
+    continuation.keep_new_settings(config)
     dataset.write_dataset(images, config.out)
     storage.delete(storage.join(config.out, evaluation.METRICS_JSON))
     if not config.quiet:
@@ -257,6 +261,7 @@ def _make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bund
         weights=os.path.basename(config.weights),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
+        id_fingerprint=manifest.id_fingerprint(images.table),
         leaks=tuple(audit.leak_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
     )

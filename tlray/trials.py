@@ -200,8 +200,7 @@ class _Tail:
 
 
 def _class_weights(task: TrialTask, labels: np.ndarray) -> np.ndarray:
-    """Returns balanced weights, float64 [classes], as scikit-learn has them."""
-    return len(labels) / task.num_classes / np.bincount(labels, minlength=task.num_classes)
+    return prior.class_weights(labels, task.num_classes, balanced=True)
 
 
 def _shift(task: TrialTask, fold: int) -> np.ndarray:
@@ -210,8 +209,8 @@ def _shift(task: TrialTask, fold: int) -> np.ndarray:
     Not those of its training images: a class that has more of these than its share has fewer of those held out.
     """
     labels = task.labels[task.folds[fold][0]]
-    weighted = prior.class_shares(labels, task.num_classes, _class_weights(task, labels)[labels])
-    return prior.logit_shift(weighted, prior.class_shares(task.labels, task.num_classes))
+    wanted = prior.class_shares(task.labels, task.num_classes)
+    return prior.weighted_logit_shift(labels, _class_weights(task, labels), wanted)
 
 
 def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np.ndarray]:

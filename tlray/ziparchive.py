@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import ImageError, ImageErrorCode, too_large
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, lengths of the name and of the extra field (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT,
@@ -111,9 +111,7 @@ class ZipArchive:
         # Compressing may add some bytes, but never as many as there were.
         if max_bytes is not None and max(info.file_size, info.compress_size // 2) > max_bytes:
             size_bytes = info.file_size if info.file_size > max_bytes else info.compress_size
-            raise ImageError(
-                ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}."
-            )
+            raise too_large(size_bytes, max_bytes)
         if info.flag_bits & _ENCRYPTED_FLAG:
             raise ImageError(
                 ImageErrorCode.UNREADABLE, "The zip member is encrypted with a password. Unpack the archive."

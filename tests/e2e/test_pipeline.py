@@ -109,7 +109,6 @@ def test_the_bundle_knows_what_its_training_images_were_like(run):
     pixels = np.stack([pixels_of(Path(row["uri"]), size_px=64) for row in rows])
     known = read_spec(str(run / "bundle"))[0].training_images
     assert known is not None
-    assert known.class_counts == (8, 8, 8, 8)
     for found, values in (
         (known.grey_mean, pixels.mean(axis=(1, 2, 3))),
         (known.grey_deviation, pixels.std(axis=(1, 2, 3))),

@@ -37,9 +37,8 @@ def address(local_ray, tmp_path_factory):  # noqa: ARG001
     directory = tmp_path_factory.mktemp("bundles")
     main, shadow = (export(directory, name, seed) for seed, name in enumerate(["main", "shadow"]))
     spec, _ = bundle.read_spec(main)
-    images = dataclasses.replace(training_images(), class_counts=(50, 50, 50))
     predictions = dataclasses.replace(validation_predictions(), class_counts=(50, 50, 50))
-    known = {"training_images": images, "validation_predictions": predictions}
+    known = {"training_images": training_images(), "validation_predictions": predictions}
     bundle.seal(main, dataclasses.replace(spec, **known, thresholds={"refer_below": 0.99}))
     (port,) = free_ports(1)
     serve.start(http_options={"port": port})

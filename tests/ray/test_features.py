@@ -220,7 +220,7 @@ def test_a_network_for_images_of_any_size_has_features_of_each(data, tmp_path):
 def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     """Ray ends idle processes, and those of a node that runs out of memory."""
     settings = {"backbone": backbone, "preprocessing": "symmetric", "image_size_px": SIZE_PX, "trainable_layers": 1}
-    config = TrainConfig(data=str(data), out="o", method="lp-ft", epochs=1, **settings).resolved()
+    config = TrainConfig(data=str(data), out=str(tmp_path / "run"), method="lp-ft", epochs=1, **settings).resolved()
 
     def prepare() -> tuple[int, assembly.Prepared]:
         return os.getpid(), assembly.prepare(config, 2)
@@ -230,15 +230,18 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     assert wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
     expected = [np.asarray(value) for value in load_keras_file(backbone).get_weights()]
     assert prepared.network is not None and prepared.tail_weights is not None  # noqa: PT018
-    for weights in (prepared.network.weights, prepared.weights):
-        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(weights, expected, strict=False))
+    assert (len(expected), len(prepared.network.weights)) == (6, 6)
+    # The head's mean, deviation, weights and bias follow.
+    assert len(prepared.weights) == 6 + 4
+    for weights in (prepared.network.weights, prepared.weights[:6]):
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(weights, expected, strict=True))
     # The tail begins with the last layer of the backbone.
     assert np.array_equal(prepared.tail_weights[0], expected[4])
     # And other processes get them.
     table = dataset.with_splits(
         dataset.read_images(
             dataset.list_classes(config).table,
-            out="o",
+            out=config.out,
             kind="training",
             task_cpus=1,
             meanwhile=lambda: None,

@@ -23,10 +23,10 @@ SPEC = BundleSpec(
     weights="imagenet",
     data_fingerprint="d" * 64,
     split_fingerprint="e" * 64,
+    id_fingerprint="f" * 64,
     training_images=TrainingImages(
         grey_mean=Distribution(edges=(80.5, 90.25), counts=(3, 4, 3)),
         grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
-        class_counts=(4, 5, 1),
     ),
     prior=(0.4, 0.5, 0.1),
     validation_predictions=ValidationPredictions(
@@ -109,11 +109,19 @@ def test_no_range_and_no_threshold(location):
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     bundle.seal(location, SPEC)
-    edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None)
+    edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None, id_fingerprint=None)
     spec = bundle.load(location).spec
     assert (spec.training_images, spec.validation_predictions, spec.prior) == (None, None, None)
+    assert spec.id_fingerprint is None
     assert spec.leaks == ()
     assert "- Class shares that the probabilities assume: unknown" in bundle.model_card(spec)
+
+
+def test_a_bundle_that_counts_the_classes_of_its_training_images(location):
+    """As earlier versions made them."""
+    bundle.seal(location, SPEC)
+    edit(location, training_images=dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5, 1]})
+    assert bundle.load(location).spec.training_images == SPEC.training_images
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -167,7 +175,7 @@ def test_damaged_description_is_refused(location, content):
         {"invented": 1},
         {"classes": 7},
         {"training_images": {}},
-        {"training_images": dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5]}},
+        {"training_images": {"grey_mean": dataclasses.asdict(SPEC)["training_images"]["grey_mean"]}},
         {"validation_predictions": {}},
         {"validation_predictions": dataclasses.asdict(SPEC)["validation_predictions"] | {"class_counts": [4, 5]}},
         {"prior": [0.5, 0.5]},

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,10 @@ def a_ray(monkeypatch):
         listed = [{"NodeID": name, "Alive": True, "Resources": node} for name, node in alive.items()]
         listed.append({"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}})
         types = [SimpleNamespace(resources=resources, max_count=count) for resources, count in groups]
-        largest = {name: sum(resources.get(name, 0) * count for resources, count in groups) for name in ("CPU", "GPU")}
+        largest = {
+            name: sum(resources.get(name, 0) * (count if count >= 0 else sys.maxsize) for resources, count in groups)
+            for name in ("CPU", "GPU")
+        }
         state = SimpleNamespace(
             get_max_resources_from_cluster_config=lambda: largest if groups else None,
             get_cluster_config=lambda: SimpleNamespace(node_group_configs=types) if groups else None,
@@ -98,39 +102,54 @@ def test_nodes_that_may_come_are_free(a_ray):
     assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
 
 
-def test_the_memory_of_nodes_that_may_come_is_planned_with(a_ray):
+def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     """A head of 400 MiB at rest; Ray makes 30 % of 4,000 MiB an object store: 1,200 on each of 3 nodes."""
     head, worker = HEAD | {"CPU": 2.0}, {"CPU": 8, "memory": 4000 * MIB}
     a_ray([head], groups=[({"CPU": 2}, 1), (worker, 3)])
     at_rest = cluster.capacity()
-    assert at_rest.object_store_bytes == (400 + 3 * 1200) * MIB
+    assert at_rest.object_store_bytes == 400 * MIB
     assert at_rest.smallest_object_store_bytes == 400 * MIB
     assert at_rest.memory_bytes == 900 * MIB  # the driver is here
-    # A training on 2 workers: a quarter of 4,000 MiB for both; of the head alone it would be 64, the least.
+    # 2 workers take two nodes, their streams a third, of 400 MiB at least: a quarter of 1,200 for both.
     plan = plans.plan_training(at_rest, num_workers=2, use_gpu=False)
-    assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 500 * MIB)
+    assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 150 * MIB)
+    # A worker and its stream: two nodes, a quarter of 800.
+    assert plans.plan_training(at_rest, num_workers=1, use_gpu=False).share.object_store_bytes == 200 * MIB
     # One worker is up, and tells what all of its type will have.
     a_ray([head, {"CPU": 8.0, "object_store_memory": 1500.0 * MIB}], groups=[({"CPU": 2}, 1), (worker, 3)])
-    assert cluster.capacity().object_store_bytes == (400 + 3 * 1500) * MIB
+    one_up = cluster.capacity()
+    assert (one_up.object_store_bytes, one_up.smallest_object_store_bytes) == (1900 * MIB, 400 * MIB)
+    # What is there is more than three nodes have for certain.
+    plan = plans.plan_training(one_up, num_workers=2, use_gpu=False)
+    assert plan.share.object_store_bytes == 1900 * MIB / 8
+
+
+@pytest.mark.parametrize("max_count", [3, 30, -1])
+def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_count):
+    """However many nodes there may be (-1: any number), one worker and its stream need two, of 400 MiB at least."""
+    a_ray([HEAD], groups=[({"CPU": 0}, 1), ({"CPU": 8, "memory": 4000 * MIB}, max_count)])
+    found = cluster.capacity()
+    plan = plans.plan_training(found, num_workers=1, use_gpu=False)
+    assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 200 * MIB)
 
 
 @pytest.mark.parametrize(
-    ("worker", "together", "smallest"),
+    ("worker", "smallest"),
     [
-        ({"CPU": 8, "memory": 1000 * MIB}, 400 + 2 * 300, 300),
-        ({"CPU": 8, "memory": 1000 * MIB, "object_store_memory": 350 * MIB}, 400 + 2 * 350, 350),
-        ({"CPU": 8}, 400, 400),  # nothing tells
+        ({"CPU": 8, "memory": 1000 * MIB}, 300),
+        ({"CPU": 8, "memory": 1000 * MIB, "object_store_memory": 350 * MIB}, 350),
+        ({"CPU": 8}, 400),  # nothing tells
     ],
 )
-def test_the_smallest_object_store_may_be_of_a_node_that_comes(a_ray, worker, together, smallest):
+def test_the_smallest_object_store_may_be_of_a_node_that_comes(a_ray, worker, smallest):
     a_ray([HEAD], groups=[({"CPU": 0}, 1), (worker, 2)])
     found = cluster.capacity()
-    assert (found.object_store_bytes, found.smallest_object_store_bytes) == (together * MIB, smallest * MIB)
+    assert (found.object_store_bytes, found.smallest_object_store_bytes) == (400 * MIB, smallest * MIB)
 
 
 def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
-    a_ray([HEAD], groups=[({"CPU": 64, "memory": 2000e9}, 1)])
-    assert cluster.capacity().object_store_bytes == 200e9
+    a_ray([HEAD | {"object_store_memory": 300e9}], groups=[({"CPU": 64, "memory": 2000e9}, 1)])
+    assert cluster.capacity().smallest_object_store_bytes == 200e9
 
 
 @pytest.mark.parametrize(

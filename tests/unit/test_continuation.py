@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
-from tlray import continuation, storage, sweep, training
+from tests.unit.test_trialtable import FAILED, GOOD, LOSSES, NUM_IMAGES_G
+from tlray import continuation, storage, sweep, training, trialtable
 from tlray.config import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.jobconfig import SweepConfig
@@ -67,3 +69,61 @@ def test_files_that_are_no_run_are_not_touched(config):
     begin(config)
     with pytest.raises(ConfigError, match="is not empty"):
         check(dataclasses.replace(config, resume=False))
+
+
+def begin_before_priors(config: TrainConfig | SweepConfig) -> None:
+    """Begins a run as a version of tlray did that had no --prior."""
+    begin(config)
+    path = f"{config.out}/config.json"
+    settings = json.loads(storage.read_bytes(path))
+    del settings["prior"]
+    storage.write_text(path, json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("class_weights", "checkpoint", "begin_run", "message"),
+    [
+        (True, "checkpoint_2026-11-28_10-00-00", begin_before_priors, "validation losses with class weights cannot be"),
+        (False, "checkpoint_2026-11-28_10-00-00", begin_before_priors, "There are no weights at"),
+        (True, "checkpoint_manager_snapshot.json", begin_before_priors, "There are no weights at"),
+        (True, "checkpoint_2026-11-28_10-00-00", begin, "There are no weights at"),
+    ],
+)
+def test_a_training_with_losses_of_another_kind_is_not_continued(
+    tmp_path, class_weights, checkpoint, begin_run, message
+):
+    """Others come as far as the next check: the weights, which are not there."""
+    settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
+    config = TrainConfig(**settings, class_weights=class_weights, resume=True)
+    begin_run(config.resolved())
+    storage.write_text(f"{config.out}/checkpoints/{checkpoint}/state.npz", "")
+    with pytest.raises(ConfigError, match=message):
+        training.train(config)
+
+
+@pytest.mark.parametrize(
+    ("trials", "begin_run", "message"),
+    [
+        ([GOOD], begin_before_priors, "validation losses with class weights cannot be"),
+        ([FAILED], begin_before_priors, "There are no weights at"),
+        ([GOOD], begin, "There are no weights at"),
+    ],
+)
+def test_a_sweep_with_losses_of_another_kind_is_not_continued(tmp_path, trials, begin_run, message):
+    settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
+    config = SweepConfig(**settings, resume=True)
+    begin_run(config)
+    trialtable.write_trials(config.out, trials, LOSSES, NUM_IMAGES_G)
+    with pytest.raises(ConfigError, match=message):
+        sweep.sweep(config)
+
+
+def test_a_continued_run_keeps_the_settings_that_are_new(config):
+    """Those of the first continuation hold for the next ones; those that the run was begun with stay."""
+    begin_before_priors(config)
+    assert check(dataclasses.replace(config, prior="uniform"))
+    continuation.keep_new_settings(dataclasses.replace(config, prior="uniform", epochs=99))
+    stored = json.loads(storage.read_bytes(f"{config.out}/config.json"))
+    assert (stored["prior"], stored["epochs"]) == ("uniform", config.epochs)
+    with pytest.raises(ConfigError, match="prior was 'uniform' and is 'train'"):
+        check(config)

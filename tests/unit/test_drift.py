@@ -22,8 +22,7 @@ from tlray.drift import (
 )
 
 TENTHS = Distribution(edges=tuple(float(edge) for edge in range(10, 100, 10)), counts=(10,) * 10)
-TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS, class_counts=(100, 400))
-# Other shares than those of the labels: a model that errs.
+TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS)
 PREDICTIONS = ValidationPredictions(class_counts=(40, 40), confidence=Distribution(edges=(0.75,), counts=(40, 40)))
 
 
@@ -56,7 +55,30 @@ def test_index_by_hand():
     expected = sum((b - a) * math.log(b / a) for a, b in zip(before, now, strict=True))
     assert expected == pytest.approx(0.26, abs=0.001)
     assert population_stability_index([10, 30], [20, 20]) == pytest.approx(expected)
-    assert math.isfinite(population_stability_index([0, 10], [10, 0]))
+    # Half an image of the four is a share of 1/8: (7, 3) and (5, 5) tenths once they sum to 1.
+    assert population_stability_index([3, 1], [20, 20]) == pytest.approx(0.2 * math.log(7 / 3))
+    assert population_stability_index([20, 20], [3, 1]) == pytest.approx(0.2 * math.log(7 / 3))
+    # Half an image of ten is 1/20: (1, 21) and (21, 1) parts of 22.
+    assert population_stability_index([0, 10], [10, 0]) == pytest.approx(2 * 20 / 22 * math.log(21))
+
+
+@pytest.mark.parametrize("shares", [(1, 0, 0), (1, 3, 0), (2, 1, 1)])
+@pytest.mark.parametrize(("num_before", "num_now"), [(20, 500), (500, 20), (1, 500), (20, 20)])
+def test_index_of_equal_shares_is_0(shares, num_before, num_now):
+    """However many images either sample has, and where a class is never predicted."""
+    before, now = ([share * count for share in shares] for count in (num_before, num_now))
+    assert population_stability_index(before, now) == pytest.approx(0, abs=1e-12)
+
+
+def test_index_of_a_class_that_is_seldom_predicted_is_what_chance_makes_it():
+    """Three classes, of which one has 2 % of the images and the other 38 and 60 %; few images are known."""
+    generator = np.random.default_rng(0)
+    shares = [0.38, 0.6, 0.02]
+    above = []
+    for _ in range(2000):
+        before, now = (generator.multinomial(count, shares).tolist() for count in (72, WINDOW))
+        above.append(population_stability_index(before, now) > chance_level(before, WINDOW))
+    assert np.mean(above) == pytest.approx(0.05, abs=0.03)
 
 
 def test_index_of_equal_sources_is_what_chance_makes_it():
@@ -140,24 +162,31 @@ def test_index_of_predictions_shows_a_real_shift():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "distribution",
     [
-        {"grey_mean": None},
-        {"grey_mean": {"edges": [2, 1], "counts": [1, 1, 1]}},
-        {"grey_mean": {"edges": [1], "counts": [1]}},
-        {"grey_mean": {"edges": [math.nan], "counts": [1, 1]}},
-        {"class_counts": [0, 0]},
-        {"class_counts": [1, -1]},
-        {"class_counts": [1.5, 1]},
-        {"class_counts": "12"},
+        None,
+        {"edges": [2, 1], "counts": [1, 1, 1]},
+        {"edges": [1], "counts": [1]},
+        {"edges": [math.nan], "counts": [1, 1]},
+        {"edges": [1], "counts": [0, 0]},
     ],
 )
-def test_something_else_is_refused(changes):
+@pytest.mark.parametrize(
+    ("known", "name"), [(TRAINING, "grey_mean"), (TRAINING, "grey_deviation"), (PREDICTIONS, "confidence")]
+)
+def test_something_else_is_refused(known, name, distribution):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        TrainingImages.from_json(dataclasses.asdict(TRAINING) | changes)
-    changes = {"confidence" if name == "grey_mean" else name: value for name, value in changes.items()}
+        type(known).from_json(dataclasses.asdict(known) | {name: distribution})
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [1, -1], [1.5, 1], "12"])
+def test_other_counts_are_refused(counts):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        ValidationPredictions.from_json(dataclasses.asdict(PREDICTIONS) | changes)
+        ValidationPredictions.from_json(dataclasses.asdict(PREDICTIONS) | {"class_counts": counts})
+
+
+def test_earlier_versions_counted_the_classes_of_training_images():
+    assert TrainingImages.from_json(dataclasses.asdict(TRAINING) | {"class_counts": [100, 400]}) == TRAINING
 
 
 def like_training(count: int) -> tuple[list[tuple[float, float]], np.ndarray]:

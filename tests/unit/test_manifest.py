@@ -1011,6 +1011,11 @@ def test_fingerprints():
     other = make_table(("b", "train", "1"), (None, None, "2"))
     assert manifest.fingerprint(other) != manifest.fingerprint(table)
     assert manifest.split_fingerprint(other) == expected
+    expected = hashlib.sha256(b'["00000"]\n["00001"]').hexdigest()
+    read = manifest.with_column(manifest.with_column(table, "sha256", ["s", "t"]), "split", ["train", "valid"])
+    for same in (table, table.take([1, 0]), other, read):
+        assert manifest.id_fingerprint(same) == expected
+    assert manifest.id_fingerprint(table.slice(1)) != expected
 
 
 def test_manifest_survives_writing(tmp_path):

@@ -151,7 +151,7 @@ def test_training_beside_others(num_cpus, held_cpus, num_workers, cpus_per_worke
 
 
 def test_a_refusal_says_what_others_hold():
-    message = "The cluster has 2 CPUs and 0 GPUs (0.35 of the CPUs in others' hands). Try --num-workers 2."
+    message = "The cluster has 2 CPUs and 0 GPUs (0.35 of the CPUs in use by other jobs). Try --num-workers 2."
     with pytest.raises(ConfigError, match=re.escape(message)):
         plans.plan_training(make_capacity(2, held_cpus=0.35), num_workers=3, use_gpu=False)
 
@@ -273,3 +273,22 @@ def test_free_cpus_in_pieces_leave_room_for_a_reading_task(free_cpus, expected):
     )
     plan = plans.plan_scoring(capacity, use_gpu=False)
     assert (plan.max_actors, plan.cpus_per_actor) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus_per_worker", "num_workers", "use_gpu", "expected"),
+    [
+        (((8, 0),) * 5, 3, 2, False, 1),  # 2 * 3.5 = 7 of 8
+        (((8, 0),) * 5, 4, 2, False, 2),  # both on one, their streams on another
+        (((8, 0),) * 5, 5, 3, False, 3),  # one on each, the streams beside them
+        (((8, 0), (2, 0), (8, 0)), 8, 2, False, 3),
+        (((16, 0), (4, 1), (4, 1)), 2, 2, True, 2),  # where the GPUs are
+        (((16, 0), (4, 1), (4, 1)), 4, 2, True, 3),
+        (((2, 0),), 1.9, 1, False, 1),  # the streams wait: there is no other node
+    ],
+)
+def test_nodes_that_a_training_needs(nodes, cpus_per_worker, num_workers, use_gpu, expected):
+    """The fewest nodes that hold the workers, each whole on one, and half a CPU more for each of them."""
+    available = dataclasses.replace(make_capacity(), nodes=nodes)
+    found = plans._num_nodes_needed(available, cpus_per_worker, num_workers=num_workers, use_gpu=use_gpu)
+    assert found == expected

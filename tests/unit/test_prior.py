@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.utils.class_weight import compute_sample_weight
 
 from tlray import prior
 from tlray.dataset import Dataset
@@ -32,6 +33,23 @@ def test_a_posterior_under_another_prior_is_that_of_bayes():
 def test_nothing_is_shifted_between_equal_priors():
     shares = prior.class_shares(LABELS, 3)
     assert prior.logit_shift(shares, shares).tolist() == [0, 0, 0]
+
+
+def test_balanced_weights_make_classes_equal():
+    """100 / (3 * 60) and so on: the weights of each class sum to a third of the images."""
+    balanced = prior.class_weights(LABELS, 3, balanced=True)
+    assert balanced == pytest.approx([100 / 180, 100 / 90, 100 / 30])
+    assert balanced == pytest.approx(np.unique(compute_sample_weight("balanced", LABELS)))
+    assert prior.class_weights(LABELS, 3, balanced=False).tolist() == [1, 1, 1]
+
+
+def test_the_shift_of_logits_that_were_trained_with_weights():
+    """Weights 1, 2, 4 make the shares 60, 60 and 40 of 160; 1 of each makes them those of the images."""
+    wanted = np.array([0.2, 0.3, 0.5])
+    shift = prior.weighted_logit_shift(LABELS, np.array([1.0, 2.0, 4.0]), wanted)
+    assert shift == pytest.approx(np.log([0.2 / 0.375, 0.3 / 0.375, 0.5 / 0.25]))
+    shift = prior.weighted_logit_shift(LABELS, np.ones(3), wanted)
+    assert shift == pytest.approx(np.log([0.2 / 0.6, 0.3 / 0.3, 0.5 / 0.1]), abs=1e-7)
 
 
 def dataset() -> Dataset:

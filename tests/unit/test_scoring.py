@@ -224,3 +224,16 @@ def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
     with pytest.raises(ConfigError, match="was made with another bundle or other images"):
         scoring._check_output(out, {"input": "/other"}, config)
     assert capsys.readouterr().out == ""
+
+
+def test_a_scoring_of_an_earlier_version_can_be_replaced(tmp_path):
+    """It had its parts and its state at the top. It is not resumed, as its state is not known."""
+    out = tmp_path / "out"
+    storage.mark_output(str(out), kind=scoring.KIND)
+    for name in ("part-00000.parquet", "part-00001.parquet", "predictions.csv", "progress.json", "scoring.json"):
+        (out / name).write_bytes(b"{}")
+    config = ScoreConfig(bundle="/b", input="/i", out=str(out), resume=True)
+    with pytest.raises(ConfigError, match=r"is not empty. Give another one, or --overwrite"):
+        scoring._check_output(str(out), {"input": "/i"}, config)
+    storage.prepare_output(str(out), kind=scoring.KIND, known_names=scoring.NAMES, overwrite=True)
+    assert storage.list_names(str(out)) == [storage.MARK]

@@ -209,9 +209,10 @@ def test_a_file_that_is_known_is_not_read_again(table):
     assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
     assert found["stamp"].to_pylist() == stamps
     assert found["width_px"].to_pylist() == [5, 5, 5]
-    # A file that has gone has no stamp, whatever is known of it.
+    # A file that has gone has no stamp, whatever is known of it, and no stamp is like none.
+    known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", ""]))
     gone = streams._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
-    assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [None])
+    assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [""])
 
 
 def test_histogram_of_16_bit_images(tmp_path):

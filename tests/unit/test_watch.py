@@ -153,11 +153,9 @@ def test_a_client_that_has_gone_is_told_apart(model, recorded, lines):
 
 
 def training_images():
-    """Images of the levels 0 to 90, one class as often as the other."""
+    """Images of the levels 0 to 90."""
     levels = Distribution(edges=tuple(float(edge) for edge in range(5, 95, 10)), counts=(10,) * 10)
-    return TrainingImages(
-        grey_mean=levels, grey_deviation=Distribution(edges=(1.0,), counts=(100, 0)), class_counts=(50, 50)
-    )
+    return TrainingImages(grey_mean=levels, grey_deviation=Distribution(edges=(1.0,), counts=(100, 0)))
 
 
 def validation_predictions():

@@ -1,0 +1,44 @@
+"""Whose images are measured: those that a model was trained on, or others. Needs no running Ray."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+
+from tests.unit.test_bundle import SPEC
+from tests.unit.test_manifest import make_table
+from tlray import dataset, evaluation, manifest, training
+from tlray.bundle import BundleSpec
+from tlray.config import TrainConfig
+from tlray.dataset import Dataset
+
+# Six patients of each class: a validation and a test split are cut.
+CLASSES = [(label, f"{label}{number}") for label in "ab" for number in range(6)]
+NOTHING_FOUND = {"across_splits": {"num_groups": 0}}
+FINDINGS = {"intensity_range": None, "duplicates": NOTHING_FOUND, "groups": NOTHING_FOUND}
+
+
+def make_spec(images: Dataset) -> BundleSpec:
+    config = TrainConfig(data="d", out="o").resolved()
+    return dataclasses.replace(training._make_spec(config, images, "symmetric"), leaks=SPEC.leaks)
+
+
+@pytest.mark.parametrize("given", [None, "train"])
+def test_leaks_are_known_where_splits_were_cut(given):
+    """The listing has no split, or lacks some; the run's own manifest has all of them."""
+    listed = make_table(*((label, given, patient) for label, patient in CLASSES))
+    read = manifest.with_column(listed, "sha256", [f"s{number}" for number in range(12)])
+    read = read.append_column("error_code", pa.nulls(12, pa.string()))
+    cut = dataset.with_splits(read, seed=0)
+    assert set(cut["split"].to_pylist()) == set(manifest.SPLITS)
+    spec = make_spec(Dataset(table=cut, findings=FINDINGS))
+    assert evaluation.known_leaks(spec, listed) == SPEC.leaks
+    assert evaluation.known_leaks(spec, cut) == SPEC.leaks
+    assert evaluation.known_leaks(spec, listed.slice(1)) == ()
+
+
+def test_a_bundle_of_an_earlier_version_knows_the_splits():
+    listed = make_table(("a", "train", "1"), ("b", "test", "2"))
+    spec = dataclasses.replace(SPEC, id_fingerprint=None, split_fingerprint=manifest.split_fingerprint(listed))
+    assert evaluation.known_leaks(spec, listed) == SPEC.leaks
+    assert evaluation.known_leaks(spec, make_table(("a", "train", "1"), ("b", "valid", "2"))) == ()
