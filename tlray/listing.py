@@ -106,7 +106,7 @@ def list_images(
             it leads elsewhere.
         ConfigError: The scheme of the URI is unknown.
     """
-    location = _localize(source)
+    location = localize(source)
     suffix = posixpath.splitext(location)[1].lower()
     try:
         kind = storage.file_info(location).type
@@ -376,12 +376,12 @@ def _is_absolute(uri: str) -> bool:
 def _resolve(manifest: str, uri: str) -> str:
     """Returns the location that a manifest's uri means."""
     if _is_absolute(uri):
-        return _localize(uri)
+        return localize(uri)
     scheme, separator, path = manifest.rpartition("://")
     return scheme + separator + posixpath.normpath(posixpath.join(posixpath.dirname(path), uri))
 
 
-def _localize(location: str) -> str:
+def localize(location: str) -> str:
     """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
     return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
 
@@ -399,7 +399,7 @@ def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str 
     Raises:
         DataError: The manifest cannot be read.
     """
-    location = _localize(source)
+    location = localize(source)
     suffix = posixpath.splitext(location)[1].lower()
     if suffix not in _TABLES or storage.file_info(location).type != fs.FileType.File:
         return None if storage.is_uri(source) else source

@@ -16,7 +16,7 @@ from tlray.bundle import BundleSpec
 from tlray.config import parse_columns
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
 from tlray.jobconfig import ScoreConfig
-from tlray.listing import Listing, list_images
+from tlray.listing import Listing, list_images, localize
 from tlray.plans import ScorePlan
 from tlray.progress import Progress
 from tlray.schedule import PlainSchedule
@@ -136,7 +136,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     listing = _list_below_roots(source, config)
     identity = {
         "bundle_sha256": bundle_sha256,
-        "input": config.input,
+        "input": localize(source),  # one spelling, however it is given
         "data_fingerprint": manifest.fingerprint(listing.table),
     }
     is_continued = _check_output(out, identity, config)

@@ -214,6 +214,17 @@ def test_a_folder_behind_a_link_is_not_looked_into(score, tmp_path, caplog):
     assert score(root, roots=(str(root),))
 
 
+def test_another_spelling_of_the_input_is_the_same_scoring(score, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").touch()
+    assert score(tmp_path / "in")
+    assert score(f"file://{tmp_path}/in", resume=True)
+    (tmp_path / "in2").mkdir()
+    (tmp_path / "in2/a.png").touch()
+    with pytest.raises(ConfigError, match="was made with another bundle or other images"):
+        score(f"file://{tmp_path}/in2", resume=True)
+
+
 def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
     out = str(tmp_path / "out")
     config = ScoreConfig(bundle="/b", input="/i", out=out, resume=True)
