@@ -78,7 +78,7 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
 
 
 def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
-    """150 files are three tasks of 50; it is interrupted when the third comes, so that the first two are kept."""
+    """It is interrupted when the second part of the files comes, so that the first one is kept."""
     monkeypatch.setattr(inspected, "INTERVAL_S", 0.0)
     paths = [tmp_path / "data" / f"{number:03d}.png" for number in range(150)]
     paths[0].parent.mkdir()
@@ -90,7 +90,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def interrupt() -> None:
         asked.append(1)
-        if len(asked) == 3:
+        if len(asked) == 2:
             raise KeyboardInterrupt
 
     def read(meanwhile: Callable[[], None]) -> list[str]:
@@ -100,6 +100,10 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         read(interrupt)
+    kept = inspected.known_rows(out, table["uri"], streams.INSPECTED_SCHEMA)
+    assert kept is not None
+    num_kept = len(kept["sha256"].drop_null())
+    assert 2 < num_kept < 150
     # Other contents whose size and time are the same: what is kept is told by the checksum of what was there before.
     for path in paths:
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
@@ -107,7 +111,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
         os.utime(path, ns=times)
     paths[1].write_bytes(b"no image, again")  # changed
     before, now, other = (hashlib.sha256(each).hexdigest() for each in (b"no image", b"some one", b"no image, again"))
-    expected = [before, other, *[before] * 98, *[now] * 50]
+    expected = [before, other, *[before] * (num_kept - 2), *[now] * (150 - num_kept)]
     assert read(lambda: None) == expected
     assert read(lambda: None) == expected
     storage.prepare_output(out, kind="run", known_names=frozenset(), overwrite=False)
