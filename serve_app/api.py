@@ -38,7 +38,7 @@ CORS: dict[str, Any] = {
     "allow_headers": ("Authorization", "X-API-Key", "Content-Type", open_inference.HEADER_LENGTH),
     "expose_headers": ("Retry-After", open_inference.HEADER_LENGTH),
 }
-"""What pages of `Options.cors_origins` may send and read; cookies are never used."""
+"""Methods and headers that pages of `Options.cors_origins` may send and read; cookies are never used."""
 
 
 class Cors(CORSMiddleware):

@@ -44,7 +44,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """Where a model looked.
+    """Overlays that show where a model looked.
 
     Attributes:
         overlays: Of each image, PNG; see `explain.overlay`.
@@ -57,7 +57,7 @@ class Explained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one model says of some images.
+    """Predictions of one model for some images.
 
     Attributes:
         bundle_sha256: The model's name.

@@ -41,7 +41,7 @@ LOCAL_RAY_ENVIRONMENT = {
 }
 
 KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
-"""What the processes of `start_here` have beside `worker_environment()`. Ray gives a task an idle process of the same
+"""Variables of the processes of `start_here`, beside `worker_environment()`. Ray gives a task an idle process of the same
 environment: the second one finds TensorFlow loaded."""
 
 OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})

@@ -14,7 +14,7 @@ Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """What the backbone wants to see of the 8-bit pixels: see `tlray.backbone.preprocess`."""
 
 Outputs = Literal["logits", "probabilities"]
-"""What a trained Keras model may give: see `tlray.outputs`."""
+"""Kinds of outputs that a trained Keras model may have; see `tlray.outputs`."""
 
 TRAIN_PRIOR = "train"
 """Value of `--prior` for the class shares of the training images."""

@@ -27,7 +27,7 @@ CHANCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """How many images have which values of a number.
+    """A histogram of a number over some images.
 
     Attributes:
         edges: Between the bins, ascending; a value that is an edge belongs to the bin above it.
@@ -88,7 +88,7 @@ class TrainingImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationPredictions:
-    """What a model predicts for its validation images.
+    """Distribution of a model's predictions for its validation images.
 
     Attributes:
         class_counts: Images that it takes for each class.

@@ -25,7 +25,7 @@ REPORT_HTML = "report.html"
 FIGURES = "figures"
 KIND = "evaluation"
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
-"""What is said of a bundle's leaks where other images are measured."""
+"""Warning about leaks of a bundle's own data, where other images are measured."""
 NAMES = predictions.NAMES | {METRICS_JSON, REPORT_HTML, FIGURES}
 
 

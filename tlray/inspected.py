@@ -1,4 +1,4 @@
-"""What reading a data set has found out so far, kept in the output until all of it has been read.
+"""Results of reading a data set so far, kept in the output directory until all files have been read.
 
 An interrupted reading goes on from there: a file that has not changed since is not read again.
 """

@@ -184,7 +184,7 @@ class EvaluateConfig:
     data: str
     """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """Where metrics.json, report.html, figures/, predictions/ (Parquet) and predictions.csv go; a path or URI."""
+    """Output for metrics.json, report.html, figures/, predictions/ (Parquet) and predictions.csv; a path or URI."""
     split: Literal["train", "valid", "test", "all"] = "test"
     """The split to evaluate. Data without splits of its own: all."""
     class_map: str | None = None
@@ -215,7 +215,7 @@ class ScoreConfig:
     input: str
     """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """Where the predictions go (predictions/ with Parquet parts, predictions.csv, then _SUCCESS); a path or URI."""
+    """Output for predictions/ (Parquet parts), predictions.csv and, last, _SUCCESS; a path or URI."""
     columns: str | None = None
     """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
     test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
@@ -294,7 +294,7 @@ class ExportConfig:
     preprocessing: Preprocessing
     """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
     outputs: Outputs | None = None
-    """What the model gives. Default: found out by its outputs for some images; where these do not tell, the command
+    """Kind of the model's outputs. Default: found out by its outputs for some images; where these do not tell, the command
     asks for this option."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""

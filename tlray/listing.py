@@ -41,7 +41,7 @@ _REMEDIES = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _AS_CSV),
     **dict.fromkeys((".json", ".jsonl", ".feather", ".arrow"), "Save the table as CSV (UTF-8) or Parquet"),
 }
-"""What to do with a file that is neither an image nor a form of data that is read, by the end of its name."""
+"""Remedies for files that are neither an image nor a readable form of data, by the end of their names."""
 
 _LOG = logging.getLogger(__name__)
 

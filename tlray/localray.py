@@ -1,4 +1,4 @@
-"""What a Ray that a command starts for itself needs so that it reaches nobody else, and nobody else reaches it.
+"""Isolation of a Ray that a command starts for itself: it reaches nobody else, and nobody else reaches it.
 
 `ray.init` has no options for these; the private names of Ray that are used stand here alone, for Ray 2.60.
 """

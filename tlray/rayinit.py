@@ -19,7 +19,7 @@ CONNECT_S = 10.0
 """Seconds to wait for a TCP connection to a Ray node."""
 
 OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-"""Where it is "1" `ray.init` may name a variable that the runtime_env of the Ray job names, too."""
+"""Variable with which, set to "1", `ray.init` may name a variable that the Ray job's runtime_env names too."""
 
 
 def init(**options: Any) -> None:

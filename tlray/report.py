@@ -58,7 +58,7 @@ class Report:
     """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
     `tlray.audit.audit`."""
     warnings: tuple[str, ...] = ()
-    """What the audit or the run warned about, `leaks` included, the gravest first."""
+    """Warnings of the audit and the run, `leaks` included, the gravest first."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row an epoch, see `tlray.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()

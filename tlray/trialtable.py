@@ -25,7 +25,7 @@ SETTINGS = (
     "depths", "inverse_penalty", "hidden_layers", "trainable_layers", "learning_rate", "dropout", "views", "seed",
 )  # fmt: skip
 RESULTS = ("probe_loss", "probe_accuracy", "best_loss", "standard_error", "best_accuracy", "best_epoch", "num_epochs")
-"""What a trial reports. `standard_error` is that of `best_loss`, with groups (patients) as the units."""
+"""Columns that a trial reports. `standard_error` is that of `best_loss`, with groups (patients) as the units."""
 
 DIFFERENCE_ERROR = "difference_error"
 """Standard error of the difference between `best_loss` and that of the first trial of the table, over the same images,
