@@ -41,8 +41,9 @@ LOCAL_RAY_ENVIRONMENT = {
 }
 
 KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
-"""Variables of the processes of `start_here`, beside `worker_environment()`. Ray gives a task an idle process of the same
-environment: the second one finds TensorFlow loaded."""
+"""Variables of the processes of `start_here`, beside `worker_environment()`.
+
+Ray gives a task an idle process of the same environment: the second one finds TensorFlow loaded."""
 
 OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
 """Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change: nothing works with another value."""

@@ -294,8 +294,8 @@ class ExportConfig:
     preprocessing: Preprocessing
     """The pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
     outputs: Outputs | None = None
-    """Kind of the model's outputs. Default: found out by its outputs for some images; where these do not tell, the command
-    asks for this option."""
+    """Kind of the model's outputs. Default: found out by its outputs for some images; where these do not tell, the
+    command asks for this option."""
     refer_below: float = 0.5
     """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
     intensity_range: str = "0,65535"

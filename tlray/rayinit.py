@@ -19,7 +19,7 @@ CONNECT_S = 10.0
 """Seconds to wait for a TCP connection to a Ray node."""
 
 OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-"""Variable with which, set to "1", `ray.init` may name a variable that the Ray job's runtime_env names too."""
+"""Variable that, set to "1", lets `ray.init` name variables that the Ray job names, too."""
 
 
 def init(**options: Any) -> None:
