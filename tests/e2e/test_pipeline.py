@@ -383,7 +383,8 @@ def make_folder(root: Path, **counts: int) -> Path:
         (
             ["--data", "DATA/ids.csv", "--columns", "uri=id_code,label=diagnosis"],
             "Not one image of '0', '1' can be read, for example 'DATA/id0' (not_found: There is no such file.), "
-            "'DATA/id1' (not_found: There is no such file.). Write file names with their extension",
+            "'DATA/id1' (not_found: There is no such file.), 'DATA/id2' (not_found: There is no such file.). Write file "
+            "names with their extension",
         ),
         (["--data", "DATA/masks"], "'images', 'masks') hold kinds of files, not patients. Choose one with a glob"),
         (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
@@ -405,7 +406,7 @@ def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, 
     (data / "broken_class/b/1.png").write_bytes(b"")
     make_folder(data / "valid_only_class/train", a=2, b=2)
     make_folder(data / "valid_only_class/valid", a=1, b=1, c=1)
-    (data / "ids.csv").write_text("id_code,diagnosis\nid0,0\nid1,1\n")
+    (data / "ids.csv").write_text("\n".join(["id_code,diagnosis", *(f"id{n},{n % 2}" for n in range(6))]))
     for name in ("a", "b"):
         make_folder(data / "masks" / name, images=2, masks=2)
     with zipfile.ZipFile(data / "climbing.zip", "w") as file:
