@@ -383,8 +383,8 @@ def make_folder(root: Path, **counts: int) -> Path:
         (
             ["--data", "DATA/ids.csv", "--columns", "uri=id_code,label=diagnosis"],
             "Not one image of '0', '1' can be read, for example 'DATA/id0' (not_found: There is no such file.), "
-            "'DATA/id1' (not_found: There is no such file.), 'DATA/id2' (not_found: There is no such file.). Write file "
-            "names with their extension",
+            "'DATA/id1' (not_found: There is no such file.), 'DATA/id2' (not_found: There is no such file.). "
+            "Write file names with their extension",
         ),
         (["--data", "DATA/masks"], "'images', 'masks') hold kinds of files, not patients. Choose one with a glob"),
         (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
