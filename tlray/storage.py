@@ -272,7 +272,12 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     """
     if file_info(location).type == fs.FileType.File:
         raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
-    names = list_names(location)
+    try:
+        names = list_names(location)
+    except UnicodeDecodeError as error:  # no output of ours, and nothing that may be deleted
+        raise ConfigError(
+            f"The output directory '{location}' holds a file whose name is not UTF-8. Give another one."
+        ) from error
     is_marked = MARK in names and read_bytes(join(location, MARK)) == kind.encode()
     if not names or (is_marked and set(names) <= {MARK, UNFINISHED}):
         return

@@ -478,3 +478,10 @@ def test_links_in_an_output_are_removed_and_not_followed(tmp_path):
     prepare(str(out), overwrite=True)
     assert (elsewhere / "precious").read_bytes() == b"1"
     assert not (out / "figures").is_symlink()
+
+
+def test_an_output_with_a_name_that_is_no_utf_8_is_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff\xfe.png")).touch()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds a file whose name is not UTF-8"):
+            storage.check_output(str(tmp_path), kind="run", known_names=frozenset(), overwrite=overwrite)
