@@ -21,6 +21,9 @@ from tlray.errors import ConfigError
 HEADERS_S = 10
 """Seconds within which the headers of a request must be complete (RFC 9110 leaves the time to the server)."""
 
+METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE PROPFIND"
+"""Methods that reach the application; it answers 405 to those that an address does not have."""
+
 MAX_CONNECTIONS_PER_ADDRESS = 1024
 """Open connections of one client address, a quarter of the 4,096 that Serve's HAProxy has in all.
 
@@ -30,7 +33,7 @@ MARK = "# Changed by tlray-haproxy.\n"
 """First line of a file that has been changed already."""
 
 ERRORS = {
-    400: ("Bad Request", "The request is no valid HTTP."),
+    400: ("Bad Request", "The request is no valid HTTP, or of a kind that is not answered here."),
     408: ("Request Timeout", "The request did not arrive in time."),
     503: ("Service Unavailable", "No model answers now. Try again a little later."),
 }
@@ -138,6 +141,8 @@ def edits(directory: str, *, token: str, address: str) -> tuple[Edit, ...]:
             replacement=r"\1" + bind + "    stick-table type ipv6 size 100k expire 60s store conn_cur\n"
             "    tcp-request connection track-sc0 src unless { src 127.0.0.0/8 ::1 }\n"
             f"    tcp-request connection reject if {{ sc0_conn_cur gt {MAX_CONNECTIONS_PER_ADDRESS} }}\n"
+            f"    http-request {invalid} if !{{ method {METHODS} }}\n"
+            f"    http-request {invalid} if {{ req.hdr(upgrade) -i -m sub websocket }}\n"
             "    http-request del-header ^(x-request-|x-session-id|serve.multiplexed.model.id) -m reg\n" + proof,
         ),
         Edit(

@@ -189,6 +189,24 @@ def test_what_is_no_path_is_400(tmp_path):
     assert json.loads(body)["error_code"] == "invalid_request"
 
 
+WEB_SOCKET = (
+    "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
+)
+
+
+@pytest.mark.parametrize("request_line", ["FOO / HTTP/1.1", "get / HTTP/1.1", WEB_SOCKET])
+def test_what_the_server_would_answer_in_plain_text_is_400(tmp_path, request_line):
+    port = free_port()
+    with replica("own") as own, proxy(serves_file(tmp_path, port=port, replica=own)):
+        ask_until(port, 200)
+        with socket.create_connection(("127.0.0.1", port), WAIT_S) as connection:
+            connection.sendall(f"{request_line}\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(body)["error_code"] == "invalid_request"
+
+
 def test_a_client_of_http_1_0_stays_one(tmp_path):
     """A keyless endpoint refuses it, as reverse proxies ask so by default."""
     port = free_port()
