@@ -28,7 +28,11 @@ SHADOW = "shadow"
 """The key and name of what is asked beside the versions of the model."""
 
 MAX_REQUESTS = 10_000
-"""Maximum concurrent requests per ingress replica. Set far above the image limit, which refuses first."""
+"""Maximum concurrent requests per replica, for Serve. Far above `max_queued_images`, by which replicas refuse first.
+
+Where a replica has as many as Serve lets it have, Serve asks it again and again at longer intervals whether there is
+room: requests then wait for up to 25 s although the replica is idle.
+"""
 
 
 @serve.ingress()
@@ -93,21 +97,19 @@ def build(options: Options) -> Application:
     }
     if options.one_process:
         return _deployment(Ingress, name="Ingress", **of_model, **of_ingress).bind(options, {})
-    # One batch in the model and one that waits: the rest waits where every replica can take it.
-    max_ongoing = 2 * options.max_batch_size
     models = {
         version: _deployment(
             Classifier,
             name=f"Classifier-{version}",
-            max_ongoing_requests=max_ongoing,
+            max_ongoing_requests=MAX_REQUESTS,
             max_queued_requests=options.max_queued_images,
             logging_config={"enable_access_log": False},
             **of_model,
         ).bind(bundle, version, **_model_settings(options))
         for version, bundle in _bundles(options).items()
     }
-    # As many as hold what the models can take.
-    num_ingresses = math.ceil(options.max_replicas * max_ongoing / options.max_queued_images)
+    # As many as hold for each replica of the model one batch that it predicts and three that wait.
+    num_ingresses = math.ceil(4 * options.max_batch_size * options.max_replicas / options.max_queued_images)
     # Serve counts an ingress's requests, not their images. If all are as large as allowed, so many of them fill half of
     # its queue: another ingress comes before one has to refuse.
     target = max(1, options.max_queued_images // (2 * options.max_images_per_request))

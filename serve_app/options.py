@@ -67,8 +67,8 @@ class Options(BaseModel):
     4 each, as more on the same cores would gain nothing, or a GPU each."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """Images that the model takes at once."""
-    max_queued_images: int = Field(default=128, ge=1)
-    """Images that an ingress replica holds; more are refused with 429."""
+    max_queued_images: int = Field(default=256, ge=1)
+    """Images that an ingress replica holds; more are refused with 429. Four of the largest requests, by default."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
     """Larger requests are refused with 413."""
     max_images_per_request: int = Field(default=64, ge=1)

@@ -136,8 +136,7 @@ def test_replicas_come_with_images_and_not_with_requests(cluster, address, confi
     with Load(address, scan, num_clients=3, num_images=64) as load:
         wait_for(cluster.states, lambda states: states["RUNNING"] == 2)
         wait_for(lambda: cluster.states("Ingress"), lambda states: states["RUNNING"] > 1)
-    assert set(load.statuses) <= {200, 429}
-    assert load.statuses[200]
+    assert set(load.statuses) == {200}  # there is room for 3 * 64 images, also before another replica has come
 
 
 def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, tmp_path):

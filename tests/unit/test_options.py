@@ -68,10 +68,10 @@ def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
     ("options", "cpus_and_gpus", "max_ingresses"),
     [
         ({}, (0.25, 0), 1),  # all cores are its own, and bulk scoring finds 1.5 of 2 CPUs
-        ({"max_replicas": 2}, (4, 0), 1),  # 2 replicas hold 2 * 64 images, as many as one ingress
+        ({"max_replicas": 2}, (4, 0), 1),  # 2 replicas have 2 * 4 * 32 images, as many as one ingress holds
         ({"max_replicas": 3}, (4, 0), 2),
         ({"max_replicas": 2, "use_gpu": True}, (0.25, 1), 1),
-        ({"max_replicas": 3, "max_batch_size": 64, "max_queued_images": 128}, (4, 0), 3),
+        ({"max_replicas": 3, "max_batch_size": 64, "max_queued_images": 256}, (4, 0), 3),
     ],
 )
 def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
@@ -86,10 +86,10 @@ def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
 @pytest.mark.parametrize(
     ("options", "target"),
     [
-        ({}, 1),  # one of 64 images is half of 128
-        ({"max_images_per_request": 8}, 8),
-        ({"max_images_per_request": 1}, 64),
-        ({"max_images_per_request": 128}, 1),
+        ({}, 2),  # two of 64 images are half of 256
+        ({"max_images_per_request": 8}, 16),
+        ({"max_images_per_request": 1}, 128),
+        ({"max_images_per_request": 256}, 1),
     ],
 )
 def test_another_ingress_comes_before_the_largest_requests_are_refused(options, target):
@@ -124,12 +124,12 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
             key: value for key, value in written.items() if key != "max_replicas"
         }
     model, ingress = DEPLOYMENTS["Classifier-1"], DEPLOYMENTS["Ingress"]
-    assert model["max_ongoing_requests"] == 2 * options.max_batch_size
+    assert model["max_ongoing_requests"] > options.max_queued_images  # Serve never makes an image wait for a replica
     assert model["max_queued_requests"] == options.max_queued_images
     assert model["autoscaling_config"]["target_ongoing_requests"] == options.max_batch_size
     num_images = ingress["autoscaling_config"]["target_ongoing_requests"] * options.max_images_per_request
     assert num_images == options.max_queued_images / 2
-    num_images = model["autoscaling_config"]["max_replicas"] * model["max_ongoing_requests"]
+    num_images = 4 * model["autoscaling_config"]["max_replicas"] * options.max_batch_size
     assert ingress["autoscaling_config"]["max_replicas"] * options.max_queued_images >= num_images
     assert CONFIG["http_options"]["request_timeout_s"] > options.timeout_s
     assert CONFIG["http_options"]["host"] == "127.0.0.1"
