@@ -124,7 +124,10 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
             key: value for key, value in written.items() if key != "max_replicas"
         }
     model, ingress = DEPLOYMENTS["Classifier-1"], DEPLOYMENTS["Ingress"]
-    assert model["max_ongoing_requests"] > options.max_queued_images  # Serve never makes an image wait for a replica
+    # One replica of the model takes all that the replicas of Ingress hold, while others are still being started.
+    num_held = ingress["autoscaling_config"]["max_replicas"] * options.max_queued_images
+    assert model["max_ongoing_requests"] > num_held
+    assert found["Classifier-1"].init_kwargs["max_waiting"] > num_held
     assert model["max_queued_requests"] == options.max_queued_images
     assert model["autoscaling_config"]["target_ongoing_requests"] == options.max_batch_size
     num_images = ingress["autoscaling_config"]["target_ongoing_requests"] * options.max_images_per_request
