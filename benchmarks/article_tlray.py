@@ -12,7 +12,9 @@ import sys
 
 import ray
 
-from tlray import cluster, plans, recipes, training
+from tlray.cluster import connection, plans
+from tlray.config import recipes
+from tlray.training import run
 
 OBJECT_STORE_BYTES = 4 * plans.MIN_OBJECT_STORE_BYTES
 """Of this Ray: so little that images are decoded at most some 450 ahead. With Ray's default (30 % of the memory) all of
@@ -22,16 +24,16 @@ a short run would be decoded while the first epoch, which does not count, is tra
 def main(data: str, weights: str, epochs: str, out: str) -> None:
     """Trains with one worker."""
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ.update(cluster.LOCAL_RAY_ENVIRONMENT)
+    os.environ.update(connection.LOCAL_RAY_ENVIRONMENT)
     ray.init(
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"env_vars": cluster.WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT},
     )
     recipe = recipes.article(data, out)
-    training.train(dataclasses.replace(recipe, weights=weights, epochs=int(epochs), num_workers=1, quiet=True))
+    run.train(dataclasses.replace(recipe, weights=weights, epochs=int(epochs), num_workers=1, quiet=True))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 from keras.utils import img_to_array, load_img
 
-from tlray import images, recipes, streams
+from tlray.config import recipes
+from tlray.data import decoding, stream
 
 SIZE_PX = 224
 AUGMENTATION = recipes.article("", "").augmentation
@@ -31,8 +32,10 @@ GENERATOR = ImageDataGenerator(rescale=1.0 / 255, shear_range=0.2, zoom_range=0.
 
 def tlray_image(path: str) -> np.ndarray:
     """Does what tlray's stream does for one image: uint8 [224, 224, 3], which the model rescales."""
-    image = images.decode(streams.read_file(path), size_px=SIZE_PX)
-    return images.to_array(images.augment(image, AUGMENTATION, images.augmentation_rng(seed=0, epoch=0, image_id=path)))
+    image = decoding.decode(stream.read_file(path), size_px=SIZE_PX)
+    return decoding.to_array(
+        decoding.augment(image, AUGMENTATION, decoding.augmentation_rng(seed=0, epoch=0, image_id=path))
+    )
 
 
 def keras_image(path: str) -> np.ndarray:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tlray import model as models
-from tlray import trunk
-from tlray.backbone import build_backbone
-from tlray.jobconfig import FeaturesConfig
+from tlray.config.commands import FeaturesConfig
+from tlray.models import classifier as models
+from tlray.models import trunk
+from tlray.models.backbone import build_backbone
 
 BATCH_SIZE = 32
 

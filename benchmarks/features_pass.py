@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import memory_bytes
 from train_step import NEEDS, machine
 
-from tlray import listing
+from tlray.data import listing
 
 BARE_S = 15.0
 SAMPLE_S = 0.5

@@ -31,8 +31,8 @@ from pathlib import Path
 
 import tyro
 
-from tlray import bundle as bundles
-from tlray.ports import free_ports
+from tlray.bundle import spec as bundles
+from tlray.cluster.ports import free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
 from load import CONTENT_TYPE, encode_form

@@ -36,7 +36,7 @@ from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, LOADS, to_markdown
 from train_step import machine
 
-from tlray import listing
+from tlray.data import listing
 
 NUM_IMAGES = 200
 JPEG_QUALITY = 90

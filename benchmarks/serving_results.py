@@ -147,9 +147,10 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "(`timed_out`). In the open loop latency counts from the time at which an image was to be sent.",
         f"- What is sent: {sent['num_images']} slices as grey JPEGs (quality {sent['jpeg_quality']}), one a request, "
         f"as a form. The load generator shares the machine and takes {min(own_cpus):.2f} to {max(own_cpus):.2f} CPUs.",
-        "- The same SavedModel with its variables as constants, decoding by `tlray.images`, and batches of at most 32 "
-        "everywhere; TensorFlow's threads and access logs as each server and TensorFlow have them by default; all "
-        "share the machine's CPUs. Before any load a server must say of an image what the bare model says.",
+        "- The same SavedModel with its variables as constants, decoding by `tlray.data.decoding`, and batches of "
+        "at most 32 everywhere; TensorFlow's threads and access logs as each server and TensorFlow have them by "
+        "default; all share the machine's CPUs. Before any load a server must say of an image what the bare model "
+        "says.",
         *(f"- `{name}`: {how}; {figures.memory_gib(name):.1f} GiB." for name, how in systems.items()),
         f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB; load average over "
         f"a minute {load_average['before']} before, {load_average['after']} at the end.",

@@ -42,7 +42,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 sys.path.insert(0, str(Path(__file__).parent))
 from train_step import NEEDS, NUM_CLASSES, machine
 
-from tlray import labels, listing
+from tlray.data import labels, listing
 from tlray.errors import TlrayError
 
 NUM_PARTS = 5

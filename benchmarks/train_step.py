@@ -7,7 +7,7 @@ Two comparisons on the same images, each in turns (A B A B ...) in this one call
 1. steady-state training: tlray with one worker, through Ray Train and Ray Data (`article_tlray.py`), beside
    `ImageDataGenerator` and `model.fit` (`article_keras.py`). Each run is a process of its own with all cores; its first
    epoch (tracing, warm-up) and all validation are left out.
-2. decoding and augmenting on one core: `tlray.images` beside `ImageDataGenerator` (`decode_augment.py`).
+2. decoding and augmenting on one core: `tlray.data.decoding` beside `ImageDataGenerator` (`decode_augment.py`).
 
 It prints a table and writes `train_step_DATE.md` and `.json` (all raw figures) into --out. No figure makes it fail.
 """
@@ -29,7 +29,7 @@ from typing import Any
 
 import tyro
 
-from tlray import labels, listing
+from tlray.data import labels, listing
 from tlray.errors import TlrayError
 
 NEEDS = """This benchmark needs images and weights:

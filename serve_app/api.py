@@ -13,22 +13,22 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from serve_app import open_inference
-from serve_app.access import ApiKeys, Verdict
-from serve_app.batches import Batches
-from serve_app.batchroutes import add_batches
-from serve_app.body import LimitBody, make_length_check
-from serve_app.docs import add_docs
+from serve_app.batches.jobs import Batches
+from serve_app.batches.routes import add_batches
 from serve_app.errors import CODES, RequestError
-from serve_app.guard import make_guard
-from serve_app.identity import Identity
-from serve_app.methods import AnswerHead, allow_header, show_methods
-from serve_app.page import load_page
-from serve_app.protocols import add_open_inference, add_tensorflow_serving
-from serve_app.requestlog import LogRequests, note
-from serve_app.schema import GUARDED, Live, Ready, ServerMetadata, refusals
-from serve_app.service import Service
-from serve_app.uploads import add_uploads
+from serve_app.http.auth import ApiKeys, Verdict
+from serve_app.http.body import LimitBody, make_length_check
+from serve_app.http.docs import add_docs
+from serve_app.http.guard import make_guard
+from serve_app.http.identity import Identity
+from serve_app.http.methods import AnswerHead, allow_header, show_methods
+from serve_app.http.page import load_page
+from serve_app.http.request_log import LogRequests, note
+from serve_app.model.service import Service
+from serve_app.protocols import open_inference
+from serve_app.protocols.routes import add_open_inference, add_tensorflow_serving
+from serve_app.protocols.schema import GUARDED, Live, Ready, ServerMetadata, refusals
+from serve_app.protocols.uploads import add_uploads
 from tlray import __version__
 
 _LOG = logging.getLogger(__name__)

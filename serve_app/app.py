@@ -7,16 +7,16 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
-from serve_app.classifier import Classifier
-from serve_app.jobserver import JobServer
+from serve_app.batches.job_server import JobServer
+from serve_app.batches.jobs import Batches
+from serve_app.http.auth import ApiKeys
+from serve_app.model.classifier import Classifier
+from serve_app.model.remote import LocalModel, RemoteModel
+from serve_app.model.service import Service
+from serve_app.model.shadow import Shadow
 from serve_app.options import CPUS_PER_REPLICA, Options
-from serve_app.remote import LocalModel, RemoteModel
-from serve_app.service import Service
-from serve_app.shadow import Shadow
-from serve_app.telemetry import Telemetry
+from serve_app.watch.telemetry import Telemetry
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """CPUs that a replica asks of Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits beside them on 2 CPUs."""

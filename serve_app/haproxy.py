@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.errors import CODES, RETRY_AFTER_S
-from serve_app.identity import PROXY_HEADER, TOKEN_VARIABLE
+from serve_app.http.identity import PROXY_HEADER, TOKEN_VARIABLE
 from tlray.errors import ConfigError
 
 HEADERS_S = 10
@@ -98,7 +98,7 @@ def edits(directory: str, *, token: str, address: str) -> tuple[Edit, ...]:
 
     Args:
         directory: The folder with the files of `error_answer`, named after HAProxy's status.
-        token: The token of this endpoint, see `serve_app.identity`; empty: none.
+        token: The token of this endpoint, see `serve_app.http.identity`; empty: none.
         address: The address to listen on, HOST:PORT; empty: Serve's own.
     """
     bind = f"    bind {address}\n" if address else r"\2"

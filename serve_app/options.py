@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tlray import roots, storage
+from tlray.files import roots, storage
 
 ORIGIN = re.compile(r"http(://(?!.*:80$)|s://(?!.*:443$))([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?")
 """An origin: scheme, host in lower case, and the port where it is not the scheme's usual one."""

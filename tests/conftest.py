@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tlray import phantomset
+from tlray.data import phantom_files
 
 
 @pytest.fixture(scope="session")
 def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder CLASS/PATIENT/*: 4 classes of 8 patients of 2 slices at 64 px, and 4 unreadable files."""
     root = tmp_path_factory.mktemp("phantoms")
-    phantomset.write_data_set(
+    phantom_files.write_data_set(
         str(root), num_patients_per_class=8, num_slices_per_patient=2, size_px=64, seed=1, num_unreadable=4
     )
     return root
@@ -33,17 +33,17 @@ def local_ray() -> Iterator[str]:
     """One local Ray for all tests, of exactly 2 CPUs: the smallest machine on which everything must run."""
     import ray
 
-    from tlray import cluster
+    from tlray.cluster import connection
 
-    os.environ.update(cluster.LOCAL_RAY_ENVIRONMENT)
+    os.environ.update(connection.LOCAL_RAY_ENVIRONMENT)
     context = ray.init(
         "local",  # and not one that somebody has started on this machine
         num_cpus=2,
         object_store_memory=1 * 2**30,
         log_to_driver=False,
         include_dashboard=False,
-        runtime_env={"env_vars": cluster.WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT},
     )
-    cluster.connect()
+    connection.connect()
     yield context.address_info["gcs_address"]  # pyright: ignore[reportAttributeAccessIssue]
     ray.shutdown()

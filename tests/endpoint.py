@@ -9,14 +9,14 @@ from typing import Any
 
 import uvicorn
 
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
-from serve_app.classifier import Classifier, Model
-from serve_app.jobserver import JobServer
+from serve_app.batches.job_server import JobServer
+from serve_app.batches.jobs import Batches
+from serve_app.http.auth import ApiKeys
+from serve_app.model.classifier import Classifier, Model
+from serve_app.model.service import Service
 from serve_app.options import Options
-from serve_app.service import Service
-from serve_app.telemetry import ModelTelemetry
+from serve_app.watch.telemetry import ModelTelemetry
 
 
 class LocalClassifier(Classifier):

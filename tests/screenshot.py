@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.browser import Browser
 from tests.endpoint import LocalClassifier, listening, local_api
-from tlray import images, phantomset
-from tlray.predictor import Predictor
+from tlray.data import decoding, phantom_files
+from tlray.inference.predictor import Predictor
 
 OUTPUT = Path(__file__).parents[1] / "docs/page.png"
 NUM_PATIENTS_PER_CLASS = 40
@@ -27,7 +27,7 @@ SEED = 6
 def choose(predictor: Predictor, paths: list[Path]) -> list[Path]:
     """Returns two phantoms of which the model is sure, of different classes, and the one of which it is least."""
     size_px = predictor.bundle.spec.image_size_px
-    batch_BHWC = np.stack([images.to_array(images.decode(path.read_bytes(), size_px=size_px)) for path in paths])
+    batch_BHWC = np.stack([decoding.to_array(decoding.decode(path.read_bytes(), size_px=size_px)) for path in paths])
     probs_BK = predictor.predict(batch_BHWC)
     order = np.argsort(-probs_BK.max(axis=1))
     best = probs_BK.argmax(axis=1)
@@ -45,7 +45,7 @@ def main(bundle: str) -> None:
     """
     with tempfile.TemporaryDirectory() as temporary, listening(local_api(LocalClassifier(bundle))) as address:
         directory = Path(temporary)
-        phantomset.write_data_set(
+        phantom_files.write_data_set(
             str(directory / "phantoms"),
             num_patients_per_class=NUM_PATIENTS_PER_CLASS,
             num_slices_per_patient=1,

@@ -13,11 +13,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tlray import __version__, helptext, phantoms, phantomset, storage
-from tlray.config import TrainConfig, to_json
-from tlray.errors import BundleError, ConfigError, TlrayError
-from tlray.helptext import Config
-from tlray.jobconfig import (
+from tlray import __version__
+from tlray.config import helptext
+from tlray.config.commands import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
@@ -26,7 +24,12 @@ from tlray.jobconfig import (
     ServeConfig,
     SweepConfig,
 )
-from tlray.recipes import RECIPES
+from tlray.config.helptext import Config
+from tlray.config.recipes import RECIPES
+from tlray.config.training import TrainConfig, to_json
+from tlray.data import phantom_files, phantoms
+from tlray.errors import BundleError, ConfigError, TlrayError
+from tlray.files import storage
 
 NOTICE = "tlray is a research tool, no medical device."
 
@@ -138,7 +141,7 @@ def _train(arguments: list[str]) -> None:
         f"[RECIPE] --data URI --out URI. Recipes:\n{listed}\n\nThe defaults below are those of '{name}'. {NOTICE}",
         default=recipe(tyro.MISSING, tyro.MISSING),
     )
-    from tlray.training import train  # noqa: PLC0415 (Ray only when something is run)
+    from tlray.training.run import train  # noqa: PLC0415 (Ray only when something is run)
 
     result = train(config)
     rows: list[tuple[str, str]] = []
@@ -166,7 +169,7 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 def _evaluate(arguments: list[str]) -> None:
     config = _parse(EvaluateConfig, "evaluate", arguments)
-    from tlray.evaluation import evaluate  # noqa: PLC0415
+    from tlray.evaluation.evaluate import evaluate  # noqa: PLC0415
 
     result = evaluate(config)
     metrics = result.metrics
@@ -184,7 +187,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _score(arguments: list[str]) -> None:
     config = _parse(ScoreConfig, "score", arguments)
-    from tlray.scoring import score  # noqa: PLC0415
+    from tlray.inference.score import score  # noqa: PLC0415
 
     result = score(config)
     rows = [
@@ -204,7 +207,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def _serve(arguments: list[str]) -> None:
     config = _parse(ServeConfig, "serve", arguments)
-    from serve_app.local import started  # noqa: PLC0415
+    from serve_app.foreground import started  # noqa: PLC0415
 
     with started(config) as endpoint:
         options = endpoint.options
@@ -232,7 +235,7 @@ def _serve(arguments: list[str]) -> None:
 
 def _features(arguments: list[str]) -> None:
     config = _parse(FeaturesConfig, "features", arguments)
-    from tlray.features import extract  # noqa: PLC0415
+    from tlray.features.update import extract  # noqa: PLC0415
 
     result = extract(config)
     shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
@@ -247,7 +250,7 @@ def _features(arguments: list[str]) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     config = _parse(SweepConfig, "sweep", arguments)
-    from tlray.sweep import sweep  # noqa: PLC0415
+    from tlray.sweep.search import sweep  # noqa: PLC0415
 
     result = sweep(config)
     rows = [
@@ -280,7 +283,7 @@ def _count(number: int, noun: str) -> str:
 
 def _export(arguments: list[str]) -> None:
     config = _parse(ExportConfig, "export", arguments)
-    from tlray.exporting import export  # noqa: PLC0415
+    from tlray.training.export import export  # noqa: PLC0415
 
     sha256 = export(config)
     _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)
@@ -291,7 +294,7 @@ def _phantoms(arguments: list[str]) -> None:
     known_names = frozenset([PHANTOM_SETTINGS]).union(*phantoms.TASKS.values())
     storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
     storage.write_text(storage.join(config.out, PHANTOM_SETTINGS), to_json(config))
-    num_files = phantomset.write_data_set(
+    num_files = phantom_files.write_data_set(
         config.out,
         num_patients_per_class=config.patients_per_class,
         num_slices_per_patient=config.slices_per_patient,

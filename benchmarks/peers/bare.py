@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tlray import images
-from tlray.predictor import Predictor
+from tlray.data import decoding
+from tlray.inference.predictor import Predictor
 
 BATCH_SIZE = 32
 
@@ -36,7 +36,7 @@ def main() -> None:
     for path in sorted(directory.iterdir()):
         content = path.read_bytes()
         start_s = time.perf_counter()
-        decoded.append(images.to_array(images.decode(content, size_px=size_px)))
+        decoded.append(decoding.to_array(decoding.decode(content, size_px=size_px)))
         decode_s.append(time.perf_counter() - start_s)
     batch_BHWC = np.stack([decoded[place % len(decoded)] for place in range(BATCH_SIZE)])
     batches_s = call_on(predictor, batch_BHWC, duration_s)

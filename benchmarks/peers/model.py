@@ -1,7 +1,8 @@
 """The model and the decoding, the same in every peer, so that only the servers differ.
 
-The SavedModel is loaded as `tlray.predictor` does it, with its variables turned into constants, which is faster than
-`tf.saved_model.load` alone; files are decoded by `tlray.images` itself, which needs numpy and Pillow only.
+The SavedModel is loaded as `tlray.inference.predictor` does it, with its variables turned into constants, which is
+faster than `tf.saved_model.load` alone; files are decoded by `tlray.data.decoding`, which
+needs numpy and Pillow only.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tlray import images
+from tlray.data import decoding as images
 
 BUNDLE = Path(os.environ["BENCHMARK_BUNDLE"])
 PORT = int(os.environ["BENCHMARK_PORT"])

@@ -1,4 +1,4 @@
-"""`tlray serve` itself, with `@serve.batch` in the place of `serve_app.batching.Batcher`: nothing else differs.
+"""`tlray serve` itself, with `@serve.batch` in the place of `serve_app.model.batching.Batcher`: nothing else differs.
 
 https://docs.ray.io/en/latest/serve/advanced-guides/dyn-req-batch.html; the model off the event loop, as
 https://docs.ray.io/en/latest/serve/advanced-guides/asyncio-best-practices.html has it ("Batching").
@@ -14,8 +14,9 @@ import numpy as np
 from model import BUNDLE, PORT
 from ray import serve
 
-from serve_app import app, classifier, local
-from tlray.jobconfig import ServeConfig
+from serve_app import app, foreground
+from serve_app.model import classifier
+from tlray.config.commands import ServeConfig
 
 BATCH_WAIT_TIMEOUT_S = 0.01  # the decorator's default
 
@@ -56,5 +57,5 @@ class PlainIngress(app.Ingress):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit())
     app.Ingress = PlainIngress
-    with local.started(ServeConfig(bundle=str(BUNDLE), port=PORT, quiet=True)) as endpoint:
+    with foreground.started(ServeConfig(bundle=str(BUNDLE), port=PORT, quiet=True)) as endpoint:
         endpoint.wait()

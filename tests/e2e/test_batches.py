@@ -18,8 +18,8 @@ import pytest
 
 from tests.e2e.test_jobs import head, submit  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import export
-from tlray import predictions
-from tlray.ports import free_ports
+from tlray.cluster.ports import free_ports
+from tlray.inference import predictions
 
 KEY = "0123456789abcdef"
 WAIT_S = 120.0

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from ray._private import worker as ray_worker
 
-from tlray import checkpoint, training
-from tlray.checkpoint import RunState
-from tlray.config import Augmentation, TrainConfig
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.training import checkpoint, run
+from tlray.training.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -66,7 +66,7 @@ def with_out(config: TrainConfig, out: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def uninterrupted(local_ray: str, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> RunState:  # noqa: ARG001
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    training.train(with_out(config, out, max_failures=0))
+    run.train(with_out(config, out, max_failures=0))
     return load_state(out)
 
 
@@ -120,7 +120,7 @@ def test_a_killed_worker_is_replaced(config, uninterrupted, tmp_path):
     killer = threading.Thread(target=kill_one_worker)
     killer.start()
     try:
-        training.train(with_out(config, out, max_failures=1))
+        run.train(with_out(config, out, max_failures=1))
     finally:
         ended.set()
         killer.join()
@@ -162,5 +162,5 @@ def test_a_driver_that_is_killed_and_then_interrupted_is_resumed(config, uninter
     status, output = run_until(num_epochs_done(out) + 2, signal.SIGINT, "--resume")
     assert status == 130
     assert "interrupted. Continue with the same command and --resume" in output
-    training.train(with_out(config, out, resume=True))
+    run.train(with_out(config, out, resume=True))
     assert_equal(load_state(out), uninterrupted)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_sweep_faults import processes_with, wait_until
-from tlray import cluster, ports, predictions
+from tlray.cluster import connection, ports
+from tlray.inference import predictions
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
@@ -30,7 +31,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     token.write_text(secrets.token_hex(32))
     port, dashboard_port, agent_port, client_port = ports.free_ports(4)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = clean | cluster.LOCAL_RAY_ENVIRONMENT
+    environment = clean | connection.LOCAL_RAY_ENVIRONMENT
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     bin_directory = Path(sys.executable).parent
     # There is no Serve to quiesce: the drain before the end would wait its whole 30 s.

@@ -15,9 +15,11 @@ import pytest
 
 from tests.e2e.test_jobs import ROOT
 from tests.e2e.test_sweep_faults import processes_with, wait_until
-from tlray import cluster, phantomset, predictions
-from tlray.backbone import find_application
-from tlray.ports import free_ports
+from tlray.cluster import connection
+from tlray.cluster.ports import free_ports
+from tlray.data import phantom_files
+from tlray.inference import predictions
+from tlray.models.backbone import find_application
 
 HIDE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
 """Runs a command in whose eyes a folder is empty: the folder, then the command."""
@@ -53,7 +55,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     token.write_text(secrets.token_hex(32))
     port, client_port, agent_port = free_ports(3)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= cluster.LOCAL_RAY_ENVIRONMENT | {
+    environment |= connection.LOCAL_RAY_ENVIRONMENT | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -96,7 +98,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def bundle(nodes: Nodes) -> str:
     """A probe, trained on images that all nodes see, with weights that the driver's node alone sees."""
     for folder in (nodes.shared, nodes.private):
-        phantomset.write_data_set(
+        phantom_files.write_data_set(
             str(folder / "images"), num_patients_per_class=4, num_slices_per_patient=1, size_px=32, seed=1,
             num_unreadable=0,
         )  # fmt: skip

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tlray import cli, listing, phantoms, predictions
-from tlray.artifact import load_keras_file
-from tlray.bundle import load, read_spec
-from tlray.images import decode, to_array
-from tlray.predictor import Predictor
+from tlray import cli
+from tlray.bundle.spec import load, read_spec
+from tlray.data import listing, phantoms
+from tlray.data.decoding import decode, to_array
+from tlray.inference import predictions
+from tlray.inference.predictor import Predictor
+from tlray.models.files import load_keras_file
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

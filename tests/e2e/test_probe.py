@@ -9,10 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlray import assembly, cli, featurestore, manifest, phantoms, predictions, probing
-from tlray.backbone import find_application
-from tlray.bundle import load
-from tlray.predictor import Predictor
+from tlray import cli
+from tlray.bundle.spec import load
+from tlray.data import manifest, phantoms
+from tlray.features import store
+from tlray.inference import predictions
+from tlray.inference.predictor import Predictor
+from tlray.models.backbone import find_application
+from tlray.training import assembly, probing
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -57,7 +61,7 @@ def test_the_exported_model_is_the_probe(run):
     # The probe saw float16, the exported model computes in float32.
     assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(metrics["probe"]["best"]["valid_loss"], rel=5e-3)
     assert metrics["splits"]["valid"]["accuracy"] == metrics["probe"]["best"]["valid_accuracy"]
-    assert featurestore.read_features(str(run / "features")).num_rows == 64
+    assert store.read_features(str(run / "features")).num_rows == 64
     few, whole = metrics["learning_curve"]
     assert (few["images_per_class"], few["num_images"], len(few["accuracies"])) == (5, 20, 5)
     assert whole["accuracies"] == [metrics["accuracy"]]
@@ -170,7 +174,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
 def test_its_backbone_is_reused(run, phantom_set, tmp_path):
     assert train(phantom_set, tmp_path / "run", "--weights", run / "bundle") == 0
     pooled = [
-        np.stack(featurestore.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
+        np.stack(store.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
         for each in (run, tmp_path / "run")
     ]
     assert np.array_equal(pooled[0], pooled[1])

@@ -1,5 +1,6 @@
 """What README.md shows: every command of tlray there is run, on small images and with the least training."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -15,10 +16,12 @@ import pandas
 import pytest
 
 from serve_app.options import Options
-from tlray import cli, phantoms, training
-from tlray.backbone import find_application
-from tlray.config import TrainConfig
-from tlray.jobconfig import ServeConfig
+from tlray import cli
+from tlray.config.commands import ServeConfig
+from tlray.config.training import TrainConfig
+from tlray.data import phantoms
+from tlray.models.backbone import find_application
+from tlray.training import run as training
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -127,7 +130,7 @@ def test_the_jobs_of_the_cluster(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", stop)
-    monkeypatch.setattr("tlray.scoring.score", stop)
+    monkeypatch.setattr("tlray.inference.score.score", stop)
     for name, arguments in shown:
         assert (ROOT / "jobs" / f"{name}.py").is_file()
         assert cli.execute(name, shlex.split(arguments)) == cli.EXIT_INTERRUPTED
@@ -146,7 +149,7 @@ def test_the_endpoint_is_started_as_shown(monkeypatch):
         configs.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serve_app.local.started", stop)
+    monkeypatch.setattr("serve_app.foreground.started", stop)
     assert cli.execute("serve", arguments) == cli.EXIT_INTERRUPTED
     assert (configs[0].bundle, configs[0].port) == ("runs/standard/bundle", 8000)
     (application, variables) = re.findall(r"`serve run (\S+) (\S+)`", README)[0]
@@ -167,8 +170,12 @@ def test_every_make_target_is_there():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_tree_names_every_module():
+def test_the_tree_names_every_package_and_what_passes_through_it():
     (tree,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    modules = {path.stem for path in (ROOT / "tlray").glob("[a-z]*.py")}
-    assert {name for name in modules if not re.search(rf"\b{name}\b", tree)} == set()
+    packages = [path.parent for name in ("tlray", "serve_app") for path in (ROOT / name).glob("*/__init__.py")]
+    assert {path.name for path in packages if not re.search(rf"^  {path.name}/ ", tree, re.MULTILINE)} == set()
+    assert len(packages) == len(re.findall(r"^  \w+/", tree, re.MULTILINE))
+    assert {
+        path.name for path in packages if not ast.get_docstring(ast.parse((path / "__init__.py").read_text()))
+    } == set()
     assert len(README.splitlines()) < 250

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser
-from tlray.metrics import evaluate_predictions
-from tlray.recipes import standard
-from tlray.report import Report, SplitEvaluation, make_figures, render_report
+from tlray.config.recipes import standard
+from tlray.evaluation.metrics import evaluate_predictions
+from tlray.evaluation.report import Report, SplitEvaluation, make_figures, render_report
 
 CLASSES = ("adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib", "squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa", "肺")
 

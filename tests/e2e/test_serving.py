@@ -19,10 +19,11 @@ from ray import serve
 
 from serve_app.app import build
 from serve_app.options import Options
-from tlray import cli, predictions
-from tlray.images import decode, to_array
-from tlray.ports import free_ports
-from tlray.predictor import Predictor
+from tlray import cli
+from tlray.cluster.ports import free_ports
+from tlray.data.decoding import decode, to_array
+from tlray.inference import predictions
+from tlray.inference.predictor import Predictor
 
 SIZE_PX = 64
 

@@ -27,7 +27,7 @@ from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
 from tests.listening import addresses_of
 from tests.unit.test_fuzz import OF_SERVE, wrong_requests
-from tlray.ports import free_ports
+from tlray.cluster.ports import free_ports
 
 WAIT_S = 120.0
 MARK = "TLRAY_TEST_MARK"

@@ -16,8 +16,8 @@ from pathlib import Path
 import keras
 import pytest
 
-from tlray import sweep
-from tlray.jobconfig import SweepConfig
+from tlray.config.commands import SweepConfig
+from tlray.sweep import search
 
 NUM_TRIALS = 12  # so many that a sweep cannot end before it is interrupted
 DEADLINE_S = 120.0
@@ -110,7 +110,7 @@ def test_an_interrupted_sweep_is_continued(config, request):
     assert {row["best_accuracy"] for row in before} == {"0.0625"}
 
     request.getfixturevalue("local_ray")  # only now: the first process shall have a Ray of its own
-    result = sweep.sweep(dataclasses.replace(config, resume=True))
+    result = search.sweep(dataclasses.replace(config, resume=True))
     after = read_trials(config)
     assert len(result.trials) == len(after) == NUM_TRIALS
     # The trial that the others are compared with may be a later one.

@@ -18,12 +18,12 @@ from PIL import Image
 from ray import serve
 
 from serve_app.app import build
-from serve_app.drift import STATISTICS, WINDOW
 from serve_app.options import Options
+from serve_app.watch.drift import STATISTICS, WINDOW
 from tests.e2e.test_serving import export
 from tests.unit.test_watch import prometheus_names, training_images, validation_predictions
-from tlray import bundle
-from tlray.ports import free_ports
+from tlray.bundle import spec as bundle
+from tlray.cluster.ports import free_ports
 
 NUM_IMAGES = 64
 NUM_REQUESTS = -(-WINDOW // NUM_IMAGES)

@@ -11,9 +11,11 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from tlray import cluster, features, training
-from tlray.config import TrainConfig
-from tlray.jobconfig import FeaturesConfig
+from tlray.cluster import connection
+from tlray.config.commands import FeaturesConfig
+from tlray.config.training import TrainConfig
+from tlray.features import update
+from tlray.training import run
 
 SIZE_PX = 32
 DEADLINE_S = 30.0
@@ -39,10 +41,10 @@ class Replica:
         return True
 
 
-def wait_until_held(num_cpus: float) -> cluster.Capacity:
+def wait_until_held(num_cpus: float) -> connection.Capacity:
     """Returns what there is once Ray tells that so much is held; what a process gives back comes with a delay."""
     deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
-    while abs((found := cluster.capacity()).held_cpus - num_cpus) > 1e-6:
+    while abs((found := connection.capacity()).held_cpus - num_cpus) > 1e-6:
         assert time.monotonic() < deadline, found
         pause.wait(0.02)
     return found
@@ -67,10 +69,10 @@ def hold(local_ray: str) -> Iterator[Any]:  # noqa: ARG001
 
 
 def test_what_is_held_is_seen_and_given_back(hold):
-    before = cluster.capacity()
+    before = connection.capacity()
     assert (before.held_cpus, before.free_cpus, before.nodes) == (0, 2, ((2, 0),))
     replica = hold(0.35)
-    beside = cluster.capacity()
+    beside = connection.capacity()
     assert (beside.num_cpus, beside.free_cpus, beside.task_cpus, beside.is_short) == (2, 1.65, 1, False)
     ray.kill(replica)
     assert wait_until_held(0) == before
@@ -91,20 +93,20 @@ def test_a_reservation_counts_as_held():
 def test_training_takes_what_is_free(hold, common, tmp_path, capsys):
     hold(1.4)
     config = TrainConfig(**common, out=str(tmp_path / "run"), trainable_layers=1, epochs=1)
-    result = training.train(config)
+    result = run.train(config)
     assert (result.num_epochs, result.metrics["valid"]["num_images"]) == (1, 16)
     assert "Waiting" not in capsys.readouterr().out
 
 
 def test_what_finds_too_little_says_so_and_goes_on_when_it_is_free(hold, common, tmp_path, capsys, monkeypatch):
     replica = hold(1.7)
-    told = cluster.tell_shortage
+    told = connection.tell_shortage
 
     def tell(*args: Any, **options: Any) -> None:
         told(*args, **options)
         ray.kill(replica)
 
-    monkeypatch.setattr(cluster, "tell_shortage", tell)
-    result = features.extract(FeaturesConfig(**common, out=str(tmp_path / "features")))
+    monkeypatch.setattr(connection, "tell_shortage", tell)
+    result = update.extract(FeaturesConfig(**common, out=str(tmp_path / "features")))
     assert result.num_rows == 64
     assert "of which others (an endpoint, other jobs) hold 1.7; this begins when 0.51 of" in capsys.readouterr().out

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import bundle, training
-from tlray.artifact import load_keras_file
-from tlray.config import TrainConfig
+from tlray.bundle import spec as bundle
+from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
+from tlray.models.files import load_keras_file
+from tlray.training import run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -46,7 +47,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def train(images: Path, backbone: str, out: Path, **changes) -> training.TrainResult:
+def train(images: Path, backbone: str, out: Path, **changes) -> run.TrainResult:
     settings = {
         "data": str(images),
         "out": str(out),
@@ -60,7 +61,7 @@ def train(images: Path, backbone: str, out: Path, **changes) -> training.TrainRe
         "max_failures": 0,
         "quiet": True,
     }
-    return training.train(TrainConfig(**(settings | changes)))
+    return run.train(TrainConfig(**(settings | changes)))
 
 
 @pytest.mark.parametrize(

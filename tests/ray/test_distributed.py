@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import checkpoint, phantomset, training
-from tlray.artifact import load_keras_file
-from tlray.checkpoint import RunState
-from tlray.config import Augmentation, TrainConfig
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.data import phantom_files
+from tlray.models.files import load_keras_file
+from tlray.training import checkpoint, run
+from tlray.training.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -22,7 +23,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 training images after the cut of validation and test: 5 steps of 8 an epoch."""
     root = tmp_path_factory.mktemp("images")
     for split, num_patients in (("train", 10), ("valid", 3), ("test", 1)):
-        phantomset.write_data_set(
+        phantom_files.write_data_set(
             str(root / split),
             num_patients_per_class=num_patients,
             num_slices_per_patient=1,
@@ -65,7 +66,7 @@ def train(images: Path, backbone: str, out: Path, **changes) -> tuple[list[dict[
         "max_failures": 0,
         "quiet": True,
     }
-    training.train(TrainConfig(**(settings | changes)))
+    run.train(TrainConfig(**(settings | changes)))
     (saved,) = (out / "checkpoints").glob("checkpoint_2*")
     state = checkpoint.load(saved)
     return state.history, state

@@ -16,13 +16,17 @@ import pytest
 import ray
 
 from tests.e2e.test_sweep_faults import wait_until
-from tlray import assembly, cluster, dataset, devices, extraction, features, featurestore, images, trunk
-from tlray.artifact import load_keras_file
-from tlray.config import Augmentation, TrainConfig
+from tlray.cluster import connection
+from tlray.cluster.plans import ScorePlan
+from tlray.config.commands import FeaturesConfig
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.data import dataset, decoding
+from tlray.data.stream import Pixels
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.jobconfig import FeaturesConfig
-from tlray.plans import ScorePlan
-from tlray.streams import Pixels
+from tlray.features import extraction, store, update
+from tlray.models import devices, trunk
+from tlray.models.files import load_keras_file
+from tlray.training import assembly
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -59,7 +63,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def extract(data: Path, backbone: str, **changes: Any) -> features.FeaturesResult:
+def extract(data: Path, backbone: str, **changes: Any) -> update.FeaturesResult:
     settings = {
         "data": str(data),
         "out": str(data.parent / "features"),
@@ -73,11 +77,11 @@ def extract(data: Path, backbone: str, **changes: Any) -> features.FeaturesResul
         "seed": 7,
         "quiet": True,
     }
-    return features.extract(FeaturesConfig(**(settings | changes)))
+    return update.extract(FeaturesConfig(**(settings | changes)))
 
 
 def read(out: str) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = featurestore.read_features(out).to_pylist()
+    rows = store.read_features(out).to_pylist()
     return {(row["image_id"], row["view"]): row for row in rows}
 
 
@@ -96,12 +100,12 @@ def test_features_are_the_networks(data, backbone):
     for (image_id, view), row in rows.items():
         split, label, _ = image_id.split("/")
         assert (row["split"], row["label"], row["group_id"]) == (split, label, image_id)
-        image = images.decode((data / image_id).read_bytes(), size_px=SIZE_PX)
+        image = decoding.decode((data / image_id).read_bytes(), size_px=SIZE_PX)
         if view:
             assert split == "train"
-            rng = images.augmentation_rng(seed=7, epoch=view - 1, image_id=image_id)
-            image = images.augment(image, AUGMENTATION, rng)
-        second, third = maps(images.to_array(image)[None] / np.float32(127.5) - 1)
+            rng = decoding.augmentation_rng(seed=7, epoch=view - 1, image_id=image_id)
+            image = decoding.augment(image, AUGMENTATION, rng)
+        second, third = maps(decoding.to_array(image)[None] / np.float32(127.5) - 1)
         pooled = np.concatenate([np.asarray(each)[0].mean(axis=(0, 1)) for each in (second, third)])
         # float16 keeps 11 bits.
         np.testing.assert_allclose(np.array(row["pooled"], np.float32), pooled, rtol=2**-11, atol=1e-5)
@@ -138,7 +142,7 @@ def test_only_what_changed_is_computed_again(data, backbone):
 
 
 def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeypatch):
-    monkeypatch.setattr(featurestore, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(store, "ROWS_PER_PART", 5)
     out = extract(data, backbone).out
     before, (damaged, lost, *_) = read(out), sorted(Path(out).glob("part-*"))
     content = bytearray(damaged.read_bytes())
@@ -148,7 +152,7 @@ def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeyp
     lost.unlink()
     (Path(out) / "_SUCCESS").unlink()
     with pytest.raises(DataError, match="has no _SUCCESS"):
-        featurestore.read_features(out)
+        store.read_features(out)
     result = extract(data, backbone)
     assert (result.num_rows, result.num_reused) == (20, 20 - num_lost)
     assert result.notes == (f"{damaged.name} was damaged; its features were computed again.",)
@@ -197,10 +201,10 @@ def test_features_are_the_same_with_constants(backbone, monkeypatch):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sha": 1}'])
 def test_features_of_an_unknown_network_are_not_used(tmp_path, content):
-    (tmp_path / featurestore.NETWORK).write_text(content)
+    (tmp_path / store.NETWORK).write_text(content)
     network: Any = SimpleNamespace(fingerprint="f")
     with pytest.raises(ConfigError, match="holds features of another network"):
-        features._open_output(str(tmp_path), network, overwrite=False)
+        update._open_output(str(tmp_path), network, overwrite=False)
 
 
 def test_a_network_for_images_of_any_size_has_features_of_each(data, tmp_path):
@@ -225,7 +229,7 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     def prepare() -> tuple[int, assembly.Prepared]:
         return os.getpid(), assembly.prepare(config, 2)
 
-    pid, prepared = cluster.get(cluster.start_here(prepare))
+    pid, prepared = connection.get(connection.start_here(prepare))
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
     expected = [np.asarray(value) for value in load_keras_file(backbone).get_weights()]
@@ -250,7 +254,7 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
         seed=0,
     )
     plan = ScorePlan(max_actors=1, cpus_per_actor=1, gpus_per_actor=0)
-    result = features.update(
+    result = update.update(
         str(tmp_path / "features"), table, prepared.network, Pixels(size_px=SIZE_PX),
         plan=plan, views=1, batch_size=4, overwrite=False, quiet=True,
     )  # fmt: skip
@@ -263,7 +267,7 @@ def write_two_rows(out: Path, *sha256: str) -> dict[str, np.ndarray]:
         "key": ["k0", "k1"],
         "view": [0, 0],
         "sha256": ["s", "s"],
-        **{name: ["x", "y"] for name in featurestore.COLUMNS},
+        **{name: ["x", "y"] for name in store.COLUMNS},
     }
     batch = {
         "row": np.array([0, 1]),
@@ -300,7 +304,7 @@ def test_features_where_a_whole_part_vanishes_after_it_was_looked_at(data, backb
         return table
 
     monkeypatch.setattr(dataset, "read_images", vanish)
-    monkeypatch.setattr(featurestore, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
     result = extract(data, backbone)
     assert (result.num_rows, result.num_failed) == (18, 3)
     rows = pq.read_table(Path(result.out) / "_manifest.parquet").to_pylist()
@@ -328,7 +332,7 @@ def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     written = write_two_rows(tmp_path / "file/below", "s", "s")
     assert "Not a directory" in written["write_error"][0]
     assert written["image_id"].tolist() == ["x", "y"]
-    monkeypatch.setattr("tlray.streams.iterate", lambda _dataset: iter([written]))
+    monkeypatch.setattr("tlray.data.stream.iterate", lambda _dataset: iter([written]))
     with pytest.raises(TlrayError, match=r"cannot be written: .*Not a directory.* run the same command again"):
         extract(data, backbone)
     monkeypatch.undo()

@@ -9,10 +9,11 @@ import pytest
 import ray
 from PIL import Image
 
-from tlray import dataset, images, inspected, listing, storage, streams
-from tlray.config import Augmentation
+from tlray.config.training import Augmentation
+from tlray.data import dataset, decoding, inspected, listing, stream
+from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 from tlray.errors import DataError
-from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+from tlray.files import storage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -32,12 +33,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 
 
 def collect(dataset) -> dict[str, np.ndarray]:
-    batches = list(streams.iterate(dataset, 16))
+    batches = list(stream.iterate(dataset, 16))
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def test_every_row_comes_once_and_in_order(table):
-    rows = collect(streams.image_stream(ray.put(table), PlainSchedule(num_rows=70), streams.Pixels(size_px=8)))
+    rows = collect(stream.image_stream(ray.put(table), PlainSchedule(num_rows=70), stream.Pixels(size_px=8)))
     assert rows["row"].tolist() == list(range(70))
     assert rows["image"].shape == (70, 8, 8, 3)
     codes = {int(row): str(code) for row, code in zip(rows["row"], rows["error_code"], strict=True) if code}
@@ -50,19 +51,19 @@ def test_every_row_comes_once_and_in_order(table):
 
 
 def test_a_stream_can_start_at_any_row(table):
-    pixels = streams.Pixels(size_px=8)
-    rows = collect(streams.image_stream(ray.put(table), PlainSchedule(num_rows=70), pixels, first_row=50))
+    pixels = stream.Pixels(size_px=8)
+    rows = collect(stream.image_stream(ray.put(table), PlainSchedule(num_rows=70), pixels, first_row=50))
     assert rows["row"].tolist() == list(range(50, 70))
 
 
 def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table):
-    share = streams.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
-    pixels = streams.Pixels(size_px=16, augmentation=AUGMENTATION, seed=5)
+    share = stream.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
+    pixels = stream.Pixels(size_px=16, augmentation=AUGMENTATION, seed=5)
     reference = ray.put(table)
     uris = table["uri"].to_pylist()
     for rank in (0, 1):
         schedule = TrainSchedule(num_images=70, batch_size=32, num_workers=2, rank=rank, seed=5, num_epochs=2)
-        rows = collect(streams.image_stream(reference, schedule, pixels, share=share))
+        rows = collect(stream.image_stream(reference, schedule, pixels, share=share))
         expected = schedule.rows(np.arange(schedule.num_rows))
         assert rows["row"].tolist() == expected.index.tolist()
         assert rows["epoch"].tolist() == expected.epoch.tolist()
@@ -71,9 +72,9 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
             row, epoch = int(rows["row"][place]), int(rows["epoch"][place])
             if row in (7, 40):
                 continue
-            image = images.decode(Path(uris[row]).read_bytes(), size_px=16)
-            rng = images.augmentation_rng(seed=5, epoch=epoch, image_id=table["image_id"][row].as_py())
-            changed = images.to_array(images.augment(image, AUGMENTATION, rng))
+            image = decoding.decode(Path(uris[row]).read_bytes(), size_px=16)
+            rng = decoding.augmentation_rng(seed=5, epoch=epoch, image_id=table["image_id"][row].as_py())
+            changed = decoding.to_array(decoding.augment(image, AUGMENTATION, rng))
             assert np.array_equal(rows["image"][place], changed)
 
 
@@ -95,12 +96,12 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def read(meanwhile: Callable[[], None]) -> list[str]:
         found = dataset.read_images(table, out=out, kind="run", task_cpus=1, meanwhile=meanwhile, quiet=True)
-        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *streams.INSPECTION_COLUMNS]
+        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *stream.INSPECTION_COLUMNS]
         return found["sha256"].to_pylist()
 
     with pytest.raises(KeyboardInterrupt):
         read(interrupt)
-    kept = inspected.known_rows(out, table["uri"], streams.INSPECTED_SCHEMA)
+    kept = inspected.known_rows(out, table["uri"], stream.INSPECTED_SCHEMA)
     assert kept is not None
     num_kept = len(kept["sha256"].drop_null())
     assert 2 < num_kept < 150
@@ -123,20 +124,20 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_stream_in_parts_has_the_batches_of_the_schedule(table, monkeypatch, num_workers):
     """70 images in batches of 16 are 5 steps an epoch; parts of one block, 32 rows, end within epochs."""
-    monkeypatch.setattr(streams, "MAX_BLOCKS", 1)
+    monkeypatch.setattr(stream, "MAX_BLOCKS", 1)
     begun = []
-    map_rows = streams._map_rows
+    map_rows = stream._map_rows
     monkeypatch.setattr(
-        streams, "_map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more)
+        stream, "_map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more)
     )
-    share = streams.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
+    share = stream.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
     for rank in range(num_workers):
         schedule = TrainSchedule(
             num_images=70, batch_size=16, num_workers=num_workers, rank=rank, seed=5, num_epochs=2, first_epoch=1
         )
         size = schedule.rank_batch_size
-        pixels = streams.Pixels(size_px=8)
-        batches = list(streams.image_batches(ray.put(table), schedule, pixels, batch_size=size, share=share))
+        pixels = stream.Pixels(size_px=8)
+        batches = list(stream.image_batches(ray.put(table), schedule, pixels, batch_size=size, share=share))
         expected = schedule.rows(np.arange(schedule.num_rows))
         assert [len(batch["row"]) for batch in batches] == [size] * 5
         for name, values in (("row", expected.index), ("epoch", expected.epoch), ("weight", expected.weight)):
@@ -148,15 +149,15 @@ def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
     counted: list[int] = []
     for rank in (0, 1):
         schedule = EvalSchedule(num_images=69, num_workers=2, rank=rank)
-        rows = collect(streams.image_stream(ray.put(table), schedule, streams.Pixels(size_px=8)))
+        rows = collect(stream.image_stream(ray.put(table), schedule, stream.Pixels(size_px=8)))
         assert len(rows["row"]) == 35
         counted += rows["row"][rows["weight"] == 1].tolist()
     assert sorted(counted) == list(range(69))
 
 
 def test_inspection_has_a_row_for_every_file_in_order(table):
-    found = pa.concat_tables(list(streams.inspect_images(table)))
-    assert found.column_names == [*streams.INSPECTION_COLUMNS, "stamp"]
+    found = pa.concat_tables(list(stream.inspect_images(table)))
+    assert found.column_names == [*stream.INSPECTION_COLUMNS, "stamp"]
     assert found.num_rows == 70
     assert found["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
     assert found["width_px"][0].as_py() == 20
@@ -171,20 +172,20 @@ def test_intensity_range_is_over_all_images(tmp_path, dtype, suffix, first):
         values = np.arange(1000, dtype=dtype).reshape(40, 25) + 1000 * number + first
         Image.fromarray(values.astype(dtype)).save(tmp_path / f"{number}.{suffix}")
     uris = listing.list_images(str(tmp_path)).table["uri"]
-    assert streams.intensity_range(uris) == (first + 1.0, first + 1997.0)
+    assert stream.intensity_range(uris) == (first + 1.0, first + 1997.0)
 
 
 def test_the_range_is_of_the_16_bit_images_that_are_left(tmp_path):
     """67 images are two tasks, of which the second has none left; 1,000 pixels of 0 to 999: percentiles 0 and 998."""
     Image.fromarray(np.arange(1000, dtype=np.uint16).reshape(40, 25)).save(tmp_path / "0.png")
     uris = pa.chunked_array([[f"{tmp_path}/{number}.png" for number in range(67)]])
-    assert streams.intensity_range(uris) == (0.0, 998.0)
+    assert stream.intensity_range(uris) == (0.0, 998.0)
     with pytest.raises(DataError, match=r"None of the 66 images of 16 bits can be read any more\. Check the storage"):
-        streams.intensity_range(uris.slice(1))
+        stream.intensity_range(uris.slice(1))
 
 
 def test_digests_are_of_the_files_as_they_are(table):
-    found = [digest for some in streams.digests(table["uri"]) for digest in some]
+    found = [digest for some in stream.digests(table["uri"]) for digest in some]
     contents = [b"" if number == 40 else Path(uri).read_bytes() for number, uri in enumerate(table["uri"].to_pylist())]
     expected = [hashlib.sha256(content).hexdigest() for content in contents]
     expected[40] = ""  # not there

@@ -19,31 +19,24 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray import (
-    assembly,
-    cluster,
-    dataset,
-    devices,
-    extraction,
-    featurestore,
-    phantoms,
-    phantomset,
-    probe,
-    probing,
-    sweep,
-    trials,
-    trialtable,
-)
-from tlray import model as models
-from tlray.artifact import load_keras_file
-from tlray.bundle import load
-from tlray.config import Augmentation, TrainConfig
+from tlray.bundle.spec import load
+from tlray.cluster import connection
+from tlray.config.commands import SweepConfig
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.data import dataset, phantom_files, phantoms
+from tlray.data.manifest import with_column
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.extraction import Network, as_network
-from tlray.featurecache import FeatureReader
-from tlray.jobconfig import SweepConfig
-from tlray.manifest import with_column
-from tlray.trialtask import TrialTask
+from tlray.features import extraction, store
+from tlray.features.cache import FeatureReader
+from tlray.features.extraction import Network, as_network
+from tlray.models import classifier as models
+from tlray.models import devices
+from tlray.models.files import load_keras_file
+from tlray.probe import regression
+from tlray.sweep import search, trial_table
+from tlray.sweep import trial as trials
+from tlray.sweep.task import TrialTask
+from tlray.training import assembly, probing
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -55,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     """Four classes of 6 training and 2 validation patients, and a small network of one's own."""
     root = tmp_path_factory.mktemp("sweep")
     for split, num_patients in (("train", 6), ("valid", 2)):
-        phantomset.write_data_set(
+        phantom_files.write_data_set(
             str(root / "data" / split),
             num_patients_per_class=num_patients,
             num_slices_per_patient=2,
@@ -86,16 +79,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
 
 
 @pytest.fixture(scope="module")
-def result(local_ray: str, config: SweepConfig) -> sweep.SweepResult:  # noqa: ARG001
-    return sweep.sweep(config)
+def result(local_ray: str, config: SweepConfig) -> search.SweepResult:  # noqa: ARG001
+    return search.sweep(config)
 
 
 def test_every_trial_is_in_the_table(config, result):
     assert len(result.trials) == config.num_trials
     losses = [trial["best_loss"] for trial in result.trials]
     assert losses == sorted(losses)
-    tried = [tuple(trial[name] for name in trialtable.SETTINGS) for trial in result.trials]
-    assert sorted(tried) == sorted(tuple(settings.values()) for settings in sweep.draw_settings(config))
+    tried = [tuple(trial[name] for name in trial_table.SETTINGS) for trial in result.trials]
+    assert sorted(tried) == sorted(tuple(settings.values()) for settings in search.draw_settings(config))
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["best_loss"]) for row in rows] == pytest.approx(losses, rel=1e-5)
@@ -109,9 +102,9 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
     images = dataset.stored_dataset(config.out)
     assert images is not None
     base = config.training()
-    best = dataclasses.replace(sweep.best_config(config, trial), out=str(out))
-    sweep._share_features(base, best, images)
-    return best, sweep._network(best.resolved(), images)
+    best = dataclasses.replace(search.best_config(config, trial), out=str(out))
+    search._share_features(base, best, images)
+    return best, search._network(best.resolved(), images)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +118,7 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
 def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, settings):
     trial = result.trials[0] | {"hidden_layers": 2, "dropout": 0.0, "views": 1} | settings
     best, network = share_features(config, trial, tmp_path / "derived")
-    images, available = dataset.stored_dataset(config.out), cluster.capacity()
+    images, available = dataset.stored_dataset(config.out), connection.capacity()
     assert images is not None
     computed = dataclasses.replace(best, out=str(tmp_path / "computed"))
     probing.compute(computed, available, images, network)
@@ -136,7 +129,7 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
 
     monkeypatch.setattr(extraction, "compute", compute)
     probing.compute(best, available, images, network)
-    first, second = (featurestore.read_features(f"{each.out}/features").sort_by("key") for each in (best, computed))
+    first, second = (store.read_features(f"{each.out}/features").sort_by("key") for each in (best, computed))
     assert first.column_names == second.column_names
     assert first.drop_columns(network.names).equals(second.drop_columns(network.names))
     for name in network.names:
@@ -159,7 +152,7 @@ def test_features_of_another_network_are_not_shared(config, result, tmp_path):
         shutil.copy(f"{config.out}/{name}", tmp_path / "sweep")
     other = dataclasses.replace(config, backbone=str(tmp_path / "other.keras"), out=str(tmp_path / "sweep"))
     share_features(other, trial | {"best_epoch": 0}, tmp_path / "weights")
-    assert not featurestore.part_names(str(tmp_path / "weights/features"))
+    assert not store.part_names(str(tmp_path / "weights/features"))
 
 
 @pytest.mark.parametrize(("num_layers", "widths"), [(2, ()), (0, (8, 8))])
@@ -168,7 +161,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     config = dataclasses.replace(config, out=str(tmp_path / "out"))
     trial = result.trials[0] | {"depths": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
     trial |= {"trainable_layers": num_layers, "hidden_layers": len(widths)}
-    best = sweep._train_best(config, trial, cluster.capacity())
+    best = search._train_best(config, trial, connection.capacity())
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
@@ -188,11 +181,11 @@ def task(config, result) -> TrialTask:  # noqa: ARG001
     assert prepared.network is not None
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(f"{config.out}/features", prepared.network.names, splits, views=1)
-    return sweep._make_task(config, images, prepared, cache, sweep._folds(images, config))
+    return search._make_task(config, images, prepared, cache, search._folds(images, config))
 
 
 def test_each_fold_has_a_state_of_its_own(config, task):
-    settings = sweep.draw_settings(config)[0] | {"hidden_layers": 2, "dropout": 0.3, "learning_rate": 1e-2}
+    settings = search.draw_settings(config)[0] | {"hidden_layers": 2, "dropout": 0.3, "learning_rate": 1e-2}
     reader = FeatureReader(task.cache)
     generator = np.random.default_rng(0)
     num_columns = sum(task.depth_sizes)
@@ -216,7 +209,7 @@ def test_each_fold_has_a_state_of_its_own(config, task):
 
 @pytest.mark.parametrize(("hidden_layers", "depths"), [(0, 1), (1, 1), (2, 1), (2, 2)])
 def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_layers, depths):
-    settings = sweep.draw_settings(config)[0] | {"hidden_layers": hidden_layers, "trainable_layers": 0, "dropout": 0.0}
+    settings = search.draw_settings(config)[0] | {"hidden_layers": hidden_layers, "trainable_layers": 0, "dropout": 0.0}
     reader = FeatureReader(task.cache)
     num_columns = sum(task.depth_sizes[-depths:])
     rows = np.concatenate([held for _, held in task.folds])
@@ -247,7 +240,7 @@ def test_a_trial_that_diverges_ends_with_what_was_best_before(config, task, monk
     monkeypatch.setattr(devices, "use_cpus", lambda _: None)  # this process has chosen already
     trial = trials.Trial.__new__(trials.Trial)
     trial._iteration = 0
-    trial.setup({"settings": sweep.draw_settings(config)[0] | {"learning_rate": 1e30}}, task=task)
+    trial.setup({"settings": search.draw_settings(config)[0] | {"learning_rate": 1e30}}, task=task)
     start = trial.step()
     trial._iteration = 1
     end = trial.step()
@@ -262,7 +255,7 @@ def test_a_trial_is_measured_under_the_class_shares_of_all_images(config, task, 
     labels = (np.arange(len(task.labels)) % 4 == 0).astype(int)
     trial = trials.Trial.__new__(trials.Trial)
     trial._iteration = 0
-    settings = sweep.draw_settings(config)[0] | {"inverse_penalty": 1e-12}
+    settings = search.draw_settings(config)[0] | {"inverse_penalty": 1e-12}
     trial.setup({"settings": settings}, task=dataclasses.replace(task, labels=labels, num_classes=2))
     found = trial.step()
     assert found["probe_loss"] == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25), abs=1e-4)
@@ -290,7 +283,7 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
     images = dataset.stored_dataset(f"{config.out}/best")
     assert images is not None
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])
-    table = featurestore.read_features(f"{config.out}/features", columns=["image_id", "pooled"])
+    table = store.read_features(f"{config.out}/features", columns=["image_id", "pooled"])
     pooled = dict(zip(table["image_id"].to_pylist(), table["pooled"].to_pylist(), strict=True))
     num_columns = sum((12, 16)[-trial["depths"] :])
     x = np.array([pooled[image_id] for image_id in chosen["image_id"].to_pylist()])[:, -num_columns:]
@@ -314,14 +307,14 @@ def test_a_trial_without_fine_tuning_is_the_cross_validated_probe(config, result
 
     assert len(patients) < len(y) / 2
     assert trial["standard_error"] == pytest.approx(error_of(sums), abs=1e-4)
-    found = trialtable.read_losses(config.out)
-    np.testing.assert_allclose(found[trialtable.identity(trial)].probe, sums, atol=1e-3)
-    np.testing.assert_array_equal(found[trialtable.identity(trial)].best, found[trialtable.identity(trial)].probe)
-    first = found[trialtable.identity(result.trials[0])]
+    found = trial_table.read_losses(config.out)
+    np.testing.assert_allclose(found[trial_table.identity(trial)].probe, sums, atol=1e-3)
+    np.testing.assert_array_equal(found[trial_table.identity(trial)].best, found[trial_table.identity(trial)].probe)
+    first = found[trial_table.identity(result.trials[0])]
     assert trial["difference_error"] == pytest.approx(error_of(sums - first.best), abs=1e-3)
     assert result.trials[0]["difference_error"] == 0
     for each in result.trials:
-        sums_of = found[trialtable.identity(each)]
+        sums_of = found[trial_table.identity(each)]
         assert sums_of.probe.sum() / len(y) == pytest.approx(each["probe_loss"], rel=1e-5)
         assert sums_of.best.sum() / len(y) == pytest.approx(each["best_loss"], rel=1e-5)
 
@@ -338,7 +331,7 @@ def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG00
     digests = ["copy" if row["image_id"] in copies else row["sha256"] for row in rows]
     images = dataclasses.replace(images, table=with_column(images.table, "sha256", digests))
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])["image_id"].to_pylist()
-    for _, held_out in sweep._folds(images, config):
+    for _, held_out in search._folds(images, config):
         assert len({chosen[place] for place in held_out} & copies) in (0, 4)
 
 
@@ -348,10 +341,10 @@ def test_trials_run_side_by_side_as_memory_allows(config):
     # A float64 copy of 1,000 images by 1,000 features for the second fold is 8 MB, and a fit takes 24 MB.
     for memory_bytes, expected in ((1e6, 1), (100e6, 3), (1e12, config.num_trials), (math.inf, config.num_trials)):
         available: Any = SimpleNamespace(memory_bytes=memory_bytes)
-        assert sweep.most_at_once(config, available, images, network) == expected  # pyright: ignore[reportArgumentType]
+        assert search.most_at_once(config, available, images, network) == expected  # pyright: ignore[reportArgumentType]
     # 12 bytes a weight, (1,000 + 1,000) by 1,000 of them for two folds and the one in use: 72 MB more.
     wide, available = dataclasses.replace(config, hidden_units=1000), SimpleNamespace(memory_bytes=310e6)
-    assert sweep.most_at_once(wide, available, images, network) == 2  # pyright: ignore[reportArgumentType]
+    assert search.most_at_once(wide, available, images, network) == 2  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  # noqa: ARG001
@@ -364,12 +357,14 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
     )
     before = sorted(path.name for path in (tmp_path / "features").iterdir())
     with pytest.raises(ConfigError, match="features of another network"):
-        probing.compute(dataclasses.replace(config.training(), out=str(tmp_path)), cluster.capacity(), images, network)
+        probing.compute(
+            dataclasses.replace(config.training(), out=str(tmp_path)), connection.capacity(), images, network
+        )
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == before
 
 
 def test_the_best_settings_are_trained_and_exported(config, result):
-    best = sweep.best_config(config, result.chosen)
+    best = search.best_config(config, result.chosen)
     assert best.method == ("lp-ft" if result.chosen["best_epoch"] else "probe")
     assert best.epochs == max(1, result.chosen["best_epoch"])
     assert best.depths == result.chosen["depths"]
@@ -382,18 +377,18 @@ def test_the_best_settings_are_trained_and_exported(config, result):
 def test_a_trial_that_the_table_lacks_is_not_taken_as_tried(config, result, tmp_path, kept):
     shutil.copytree(config.out, tmp_path / "out")
     copy, table = dataclasses.replace(config, out=str(tmp_path / "out")), tmp_path / "out/trials.csv"
-    assert sweep._is_tried(copy)
+    assert search._is_tried(copy)
     if kept is None:
         table.unlink()
     else:
         table.write_text(table.read_text()[:kept])
-    assert not sweep._is_tried(copy)
-    assert all(trial in result.trials for trial in trialtable.read_trials(copy.out)[0])
+    assert not search._is_tried(copy)
+    assert all(trial in result.trials for trial in trial_table.read_trials(copy.out)[0])
 
 
 def test_a_finished_sweep_is_left_as_it_is(config, result):
     files = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
-    again = sweep.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
+    again = search.sweep(dataclasses.replace(config, resume=True, data=os.path.relpath(config.data)))
     assert again.warnings == (*result.warnings, "The run had already finished: nothing was done.")
     assert (again.trials, again.best.metrics) == (result.trials, json.loads(json.dumps(result.best.metrics)))
     assert files == {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*") if path.is_file()}
@@ -404,7 +399,7 @@ def test_the_training_of_the_best_settings_is_continued(config, result):
     (best / "metrics.json").unlink()
     kept = [Path(config.out, "trials.csv"), Path(config.out, "trials.png"), *best.glob("features/part-*")]
     times = [path.stat().st_mtime_ns for path in kept]
-    again = sweep.sweep(dataclasses.replace(config, resume=True))
+    again = search.sweep(dataclasses.replace(config, resume=True))
     assert again.trials == result.trials
     assert again.best.metrics["valid"]["log_loss"] == pytest.approx(result.best.metrics["valid"]["log_loss"], abs=1e-5)
     assert (best / "metrics.json").is_file()
@@ -413,24 +408,24 @@ def test_the_training_of_the_best_settings_is_continued(config, result):
 
 def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, capfd):
     config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3)
-    good, other, _ = (settings | {"trainable_layers": 0} for settings in sweep.draw_settings(config))
+    good, other, _ = (settings | {"trainable_layers": 0} for settings in search.draw_settings(config))
     broken = [settings | {"inverse_penalty": -1.0} for settings in (good, other)]
-    monkeypatch.setattr(sweep, "draw_settings", lambda _config: broken)
+    monkeypatch.setattr(search, "draw_settings", lambda _config: broken)
     with pytest.raises(
         TlrayError, match=r"(?s)Every trial failed\. Mend .* --resume\. The first error:.*'C' parameter"
     ):
-        sweep.sweep(config)
+        search.sweep(config)
     assert not (tmp_path / "out/best").exists()
     assert "Traceback" not in capfd.readouterr().err  # Ray Tune's, of each
-    monkeypatch.setattr(sweep, "draw_settings", lambda _config: [good, broken[1]])
-    result = sweep.sweep(dataclasses.replace(config, resume=True))
+    monkeypatch.setattr(search, "draw_settings", lambda _config: [good, broken[1]])
+    result = search.sweep(dataclasses.replace(config, resume=True))
     assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]
     assert result.warnings[:-1] == result.best.warnings
     assert result.warnings[-1].startswith("1 of 2 trials failed and were left out. The first error: ")
     assert "The 'C' parameter of LogisticRegression must be" in result.warnings[-1]
     assert load(result.best.bundle).spec.classes == phantoms.CLASSES
     # Once the best ones are trained, a trial that might be better must not come in between.
-    again = sweep.sweep(dataclasses.replace(config, resume=True))
+    again = search.sweep(dataclasses.replace(config, resume=True))
     finished = "The run had already finished: nothing was done."
     assert again.warnings == (*result.best.warnings, finished, result.warnings[-1])
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
@@ -441,26 +436,26 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, c
 
 def test_what_cannot_be_swept_is_refused(config, result, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is not empty"):
-        sweep.sweep(config)
+        search.sweep(config)
     few = dataclasses.replace(config, out=str(tmp_path / "few"), num_folds=9)
     with pytest.raises(DataError, match=r"A class has the images of 6 patients .* too few for --num-folds 9"):
-        sweep.sweep(few)
+        search.sweep(few)
     assert not (tmp_path / "few").exists()
     with pytest.raises(ConfigError, match=r"its own settings: num_trials was 8 and is 9\."):
-        sweep.sweep(dataclasses.replace(config, resume=True, num_trials=9))
-    small = dataclasses.replace(cluster.capacity(), smallest_object_store_bytes=100_000)
-    monkeypatch.setattr(cluster, "capacity", lambda: small)
+        search.sweep(dataclasses.replace(config, resume=True, num_trials=9))
+    small = dataclasses.replace(connection.capacity(), smallest_object_store_bytes=100_000)
+    monkeypatch.setattr(connection, "capacity", lambda: small)
     # 64 images as they are, and two more views of the 40 training images.
     views = dataclasses.replace(config, out=str(tmp_path / "views"), views=3, augmentation=Augmentation(zoom=0.1))
     with pytest.raises(ConfigError, match=r"144 images and views of 4 kB .* more than half .* Give fewer --views"):
-        sweep.sweep(views)
+        search.sweep(views)
     assert not (tmp_path / "views").exists()
     assert result.out == config.out
 
 
 def test_bases_of_other_depths_are_kept_while_they_are_small(monkeypatch):
     few = np.random.default_rng(0).normal(size=(4, 10))
-    basis = probe.basis(few)
+    basis = regression.basis(few)
     # 10 x 4 of the rotation and 4 x 4 of what was turned, float64.
     bases: trials.Bases = {(fold, columns): (basis, basis.turn(few)) for fold in (0, 1) for columns in (10, 20)}
     monkeypatch.setattr(trials, "MAX_BASES_BYTES", 4 * (40 + 16) * 8)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import access
-from serve_app.access import ApiKeys, Verdict
+from serve_app.http import auth
+from serve_app.http.auth import ApiKeys, Verdict
 from tlray.errors import ConfigError
 
 ONE, TWO, THREE = "one-0123456789abcdef", "two-0123456789abcdef", "three-0123456789abcdef"
@@ -79,7 +79,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
         compare_digest = staticmethod(compare)
 
     keys = ApiKeys({"TLRAY_API_KEYS": f"{ONE},{TWO},{THREE}"})
-    monkeypatch.setattr(access, "hmac", Hmac)
+    monkeypatch.setattr(auth, "hmac", Hmac)
     for sent in (ONE, THREE, "x", "y" * 1000):
         calls.clear()
         keys.check(x_api_key=sent)

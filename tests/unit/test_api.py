@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app import service
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
-from serve_app.classifier import Answer, Explained, ModelInfo, Pixels, to_batch
-from serve_app.jobserver import JobServer
+from serve_app.batches.job_server import JobServer
+from serve_app.batches.jobs import Batches
+from serve_app.http.auth import ApiKeys
+from serve_app.model import service
+from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels, to_batch
+from serve_app.model.service import Service
 from serve_app.options import Options
-from serve_app.service import Service
-from tlray.bundle import BundleSpec
+from tlray.bundle.spec import BundleSpec
 
 SIZE_PX = 8
 KEY = "0123456789abcdef"

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlray import model as models
-from tlray.artifact import load_keras_file, save_artifact
-from tlray.backbone import build_backbone
-from tlray.config import TrainConfig
+from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
+from tlray.models import classifier as models
+from tlray.models.backbone import build_backbone
+from tlray.models.files import load_keras_file, save_artifact
 
 
 def test_code_in_a_model_file_is_not_run(tmp_path):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tlray import assembly
-from tlray.streams import Pixels
+from tlray.data.stream import Pixels
+from tlray.training import assembly
 
 PIXELS = Pixels(size_px=8)
 

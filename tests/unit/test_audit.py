@@ -3,8 +3,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from tlray import manifest
-from tlray.audit import audit, explain_failures, leak_warnings, warnings
+from tlray.data import manifest
+from tlray.data.audit import audit, explain_failures, leak_warnings, warnings
 
 
 def make_table(*images: dict) -> pa.Table:

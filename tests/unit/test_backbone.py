@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from tlray.backbone import application_preprocessing, build_backbone, preprocess
-from tlray.config import TrainConfig
+from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
+from tlray.models.backbone import application_preprocessing, build_backbone, preprocess
 
 
 def make_config(**changes) -> TrainConfig:

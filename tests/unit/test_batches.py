@@ -12,17 +12,17 @@ import httpx
 import pytest
 from ray.job_submission import JobStatus
 
-from serve_app import jobserver
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
-from serve_app.classifier import ModelInfo
+from serve_app.batches import job_server
+from serve_app.batches.job_server import Job, JobServer
+from serve_app.batches.jobs import Batches
 from serve_app.errors import RequestError
-from serve_app.jobserver import Job, JobServer
+from serve_app.http.auth import ApiKeys
+from serve_app.model.classifier import ModelInfo
+from serve_app.model.service import Service
 from serve_app.options import Options
-from serve_app.service import Service
-from tlray import storage
-from tlray.bundle import BundleSpec
+from tlray.bundle.spec import BundleSpec
+from tlray.files import storage
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
 
@@ -455,8 +455,8 @@ def client(monkeypatch):
             stop_job=lambda _: (_ for _ in ()).throw(RuntimeError("Request failed with status code 500: no.")),
         )
 
-    monkeypatch.setattr(jobserver.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(jobserver, "JobSubmissionClient", connect)
+    monkeypatch.setattr(job_server.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(job_server, "JobSubmissionClient", connect)
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.batching import Batcher
 from serve_app.errors import QueueClosed, QueueFull
+from serve_app.model.batching import Batcher
 from tlray.errors import ConfigError
 
 LIMIT_S = 20.0

@@ -9,15 +9,23 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.test_plans import make_capacity
-from tlray import assembly, cluster, dataset, evaluation, features, listing, scoring, storage, streams, sweep, training
-from tlray.config import TrainConfig, to_json
+from tlray.cluster import connection
+from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.config.training import TrainConfig, to_json
+from tlray.data import dataset, listing, stream
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.jobconfig import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.evaluation import evaluate
+from tlray.features import update
+from tlray.files import storage
+from tlray.inference import score
+from tlray.sweep import search
+from tlray.training import assembly
+from tlray.training import run as training
 
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
     "train": (training.train, TrainConfig),
-    "sweep": (sweep.sweep, SweepConfig),
-    "features": (features.extract, FeaturesConfig),
+    "sweep": (search.sweep, SweepConfig),
+    "features": (update.extract, FeaturesConfig),
 }
 
 
@@ -26,7 +34,7 @@ def no_ray(monkeypatch):
     def connect() -> None:
         pytest.fail("Ray was started.")
 
-    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(connection, "connect", connect)
 
 
 @pytest.fixture
@@ -85,9 +93,9 @@ def test_a_finished_run_is_told_without_a_ray(given):
 def test_what_is_wrong_with_a_bundle_or_its_output(given, out, message):
     out = out.replace("DATA", given["data"])
     with pytest.raises(TlrayError, match=message):
-        evaluation.evaluate(EvaluateConfig(bundle=given["data"], data=given["data"], out=out))
+        evaluate.evaluate(EvaluateConfig(bundle=given["data"], data=given["data"], out=out))
     with pytest.raises(TlrayError, match="is no bundle"):
-        scoring.score(ScoreConfig(bundle=given["data"], input=given["data"], out=out))
+        score.score(ScoreConfig(bundle=given["data"], input=given["data"], out=out))
 
 
 def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
@@ -97,13 +105,13 @@ def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
         assert known is None
         for number in range(table.num_rows):
             read.append((number, task_cpus))
-            yield pa.Table.from_pylist([{}], schema=streams.INSPECTED_SCHEMA)
+            yield pa.Table.from_pylist([{}], schema=stream.INSPECTED_SCHEMA)
 
     def fail_later() -> None:
         if len(read) == 2:
             raise ConfigError("The weights do not fit.")
 
-    monkeypatch.setattr(streams, "inspect_images", inspect)
+    monkeypatch.setattr(stream, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="do not fit"):
         dataset.read_images(
             pa.table({"uri": ["a"] * 5}),
@@ -158,17 +166,17 @@ def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, li
     def inspect(table: pa.Table, **_: Any) -> Any:
         for row in table.to_pylist():
             read.append(row)
-            yield pa.Table.from_pylist([{}], schema=streams.INSPECTED_SCHEMA)
+            yield pa.Table.from_pylist([{}], schema=stream.INSPECTED_SCHEMA)
 
     def refuse(images: dataset.Dataset, model: assembly.Prepared) -> None:
         assert model is prepared
         asked.append((images.split("train").num_rows, images.split("valid").num_rows, images.classes))
         raise ConfigError("Too large.")
 
-    monkeypatch.setattr(cluster, "start_here", lambda *_: "reference")
-    monkeypatch.setattr(cluster, "is_done", lambda _: len(read) > built_after)
-    monkeypatch.setattr(cluster, "get", lambda _: prepared)
-    monkeypatch.setattr(streams, "inspect_images", inspect)
+    monkeypatch.setattr(connection, "start_here", lambda *_: "reference")
+    monkeypatch.setattr(connection, "is_done", lambda _: len(read) > built_after)
+    monkeypatch.setattr(connection, "get", lambda _: prepared)
+    monkeypatch.setattr(stream, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="Too large"):
         assembly.read_and_prepare(config, listed, make_capacity(), kind="run", refuse=refuse)
     assert (len(read), asked) == (num_read, [(8 - 2, 2, ("a", "b"))])

@@ -1,6 +1,6 @@
 """What a training run tells while it runs."""
 
-from tlray.board import Board
+from tlray.training.live_progress import Board
 
 
 def test_the_first_epoch_stays_known():

@@ -7,9 +7,9 @@ from collections.abc import Coroutine
 import pytest
 from starlette.requests import Request
 
-from serve_app import body
-from serve_app.body import MAX_BODIES, LimitBody, make_length_check
 from serve_app.errors import RequestError
+from serve_app.http import body
+from serve_app.http.body import MAX_BODIES, LimitBody, make_length_check
 
 MAX_BYTES = 100
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tlray import __version__, bundle, storage
-from tlray.bundle import BundleSpec
-from tlray.drift import Distribution, TrainingImages, ValidationPredictions
+from tlray import __version__
+from tlray.bundle import spec as bundle
+from tlray.bundle.spec import BundleSpec
+from tlray.data.drift import Distribution, TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
+from tlray.files import storage
 
 SPEC = BundleSpec(
     classes=("normal", "cancer", "böse"),

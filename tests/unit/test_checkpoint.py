@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from tlray import checkpoint
-from tlray.checkpoint import RunState
 from tlray.errors import DataError
+from tlray.training import checkpoint
+from tlray.training.checkpoint import RunState
 
 
 def equal(these: list[np.ndarray], those: list[np.ndarray]) -> bool:

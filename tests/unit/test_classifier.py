@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from serve_app.classifier import Answer, Explained, Pixels, to_batch
+from serve_app.model.classifier import Answer, Explained, Pixels, to_batch
 from tests.endpoint import LocalClassifier
-from tlray import cli, explain
+from tlray import cli
 from tlray.errors import BundleError
-from tlray.predictor import Predictor
+from tlray.inference.predictor import Predictor
+from tlray.models import explain
 
 SIZE_PX = 16
 DEADLINE_S = 60
@@ -95,7 +96,7 @@ def test_a_model_that_cannot_be_explained_says_so_and_is_taken_apart_once(classi
         loads.append(bundle)
         raise BundleError("It has no feature map.")
 
-    monkeypatch.setattr("tlray.explain.Explainer", fail)
+    monkeypatch.setattr("tlray.models.explain.Explainer", fail)
 
     async def explain_twice() -> list[Any]:
         sha256 = (await classifier.describe()).bundle_sha256
@@ -124,7 +125,7 @@ def heat(sha256: str, class_index: int) -> np.ndarray:
 
 
 def test_an_exchange_waits_for_explanations_and_each_is_of_the_bundle_that_predicted(classifier, bundles, monkeypatch):
-    monkeypatch.setattr("tlray.explain.Explainer", GatedExplainer)
+    monkeypatch.setattr("tlray.models.explain.Explainer", GatedExplainer)
     images, first = pixels(classifier), classifier._model
     first._explainer = GatedExplainer(first.predictor.bundle)
 

@@ -18,10 +18,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tlray import __version__, cli, phantomset, storage
-from tlray.config import Augmentation, TrainConfig
-from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
-from tlray.jobconfig import (
+from tlray import __version__, cli
+from tlray.config.commands import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
@@ -30,7 +28,11 @@ from tlray.jobconfig import (
     ServeConfig,
     SweepConfig,
 )
-from tlray.recipes import RECIPES, standard
+from tlray.config.recipes import RECIPES, standard
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.data import phantom_files
+from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.files import storage
 
 CONFIGS = {
     "train": TrainConfig,
@@ -71,21 +73,21 @@ def called(monkeypatch):
         "balanced_accuracy": 0.75, "log_loss": 0.5,
     }  # fmt: skip
     results = {
-        ("training", "train"): SimpleNamespace(
+        ("training.run", "train"): SimpleNamespace(
             out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, warnings=("Look out.",)
         ),
-        ("evaluation", "evaluate"): SimpleNamespace(
+        ("evaluation.evaluate", "evaluate"): SimpleNamespace(
             out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
         ),
-        ("scoring", "score"): SimpleNamespace(
+        ("inference.score", "score"): SimpleNamespace(
             out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
         ),
-        ("features", "extract"): SimpleNamespace(
+        ("features.update", "extract"): SimpleNamespace(
             out="/o", num_rows=12, num_reused=5, num_failed=1, shapes={"pooled": (56,), "cut_0": (7, 7, 6)},
             notes=("part-1 was damaged.",),
         ),
-        ("sweep", "sweep"): SimpleNamespace(
+        ("sweep.search", "sweep"): SimpleNamespace(
             out="/o",
             trials=[
                 {"depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 1, "trainable_layers": 10,
@@ -101,15 +103,15 @@ def called(monkeypatch):
             best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
-        ("exporting", "export"): "5" * 64,
+        ("training.export", "export"): "5" * 64,
     }  # fmt: skip
     for (module, function), result in results.items():
         stand_in = ModuleType(f"tlray.{module}")
         setattr(stand_in, function, lambda config, result=result: received.append(config) or result)
         monkeypatch.setitem(sys.modules, f"tlray.{module}", stand_in)
-    stand_in = ModuleType("serve_app.local")
+    stand_in = ModuleType("serve_app.foreground")
     stand_in.__dict__["started"] = functools.partial(started, received)
-    monkeypatch.setitem(sys.modules, "serve_app.local", stand_in)
+    monkeypatch.setitem(sys.modules, "serve_app.foreground", stand_in)
     return received
 
 
@@ -495,7 +497,7 @@ def test_steps_of_the_demo_parse(monkeypatch, called, weights):
     sets = []
     monkeypatch.setattr(storage, "prepare_output", lambda *_, **__: None)
     monkeypatch.setattr(storage, "write_text", lambda *_: None)
-    monkeypatch.setattr(phantomset, "write_data_set", lambda location, **settings: sets.append((location, settings)))
+    monkeypatch.setattr(phantom_files, "write_data_set", lambda location, **settings: sets.append((location, settings)))
     demo = runpy.run_path(os.path.join(os.path.dirname(cli.__file__), "..", "jobs", "demo.py"))
     for command in demo["commands"](weights):
         assert tlray(command) == 0

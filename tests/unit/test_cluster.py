@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from tests.unit.test_plans import MIB
-from tlray import cluster, plans
+from tlray.cluster import connection, plans
 from tlray.errors import ConfigError
 
 HEAD = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
@@ -38,10 +38,10 @@ def a_ray(monkeypatch):
             get_cluster_config=lambda: SimpleNamespace(node_group_configs=types) if groups else None,
             available_resources_per_node=lambda: dict(zip(alive, nodes if free is None else free, strict=True)),
         )
-        monkeypatch.setattr(cluster.ray_state, "state", state)
-        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
-        monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
-        monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node0"))
+        monkeypatch.setattr(connection.ray_state, "state", state)
+        monkeypatch.setattr(connection.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(connection.ray, "nodes", lambda: listed)
+        monkeypatch.setattr(connection.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node0"))
 
     return tell
 
@@ -49,20 +49,20 @@ def a_ray(monkeypatch):
 def test_nodes_of_different_size(a_ray):
     """A small head, which offers no CPU, where the driver runs, a worker, and a node that has gone."""
     a_ray([HEAD, WORKER])
-    found = cluster.capacity()
+    found = connection.capacity()
     assert found.nodes == ((0, 0), (8, 1))
     assert (found.held_cpus, found.held_gpus, found.is_short) == (0, 0, False)
     assert found.object_store_bytes == 1400 * MIB
     assert found.smallest_object_store_bytes == 400 * MIB
     assert found.memory_bytes == 900 * MIB
     a_ray([{"object_store_memory": 400.0 * MIB}, WORKER])  # with `ray start --memory 0`
-    assert cluster.capacity().memory_bytes == float("inf")
+    assert connection.capacity().memory_bytes == float("inf")
 
 
 def test_what_others_hold_is_no_part_of_what_is_free(a_ray):
     """Ray leaves out what is used up: the GPU of the second node. GPUs are waited for, where CPUs are shared."""
     a_ray([WORKER, WORKER], free=[WORKER, {"CPU": 2.65}])
-    found = cluster.capacity()
+    found = connection.capacity()
     assert sorted(found.nodes) == [(2.65, 1), (8, 1)]
     assert (found.num_cpus, found.num_gpus, found.is_short) == (16, 2, False)
     assert (found.held_cpus, found.held_gpus) == (pytest.approx(5.35), 1)
@@ -83,7 +83,7 @@ def test_what_others_hold_is_no_part_of_what_is_free(a_ray):
 def test_when_too_little_is_free(a_ray, free_cpus, is_short, nodes, task_cpus):
     """With less than a reading task and a model that waits need, the plans are for the least of an idle cluster."""
     a_ray([HEAD | {"CPU": 2.0}], free=[{} if free_cpus is None else {"CPU": free_cpus}])
-    found = cluster.capacity()
+    found = connection.capacity()
     assert (found.is_short, found.nodes, found.task_cpus) == (is_short, nodes, task_cpus)
     assert found.free_cpus >= 0.51
 
@@ -92,12 +92,12 @@ def test_nodes_that_may_come_are_free(a_ray):
     small, large = {"CPU": 4}, {"CPU": 8, "GPU": 1}
     groups = [({"CPU": 0}, 1), (small, 2), (large, 3)]
     a_ray([HEAD], groups=groups)
-    nothing_up = cluster.capacity()
+    nothing_up = connection.capacity()
     assert nothing_up.nodes == ((0, 0), (4, 0), (4, 0), (8, 1), (8, 1), (8, 1))
     assert (nothing_up.num_cpus, nothing_up.free_cpus, nothing_up.is_short) == (32, 32, False)
     # One of each is up, and nothing on either is free: there are others.
     a_ray([HEAD, HEAD | {"CPU": 4.0}, WORKER], free=[HEAD, {}, {}], groups=groups)
-    both_full = cluster.capacity()
+    both_full = connection.capacity()
     assert sorted(both_full.nodes) == [(0, 0), (0, 0), (0, 1), (4, 0), (8, 1), (8, 1)]
     assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
 
@@ -106,7 +106,7 @@ def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     """A head of 400 MiB at rest; Ray makes 30 % of 4,000 MiB an object store: 1,200 on each of 3 nodes."""
     head, worker = HEAD | {"CPU": 2.0}, {"CPU": 8, "memory": 4000 * MIB}
     a_ray([head], groups=[({"CPU": 2}, 1), (worker, 3)])
-    at_rest = cluster.capacity()
+    at_rest = connection.capacity()
     assert at_rest.object_store_bytes == 400 * MIB
     assert at_rest.smallest_object_store_bytes == 400 * MIB
     assert at_rest.memory_bytes == 900 * MIB  # the driver is here
@@ -117,7 +117,7 @@ def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     assert plans.plan_training(at_rest, num_workers=1, use_gpu=False).share.object_store_bytes == 200 * MIB
     # One worker is up, and tells what all of its type will have.
     a_ray([head, {"CPU": 8.0, "object_store_memory": 1500.0 * MIB}], groups=[({"CPU": 2}, 1), (worker, 3)])
-    one_up = cluster.capacity()
+    one_up = connection.capacity()
     assert (one_up.object_store_bytes, one_up.smallest_object_store_bytes) == (1900 * MIB, 400 * MIB)
     # What is there is more than three nodes have for certain.
     plan = plans.plan_training(one_up, num_workers=2, use_gpu=False)
@@ -128,7 +128,7 @@ def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
 def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_count):
     """However many nodes there may be (-1: any number), one worker and its stream need two, of 400 MiB at least."""
     a_ray([HEAD], groups=[({"CPU": 0}, 1), ({"CPU": 8, "memory": 4000 * MIB}, max_count)])
-    found = cluster.capacity()
+    found = connection.capacity()
     plan = plans.plan_training(found, num_workers=1, use_gpu=False)
     assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 200 * MIB)
 
@@ -143,13 +143,13 @@ def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_count):
 )
 def test_the_smallest_object_store_may_be_of_a_node_that_comes(a_ray, worker, smallest):
     a_ray([HEAD], groups=[({"CPU": 0}, 1), (worker, 2)])
-    found = cluster.capacity()
+    found = connection.capacity()
     assert (found.object_store_bytes, found.smallest_object_store_bytes) == (400 * MIB, smallest * MIB)
 
 
 def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
     a_ray([HEAD | {"object_store_memory": 300e9}], groups=[({"CPU": 64, "memory": 2000e9}, 1)])
-    assert cluster.capacity().smallest_object_store_bytes == 200e9
+    assert connection.capacity().smallest_object_store_bytes == 200e9
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,15 @@ def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
 )
 def test_what_has_to_be_waited_for_is_told(a_ray, capsys, num_gpus, line):
     a_ray([WORKER, WORKER], free=[WORKER, {"CPU": 8.0}])
-    cluster.tell_shortage(cluster.capacity(), num_gpus=num_gpus, quiet=False)
+    connection.tell_shortage(connection.capacity(), num_gpus=num_gpus, quiet=False)
     assert capsys.readouterr().out == line
-    cluster.tell_shortage(cluster.capacity(), num_gpus=num_gpus, quiet=True)
+    connection.tell_shortage(connection.capacity(), num_gpus=num_gpus, quiet=True)
     assert capsys.readouterr().out == ""
 
 
 def test_a_shortage_of_cpus_is_told_with_the_sums(a_ray, capsys):
     a_ray([HEAD | {"CPU": 2.0}], free=[{"CPU": 0.2}])
-    cluster.tell_shortage(cluster.capacity(), quiet=False)
+    connection.tell_shortage(connection.capacity(), quiet=False)
     assert capsys.readouterr().out == (
         "Waiting: the cluster has 2 CPUs, of which others (an endpoint, other jobs) hold 1.8; this begins when 0.51 of "
         "one node are free.\n"
@@ -183,15 +183,15 @@ def test_a_shortage_of_cpus_is_told_with_the_sums(a_ray, capsys):
 
 def test_the_name_of_a_job(monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert cluster.job_name() is None
+    assert connection.job_name() is None
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "tlray-batch-1"}}')
-    assert cluster.job_name() == "tlray-batch-1"
+    assert connection.job_name() == "tlray-batch-1"
 
 
 @pytest.fixture
 def without_ray(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster, "LOCAL_RAY_ENVIRONMENT", {})
+    monkeypatch.setattr(connection, "LOCAL_RAY_ENVIRONMENT", {})
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -203,7 +203,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch, address):
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setattr(ray, "init", pytest.fail)
         with pytest.raises(ConfigError, match=rf"nobody answers at {re.escape(address)} .* unset RAY_ADDRESS"):
-            cluster.connect()
+            connection.connect()
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -212,7 +212,7 @@ def test_other_addresses_are_rays_own_matter(monkeypatch, address):
     begun: list[dict[str, Any]] = []
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "init", lambda _, **options: begun.append(options))
-    cluster.connect()
+    connection.connect()
     assert len(begun) == 1
 
 
@@ -250,7 +250,7 @@ def test_a_job_may_set_variables_that_tlray_sets(monkeypatch, begun, job, change
     monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", raising=False)
     if before is not None:
         monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", before)
-    cluster.connect()
+    connection.connect()
     expected = {"TF_USE_LEGACY_KERAS": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
     assert begun == [(expected | changes, "1")]
     assert os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == before

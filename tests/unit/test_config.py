@@ -6,17 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray import phantoms
-from tlray.config import (
-    Augmentation,
-    TrainConfig,
-    parse_columns,
-    parse_intensity_range,
-    parse_prior,
-    to_json,
-)
-from tlray.errors import ConfigError
-from tlray.jobconfig import (
+from tlray.config.commands import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
@@ -25,6 +15,9 @@ from tlray.jobconfig import (
     ServeConfig,
     SweepConfig,
 )
+from tlray.config.training import Augmentation, TrainConfig, parse_columns, parse_intensity_range, parse_prior, to_json
+from tlray.data import phantoms
+from tlray.errors import ConfigError
 
 
 def with_defaults(config: Callable[..., Any], **defaults: str) -> Callable[..., Any]:

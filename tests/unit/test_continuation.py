@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from tests.unit.test_trialtable import FAILED, GOOD, LOSSES, NUM_IMAGES_G
-from tlray import continuation, storage, sweep, training, trialtable
-from tlray.config import TrainConfig, to_json
+from tlray.config.commands import SweepConfig
+from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
-from tlray.jobconfig import SweepConfig
+from tlray.files import storage
+from tlray.sweep import search, trial_table
+from tlray.training import resume as continuation
+from tlray.training import run
 
 
 def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> bool:
-    kind, names = (sweep.KIND, sweep.NAMES) if isinstance(config, SweepConfig) else (training.KIND, training.NAMES)
+    kind, names = (search.KIND, search.NAMES) if isinstance(config, SweepConfig) else (run.KIND, run.NAMES)
     return continuation.check_output(config, kind=kind, known_names=names, free=free)
 
 
@@ -98,7 +101,7 @@ def test_a_training_with_losses_of_another_kind_is_not_continued(
     begin_run(config.resolved())
     storage.write_text(f"{config.out}/checkpoints/{checkpoint}/state.npz", "")
     with pytest.raises(ConfigError, match=message):
-        training.train(config)
+        run.train(config)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +116,9 @@ def test_a_sweep_with_losses_of_another_kind_is_not_continued(tmp_path, trials, 
     settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
     config = SweepConfig(**settings, resume=True)
     begin_run(config)
-    trialtable.write_trials(config.out, trials, LOSSES, NUM_IMAGES_G)
+    trial_table.write_trials(config.out, trials, LOSSES, NUM_IMAGES_G)
     with pytest.raises(ConfigError, match=message):
-        sweep.sweep(config)
+        search.sweep(config)
 
 
 def test_a_continued_run_keeps_the_settings_that_are_new(config):

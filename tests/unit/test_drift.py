@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from serve_app.drift import STATISTICS, STRIDE, WINDOW, DriftWindow
-from tlray.dataset import MAX_MEASURED
-from tlray.drift import (
+from serve_app.watch.drift import STATISTICS, STRIDE, WINDOW, DriftWindow
+from tlray.data.dataset import MAX_MEASURED
+from tlray.data.drift import (
     MIN_IMAGES_PER_BIN,
     NUM_BINS,
     Distribution,

@@ -7,10 +7,12 @@ import pytest
 
 from tests.unit.test_bundle import SPEC
 from tests.unit.test_manifest import make_table
-from tlray import dataset, evaluation, manifest, training
-from tlray.bundle import BundleSpec
-from tlray.config import TrainConfig
-from tlray.dataset import Dataset
+from tlray.bundle.spec import BundleSpec
+from tlray.config.training import TrainConfig
+from tlray.data import dataset, manifest
+from tlray.data.dataset import Dataset
+from tlray.evaluation import evaluate
+from tlray.training import run
 
 # Six patients of each class: a validation and a test split are cut.
 CLASSES = [(label, f"{label}{number}") for label in "ab" for number in range(6)]
@@ -20,7 +22,7 @@ FINDINGS = {"intensity_range": None, "duplicates": NOTHING_FOUND, "groups": NOTH
 
 def make_spec(images: Dataset) -> BundleSpec:
     config = TrainConfig(data="d", out="o").resolved()
-    return dataclasses.replace(training._make_spec(config, images, "symmetric"), leaks=SPEC.leaks)
+    return dataclasses.replace(run._make_spec(config, images, "symmetric"), leaks=SPEC.leaks)
 
 
 @pytest.mark.parametrize("given", [None, "train"])
@@ -32,13 +34,13 @@ def test_leaks_are_known_where_splits_were_cut(given):
     cut = dataset.with_splits(read, seed=0)
     assert set(cut["split"].to_pylist()) == set(manifest.SPLITS)
     spec = make_spec(Dataset(table=cut, findings=FINDINGS))
-    assert evaluation.known_leaks(spec, listed) == SPEC.leaks
-    assert evaluation.known_leaks(spec, cut) == SPEC.leaks
-    assert evaluation.known_leaks(spec, listed.slice(1)) == ()
+    assert evaluate.known_leaks(spec, listed) == SPEC.leaks
+    assert evaluate.known_leaks(spec, cut) == SPEC.leaks
+    assert evaluate.known_leaks(spec, listed.slice(1)) == ()
 
 
 def test_a_bundle_of_an_earlier_version_knows_the_splits():
     listed = make_table(("a", "train", "1"), ("b", "test", "2"))
     spec = dataclasses.replace(SPEC, id_fingerprint=None, split_fingerprint=manifest.split_fingerprint(listed))
-    assert evaluation.known_leaks(spec, listed) == SPEC.leaks
-    assert evaluation.known_leaks(spec, make_table(("a", "train", "1"), ("b", "valid", "2"))) == ()
+    assert evaluate.known_leaks(spec, listed) == SPEC.leaks
+    assert evaluate.known_leaks(spec, make_table(("a", "train", "1"), ("b", "valid", "2"))) == ()

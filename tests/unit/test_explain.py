@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import model as models
-from tlray import trunk
-from tlray.backbone import find_application
-from tlray.bundle import MODEL_FILE, Bundle, BundleSpec
+from tlray.bundle.spec import MODEL_FILE, Bundle, BundleSpec
 from tlray.errors import BundleError
-from tlray.explain import OPACITY, Explainer, overlay, to_png
+from tlray.models import classifier as models
+from tlray.models import trunk
+from tlray.models.backbone import find_application
+from tlray.models.explain import OPACITY, Explainer, overlay, to_png
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_heat_is_of_the_logits_however_a_model_ends(explain, tmp_path, outputs):
 def test_heat_of_probabilities_made_in_an_unknown_way_is_that_of_their_logarithm(explain, tmp_path):
     logits_model = red_against_green(scale=0.1)
     powers = keras.ops.exp(logits_model.output)
-    own = keras.Model(logits_model.input, powers / keras.ops.sum(powers, axis=-1, keepdims=True))
+    own = keras.Model(logits_model.input, keras.ops.divide(powers, keras.ops.sum(powers, axis=-1, keepdims=True)))
     own.save(tmp_path / "own.keras")
     assert np.asarray(own(IMAGE[np.newaxis]))[0, 0] > 0.999
     explainer = explain(

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from tlray.config.commands import ExportConfig
 from tlray.errors import ConfigError
-from tlray.exporting import export
-from tlray.jobconfig import ExportConfig
-from tlray.predictor import Predictor
+from tlray.inference.predictor import Predictor
+from tlray.training.export import export
 
 
 def test_a_bundle_gives_what_its_model_gives_as_the_user_says(tmp_path):

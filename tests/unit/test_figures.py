@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tlray.errors import DataError
-from tlray.figures import (
+from tlray.evaluation.figures import (
     best_epoch,
     plot_confusion_matrix,
     plot_history,

@@ -26,11 +26,11 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
+from serve_app.batches.jobs import Batches
+from serve_app.http.auth import ApiKeys
+from serve_app.model.service import Service
 from serve_app.options import Options
-from serve_app.service import Service
 from tests.unit.test_api import KEY, SIZE_PX, Mean
 from tests.unit.test_batches import Noted
 

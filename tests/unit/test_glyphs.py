@@ -2,7 +2,7 @@
 
 import logging
 
-from tlray import glyphs
+from tlray.evaluation import glyphs
 
 LABELS = ("normal", "лёгкое", "سرطان", "肺")
 """The last one alone is not in DejaVu Sans, which comes with matplotlib."""

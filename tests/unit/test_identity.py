@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from serve_app.identity import ANSWER_HEADER, PROXY_HEADER, TOKEN_VARIABLE, Identity, name_of, new_token
+from serve_app.http.identity import ANSWER_HEADER, PROXY_HEADER, TOKEN_VARIABLE, Identity, name_of, new_token
 
 TOKEN = new_token()
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import images
-from tlray.config import Augmentation
+from tlray.config.training import Augmentation
+from tlray.data import decoding
 from tlray.errors import DataError, ImageError, ImageErrorCode
 
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
@@ -78,7 +78,7 @@ def code_of(function: Callable[[bytes], object], data: bytes) -> ImageErrorCode:
 
 
 def decode(data: bytes, size_px: int = 4, **options) -> np.ndarray:
-    return images.to_array(images.decode(data, size_px=size_px, **options))
+    return decoding.to_array(decoding.decode(data, size_px=size_px, **options))
 
 
 FOUR = [[RED, GREEN], [BLUE, GREY]]  # a 2 x 2 image with a different colour everywhere
@@ -133,7 +133,7 @@ def test_pixels_by_format(data, expected):
     assert decoded.dtype == np.uint8
     assert decoded.shape == (2, 2, 3)
     assert np.array_equal(decoded[:height], np.broadcast_to(expected, decoded[:height].shape))
-    assert images.inspect(data) == images.ImageInfo(width_px=width, height_px=height, is_16_bit=False)
+    assert decoding.inspect(data) == decoding.ImageInfo(width_px=width, height_px=height, is_16_bit=False)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_pixels_by_format(data, expected):
 def test_lossy_formats_keep_a_plain_image(mode, colour, file_format, expected):
     data = encode(Image.new(mode, (24, 16), colour), file_format)
     assert np.array_equal(decode(data, size_px=8), np.full((8, 8, 3), expected))
-    assert images.inspect(data) == images.ImageInfo(width_px=24, height_px=16, is_16_bit=False)
+    assert decoding.inspect(data) == decoding.ImageInfo(width_px=24, height_px=16, is_16_bit=False)
 
 
 WIDE = [[100, 600], [1100, 5000]]
@@ -179,7 +179,7 @@ def test_16_bits_are_mapped_by_the_range(data):
     assert np.array_equal(decode(data, size_px=2, intensity_range=(100, 1100)), expected)
     # 600 / 65535 * 255 = 2.33, 1100: 4.28, 5000: 19.46, 100: 0.39
     assert np.array_equal(decode(data, size_px=2), as_rgb([[0, 2], [4, 19]]))
-    assert images.inspect(data) == images.ImageInfo(width_px=2, height_px=2, is_16_bit=True)
+    assert decoding.inspect(data) == decoding.ImageInfo(width_px=2, height_px=2, is_16_bit=True)
 
 
 def test_hounsfield_units_keep_what_is_below_zero():
@@ -195,7 +195,7 @@ def test_values_below_zero_are_refused_without_a_range(dtype):
         decode(data, size_px=2)
     assert caught.value.code == ImageErrorCode.UNSUPPORTED_FORMAT
     # Reading the data set, which finds the range, takes them.
-    assert images.inspect(data).is_16_bit
+    assert decoding.inspect(data).is_16_bit
     # (40 / 400 * 255) = 25.5, rounded to the even 26; what is below the range is black.
     assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 400)), as_rgb([[0, 0], [26, 255]]))
 
@@ -210,7 +210,7 @@ def test_white_is_zero_is_inverted_after_the_range():
     data = tiff(np.array([[4095, 1365], [819, 0]], dtype=np.uint16), photometric=0)
     # 255 - 1365 / 4095 * 255 = 170; 255 - 819 / 4095 * 255 = 204
     assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 4095)), as_rgb([[0, 170], [204, 255]]))
-    assert images.inspect(data).is_16_bit
+    assert decoding.inspect(data).is_16_bit
     # Over all of 16 bits: 255 - 4095 / 257 = 239.07
     assert decode(data, size_px=2)[0, 0, 0] == 239
     eight = tiff(np.array([[0, 55], [200, 255]], dtype=np.uint8), photometric=0)
@@ -235,7 +235,7 @@ def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(Image.fromarray(stored), "JPEG", exif=exif)
-    info = images.inspect(data)
+    info = decoding.inspect(data)
     assert (info.width_px, info.height_px) == (32, 48)
     shown = decode(data, size_px=48)
     assert np.array_equal(shown, np.repeat(np.repeat([[0], [255]], [16, 32], axis=0), 48, axis=1)[..., None] + [0] * 3)
@@ -280,7 +280,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), d
 PNG, JPEG, TIFF, BMP = (encode(NOISE, name) for name in ("PNG", "JPEG", "TIFF", "BMP"))
 
 
-@pytest.mark.parametrize("function", [decode, images.inspect])
+@pytest.mark.parametrize("function", [decode, decoding.inspect])
 @pytest.mark.parametrize(
     ("data", "code", "message"),
     [
@@ -363,12 +363,12 @@ def test_limit_of_pixels_is_exact(monkeypatch):
     # 10,000 x 9,000 is over the limit and under the double of it, where Pillow alone would only warn.
     with warnings.catch_warnings(action="ignore"):
         big = png(width=10_000, height=9_000, bit_depth=8, colour_type=0, scanlines=b"")
-        assert code_of(images.inspect, big) == ImageErrorCode.TOO_LARGE
+        assert code_of(decoding.inspect, big) == ImageErrorCode.TOO_LARGE
     data = encode(from_pixels(FOUR), "PNG")
-    monkeypatch.setattr(images, "MAX_PIXELS", 4)
-    assert images.inspect(data).width_px == 2
-    monkeypatch.setattr(images, "MAX_PIXELS", 3)
-    assert code_of(images.inspect, data) == ImageErrorCode.TOO_LARGE
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 4)
+    assert decoding.inspect(data).width_px == 2
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 3)
+    assert code_of(decoding.inspect, data) == ImageErrorCode.TOO_LARGE
 
 
 # Intensities
@@ -379,15 +379,15 @@ def test_jpegs_of_endless_scans_are_refused_and_usual_ones_are_not():
     Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
     data = file.getvalue()
     last = data[data.rfind(b"\xff\xda") : -2]
-    assert data.count(b"\xff\xda") < images.MAX_JPEG_SCANS / 10
-    assert images.inspect(data).width_px == 64
-    assert code_of(images.inspect, data[:-2] + last * images.MAX_JPEG_SCANS + data[-2:]) == ImageErrorCode.TOO_LARGE
+    assert data.count(b"\xff\xda") < decoding.MAX_JPEG_SCANS / 10
+    assert decoding.inspect(data).width_px == 64
+    assert code_of(decoding.inspect, data[:-2] + last * decoding.MAX_JPEG_SCANS + data[-2:]) == ImageErrorCode.TOO_LARGE
 
 
 def counts_of(histogram: np.ndarray) -> dict[int, int]:
     """Returns the number of pixels of each value that occurs."""
-    assert histogram.shape == (images.NUM_BINS,)
-    values = range(images.LOWEST_INTENSITY - 1, images.HIGHEST_INTENSITY + 2)
+    assert histogram.shape == (decoding.NUM_BINS,)
+    values = range(decoding.LOWEST_INTENSITY - 1, decoding.HIGHEST_INTENSITY + 2)
     return {value: int(histogram[value]) for value in values if histogram[value]}
 
 
@@ -412,11 +412,11 @@ def counts_of(histogram: np.ndarray) -> dict[int, int]:
     ids=["unsigned", "signed", "grey with alpha", "32-bit"],
 )
 def test_histogram_by_hand(data, expected):
-    assert counts_of(images.intensity_histogram(data)) == expected
+    assert counts_of(decoding.intensity_histogram(data)) == expected
 
 
 def histogram_of(counts: dict[int, int]) -> np.ndarray:
-    histogram = np.zeros(images.NUM_BINS, dtype=np.int64)
+    histogram = np.zeros(decoding.NUM_BINS, dtype=np.int64)
     for value, count in counts.items():
         histogram[value] = count
     return histogram
@@ -440,13 +440,13 @@ def histogram_of(counts: dict[int, int]) -> np.ndarray:
     ],
 )
 def test_percentile_range_by_hand(counts, percentiles, expected):
-    assert images.percentile_range(histogram_of(counts), **percentiles) == expected
+    assert decoding.percentile_range(histogram_of(counts), **percentiles) == expected
 
 
 @pytest.mark.parametrize("counts", [{0: 1, 65536: 1}, {-32769: 1, 0: 1}])
 def test_a_range_beyond_16_bits_is_refused(counts):
     with pytest.raises(DataError, match=r"outside of -32768 to 65535.*--intensity-range LO,HI"):
-        images.percentile_range(histogram_of(counts))
+        decoding.percentile_range(histogram_of(counts))
 
 
 # Augmentation
@@ -479,14 +479,14 @@ def augmented(image: np.ndarray, augmentation: Augmentation, rng: np.random.Gene
     """Augments an array by way of an RGB image, which must be left as it was, and as grey where it is."""
     given = Image.fromarray(np.ascontiguousarray(image))
     state = copy.deepcopy(rng)
-    result = images.to_array(images.augment(given, augmentation, rng))
+    result = decoding.to_array(decoding.augment(given, augmentation, rng))
     assert np.array_equal(np.asarray(given), image)
     assert result.dtype == np.uint8
     assert result.shape == image.shape
     if (image == image[..., :1]).all():
-        grey = images.augment(given.getchannel(0), augmentation, state)
+        grey = decoding.augment(given.getchannel(0), augmentation, state)
         assert grey.mode == "L"
-        assert np.array_equal(images.to_array(grey), result)
+        assert np.array_equal(decoding.to_array(grey), result)
     return result
 
 
@@ -612,7 +612,7 @@ def test_no_black_corners():
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone():
     def one(**changes) -> np.ndarray:
-        rng = images.augmentation_rng(**({"seed": 1, "epoch": 2, "image_id": "a/1.png"} | changes))
+        rng = decoding.augmentation_rng(**({"seed": 1, "epoch": 2, "image_id": "a/1.png"} | changes))
         return augmented(noise(24, 24), STRONG, rng)
 
     assert np.array_equal(one(), one())
@@ -623,7 +623,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
 def test_the_same_numbers_are_drawn_whatever_the_ranges():
     states = []
     for augmentation in (Augmentation(), STRONG, dataclasses.replace(STRONG, zoom=0.0, horizontal_flip=False)):
-        rng = images.augmentation_rng(seed=0, epoch=0, image_id="x")
+        rng = decoding.augmentation_rng(seed=0, epoch=0, image_id="x")
         augmented(noise(), augmentation, rng)
         states.append(rng.random())
     assert states[0] == states[1] == states[2]

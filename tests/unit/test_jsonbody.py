@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from serve_app import jsonbody
 from serve_app.errors import RequestError
+from serve_app.protocols import json_body
 
 
 def refused(function, *arguments, **options) -> str:
@@ -24,7 +24,7 @@ def test_errors_survive_pickling():
 
 
 def test_an_object_is_parsed():
-    assert jsonbody.parse_object('{"ä": [1, 2.5, "x", null, true]}'.encode()) == {"ä": [1, 2.5, "x", None, True]}
+    assert json_body.parse_object('{"ä": [1, 2.5, "x", null, true]}'.encode()) == {"ä": [1, 2.5, "x", None, True]}
 
 
 @pytest.mark.parametrize(
@@ -49,25 +49,25 @@ def test_an_object_is_parsed():
     ],
 )
 def test_what_is_no_object_is_refused(body, message):
-    assert refused(jsonbody.parse_object, body).startswith(message)
+    assert refused(json_body.parse_object, body).startswith(message)
 
 
 def test_base64():
-    assert jsonbody.decode_base64("aGVsbG8=", where="x") == b"hello"
-    assert jsonbody.decode_base64("", where="x") == b""
+    assert json_body.decode_base64("aGVsbG8=", where="x") == b"hello"
+    assert json_body.decode_base64("", where="x") == b""
     for text in ("aGVsbG8", "aGVs\nbG8=", "aGVs bG8=", "a-_=", "aGVsbG8=x", "ä", "\ud800", "="):
-        assert refused(jsonbody.decode_base64, text, where="a.b64").startswith("a.b64 is not base64 (RFC 4648")
+        assert refused(json_body.decode_base64, text, where="a.b64").startswith("a.b64 is not base64 (RFC 4648")
     for value in (None, 7, ["aGVsbG8="], {"b64": ""}):
-        message = refused(jsonbody.decode_base64, value, where="a.b64")
+        message = refused(json_body.decode_base64, value, where="a.b64")
         assert message == f"a.b64 must be a base64 string. Received: {value!r}"
 
 
 def test_nested_integers_become_an_array():
     values = [[[0, 1, 2], [3, 4, 5]], [[250, 251, 252], [253, 254, 255]]]
-    array = jsonbody.uint8_array(values, num_axes=3, where="x")
+    array = json_body.uint8_array(values, num_axes=3, where="x")
     assert array.dtype == np.uint8
     assert array.tolist() == values
-    assert jsonbody.uint8_array([7, 8], num_axes=1, where="x").tolist() == [7, 8]
+    assert json_body.uint8_array([7, 8], num_axes=1, where="x").tolist() == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_nested_integers_become_an_array():
     ],
 )
 def test_what_is_no_array_of_pixels_is_refused(values, message):
-    assert refused(jsonbody.uint8_array, values, num_axes=2, where="x").startswith(message)
+    assert refused(json_body.uint8_array, values, num_axes=2, where="x").startswith(message)
 
 
 def test_the_number_of_images_is_limited():
-    jsonbody.check_count(3, max_images=3)
-    assert refused(jsonbody.check_count, 0, max_images=3) == "The request has no image. Send at least one."
+    json_body.check_count(3, max_images=3)
+    assert refused(json_body.check_count, 0, max_images=3) == "The request has no image. Send at least one."
     with pytest.raises(RequestError, match=r"^4 images in one request; the most are 3\.$") as caught:
-        jsonbody.check_count(4, max_images=3)
+        json_body.check_count(4, max_images=3)
     assert caught.value.status == 413

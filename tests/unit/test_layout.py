@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_manifest import make_files, make_zip, rows
-from tlray import listing
+from tlray.data import listing
+from tlray.data.layout import split_of
 from tlray.errors import DataError
-from tlray.layout import split_of
 
 
 def make(root: Path, *folders: str) -> str:

@@ -2,10 +2,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlray import learningcurve, probe, probing
-from tlray.config import TrainConfig
-from tlray.dataset import Dataset
-from tlray.learningcurve import NUM_DRAWS, Point
+from tlray.config.training import TrainConfig
+from tlray.data.dataset import Dataset
+from tlray.probe import learning_curves, regression
+from tlray.probe.learning_curves import NUM_DRAWS, Point
+from tlray.training import probing
 
 NUM_FEATURES = 60
 
@@ -23,17 +24,17 @@ TEST = make_data((100, 100, 100), seed=2)
 NOTHING = np.zeros((0, NUM_FEATURES), np.float16), np.zeros(0, int)
 
 
-def fit(train: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> probe.Probe:
-    return probe.fit(train, labels, *VALID, num_classes=3, balanced=balanced)
+def fit(train: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> regression.Probe:
+    return regression.fit(train, labels, *VALID, num_classes=3, balanced=balanced)
 
 
 def learning_curve(counts, *, test=TEST, balanced=False, seed=0) -> tuple[Point, ...]:
     settings = {"num_classes": 3, "balanced": balanced, "seed": seed}
     train = make_data(counts, seed=0)
-    return learningcurve.learning_curve(*train, *VALID, test=test[0], test_labels=test[1], **settings)
+    return learning_curves.learning_curve(*train, *VALID, test=test[0], test_labels=test[1], **settings)
 
 
-def accuracy(fitted: probe.Probe) -> float:
+def accuracy(fitted: regression.Probe) -> float:
     logits = (TEST[0].astype(float) - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias + fitted.shift
     return float((logits.argmax(axis=1) == TEST[1]).mean())
 
@@ -70,14 +71,14 @@ def test_every_draw_is_random_and_can_be_repeated():
     assert points == learning_curve((30, 30, 30), seed=7)
     assert points[:-1] != learning_curve((30, 30, 30), seed=8)[:-1]
     train, labels = make_data((30, 30, 30), seed=0)
-    rows = [learningcurve.draw(labels, 10, np.random.default_rng([7, 10, number])) for number in range(NUM_DRAWS)]
+    rows = [learning_curves.draw(labels, 10, np.random.default_rng([7, 10, number])) for number in range(NUM_DRAWS)]
     assert len({frozenset(each.tolist()) for each in rows}) == NUM_DRAWS
     assert points[1].accuracies == tuple(accuracy(fit(train[each], labels[each])) for each in rows)
 
 
 def test_a_draw_has_each_image_once_and_small_classes_whole():
     labels = np.array([2, 0, 1, 1, 0, 1, 1, 0, 1])
-    rows = learningcurve.draw(labels, 3, np.random.default_rng(0))
+    rows = learning_curves.draw(labels, 3, np.random.default_rng(0))
     assert len(set(rows.tolist())) == len(rows)
     assert np.bincount(labels[rows]).tolist() == [3, 3, 1]
 

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 from ray.serve._private import constants
 
-from serve_app import local
-from serve_app.access import FILE_VARIABLE, KEYS_VARIABLE
-from serve_app.identity import TOKEN_VARIABLE
-from serve_app.local import (
+from serve_app import foreground
+from serve_app.foreground import (
     SERVE_ENVIRONMENT,
     check_host,
     check_room,
@@ -25,10 +23,12 @@ from serve_app.local import (
     serve_environment,
     started,
 )
+from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
+from serve_app.http.identity import TOKEN_VARIABLE
 from serve_app.options import Options
-from tlray.cluster import Capacity
+from tlray.cluster.connection import Capacity
+from tlray.config.commands import ServeConfig
 from tlray.errors import BundleError, ConfigError, TlrayError
-from tlray.jobconfig import ServeConfig
 
 KEY = "0123456789abcdef"
 EVERYWHERE = "0.0.0.0"  # noqa: S104
@@ -118,7 +118,7 @@ def test_paths_are_seen_from_the_working_directory(monkeypatch, tmp_path):
 
 def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port, monkeypatch):
     calls: list[bool] = []
-    monkeypatch.setattr("tlray.cluster.connect", lambda **_: calls.append(True))
+    monkeypatch.setattr("tlray.cluster.connection.connect", lambda **_: calls.append(True))
     with pytest.raises(BundleError, match="is no bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
         pass
     assert not calls
@@ -177,12 +177,12 @@ def environments(tmp_path, *hosts):
 
 def ports_of(environment: dict[str, str]) -> list[int]:
     first, end = (int(environment[f"RAY_SERVE_DIRECT_INGRESS_{each}_HTTP_PORT"]) for each in ("MIN", "MAX"))
-    return [*range(first, end), *(int(environment[name]) for name in local.PORTS)]
+    return [*range(first, end), *(int(environment[name]) for name in foreground.PORTS)]
 
 
 def test_two_endpoints_share_no_file_and_no_port(tmp_path, monkeypatch):
     blocks = iter([21_000, 22_000])
-    monkeypatch.setattr(local, "free_block", lambda *_, **__: next(blocks))
+    monkeypatch.setattr(foreground, "free_block", lambda *_, **__: next(blocks))
     first, second = environments(tmp_path, "127.0.0.1", "127.0.0.1")
     shared = {name for name, value in first.items() if second[name] == value}
     assert shared == set(SERVE_ENVIRONMENT) | {"TLRAY_ENDPOINT_ADDRESS"}
@@ -215,7 +215,7 @@ def test_haproxy_listens_and_serve_behind_it_on_loopback_alone(tmp_path, host, a
     (found,) = environments(tmp_path, host)
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert (found["TLRAY_ENDPOINT_ADDRESS"], found["TLRAY_ENDPOINT_TOKEN"]) == (address, "token-0")
-    assert local.INNER_HOST == "127.0.0.1"
+    assert foreground.INNER_HOST == "127.0.0.1"
 
 
 def test_without_haproxy_serve_listens_itself(tmp_path, monkeypatch):
@@ -230,20 +230,20 @@ def test_the_environment_is_as_before_in_the_end(monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "7")  # a setting of the user's own
     monkeypatch.setenv("TLRAY_ENDPOINT_TOKEN", "of another endpoint")
     before = dict(os.environ)
-    saved = local._set_environment(SERVE_ENVIRONMENT | {TOKEN_VARIABLE: "own"})
+    saved = foreground._set_environment(SERVE_ENVIRONMENT | {TOKEN_VARIABLE: "own"})
     assert os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
     assert os.environ[TOKEN_VARIABLE] == "own"
-    local._restore_environment(saved)
+    foreground._restore_environment(saved)
     assert dict(os.environ) == before
 
 
 def test_a_ray_without_a_token_is_not_started(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ConfigError, match="RAY_AUTH_MODE=disabled would let other machines reach the model"):
-        local.check_authentication(is_own_ray=True)
-    local.check_authentication(is_own_ray=False)
+        foreground.check_authentication(is_own_ray=True)
+    foreground.check_authentication(is_own_ray=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    local.check_authentication(is_own_ray=True)
+    foreground.check_authentication(is_own_ray=True)
 
 
 def test_serve_is_given_our_haproxy(tmp_path):
@@ -275,10 +275,10 @@ def answering(endpoint: str, *, status: int) -> Iterator[str]:
 
 @pytest.mark.parametrize(("status", "needs_key"), [(200, False), (401, True)])
 def test_an_endpoint_knows_that_it_reaches_itself(monkeypatch, status, needs_key):
-    monkeypatch.setattr(local, "ANSWER_S", 1.0)
+    monkeypatch.setattr(foreground, "ANSWER_S", 1.0)
     with answering("0123", status=status) as address:
-        assert local.needs_key(address, "0123") == needs_key
+        assert foreground.needs_key(address, "0123") == needs_key
         with pytest.raises(
             TlrayError, match=f"The endpoint does not answer at {address}: another server answers there"
         ):
-            local.needs_key(address, "4567")
+            foreground.needs_key(address, "4567")

@@ -11,11 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.test_plans import make_capacity
-from tlray import cluster, dataset, evaluation, features, listing, locations, scoring, storage, sweep, training
-from tlray.bundle import BundleSpec
-from tlray.config import TrainConfig, to_json
+from tlray.bundle.spec import BundleSpec
+from tlray.cluster import connection, locations
+from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.config.training import TrainConfig, to_json
+from tlray.data import dataset, listing
 from tlray.errors import ConfigError
-from tlray.jobconfig import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.evaluation import evaluate
+from tlray.features import update
+from tlray.files import storage
+from tlray.inference import score
+from tlray.sweep import search
+from tlray.training import run as training
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
 
@@ -29,7 +36,7 @@ def in_job(monkeypatch):
 @pytest.mark.parametrize("location", ["runs/a", "./a", "a"])
 @pytest.mark.usefixtures("in_job")
 def test_relative_output_in_a_job_is_refused(location):
-    assert cluster.in_job()
+    assert connection.in_job()
     with pytest.raises(
         ConfigError, match=f"--out {location} is relative: in a Ray job .* an absolute path .* or a URI"
     ):
@@ -52,7 +59,7 @@ def test_home_in_a_job(monkeypatch):
 def test_relative_output_outside_of_a_job(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert not cluster.in_job()
+    assert not connection.in_job()
     assert locations.output_location("runs/a") == os.path.join(tmp_path, "runs/a")
 
 
@@ -111,10 +118,10 @@ def test_of_a_manifest_what_it_lists_counts(tmp_path, suffix, uris, by_path, by_
 
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
     "train": (training.train, TrainConfig),
-    "sweep": (sweep.sweep, SweepConfig),
-    "features": (features.extract, FeaturesConfig),
-    "score": (scoring.score, ScoreConfig),
-    "evaluate": (evaluation.evaluate, EvaluateConfig),
+    "sweep": (search.sweep, SweepConfig),
+    "features": (update.extract, FeaturesConfig),
+    "score": (score.score, ScoreConfig),
+    "evaluate": (evaluate.evaluate, EvaluateConfig),
 }
 
 
@@ -129,9 +136,9 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
         folder.mkdir(parents=True)
         for number in range(9):
             (folder / f"{number}.png").touch()
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "capacity", lambda: make_capacity(has_many_nodes=True))
-    for module in (scoring.bundle_module, evaluation.bundle):
+    monkeypatch.setattr(connection, "connect", lambda: None)
+    monkeypatch.setattr(connection, "capacity", lambda: make_capacity(has_many_nodes=True))
+    for module in (score.bundle_module, evaluate.bundle):
         monkeypatch.setattr(module, "read_spec", lambda _: (SPEC, "aaa"))
         monkeypatch.setattr(module, "load", lambda _: Bundle)
     data, out, bundle = (f"file://{tmp_path}/{name}" for name in ("", "out", "bundle"))
@@ -169,7 +176,7 @@ def test_what_all_nodes_see_is_taken(given, monkeypatch, command):
 
     for name in ("plan_training", "plan_scoring"):
         monkeypatch.setattr(training.plans, name, plan)
-    monkeypatch.setattr(sweep, "_try_settings", plan)
+    monkeypatch.setattr(search, "_try_settings", plan)
     run, config = RUNS[command]
     with pytest.raises(ReachedError):
         run(config(**given[command]))
@@ -215,7 +222,7 @@ def test_a_run_is_continued_without_the_table_that_it_was_begun_with(given, monk
         raise ReachedError
 
     monkeypatch.setattr(training.plans, "plan_training", plan)
-    monkeypatch.setattr(sweep, "_try_settings", plan)
+    monkeypatch.setattr(search, "_try_settings", plan)
     (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     table = tmp_path / "list.csv"
     table.write_text(

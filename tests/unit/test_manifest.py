@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import labels, listing, manifest, storage
+from tlray.data import labels, listing, manifest
 from tlray.errors import ConfigError, DataError
+from tlray.files import storage
 
 
 def make_files(root: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from tlray.errors import DataError
-from tlray.metrics import confidence_interval, evaluate_predictions
+from tlray.evaluation.metrics import confidence_interval, evaluate_predictions
 
 
 def one_hot(indices: list[int], num_classes: int) -> np.ndarray:

@@ -5,12 +5,12 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import model as models
-from tlray.artifact import load_keras_file
-from tlray.backbone import build_backbone
-from tlray.config import Preprocessing, TrainConfig
+from tlray.config.training import Preprocessing, TrainConfig
 from tlray.errors import ConfigError
-from tlray.exporting import read_classes
+from tlray.models import classifier as models
+from tlray.models.backbone import build_backbone
+from tlray.models.files import load_keras_file
+from tlray.training.export import read_classes
 
 
 def make_config(**changes) -> TrainConfig:
@@ -113,7 +113,7 @@ def probabilities_of(path: str, images: np.ndarray, **settings) -> tuple[np.ndar
 def exponentials(logits):
     """A softmax in a way that nothing knows."""
     powers = keras.ops.exp(logits - keras.ops.max(logits, axis=-1, keepdims=True))
-    return powers / keras.ops.sum(powers, axis=-1, keepdims=True)
+    return keras.ops.divide(powers, keras.ops.sum(powers, axis=-1, keepdims=True))
 
 
 @pytest.mark.parametrize(

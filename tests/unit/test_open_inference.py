@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app import open_inference
 from serve_app.errors import RequestError
-from serve_app.open_inference import InferRequest, RequestedOutput
+from serve_app.protocols import open_inference
+from serve_app.protocols.open_inference import InferRequest, RequestedOutput
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n ...", b"\xff\xd8\xff\xe0"
 SIZE_PX = 2

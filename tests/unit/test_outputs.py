@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tlray.config import Outputs
+from tlray.config.training import Outputs
 from tlray.errors import ConfigError
-from tlray.outputs import find_outputs, trial_images
+from tlray.models.outputs import find_outputs, trial_images
 
 SHARES = [[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]]
 SIGMOIDS = [[0.2, 0.9], [0.6, 0.4]]  # the second row sums to 1 by chance

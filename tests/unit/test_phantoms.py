@@ -8,7 +8,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tlray import phantoms
+from tlray.data import phantoms
 from tlray.errors import ConfigError
 
 ADENO, LARGE, NORMAL, SQUAMOUS = phantoms.CLASSES

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tlray import listing, phantoms, phantomset
+from tlray.data import listing, phantom_files, phantoms
 from tlray.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def file_hashes(root: Path) -> dict[str, str]:
 
 
 def write_small(root: Path, seed: int, num_unreadable: int = 4) -> int:
-    return phantomset.write_data_set(
+    return phantom_files.write_data_set(
         str(root),
         num_patients_per_class=5,
         num_slices_per_patient=3,
@@ -43,7 +43,7 @@ def test_data_set_has_the_layout_of_the_manifest_contract(tmp_path: Path):
 def test_sets_with_patients_of_their_own_are_splits_of_one(tmp_path: Path):
     classes = phantoms.TASKS["nodules"]
     for number, split in enumerate(("train", "valid", "test")):
-        num_files = phantomset.write_data_set(
+        num_files = phantom_files.write_data_set(
             str(tmp_path / split),
             num_patients_per_class=2,
             num_slices_per_patient=1,
@@ -99,7 +99,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path):
 @pytest.mark.parametrize(("patients", "slices", "unreadable"), [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
 def test_impossible_numbers_are_refused(tmp_path: Path, patients: int, slices: int, unreadable: int):
     with pytest.raises(ConfigError, match=f"{patients} patients per class with {slices} slices"):
-        phantomset.write_data_set(
+        phantom_files.write_data_set(
             str(tmp_path),
             num_patients_per_class=patients,
             num_slices_per_patient=slices,

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from tlray import plans
-from tlray.cluster import Capacity
+from tlray.cluster import plans
+from tlray.cluster.connection import Capacity
+from tlray.cluster.plans import ScorePlan
 from tlray.errors import ConfigError
-from tlray.plans import ScorePlan
 
 MIB = 2**20
 

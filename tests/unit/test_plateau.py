@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tlray.plateau import best_epoch, learning_rate, should_stop
+from tlray.training.plateau import best_epoch, learning_rate, should_stop
 
 NAN, INF = math.nan, math.inf
 

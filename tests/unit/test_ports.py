@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from tlray import ports
+from tlray.cluster import ports
 
 
 def test_ports_are_different_and_free():

@@ -4,8 +4,8 @@ import pandas
 import pyarrow as pa
 import pytest
 
-from tlray import predictions, scorestate
 from tlray.errors import DataError
+from tlray.inference import predictions, score_state
 from tlray.progress import Progress
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("error_code", pa.string())])
@@ -29,7 +29,7 @@ def test_parts_lie_alone_in_their_folder(tmp_path, monkeypatch):
     assert pandas.read_parquet(tmp_path / "predictions")["image_id"].tolist() == list("abcde")
     assert predictions.read_predictions(str(tmp_path)).schema == SCHEMA
     sizes = zip(names, (2, 2, 1), strict=True)
-    stamps = [scorestate.read_stamps(str(tmp_path), name, num_rows=size) for name, size in sizes]
+    stamps = [score_state.read_stamps(str(tmp_path), name, num_rows=size) for name, size in sizes]
     assert stamps == [["1", "2"], ["3", "4"], ["5"]]
 
 

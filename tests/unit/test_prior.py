@@ -3,8 +3,8 @@ import pyarrow as pa
 import pytest
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tlray import prior
-from tlray.dataset import Dataset
+from tlray.data import prior
+from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])

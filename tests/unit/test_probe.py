@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tlray import images, phantomset, probe, trunk
-from tlray import model as models
+from tlray.data import decoding as images
+from tlray.data import phantom_files
+from tlray.models import classifier as models
+from tlray.models import trunk
+from tlray.probe import regression
 
 
 def make_data(num_classes: int, num_features: int, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +25,7 @@ def make_data(num_classes: int, num_features: int, num_images: int, seed: int = 
     return features.astype(np.float32), labels
 
 
-def logits(fitted: probe.Probe, features: np.ndarray) -> np.ndarray:
+def logits(fitted: regression.Probe, features: np.ndarray) -> np.ndarray:
     return (features - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias
 
 
@@ -32,7 +35,7 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
     train, labels = make_data(num_classes, num_features, 80)
     valid, valid_labels = make_data(num_classes, num_features, 60, seed=1)
     train, valid = train.astype(np.float64), valid.astype(np.float64)
-    fitted = probe.fit(train, labels, valid, valid_labels, num_classes=num_classes, balanced=False)
+    fitted = regression.fit(train, labels, valid, valid_labels, num_classes=num_classes, balanced=False)
     deviation = train.std(axis=0)
     deviation[3:5] = 1.0
     reference = LogisticRegression(C=fitted.best.inverse_penalty, solver="newton-cholesky", tol=1e-10)
@@ -46,14 +49,14 @@ def test_it_is_the_logistic_regression_of_the_best_penalty(num_classes, num_feat
     assert fitted.best.valid_loss == pytest.approx(loss, abs=1e-4)
     assert fitted.best.valid_accuracy == (raw.argmax(axis=1) == valid_labels).mean() > 1 / num_classes
     assert fitted.best.valid_loss == min(trial.valid_loss for trial in fitted.trials)
-    assert [trial.inverse_penalty for trial in fitted.trials] == list(probe.INVERSE_PENALTIES)
+    assert [trial.inverse_penalty for trial in fitted.trials] == list(regression.INVERSE_PENALTIES)
 
 
 def test_a_strong_penalty_leaves_the_frequencies_of_the_classes():
     features, _ = make_data(2, 20, 90)
     labels = (np.arange(90) % 3 == 0).astype(int)  # 60 of the first class
     for balanced, fitted_shares in ((False, [2 / 3, 1 / 3]), (True, [1 / 2, 1 / 2])):
-        fitted = probe.fit(
+        fitted = regression.fit(
             features, labels, features[:6], labels[:6],
             num_classes=2, balanced=balanced, inverse_penalties=(1e-9,),
         )  # fmt: skip
@@ -68,7 +71,7 @@ def test_images_without_any_difference_have_the_shares_of_their_classes(balanced
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.ones((100, 7))
     settings = {"num_classes": len(counts), "balanced": balanced}
-    fitted = probe.fit(features, labels, features, labels, **settings)
+    fitted = regression.fit(features, labels, features, labels, **settings)
     shares = np.array(counts) / 100
     odds = np.exp(logits(fitted, features[:1])[0] + fitted.shift)
     assert odds / odds.sum() == pytest.approx(shares, abs=1e-5)
@@ -87,7 +90,7 @@ def test_the_training_loss_is_weighted_as_that_of_fine_tuning(balanced, weights)
     """One feature, 0 or 1: without a penalty the probabilities are the weighted frequencies among equal images."""
     counts = np.array([[50, 10], [3, 27]])  # [class, feature]
     labels, features = (np.repeat(each, counts.ravel()) for each in ([0, 0, 1, 1], [0, 1, 0, 1]))
-    fitted = probe.fit(
+    fitted = regression.fit(
         features[:, None].astype(float), labels, features[:, None].astype(float), labels,
         num_classes=2, balanced=balanced, inverse_penalties=(1e6,),
     )  # fmt: skip
@@ -105,20 +108,20 @@ def test_the_memory_that_it_takes(num_classes):
     features, labels = make_data(num_classes, 400, 3000)
     features = features.astype(np.float16)
     tracemalloc.start()
-    probe.fit(
+    regression.fit(
         features, labels, features[:600], labels[:600],
         num_classes=num_classes, balanced=True, inverse_penalties=(1e-3,),
     )  # fmt: skip
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # Float16 features are 2 bytes, of all splits some 3 for each of training, and twice while they are looked up.
-    assert probe.memory_bytes(3000, 400, num_classes) == pytest.approx(peak + 3000 * 400 * 6, rel=0.15)
+    assert regression.memory_bytes(3000, 400, num_classes) == pytest.approx(peak + 3000 * 400 * 6, rel=0.15)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_the_keras_head_computes_the_same(num_classes):
     features, labels = make_data(num_classes, 20, 90)
-    fitted = probe.fit(features, labels, features[:9], labels[:9], num_classes=num_classes, balanced=True)
+    fitted = regression.fit(features, labels, features[:9], labels[:9], num_classes=num_classes, balanced=True)
     images = keras.Input((1, 1, 20))
     extractor = keras.Model(images, keras.layers.Flatten()(images))
     head = models.with_linear_head(extractor, num_classes=num_classes, dropout=0.5)
@@ -132,7 +135,7 @@ def test_the_keras_head_computes_the_same(num_classes):
 
 def test_hidden_layers_begin_as_the_linear_head_and_are_trained():
     features, labels = make_data(3, 20, 90)
-    fitted = probe.fit(features, labels, features[:9], labels[:9], num_classes=3, balanced=True)
+    fitted = regression.fit(features, labels, features[:9], labels[:9], num_classes=3, balanced=True)
     images = keras.Input((1, 1, 20))
     extractor = keras.Model(images, keras.layers.Flatten()(images))
     linear = models.with_linear_head(extractor, num_classes=3, dropout=0.0)
@@ -164,32 +167,32 @@ def test_hidden_layers_begin_as_the_linear_head_and_are_trained():
 def test_how_much_features_vary_by_hand():
     # A constant, one whose deviation is 3/5 of its root mean square, one without a mean, one that is always 0.
     mean, deviation = np.array([7.0, 4.0, 0.0, 0.0]), np.array([0.0, 3.0, 2.0, 0.0])
-    assert probe.variation(mean, deviation) == pytest.approx(0.3)  # between 0 and 0.6
-    assert probe.variation(mean[:3], deviation[:3]) == pytest.approx(0.6)
+    assert regression.variation(mean, deviation) == pytest.approx(0.3)  # between 0 and 0.6
+    assert regression.variation(mean[:3], deviation[:3]) == pytest.approx(0.6)
 
 
 def test_features_that_hardly_differ_are_warned_of():
     features, labels = make_data(4, 20, 80)
-    usual = probe.fit(features, labels, features, labels, num_classes=4, balanced=False)
+    usual = regression.fit(features, labels, features, labels, num_classes=4, balanced=False)
     expected = features.astype(np.float64).std(axis=0) / np.sqrt(np.square(features.astype(np.float64)).mean(axis=0))
     expected[4] = 0  # under the least deviation
     assert usual.variation == pytest.approx(np.median(expected), rel=1e-5)
-    assert probe.variation_warning(usual.variation) == []
+    assert regression.variation_warning(usual.variation) == []
     flat = 100 + features / features.std(axis=0).clip(1e-3)
-    alike = probe.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
+    alike = regression.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
     assert alike.variation == pytest.approx(0.01, rel=0.05)
     flat = 250 + features / features.std(axis=0).clip(1e-3)
-    alike = probe.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
-    (warning,) = probe.variation_warning(alike.variation)
+    alike = regression.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
+    (warning,) = regression.variation_warning(alike.variation)
     assert warning.startswith("The images hardly differ in what the network sees: its median feature varies by 0.4% of")
     constant = np.full((80, 20), 3.0, np.float32)
-    assert probe.fit(constant, labels, constant, labels, num_classes=4, balanced=False).variation == 0
+    assert regression.fit(constant, labels, constant, labels, num_classes=4, balanced=False).variation == 0
 
 
 @pytest.mark.parametrize(("preprocessing", "is_told"), [("raw", False), ("symmetric", True)])
 def test_pixels_that_are_scaled_twice_are_warned_of(tmp_path, preprocessing, is_told):
     """Into [-1, 1] by --preprocessing, and by the network itself: all images are about -1 then."""
-    phantomset.write_data_set(
+    phantom_files.write_data_set(
         str(tmp_path), num_patients_per_class=3, num_slices_per_patient=2, size_px=64, seed=1, num_unreadable=0
     )
     files = sorted(tmp_path.glob("*/*/*"))
@@ -202,5 +205,5 @@ def test_pixels_that_are_scaled_twice_are_warned_of(tmp_path, preprocessing, is_
         x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
     extractor, _ = trunk.extractor(keras.Model(inputs, x), preprocessing, pooled=True, cut=False)
     features = np.asarray(extractor(pixels)).astype(np.float16)
-    fitted = probe.fit(features, labels, features, labels, num_classes=4, balanced=False)
-    assert bool(probe.variation_warning(fitted.variation)) is is_told
+    fitted = regression.fit(features, labels, features, labels, num_classes=4, balanced=False)
+    assert bool(regression.variation_warning(fitted.variation)) is is_told

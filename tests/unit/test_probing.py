@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlray import featurestore, probing
+from tlray.features import store
+from tlray.training import probing
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +27,8 @@ def directory(tmp_path: Path) -> str:
     table = pa.table({"image_id": ids, "view": pa.array([0, 0, 0, 1, 1], pa.int32())})
     values = np.arange(10, dtype=np.float16).reshape(5, 2)
     table = table.append_column("pooled", pa.FixedShapeTensorArray.from_numpy_ndarray(values))
-    featurestore.write_part(f"{tmp_path}/part-1.parquet", table)
-    (tmp_path / featurestore.SUCCESS).touch()
+    store.write_part(f"{tmp_path}/part-1.parquet", table)
+    (tmp_path / store.SUCCESS).touch()
     return str(tmp_path)
 
 

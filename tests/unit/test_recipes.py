@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tlray.config import Augmentation, TrainConfig
-from tlray.recipes import RECIPES, article, full, probe, standard
+from tlray.config.recipes import RECIPES, article, full, probe, standard
+from tlray.config.training import Augmentation, TrainConfig
 
 MILD = Augmentation(rotation_deg=10, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1, horizontal_flip=True)
 

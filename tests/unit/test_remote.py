@@ -12,10 +12,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import remote
-from serve_app.classifier import Answer, Explained, Pixels
 from serve_app.errors import QueueClosed, QueueFull, RequestError
-from serve_app.remote import NUM_TRIES, RemoteModel
+from serve_app.model import remote
+from serve_app.model.classifier import Answer, Explained, Pixels
+from serve_app.model.remote import NUM_TRIES, RemoteModel
 
 
 class Handle:

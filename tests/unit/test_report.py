@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tlray.metrics import evaluate_predictions
-from tlray.report import Report, SplitEvaluation, make_figures, render_report
+from tlray.evaluation.metrics import evaluate_predictions
+from tlray.evaluation.report import Report, SplitEvaluation, make_figures, render_report
 
 CLASSES = (
     "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib",
@@ -367,7 +367,7 @@ def test_empty_history_is_no_figure():
 
 def test_import_does_nothing_global():
     code = (
-        "import sys, tlray.report, tlray.metrics\n"
+        "import sys, tlray.evaluation.report, tlray.evaluation.metrics\n"
         "loaded = {'matplotlib.pyplot', 'ray', 'tensorflow', 'keras'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

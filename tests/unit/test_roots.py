@@ -1,7 +1,7 @@
 import pytest
 
-from tlray import roots
 from tlray.errors import ConfigError
+from tlray.files import roots
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tlray.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, ViewSchedule, permutation, view_of
+from tlray.data.schedule import EvalSchedule, PlainSchedule, Rows, TrainSchedule, ViewSchedule, permutation, view_of
 
 
 def schedule(**settings) -> TrainSchedule:

@@ -5,11 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.test_plans import make_capacity
-from tlray import predictions, scorestate, scoring, storage
-from tlray.bundle import BundleSpec
+from tlray.bundle.spec import BundleSpec
+from tlray.config.commands import ScoreConfig
+from tlray.data.listing import list_images
 from tlray.errors import BundleError, ConfigError, DataError, TlrayError
-from tlray.jobconfig import ScoreConfig
-from tlray.listing import list_images
+from tlray.files import storage
+from tlray.inference import predictions, score_state
+from tlray.inference import score as scoring
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
 
@@ -21,8 +23,8 @@ def score(tmp_path, monkeypatch):
     def begin(*_, **__):
         raise StopIteration
 
-    monkeypatch.setattr(scoring.cluster, "connect", lambda: None)
-    monkeypatch.setattr(scoring.cluster, "capacity", make_capacity)
+    monkeypatch.setattr(scoring.connection, "connect", lambda: None)
+    monkeypatch.setattr(scoring.connection, "capacity", make_capacity)
     monkeypatch.setattr(scoring.bundle_module, "read_spec", lambda _: (SPEC, "aaa"))
     monkeypatch.setattr(scoring.bundle_module, "load", lambda _: None)
     monkeypatch.setattr(scoring, "predict", begin)
@@ -166,14 +168,14 @@ def stored(tmp_path, monkeypatch):
     (tmp_path / "_SUCCESS").touch()
     assert predictions.read_part(str(tmp_path), "part-00000.parquet").column_names == ["sha256", "error_code"]
     stored = Stored()
-    monkeypatch.setattr(scoring.streams, "stamps", stored.stamps)
-    monkeypatch.setattr(scoring.streams, "digests", stored.digests)
+    monkeypatch.setattr(scoring.stream, "stamps", stored.stamps)
+    monkeypatch.setattr(scoring.stream, "digests", stored.digests)
     return stored
 
 
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring.streams, "stamps", None)
-    monkeypatch.setattr(scoring.streams, "digests", None)
+    monkeypatch.setattr(scoring.stream, "stamps", None)
+    monkeypatch.setattr(scoring.stream, "digests", None)
     assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
 
 
@@ -230,7 +232,7 @@ def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
     config = ScoreConfig(bundle="/b", input="/i", out=out, resume=True)
     assert not scoring._check_output(out, {"input": "/i"}, config)
     assert capsys.readouterr().out == f"There is no scoring to resume in '{out}': it begins anew.\n"
-    scorestate.write_identity(out, {"input": "/i"})
+    score_state.write_identity(out, {"input": "/i"})
     assert scoring._check_output(out, {"input": "/i"}, config)
     with pytest.raises(ConfigError, match="was made with another bundle or other images"):
         scoring._check_output(out, {"input": "/other"}, config)

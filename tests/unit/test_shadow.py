@@ -8,16 +8,16 @@ import httpx
 import numpy as np
 import pytest
 
-from serve_app.access import ApiKeys
 from serve_app.api import create_api
-from serve_app.batches import Batches
-from serve_app.classifier import Answer, Pixels
+from serve_app.batches.job_server import JobServer
+from serve_app.batches.jobs import Batches
 from serve_app.errors import RequestError
-from serve_app.jobserver import JobServer
+from serve_app.http.auth import ApiKeys
+from serve_app.model.classifier import Answer, Pixels
+from serve_app.model.service import Service
+from serve_app.model.shadow import Shadow
 from serve_app.options import Options
-from serve_app.service import Service
-from serve_app.shadow import Shadow
-from serve_app.telemetry import Telemetry
+from serve_app.watch.telemetry import Telemetry
 from tests.unit.test_api import Mean, info, png, run, upload
 from tests.unit.test_watch import of
 

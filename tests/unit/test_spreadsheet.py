@@ -8,10 +8,12 @@ import pandas
 import pyarrow as pa
 import pytest
 
-from tlray import predictions, spreadsheet, trialtable
-from tlray.bundle import BundleSpec
-from tlray.manifest import SCHEMA
+from tlray.bundle.spec import BundleSpec
+from tlray.data.manifest import SCHEMA
+from tlray.files import spreadsheet
+from tlray.inference import predictions
 from tlray.progress import Progress
+from tlray.sweep import trial_table
 
 FORMULAS = ['=HYPERLINK("http://evil.example","click").png', "@SUM(1).png", "+1+1.png", "-2+3|cmd.png", "\t=1", "\r=1"]
 FORMULAS += ["\n=1", "\ttab", "  =1", "\ufeff=1", "\u00a0+1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff201"]
@@ -68,9 +70,9 @@ def test_numbers_stay_numbers_and_parquet_is_exact(scored):
 
 
 def test_no_cell_of_a_sweeps_table_is_a_formula(tmp_path):
-    settings = dict.fromkeys(trialtable.SETTINGS, 1) | {"learning_rate": -0.5}
+    settings = dict.fromkeys(trial_table.SETTINGS, 1) | {"learning_rate": -0.5}
     trials = [settings | {"error": "=1+1"}, settings | {"error": "-x, @y"}]
-    trialtable.write_trials(str(tmp_path), trials, {}, np.ones(1))
+    trial_table.write_trials(str(tmp_path), trials, {}, np.ones(1))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text())))
     assert [row["error"] for row in rows] == ["'=1+1", "'-x, @y"]
     assert rows[0]["learning_rate"] == "-0.5"

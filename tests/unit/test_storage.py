@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from tlray import storage
 from tlray.errors import ConfigError, ImageError, ImageErrorCode
+from tlray.files import storage
 
 
 @pytest.fixture(params=["local", "file", "mock"])

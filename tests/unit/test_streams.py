@@ -10,17 +10,18 @@ import pytest
 from PIL import Image
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 
-from tlray import images, storage, streams
-from tlray.config import Augmentation
+from tlray.config.training import Augmentation
+from tlray.data import decoding, stream
+from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
+from tlray.data.stream import Pixels
 from tlray.errors import ImageError, ImageErrorCode
-from tlray.schedule import EvalSchedule, PlainSchedule, TrainSchedule
-from tlray.streams import Pixels
+from tlray.files import storage
 
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch):
     """Object references are the objects themselves."""
-    monkeypatch.setattr(streams.ray, "get", lambda reference: reference)
+    monkeypatch.setattr(stream.ray, "get", lambda reference: reference)
 
 
 def encode(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
@@ -52,7 +53,7 @@ CODES = ["", "", "", "unsupported_format", "not_found", "empty", "unsupported_fo
 
 
 def decode_rows(table, schedule, ids, *, pixels: Pixels, first_row: int = 0) -> dict:
-    return streams._decode_rows({"id": np.array(ids)}, [table], schedule, pixels, first_row)
+    return stream._decode_rows({"id": np.array(ids)}, [table], schedule, pixels, first_row)
 
 
 # Reading
@@ -60,21 +61,21 @@ def decode_rows(table, schedule, ids, *, pixels: Pixels, first_row: int = 0) -> 
 
 def code_of(uri: str) -> ImageErrorCode:
     with pytest.raises(ImageError) as caught:
-        streams.read_file(uri)
+        stream.read_file(uri)
     return caught.value.code
 
 
 def test_read_file(tmp_path, monkeypatch):
     (tmp_path / "a b.png").write_bytes(b"1234")
-    assert streams.read_file(f"{tmp_path}/a b.png") == b"1234"
-    assert streams.read_file(f"file://{tmp_path}/a%20b.png") == b"1234"
+    assert stream.read_file(f"{tmp_path}/a b.png") == b"1234"
+    assert stream.read_file(f"file://{tmp_path}/a%20b.png") == b"1234"
     assert code_of(f"{tmp_path}/other.png") == ImageErrorCode.NOT_FOUND
     assert code_of(str(tmp_path)) == ImageErrorCode.UNREADABLE
     assert code_of("ftp://host/1.png") == ImageErrorCode.UNREADABLE
     assert code_of(f"{tmp_path}/a b.png/c.png") in (ImageErrorCode.NOT_FOUND, ImageErrorCode.UNREADABLE)
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 4)
-    assert streams.read_file(f"{tmp_path}/a b.png") == b"1234"
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 3)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 4)
+    assert stream.read_file(f"{tmp_path}/a b.png") == b"1234"
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 3)
     assert code_of(f"{tmp_path}/a b.png") == ImageErrorCode.TOO_LARGE
 
 
@@ -88,7 +89,7 @@ def test_read_zip_member(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a/1.png", b"1234")
     (tmp_path / "bad.zip").write_bytes(b"no archive")
-    assert streams.read_file(f"{archive}!/a/1.png") == b"1234"
+    assert stream.read_file(f"{archive}!/a/1.png") == b"1234"
     assert code_of(f"{archive}!/a/2.png") == ImageErrorCode.NOT_FOUND
     assert code_of(f"{tmp_path}/none.zip!/1.png") == ImageErrorCode.NOT_FOUND
     assert code_of(f"{tmp_path}/bad.zip!/1.png") == ImageErrorCode.UNREADABLE
@@ -101,7 +102,7 @@ def test_whatever_a_store_raises_is_an_unreadable_image(monkeypatch, error):
 
     monkeypatch.setattr(storage, "read_bytes", fail)
     with pytest.raises(ImageError, match=f"The file cannot be read: {error}") as caught:
-        streams.read_file("s3://bucket/1.png")
+        stream.read_file("s3://bucket/1.png")
     assert caught.value.code == ImageErrorCode.UNREADABLE
     assert caught.value.__cause__ is error
 
@@ -171,9 +172,9 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
     assert whole["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
     for place in range(6):
         row, epoch = int(whole["row"][place]), int(whole["epoch"][place])
-        plain = images.decode((tmp_path / names[row]).read_bytes(), size_px=16)
-        generator = images.augmentation_rng(seed=9, epoch=epoch, image_id=names[row])
-        changed = images.to_array(images.augment(plain, augmentation, generator))
+        plain = decoding.decode((tmp_path / names[row]).read_bytes(), size_px=16)
+        generator = decoding.augmentation_rng(seed=9, epoch=epoch, image_id=names[row])
+        changed = decoding.to_array(decoding.augment(plain, augmentation, generator))
         assert np.array_equal(whole["image"][place], changed)
     # However the rows are cut into tasks, and from wherever they start.
     part = decode_rows(table, schedule, [1, 2], pixels=pixels, first_row=3)
@@ -185,8 +186,8 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 
 def test_inspection_tells_size_or_error(table):
-    found = streams._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
-    assert tuple(found.column_names) == (*streams.INSPECTION_COLUMNS, "stamp")
+    found = stream._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
+    assert tuple(found.column_names) == (*stream.INSPECTION_COLUMNS, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
     assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
@@ -196,22 +197,22 @@ def test_inspection_tells_size_or_error(table):
     assert found["sha256"].to_pylist()[4] is None
     # A block in which nothing failed, or all, has the same types.
     for ids in ([0], [4]):
-        assert streams._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
+        assert stream._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
 
 
 def test_a_file_that_is_known_is_not_read_again(table):
     """The first file has the stamp that it had, the second another one, and of the third none is known."""
-    first = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
+    first = stream._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
     stamps = first["stamp"].to_pylist()
     known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
-    found = streams._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
+    found = stream._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
     assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
     assert found["stamp"].to_pylist() == stamps
     assert found["width_px"].to_pylist() == [5, 5, 5]
     # A file that has gone has no stamp, whatever is known of it, and no stamp is like none.
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", ""]))
-    gone = streams._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
+    gone = stream._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
     assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [""])
 
 
@@ -219,8 +220,8 @@ def test_histogram_of_16_bit_images(tmp_path):
     for name, content in {"a.png": WIDE, "b.png": WIDE}.items():
         (tmp_path / name).write_bytes(content)
     uris = pa.chunked_array([[f"{tmp_path}/a.png"], [f"{tmp_path}/b.png"]])
-    histogram = streams._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
-    assert histogram.shape == (1, images.NUM_BINS)
+    histogram = stream._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
+    assert histogram.shape == (1, decoding.NUM_BINS)
     counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
     assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
 
@@ -229,12 +230,12 @@ def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
     (tmp_path / "a.png").write_bytes(WIDE)
     (tmp_path / "text.png").write_bytes(b"no image")
     uris = pa.chunked_array([[f"{tmp_path}/{name}.png" for name in ("gone", "a", "text")]])
-    histogram = streams._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
+    histogram = stream._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
     assert {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])} == {
         100: 1, 600: 1, 1100: 1, 5000: 1
     }  # fmt: skip
-    none_left = streams._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
-    assert (none_left.shape, none_left.sum()) == ((1, images.NUM_BINS), 0)
+    none_left = stream._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
+    assert (none_left.shape, none_left.sum()) == ((1, decoding.NUM_BINS), 0)
 
 
 # Long streams
@@ -242,13 +243,13 @@ def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
 
 def num_blocks(num_rows: int) -> int:
     """Returns how many blocks Ray Data makes of so many rows."""
-    return len(RangeDatasource(num_rows).get_read_tasks(-(-num_rows // streams.ROWS_PER_BLOCK)))
+    return len(RangeDatasource(num_rows).get_read_tasks(-(-num_rows // stream.ROWS_PER_BLOCK)))
 
 
 def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
     schedule = TrainSchedule(num_images=1_000_000, batch_size=64, num_workers=2, rank=1, seed=1, num_epochs=30)
     assert schedule.num_rows == 15_000_000  # 15,625 steps of 32 rows, 30 times
-    parts = streams.parts_of(schedule.num_rows, schedule.rank_batch_size)
+    parts = stream.parts_of(schedule.num_rows, schedule.rank_batch_size)
     # 2,048 blocks of 32 rows are 65,536; 15,000,000 / 65,536 = 228.9, and 228 * 65,536 = 14,942,208.
     assert (parts[:2], parts[-1]) == ([(0, 65_536), (65_536, 65_536)], (14_942_208, 57_792))
     assert len(parts) == 229
@@ -265,4 +266,4 @@ def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
     ],
 )
 def test_parts_are_whole_batches(num_rows, batch_size, expected):
-    assert streams.parts_of(num_rows, batch_size) == expected
+    assert stream.parts_of(num_rows, batch_size) == expected

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from serve_app import tensorflow_serving
 from serve_app.errors import RequestError
+from serve_app.protocols import tensorflow_serving
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n ...", b"\xff\xd8\xff\xe0 ..."
 PIXELS = [[[0, 1, 2], [3, 4, 5]]]  # 1 high, 2 wide

@@ -5,12 +5,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray import probing, recipes, runreport, training
-from tlray.cluster import Capacity
-from tlray.config import Augmentation, TrainConfig, to_json
-from tlray.dataset import Dataset
+from tlray.cluster.connection import Capacity
+from tlray.config import recipes
+from tlray.config.training import Augmentation, TrainConfig, to_json
+from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError
-from tlray.extraction import Network
+from tlray.features.extraction import Network
+from tlray.training import probing, run, wording
 
 NETWORK = Network(architecture="", weights=[], names=["pooled"], shapes=[(50,)], fingerprint="")  # 100 bytes an image
 
@@ -43,7 +44,7 @@ def test_when_a_run_is_finished(tmp_path, method, epochs, content, expected):
     if content is not None:
         (tmp_path / "metrics.json").write_text(json.dumps(content))
     config = TrainConfig(data="d", out=str(tmp_path), method=method, epochs=epochs)
-    assert training._is_finished(config) is expected
+    assert run._is_finished(config) is expected
 
 
 def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
@@ -51,32 +52,32 @@ def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), resume=True)
     known = {"data": "d", "out": str(tmp_path), "epochs": 12, "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(known))
-    assert training._is_continued(config)
+    assert run._is_continued(config)
     (tmp_path / "config.json").write_text(json.dumps(known | {"seed": 1}))
     with pytest.raises(ValueError, match="seed was 1 and is 0"):
-        training._is_continued(config)
+        run._is_continued(config)
 
 
 def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert training._is_continued(dataclasses.replace(config, learning_curve=True))
+    assert run._is_continued(dataclasses.replace(config, learning_curve=True))
 
 
 def test_a_divergence_is_told_by_its_epoch():
     rows = [{"epoch": epoch, "loss": loss, "num_replaced": 0.0} for epoch, loss in ((0, 0.4), (1, float("nan")))]
-    assert runreport.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
+    assert wording.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
 
 
 def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, cache="off", resume=False)))
-    assert training._is_continued(config)
-    assert not training._was_cached(config)
+    assert run._is_continued(config)
+    assert not run._was_cached(config)
     (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, resume=False)))
-    assert training._was_cached(config)
+    assert run._was_cached(config)
     with pytest.raises(ValueError, match="cache was 'auto' and is 'off'"):
-        training._is_continued(dataclasses.replace(config, cache="off"))
+        run._is_continued(dataclasses.replace(config, cache="off"))
 
 
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])
@@ -106,7 +107,7 @@ def test_what_becomes_of_features_that_do_not_fit():
     config = TrainConfig(data="d", out="o", method="lp-ft", trainable_layers=15, augmentation=Augmentation(zoom=0.1))
     capacity = make_capacity(object_store_bytes=int(5e9), smallest_object_store_bytes=int(2e9))
     network = dataclasses.replace(NETWORK, shapes=[(5, 10_000_000)])
-    assert runreport.describe_misfit(config, capacity, make_images(), network) == (
+    assert wording.describe_misfit(config, capacity, make_images(), network) == (
         "The features that are trained on would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
         "smallest node). Training is on images that are read and augmented in every epoch instead."
     )
@@ -129,4 +130,4 @@ def test_what_becomes_of_features_that_do_not_fit():
 )
 def test_the_report_says_what_was_trained_on(changes, expected):
     config = dataclasses.replace(recipes.standard("d", "o"), **changes).resolved()
-    assert runreport.trained_on(config) == expected
+    assert wording.trained_on(config) == expected

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlray import trialtable
 from tlray.errors import DataError
-from tlray.trialtable import RESULTS, SETTINGS, GroupLosses
+from tlray.sweep import trial_table
+from tlray.sweep.trial_table import RESULTS, SETTINGS, GroupLosses
 
 GOOD = {
     "depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 2, "trainable_layers": 10, "learning_rate": 2e-4,
@@ -23,7 +23,7 @@ FAILED = {name: GOOD[name] for name in SETTINGS} | {"seed": 7, "error": 'ValueEr
 def losses(*pairs: tuple[dict[str, Any], list[float], list[float]]) -> dict[tuple[Any, ...], GroupLosses]:
     """Gives trials their sums by group, of the probe and of the best epoch."""
     return {
-        trialtable.identity(trial): GroupLosses(probe=np.array(probe, np.float32), best=np.array(best, np.float32))
+        trial_table.identity(trial): GroupLosses(probe=np.array(probe, np.float32), best=np.array(best, np.float32))
         for trial, probe, best in pairs
     }
 
@@ -32,63 +32,63 @@ LOSSES = losses((GOOD, [0.25, 0.75], [2.5, 3.5]), (BETTER, [1.5, 2.5], [0.5, 0.5
 
 
 def test_the_best_comes_first_and_what_failed_last(tmp_path):
-    trialtable.write_trials(str(tmp_path), [FAILED, GOOD, BETTER], LOSSES, NUM_IMAGES_G)
+    trial_table.write_trials(str(tmp_path), [FAILED, GOOD, BETTER], LOSSES, NUM_IMAGES_G)
     # The sums differ by 2 and 3, which is 1.25 an image: the groups deviate by 0.75 and -0.75, together a square of
     # 1.125, times 2 groups over 1, and the root of that is 1.5, of 4 images.
     expected = [BETTER | {"difference_error": 0.0}, GOOD | {"difference_error": 0.375}]
-    assert trialtable.read_trials(str(tmp_path)) == (expected, [FAILED["error"]])
+    assert trial_table.read_trials(str(tmp_path)) == (expected, [FAILED["error"]])
     header, first, *_ = (tmp_path / "trials.csv").read_text().splitlines()
     assert header == ",".join([*SETTINGS, *RESULTS, "difference_error", "error"])
     assert first == "4,0.0123,0,0,0.0002,0.3,2,6,0.25,0.875,0.1,0.03125,0.9375,0,4,0,"
 
 
 def test_losses_come_back(tmp_path):
-    assert trialtable.read_losses(str(tmp_path)) == {}
-    trialtable.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
-    found = trialtable.read_losses(str(tmp_path))
-    assert list(found) == [trialtable.identity(GOOD), trialtable.identity(BETTER)]
-    assert found[trialtable.identity(BETTER)].probe.tolist() == [1.5, 2.5]
-    assert found[trialtable.identity(GOOD)].best.tolist() == [2.5, 3.5]
+    assert trial_table.read_losses(str(tmp_path)) == {}
+    trial_table.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
+    found = trial_table.read_losses(str(tmp_path))
+    assert list(found) == [trial_table.identity(GOOD), trial_table.identity(BETTER)]
+    assert found[trial_table.identity(BETTER)].probe.tolist() == [1.5, 2.5]
+    assert found[trial_table.identity(GOOD)].best.tolist() == [2.5, 3.5]
 
 
 def test_a_row_without_losses_is_no_result(tmp_path):
-    trialtable.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
+    trial_table.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
     table = (tmp_path / "trials.csv").read_text()
-    trialtable.write_trials(str(tmp_path), [GOOD], losses((GOOD, [1.0, 1.0], [1.0, 1.0])), NUM_IMAGES_G)
+    trial_table.write_trials(str(tmp_path), [GOOD], losses((GOOD, [1.0, 1.0], [1.0, 1.0])), NUM_IMAGES_G)
     (tmp_path / "trials.csv").write_text(table)
-    assert [trial["seed"] for trial in trialtable.read_trials(str(tmp_path))[0]] == [GOOD["seed"]]
+    assert [trial["seed"] for trial in trial_table.read_trials(str(tmp_path))[0]] == [GOOD["seed"]]
 
 
 def test_no_table_is_no_trials(tmp_path):
-    assert trialtable.read_trials(str(tmp_path)) == ([], [])
+    assert trial_table.read_trials(str(tmp_path)) == ([], [])
     (tmp_path / "trials.csv").write_text("")
-    assert trialtable.read_trials(str(tmp_path)) == ([], [])
+    assert trial_table.read_trials(str(tmp_path)) == ([], [])
 
 
 def test_a_row_that_is_cut_off_is_no_result(tmp_path):
-    trialtable.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
+    trial_table.write_trials(str(tmp_path), [GOOD, BETTER], LOSSES, NUM_IMAGES_G)
     path = tmp_path / "trials.csv"
     whole = path.read_text()
     for num_letters in range(len(whole) - 3, whole.index("\n4,0.001,") + 1, -1):
         path.write_text(whole[:num_letters])
-        assert trialtable.read_trials(str(tmp_path)) == ([BETTER | {"difference_error": 0.0}], [])
+        assert trial_table.read_trials(str(tmp_path)) == ([BETTER | {"difference_error": 0.0}], [])
 
 
 def test_the_table_of_another_version_is_refused(tmp_path):
     (tmp_path / "trials.csv").write_text("depths,loss\n1,0.5\n")
     with pytest.raises(DataError, match=r"trials\.csv' is not as this version .* Begin anew with --overwrite"):
-        trialtable.read_trials(str(tmp_path))
+        trial_table.read_trials(str(tmp_path))
 
 
 def test_a_trial_is_known_by_its_settings():
-    assert trialtable.identity(GOOD) == (4, 1e-3, 2, 10, 2e-4, 0.3, 2, 5)
-    assert trialtable.identity(GOOD) == trialtable.identity(GOOD | {"best_loss": 9.0})
-    assert trialtable.identity(GOOD) != trialtable.identity(BETTER)
+    assert trial_table.identity(GOOD) == (4, 1e-3, 2, 10, 2e-4, 0.3, 2, 5)
+    assert trial_table.identity(GOOD) == trial_table.identity(GOOD | {"best_loss": 9.0})
+    assert trial_table.identity(GOOD) != trial_table.identity(BETTER)
 
 
 def test_failures_are_counted():
-    assert trialtable.failure_warnings([GOOD], []) == []
-    assert trialtable.failure_warnings([GOOD, BETTER], ["First.", "Second."]) == [
+    assert trial_table.failure_warnings([GOOD], []) == []
+    assert trial_table.failure_warnings([GOOD, BETTER], ["First.", "Second."]) == [
         "2 of 4 trials failed and were left out. The first error: First."
     ]
 
@@ -107,7 +107,7 @@ def chosen(probe_sums: list[float], tuned_sums: list[float], num_images_G: list[
     probe = PROBE | dict.fromkeys(("probe_loss", "best_loss"), sum(probe_sums) / num_images)
     worse = [9.0 * number for number in num_images_G]
     found = losses((tuned, worse, tuned_sums), (probe, probe_sums, probe_sums))
-    return trialtable.choose([tuned, probe], found, np.array(num_images_G))
+    return trial_table.choose([tuned, probe], found, np.array(num_images_G))
 
 
 @pytest.mark.parametrize("num_slices", [1, 10, 100])
@@ -142,9 +142,9 @@ def test_the_probe_of_any_trial_may_be_chosen():
     found = losses((tuned, [0.5, 0.5], [0.2, 0.6]), (PROBE, [2.0, 0.0], [2.0, 0.0]))
     # Differences of 0.3 and -0.1 of 2 images each: a mean of 0.05, an error of 0.1.
     expected = tuned | {"best_loss": 0.25, "best_accuracy": tuned["probe_accuracy"], "best_epoch": 0}
-    assert trialtable.choose([tuned, PROBE], found, np.array([2, 2])) == expected
+    assert trial_table.choose([tuned, PROBE], found, np.array([2, 2])) == expected
 
 
 def test_a_probe_that_is_the_best_is_chosen():
     found = losses((PROBE, [1.0, 1.0], [1.0, 1.0]))
-    assert trialtable.choose([PROBE], found, np.array([2, 2])) == PROBE | {"best_accuracy": PROBE["probe_accuracy"]}
+    assert trial_table.choose([PROBE], found, np.array([2, 2])) == PROBE | {"best_accuracy": PROBE["probe_accuracy"]}

@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from tlray import model as models
-from tlray import trunk
-from tlray.backbone import build_backbone, find_application
-from tlray.config import TrainConfig
+from tlray.config.training import TrainConfig
+from tlray.models import classifier as models
+from tlray.models import trunk
+from tlray.models.backbone import build_backbone, find_application
 
 SIZE_PX = 75
 

@@ -15,10 +15,10 @@ from ray._common.formatters import JSONFormatter
 from ray.util import metrics
 
 import serve_app
-from serve_app import drift
-from serve_app.telemetry import ModelTelemetry, Telemetry
+from serve_app.watch import drift
+from serve_app.watch.telemetry import ModelTelemetry, Telemetry
 from tests.unit.test_api import KEY, Mean, b64, call, client, info, png, run, upload
-from tlray.drift import (
+from tlray.data.drift import (
     Distribution,
     TrainingImages,
     ValidationPredictions,
@@ -239,7 +239,7 @@ def prometheus_names() -> set[str]:
 
 
 def test_the_dashboard_shows_every_metric_and_no_other():
-    dashboard = json.loads((Path(serve_app.__file__).parent / "grafana_dashboard.json").read_text())
+    dashboard = json.loads((Path(serve_app.__file__).parent / "watch/grafana_dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     used = set(re.findall(r"ray_\w+", " ".join(expressions)))
     assert used <= prometheus_names()
@@ -249,7 +249,7 @@ def test_the_dashboard_shows_every_metric_and_no_other():
 
 
 def test_the_dashboard_can_be_imported():
-    dashboard = json.loads((Path(serve_app.__file__).parent / "grafana_dashboard.json").read_text())
+    dashboard = json.loads((Path(serve_app.__file__).parent / "watch/grafana_dashboard.json").read_text())
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     ids = [panel["id"] for panel in dashboard["panels"]]

@@ -5,7 +5,7 @@ import keras
 import pytest
 
 from tlray.errors import ConfigError
-from tlray.weights import check_weights, has_bundle
+from tlray.models.weights import check_weights, has_bundle
 
 
 @pytest.mark.parametrize("name", ["imagenet", "none"])

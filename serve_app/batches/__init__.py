@@ -1,0 +1,1 @@
+"""Bulk scoring through the endpoint, as jobs of Ray's job server."""

@@ -1,0 +1,128 @@
+"""Ray's job server: it runs the batches and remembers them, whatever becomes of this application."""
+
+import logging
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from serve_app.errors import RequestError
+from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
+from serve_app.http.identity import TOKEN_VARIABLE
+
+RETRY_AFTER_S = 10
+
+SECRETS = (KEYS_VARIABLE, FILE_VARIABLE, TOKEN_VARIABLE)
+"""Environment variables of the endpoint that no job is given."""
+
+_LOG = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the job server knows it.
+
+    Attributes:
+        id: Its submission id.
+        status: How far it is.
+        start_ms: When it was submitted, as a Unix time.
+        metadata: What was given with it.
+        message: Of a failed one the end of its log, for the operator.
+    """
+
+    id: str
+    status: JobStatus
+    start_ms: int
+    metadata: Mapping[str, str]
+    message: str
+
+
+class JobServer:
+    """The job server of the Ray that this process is in. Its methods block; each raises RequestError (503) without one.
+
+    It is looked up anew each time: a head that was restarted may have another address.
+    """
+
+    def submit(self, command: Sequence[str], *, id: str, metadata: Mapping[str, str]) -> None:  # noqa: A002
+        """Starts a command as a job.
+
+        Args:
+            command: The program and its arguments, as they are: no shell sees anything in them.
+            id: The submission id.
+            metadata: What is to be remembered.
+        """
+        with _client() as client:
+            # Ray's job manager tells a job the address of any Ray on its machine that it finds.
+            address = f"RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
+            client.submit_job(
+                entrypoint=shlex.join(["env", address, *command]),
+                submission_id=id,
+                metadata=dict(metadata),
+                runtime_env=_runtime_env(),
+            )
+
+    def find(self, id: str) -> Job | None:  # noqa: A002
+        """Returns the job of a submission id, None if there is none."""
+        with _client() as client:
+            try:
+                return _job(client.get_job_info(id))
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
+
+    def find_all(self) -> list[Job]:
+        """Returns all jobs that were ever submitted to this Ray."""
+        with _client() as client:
+            return [_job(details) for details in client.list_jobs() if details.submission_id]
+
+    def stop(self, id: str) -> bool:  # noqa: A002
+        """Asks a job to end; tells whether there was a process to be asked."""
+        with _client() as client:
+            return client.stop_job(id)
+
+    def cpus(self) -> tuple[float, float]:
+        """Returns how many CPUs of the cluster are free, and how many there are."""
+        return ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        status=details.status,
+        start_ms=details.start_time or 0,
+        metadata=details.metadata or {},
+        message=details.message or "",
+    )
+
+
+@contextmanager
+def _client() -> Iterator[JobSubmissionClient]:
+    context = ray.get_runtime_context()
+    try:
+        client = JobSubmissionClient(context.gcs_address)
+        # A Ray without a dashboard names the port that it would have had; there another one's may listen.
+        session = client._do_request("GET", "/api/version").json()["session_name"]
+        if session != context.get_session_name():
+            raise ConnectionError(f"{client.get_address()} is the job server of another Ray, {session}.")
+        yield client
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        _LOG.error("No job server: %s. Start Ray with its dashboard, as `ray start --head` does.", error)
+        raise RequestError(
+            503,
+            "The cluster's job server, which runs batches, does not answer. Ask the operator: the log says why.",
+            "no_job_server",
+            RETRY_AFTER_S,
+        ) from error
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Returns the environment of this replica, so that the job has the same code, without the endpoint's keys."""
+    own = dict(ray.get_runtime_context().runtime_env)
+    # Empty rather than left out: a job inherits the environment of its node's Ray, where they may be, too.
+    return own | {"env_vars": own.get("env_vars", {}) | dict.fromkeys(SECRETS, "")}

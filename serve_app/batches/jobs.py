@@ -1,0 +1,355 @@
+"""Batches: bulk scoring through the endpoint, as jobs that outlive it. What is known of them, the job server knows."""
+
+import asyncio
+import functools
+import logging
+import re
+import sys
+import urllib.parse
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from ray.job_submission import JobStatus
+
+from serve_app.batches.job_server import RETRY_AFTER_S, Job
+from serve_app.errors import RequestError
+from serve_app.model.service import Service
+from serve_app.protocols.json_body import invalid, parse_object, shown
+from tlray.errors import ConfigError
+from tlray.files import roots, storage
+from tlray.inference import score_state
+
+T = TypeVar("T")
+
+PREFIX = "tlray-batch-"
+NUM_THREADS = 4
+MAX_LOCATION_CHARACTERS = 4096
+"""Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
+
+MAX_BODY_BYTES = 64 * 1024
+"""Of a request, beyond which it is not parsed."""
+
+_LOG = logging.getLogger("ray.serve")
+
+_ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}
+
+_PATH = re.compile(r"'((?:\w[\w+.-]*://|/)[^']*)'|(?<![\w./])(\w[\w+.-]*://[^\s'\",]*|/[^\s'\",]+)")
+"""What looks like a path or URI in a message; between apostrophes it may have spaces."""
+
+
+class Jobs(Protocol):
+    """Where batches run; see `JobServer`."""
+
+    def submit(self, command: Sequence[str], *, id: str, metadata: Mapping[str, str]) -> None:  # noqa: A002
+        """Starts a command as a job."""
+        ...
+
+    def find(self, id: str) -> Job | None:  # noqa: A002
+        """Returns a job."""
+        ...
+
+    def find_all(self) -> list[Job]:
+        """Returns all jobs."""
+        ...
+
+    def stop(self, id: str) -> bool:  # noqa: A002
+        """Asks a job to end."""
+        ...
+
+    def cpus(self) -> tuple[float, float]:
+        """Returns how many CPUs are free, and how many there are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a client wants.
+
+    Attributes:
+        input: What is to be scored, see `listing.list_images`; normalized.
+        output: Where the predictions go; normalized.
+        input_uri: The input as the job gets it: as a `file://` URI if the client has said so that all nodes see it.
+        output_uri: The output in the same way.
+        version: Of the model; None: the main one.
+    """
+
+    input: str
+    output: str
+    input_uri: str
+    output_uri: str
+    version: int | None
+
+
+class Batches:
+    """The batches of one model. Any number of these objects, in any process, know the same batches.
+
+    Args:
+        service: Knows the models and the operator's options.
+        jobs: Where batches run.
+    """
+
+    def __init__(self, service: Service, jobs: Jobs) -> None:
+        self._service = service
+        self._jobs = jobs
+        self._options = service.options
+        self._input_roots = service.options.input_roots
+        self._output_roots = service.options.output_roots
+        self._submitting = asyncio.Lock()
+        # Of their own: where the job server hangs, nothing else is to wait for a thread.
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches")
+
+    async def create(self, body: bytes) -> dict[str, Any]:
+        """Starts a batch, or goes on with one that failed or was cancelled. Only one runs at a time.
+
+        Args:
+            body: JSON: `input`, `output`, and `version` if it is not to be the main one.
+
+        Returns:
+            See `show`.
+
+        Raises:
+            RequestError: 400: the body is wrong; 403: a location is not allowed; 404: there is no such version; 409:
+                a batch is writing to this output; 429: another one is running; 503: there is no job server.
+        """
+        order = parse(body)
+        await self._ask(self._check_locations, order)
+        version = self._service.number(order.version)
+        info = await self._service.model_info(version)
+        name = uuid.uuid4().hex
+        command = [sys.executable, "-m", "tlray", "score", "--resume"]
+        command += ["--bundle", info.location, "--bundle-sha256", info.bundle_sha256]
+        command += ["--input", order.input_uri, "--out", order.output_uri, "--roots", *self._input_roots]
+        command += ["--use-gpu"] if self._options.use_gpu else []
+        metadata = {
+            "model": self._options.name,
+            "version": str(version),
+            "bundle_sha256": info.bundle_sha256,
+            "input": order.input,
+            "output": order.output,
+        }
+        async with self._submitting:
+            await self._ask(self._refuse_if_busy, order.output)
+            await self._ask(self._jobs.submit, command, id=PREFIX + name, metadata=metadata)
+            try:  # another replica may have done the same at this moment: the earlier one stays
+                await self._ask(self._refuse_if_busy, order.output, name)
+            except RequestError:
+                await self._ask(self._jobs.stop, PREFIX + name)
+                raise
+        return await self.show(name)
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """Tells how far a batch is.
+
+        Args:
+            name: Its id.
+
+        Returns:
+            `id`, `state` (pending, running, succeeded, failed, cancelled), `progress` (`done`, `failed`, `total`, or
+            None where nothing is known yet), `message` (what a pending one waits for, or why one failed), `input`,
+            `output`, `version`, `bundle_sha256`.
+
+        Raises:
+            RequestError: 404: there is no such batch; 503: there is no job server.
+        """
+        return await self._describe(await self._find(name))
+
+    async def show_all(self, limit: int) -> list[dict[str, Any]]:
+        """Tells how far the batches of this model are, the newest first.
+
+        Args:
+            limit: Number of batches, at most.
+
+        Raises:
+            RequestError: 503: there is no job server.
+        """
+        jobs = await self._ask(self._jobs.find_all)
+        ours = [job for job in jobs if job.id.startswith(PREFIX) and job.metadata.get("model") == self._options.name]
+        newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
+        # One after another: other requests need the few threads, too.
+        return [await self._describe(job, or_less=True) for job in newest]
+
+    async def _describe(self, job: Job, *, or_less: bool = False) -> dict[str, Any]:
+        """Returns what `show` does; `or_less`: without progress where the storage does not answer."""
+        try:
+            progress = await self._ask(_read_progress, job)
+        except RequestError:
+            if not or_less:
+                raise
+            progress = None
+        state, message = _ENDED.get(job.status, "running"), None
+        if state == "failed":
+            message = failure(job)
+        elif state == "running" and (job.status == JobStatus.PENDING or progress is None or progress["waiting"]):
+            state, message = "pending", await self._ask(self._what_is_missing, job, progress)
+        return {
+            "id": job.id.removeprefix(PREFIX),
+            "state": state,
+            "progress": progress and {count: progress[count] for count in ("done", "failed", "total")},
+            "message": message,
+            "input": job.metadata["input"],
+            "output": job.metadata["output"],
+            "version": int(job.metadata["version"]),
+            "bundle_sha256": job.metadata["bundle_sha256"],
+        }
+
+    async def cancel(self, name: str) -> bool:
+        """Cancels a batch, which then ends within seconds; what it has written stays.
+
+        Returns:
+            Whether there was anything to cancel.
+
+        Raises:
+            RequestError: 404: there is no such batch; 503: there is no job server, or the job is just being started.
+        """
+        if (await self._find(name)).status in _ENDED:
+            return False
+        if await self._ask(self._jobs.stop, PREFIX + name):
+            return True
+        if (await self._find(name)).status in _ENDED:
+            return False
+        raise RequestError(503, "The batch is just being started. Cancel it in a moment.", None, retry_after_s=1)
+
+    async def _find(self, name: str) -> Job:
+        if re.fullmatch(r"[0-9a-f]{32}", name):
+            job = await self._ask(self._jobs.find, PREFIX + name)
+            if job is not None and job.metadata.get("model") == self._options.name:
+                return job
+        raise RequestError(404, f"There is no batch {name[:100]!r}.")
+
+    async def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        call = functools.partial(function, *arguments, **named)
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except TimeoutError:
+            raise RequestError(
+                504, f"The job server or the storage did not answer within {self._options.timeout_s:g} s."
+            ) from None
+
+    def _check_locations(self, order: Order) -> None:
+        if not self._input_roots or not self._output_roots:
+            raise _forbidden("Bulk scoring is off here: the operator has named no input_roots and output_roots.")
+        _check_allowed("input", order.input, self._input_roots)
+        _check_allowed("output", order.output, self._output_roots)
+        if storage.split_member(order.output)[1] is not None:
+            raise _forbidden("output: nothing is written into a zip archive. Name a folder.")
+        where = roots.resolve(order.output)
+        if where in map(roots.resolve, self._output_roots):
+            raise _forbidden("output: a batch needs a folder of its own. Name one below it.")
+        source = roots.resolve(_without_wildcards(order.input))
+        if roots.is_below(where, source) or roots.is_below(source, where):
+            raise _forbidden("output: input and output must lie apart. Give a folder elsewhere.")
+
+    def _refuse_if_busy(self, output: str, name: str | None = None) -> None:
+        """Raises the error of a batch for which others leave no room; `name`: it is submitted already."""
+        living = [job for job in self._jobs.find_all() if job.id.startswith(PREFIX) and job.status not in _ENDED]
+        first = min(living, key=lambda job: (job.start_ms, job.id), default=None)
+        if first is None or first.id == f"{PREFIX}{name}":
+            return
+        if first.metadata.get("output") == output and first.metadata.get("model") == self._options.name:
+            raise RequestError(
+                409, f"The batch {first.id.removeprefix(PREFIX)} is writing to this output.", "output_in_use"
+            )
+        # Each takes the whole cluster for its models; two at once could leave each other no CPU to read images with.
+        raise RequestError(429, "Another batch is running. Try again when it has ended.", "busy", RETRY_AFTER_S)
+
+    def _what_is_missing(self, job: Job, progress: Mapping[str, Any] | None) -> str:
+        if job.status == JobStatus.PENDING:
+            return "The job is being started."
+        if progress is None:
+            return "The images are being listed."
+        num_free, num_all = self._jobs.cpus()
+        return f"A model is being loaded, or waits for a CPU: {num_free:g} of {num_all:g} are free."
+
+
+def _forbidden(message: str) -> RequestError:
+    return RequestError(403, message, "location_not_allowed")
+
+
+def _check_allowed(what: str, location: str, allowed: Sequence[str]) -> None:
+    if roots.outside([location], allowed):
+        raise _forbidden(
+            f"{what}: '{location}' does not lie below a folder that the operator allows for it ({what}_roots)."
+        )
+
+
+def _without_wildcards(location: str) -> str:
+    """Returns the folder in which a glob begins."""
+    return re.split(r"/[^/]*[*?\[]", location, maxsplit=1)[0] or "/"
+
+
+def parse(body: bytes) -> Order:
+    """Reads the body of a request.
+
+    Raises:
+        RequestError: 400: it is not as it should be; 403: a location is relative or unclear.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
+    fields = parse_object(body)
+    unknown = fields.keys() - {"input", "output", "version"}
+    if unknown:
+        raise invalid(f"The fields are input, output and version. Received: {shown(sorted(unknown))}")
+    version = fields.get("version")
+    if version is not None and type(version) is not int:
+        raise invalid(f"version must be a whole number. Received: {shown(version)}")
+    source, target = (_location(fields, name) for name in ("input", "output"))
+    return Order(
+        input=source,
+        output=target,
+        input_uri=_as_given(source, fields["input"]),
+        output_uri=_as_given(target, fields["output"]),
+        version=version,
+    )
+
+
+def _as_given(location: str, given: str) -> str:
+    """Returns a normalized location as a `file://` URI if it was given as one."""
+    is_file_uri = re.match("file://", given, re.IGNORECASE)
+    return f"file://{urllib.parse.quote(location)}" if is_file_uri else location
+
+
+def _location(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_LOCATION_CHARACTERS:
+        raise invalid(
+            f"{name} must be a path or URI of at most {MAX_LOCATION_CHARACTERS} printable characters. "
+            f"Received: {shown(value)}"
+        )
+    try:
+        return roots.normalize(value)
+    except ConfigError as error:
+        raise _forbidden(f"{name}: {error}") from None
+
+
+def _read_progress(job: Job) -> dict[str, Any] | None:
+    """Returns what a batch says of itself; what lies at its output can still be of one that it goes on with."""
+    try:
+        progress = score_state.read_progress(job.metadata["output"])
+    except (OSError, ValueError) as error:
+        _LOG.error("The progress of a batch cannot be read: %s", error)
+        return None
+    return progress if progress is not None and progress.get("job") == job.id else None
+
+
+def failure(job: Job) -> str:
+    """Returns why a batch failed, for the client: no traceback, and no path but those that it gave itself."""
+    said = [line for line in job.message.splitlines() if line.startswith("tlray: ")]
+    if not said or said[-1].startswith("tlray: this should not have happened"):
+        return f"The job failed. The operator finds its log in Ray, under {job.id}."
+    given = [job.metadata["output"], _without_wildcards(job.metadata["input"])]
+
+    def hide(found: re.Match[str]) -> str:
+        path = storage.split_member(found[1] or found[2])[0].rstrip(".:;)")
+        if re.fullmatch(r"\w[\w+.-]*://", path):  # a scheme alone, in a remedy
+            return found[0]
+        try:
+            path = roots.normalize(path)
+        except ConfigError:
+            return "…"
+        return found[0] if any(roots.is_below(path, each) for each in given) else "…"
+
+    return _PATH.sub(hide, said[-1].removeprefix("tlray: "))

@@ -1,0 +1,54 @@
+"""The addresses of bulk scoring, below /v1/batches."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from serve_app.batches.jobs import Batches
+from serve_app.http.body import check_media_type
+from serve_app.protocols.schema import BATCH_BODY, JSON, NEW_BATCH, WITH_BATCHES, Batch, BatchList
+
+MAX_LISTED = 100
+"""Batches in one list, at most: the progress of each is read from storage."""
+
+
+def add_batches(router: APIRouter, batches: Batches) -> None:
+    """Adds the addresses of batches.
+
+    Args:
+        router: Where to; it guards them.
+        batches: What answers.
+    """
+
+    @router.post(
+        "/v1/batches",
+        status_code=202,
+        openapi_extra=BATCH_BODY,
+        response_model=Batch,
+        responses=NEW_BATCH,
+        tags=["batches"],
+    )
+    async def create_batch(request: Request) -> dict[str, Any]:
+        """Scores a folder, zip or manifest of images in the background: the same rows as `tlray score` writes."""
+        check_media_type(request, (JSON,))
+        return await batches.create(await request.body())
+
+    @router.get("/v1/batches", response_model=BatchList, responses=WITH_BATCHES, tags=["batches"])
+    async def list_batches(limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20) -> dict[str, Any]:
+        """Lists this model's batches, the newest first."""
+        return {"batches": await batches.show_all(limit)}
+
+    @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=WITH_BATCHES, tags=["batches"])
+    async def show_batch(batch_id: str) -> dict[str, Any]:
+        """Tells a batch's state and progress."""
+        return await batches.show(batch_id)
+
+    ending: dict[int | str, dict[str, Any]] = {202: {"model": Batch, "description": "It is ending."}}
+
+    @router.delete(
+        "/v1/batches/{batch_id}", response_model=Batch, responses={**WITH_BATCHES, **ending}, tags=["batches"]
+    )
+    async def cancel_batch(batch_id: str, response: Response) -> dict[str, Any]:
+        """Cancels a batch; 200 if it had ended already. What it has written stays."""
+        response.status_code = 202 if await batches.cancel(batch_id) else 200
+        return await batches.show(batch_id)

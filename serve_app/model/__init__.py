@@ -1,0 +1,1 @@
+"""From an uploaded image to its answer: admitted, decoded, queued, predicted."""

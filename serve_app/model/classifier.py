@@ -1,0 +1,280 @@
+"""The deployment that holds a model: a predictor behind a queue that makes batches."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import gc
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+
+from serve_app.model.batching import Batcher
+from serve_app.watch.telemetry import ModelTelemetry
+from tlray.bundle import spec as bundle
+from tlray.bundle.spec import BundleSpec
+from tlray.errors import BundleError, TlrayError
+from tlray.files import storage
+
+if TYPE_CHECKING:
+    from tlray.models.explain import Explainer
+
+_LOG = logging.getLogger("ray.serve")  # what Serve writes into the replica's log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """Images on their way to a model.
+
+    Attributes:
+        images: Each uint8 [size, size, 3], RGB, or [size, size], grey, as most slices are, as bytes.
+        size_px: Height and width.
+        intensity_range: How 16-bit pixels became 8-bit ones; see `images.decode`.
+    """
+
+    images: Sequence[bytes]
+    size_px: int
+    intensity_range: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """Overlays that show where a model looked.
+
+    Attributes:
+        overlays: Of each image, PNG; see `explain.overlay`.
+        problem: Why this model cannot be explained; then there are none.
+    """
+
+    overlays: Sequence[bytes] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Predictions of one model for some images.
+
+    Attributes:
+        bundle_sha256: The model's name.
+        probabilities: float32 [images, classes]; None: the pixels were made for another model.
+        predict_s: From arrival to answer, with the time in the queue.
+        explained: Where this model looked for the class that it predicts; None: not asked for.
+    """
+
+    bundle_sha256: str
+    probabilities: np.ndarray | None
+    predict_s: float
+    explained: Explained | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A model that is loaded and warmed up.
+
+    Attributes:
+        spec: Its bundle's description.
+        bundle_sha256: Its bundle's name.
+        location: Its bundle's place, a path or URI.
+        max_batch_size: Images that it takes at once.
+    """
+
+    spec: BundleSpec
+    bundle_sha256: str
+    location: str
+    max_batch_size: int
+
+
+class Model:
+    """A predictor and its queue."""
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        telemetry: ModelTelemetry,
+        max_batch_size: int,
+        max_waiting: int,
+        num_threads: int | None,
+        use_gpu: bool,
+    ) -> None:
+        from tlray.inference.predictor import Predictor  # noqa: PLC0415 (TensorFlow only where a model is)
+
+        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
+        spec = self.predictor.bundle.spec
+        self.info = ModelInfo(
+            spec=spec,
+            bundle_sha256=self.predictor.bundle.sha256,
+            location=storage.absolute(location),
+            max_batch_size=max_batch_size,
+        )
+        self.batcher: Batcher[bytes, np.ndarray] = Batcher(
+            self.run,
+            max_batch_size=max_batch_size,
+            max_queue=max_waiting,
+            on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
+        )
+        self._explainer: Explainer | BundleError | None = None
+        self._num_users = 0
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
+        # One thread, and the network is loaded once; in the loop's own pool waiting explanations would stop all others.
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        for size in {1, max_batch_size}:  # the first calls of a size are slow
+            self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the model from being closed: `close` waits until nobody is in here."""
+        self._num_users += 1
+        self._is_unused.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._is_unused.set()
+
+    async def explain(self, images: Sequence[bytes], class_indices: Sequence[int]) -> Explained:
+        """Explains some images for a class each. The caller is `in_use`."""
+        loop = asyncio.get_running_loop()
+        overlays = []
+        try:
+            for image, index in zip(images, class_indices, strict=True):
+                overlays.append(await loop.run_in_executor(self._explaining, self._overlay, image, index))
+        except BundleError as error:
+            return Explained(problem=str(error))
+        return Explained(overlays=overlays)
+
+    def _overlay(self, image: bytes, class_index: int) -> bytes:
+        """Returns the Grad-CAM overlay of an image as PNG.
+
+        Raises:
+            BundleError: The model cannot be explained.
+        """
+        from tlray.models import explain  # noqa: PLC0415
+
+        if self._explainer is None:
+            try:
+                self._explainer = explain.Explainer(self.predictor.bundle)
+            except BundleError as error:
+                self._explainer = error
+        if isinstance(self._explainer, BundleError):
+            raise self._explainer.with_traceback(None)
+        (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
+        return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
+
+    def run(self, images: list[bytes]) -> list[np.ndarray]:
+        """Predicts a batch."""
+        return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
+
+    async def close(self) -> None:
+        """Takes nothing more, and returns when all predictions and explanations that wait have been made."""
+        await self.batcher.close()
+        await self._is_unused.wait()
+        self._explaining.shutdown(wait=False)
+
+
+def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
+    """Returns the model's input: uint8 [images, size, size, 3]; see `Pixels`."""
+    batch_BHWC = np.empty((len(images), size_px, size_px, 3), np.uint8)
+    for place, data in enumerate(images):
+        image_HWC = np.frombuffer(data, np.uint8).reshape(size_px, size_px, -1)
+        for channel in range(3):  # one at a time: a grey image is spread several times faster so
+            batch_BHWC[place, :, :, channel] = image_HWC[:, :, channel % image_HWC.shape[2]]
+    return batch_BHWC
+
+
+class Classifier:
+    """A replica: the model of one bundle, replaced by another one where the deployment's `user_config` names it."""
+
+    def __init__(
+        self, location: str, version: int | str, *, max_batch_size: int, max_waiting: int, use_gpu: bool
+    ) -> None:
+        # A replica with whole CPUs uses as many threads; one with a part of a CPU has a small machine to itself.
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+        self._load = functools.partial(
+            Model,
+            telemetry=ModelTelemetry(version),
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            num_threads=int(cpus) or None,
+            use_gpu=use_gpu,
+        )
+        self._model = self._load(location)
+        self._is_started = False
+
+    def check_health(self) -> None:
+        """Called by Serve again and again, first when a replica has its model and was configured."""
+        self._is_started = True
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
+
+        One that cannot be used changes nothing: Serve would end a replica that raised here, and the service with it. A
+        replica that is just being started does raise: it would answer with another model than the others.
+        """
+        try:
+            model = await asyncio.to_thread(self._load_other, user_config["bundle"])
+        except Exception as error:
+            if not self._is_started:
+                raise
+            known = isinstance(error, TlrayError)
+            _LOG.error("The present model stays: %s", error if known else repr(error), exc_info=not known)
+            return
+        if model is None:
+            return
+        before, self._model = self._model, model
+        await before.close()
+        del before, model
+        # What a replica starts with Ray takes out of the garbage collector's sight; its first model would never go.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    def _load_other(self, location: str) -> Model | None:
+        """Loads a bundle; None: it is the present one. Serve asks for that too, where it renumbers its replicas."""
+        info = self._model.info
+        is_same = (storage.absolute(location), bundle.read_spec(location)[1]) == (info.location, info.bundle_sha256)
+        return None if is_same else self._load(location)
+
+    async def describe(self) -> ModelInfo:
+        """Tells what is loaded."""
+        return self._model.info
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        """Predicts some images, in batches with those of other requests."""
+        return await _predict(self._model, pixels)
+
+    async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
+        """Predicts some images and explains the class of each, both by one model, also while another takes its place.
+
+        With another bundle than `bundle_sha256` nothing is computed: the answer has its name and no probabilities.
+        """
+        model = self._model
+        if bundle_sha256 != model.info.bundle_sha256:
+            return Answer(bundle_sha256=model.info.bundle_sha256, probabilities=None, predict_s=0.0)
+        with model.in_use():
+            answer = await _predict(model, pixels)
+            if answer.probabilities is None:
+                return answer
+            explained = await model.explain(pixels.images, answer.probabilities.argmax(axis=1).tolist())
+        return dataclasses.replace(answer, explained=explained)
+
+
+async def _predict(model: Model, pixels: Pixels) -> Answer:
+    start_s = time.monotonic()
+    spec = model.info.spec
+    probabilities = None
+    if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
+        probabilities = np.stack(await model.batcher.submit_all(pixels.images))
+    return Answer(
+        bundle_sha256=model.info.bundle_sha256,
+        probabilities=probabilities,
+        predict_s=time.monotonic() - start_s,
+    )

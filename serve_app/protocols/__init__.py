@@ -1,0 +1,1 @@
+"""Addresses and formats of predictions: uploads, TensorFlow Serving, the Open Inference Protocol."""

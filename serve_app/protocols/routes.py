@@ -1,0 +1,159 @@
+"""The addresses of TensorFlow Serving's REST API and of the Open Inference Protocol; their formats are elsewhere."""
+
+from enum import Enum
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from serve_app.errors import image_error
+from serve_app.http.body import admit, check_media_type
+from serve_app.model.service import Prediction, Service
+from serve_app.protocols import open_inference, tensorflow_serving
+from serve_app.protocols.schema import (
+    BINARY,
+    BYTES,
+    INFER_BODY,
+    JSON,
+    PREDICT_BODY,
+    WITH_IMAGES,
+    WITH_MODEL,
+    Columns,
+    InferAnswer,
+    ModelMetadata,
+    ModelReady,
+    Models,
+    ModelStatus,
+    Rows,
+    SignatureMetadata,
+)
+
+JSON_TYPES = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
+"""TensorFlow Serving looks at no media type, and its documentation's `curl -d` sends the second one."""
+INFER_TYPES = (*JSON_TYPES, BINARY)
+
+
+def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
+    """Adds the addresses of TensorFlow Serving's REST API.
+
+    Args:
+        router: Where to; it guards them.
+        service: What answers.
+    """
+    tags: list[str | Enum] = ["TensorFlow Serving"]
+
+    async def predict(request: Request, name: str, version: int | None = None) -> dict[str, Any]:
+        """Predicts as TensorFlow Serving's REST API does."""
+        service.check_name(name)
+        check_media_type(request, JSON_TYPES)
+        await admit(request, service.check_room)
+        body = await request.body()
+        parsed = await service.parse(
+            tensorflow_serving.parse_predict, body, max_images=service.options.max_images_per_request
+        )
+        found = await service.predict(parsed.images, version)
+        _refuse_errors(found, "instances")
+        return tensorflow_serving.encode_predict(parsed, found.probabilities)
+
+    async def status(name: str, version: int | None = None) -> dict[str, Any]:
+        """Tells which versions are there."""
+        service.check_name(name)
+        numbers = service.versions if version is None else [service.number(version)]
+        for number in numbers:
+            await service.model_info(number)
+        return tensorflow_serving.status({str(number): "AVAILABLE" for number in numbers})
+
+    async def metadata(name: str, version: int | None = None) -> dict[str, Any]:
+        """Describes the model's input and output."""
+        service.check_name(name)
+        spec = (await service.model_info(version)).spec
+        return tensorflow_serving.metadata(
+            name,
+            version=str(service.number(version)),
+            size_px=spec.image_size_px,
+            num_classes=len(spec.classes),
+        )
+
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        router.post(
+            f"{path}:predict",
+            openapi_extra=PREDICT_BODY,
+            response_model=Rows | Columns,
+            responses=WITH_IMAGES,
+            tags=tags,
+        )(predict)
+        router.get(path, response_model=ModelStatus, responses=WITH_MODEL, tags=tags)(status)
+        router.get(f"{path}/metadata", response_model=SignatureMetadata, responses=WITH_MODEL, tags=tags)(metadata)
+
+
+def add_open_inference(router: APIRouter, service: Service) -> None:
+    """Adds the addresses of the Open Inference Protocol.
+
+    Args:
+        router: Where to; it guards them.
+        service: What answers.
+    """
+    tags: list[str | Enum] = ["Open Inference Protocol"]
+
+    async def infer(request: Request, name: str, version: int | None = None) -> Response:
+        """Infers as the Open Inference Protocol has it."""
+        service.check_name(name)
+        check_media_type(request, INFER_TYPES)
+        await admit(request, service.check_room)
+        body = await request.body()
+        info = await service.known_info(version)
+        parsed = await service.parse(
+            open_inference.parse_infer,
+            body,
+            header_length=request.headers.get(open_inference.HEADER_LENGTH),
+            size_px=info.spec.image_size_px,
+            max_images=service.options.max_images_per_request,
+        )
+        found = await service.predict(parsed.images, version)
+        _refuse_errors(found, open_inference.INPUT)
+        content, headers = open_inference.encode_infer(
+            parsed,
+            model_name=name,
+            model_version=str(service.number(version)),
+            probs_BK=found.probabilities,
+            labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
+        )
+        return Response(content, headers=headers)
+
+    async def metadata(name: str, version: int | None = None) -> dict[str, Any]:
+        """Describes the model's tensors."""
+        service.check_name(name)
+        spec = (await service.model_info(version)).spec
+        return open_inference.model_metadata(
+            name,
+            versions=[str(number) for number in service.versions],
+            size_px=spec.image_size_px,
+            num_classes=len(spec.classes),
+        )
+
+    async def model_ready(name: str, version: int | None = None) -> dict[str, Any]:
+        """Tells that a model is loaded and warmed up."""
+        service.check_name(name)
+        await service.model_info(version)
+        return {"name": name, "ready": True}
+
+    async def models() -> dict[str, Any]:
+        """Lists the models."""
+        return {"models": [service.options.name]}
+
+    binary_answer: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: BYTES}}}
+    router.get("/v2/models", response_model=Models, tags=tags)(models)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        router.get(path, response_model=ModelMetadata, responses=WITH_MODEL, tags=tags)(metadata)
+        router.get(f"{path}/ready", response_model=ModelReady, responses=WITH_MODEL, tags=tags)(model_ready)
+        router.post(
+            f"{path}/infer",
+            openapi_extra=INFER_BODY,
+            response_model=InferAnswer,
+            responses={**WITH_IMAGES, **binary_answer},
+            tags=tags,
+        )(infer)
+
+
+def _refuse_errors(found: Prediction, name: str) -> None:
+    if any(found.errors):
+        raise image_error(found.errors, [f"{name}[{place}]" for place in range(len(found.errors))])

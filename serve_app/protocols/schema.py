@@ -1,0 +1,333 @@
+"""What the OpenAPI document tells of requests and answers. The code that reads and writes them is elsewhere.
+
+Bodies are read by that code and not by these schemas, which cannot say all that it demands.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from serve_app.http.guard import REFUSALS, Verdict
+from serve_app.protocols import open_inference
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+FORM = "multipart/form-data"
+
+EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+"""A grey pixel: what can be tried out at once."""
+
+
+class Failure(BaseModel):
+    """What every answer holds that is an error."""
+
+    error: str
+    error_code: str = Field(description="For programs: of an image one of tlray's, such as decode_failed")
+
+
+_REFUSALS = {
+    400: "The request is not as described.",
+    401: REFUSALS[Verdict.MISSING],
+    403: f"{REFUSALS[Verdict.WRONG]} Or no keys are set and another machine asks; or a location is not allowed.",
+    404: "There is no such model, version or batch.",
+    408: "The body did not arrive in time.",
+    409: "A batch is writing to this output.",
+    413: "The request is too large, or has too many images.",
+    415: "The body has another media type, or is compressed.",
+    421: "No keys are set, and the server was asked for by another name than localhost.",
+    422: "An image cannot be decoded: `error_code` says why; or a part of the address has another type.",
+    429: "Too many images are waiting, or another batch is running: see Retry-After.",
+    500: "The server failed; its log says why.",
+    503: "No model is ready, or there is no job server: see Retry-After.",
+    504: "The model, the job server or the storage did not answer in time.",
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns what the document says of some statuses that are errors."""
+    return {status: {"model": Failure, "description": _REFUSALS[status]} for status in statuses}
+
+
+GUARDED = refusals(400, 401, 403, 421, 422, 500)
+WITH_MODEL = refusals(404, 503)
+WITH_BODY = refusals(400, 408, 413, 415)
+WITH_IMAGES = {**WITH_BODY, **refusals(404, 429, 503, 504)}
+WITH_BATCHES = refusals(404, 503, 504)
+NEW_BATCH = {**WITH_BODY, **refusals(404, 409, 429, 503, 504)}
+
+
+# -- bodies
+
+BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _body(contents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": contents}}
+
+
+FORM_BODY = _body(
+    {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+                },
+            }
+        }
+    }
+)
+PREDICT_BODY = _body(
+    {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["instances"],
+                "properties": {
+                    "instances": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["b64"],
+                            "properties": {"b64": {"type": "string", "format": "byte"}},
+                            "additionalProperties": False,
+                        },
+                    }
+                },
+            },
+            "example": {"instances": [{"b64": EXAMPLE_PNG}]},
+        }
+    }
+)
+INFER_BODY = _body(
+    {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "inputs": {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["name", "datatype", "shape", "data"],
+                            "properties": {
+                                "name": {"const": open_inference.INPUT},
+                                "datatype": {"enum": ["BYTES", "UINT8"]},
+                                "shape": {"type": "array", "items": {"type": "integer"}},
+                                "data": {"type": "array"},
+                            },
+                        },
+                    },
+                },
+            },
+            "example": {
+                "inputs": [
+                    {"name": open_inference.INPUT, "datatype": "BYTES", "shape": [1], "data": [EXAMPLE_PNG]},
+                ]
+            },
+        },
+        BINARY: BYTES,
+    }
+)
+BATCH_BODY = _body(
+    {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["input", "output"],
+                "additionalProperties": False,
+                "properties": {
+                    "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; see README"},
+                    "output": {"type": "string", "description": "A folder of its own; a path or URI"},
+                    "version": {"type": ["integer", "null"], "description": "Of the model"},
+                },
+            }
+        }
+    }
+)
+
+
+# -- answers
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """The model answers."""
+
+    ready: bool
+    model: str
+    bundle_sha256: str
+
+
+class ModelShown(BaseModel):
+    """The model that answers at /predict."""
+
+    model: str
+    version: int
+    bundle_sha256: str
+    classes: list[str] = Field(description="In the order of the model's outputs")
+    refer_below: float = Field(description="Predictions of a lower confidence are marked `refer`")
+
+
+class FileRow(BaseModel):
+    """What the model says of a file, or what is wrong with it."""
+
+    file: str
+    label: str | None
+    confidence: float | None = Field(description="Probability of the label")
+    refer: bool | None = Field(description="The confidence is low: leave it to a specialist")
+    probabilities: dict[str, float] | None
+    explanation: str = Field("", description="PNG in base64, with explain=true")
+    explanation_error: str = Field("", description="Why there is none")
+    error_code: str | None
+    error: str | None
+
+
+class Timing(BaseModel):
+    """What took how long."""
+
+    decode: float
+    predict: float
+
+
+class Predictions(BaseModel):
+    """Rows in the files' order."""
+
+    model: str
+    bundle_sha256: str
+    predictions: list[FileRow]
+    timing_ms: Timing
+
+
+class Rows(BaseModel):
+    """The answer to `instances`."""
+
+    predictions: list[list[float]]
+
+
+class Columns(BaseModel):
+    """The answer to `inputs`."""
+
+    outputs: list[list[float]]
+
+
+class VersionStatus(BaseModel):
+    """Whether a version can be asked."""
+
+    version: str
+    state: str
+    status: dict[str, str]
+
+
+class ModelStatus(BaseModel):
+    """The versions of a model."""
+
+    model_version_status: list[VersionStatus]
+
+
+class ModelSpec(BaseModel):
+    """The model that is described."""
+
+    name: str
+    signature_name: str
+    version: str
+
+
+class SignatureMetadata(BaseModel):
+    """The model's signatures, in the form of TensorFlow Serving."""
+
+    model_spec: ModelSpec
+    metadata: dict[str, Any] = Field(description="signature_def: the inputs and outputs by signature")
+
+
+class ServerMetadata(BaseModel):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Models(BaseModel):
+    """The models' names."""
+
+    models: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor; -1 stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model's tensors."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    """A model answers."""
+
+    name: str
+    ready: bool
+
+
+class OutputTensor(TensorMetadata):
+    """A tensor with its data, or with the number of bytes that follow."""
+
+    data: list[float] | list[str] = []
+    parameters: dict[str, int] = {}
+
+
+class InferAnswer(BaseModel):
+    """What the model says."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    outputs: list[OutputTensor]
+
+
+class Progress(BaseModel):
+    """Numbers of images."""
+
+    done: int
+    failed: int
+    total: int
+
+
+class Batch(BaseModel):
+    """A bulk scoring."""
+
+    id: str
+    state: str = Field(description="pending, running, succeeded, failed, cancelled")
+    progress: Progress | None
+    message: str | None = Field(description="What a pending one waits for, or why one failed")
+    input: str
+    output: str
+    version: int
+    bundle_sha256: str
+
+
+class BatchList(BaseModel):
+    """Batches, the newest first."""
+
+    batches: list[Batch]

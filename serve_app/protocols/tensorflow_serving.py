@@ -1,0 +1,141 @@
+"""TensorFlow Serving's REST API: its predict requests and answers, its status, metadata and errors.
+
+https://www.tensorflow.org/tfx/serving/api_rest; what is not written there is as json_tensor.cc of TensorFlow Serving
+does it. Unlike there, NaN and Infinity are refused, as they are no JSON and no pixels, and the images of a request may
+differ in size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve_app.protocols import json_body
+from serve_app.protocols.json_body import invalid, shown
+
+INPUT = "image"
+OUTPUT = "probabilities"
+SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRequest:
+    """A predict request.
+
+    Attributes:
+        images: Each an encoded image file, or pixels: uint8 [height, width, 3], RGB, of any size.
+        columnar: The request has "inputs" instead of "instances", and so will its answer.
+    """
+
+    images: list[bytes | np.ndarray]
+    columnar: bool
+
+
+def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
+    """Parses a predict request.
+
+    Row format: {"instances": [IMAGE, ...]} or {"instances": [{"image": IMAGE}, ...]}. Columnar format: {"inputs":
+    [IMAGE, ...]} or {"inputs": {"image": [IMAGE, ...]}}. An IMAGE is {"b64": FILE} with the file in base64, or a nested
+    list [height][width][3] of integers in [0, 255].
+
+    Args:
+        body: The body of POST /v1/models/NAME:predict.
+        max_images: More are refused.
+
+    Raises:
+        RequestError: 400: it is not as above; 413: it has too many images.
+    """
+    request = json_body.parse_object(body)
+    signature = request.get("signature_name", SIGNATURE)
+    if signature not in (SIGNATURE, ""):
+        raise invalid(f'signature_name must be "{SIGNATURE}", or be left out. Received: {shown(signature)}')
+    if ("instances" in request) == ("inputs" in request):
+        raise invalid('The request must have either "instances" (a list of images) or "inputs".')
+    key = "instances" if "instances" in request else "inputs"
+    columnar = key == "inputs"
+    values = request[key]
+    if columnar and _is_named(values):
+        values, key = values[INPUT], f"{key}.{INPUT}"
+    if not isinstance(values, list):
+        raise invalid(f'"{key}" must be a list of images. Received: {shown(values)}')
+    json_body.check_count(len(values), max_images=max_images)
+    images = []
+    for number, value in enumerate(values):
+        is_named = not columnar and _is_named(value)
+        where = f"{key}[{number}]" + (f".{INPUT}" if is_named else "")
+        images.append(_image(value[INPUT] if is_named else value, where=where))
+    return PredictRequest(images=images, columnar=columnar)
+
+
+def _is_named(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {INPUT}
+
+
+def _image(value: object, *, where: str) -> bytes | np.ndarray:
+    if isinstance(value, dict) and value.keys() == {"b64"}:
+        return json_body.decode_base64(value["b64"], where=f"{where}.b64")
+    if not isinstance(value, list):
+        raise invalid(f'{where} must be {{"b64": FILE}} or pixels [height][width][3]. Received: {shown(value)}')
+    pixels_HWC = json_body.uint8_array(value, num_axes=3, where=where)
+    if pixels_HWC.shape[2] != 3:
+        raise invalid(f"{where} must be pixels [height][width][3]. Received: {list(pixels_HWC.shape)}")
+    return pixels_HWC
+
+
+def encode_predict(request: PredictRequest, probs_BK: np.ndarray) -> dict[str, Any]:
+    """Returns the answer to a predict request: a list of probabilities for each image.
+
+    Args:
+        request: What is answered.
+        probs_BK: float [images, classes], finite.
+    """
+    return {"outputs" if request.columnar else "predictions": probs_BK.tolist()}
+
+
+def status(states: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the answer to GET /v1/models/NAME.
+
+    Args:
+        states: By version: START, LOADING, AVAILABLE, UNLOADING or END (ModelVersionStatus.State of
+            https://github.com/tensorflow/serving/blob/master/tensorflow_serving/apis/get_model_status.proto).
+    """
+    fine = {"error_code": "OK", "error_message": ""}
+    return {
+        "model_version_status": [
+            {"version": version, "state": state, "status": fine} for version, state in states.items()
+        ]
+    }
+
+
+def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict[str, Any]:
+    """Returns the answer to GET /v1/models/NAME/metadata: GetModelMetadataResponse as JSON, with its only signature.
+
+    The input is given as the model has it. A tensor has one dtype here; image files, in base64, are taken besides.
+
+    Args:
+        name: Name of the model.
+        version: Version that is described.
+        size_px: Height and width of the input.
+        num_classes: Number of classes.
+    """
+    signature = {
+        "inputs": {INPUT: _tensor(INPUT, "DT_UINT8", [-1, size_px, size_px, 3])},
+        "outputs": {OUTPUT: _tensor(OUTPUT, "DT_FLOAT", [-1, num_classes])},
+        "method_name": "tensorflow/serving/predict",
+    }
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": version},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+    }
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    # The JSON of Protocol Buffers has 64-bit numbers as text.
+    dim = [{"size": str(size), "name": ""} for size in shape]
+    return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": f"{name}:0"}
+
+
+def error(message: str) -> dict[str, str]:
+    """Returns the body of an answer that is an error."""
+    return {"error": message}

@@ -1,0 +1,111 @@
+"""The address for files, `curl -F file=@scan.png ADDRESS/predict`, and the one that tells which model answers there."""
+
+import base64
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from serve_app.errors import RequestError, image_error
+from serve_app.http.body import admit, check_media_type
+from serve_app.http.forms import FormParser
+from serve_app.model.service import Prediction, Service
+from serve_app.protocols.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL, ModelShown, Predictions
+
+
+def add_uploads(router: APIRouter, service: Service) -> None:
+    """Adds the addresses.
+
+    Args:
+        router: Where to; it guards them.
+        service: What answers.
+    """
+
+    @router.post(
+        "/predict", openapi_extra=FORM_BODY, response_model=Predictions, responses=WITH_IMAGES, tags=["predict"]
+    )
+    async def predict(request: Request, explain: bool = False) -> JSONResponse:
+        """Classifies image files: `curl -F file=@scan.png ADDRESS/predict`.
+
+        `explain=true` adds `explanation`, in base64 a PNG that shows where the model looked (Grad-CAM).
+        """
+        await admit(request, service.check_room)
+        names, files = await _read_form(request, service.options.max_images_per_request)
+        found = await service.predict(files, explain=explain)
+        rows = _rows(found, names)
+        if len(rows) == 1 and found.errors[0] is not None:
+            raise image_error(found.errors, ["file"])
+        return JSONResponse(
+            {
+                "model": service.options.name,
+                "bundle_sha256": found.info.bundle_sha256,
+                "predictions": rows,
+                "timing_ms": {"decode": round(found.decode_s * 1e3, 1), "predict": round(found.predict_s * 1e3, 1)},
+            }
+        )
+
+    @router.get("/model", response_model=ModelShown, responses=WITH_MODEL, tags=["predict"])
+    async def show_model() -> dict[str, Any]:
+        """Tells which model answers at /predict."""
+        info = await service.model_info()
+        return {
+            "model": service.options.name,
+            "version": service.options.version,
+            "bundle_sha256": info.bundle_sha256,
+            "classes": list(info.spec.classes),
+            "refer_below": info.spec.refer_below,
+        }
+
+
+async def _read_form(request: Request, max_images: int) -> tuple[list[str], list[bytes]]:
+    check_media_type(request, (FORM,))
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        # Of the codecs that Python has, punycode takes 14 s for a megabyte, and the event loop with it.
+        raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
+    try:
+        async with aclosing(request.stream()) as stream:
+            form = await FormParser(request.headers, stream, max_files=max_images, max_fields=max_images).parse()
+    except MultiPartException as error:
+        status = 413 if error.message.startswith("Too many") else 400
+        raise RequestError(status, f"The form cannot be read: {error.message}") from error
+    try:
+        uploads = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
+        files = [await each.read() for each in uploads]
+    finally:
+        await form.close()
+    if not files:
+        raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
+    return [each.filename or "" for each in uploads], files
+
+
+def _rows(found: Prediction, names: Sequence[str]) -> list[dict[str, Any]]:
+    spec = found.info.spec
+    probabilities, explanations = iter(found.probabilities), iter(found.explanations)
+    rows: list[dict[str, Any]] = []
+    for name, error in zip(names, found.errors, strict=True):
+        row: dict[str, Any] = {"file": name, "label": None, "confidence": None, "refer": None, "probabilities": None}
+        if error is None:
+            probs_K: np.ndarray = next(probabilities)
+            best = int(probs_K.argmax())
+            confidence = float(probs_K[best])
+            row |= {
+                "label": spec.classes[best],
+                "confidence": confidence,
+                "refer": confidence < spec.refer_below,
+                "probabilities": dict(zip(spec.classes, probs_K.tolist(), strict=True)),
+            }
+            if found.not_explained:
+                row["explanation_error"] = found.not_explained
+            elif found.explanations:
+                row["explanation"] = base64.b64encode(next(explanations)).decode()
+        rows.append(
+            row | {"error_code": error.code.value if error else None, "error": error.message if error else None}
+        )
+    return rows

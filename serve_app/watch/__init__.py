@@ -1,0 +1,1 @@
+"""What the endpoint tells of itself: metrics, and drift of what it is asked about."""

@@ -1,0 +1,1 @@
+"""The exported model as a directory: its files, their checksums and what describes them."""

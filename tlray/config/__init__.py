@@ -1,0 +1,1 @@
+"""Settings of every command, as frozen dataclasses, and the recipes that fill them."""

@@ -1,0 +1,1 @@
+"""From a folder of images to rows of pixels: listed, audited, split, decoded, scheduled and streamed."""

@@ -1,0 +1,357 @@
+"""From a file's bytes to the model's pixels: the one decode path of training, evaluation, scoring and serving.
+
+All functions are pure: they never write to their input and take randomness as an argument.
+"""
+
+import hashlib
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from tlray.config.training import Augmentation
+from tlray.data import foreign_formats
+from tlray.errors import DataError, ImageError, ImageErrorCode
+
+DECODING = 2
+"""To be raised with every change of what `decode` or `augment` give: earlier features are then computed again."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files are refused unread: a CT slice has less than a hundredth of it."""
+
+MAX_PIXELS = 2**30 // 4 // 3
+"""Images with more pixels are refused undecoded. Pillow's own limit against decompression bombs: 256 MiB of RGB
+(https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.MAX_IMAGE_PIXELS)."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten. More are refused undecoded: each goes over all pixels, and takes but a few bytes
+(https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf)."""
+
+LOWEST_INTENSITY, HIGHEST_INTENSITY = -(2**15), 2**16 - 1
+"""The least and the greatest pixel value of 16 bits, signed (Hounsfield units, for example) or unsigned."""
+
+NUM_BINS = HIGHEST_INTENSITY - LOWEST_INTENSITY + 3
+"""Length of an intensity histogram: a bin for each 16-bit value, and one for all values below and above them."""
+
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
+_JPEG_SCAN = b"\xff\xda"
+_WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What is known of a readable image.
+
+    Attributes:
+        width_px: Width as shown (after EXIF rotation).
+        height_px: Height as shown.
+        is_16_bit: Pixels are wider than 8 bits and are mapped by the data set's intensity range.
+    """
+
+    width_px: int
+    height_px: int
+    is_16_bit: bool
+
+
+def decode(
+    data: bytes,
+    *,
+    size_px: int,
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+) -> Image.Image:
+    """Decodes an image file and resizes it to a square, as the model sees it.
+
+    Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
+    ratio is not kept, as in the published models. Where a TIFF file says that zero is white (WhiteIsZero), its 16-bit
+    values are inverted after the intensity range has been applied, so that the range is one of stored values. Values
+    below zero, such as Hounsfield units, are refused where there is no range: nothing says what they mean.
+
+    Args:
+        data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
+        size_px: Height and width of the result.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), of images that have
+            no value below zero.
+        max_pixels: An image with more is refused undecoded; None: `MAX_PIXELS`.
+
+    Returns:
+        An image of mode RGB, or of mode L where the three channels are the same; see `to_array`.
+
+    Raises:
+        ImageError: With the code that says why there are no pixels.
+    """
+    image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
+    rgb = _to_rgb(image, intensity_range)
+    red, green, blue = rgb.split()
+    # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
+    is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+    return (red if is_grey else rgb).resize((size_px, size_px), Image.Resampling.BILINEAR)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Returns an image's pixels as the model takes them: uint8 [height, width, 3], RGB in [0, 255], read-only."""
+    return np.asarray(image if image.mode == "RGB" else Image.merge("RGB", (image, image, image)))
+
+
+def inspect(data: bytes) -> ImageInfo:
+    """Decodes an image file completely and tells its size.
+
+    Raises:
+        ImageError: With the code that says why there are no pixels.
+    """
+    image = _load(data)
+    _to_rgb(image, (0.0, 1.0))
+    return ImageInfo(width_px=image.width, height_px=image.height, is_16_bit=image.mode in _WIDE_MODES)
+
+
+def intensity_histogram(data: bytes) -> np.ndarray:
+    """Counts the pixel values of a 16-bit image, as they are stored.
+
+    Returns:
+        int64 [NUM_BINS]; `histogram[value]` is the number of pixels with a value, negative ones counted from the end
+        as Python does. The bins `LOWEST_INTENSITY - 1` and `HIGHEST_INTENSITY + 1` count all that lies outside.
+    """
+    values = np.asarray(_load(data)).astype(np.int64, copy=False)
+    clipped = np.clip(values, LOWEST_INTENSITY - 1, HIGHEST_INTENSITY + 1)
+    return np.bincount(clipped.ravel() % NUM_BINS, minlength=NUM_BINS)
+
+
+def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 99.9) -> tuple[float, float]:
+    """Returns the pixel values at two percentiles of a histogram, at least 1 apart.
+
+    Args:
+        histogram: int64 counts, at least one of them positive; see `intensity_histogram`.
+        low: The lower percentile.
+        high: The upper percentile.
+
+    Raises:
+        DataError: A percentile lies outside of 16 bits.
+    """
+    counts = np.roll(histogram, -LOWEST_INTENSITY + 1)
+    cumulative = np.cumsum(counts) / counts.sum() * 100
+    low_value, high_value = (
+        int(np.searchsorted(cumulative, percentile)) + LOWEST_INTENSITY - 1 for percentile in (low, high)
+    )
+    if low_value < LOWEST_INTENSITY or high_value > HIGHEST_INTENSITY:
+        raise DataError(
+            f"Too many pixels of the 32-bit images lie outside of {LOWEST_INTENSITY} to {HIGHEST_INTENSITY}, so that "
+            "no intensity range can be found. Give --intensity-range LO,HI."
+        )
+    return float(low_value), float(max(high_value, low_value + 1))
+
+
+def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    max_pixels = max_pixels or MAX_PIXELS
+    if not data:
+        raise ImageError(ImageErrorCode.EMPTY, "The file has zero bytes.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise Image.DecompressionBombError
+        if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
+            raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
+        if shrink_to_px is not None:
+            # A JPEG decoder can halve while decoding: the result stays at least as large as asked for.
+            image.draft(None, (shrink_to_px, shrink_to_px))
+        is_packed = _pack_grey_with_alpha(image)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {max_pixels:,} pixels.") from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
+        is_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        code = ImageErrorCode.TRUNCATED if is_short else ImageErrorCode.DECODE_FAILED
+        raise ImageError(code, f"The image cannot be decoded: {error}") from error
+    return _unpack_grey(image) if is_packed else image
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Returns the error of a file that Pillow does not know."""
+    tiff = foreign_formats.describe_tiff(data)
+    if tiff is not None:
+        wanted = "as BlackIsZero with one channel" if tiff.has_usual_numbers else "with 8- or 16-bit integers"
+        return ImageError(
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"A TIFF with such pixels is not read: {tiff.text}. Save it {wanted}."
+        )
+    if data.startswith(_SIGNATURES):
+        return ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.")
+    found = foreign_formats.name_format(data)
+    return ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The file is {f'{found}, ' if found else ''}none of {', '.join(FORMATS)} (DICOM is not read).",
+    )
+
+
+def _pack_grey_with_alpha(image: Image.Image) -> bool:
+    """Makes an unloaded 16-bit PNG of grey and alpha load as RGBA, its four bytes a pixel as they are stored.
+
+    Pillow would drop the low bytes.
+
+    Returns:
+        Whether the image is such a PNG; after loading it is to be unpacked by `_unpack_grey`.
+    """
+    tiles = getattr(image, "tile", ())
+    if image.format != "PNG" or not tiles or tiles[0].args != "LA;16B":
+        return False
+    image.tile = [tile._replace(args="RGBA") for tile in tiles]  # pyright: ignore[reportAttributeAccessIssue]
+    return True
+
+
+def _unpack_grey(image: Image.Image) -> Image.Image:
+    """Returns the 16-bit grey image whose high and low bytes are the channels R and G."""
+    bytes_HWC = np.asarray(image).astype(np.uint16)
+    return Image.fromarray(bytes_HWC[..., 0] * 256 + bytes_HWC[..., 1])
+
+
+def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if image.mode in _WIDE_MODES:
+        values = np.asarray(image)
+        _refuse_negative(values, is_ranged=intensity_range is not None, is_signed=2 in _sample_formats(image))
+        low, high = intensity_range or (0.0, float(HIGHEST_INTENSITY))
+        scaled = np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+        is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8 bits by itself, and 16 bits not
+        return Image.fromarray(np.rint(255 - scaled if is_white_zero else scaled).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise _unsupported("32-bit floating-point numbers")
+    if image.mode == "L" and 2 in _sample_formats(image):
+        raise _unsupported("signed 8-bit integers")
+    try:
+        # Pillow warns about palettes with alpha unless they go by way of RGBA.
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be shown in 8 bits: {error}"
+        ) from error
+
+
+def _sample_formats(image: Image.Image) -> tuple[int, ...]:
+    """Returns a TIFF's kinds of numbers, one for each channel: 1 for unsigned, 2 for signed; (1,) for other formats."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return tuple(np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)).tolist())
+
+
+def _refuse_negative(values: np.ndarray, *, is_ranged: bool, is_signed: bool) -> None:
+    """Refuses wide pixels below zero that nothing maps to grey levels, or that are so by a wrap alone."""
+    if (is_ranged and is_signed) or (lowest := int(values.min())) >= 0:
+        return
+    if not is_signed:  # Pillow reads unsigned 32 bits as signed ones
+        raise _unsupported("unsigned 32-bit integers above 2,147,483,647")
+    raise ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The pixels go down to {lowest}, and the model has no intensity range. Save the image with 8 bits, or give "
+        "--intensity-range LO,HI when the model is trained or exported.",
+    )
+
+
+def _unsupported(pixels: str) -> ImageError:
+    return ImageError(
+        ImageErrorCode.UNSUPPORTED_FORMAT,
+        f"The pixels are {pixels}, which are not read. Save the image with 16-bit integers (CT: Hounsfield units).",
+    )
+
+
+def augmentation_rng(*, seed: int, epoch: int, image_id: str) -> np.random.Generator:
+    """Returns the random numbers of one image in one epoch: the same on every worker and after a resume."""
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, epoch, int.from_bytes(digest, "little")])
+
+
+def augment(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
+    """Applies a random affine map, mirroring and changes of brightness and contrast.
+
+    Rotation, shear and zoom are those of Keras' ImageDataGenerator (same ranges, independent zoom of height and width,
+    pixels outside filled with the nearest), but interpolate bilinearly in one step.
+
+    Args:
+        image: Mode RGB or L, left as it is.
+        augmentation: The ranges to draw from.
+        rng: The source of all randomness. The same numbers are drawn whatever the ranges are.
+
+    Returns:
+        An image of the same mode and size.
+    """
+    angle, shear, zoom_x, zoom_y, shift_x, shift_y, brightness, contrast = rng.uniform(-1, 1, size=8).tolist()
+    mirrored = bool(rng.random() < 0.5) and augmentation.horizontal_flip
+    matrix = _linear_map(
+        rotation_deg=angle * augmentation.rotation_deg,
+        shear_deg=shear * augmentation.shear_deg,
+        zoom_xy=(1 + zoom_x * augmentation.zoom, 1 + zoom_y * augmentation.zoom),
+        mirrored=mirrored,
+    )
+    return _adjust(
+        _warp(image, matrix, (shift_x * augmentation.shift, shift_y * augmentation.shift)),
+        brightness=1 + brightness * augmentation.brightness,
+        contrast=1 + contrast * augmentation.contrast,
+    )
+
+
+def _linear_map(
+    *, rotation_deg: float, shear_deg: float, zoom_xy: tuple[float, float], mirrored: bool
+) -> tuple[float, float, float, float]:
+    """Returns the map (xx, xy, yx, yy) from output to input coordinates about the image's centre.
+
+    The product rotation @ shear @ zoom @ mirroring, written out: NumPy costs more than it saves here.
+    """
+    angle, shear = math.radians(rotation_deg), math.radians(shear_deg)
+    cos, sin = math.cos(angle), math.sin(angle)
+    scale_x = -zoom_xy[0] if mirrored else zoom_xy[0]
+    return (
+        (cos * math.cos(shear) - sin * math.sin(shear)) * scale_x,
+        sin * zoom_xy[1],
+        (-sin * math.cos(shear) - cos * math.sin(shear)) * scale_x,
+        cos * zoom_xy[1],
+    )
+
+
+def _warp(
+    image: Image.Image, linear_map: tuple[float, float, float, float], shift_xy: tuple[float, float]
+) -> Image.Image:
+    xx, xy, yx, yy = linear_map
+    if (xy, yx, yy) == (0, 0, 1) and abs(xx) == 1 and shift_xy == (0, 0):
+        return image if xx == 1 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    width, height = image.size
+    x0 = width / 2 - xx * width / 2 - xy * height / 2 + shift_xy[0] * width
+    y0 = height / 2 - yx * width / 2 - yy * height / 2 + shift_xy[1] * height
+    reached_x = [x0 + xx * x + xy * y for x in (0, width) for y in (0, height)]
+    reached_y = [y0 + yx * x + yy * y for x in (0, width) for y in (0, height)]
+    overhang = max(-min(reached_x), max(reached_x) - width, -min(reached_y), max(reached_y) - height)
+    # Pillow fills what lies outside with black: pad with the nearest pixels as far as the map reaches.
+    padding = max(0, math.ceil(overhang)) + 1
+    return Image.fromarray(_pad(np.asarray(image), padding)).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (xx, xy, x0 + padding, yx, yy, y0 + padding),
+        Image.Resampling.BILINEAR,
+    )
+
+
+def _pad(image: np.ndarray, padding: int) -> np.ndarray:
+    """Does what np.pad(mode="edge") does to height and width, five times as fast; `padding` is at least 1."""
+    height, width, *rest = image.shape
+    padded = np.empty((height + 2 * padding, width + 2 * padding, *rest), dtype=image.dtype)
+    rows = padded[padding:-padding]
+    rows[:, padding:-padding] = image
+    rows[:, :padding] = image[:, :1]
+    rows[:, -padding:] = image[:, -1:]
+    padded[:padding] = rows[0]
+    padded[-padding:] = rows[-1]
+    return padded
+
+
+def _adjust(image: Image.Image, *, brightness: float, contrast: float) -> Image.Image:
+    if brightness == 1 and contrast == 1:
+        return image
+    mean = float(np.asarray(image).mean())
+    table = ((np.arange(256) - mean) * contrast + mean) * brightness
+    return image.point(np.rint(np.clip(table, 0, 255)).astype(int).tolist() * len(image.getbands()))

@@ -1,0 +1,144 @@
+"""Which class each label means: the same names in all splits, and the names that a model knows."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from tlray.data.manifest import labels_by_split, normal_form, read_csv, refuse_repeated, with_column
+from tlray.errors import DataError, some
+from tlray.files import storage
+
+
+def read_class_map(location: str) -> dict[str, str]:
+    """Reads which class each label in the data means.
+
+    Args:
+        location: A JSON object `{"label": "class"}`, or a CSV file with the columns `name` (the label) and `class`.
+
+    Raises:
+        DataError: The file cannot be read or says something else.
+    """
+    try:
+        data = storage.read_bytes(location)
+    except OSError as error:
+        raise DataError(f"Cannot read the class map '{location}': {error}. Check the path.") from error
+    if location.lower().endswith(".csv"):
+        columns = read_csv(data, location)
+        if columns.keys() != {"name", "class"}:
+            raise DataError(f"The class map '{location}' must start with the line name,class; it has {some(columns)}.")
+        pairs = list(zip(columns["name"], columns["class"], strict=True))
+    else:
+        try:
+            pairs = json.loads(data, object_pairs_hook=lambda items: items)
+        except ValueError as error:
+            raise DataError(f"The class map '{location}' is neither .csv nor JSON: {error}. Correct it.") from error
+    form = f'The class map \'{location}\' must be a JSON object {{"label": "class"}} or CSV lines, all filled in'
+    if not isinstance(pairs, list) or not pairs:
+        raise DataError(f"{form}; it has none.")
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and all(isinstance(item, str) and item for item in pair)):
+            raise DataError(f"{form}; it has {pair!r}.")
+    checked = [(normal_form(str(name)), normal_form(str(class_name))) for name, class_name in pairs]
+    refuse_repeated((name for name, _ in checked), f"A label in the class map '{location}'")
+    return dict(checked)
+
+
+def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -> tuple[pa.Table, dict[str, str]]:
+    """Gives all splits the same class names.
+
+    If one split has all labels that occur, the labels are the classes; other splits may lack some. Otherwise the class
+    is the part of a label before the first `_`, provided that one split then has all classes; if none has, labels stay
+    as they are. Two labels of one split must not become the same class. A null split counts as train. Rows without a
+    label are not changed.
+
+    Args:
+        table: A manifest.
+        class_map: Label to class, in place of the rule; it must have every label.
+
+    Returns:
+        The relabelled table, and the class of each label in it.
+
+    Raises:
+        DataError: The rule does not fit, or `class_map` lacks a label.
+    """
+    names = labels_by_split(table)
+    labels = sorted(set().union(*names.values()))
+    if class_map is not None:
+        mapping = _look_up(labels, class_map)
+    elif not labels or set(labels) in names.values():
+        mapping = {label: label for label in labels}
+    else:
+        mapping = {label: _prefix(label) for label in labels}
+        _refuse_merging(mapping, names, "The splits have different class names, and")
+        if set(mapping.values()) not in [{mapping[label] for label in split_labels} for split_labels in names.values()]:
+            mapping = {label: label for label in labels}  # shorter names would not agree either
+    return _relabel(table, mapping), mapping
+
+
+def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> pa.Table:
+    """Maps labels to the classes that a model has.
+
+    A label that is a class stays; another becomes the one class that has the same part before the first `_`.
+
+    Args:
+        table: A manifest.
+        classes: The model's classes.
+        class_map: Label to class, in place of the rule; it must have every label.
+
+    Returns:
+        The relabelled table; rows without a label are left alone.
+
+    Raises:
+        DataError: A label fits no class or several, or two labels of one split fit the same class.
+    """
+    names = labels_by_split(table)
+    labels = sorted(set().union(*names.values()))
+    # A bundle of another machine may have its class names in another Unicode form.
+    class_of = {normal_form(name): name for name in classes}
+    if class_map is not None:
+        wanted = _look_up(labels, class_map)
+        fitting = {label: [class_of[name]] if name in class_of else [] for label, name in wanted.items()}
+    else:
+        fitting = {
+            label: [class_of[label]]
+            if label in class_of
+            else [class_of[name] for name in class_of if _prefix(name) == _prefix(label)]
+            for label in labels
+        }
+    unfit = [label for label, found in fitting.items() if len(found) != 1]
+    if unfit:
+        raise DataError(
+            f"The labels {some(unfit)} fit none, or more than one, of the model's classes: {some(classes)}. "
+            "Give a class map (--class-map) from each label to a class."
+        )
+    mapping = {label: found[0] for label, found in fitting.items()}
+    if class_map is None:
+        _refuse_merging(mapping, names, f"The model's classes are {some(classes)};")
+    return _relabel(table, mapping)
+
+
+def _prefix(label: str) -> str:
+    return label.partition("_")[0] or label
+
+
+def _look_up(labels: Sequence[str], class_map: Mapping[str, str]) -> dict[str, str]:
+    missing = [label for label in labels if label not in class_map]
+    if missing:
+        raise DataError(f"The class map lacks the labels {some(missing)}; it has {some(class_map)}. Add them.")
+    return {label: class_map[label] for label in labels}
+
+
+def _refuse_merging(mapping: Mapping[str, str], names: Mapping[str, set[str]], why: str) -> None:
+    """Refuses a mapping that makes one class of two labels of the same split: they were told apart for a reason."""
+    if all(len({mapping[label] for label in labels}) == len(labels) for labels in names.values()):
+        return
+    listed = "; ".join(f"{split}: {some(labels, limit=20)}" for split, labels in sorted(names.items()))
+    raise DataError(
+        f"{why} the part before the first '_' is not unique within every split. {listed}. "
+        "Rename the class folders, or give a class map (--class-map) from each name to a class."
+    )
+
+
+def _relabel(table: pa.Table, mapping: Mapping[str, str]) -> pa.Table:
+    return with_column(table, "label", [mapping.get(label) for label in table["label"].to_pylist()])

@@ -1,0 +1,425 @@
+"""What is at a source: every input form (folder, file, glob, zip, CSV, Parquet) becomes a manifest.
+
+A listing opens no image. Files that are no images become rows with an error code later.
+"""
+
+import fnmatch
+import logging
+import os
+import posixpath
+import re
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from tlray.data.layout import is_hidden, read_layout, split_of
+from tlray.data.manifest import SCHEMA, normal_form, read_csv, refuse_repeated
+from tlray.errors import DataError, some
+from tlray.files import roots, storage
+from tlray.files.zip_archive import member_name
+
+_MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
+_TABLES = (".csv", ".tsv", ".parquet")
+_FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv, .tsv or .parquet manifest"
+
+_FORMS_OF_NAMES = ("NFC", "NFD")
+"""Unicode's composed and decomposed forms, in which file systems store names."""
+
+_AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
+_AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
+_AS_CSV = "Save the table as CSV (UTF-8)"
+_REMEDIES = {
+    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pt", ".tfrecord"), _AS_IMAGES),
+    **dict.fromkeys((".dcm", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".svs", ".pdf", ".gif"), _AS_IMAGES),
+    **dict.fromkeys((".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), _AS_FOLDER),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _AS_CSV),
+    **dict.fromkeys((".json", ".jsonl", ".feather", ".arrow"), "Save the table as CSV (UTF-8) or Parquet"),
+}
+"""Remedies for files that are neither an image nor a readable form of data, by the end of their names."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What was found at a source."""
+
+    table: pa.Table
+    """The manifest, with `SCHEMA`, sorted by `image_id`."""
+    num_skipped: int
+    """Files left out: hidden ones, system clutter, loops, and loose files beside split or class folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    image_id: str
+    uri: str
+    label: str | None = None
+    split: str | None = None
+    group_id: str | None = None
+
+
+def list_images(
+    source: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels_needed: bool = True,
+    allowed: Sequence[str] = (),
+) -> Listing:
+    """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
+
+    How a folder (or zip, or the part of a glob before its first wildcard) is read:
+
+    1. Wrapping folders are entered: a sole entry that is a folder, not named like a split, and that holds folders
+       itself or has the name of the source (`scans.zip` with `scans/1.png`). `image_id` is the path below them.
+    2. A folder named like a split (any case; `Training`, `val`, `dev`, `test_set` and the like too) makes it
+       `SPLIT/CLASS/*`; folders with other names beside it are ambiguous. A split without class folders is unlabelled.
+    3. Otherwise folders are classes (`CLASS/*`), unless a loose file beside them is named like an image: then nothing
+       says that the folders are classes, and all files, at any depth, are unlabelled.
+    4. Loose files beside split or class folders (a README) are skipped and counted.
+    5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
+       being one group; without such a folder it is the image's own id. One folder such as `images` in every class
+       and nothing beside it is no patient. Other folders there that do not look like patients are ambiguous: split
+       folders, `images` and `masks`, names without a digit, and at most ten names more than half of which several
+       classes have (a manifest with `group_id` says that these are patients).
+    6. `images`, `masks` and the like are kinds of files: as class folders they are ambiguous, and so are several of
+       them below patients.
+
+    Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it, also
+    where a manifest has another form of its letters.
+
+    Args:
+        source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv, .tsv or .parquet manifest; a
+            local path or a URI. A path that exists is taken literally even if it looks like a glob.
+        columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
+        labels_needed: Refuse an ambiguous layout. Otherwise all its files are listed without labels and splits.
+        allowed: Roots; a symbolic link to a folder elsewhere is not followed, see `roots.outside`. Empty: any folder.
+
+    Raises:
+        DataError: There is no such source, nothing in it, it cannot be read, its layout is ambiguous, or a folder in
+            it leads elsewhere.
+        ConfigError: The scheme of the URI is unknown.
+    """
+    location = localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    try:
+        kind = storage.file_info(location).type
+        is_manifest = kind == fs.FileType.File and suffix in _TABLES
+        if columns and not is_manifest:
+            raise DataError(f"Columns can be renamed in a .csv, .tsv or .parquet manifest only; '{source}' is none.")
+        if kind == fs.FileType.Directory:
+            listing = _list_folder(location, allowed, labels_needed=labels_needed)
+        elif is_manifest:
+            listing = _list_manifest(location, suffix, columns or {})
+        elif kind == fs.FileType.File and suffix == ".zip":
+            listing = _list_zip(location, labels_needed=labels_needed)
+        elif kind == fs.FileType.File:
+            listing = _list_file(location)
+        elif re.search(r"[*?\[]", location):
+            listing = _list_glob(location, allowed, labels_needed=labels_needed)
+        else:
+            raise DataError(f"There is no file or folder '{source}'. {_FORMS}.")
+    except OSError as error:
+        raise DataError(f"Cannot read '{source}': {error}. Check that it is there and that you may read it.") from error
+    if not listing.table.num_rows:
+        raise DataError(f"'{source}' has no images ({listing.num_skipped} hidden or loose files skipped). {_FORMS}.")
+    return listing
+
+
+def _list_file(location: str) -> Listing:
+    name = posixpath.basename(location)
+    for ending, remedy in _REMEDIES.items():
+        if name.lower().endswith(ending):
+            raise DataError(f"'{name}' is a {ending} file, which is not read. {remedy}.")
+    return Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
+
+
+def _to_table(rows: Iterable[_Row]) -> pa.Table:
+    rows = list(rows)
+    refuse_repeated((row.image_id for row in rows), "The image_id")
+    counts = Counter(normal_form(row.image_id) for row in rows)
+    # Linux may have two files whose names differ in their Unicode form alone: these keep the names that they have.
+    id_of = {row.image_id: name if counts[name := normal_form(row.image_id)] == 1 else row.image_id for row in rows}
+    ordered = sorted(rows, key=lambda row: id_of[row.image_id])
+    try:
+        return pa.table(
+            {
+                "image_id": [id_of[row.image_id] for row in ordered],
+                "uri": [row.uri for row in ordered],
+                "label": [normal_form(row.label) if row.label else None for row in ordered],
+                "split": [row.split for row in ordered],
+                "group_id": [normal_form(row.group_id) if row.group_id else id_of[row.image_id] for row in ordered],
+                "sha256": [None] * len(ordered),
+            },
+            schema=SCHEMA,
+        )
+    except UnicodeEncodeError as error:
+        raise DataError(f"The file name {error.object!r} is not UTF-8. Rename the file.") from error
+
+
+def _to_listing(
+    paths: Sequence[str], name: str, to_uri: Callable[[str], str], *, labels_needed: bool, num_special: int = 0
+) -> Listing:
+    places = read_layout(paths, name, labels_needed=labels_needed)
+    rows = [
+        _Row(image_id=each.image_id, uri=to_uri(each.path), label=each.label, split=each.split, group_id=each.group_id)
+        for each in places
+    ]
+    return Listing(table=_to_table(rows), num_skipped=len(paths) - len(rows) + num_special)
+
+
+def _list_folder(location: str, allowed: Sequence[str], *, labels_needed: bool) -> Listing:
+    if storage.is_uri(location):
+        paths, num_special = list(storage.walk(location)), 0
+    else:
+        paths = []
+        num_special = _walk_local(
+            location, (), frozenset(), lambda folder: _may_enter(location, folder, allowed), paths
+        )
+    return _to_listing(
+        paths,
+        posixpath.basename(location),
+        lambda path: storage.join(location, path),
+        labels_needed=labels_needed,
+        num_special=num_special,
+    )
+
+
+def _list_glob(location: str, allowed: Sequence[str], *, labels_needed: bool) -> Listing:
+    parts = location.split("/")
+    first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    root, patterns = "/".join(parts[:first]) or "/", parts[first:]
+    paths: list[str] = []
+    if storage.is_uri(root):
+        paths.extend(storage.walk(root))
+    elif os.path.isdir(root):
+
+        def enter(folder: Sequence[str]) -> bool:
+            return _may_hold(folder, patterns) and _may_enter(root, folder, allowed)
+
+        _walk_local(root, (), frozenset(), enter, paths)
+    matching = [path for path in paths if _matches(path.split("/"), patterns)]
+    return _to_listing(
+        matching, posixpath.basename(root), lambda path: storage.join(root, path), labels_needed=labels_needed
+    )
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns or not parts:
+        return not parts and all(pattern == "**" for pattern in patterns)
+    if patterns[0] == "**":
+        return _matches(parts, patterns[1:]) or _matches(parts[1:], patterns)
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _may_hold(folder: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Tells whether files below a folder can match, so that `/data/*.png` does not walk all of /data."""
+    for part, pattern in zip(folder, patterns, strict=False):
+        if pattern == "**":
+            return True
+        if not fnmatch.fnmatchcase(part, pattern):
+            return False
+    return len(folder) < len(patterns)
+
+
+def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool:
+    """Tells whether a folder may be looked into; raises a DataError, without a name, if it leads out of the roots."""
+    location = storage.join(root, *folder)
+    if not allowed or not roots.outside([location], allowed):
+        return True
+    if is_hidden(folder):
+        return False
+    _LOG.warning("Not below the roots: '%s'", location)
+    raise DataError(
+        f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+    )
+
+
+def _walk_local(
+    root: str,
+    folder: tuple[str, ...],
+    ancestors: frozenset[tuple[int, int]],
+    enter: Callable[[Sequence[str]], bool],
+    paths: list[str],
+) -> int:
+    """Appends the paths below `root/folder`, relative to `root`; returns how many loops, pipes and devices it met.
+
+    Not `os.walk` or pyarrow: the one swallows errors, and neither follows links and stops at loops.
+    """
+    directory = os.path.join(root, *folder)
+    status = os.stat(directory)
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        return 1
+    num_skipped = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            below = (*folder, entry.name)
+            is_link = entry.is_symlink()
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                if enter(below):
+                    num_skipped += _walk_local(root, below, ancestors | {identity}, enter, paths)
+            # A broken link is listed: it becomes a row `not_found`. Reading a pipe would wait for ever.
+            elif (os.path.isfile(entry.path) or not os.path.exists(entry.path)) if is_link else entry.is_file():
+                paths.append("/".join(below))
+            else:
+                num_skipped += 1
+    return num_skipped
+
+
+def _list_zip(location: str, *, labels_needed: bool) -> Listing:
+    try:
+        members = [member_name(info) for info in storage.open_zip(location).members()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: of names, of places
+        raise DataError(f"The zip archive '{location}' is damaged: {error}. Copy or pack it again.") from error
+    member_of: dict[str, str] = {}
+    for member in members:
+        if "\\" in member or re.match(r"/|[A-Za-z]:", member) or ".." in member.split("/"):
+            raise DataError(
+                f"The zip archive '{location}' has a member that points out of it: '{member}'. "
+                "Pack it again with relative paths and forward slashes."
+            )
+        if not member.endswith("/"):
+            path = posixpath.normpath(member)
+            if path in member_of:
+                raise DataError(f"The zip archive '{location}' has '{path}' twice. Pack it again with one of them.")
+            member_of[path] = member
+    name = posixpath.splitext(posixpath.basename(location))[0]
+    uri_prefix = location + storage.ZIP_SEPARATOR
+    return _to_listing(list(member_of), name, lambda path: uri_prefix + member_of[path], labels_needed=labels_needed)
+
+
+def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Listing:
+    unknown = columns.keys() - set(_MANIFEST_COLUMNS)
+    if unknown:
+        raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
+    values = _read_table(location, suffix, columns)
+    if not values:
+        raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
+    absent = {name for name in columns.values() if name not in values}
+    if absent:
+        raise DataError(f"'{location}' has no column {some(absent)}. Its columns: {some(values)}.")
+    if columns.get("uri", "uri") not in values:
+        raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
+    num_rows = len(values[columns.get("uri", "uri")])
+    uris = _with_slashes(location, values[columns.get("uri", "uri")])
+    values[columns.get("uri", "uri")] = _in_stored_form(location, uris)
+    ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
+    rows = []
+    for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
+        if not uri:
+            raise DataError(f"'{location}' has no uri in row {number} (not counting a header). Fill or remove it.")
+        if split and not split_of(split):
+            raise DataError(
+                f"'{location}' has split '{split}' in row {number}. Use train, valid or test, or leave it empty."
+            )
+        rows.append(
+            _Row(
+                image_id=image_id or (uri if _is_absolute(uri) else posixpath.normpath(uri)),
+                uri=_resolve(location, uri),
+                label=label or None,
+                split=split_of(split) if split else None,
+                group_id=group_id,
+            )
+        )
+    refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
+    return Listing(table=_to_table(rows), num_skipped=0)
+
+
+def _with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
+    """Returns a manifest's uris with `/` for the backslashes of Windows, unless files have such names here."""
+    first = next((uri for uri in uris if uri and "\\" in uri and not storage.is_uri(uri)), None)
+    if first is None or storage.exists(_resolve(location, first)):
+        return list(uris)
+    return [uri.replace("\\", "/") if uri and not storage.is_uri(uri) else uri for uri in uris]
+
+
+def _in_stored_form(location: str, uris: Sequence[str | None]) -> list[str | None]:
+    """Returns a manifest's uris in the Unicode form that their files' names have here, where only that form is there.
+
+    A table written on macOS may have `é` as one letter, and its files `e` and an accent. On a store, where each look
+    is a request, the first such uri of a folder decides for all in it.
+    """
+    form_of: dict[str, str | None] = {}
+    found = []
+    for uri in uris:
+        if not uri or storage.is_uri(uri) or all(unicodedata.is_normalized(form, uri) for form in _FORMS_OF_NAMES):
+            found.append(uri)
+            continue
+        spellings = {None: uri} | {form: unicodedata.normalize(form, uri) for form in _FORMS_OF_NAMES}
+        key = posixpath.dirname(uri) if storage.is_uri(location) else uri
+        if key not in form_of:
+            form_of[key] = next((form for form in spellings if _is_there(_resolve(location, spellings[form]))), None)
+        found.append(spellings[form_of[key]])
+    return found
+
+
+def _is_there(location: str) -> bool:
+    file, member = storage.split_member(location)
+    try:
+        is_file = storage.file_info(file).type == fs.FileType.File
+        return is_file and (member is None or storage.open_zip(file).find(member) is not None)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # reading the image says why
+        return False
+
+
+def _is_absolute(uri: str) -> bool:
+    return uri.startswith("/") or storage.is_uri(uri)
+
+
+def _resolve(manifest: str, uri: str) -> str:
+    """Returns the location that a manifest's uri means."""
+    if _is_absolute(uri):
+        return localize(uri)
+    scheme, separator, path = manifest.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(posixpath.dirname(path), uri))
+
+
+def localize(location: str) -> str:
+    """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
+    return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
+
+
+def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
+    """Returns a location that is given as a plain path, so that other nodes may not see it; None: all are URIs.
+
+    Args:
+        source: See `list_images`.
+        columns: See there.
+
+    Returns:
+        The source itself, or of a manifest the first location that it lists: itself where it lists a relative one.
+
+    Raises:
+        DataError: The manifest cannot be read.
+    """
+    location = localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    if suffix not in _TABLES or storage.file_info(location).type != fs.FileType.File:
+        return None if storage.is_uri(source) else source
+    name = (columns or {}).get("uri", "uri")
+    values = _read_table(location, suffix, columns or {})
+    given = (uri if _is_absolute(uri) else source for uri in values.get(name, []) if uri)
+    return next((each for each in given if not storage.is_uri(each)), None)
+
+
+def _read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    data = storage.read_bytes(location)
+    return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
+
+
+def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    wanted = {columns.get(name, name) for name in _MANIFEST_COLUMNS}
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        return {
+            name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
+        }
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"'{location}' is no Parquet manifest: {error}. Write it again, with text columns.") from error

@@ -1,0 +1,235 @@
+"""Measuring a bundle on labelled images: scoring, metrics, report."""
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray.bundle import spec as bundle
+from tlray.bundle.spec import BundleSpec
+from tlray.cluster import connection, locations, plans
+from tlray.config.commands import EvaluateConfig
+from tlray.config.training import parse_columns
+from tlray.data import audit, manifest
+from tlray.data.labels import match_classes, read_class_map
+from tlray.data.listing import list_images
+from tlray.errors import DataError, ImageErrorCode
+from tlray.evaluation import metrics, report
+from tlray.evaluation.report import Report, SplitEvaluation
+from tlray.files import storage
+from tlray.inference import predictions, score
+from tlray.progress import Progress
+
+METRICS_JSON = "metrics.json"
+REPORT_HTML = "report.html"
+FIGURES = "figures"
+KIND = "evaluation"
+OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
+"""Warning about leaks of a bundle's own data, where other images are measured."""
+NAMES = predictions.NAMES | {METRICS_JSON, REPORT_HTML, FIGURES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult:
+    """What an evaluation came to.
+
+    Attributes:
+        out: Where it lies.
+        split: The split.
+        metrics: See `metrics.evaluate_predictions`, and `num_failed`: images that could not be scored.
+        warnings: What a careful reader must know of the figures, the gravest first.
+    """
+
+    out: str
+    split: str
+    metrics: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def measure(table: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
+    """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
+
+    Args:
+        table: See `predictions.prediction_schema`.
+        classes: The bundle's classes.
+
+    Raises:
+        DataError: No row has both a label and a prediction.
+    """
+    usable = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
+    if not usable.num_rows:
+        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
+        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
+        raise DataError(f"None of the images has both a label and a prediction{why}")
+    labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
+    probs_BK = np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes])
+    return measure_probabilities(
+        labels,
+        probs_BK,
+        classes,
+        num_failed=table.num_rows - table["error_code"].null_count,
+        num_unlabelled=table["label"].null_count,
+    )
+
+
+def measure_probabilities(
+    labels: np.ndarray,
+    probs_BK: np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    num_failed: int = 0,
+    num_unlabelled: int = 0,
+) -> SplitEvaluation:
+    """Compares probabilities with class indices; see `metrics.evaluate_predictions`."""
+    values = metrics.evaluate_predictions(labels, probs_BK, classes)
+    values |= {"num_failed": num_failed, "num_unlabelled": num_unlabelled}
+    return SplitEvaluation(metrics=values, labels=labels, probs_BK=probs_BK, classes=classes)
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Scores the images of one split with a bundle and writes predictions, metrics, figures and a report.
+
+    `metrics.json` is written last.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        DataError: The data has no such split, or labels that the bundle does not know.
+        BundleError: The bundle cannot be used.
+        TlrayError: Most images were not found.
+    """
+    out = locations.output_location(config.out)
+    # First what needs no Ray.
+    storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    location = locations.input_location(config.bundle)
+    spec = bundle.load(location).spec
+    source = locations.input_location(config.data)
+    listing = list_images(source, columns=parse_columns(config.columns))
+    table = select_split(listing.table, config.split)
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    table = match_classes(table, spec.classes, class_map)
+    connection.connect()
+    available = connection.capacity()
+    locations.check_shared(out, available)
+    locations.check_shared(location, available, option="--bundle")
+    locations.check_shared_images(source, config.columns, available)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    seen: list[pa.Table] = []
+
+    def remember(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for each in tables:
+            seen.append(each)
+            yield each
+
+    with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
+        predictions.write_predictions(
+            remember(score.predict(location, table, plan=plan, batch_size=config.batch_size)),
+            out,
+            schema=predictions.prediction_schema(spec.classes),
+            progress=progress,
+        )
+    predicted = pa.concat_tables(seen)
+    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
+    score.check_found(
+        num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
+    )
+    evaluation = measure(predicted, spec.classes)
+    bundle_sha256 = predicted["bundle_sha256"][0].as_py()
+    findings = audit.audit(_as_inspected(predicted))
+    leaks = known_leaks(spec, listing.table)
+    warnings = (*leaks, *failure_warnings(findings), *([] if leaks else map(OTHER_IMAGES.format, spec.leaks)))
+    write_report(
+        out,
+        Report(
+            title="Evaluation",
+            subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
+            config={"bundle": describe(spec)},
+            provenance=provenance(spec, bundle_sha256),
+            audit=findings,
+            leaks=leaks,
+            warnings=warnings,
+            evaluations={config.split: evaluation},
+        ),
+    )
+    content = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
+    storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
+    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings)
+
+
+def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
+    """Returns why metrics on a data set are too good: what a bundle's training found, if it was on this very data.
+
+    The data counts as the same if its images have the same ids, whatever splits were cut since it was listed.
+
+    Args:
+        spec: The bundle's description. Those of earlier versions know ids only together with splits.
+        table: The manifest of all images, as it was listed.
+    """
+    if spec.id_fingerprint is None:
+        is_same = manifest.split_fingerprint(table) == spec.split_fingerprint
+    else:
+        is_same = manifest.id_fingerprint(table) == spec.id_fingerprint
+    return spec.leaks if is_same else ()
+
+
+def select_split(table: pa.Table, split: str) -> pa.Table:
+    """Returns a split's rows; `all` takes every row.
+
+    Raises:
+        DataError: The data has no such split.
+    """
+    if split == "all":
+        return table
+    chosen = table.filter(pc.field("split") == split)
+    if not chosen.num_rows:
+        there = sorted({name for name in table["split"].unique().to_pylist() if name})
+        remedy = f"It has: {', '.join(there)}." if there else "It has no splits: use --split all."
+        raise DataError(f"The data has no split '{split}'. {remedy}")
+    return chosen
+
+
+def _as_inspected(predicted: pa.Table) -> pa.Table:
+    """Returns what the audit needs, without the sizes, which scoring does not keep."""
+    unknown = pa.nulls(predicted.num_rows, pa.int32())
+    return (
+        predicted.select([*manifest.SCHEMA.names, "error_code"])
+        .append_column("width_px", unknown)
+        .append_column("height_px", unknown)
+    )
+
+
+def failure_warnings(findings: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each kind of image that could not be used."""
+    return [f"{value['num_images']} images could not be used: {code}." for code, value in findings["errors"].items()]
+
+
+def describe(spec: BundleSpec) -> dict[str, object]:
+    """Returns what a report shows of a bundle."""
+    hidden = {"files", "metrics", "leaks", "library_versions", "validation_predictions"}
+    return {name: value for name, value in asdict(spec).items() if name not in hidden}
+
+
+def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, object]:
+    """Returns versions, fingerprints and the date."""
+    # A report inside a bundle cannot know it.
+    about: dict[str, object] = {"bundle_sha256": bundle_sha256} if bundle_sha256 else {}
+    return about | {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data_fingerprint": spec.data_fingerprint,
+        "split_fingerprint": spec.split_fingerprint,
+        "libraries": spec.library_versions or bundle.library_versions(),
+    }
+
+
+def write_report(out: str, content: Report) -> None:
+    """Writes `figures/*.png` and `report.html`."""
+    figures = report.make_figures(content)
+    for name, png in figures.items():
+        storage.write_bytes(storage.join(out, FIGURES, name), png)
+    storage.write_text(storage.join(out, REPORT_HTML), report.render_report(content, figures))

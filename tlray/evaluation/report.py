@@ -1,0 +1,208 @@
+"""The report of a run: one HTML file that holds everything, its figures too, and needs nothing else."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from tlray.evaluation import glyphs
+from tlray.evaluation.figures import (
+    DPI,
+    MAX_NAMED_CLASSES,
+    NUM_LOWEST_CURVES,
+    best_epoch,
+    epoch_label,
+    plot_confusion_matrix,
+    plot_history,
+    plot_learning_curve,
+    plot_roc,
+)
+
+_NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SplitEvaluation:
+    """How a model did on one split."""
+
+    metrics: Mapping[str, Any]
+    """What `tlray.evaluation.metrics.evaluate_predictions` returned."""
+    labels: np.ndarray
+    """True classes as indices into `classes`, integer, shape [images]."""
+    probs_BK: np.ndarray
+    """Probability of each class, floating point, shape [images, K], in [0, 1]."""
+    classes: Sequence[str]
+    """The K class names in the order of the columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Report:
+    """Everything that a report shows, as plain data. No value is trusted: all are escaped."""
+
+    title: str
+    """The name of the run."""
+    subtitle: str = ""
+    """What it is, in one sentence."""
+    leaks: tuple[str, ...] = ()
+    """Why the metrics are too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
+    notices: tuple[str, ...] = ()
+    """What a reader must know before the numbers, shown above them."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Model and configuration; nested mappings become sections."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """Library versions, fingerprints, date; nested mappings become sections."""
+    audit: Mapping[str, Any] | None = None
+    """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
+    `tlray.data.audit.audit`."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the audit and the run, `leaks` included, the gravest first."""
+    history: Sequence[Mapping[str, float]] | None = None
+    """One row an epoch, see `tlray.evaluation.figures.plot_history`; None or empty where nothing was trained."""
+    learning_curve: Sequence[Mapping[str, Any]] = ()
+    """The points, see `figures.plot_learning_curve`; measured on the split test, or on valid where there is no test."""
+    evaluations: Mapping[str, SplitEvaluation] = field(default_factory=dict)
+    """Split to its evaluation; shown in the order valid, test, others."""
+
+
+def make_figures(report: Report, *, families: Sequence[str] | None = None) -> dict[str, bytes]:
+    """Draws all figures of a report.
+
+    Args:
+        report: What to show.
+        families: Font families for the class names, see `tlray.evaluation.glyphs.label_classes`.
+
+    Returns:
+        File name to PNG: `history.png` where something was trained, `learning_curve.png` where there is one, and
+        `confusion_matrix_SPLIT.png` and `roc_SPLIT.png` for each evaluated split.
+    """
+    figures = {"history.png": plot_history(report.history)} if report.history else {}
+    if report.learning_curve:
+        split = "test" if "test" in report.evaluations else "valid"
+        figures["learning_curve.png"] = plot_learning_curve(report.learning_curve, split=split)
+    for split, evaluation in report.evaluations.items():
+        figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics, families=families)
+        roc = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes, families=families)
+        figures[f"roc_{split}.png"] = roc
+    return figures
+
+
+def render_report(report: Report, figures: Mapping[str, bytes], *, families: Sequence[str] | None = None) -> str:
+    """Writes a report as one HTML file: figures, style and all inside, no script, nothing to load.
+
+    Args:
+        report: What to show.
+        figures: What `make_figures` returned for it.
+        families: The font families that `make_figures` got.
+
+    Returns:
+        An HTML document, to be encoded as UTF-8.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tlray.evaluation", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
+    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records}
+    audit = report.audit or {}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        best=best_epoch(report.history or ()),
+        evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations)},
+        is_numbered={
+            split: glyphs.label_classes(each.classes, families).is_numbered
+            for split, each in report.evaluations.items()
+        },
+        max_named_classes=MAX_NAMED_CLASSES,
+        num_lowest_curves=NUM_LOWEST_CURVES,
+        confusions={split: _worst_confusion(each.metrics) for split, each in report.evaluations.items()},
+        count_splits=_in_order(audit.get("counts", {})),
+        count_rows=_count_rows(audit.get("counts", {})),
+        errors=audit.get("errors"),
+        tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
+        images={name: _image(png) for name, png in figures.items()},
+    )
+
+
+def _in_order(splits: Mapping[str, Any]) -> list[str]:
+    known = ("train", "valid", "test")
+    return sorted(splits, key=lambda split: known.index(split) if split in known else len(known))
+
+
+def _count_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[int]]]:
+    """Returns class and images in each split and in all of them, the sums of the columns last."""
+    splits = [counts[split] for split in _in_order(counts)]
+    names = dict.fromkeys(name for split in splits for name in split)
+    rows = [(str(name), [split.get(name, 0) for split in splits]) for name in names]
+    rows.append(("All", [sum(split.values()) for split in splits]))
+    return [(name, [*images, sum(images)]) for name, images in rows]
+
+
+def _image(png: bytes) -> dict[str, object]:
+    """Returns the data URI of a PNG, and the width in CSS pixels (1/96 inch) at which its text has its size."""
+    width_px = int.from_bytes(png[16:20])  # the first field of the header chunk (PNG specification, 11.2.2)
+    return {"uri": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width_px": round(width_px * 96 / DPI)}
+
+
+def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, str, str] | None:
+    """Returns count, true and predicted class of the most frequent mistake, None if there is none."""
+    mistakes_KK = np.array(metrics["confusion_matrix"])
+    np.fill_diagonal(mistakes_KK, 0)
+    row, column = np.unravel_index(mistakes_KK.argmax(), mistakes_KK.shape)
+    count = int(mistakes_KK[row, column])
+    return (count, metrics["classes"][row], metrics["classes"][column]) if count else None
+
+
+def _sections(values: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:
+    """Flattens nested mappings to (section, rows), the plain values of the top level first, without a name."""
+    plain = [(str(key), value) for key, value in values.items() if not isinstance(value, Mapping)]
+    nested = [(str(key), list(_rows(value))) for key, value in values.items() if isinstance(value, Mapping)]
+    return [section for section in [("", plain), *nested] if section[1]]
+
+
+def _rows(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def _decimals(value: float | None, digits: int = 3) -> str:
+    return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _value(value: object) -> str:
+    """Returns a setting's value as text; mappings in it as `name: value`, never as Python writes them."""
+    if value is None or value in ("", (), []):
+        return _NOTHING
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _records(value: object) -> list[Mapping[str, object]] | None:
+    """Returns a value that is a list of mappings with the same keys, which is shown as a table; None: it is not."""
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    rows = [row for row in value if isinstance(row, Mapping)]
+    return rows if len(rows) == len(value) and all(row.keys() == rows[0].keys() for row in rows) else None

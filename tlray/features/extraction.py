@@ -1,0 +1,207 @@
+"""Feature extraction: a pretrained network, built once, runs over images on an actor pool and fills Parquet parts."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray.cluster.plans import ScorePlan
+from tlray.config.training import TrainConfig
+from tlray.data import stream
+from tlray.data.schedule import ViewSchedule
+from tlray.errors import ImageErrorCode, TlrayError
+from tlray.features import store
+from tlray.features.store import COLUMNS, KEY
+from tlray.files import storage
+
+FLOAT16_MAX = 65504.0
+
+CHANGED = "The file has changed since it was looked at. Run the same command again."
+
+MIN_ROWS_FOR_CONSTANTS = 2000
+"""Of an actor: from so many on its weights are made constants (`trunk.as_constant`), which takes seconds once.
+Over 10,000 images `benchmarks/features_pass.py` gave 32.5 images/s in place of 30.5 (2 cores, AMD EPYC, 2026-11-28)."""
+
+WRITE_CPUS = 0.25
+"""Of a task that writes a part: it waits for the storage more than it works."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What computes the features.
+
+    Attributes:
+        architecture: A model from uint8 images to a list of features, as JSON.
+        weights: Its weights.
+        names: The features' names, in the model's order.
+        shapes: Their shapes, without the batch.
+        fingerprint: sha256 of architecture and weights.
+    """
+
+    architecture: str
+    weights: list[np.ndarray]
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    fingerprint: str
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Size of one image's features, float16."""
+        return sum(2 * math.prod(shape) for shape in self.shapes)
+
+
+def prepare(config: TrainConfig, level: str) -> Network:
+    """Builds the network of a config that computes `pooled`, `cut` or `both`; to be run by `cluster.start_here`."""
+    import keras  # noqa: PLC0415 (TensorFlow only in this process)
+
+    from tlray.models import classifier as models  # noqa: PLC0415
+    from tlray.models import devices, trunk  # noqa: PLC0415
+    from tlray.models.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
+
+    devices.use_cpus()  # the extractors want all of the GPUs
+    keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
+    keras.utils.set_random_seed(config.seed)  # --weights none: the same network again
+    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
+    backbone = build_backbone(config)
+    models.set_trainable(backbone, config)
+    extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
+    return as_network(extractor, names)
+
+
+def as_network(extractor: Any, names: list[str]) -> Network:
+    """Makes a Keras model, from uint8 images to a list of features, what extractors on any node can load."""
+    from tlray.models import classifier as models  # noqa: PLC0415
+
+    extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
+    architecture, weights = extractor.to_json(), models.get_weights(extractor)
+    shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
+    digest = hashlib.sha256(json.dumps([_renumbered(architecture), names, shapes]).encode())
+    for array in weights:
+        digest.update(array.tobytes())
+    return Network(
+        architecture=architecture,
+        weights=weights,
+        names=names,
+        shapes=shapes,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _renumbered(architecture: str) -> str:
+    """Returns an architecture (JSON) whose tensors are numbered from 0, whatever Keras has built before."""
+    names: dict[str, str] = {}
+    return re.sub(
+        r"keras_tensor_\d+", lambda found: names.setdefault(found[0], f"keras_tensor_{len(names)}"), architecture
+    )
+
+
+class _Extractor:
+    """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
+
+    def __init__(
+        self,
+        network: "list[ray.ObjectRef[Network]]",
+        num_threads: int | None,
+        use_gpu: bool,
+        with_constants: bool,
+    ) -> None:
+        from tlray.models import classifier as models  # noqa: PLC0415
+        from tlray.models import devices, trunk  # noqa: PLC0415
+
+        if use_gpu:
+            devices.use_gpus()
+        else:
+            devices.use_cpus(num_threads)
+        found = ray.get(network[0])
+        self.names = found.names
+        model = models.from_json(found.architecture, found.weights)
+        self.run = trunk.as_constant(model) if with_constants else trunk.as_function(model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        features = self.run(np.ascontiguousarray(batch.pop("image")))
+        arrays = [np.clip(each.numpy().astype(np.float32), -FLOAT16_MAX, FLOAT16_MAX) for each in features]
+        kept = {name: batch[name] for name in ("row", "sha256", "error_code", "error")}
+        return kept | {name: array.astype(np.float16) for name, array in zip(self.names, arrays, strict=True)}
+
+
+def _is_long(num_rows: int, plan: ScorePlan) -> bool:
+    return num_rows >= MIN_ROWS_FOR_CONSTANTS * plan.max_actors
+
+
+def compute(
+    out: str, rows: pa.Table, network: Network, pixels: stream.Pixels, plan: ScorePlan, *, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Computes and writes the features of some rows; yields `num_done` so far, and `failures` since."""
+    if not rows.num_rows:
+        return
+    reference = ray.put(rows)
+    schedule = ViewSchedule(views=rows["view"].to_numpy())
+    features = stream.image_stream(reference, schedule, pixels)
+    features = features.map_batches(
+        _Extractor,
+        fn_constructor_args=(
+            [ray.put(network)],
+            plan.num_threads,
+            bool(plan.gpus_per_actor),
+            _is_long(rows.num_rows, plan),
+        ),
+        batch_size=batch_size,
+        **plan.pool(),
+    ).map_batches(
+        _write_rows,  # pyright: ignore[reportArgumentType]
+        fn_kwargs={"out": out, "rows": [reference], "names": network.names},
+        batch_size=max(1, min(store.ROWS_PER_PART, store.PART_BYTES // network.bytes_per_row)),
+        num_cpus=WRITE_CPUS,
+        zero_copy_batch=True,
+    )
+    stream.configure(features)
+    num_done = 0
+    for batch in stream.iterate(features):
+        write_error = next(filter(None, batch["write_error"]), "")
+        if write_error:
+            raise TlrayError(
+                f"The features cannot be written: {write_error}. Mend the cause and run the same command again: it "
+                "goes on with what is there."
+            )
+        num_done += len(batch["image_id"])
+        failed = batch["error_code"] != ""
+        columns = {name: batch[name][failed].tolist() for name in ("image_id", "error_code", "error")}
+        yield {
+            "num_done": num_done,
+            "failures": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        }
+
+
+def _write_rows(
+    batch: Mapping[str, np.ndarray], out: str, rows: list["ray.ObjectRef[pa.Table]"], names: list[str]
+) -> dict[str, np.ndarray]:
+    """Writes one part, named by what is in it, so that a task that Ray runs again writes the same file."""
+    taken = ray.get(rows[0]).take(batch["row"])
+    about = taken.select([*COLUMNS, "view", KEY])
+    # The key is of the file that was looked at first: what has come in its place since is not kept under it.
+    is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
+    good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
+    number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
+    write_error = ""
+    try:
+        if len(good):  # Arrow makes no tensor column of no rows
+            table = about.take(good)
+            for name in names:
+                values = np.ascontiguousarray(batch[name][good])
+                table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
+            store.write_part(storage.join(out, f"part-{number}.parquet"), table)
+    except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
+        write_error = str(error)
+    return {
+        "image_id": np.array(about["image_id"].to_pylist()),
+        "error_code": np.where(is_changed, ImageErrorCode.CHANGED.value, batch["error_code"]),
+        "error": np.where(is_changed, CHANGED, batch["error"]),
+        "write_error": np.full(len(about), write_error),
+    }

@@ -1,0 +1,269 @@
+"""Features: what a pretrained network sees in each image, computed once and kept as Parquet.
+
+Each row has a key, a fingerprint of all that decides its features. A second run keeps the rows whose keys it wants, in
+whole and undamaged parts, and computes the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray.cluster import connection, locations, plans
+from tlray.cluster.plans import ScorePlan
+from tlray.config.commands import FeaturesConfig
+from tlray.data import audit, dataset, decoding, inspected, manifest, stream
+from tlray.errors import ConfigError, DataError
+from tlray.features import extraction, store
+from tlray.features.extraction import Network
+from tlray.features.store import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
+from tlray.files import storage
+from tlray.models.weights import check_weights
+from tlray.probe import regression
+from tlray.progress import Progress
+
+SAMPLED_PARTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesResult:
+    """What an extraction came to.
+
+    Attributes:
+        out: Where the features lie.
+        num_rows: Rows: images and their views.
+        num_reused: Rows that were there already.
+        num_failed: Images that could not be read, and have no row.
+        shapes: The shape of each feature.
+        notes: What else a user must know, such as damaged parts.
+    """
+
+    out: str
+    num_rows: int
+    num_reused: int
+    num_failed: int
+    shapes: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+def extract(config: FeaturesConfig) -> FeaturesResult:
+    """Computes the features of every readable image and writes `part-*.parquet`, then `_SUCCESS`.
+
+    Columns: `image_id`, `label`, `split`, `group_id`, `view` (int32), `key`, and each feature, float16, a row a list of
+    its values (the shape is in the column's type, an Arrow tensor). Images that cannot be read are in
+    `_manifest.parquet` with their error.
+
+    Raises:
+        ConfigError: A setting cannot work, or --out holds features of another network.
+        DataError: There are no images, or none can be read.
+    """
+    training = locations.absolute(config.training())
+    if not storage.exists(storage.join(training.out, NETWORK)):
+        storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
+    check_weights(training.weights)
+    listed = dataset.list_classes(training)
+    connection.connect()
+    available = connection.capacity()
+    locations.check_shared(training.out, available)
+    locations.check_shared_images(training.data, training.columns, available)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    preparing = connection.start_here(extraction.prepare, training, config.level)
+    table = dataset.read_images(
+        listed.table,
+        out=training.out,
+        kind="features",
+        task_cpus=available.task_cpus,
+        meanwhile=partial(connection.check, preparing),
+        quiet=config.quiet,
+    )
+    table = dataset.with_splits(table, seed=config.seed)
+    if not table["error_code"].null_count:
+        raise DataError(
+            f"Not one of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
+        )
+    pixels = stream.Pixels(
+        size_px=config.image_size_px,
+        intensity_range=dataset.find_intensity_range(training, table),
+        augmentation=config.augmentation,
+        seed=config.seed,
+    )
+    network: Network = connection.get(preparing)
+    result = update(
+        training.out, table, network, pixels,
+        plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
+    )  # fmt: skip
+    inspected.forget(training.out)
+    notes = [*result.notes]
+    if POOLED in network.names and result.num_rows > 1:
+        notes += regression.variation_warning(_variation(result.out))
+    if config.views > 1 and "train" not in table["split"].unique().to_pylist():
+        notes.append(
+            "There are no training images (no labels, or no train split), so that there are no augmented views."
+        )
+    return dataclasses.replace(result, notes=tuple(notes))
+
+
+def _variation(out: str) -> float:
+    """Returns the variation of the pooled features in some parts; see `probe.variation`."""
+    names = store.part_names(out)
+    parts = [store.read_part(out, name, columns=[POOLED]) for name in names[:: -(-len(names) // SAMPLED_PARTS)]]
+    pooled = np.concatenate([part[POOLED].combine_chunks().to_numpy_ndarray() for part in parts]).astype(np.float32)
+    return regression.variation(pooled.mean(axis=0), pooled.std(axis=0))
+
+
+def update(
+    out: str,
+    table: pa.Table,
+    network: Network,
+    pixels: stream.Pixels,
+    *,
+    plan: ScorePlan,
+    views: int,
+    batch_size: int,
+    overwrite: bool,
+    quiet: bool,
+) -> FeaturesResult:
+    """Brings the features in a directory up to date.
+
+    Args:
+        out: The directory.
+        table: A manifest with `streams.INSPECTION_COLUMNS` and splits; see `dataset.with_splits`.
+        network: What computes the features.
+        pixels: How files become its pixels.
+        plan: How the cluster is shared.
+        views: Rows of each training image.
+        batch_size: Images that the network takes at once.
+        overwrite: Replace features of another network.
+        quiet: Show no progress.
+
+    Raises:
+        ConfigError: The directory holds features of another network.
+    """
+    _open_output(out, network, overwrite=overwrite)
+    rows = _rows(table.filter(pc.field("error_code").is_null()), views, network, pixels)
+    kept, notes = store.keep(out, rows)
+    missing = rows.filter(pa.array([key not in kept for key in rows[KEY].to_pylist()], pa.bool_()))
+    failures: list[dict[str, Any]] = []
+    with Progress("Computing features", rows.num_rows, quiet=quiet) as progress:
+        progress.update(len(kept))
+        for batch in extraction.compute(out, missing, network, pixels, plan, batch_size=batch_size):
+            progress.update(len(kept) + batch["num_done"])
+            failures += batch["failures"]
+    table = _with_failures(table, failures)
+    if len(failures) == rows.num_rows:
+        raise DataError(f"Not one of {rows.num_rows} images can be read any more. Check the storage, and run it again.")
+    manifest.write_manifest(table, storage.join(out, MANIFEST))
+    storage.write_text(storage.join(out, SUCCESS), "")
+    return FeaturesResult(
+        out=out,
+        num_rows=rows.num_rows - len(failures),
+        num_reused=len(kept),
+        num_failed=table.num_rows - table["error_code"].null_count,
+        shapes=dict(zip(network.names, network.shapes, strict=True)),
+        notes=tuple(notes),
+    )
+
+
+def derive(
+    source: str,
+    out: str,
+    table: pa.Table,
+    *,
+    networks: tuple[Network, Network],
+    pixels: stream.Pixels,
+    views: int,
+) -> None:
+    """Takes features that another network has computed: `update` then finds them there.
+
+    Args:
+        source: Where they lie. Rows of other images, pixels or weights, and damaged parts, are left alone.
+        out: The directory, see `update`.
+        table: See `update`.
+        networks: The other one, and the one whose features are wanted: the same, or its last pooled columns alone.
+        pixels: See `update`.
+        views: See `update`.
+
+    Raises:
+        ValueError: They are another network's.
+    """
+    theirs, ours = networks
+    if theirs.fingerprint != ours.fingerprint and ours.names != [POOLED]:
+        raise ValueError("Feature maps cannot be told by their names: they are numbered in each network anew.")
+    _open_output(out, ours, overwrite=True)
+    readable = table.filter(pc.field("error_code").is_null())
+    rows = _rows(readable, views, ours, pixels).drop_columns(["uri", "sha256"])
+    place_of = {key: place for place, key in enumerate(_rows(readable, views, theirs, pixels)[KEY].to_pylist())}
+    for name in store.part_names(source):
+        try:
+            part = store.read_part(source, name, columns=[KEY, *ours.names])
+        except DataError:
+            continue
+        keys = part[KEY].to_pylist()
+        found = [place for place, key in enumerate(keys) if key in place_of]
+        if not found:
+            continue
+        derived = rows.take(pa.array([place_of[keys[place]] for place in found]))
+        for feature, shape in zip(ours.names, ours.shapes, strict=True):
+            values = part[feature].combine_chunks().to_numpy_ndarray()[found]
+            values = np.ascontiguousarray(values[..., -shape[-1] :])
+            derived = derived.append_column(feature, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
+        store.write_part(storage.join(out, name), derived)
+
+
+def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
+    """Makes the output ready; what the same network has left there stays."""
+    location = storage.join(out, NETWORK)
+    is_same = _stored_network(location) == network.fingerprint
+    if storage.exists(location) and not is_same and not overwrite:
+        raise ConfigError(
+            f"'{out}' holds features of another network, level or image size (what --weights or --backbone names, or "
+            "tlray itself, may have changed since). Give another --out, or --overwrite."
+        )
+    if not is_same:
+        storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)
+        about = {"sha256": network.fingerprint, "features": dict(zip(network.names, network.shapes, strict=True))}
+        storage.write_text(location, json.dumps(about, indent=2) + "\n")
+    storage.delete(storage.join(out, SUCCESS))
+
+
+def _stored_network(location: str) -> str | None:
+    """Returns the fingerprint of the network that features are of; None: nothing tells."""
+    try:
+        return json.loads(storage.read_bytes(location))["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _rows(readable: pa.Table, views: int, network: Network, pixels: stream.Pixels) -> pa.Table:
+    """Returns a row for each image and view that features are wanted of, with its `key`."""
+    places, numbers, keys = [], [], []
+    for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
+        for view in range(views if image["split"] == "train" else 1):
+            parts = [network.fingerprint, decoding.DECODING, pixels.size_px, image["image_id"], image["sha256"], view]
+            parts += [pixels.intensity_range] if image["is_16_bit"] else []
+            parts += [asdict(pixels.augmentation), pixels.seed] if view and pixels.augmentation else []
+            places.append(place)
+            numbers.append(view)
+            keys.append(hashlib.sha256(json.dumps(parts).encode()).hexdigest())
+    table = readable.select(["uri", "sha256", *COLUMNS]).take(pa.array(places))
+    return table.append_column("view", pa.array(numbers, pa.int32())).append_column(KEY, pa.array(keys))
+
+
+def _with_failures(table: pa.Table, failures: list[dict[str, Any]]) -> pa.Table:
+    """Returns the manifest with what could be read at first and later not."""
+    codes, errors = table["error_code"].to_pylist(), table["error"].to_pylist()
+    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    for failure in failures:
+        place = place_of[failure["image_id"]]
+        codes[place], errors[place] = failure["error_code"], failure["error"]
+    for name, values in (("error_code", codes), ("error", errors)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return table

@@ -1,0 +1,188 @@
+"""Predictions on disk: their columns, Parquet parts in a folder of their own, and a CSV beside it for people."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pv
+import pyarrow.parquet as pq
+
+from tlray.bundle.spec import BundleSpec
+from tlray.data import manifest
+from tlray.errors import DataError, ImageErrorCode
+from tlray.files import file_stamps, spreadsheet, storage
+from tlray.inference import score_state
+from tlray.progress import Progress
+
+ROWS_PER_PART = 4096
+"""Number of predictions in one Parquet part. An interrupted scoring goes on after the last whole part."""
+
+DATA = "predictions"
+"""Name of the folder of Parquet parts within an output. Nothing else lies there: Polars refuses a mixed folder."""
+
+CSV = "predictions.csv"
+SUCCESS = "_SUCCESS"
+
+NAMES = frozenset({DATA, CSV, SUCCESS})
+"""Names that `write_predictions` fills at the top level of an output."""
+
+
+def prediction_schema(classes: Sequence[str]) -> pa.Schema:
+    """Returns the columns of predictions.
+
+    The manifest's columns (`label` is the truth), `predicted_label` (null on error), `confidence` (the largest
+    probability), `refer` (confidence under the bundle's threshold), `p_<class>` for each class, `error_code`, `error`
+    (null where all is well), `bundle_sha256`.
+    """
+    return pa.schema(
+        [
+            *manifest.SCHEMA,
+            pa.field("predicted_label", pa.string()),
+            pa.field("confidence", pa.float32()),
+            pa.field("refer", pa.bool_()),
+            *(pa.field(f"p_{name}", pa.float32()) for name in classes),
+            pa.field("error_code", pa.string()),
+            pa.field("error", pa.string()),
+            pa.field("bundle_sha256", pa.string()),
+        ]
+    )
+
+
+def prediction_table(rows: pa.Table, batch: Mapping[str, Any], spec: BundleSpec, bundle_sha256: str) -> pa.Table:
+    """Joins a manifest's rows with what the model said of them.
+
+    Args:
+        rows: The manifest's rows.
+        batch: `probabilities` (float32 [rows, classes], NaN where there are none), and the strings `sha256`,
+            `error_code` and `error`, empty for none.
+        spec: The bundle's description.
+        bundle_sha256: The bundle's name.
+    """
+    probs_BK = np.asarray(batch["probabilities"])
+    error_code, error = (_null_if_empty(batch[name]) for name in ("error_code", "error"))
+    valid = np.asarray(np.isfinite(probs_BK).all(axis=1))
+    for place in np.flatnonzero(~valid):
+        if error_code[place] is None:
+            error_code[place] = ImageErrorCode.PREDICT_FAILED.value
+            error[place] = "The model gave no finite probabilities for this image."
+    confidence = np.where(valid, probs_BK.max(axis=1), np.nan)
+    best = probs_BK.argmax(axis=1)
+    labels = [spec.classes[k] for k in best]
+    columns: dict[str, Any] = {
+        **{name: rows[name] for name in manifest.SCHEMA.names},
+        "sha256": _null_if_empty(batch["sha256"]),
+        "predicted_label": pa.array(labels, pa.string(), mask=~valid),
+        "confidence": pa.array(confidence, pa.float32(), mask=~valid),
+        "refer": pa.array(confidence < spec.refer_below, pa.bool_(), mask=~valid),
+        **{f"p_{name}": pa.array(probs_BK[:, k], pa.float32(), mask=~valid) for k, name in enumerate(spec.classes)},
+        "error_code": error_code,
+        "error": error,
+        "bundle_sha256": [bundle_sha256] * len(best),
+    }
+    return pa.table(columns, schema=prediction_schema(spec.classes))
+
+
+def _null_if_empty(values: np.ndarray) -> list[str | None]:
+    return [str(value) or None for value in values]
+
+
+def part_names(out: str) -> list[str]:
+    """Returns the names of an output's Parquet parts, in order."""
+    names = storage.list_names(storage.join(out, DATA))
+    return [name for name in names if re.fullmatch(r"part-\d{5}\.parquet", name)]
+
+
+def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Table:
+    """Reads one Parquet part of an output.
+
+    Args:
+        out: The output.
+        name: See `part_names`.
+        columns: The columns to read; None: all.
+    """
+    file_system, path = storage.open_location(storage.join(out, DATA, name))
+    return pq.read_table(file_system.open_input_file(path), columns=columns)
+
+
+def delete_part(out: str, name: str) -> None:
+    """Deletes one Parquet part of an output."""
+    storage.delete(storage.join(out, DATA, name))
+
+
+def write_part(out: str, number: int, table: pa.Table) -> None:
+    """Writes one Parquet part of an output, whole or not at all.
+
+    Args:
+        out: The output.
+        number: The part's number.
+        table: Predictions. A column `filestamps.COLUMN` goes into the private state.
+    """
+    name = f"part-{number:05d}.parquet"
+    if file_stamps.COLUMN in table.column_names:
+        # First: a part without its stamps costs reading its images again, stamps without a part cost nothing.
+        score_state.write_stamps(out, name, table[file_stamps.COLUMN].to_pylist())
+        table = table.drop_columns([file_stamps.COLUMN])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(out, DATA, name), sink.getvalue().to_pybytes())
+
+
+def write_predictions(
+    tables: Iterator[pa.Table], out: str, *, schema: pa.Schema, num_done: int = 0, progress: Progress
+) -> None:
+    """Writes predictions as Parquet parts, then the CSV, then `_SUCCESS`.
+
+    Args:
+        tables: The predictions.
+        out: The output. Parts that are there already stay, and the new ones follow them.
+        schema: See `prediction_schema`.
+        num_done: The number of rows in the parts that are there already.
+        progress: Shows the number of rows.
+    """
+    for name in storage.list_names(storage.join(out, DATA)):
+        if name.startswith(".part-"):  # a killed writer has left it, and Polars would refuse the folder
+            storage.delete(storage.join(out, DATA, name))
+    waiting: list[pa.Table] = []
+    num_waiting, num_parts = 0, len(part_names(out))
+    for table in tables:
+        waiting.append(table)
+        num_waiting += table.num_rows
+        while num_waiting >= ROWS_PER_PART:
+            whole = pa.concat_tables(waiting)
+            write_part(out, num_parts, whole.slice(0, ROWS_PER_PART))
+            waiting, num_parts = [whole.slice(ROWS_PER_PART)], num_parts + 1
+            num_waiting -= ROWS_PER_PART
+        num_done += table.num_rows
+        progress.update(num_done)
+    if num_waiting or not num_parts:
+        write_part(out, num_parts, pa.concat_tables(waiting) if waiting else schema.empty_table())
+    _write_csv(out, schema)
+    storage.write_text(storage.join(out, SUCCESS), "")
+
+
+def _write_csv(out: str, schema: pa.Schema) -> None:
+    with storage.output_stream(storage.join(out, CSV)) as sink, pv.CSVWriter(sink, schema) as writer:
+        for name in part_names(out):
+            writer.write_table(_for_people(read_part(out, name)))
+
+
+def _for_people(table: pa.Table) -> pa.Table:
+    """Returns a table in which no text is a formula for a spreadsheet; numbers stay numbers."""
+    for place, field in enumerate(table.schema):
+        if field.type == pa.string():
+            texts = [None if text is None else spreadsheet.as_text(text) for text in table[field.name].to_pylist()]
+            table = table.set_column(place, field, pa.array(texts, pa.string()))
+    return table
+
+
+def read_predictions(out: str) -> pa.Table:
+    """Reads a finished output.
+
+    Raises:
+        DataError: It is not finished.
+    """
+    if not storage.exists(storage.join(out, SUCCESS)):
+        raise DataError(f"'{out}' has no {SUCCESS}: the scoring did not finish. Continue it with --resume.")
+    return pa.concat_tables([read_part(out, name) for name in part_names(out)])

@@ -1,0 +1,316 @@
+"""Bulk scoring: every image of a manifest through a bundle's model, one row out for every row in."""
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray.bundle import spec as bundle_module
+from tlray.bundle.spec import BundleSpec
+from tlray.cluster import connection, locations, plans
+from tlray.cluster.plans import ScorePlan
+from tlray.config.commands import ScoreConfig
+from tlray.config.training import parse_columns
+from tlray.data import manifest, stream
+from tlray.data.listing import Listing, list_images, localize
+from tlray.data.schedule import PlainSchedule
+from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
+from tlray.files import file_stamps, roots, storage
+from tlray.inference import predictions, score_state
+from tlray.progress import Progress
+
+KIND = "scoring"
+EARLIER_NAMES = frozenset({"scoring.json", "progress.json", "part-"})
+"""Names at the top level of the outputs of earlier versions, which --overwrite replaces too; see `storage.check_output`
+for `part-`."""
+NAMES = predictions.NAMES | EARLIER_NAMES | {score_state.FOLDER}
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreResult:
+    """What a scoring came to.
+
+    Attributes:
+        out: Where the predictions lie.
+        num_images: Rows, one for every input file.
+        num_failed: Rows with an error code.
+        num_referred: Rows marked `refer`.
+        num_by_label: Rows by predicted label.
+        num_by_error: Rows by error code.
+        num_skipped: Hidden files that were passed over.
+    """
+
+    out: str
+    num_images: int
+    num_failed: int
+    num_referred: int
+    num_by_label: Mapping[str, int]
+    num_by_error: Mapping[str, int]
+    num_skipped: int
+
+
+class _Scorer:
+    """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
+
+    def __init__(self, location: str, sha256: str, num_threads: int | None, use_gpu: bool) -> None:
+        from tlray.inference.predictor import Predictor  # noqa: PLC0415
+
+        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
+        _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = batch.pop("image")
+        readable = batch["error_code"] == ""
+        probabilities = np.full((len(images), len(self.predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
+        probabilities[readable] = self.predictor.predict(np.ascontiguousarray(images[readable]))
+        del batch["epoch"], batch["weight"]
+        return {**batch, "probabilities": probabilities}
+
+
+def predict(
+    bundle: str,
+    table: pa.Table,
+    *,
+    plan: ScorePlan,
+    batch_size: int,
+    first_row: int = 0,
+    with_stamps: bool = False,
+) -> Iterator[pa.Table]:
+    """Scores the images of a manifest on a pool of predictors that grows and shrinks.
+
+    Args:
+        bundle: The bundle's location.
+        table: A manifest.
+        plan: How the cluster is shared.
+        batch_size: Images that the model takes at once.
+        first_row: The manifest's row to start with.
+        with_stamps: Give the column `filestamps.COLUMN` too.
+
+    Yields:
+        Tables in the manifest's order, one row for each of its rows: see `predictions.prediction_schema`.
+    """
+    if first_row >= table.num_rows:
+        return
+    spec, sha256 = bundle_module.read_spec(bundle)
+    pixels = stream.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
+    schedule = PlainSchedule(num_rows=table.num_rows)
+    dataset = stream.image_stream(ray.put(table), schedule, pixels, first_row=first_row, with_stamps=with_stamps)
+    dataset = dataset.map_batches(
+        _Scorer,
+        fn_constructor_args=(bundle, sha256, plan.num_threads, bool(plan.gpus_per_actor)),
+        batch_size=batch_size,
+        **plan.pool(),
+    )
+    stream.configure(dataset)
+    for batch in stream.iterate(dataset):
+        predicted = predictions.prediction_table(table.take(batch["row"]), batch, spec, sha256)
+        if with_stamps:
+            predicted = predicted.append_column(file_stamps.COLUMN, pa.array(batch[file_stamps.COLUMN]))
+        yield predicted
+
+
+def score(config: ScoreConfig) -> ScoreResult:
+    """Scores a file, folder, glob, zip or manifest of images into Parquet parts and a CSV.
+
+    `_SUCCESS` is written last, `_state/progress.json` now and then. An interrupted scoring can be continued with
+    `resume`.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        DataError: There is nothing to score, or it lies elsewhere than below the roots.
+        BundleError: The bundle cannot be used.
+        TlrayError: Most images were not found.
+    """
+    # First what needs no Ray.
+    out = locations.output_location(config.out)
+    bundle = locations.input_location(config.bundle)
+    spec, bundle_sha256 = bundle_module.read_spec(bundle)
+    if config.bundle_sha256 is not None:
+        _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
+    bundle_module.load(bundle)
+    source = locations.input_location(config.input)
+    listing = _list_below_roots(source, config)
+    identity = {
+        "bundle_sha256": bundle_sha256,
+        "input": localize(source),  # one spelling, however it is given
+        "data_fingerprint": manifest.fingerprint(listing.table),
+    }
+    is_continued = _check_output(out, identity, config)
+    connection.connect()
+    available = connection.capacity()
+    locations.check_shared(out, available)
+    locations.check_shared(bundle, available, option="--bundle")
+    locations.check_shared_images(source, config.columns, available, option="--input")
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    num_done = num_failed = 0
+    if is_continued:
+        num_done, num_failed = _keep_unchanged(out, listing.table, verify=config.verify, quiet=config.quiet)
+    else:
+        storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        score_state.write_identity(out, identity)
+    num_images = listing.table.num_rows
+    tables = predict(
+        bundle, listing.table, plan=plan, batch_size=config.batch_size, first_row=num_done, with_stamps=True
+    )
+    tables = score_state.write_progress(
+        tables, out, job=connection.job_name(), num_images=num_images, num_done=num_done, num_failed=num_failed
+    )
+    with Progress("Scoring", num_images, quiet=config.quiet) as progress:
+        predictions.write_predictions(
+            tables, out, schema=predictions.prediction_schema(spec.classes), num_done=num_done, progress=progress
+        )
+    result = _summarize(out, spec, listing)
+    num_missing = result.num_by_error.get(ImageErrorCode.NOT_FOUND, 0)
+    check_found(num_missing, num_images, source=config.input, out=config.out, remedy="continue with --resume")
+    return result
+
+
+def check_found(num_missing: int, num_images: int, *, source: str, out: str, remedy: str) -> None:
+    """Raises a TlrayError if most images were not found: then nobody wants what was made of the others.
+
+    Args:
+        num_missing: The number of images that were not found.
+        num_images: The number of all images.
+        source: Where they were to be.
+        out: Where the predictions are, complete all the same.
+        remedy: What to do when the images are there.
+    """
+    if 2 * num_missing > num_images:
+        raise TlrayError(
+            f"{num_missing} of {num_images} images of '{source}' were not found (the rows are in '{out}'). Check that "
+            f"the files are there and that every node sees them, then {remedy}."
+        )
+
+
+def _check_bundle(location: str, *, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise BundleError(
+            f"The bundle '{location}' is {found[:12]}…, not {wanted[:12]}…: another one took its place. Score with the "
+            "present one, or give the location of that one."
+        )
+
+
+def _list_below_roots(source: str, config: ScoreConfig) -> Listing:
+    """Lists the images; refuses those that lie elsewhere than below the roots, without naming them.
+
+    Whoever gave the source may not know what lies elsewhere. The names are in the log, for the operator.
+    """
+    if config.roots and roots.outside([source], config.roots):  # before a manifest is opened
+        raise DataError(f"'{config.input}' does not lie below the roots. Give a location below one of them.")
+    columns = parse_columns(config.columns)
+    listing = list_images(source, columns=columns, labels_needed=False, allowed=config.roots)
+    outside = roots.outside(listing.table["uri"].to_pylist(), config.roots) if config.roots else []
+    if outside:
+        _LOG.warning("Not below the roots: %s", some(outside, limit=3))
+        raise DataError(
+            f"{len(outside)} of the {listing.table.num_rows} images of '{config.input}' do not lie below the roots, by "
+            "a manifest or a symbolic link. Leave them out."
+        )
+    return listing
+
+
+def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) -> bool:
+    """Tells whether there is a scoring to continue; refuses an output that must not be touched."""
+    found = score_state.read_identity(out) if config.resume else None
+    if found is None:
+        storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        if config.resume and not config.quiet:
+            print(f"There is no {KIND} to resume in '{out}': it begins anew.")
+        return False
+    if found != identity:
+        raise ConfigError(
+            f"--resume: '{out}' was made with another bundle or other images. Give another output, or --overwrite."
+        )
+    return True
+
+
+def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> tuple[int, int]:
+    """Deletes the first part with an image whose file is another than when it was scored, and all behind it.
+
+    Only files whose size or time has changed are read, and those that could not be read before.
+
+    Args:
+        out: The output.
+        table: The manifest.
+        verify: Read all files.
+        quiet: Show nothing.
+
+    Returns:
+        How many rows stay, and how many of them have an error.
+    """
+    names = predictions.part_names(out)
+    parts = [predictions.read_part(out, name, columns=["sha256", "error_code"]) for name in names]
+    ends = np.cumsum([0, *(part.num_rows for part in parts)])
+    before = pa.concat_tables(parts)["sha256"].fill_null("").to_pylist() if parts else []
+    stamps = _stamps_now(table["uri"].slice(0, len(before)), quiet=quiet)
+    known = [
+        score_state.read_stamps(out, name, num_rows=part.num_rows) for name, part in zip(names, parts, strict=True)
+    ]
+    same = [bool(old and old == new) for old, new in zip(itertools.chain(*known), stamps, strict=True)]
+    doubtful = [place for place, sha256 in enumerate(before) if verify or not sha256 or not same[place]]
+    changed = _changed(table["uri"], before, doubtful, quiet=quiet)
+    num_kept = int(np.searchsorted(ends[1:], changed[0], side="right")) if changed else len(parts)
+    num_done = int(ends[num_kept])
+    if changed:
+        if not quiet:
+            print(
+                f"Changed since it was scored: {len(changed)} of {len(before)} images. Scoring goes on behind image "
+                f"{num_done} of {table.num_rows}."
+            )
+        storage.delete(storage.join(out, predictions.SUCCESS))
+        for name in reversed(names[num_kept:]):
+            predictions.delete_part(out, name)
+    for number, name in enumerate(names[:num_kept]):
+        now = stamps[ends[number] : ends[number + 1]]
+        if now != known[number]:  # the same content with another time is not read again the next time
+            score_state.write_stamps(out, name, now)
+    return num_done, sum(part.num_rows - part["error_code"].null_count for part in parts[:num_kept])
+
+
+def _stamps_now(uris: pa.ChunkedArray, *, quiet: bool) -> list[str]:
+    found: list[str] = []
+    with Progress("Looking for images that have changed", len(uris), quiet=quiet) as progress:
+        for stamps in stream.stamps(uris) if len(uris) else ():
+            found += stamps
+            progress.update(len(found))
+    return found
+
+
+def _changed(uris: pa.ChunkedArray, before: Sequence[str], places: Sequence[int], *, quiet: bool) -> list[int]:
+    """Reads the images at some places; returns those places whose sha256 (empty: unreadable) is another than before."""
+    now: list[str] = []
+    with Progress("Reading images again", len(places), quiet=quiet) as progress:
+        for digests in stream.digests(uris.take(pa.array(places, pa.int64()))) if places else ():
+            now += digests
+            progress.update(len(now))
+    return [place for place, digest in zip(places, now, strict=True) if before[place] != digest]
+
+
+def _summarize(out: str, spec: BundleSpec, listing: Listing) -> ScoreResult:
+    num_by_label = dict.fromkeys(spec.classes, 0)
+    num_by_error: dict[str, int] = {}
+    num_referred = 0
+    for name in predictions.part_names(out):
+        part = predictions.read_part(out, name, columns=["predicted_label", "refer", "error_code"])
+        num_referred += sum(1 for value in part["refer"].to_pylist() if value)
+        for key, counts in (("predicted_label", num_by_label), ("error_code", num_by_error)):
+            for item in part[key].value_counts().to_pylist():
+                if item["values"] is not None:
+                    counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+    return ScoreResult(
+        out=out,
+        num_images=listing.table.num_rows,
+        num_failed=sum(num_by_error.values()),
+        num_referred=num_referred,
+        num_by_label=num_by_label,
+        num_by_error=num_by_error,
+        num_skipped=listing.num_skipped,
+    )

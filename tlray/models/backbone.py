@@ -1,0 +1,199 @@
+"""The backbone: a pretrained network without its top, its weights, and the pixels that it wants to see."""
+
+import contextlib
+import inspect
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import keras
+import numpy as np
+
+from tlray.bundle import spec
+from tlray.config.training import Preprocessing, TrainConfig
+from tlray.errors import ConfigError, TlrayError
+from tlray.files import storage
+from tlray.models.files import load_keras_file
+from tlray.models.weights import NAMED, check_weights, has_bundle
+
+DOWNLOAD_TIMEOUT_S = 20.0
+
+# Means and deviations of ImageNet's RGB in [0, 1], and means of its BGR in [0, 255], as keras.applications has them:
+# keras.src.applications.imagenet_utils.preprocess_input, modes "torch" and "caffe".
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+def preprocess(images: Any, mode: Preprocessing) -> Any:
+    """Applies a backbone's pixel preprocessing as layers.
+
+    Args:
+        images: Keras tensor [batch, height, width, 3], RGB in [0, 255], any dtype.
+        mode: `unit` [0, 1], `symmetric` [-1, 1], `imagenet` (deviations from ImageNet's mean), `caffe` (BGR minus
+            ImageNet's mean), `raw` [0, 255].
+
+    Returns:
+        Keras tensor of the layers' dtype, same shape.
+    """
+    match mode:
+        case "unit":
+            return keras.layers.Rescaling(1 / 255)(images)
+        case "symmetric":
+            return keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+        case "imagenet":
+            scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
+            offset = [-mean / deviation for mean, deviation in zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)]
+            return keras.layers.Rescaling(scale, offset=offset)(images)  # pyright: ignore[reportArgumentType]
+        case "caffe":
+            offset = [-mean for mean in _CAFFE_MEAN_BGR]
+            bgr = keras.ops.flip(images, axis=-1)
+            return keras.layers.Rescaling(1.0, offset=offset)(bgr)  # pyright: ignore[reportArgumentType]
+        case "raw":
+            return keras.layers.Rescaling(1.0)(images)
+
+
+def find_application(name: str) -> Any:
+    """Returns the constructor of a keras.applications model.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    constructors = dict(inspect.getmembers(keras.applications, inspect.isfunction))
+    if name not in constructors:
+        raise ConfigError(
+            f"--backbone '{name}' is neither a .keras file nor a model of keras.applications. "
+            f"These are: {', '.join(sorted(constructors))}."
+        )
+    return constructors[name]
+
+
+def application_preprocessing(name: str) -> Preprocessing:
+    """Finds how keras.applications preprocesses a backbone's pixels, by trying its function on two pixels."""
+    probe = np.array([[[[0.0, 64.0, 128.0], [32.0, 255.0, 7.0]]]], dtype=np.float32)
+    module = sys.modules[find_application(name).__module__]
+    wanted = module.preprocess_input(probe.copy())
+    for mode in get_args(Preprocessing):
+        if np.allclose(np.asarray(preprocess(probe, mode)), wanted, atol=1e-4):
+            return mode
+    raise ConfigError(f"The preprocessing of {name} is none of {get_args(Preprocessing)}: give --preprocessing.")
+
+
+def build_backbone(config: TrainConfig) -> keras.Model:
+    """Builds the backbone with its starting weights: floating-point images in, a feature map out.
+
+    Args:
+        config: Names backbone, cut, weights and image size.
+
+    Raises:
+        ConfigError: The model or its weights are not to be had, or do not fit together.
+    """
+    build = _own_backbone if config.backbone.endswith(".keras") else _application_backbone
+    backbone = build(config)
+    if config.weights not in NAMED:
+        _load_weights(backbone, config)
+    return backbone
+
+
+def _application_backbone(config: TrainConfig) -> keras.Model:
+    constructor = find_application(config.backbone)
+    shape = (config.image_size_px, config.image_size_px, 3)
+    try:
+        if config.weights != "imagenet":
+            return constructor(include_top=False, weights=None, input_shape=shape)
+        with _download_timeout():
+            return constructor(include_top=False, weights="imagenet", input_shape=shape)
+    except ValueError as error:
+        raise ConfigError(
+            f"{config.backbone} cannot be built for --image-size-px {config.image_size_px}: {error}"
+        ) from error
+    except Exception as error:  # keras.utils.get_file raises a bare Exception for every failed download
+        raise ConfigError(
+            f"The ImageNet weights of {config.backbone} could not be downloaded ({error}). Without a network give "
+            "--weights PATH (a Keras weights file of the model without its top), or --weights none to start from "
+            "random weights."
+        ) from error
+
+
+@contextlib.contextmanager
+def _download_timeout() -> Iterator[None]:
+    # Keras downloads without a time-out of its own; a socket's default is the only way to set one.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _own_backbone(config: TrainConfig) -> keras.Model:
+    model = load_keras_file(config.backbone)
+    height, width = model.input_shape[1:3]
+    if {height, width} - {None, config.image_size_px}:
+        raise ConfigError(
+            f"The model {config.backbone} takes {height} x {width} px images, not --image-size-px "
+            f"{config.image_size_px}. Give --image-size-px {height}."
+        )
+    outputs: dict[str, Any] = {}
+
+    def call_and_keep(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        result = layer(*args, **kwargs)
+        if len(getattr(result, "shape", ())) == 4 and not isinstance(layer, keras.layers.InputLayer):
+            outputs[layer.name] = result
+        return result
+
+    shape = (config.image_size_px, config.image_size_px, *model.input_shape[3:])  # of a model for any size, too
+    same_layers = keras.models.clone_model(
+        model,
+        input_tensors=keras.Input(shape, dtype=model.inputs[0].dtype),
+        clone_function=lambda layer: layer,
+        call_function=call_and_keep,
+    )
+    if not outputs:
+        raise ConfigError(f"The model {config.backbone} has no layer with a feature map [batch, height, width, n].")
+    name = config.cut or next(reversed(outputs))
+    if name not in outputs:
+        raise ConfigError(
+            f"--cut '{name}' is no layer of {config.backbone} with a feature map. The last ones: "
+            f"{', '.join(list(outputs)[-8:])}."
+        )
+    return keras.Model(same_layers.inputs[0], outputs[name], name="own_backbone")
+
+
+def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
+    check_weights(config.weights)
+    is_bundle = has_bundle(config.weights)
+    try:
+        with storage.local_copy(config.weights) as path:
+            if is_bundle:
+                backbone.set_weights(_bundle_backbone(path).get_weights())
+            else:
+                backbone.load_weights(path)
+    except TlrayError:
+        raise
+    except Exception as error:  # h5py, Keras and NumPy each have their own for what does not fit
+        what = "the bundle" if is_bundle else "the weights file"
+        if "truncated" in str(error):
+            raise ConfigError(
+                f"--weights: {what} '{config.weights}' is damaged or incomplete. Copy or download it again."
+            ) from error
+        raise ConfigError(
+            f"--weights: {what} '{config.weights}' does not fit the backbone {config.backbone} without its top. "
+            f"Name the --backbone that it was made for. ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Returns what an error says first; of a line that only announces the next one, that too."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join([first, *(others[:1] if first.endswith(":") else [])])[:300]
+
+
+def _bundle_backbone(directory: Path) -> keras.Model:
+    model = load_keras_file(str(spec.load(str(directory)).model_path))
+    backbones = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    if len(backbones) != 1:
+        raise ConfigError("--weights: this bundle was exported from a model of your own and has no backbone to reuse.")
+    return backbones[0]

@@ -1,0 +1,281 @@
+"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): where in an image the evidence for a class lies."""
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib import colormaps
+from PIL import Image
+
+from tlray.bundle.spec import Bundle
+from tlray.errors import BundleError, ConfigError
+from tlray.models.files import load_keras_file
+
+OPACITY = 0.5
+"""Opacity of an overlay where the heatmap is 1: half of the contrast of the anatomy below stays visible."""
+
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+_GIVE_PROBABILITIES = ("Softmax", "Sigmoid")
+_PASSED = ("Rescaling", "Identity", "Cast")
+_COLOURS = colormaps["inferno"]  # its lightness rises evenly, also for people with colour-blindness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Call:
+    """One step of a model: a layer, its arguments, and the tensors among these and in the result."""
+
+    layer: Any
+    args: Any
+    kwargs: Any
+    taken: list[keras.KerasTensor]
+    given: list[keras.KerasTensor]
+
+
+class Explainer:
+    """The deployed model of a bundle, taken apart at its last feature maps.
+
+    The maps A_1, A_2, ... are the last tensors with height and width > 1 on every path from the image to the logits z,
+    in any backbone, nested models too. Usually that is one; a linear head on global averages of several depths has one
+    at each depth. All that follows them, the head, is seen as a function of these maps alone, and the evidence for
+    class c at position (i, j) is
+
+        E_c[i, j] = sum over d of E_cd[i, j],    E_cd[i, j] = sum over k of a_cdk * A_dk[i, j],
+        a_cdk = sum over (i, j) of dz_c / dA_dk[i, j]
+
+    with the coarser E_cd enlarged (bilinear) to the finest one's grid. For one depth max(E_c, 0) is Grad-CAM of the
+    paper but for a factor: a_ck is its alpha times the number of positions, which makes E a density, so that depths
+    with grids of different size are added by what they contribute to the logit. For a linear head on global averages,
+    with frozen standardisation or without, this is the exact class activation map (Zhou et al. 2016, arXiv:1512.04150):
+    the averages of E_cd over their grids sum to z_c, less what no position has a part in, the bias and the means of the
+    standardisation. Gradients are those of the logits, before temperature and softmax, which depend on the other
+    classes and vanish where the model is certain.
+
+    The first heatmap takes a second longer than the others: TensorFlow traces the model then.
+
+    Args:
+        bundle: Its `model.keras` is loaded once, on the devices that the process sees.
+
+    Raises:
+        BundleError: The model cannot be loaded, or has no feature map.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        try:
+            model = load_keras_file(os.fspath(bundle.model_path))
+        except ConfigError as error:
+            raise BundleError(f"The bundle's model cannot be explained: {error}") from error
+        self._size_px = bundle.spec.image_size_px
+        self._num_classes = len(bundle.spec.classes)
+        image: Any = keras.Input((*model.inputs[0].shape[1:],), dtype=model.inputs[0].dtype)
+        calls, (probabilities,) = _walk(model, [image])
+        logits = _before_softmax(calls, probabilities)
+        maps = _last_maps(calls, logits)
+        if not maps or any("float" not in each.dtype for each in maps):
+            raise BundleError(
+                "The bundle's model cannot be explained: it has no layer with a feature map [batch, height, width, "
+                "channels]. Use it without explanations."
+            )
+        body, head = _between(calls, [image], maps), _between(calls, maps, [logits])
+
+        def evidence(images: tf.Tensor, class_index: tf.Tensor) -> list[tf.Tensor]:
+            values = _run(body, {id(image): images})
+            found = [values[id(each)] for each in maps]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(found)
+                scores = _run(head, {id(each): value for each, value in zip(maps, found, strict=True)})[id(logits)]
+                if scores.shape[-1] == 1:  # one sigmoid for two classes
+                    scores = tf.concat([-scores, scores], axis=-1)
+                score = scores[0, class_index]
+            slopes: Any = tape.gradient(score, found, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            found, slopes = ([tf.cast(each[0], tf.float32) for each in tensors] for tensors in (found, slopes))
+            return [
+                tf.tensordot(value, tf.reduce_sum(slope, axis=(0, 1)), axes=1)
+                for value, slope in zip(found, slopes, strict=True)
+            ]
+
+        signature = [tf.TensorSpec((1, *image.shape[1:]), tf.uint8), tf.TensorSpec((), tf.int32)]
+        self._evidence = tf.function(evidence, input_signature=signature, autograph=False)
+
+    def heatmap(self, image_HWC: np.ndarray, class_index: int) -> np.ndarray:
+        """Computes where an image speaks for a class.
+
+        Args:
+            image_HWC: uint8 [size, size, 3], RGB, at the bundle's `image_size_px`.
+            class_index: Place in the bundle's `classes`.
+
+        Returns:
+            float32 [size, size]: max(E_c, 0) enlarged (bilinear), divided by its maximum, in [0, 1]. All zero where
+            nothing speaks for the class, or where the model's numbers are not finite.
+
+        Raises:
+            ValueError: The image has another dtype or shape, or there is no such class.
+        """
+        shape = (self._size_px, self._size_px, 3)
+        if image_HWC.dtype != np.uint8 or image_HWC.shape != shape:
+            raise ValueError(
+                f"The model takes a uint8 image {list(shape)}. Received: {image_HWC.dtype} {list(image_HWC.shape)}"
+            )
+        if not 0 <= class_index < self._num_classes:
+            raise ValueError(f"The classes are 0 to {self._num_classes - 1}. Received: {class_index}")
+        tensors = self._evidence(tf.constant(image_HWC[np.newaxis]), tf.constant(class_index, tf.int32))
+        depths = [tensor.numpy() for tensor in tensors]
+        height, width = (max(sizes) for sizes in zip(*(depth.shape for depth in depths), strict=True))
+        with np.errstate(over="ignore", invalid="ignore"):
+            evidence = np.sum([_enlarge(depth, height, width) for depth in depths], axis=0)
+        if not np.isfinite(evidence).all():
+            return np.zeros(shape[:2], dtype=np.float32)
+        heat = _enlarge(np.maximum(evidence, 0), *shape[:2])
+        return heat / heat.max() if heat.any() else heat
+
+
+def overlay(image_HWC: np.ndarray, heatmap_HW: np.ndarray) -> Image.Image:
+    """Lays a heatmap over an image in grey: the hotter, the more opaque.
+
+    Args:
+        image_HWC: uint8 [height, width, 3], RGB.
+        heatmap_HW: float32 in [0, 1], of any size: it is fitted to the image's.
+
+    Returns:
+        An RGB image of the image's size.
+    """
+    height, width = image_HWC.shape[:2]
+    grey_HW1 = np.asarray(Image.fromarray(image_HWC).convert("L"), dtype=np.float32)[..., np.newaxis]
+    heat_HW = _enlarge(heatmap_HW, height, width)
+    opacity_HW1 = OPACITY * heat_HW[..., np.newaxis]
+    colours_HWC = 255 * _COLOURS(heat_HW)[..., :3]
+    mixed_HWC = (1 - opacity_HW1) * grey_HW1 + opacity_HW1 * colours_HWC
+    return Image.fromarray(np.rint(mixed_HWC).astype(np.uint8))
+
+
+def to_png(image: Image.Image) -> bytes:
+    """Encodes an image as PNG, without metadata: the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _enlarge(values_HW: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = Image.fromarray(values_HW.astype(np.float32, copy=False))
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _walk(model: keras.Model, inputs: list[Any]) -> tuple[list[_Call], list[Any]]:
+    """Calls a model on new inputs, nested models layer by layer.
+
+    Returns:
+        The calls in order of execution, and the outputs.
+    """
+    calls: list[_Call] = []
+
+    def record(layer: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        taken, given = _tensors([args, kwargs]), _tensors(result)
+        calls.append(_Call(layer=layer, args=args, kwargs=kwargs, taken=taken, given=given))
+        return result
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        result = layer(*args, **kwargs)
+        if not isinstance(layer, keras.Model):
+            return record(layer, args, kwargs, result)
+        # Nested models have graphs of their own, in which layers may have names that are taken out here.
+        taken = _tensors([args, kwargs])
+        inner_inputs: list[Any] = [keras.Input(batch_shape=each.shape, dtype=each.dtype) for each in taken]
+        inner_calls, inner_outputs = _walk(layer, inner_inputs)
+        for outer, inner in zip(taken, inner_inputs, strict=True):
+            record(_same, (outer,), {}, inner)
+        calls.extend(inner_calls)
+        for inner, outer in zip(inner_outputs, _tensors(result), strict=True):
+            record(_same, (inner,), {}, outer)
+        return result
+
+    as_functional = keras.Model(model.inputs, model.outputs)  # a Sequential has no graph for clone_model
+    same_layers = keras.models.clone_model(
+        as_functional, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
+    )
+    return calls, same_layers.outputs
+
+
+def _same(tensor: Any) -> Any:
+    """Passes a tensor between the graphs of a nested model and of the one around it."""
+    return tensor
+
+
+def _tensors(structure: Any) -> list[Any]:
+    return [each for each in keras.tree.flatten(structure) if isinstance(each, keras.KerasTensor)]
+
+
+def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
+    """Goes back from probabilities to logits; the activation of a layer that has one of its own is taken out.
+
+    Between the two are softmax and temperature (`model.with_probabilities`), and for an own model that ended in
+    probabilities log(max(p, tiny)), of one sigmoid's [1 - p, p] perhaps (`model.from_trained`). Where that model made
+    p in a way that is not known here, log p is returned, whose gradient, other than that of p, does not vanish for
+    improbable classes.
+    """
+    makers = {id(given): call for call in calls for given in call.given}
+    logits, is_logarithm = tensor, False
+    while id(tensor) in makers:
+        call = makers[id(tensor)]
+        kind, activation = type(call.layer).__name__, getattr(call.layer, "activation", None)
+        if activation in _PROBABILITIES and kind != "Activation":
+            call.layer.activation = keras.activations.linear
+            return tensor
+        *others, before = call.taken
+        gives_probabilities = activation in _PROBABILITIES or kind in _GIVE_PROBABILITIES
+        is_linear = (
+            kind in _PASSED or call.layer is _same or (kind == "Activation" and activation is keras.activations.linear)
+        )
+        is_pair = kind == "Concatenate" and [makers[id(other)].taken for other in others] == [[before]]
+        is_passed = gives_probabilities or is_linear or kind == "Log" or (kind == "Maximum" and is_logarithm)
+        if not (is_pair or (is_passed and not others)):
+            break
+        is_logarithm = (is_logarithm or kind == "Log") and not gives_probabilities
+        tensor = before
+        if not is_logarithm:
+            logits = tensor
+    return logits
+
+
+def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:
+    """Returns the tensors with height and width > 1 from which the logits are made by way of tensors without these."""
+    maps: dict[int, Any] = {}
+    flat = {id(logits)}
+    for call in reversed(calls):
+        if flat.isdisjoint(map(id, call.given)):
+            continue
+        for tensor in call.taken:
+            if len(tensor.shape) == 4 and 1 not in tensor.shape[1:3]:
+                maps[id(tensor)] = tensor
+            else:
+                flat.add(id(tensor))
+    return list(maps.values())
+
+
+def _between(calls: list[_Call], start: Iterable[Any], end: Iterable[Any]) -> list[_Call]:
+    """Returns the calls that make some tensors from others, in order."""
+    known = set(map(id, start))
+    wanted = set(map(id, end)) - known
+    path: list[_Call] = []
+    for call in reversed(calls):
+        if not wanted.isdisjoint(map(id, call.given)):
+            path.append(call)
+            wanted |= set(map(id, call.taken)) - known
+    return path[::-1]
+
+
+def _run(calls: list[_Call], values: Mapping[int, Any]) -> dict[int, Any]:
+    """Computes what calls give; tensors are named by their Keras tensor's id."""
+    values = dict(values)
+
+    def value(each: Any) -> Any:
+        return values[id(each)] if isinstance(each, keras.KerasTensor) else each
+
+    for call in calls:
+        args, kwargs = keras.tree.map_structure(value, [call.args, call.kwargs])  # pyright: ignore
+        results = keras.tree.flatten(call.layer(*args, **kwargs))
+        values |= {id(given): result for given, result in zip(call.given, results, strict=True)}
+    return values

@@ -1,0 +1,55 @@
+"""The files of a model: a Keras file that is read, and `model.keras` and `saved_model/` that are written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tlray.bundle import spec
+from tlray.errors import ConfigError
+from tlray.files import storage
+
+
+def load_keras_file(location: str) -> keras.Model:
+    """Loads a .keras file, without running code from it.
+
+    Raises:
+        ConfigError: It is not there, no Keras model, or wants code of its own.
+    """
+    if not storage.exists(location):
+        raise ConfigError(f"There is no model file at '{location}'.")
+    with storage.local_copy(location) as path:
+        try:
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # h5py, zipfile, Keras and user layers each raise their own
+            raise ConfigError(f"'{location}' is no Keras model that can be loaded safely: {error}") from error
+    if not isinstance(model, keras.Model) or len(model.inputs) != 1:
+        raise ConfigError(f"'{location}' must be a Keras model with one input, an image.")
+    return (
+        keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        if isinstance(model, keras.Sequential)
+        else model
+    )
+
+
+def save_artifact(classifier: keras.Model, directory: Path) -> Callable[[Any], Any]:
+    """Writes `model.keras` and `saved_model/` (signature `serving_default`) of a model with probabilities.
+
+    Returns:
+        The signature's function, from uint8 images to probabilities.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    classifier.save(directory / spec.MODEL_FILE)
+    signature = tf.TensorSpec((None, *classifier.input_shape[1:]), tf.uint8, name="image")
+
+    def predict(image: Any) -> Any:
+        return classifier(image, training=False)
+
+    serve = tf.function(predict, input_signature=[signature], autograph=False)
+    # Keras' own `export` writes every weight twice and takes twice the time.
+    module: Any = tf.Module()
+    module.weights = [variable.value for variable in classifier.variables]
+    tf.saved_model.save(module, str(directory / spec.SAVED_MODEL_DIR), signatures=serve)
+    return serve

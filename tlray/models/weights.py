@@ -1,0 +1,56 @@
+"""Pretrained weights as they are given to --weights, looked at before anything is built with them."""
+
+from pyarrow import fs
+
+from tlray.bundle import spec
+from tlray.errors import ConfigError
+from tlray.files import storage
+
+NAMED = frozenset({"imagenet", "none"})
+"""What is no location."""
+
+# How files begin: HDF5 (its format specification, II.A) and zip (APPNOTE.TXT 4.3.7); Keras goes by a file's ending.
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_ZIP = b"PK\x03\x04"
+_BEGINNINGS = {".h5": _HDF5, ".hdf5": _HDF5, ".keras": _ZIP, ".weights.json": b""}
+
+
+def has_bundle(location: str) -> bool:
+    """Tells whether an earlier bundle of tlray lies at a location."""
+    return storage.exists(storage.join(location, spec.BUNDLE_JSON))
+
+
+def check_weights(weights: str) -> None:
+    """Refuses weights that no backbone could begin with; whether they fit one is seen where that is built.
+
+    Args:
+        weights: `imagenet`, `none`, or a location.
+
+    Raises:
+        ConfigError: Nothing is there, or no Keras weights file and no bundle.
+    """
+    if weights in NAMED:
+        return
+    kind = storage.file_info(weights).type
+    if kind == fs.FileType.NotFound:
+        raise ConfigError(
+            f"There are no weights at '{weights}'. Give 'imagenet', 'none', a Keras weights file, or a bundle."
+        )
+    if kind == fs.FileType.Directory:
+        if not has_bundle(weights):
+            raise ConfigError(
+                f"--weights '{weights}' is a folder and no bundle of tlray: it has no {spec.BUNDLE_JSON}. Give the "
+                "folder that has it (of a run: RUN/bundle), or a Keras weights file."
+            )
+        return
+    beginning = next((begin for ending, begin in _BEGINNINGS.items() if weights.endswith(ending)), None)
+    file_system, path = storage.open_location(weights)
+    if beginning is not None:
+        with file_system.open_input_file(path) as file:
+            if file.read(len(beginning)) == beginning:
+                return
+    what = "ending is" if beginning is None else "first bytes are"
+    raise ConfigError(
+        f"--weights '{weights}' is no Keras weights file ({', '.join(_BEGINNINGS)}): its {what} not of one. Give the "
+        "file as Keras saved it."
+    )

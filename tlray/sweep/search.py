@@ -1,0 +1,348 @@
+"""A sweep: many settings tried on features that the network computes once, cross-validated, the best one trained."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from tlray.cluster import connection, locations
+from tlray.cluster.connection import Capacity
+from tlray.config.commands import SweepConfig
+from tlray.config.training import TrainConfig, to_json
+from tlray.data import dataset, manifest, prior
+from tlray.data.dataset import Dataset
+from tlray.data.listing import Listing
+from tlray.errors import ConfigError, DataError
+from tlray.evaluation import figures
+from tlray.features import update
+from tlray.features.cache import FeatureCache
+from tlray.features.extraction import Network
+from tlray.features.store import POOLED
+from tlray.files import storage
+from tlray.models.weights import check_weights
+from tlray.probe import regression
+from tlray.sweep import trial_table, tuner
+from tlray.sweep.task import TrialTask
+from tlray.training import assembly, probing, resume, run
+from tlray.training.assembly import Prepared
+from tlray.training.resume import CONFIG
+
+TRIALS_PNG = "trials.png"
+BEST = "best"
+KIND = "sweep"
+MAX_HIDDEN_LAYERS = 2
+"""In the head, as in the recipe `article`."""
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, BEST})
+NAMES |= {trial_table.FILE, trial_table.LOSSES_FILE, TRIALS_PNG}
+
+Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
+"""Training and held-out images of each fold, by number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Attributes:
+        out: Its directory.
+        trials: The settings and results of each trial that did not fail, the one of the lowest loss first.
+        chosen: The settings that were trained, and what they gave; see `trialtable.choose`.
+        best: That training.
+        warnings: What a careful reader must know of the trials and of that training.
+    """
+
+    out: str
+    trials: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    best: run.TrainResult
+    warnings: tuple[str, ...]
+
+
+def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
+    """Returns the settings that are tried: first about those of the recipe `standard`, then random ones.
+
+    The same config gives the same ones, so that a sweep that is continued knows which are left. A head has a linear
+    probe and, beside it, no, one or two hidden layers.
+    """
+    most = config.trainable_layers
+    layers = sorted({0, most // 3, most * 2 // 3, most})
+    generator = np.random.default_rng(config.seed)
+    first = {
+        "depths": 5,
+        "inverse_penalty": 1e-3,
+        "hidden_layers": 0,
+        "trainable_layers": most,
+        "learning_rate": 1e-4,
+        "dropout": 0.3,
+        "views": config.views,
+        "seed": config.seed,
+    }
+    others = [
+        {
+            "depths": int(generator.integers(1, 6)),
+            "inverse_penalty": _log_uniform(generator, 1e-5, 1.0),
+            "hidden_layers": int(generator.integers(0, MAX_HIDDEN_LAYERS + 1)),
+            "trainable_layers": int(generator.choice(layers)),
+            "learning_rate": _log_uniform(generator, 1e-5, 1e-3),
+            "dropout": float(generator.choice([0.0, 0.3, 0.5])),
+            "views": int(generator.integers(1, config.views + 1)),
+            "seed": int(generator.integers(0, 1000)),
+        }
+        for _ in range(config.num_trials - 1)
+    ]
+    return [first, *others]
+
+
+def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
+    """Draws a number of three digits: the table holds it as it is."""
+    return float(f"{np.exp(generator.uniform(np.log(low), np.log(high))):.3g}")
+
+
+def sweep(config: SweepConfig) -> SweepResult:
+    """Computes features once, tries settings on them, and trains the best ones; see `trialtable.choose`.
+
+    Validation images are cross-validated together with the training images, so that a small validation split does not
+    decide alone; test images are left for the end.
+
+    `trials.csv` gets a row whenever a trial ends. With `resume`, features that are there are not computed again,
+    trials with a result not run again (failed ones are, until all have ended), and once all have ended the training of
+    the best settings goes on where it was. Whether a trial is stopped early depends on those that ended before it in
+    this process: in a sweep that is continued, the first ones may go on for longer than they would have in an
+    uninterrupted one.
+
+    Ray Tune could restore a sweep as well: from pickles, which run any code that is in them, that are some trials
+    behind, and that no other version of Ray reads.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        DataError: The data cannot be used.
+        TlrayError: Every trial failed, or the training of the best settings.
+    """
+    base = locations.absolute(config.training())
+    resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
+    config = dataclasses.replace(config, **resolved)
+    # First what needs no Ray.
+    is_continued = resume.check_output(config, kind=KIND, known_names=NAMES)
+    stored = dataset.stored_dataset(base.out) if is_continued else None
+    source = None
+    if not (is_continued and _is_tried(config)):
+        if is_continued:  # trials are trained with class weights
+            resume.check_losses(config, kind=KIND, has_losses=bool(trial_table.read_trials(base.out)[0]))
+        check_weights(base.weights)
+        source = stored or _list(config)
+        prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
+    connection.connect()
+    available = connection.capacity()
+    locations.check_shared(base.out, available)
+    stored_uris = stored.table["uri"].to_pylist() if stored else None
+    locations.check_shared_images(base.data, base.columns, available, stored_uris=stored_uris)
+    connection.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
+    if source is not None:
+        _try_settings(config, source, available, is_continued=is_continued)
+    trials, errors = trial_table.read_trials(base.out)
+    images = dataset.stored_dataset(base.out)
+    assert images is not None  # noqa: S101 (the trials were on them)
+    chosen = trial_table.choose(trials, trial_table.read_losses(base.out), np.bincount(_groups(images)))
+    best = _train_best(config, chosen, available)
+    warnings = (*best.warnings, *trial_table.failure_warnings(trials, errors))
+    return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+
+
+def _list(config: SweepConfig) -> Listing:
+    """Lists the images; refuses classes of too few patients, of which reading would find no more."""
+    base = config.training()
+    listed = dataset.list_trainable(base)
+    table = manifest.assign_splits(listed.table, seed=base.seed)
+    table = table.filter(pc.field("label").is_valid() & (pc.field("split") != "test"))
+    by_label = table.group_by("label").aggregate([("group_id", "count_distinct")])
+    _check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), config)
+    return listed
+
+
+def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
+    if num_groups < config.num_folds:
+        raise DataError(
+            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
+            f"{config.num_folds}."
+        )
+
+
+def _is_tried(config: SweepConfig) -> bool:
+    """Tells whether all trials have ended, well or not: then the training of the best settings may have begun."""
+    if not storage.exists(storage.join(config.out, TRIALS_PNG)) or dataset.stored_dataset(config.out) is None:
+        return False
+    trials, errors = trial_table.read_trials(config.out)
+    return bool(trials) and len(trials) + len(errors) >= config.num_trials
+
+
+def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> run.TrainResult:
+    best = best_config(config, trial)
+    if not storage.exists(storage.join(best.out, CONFIG)):
+        images = dataset.stored_dataset(config.out)
+        assert images is not None  # noqa: S101 (the trials were on them)
+        # What an interruption has left half made there is the sweep's own.
+        run.begin(dataclasses.replace(best, resume=False, overwrite=True), images)
+        _share_features(config.training(), best, images)
+    return run.train(dataclasses.replace(best, resume=True, overwrite=False), available)
+
+
+def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
+    """Gives the training of the best settings what the sweep has computed, if that is all that it needs.
+
+    That is so where pooled features are all that is needed, and for fine-tuning with all of the sweep's depths and
+    layers: other maps have other places in the network.
+    """
+    best = best.resolved()
+    theirs, ours = (_network(config, images) for config in (base, best))
+    if ours.names != [POOLED] and theirs.fingerprint != ours.fingerprint:
+        return
+    update.derive(
+        storage.join(base.out, probing.FEATURES),
+        storage.join(best.out, probing.FEATURES),
+        images.readable,
+        networks=(theirs, ours),
+        pixels=probing.pixels(best, images),
+        views=assembly.num_views(best),
+    )
+
+
+def _network(config: TrainConfig, images: Dataset) -> Network:
+    prepared: Prepared = connection.get(connection.start_here(assembly.prepare, config, len(images.classes)))
+    assert prepared.network is not None  # noqa: S101
+    return prepared.network
+
+
+def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
+    """Writes the table of trials, and last its figure."""
+    base = config.training()
+
+    def refuse(images: Dataset, prepared: Prepared) -> None:
+        assert prepared.network is not None  # noqa: S101
+        _check_memory(config, available, images, prepared.network)
+        probing.check_memory(available, images, prepared.network)
+
+    images, prepared = assembly.read_and_prepare(base, source, available, kind=KIND, refuse=refuse)
+    assert prepared.network is not None  # noqa: S101
+    folds = _folds(images, config)
+    # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
+    if not is_continued:
+        storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+        storage.write_text(storage.join(base.out, CONFIG), to_json(config))
+    resume.keep_new_settings(config)
+    dataset.write_dataset(images, base.out)
+    directory = probing.compute(base, available, images, prepared.network)
+    splits = {split: images.split(split) for split in ("train", "valid")}
+    cache = probing.load(directory, prepared.network.names, splits, views=base.views)
+    task = _make_task(config, images, prepared, cache, folds)
+    tuner.run_trials(
+        base.out, draw_settings(config), task,
+        cpus_per_trial=available.task_cpus,
+        most_at_once=most_at_once(config, available, images, prepared.network),
+        quiet=config.quiet,
+    )  # fmt: skip
+    trials, _ = trial_table.read_trials(base.out)
+    storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, trial_table.SETTINGS[:-1]))
+
+
+def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
+    """Returns the training of a trial's settings, as far as the trial was good, in the sweep's directory.
+
+    With the sweep's own seed, which decides the splits.
+    """
+    base = config.training()
+    is_probe = trial["best_epoch"] == 0
+    return dataclasses.replace(
+        base,
+        out=storage.join(base.out, BEST),
+        method="probe" if is_probe else "lp-ft",
+        epochs=max(1, int(trial["best_epoch"])),
+        hidden_units=() if is_probe else (config.hidden_units,) * trial["hidden_layers"],
+        trainable_layers=base.trainable_layers if is_probe else trial["trainable_layers"],
+        views=1 if is_probe else trial["views"],
+        **{name: trial[name] for name in ("depths", "inverse_penalty", "learning_rate", "dropout")},
+    )
+
+
+# -- before the trials
+
+
+def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> None:
+    """Refuses features that do not fit into the object store, beside what else it holds."""
+    base = config.training()
+    if not probing.fits_cache(base, available, images, network):
+        needed, there = probing.cache_bytes(base, images, network), available.smallest_object_store_bytes
+        raise ConfigError(
+            f"The features of a sweep stay in memory: {probing.num_cache_rows(base, images)} images and views of "
+            f"{network.bytes_per_row / 1e3:.0f} kB are {needed / 1e9:.1f} GB, more than half of Ray's object store "
+            f"({there / 1e9:.1f} GB on its smallest node). Give fewer --views or --trainable-layers, or start a Ray "
+            f"with more memory: `ray start --head --object-store-memory={2 * needed}`."
+        )
+
+
+def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> int:
+    """Returns how many trials this node's memory has room for, if all of them run here.
+
+    Each fits one probe after another, and keeps the training images of every fold as float64; and the weights of its
+    hidden layers with Adam's two moments, float32, of every fold and of the one that is trained.
+    """
+    num_images = _learned_from(images).num_rows
+    (num_features,) = network.shapes[network.names.index(POOLED)]
+    kept_bytes = 8 * (config.num_folds - 1) * num_images * num_features
+    head_bytes = 4 * 3 * (config.num_folds + 1) * config.hidden_units * (num_features + config.hidden_units)
+    trial_bytes = kept_bytes + head_bytes + regression.memory_bytes(num_images, num_features, len(images.classes))
+    return max(1, int(min(config.num_trials, available.memory_bytes / trial_bytes)))
+
+
+def _folds(images: Dataset, config: SweepConfig) -> Folds:
+    """Cuts training and validation images into folds; a patient's images, and copies of an image, stay together."""
+    table = _learned_from(images)
+    labels = table["class_index"].to_numpy()
+    groups = _groups(images)
+    num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
+    _check_num_groups(num_groups, config)
+    splitter = StratifiedGroupKFold(config.num_folds, shuffle=True, random_state=config.seed)
+    folds = tuple(splitter.split(labels, labels, groups))
+    if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
+        raise DataError(f"Not every class has training images in all folds: give fewer --num-folds than {len(folds)}.")
+    return folds
+
+
+def _groups(images: Dataset) -> np.ndarray:
+    """Returns the number of the group (patient, joined with those that share an image) of each image of the trials."""
+    table = _learned_from(images)
+    groups = manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
+    return np.unique(np.array(groups), return_inverse=True)[1]
+
+
+def _learned_from(images: Dataset) -> pa.Table:
+    return pa.concat_tables([images.split("train"), images.split("valid")])
+
+
+def _make_task(
+    config: SweepConfig, images: Dataset, prepared: Prepared, cache: FeatureCache, folds: Folds
+) -> TrialTask:
+    assert prepared.tail is not None and prepared.tail_weights is not None  # noqa: PT018, S101
+    # A validation image has one view, which stands for all.
+    rows = np.concatenate([np.broadcast_to(rows, (len(rows), config.views)) for rows in cache.rows.values()])
+    return TrialTask(
+        cache=cache,
+        rows=rows,
+        labels=_learned_from(images)["class_index"].to_numpy(),
+        groups=_groups(images),
+        folds=folds,
+        num_classes=len(images.classes),
+        depth_sizes=prepared.depth_sizes,
+        tail=prepared.tail,
+        tail_weights=[ray.put(prepared.tail_weights)],
+        hidden_units=config.hidden_units,
+        tail_layers=prepared.tail_layers,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        use_gpu=config.use_gpu,
+    )

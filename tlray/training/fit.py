@@ -1,0 +1,194 @@
+"""Fine-tuning a run's model on Ray Train's workers."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from ray._common.network_utils import build_address  # pyright: ignore[reportAttributeAccessIssue]
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+
+from tlray.cluster import connection
+from tlray.cluster.plans import TrainPlan
+from tlray.config.training import TRAIN_PRIOR, TrainConfig
+from tlray.data.dataset import Dataset
+from tlray.errors import TlrayError
+from tlray.features.cache import FeatureCache
+from tlray.files import storage
+from tlray.probe.regression import Probe
+from tlray.training import checkpoint, live_progress
+from tlray.training.assembly import Prepared
+from tlray.training.task import TrainTask
+
+HISTORY = "history.csv"
+CHECKPOINTS = "checkpoints"
+
+
+class _TensorFlowWorkers(BackendConfig):
+    """Has Ray Train tell its workers of each other, as `tf.distribute` wants it.
+
+    Ray's own `TensorflowConfig` sets the same variable; but it loads TensorFlow in the process that only controls them,
+    before they are started, and chooses Keras 2 for them.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TensorFlowBackend
+
+
+class _TensorFlowBackend(Backend):
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        addresses = [build_address(*found) for found in worker_group.execute(get_address_and_port)]
+        ranks = range(len(worker_group))
+        told: Any = [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in ranks]
+        ray.get(told)
+
+
+def _set_tf_config(addresses: list[str], rank: int) -> None:
+    """See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG."""
+    content = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+    os.environ["TF_CONFIG"] = json.dumps(content)
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    from tlray.training import loop  # noqa: PLC0415 (TensorFlow only in workers)
+
+    loop.run(config["task"])
+
+
+def fit(
+    config: TrainConfig,
+    plan: TrainPlan,
+    images: Dataset,
+    model: Prepared,
+    *,
+    start: Probe | None = None,
+    cache: FeatureCache | None = None,
+) -> tuple[list[dict[str, float]], list[np.ndarray]]:
+    """Trains on Ray Train's workers, from the last checkpoint if there is one.
+
+    Args:
+        config: A resolved config.
+        plan: How the cluster is shared.
+        images: The run's images.
+        model: What to train.
+        start: The probe that the head starts from.
+        cache: What the tail is trained on, in place of images.
+
+    Returns:
+        The history, a row an epoch (epoch 0: the probe), and the best epoch's weights.
+
+    Raises:
+        TlrayError: Training failed or diverged, with what to do.
+    """
+    train_table, valid_table = images.split("train"), images.split("valid")
+    posted = live_progress.start()
+    architecture, weights = model.architecture, model.weights
+    if cache is not None:
+        assert model.tail is not None and model.tail_weights is not None  # noqa: PT018, S101
+        architecture, weights = model.tail, model.tail_weights
+    task = TrainTask(
+        config=config,
+        architecture=architecture,
+        initial_weights=[ray.put(weights)],
+        start=start,
+        cache=cache,
+        train_table=[ray.put(train_table)],
+        valid_table=[ray.put(valid_table)],
+        num_train=train_table.num_rows,
+        num_valid=valid_table.num_rows,
+        class_weights=images.class_weights(balanced=config.class_weights),
+        logit_shift=tuple(images.logit_shift(TRAIN_PRIOR, balanced=config.class_weights).tolist()),
+        intensity_range=images.intensity_range,
+        share=plan.share,
+        board=posted,
+        history_file=storage.join(config.out, HISTORY),
+    )
+    num_steps = -(-task.num_train // config.batch_size)
+    with live_progress.shown(posted, config, steps_per_epoch=num_steps):
+        weights = connection.get(connection.start_here(_run, task, plan))
+    return _read_history(config), weights
+
+
+def has_checkpoint(out: str) -> bool:
+    """Tells whether the training in a run's directory has saved its state, from which it goes on."""
+    return bool(_checkpoint_names(out))
+
+
+def _checkpoint_names(out: str) -> list[str]:
+    names = storage.list_names(storage.join(out, CHECKPOINTS))
+    return [name for name in names if name.startswith("checkpoint_2")]
+
+
+def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
+    """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer brings TensorFlow."""
+    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+
+    config = task.config
+    trainer = TensorflowTrainer(
+        _train_worker,
+        train_loop_config={"task": task},
+        tensorflow_config=_TensorFlowWorkers(),  # pyright: ignore[reportArgumentType]
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": plan.cpus_per_worker}
+            | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=config.out,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            callbacks=[live_progress.FailurePoster(task.board)],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error, config) from error
+    _delete_orphans(config, result.checkpoint)
+    if not any(math.isfinite(row["valid_loss"]) for row in _read_history(config)):
+        raise TlrayError(
+            f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
+            f"--learning-rate (it was {config.initial_learning_rate:g}) and --overwrite."
+        )
+    assert result.checkpoint is not None  # noqa: S101
+    with result.checkpoint.as_directory() as directory:
+        return checkpoint.load_best_weights(Path(directory))
+
+
+def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
+    """Deletes the checkpoints that killed workers had begun: Ray Train forgets them, and they are large."""
+    directory = storage.join(config.out, CHECKPOINTS)
+    for name in _checkpoint_names(config.out):
+        if last is not None and name != os.path.basename(last.path):
+            storage.delete(storage.join(directory, name))
+
+
+def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> TlrayError:
+    """Finds the cause that a user can do something about."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+            if isinstance(cause, TlrayError):
+                return cause
+    first = str(failures[0]) if failures else str(error)
+    return TlrayError(
+        f"Training failed (and is continued by itself at most --max-failures {config.max_failures} times). Mend the "
+        f"cause and continue with --resume. The last failure:\n{first.strip()[-2000:]}"
+    )
+
+
+def _read_history(config: TrainConfig) -> list[dict[str, float]]:
+    lines = storage.read_bytes(storage.join(config.out, HISTORY)).decode().splitlines()
+    names = lines[0].split(",")
+    return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]]

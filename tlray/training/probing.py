@@ -1,0 +1,203 @@
+"""A run's features: computed, kept in memory, and its linear probe."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray.cluster import plans
+from tlray.cluster.connection import Capacity
+from tlray.config.training import TrainConfig
+from tlray.data import stream
+from tlray.data.dataset import Dataset
+from tlray.errors import ConfigError, DataError
+from tlray.features import store, update
+from tlray.features.cache import FeatureCache
+from tlray.features.extraction import Network
+from tlray.files import storage
+from tlray.probe import learning_curves, regression
+from tlray.probe.learning_curves import Point
+from tlray.probe.regression import Probe
+from tlray.training import assembly
+
+FEATURES = "features"
+
+MAX_CACHE_PART = 0.5
+"""Of the object store, for features: the rest is for data on its way and Ray's own."""
+
+
+def check_memory(available: Capacity, images: Dataset, network: Network) -> None:
+    """Refuses a probe that does not fit into this node's memory.
+
+    Args:
+        available: What the cluster has.
+        images: The run's images.
+        network: What computes their features.
+
+    Raises:
+        ConfigError: It does not, with the sums.
+    """
+    num_images = images.split("train").num_rows
+    (num_features,) = network.shapes[network.names.index(store.POOLED)]
+    num_bytes = regression.memory_bytes(num_images, num_features, len(images.classes))
+    if num_bytes > available.memory_bytes:
+        raise ConfigError(
+            f"A linear probe on {num_images} training images with {num_features} features each would take "
+            f"{num_bytes / 1e9:.1f} GB, and this node has {available.memory_bytes / 1e9:.1f} GB besides Ray's object "
+            "store. Give fewer --depths, fewer images or more memory, or --method fine-tune, which needs no probe."
+        )
+
+
+def fits_cache(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
+    """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
+    return cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART
+
+
+def cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
+    """Returns what the features of a resolved config take in memory."""
+    return num_cache_rows(config, images) * network.bytes_per_row
+
+
+def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
+    """Returns how many images and views the features of a resolved config are of."""
+    return images.readable.num_rows + (assembly.num_views(config) - 1) * images.split("train").num_rows
+
+
+def compute(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
+    """Computes the features of a run's images.
+
+    They are kept in the run's directory, so that an interrupted run does not compute them again.
+
+    Args:
+        config: A resolved config.
+        available: What the cluster has.
+        images: The run's images.
+        network: What computes them.
+
+    Returns:
+        Where they lie.
+
+    Raises:
+        ConfigError: The run has features of another network.
+    """
+    directory = storage.join(config.out, FEATURES)
+    result = update.update(
+        directory,
+        images.readable,
+        network,
+        pixels(config, images),
+        plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
+        views=assembly.num_views(config),
+        batch_size=config.batch_size,
+        overwrite=False,  # of another network they are only where a run goes on with other weights than it began with
+        quiet=config.quiet,
+    )
+    for note in result.notes if not config.quiet else ():
+        print(note)
+    return directory
+
+
+def pixels(config: TrainConfig, images: Dataset) -> stream.Pixels:
+    """Returns how the files of a run become pixels."""
+    return stream.Pixels(
+        size_px=config.image_size_px,
+        intensity_range=images.intensity_range,
+        augmentation=config.augmentation,
+        seed=config.seed,
+    )
+
+
+def read_pooled(directory: str) -> pa.Table:
+    """Reads the pooled features of a run: `image_id`, `view` and `pooled`."""
+    return store.read_features(directory, columns=["image_id", "view", "pooled"])
+
+
+def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
+    """Fits a probe on the pooled features of the images as they are.
+
+    Args:
+        config: A resolved config.
+        images: The run's images.
+        table: See `read_pooled`.
+
+    Raises:
+        DataError: An image that could be read at first cannot be read any more.
+    """
+    train, valid = images.split("train"), images.split("valid")
+    return regression.fit(
+        _look_up(table, train),
+        train["class_index"].to_numpy(),
+        _look_up(table, valid),
+        valid["class_index"].to_numpy(),
+        num_classes=len(images.classes),
+        balanced=config.class_weights,
+        inverse_penalties=(config.inverse_penalty,) if config.inverse_penalty else regression.INVERSE_PENALTIES,
+    )
+
+
+def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tuple[Point, ...]:
+    """Returns the learning curve of the run's features; see `fit`."""
+    train, valid, test = (images.split(split) for split in ("train", "valid", "test"))
+    return learning_curves.learning_curve(
+        _look_up(table, train),
+        train["class_index"].to_numpy(),
+        _look_up(table, valid),
+        valid["class_index"].to_numpy(),
+        test=_look_up(table, test),
+        test_labels=test["class_index"].to_numpy(),
+        num_classes=len(images.classes),
+        balanced=config.class_weights,
+        seed=config.seed,
+    )
+
+
+def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
+    """Returns the features of some images, float16 [images, features]."""
+    views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
+    place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
+    missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
+    _check_present(missing)
+    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
+    return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
+
+
+def _check_present(missing: Sequence[str]) -> None:
+    if missing:
+        raise DataError(
+            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Put them back "
+            "as they were and continue with --resume, or begin anew with --overwrite."
+        )
+
+
+def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, views: int) -> FeatureCache:
+    """Puts finished features into the object store, part by part.
+
+    Args:
+        directory: Where they lie.
+        names: Which of them.
+        splits: Split to its images.
+        views: Views of each image of `train`.
+
+    Raises:
+        DataError: An image has no features, or a part is damaged.
+    """
+    place_of: dict[tuple[str, int], int] = {}
+    parts, num_rows = [], []
+    for part_name in store.part_names(directory):
+        part = store.read_part(directory, part_name, columns=["image_id", "view", *names])
+        start = sum(num_rows)
+        keys = zip(part["image_id"].to_pylist(), part["view"].to_pylist(), strict=True)
+        place_of |= {key: start + place for place, key in enumerate(keys)}
+        parts.append(ray.put({name: part[name].combine_chunks().to_numpy_ndarray() for name in names}))
+        num_rows.append(part.num_rows)
+    rows = {}
+    for split, table in splits.items():
+        num_views = views if split == "train" else 1
+        wanted = [[(image_id, view) for view in range(num_views)] for image_id in table["image_id"].to_pylist()]
+        missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
+        _check_present(missing)
+        rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(
+            len(wanted), num_views
+        )
+    return FeatureCache(names=names, parts=parts, num_rows=num_rows, rows=rows)

@@ -1,0 +1,85 @@
+"""The continuation of a run with --resume: its directory keeps the settings that it was begun with."""
+
+import json
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from tlray.config.commands import SweepConfig
+from tlray.config.training import TrainConfig, to_json
+from tlray.errors import ConfigError
+from tlray.files import storage
+
+CONFIG = "config.json"
+
+# What may differ between any run and its continuation.
+_FREE = frozenset({"resume", "overwrite", "quiet"})
+
+
+def check_output(
+    config: TrainConfig | SweepConfig,
+    *,
+    kind: str,
+    known_names: frozenset[str],
+    free: AbstractSet[str] = frozenset(),
+) -> bool:
+    """Tells whether there is a run to continue; refuses an output that must not be touched.
+
+    Settings that an earlier version of tlray did not know count as the same.
+
+    Args:
+        config: What is to be run, its locations absolute.
+        kind: See `storage.check_output`.
+        known_names: See there.
+        free: Settings that may differ, besides `resume`, `overwrite` and `quiet`.
+
+    Raises:
+        ConfigError: It must not, or the run was begun with other settings.
+    """
+    location = storage.join(config.out, CONFIG)
+    if not config.resume or not storage.exists(location):
+        storage.check_output(config.out, kind=kind, known_names=known_names, overwrite=config.overwrite)
+        if config.resume and not config.quiet:
+            print(f"There is no {kind} to resume in '{config.out}': it begins anew.")
+        return False
+    before, now = _stored_settings(config), json.loads(to_json(config))
+    changed = [name for name in before if name not in _FREE | free and now.get(name) != before[name]]
+    if changed:
+        listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
+        raise ConfigError(
+            f"--resume continues the {kind} in {config.out} with its own settings: {listed}. Give those, or another "
+            "--out."
+        )
+    return True
+
+
+def check_losses(config: TrainConfig | SweepConfig, *, kind: str, has_losses: bool) -> None:
+    """Refuses to continue a run whose losses an earlier version of tlray measured in another way.
+
+    A version without --prior measured losses under the class shares that the class weights imply. Now they are measured
+    under the class shares of the images. The lowest of both would be meaningless.
+
+    Args:
+        config: What is to be continued.
+        kind: See `check_output`.
+        has_losses: The run has stored losses of a model that was trained with class weights.
+
+    Raises:
+        ConfigError: The losses of the run and those of its continuation cannot be compared.
+    """
+    if has_losses and "prior" not in _stored_settings(config):
+        raise ConfigError(
+            f"The {kind} in '{config.out}' was begun by an earlier version of tlray, whose validation losses with "
+            "class weights cannot be compared with those of this version. Begin anew with --overwrite."
+        )
+
+
+def keep_new_settings(config: TrainConfig | SweepConfig) -> None:
+    """Adds the settings that an earlier version of tlray did not know to those that a run was begun with."""
+    before = _stored_settings(config)
+    now = json.loads(to_json(config)) | before
+    if now != before:
+        storage.write_text(storage.join(config.out, CONFIG), json.dumps(now, indent=2) + "\n")
+
+
+def _stored_settings(config: TrainConfig | SweepConfig) -> dict[str, Any]:
+    return json.loads(storage.read_bytes(storage.join(config.out, CONFIG)))

@@ -1,0 +1,84 @@
+"""What a training says of itself, beside its numbers: what it was trained on, and what to be careful of."""
+
+import dataclasses
+import math
+from typing import Any
+
+from tlray.cluster.connection import Capacity
+from tlray.config.training import Augmentation, TrainConfig
+from tlray.data.dataset import Dataset
+from tlray.features.extraction import Network
+from tlray.probe.regression import Probe, variation_warning
+from tlray.training import assembly, probing
+
+
+def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
+    """Says that features do not fit into memory, with the sums, and what is done instead."""
+    needed, there = probing.cache_bytes(config, images, network), available.smallest_object_store_bytes
+    return (
+        f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
+        f"({there / 1e9:.1f} GB on its smallest node). Training is on "
+        f"{trained_on(dataclasses.replace(config, cache='off'))} instead."
+    )
+
+
+def network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
+    """Says what is wrong with the features that a probe was fitted on."""
+    found = []
+    if probe and config.weights == "none":
+        found.append("The network that was probed has random weights (--weights none): it has learned nothing yet.")
+    return found + (variation_warning(probe.variation) if probe else [])
+
+
+def training_warnings(history: list[dict[str, float]]) -> list[str]:
+    """Says what went wrong while it was trained.
+
+    Args:
+        history: See `fitting.fit`.
+    """
+    found = []
+    if history and not math.isfinite(history[-1]["loss"]):
+        found.append(
+            f"Training diverged in epoch {history[-1]['epoch']:g}: its loss is no number. An epoch before it was "
+            "exported. Try a lower --learning-rate."
+        )
+    if history and history[-1]["num_replaced"]:
+        found.append(
+            f"Images that could be read before training and later could not were replaced by others of their batch "
+            f"{history[-1]['num_replaced']:g} times. Check the storage."
+        )
+    return found
+
+
+def describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
+    """Returns the penalties that were tried and the best one, None without a probe."""
+    if fitted is None:
+        return None
+    return {"best": dataclasses.asdict(fitted.best), "trials": list(map(dataclasses.asdict, fitted.trials))}
+
+
+def trained_on(config: TrainConfig) -> str:
+    """Says what training saw, as the settings of augmentation are listed whether they came into use or not."""
+    if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
+        return "stored features of the images as they are, without augmentation"
+    if assembly.is_cached(config):
+        return f"stored features of {config.views} views of each image: as it is, and augmented"
+    if config.augmentation == Augmentation():
+        return "images that are read in every epoch, without augmentation"
+    return "images that are read and augmented in every epoch"
+
+
+def verb(config: TrainConfig) -> str:
+    """Says what was done with the network."""
+    if config.method == "probe":
+        return "probed"
+    if config.method == "lp-ft":
+        return "probed, then fine-tuned,"
+    return "trained from random weights" if config.weights == "none" else "fine-tuned"
+
+
+def weights_notice(config: TrainConfig) -> tuple[str, ...]:
+    """Says what comes before the numbers of a network that was not pretrained."""
+    if config.weights != "none":
+        return ()
+    return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
