@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras.utils import img_to_array, load_img
 
 from tlray.config import recipes
-from tlray.data import decoding, stream
+from tlray.data import augmentation, decoding, stream
 
 SIZE_PX = 224
 AUGMENTATION = recipes.article("", "").augmentation
@@ -34,7 +34,7 @@ def tlray_image(path: str) -> np.ndarray:
     """Does what tlray's stream does for one image: uint8 [224, 224, 3], which the model rescales."""
     image = decoding.decode(stream.read_file(path), size_px=SIZE_PX)
     return decoding.to_array(
-        decoding.augment(image, AUGMENTATION, decoding.augmentation_rng(seed=0, epoch=0, image_id=path))
+        augmentation.augment(image, AUGMENTATION, augmentation.augmentation_rng(seed=0, epoch=0, image_id=path))
     )
 
 

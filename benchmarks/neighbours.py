@@ -40,6 +40,8 @@ from processes import family, identities
 from serving import NEEDS, write_images
 from train_step import machine
 
+from tlray.bundle import store
+
 START_S = 240.0
 """Seconds for an endpoint to start, or to come back, beside another one."""
 NUM_CLIENTS = 2
@@ -259,7 +261,7 @@ def copy_bundle(location: str, out: str) -> str:
     shutil.copytree(location, out)
     spec, _ = bundles.read_spec(location)
     thresholds = dict(spec.thresholds) | {"refer_below": 0.75 if spec.refer_below < 0.5 else 0.25}
-    return bundles.seal(out, dataclasses.replace(spec, thresholds=thresholds))
+    return store.seal(out, dataclasses.replace(spec, thresholds=thresholds))
 
 
 def main() -> None:

@@ -5,19 +5,17 @@ import functools
 import logging
 import re
 import sys
-import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ray.job_submission import JobStatus
 
 from serve_app.batches.job_server import RETRY_AFTER_S, Job
+from serve_app.batches.order import Order, forbidden, parse
 from serve_app.errors import RequestError
 from serve_app.model.service import Service
-from serve_app.protocols.json_body import invalid, parse_object, shown
 from tlray.errors import ConfigError
 from tlray.files import roots, storage
 from tlray.inference import score_state
@@ -26,11 +24,7 @@ T = TypeVar("T")
 
 PREFIX = "tlray-batch-"
 NUM_THREADS = 4
-MAX_LOCATION_CHARACTERS = 4096
-"""Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
 
-MAX_BODY_BYTES = 64 * 1024
-"""Of a request, beyond which it is not parsed."""
 
 _LOG = logging.getLogger("ray.serve")
 
@@ -62,25 +56,6 @@ class Jobs(Protocol):
     def cpus(self) -> tuple[float, float]:
         """Returns how many CPUs are free, and how many there are."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a client wants.
-
-    Attributes:
-        input: What is to be scored, see `listing.list_images`; normalized.
-        output: Where the predictions go; normalized.
-        input_uri: The input as the job gets it: as a `file://` URI if the client has said so that all nodes see it.
-        output_uri: The output in the same way.
-        version: Of the model; None: the main one.
-    """
-
-    input: str
-    output: str
-    input_uri: str
-    output_uri: str
-    version: int | None
 
 
 class Batches:
@@ -231,17 +206,17 @@ class Batches:
 
     def _check_locations(self, order: Order) -> None:
         if not self._input_roots or not self._output_roots:
-            raise _forbidden("Bulk scoring is off here: the operator has named no input_roots and output_roots.")
+            raise forbidden("Bulk scoring is off here: the operator has named no input_roots and output_roots.")
         _check_allowed("input", order.input, self._input_roots)
         _check_allowed("output", order.output, self._output_roots)
         if storage.split_member(order.output)[1] is not None:
-            raise _forbidden("output: nothing is written into a zip archive. Name a folder.")
+            raise forbidden("output: nothing is written into a zip archive. Name a folder.")
         where = roots.resolve(order.output)
         if where in map(roots.resolve, self._output_roots):
-            raise _forbidden("output: a batch needs a folder of its own. Name one below it.")
+            raise forbidden("output: a batch needs a folder of its own. Name one below it.")
         source = roots.resolve(_without_wildcards(order.input))
         if roots.is_below(where, source) or roots.is_below(source, where):
-            raise _forbidden("output: input and output must lie apart. Give a folder elsewhere.")
+            raise forbidden("output: input and output must lie apart. Give a folder elsewhere.")
 
     def _refuse_if_busy(self, output: str, name: str | None = None) -> None:
         """Raises the error of a batch for which others leave no room; `name`: it is submitted already."""
@@ -265,13 +240,9 @@ class Batches:
         return f"A model is being loaded, or waits for a CPU: {num_free:g} of {num_all:g} are free."
 
 
-def _forbidden(message: str) -> RequestError:
-    return RequestError(403, message, "location_not_allowed")
-
-
 def _check_allowed(what: str, location: str, allowed: Sequence[str]) -> None:
     if roots.outside([location], allowed):
-        raise _forbidden(
+        raise forbidden(
             f"{what}: '{location}' does not lie below a folder that the operator allows for it ({what}_roots)."
         )
 
@@ -279,50 +250,6 @@ def _check_allowed(what: str, location: str, allowed: Sequence[str]) -> None:
 def _without_wildcards(location: str) -> str:
     """Returns the folder in which a glob begins."""
     return re.split(r"/[^/]*[*?\[]", location, maxsplit=1)[0] or "/"
-
-
-def parse(body: bytes) -> Order:
-    """Reads the body of a request.
-
-    Raises:
-        RequestError: 400: it is not as it should be; 403: a location is relative or unclear.
-    """
-    if len(body) > MAX_BODY_BYTES:
-        raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
-    fields = parse_object(body)
-    unknown = fields.keys() - {"input", "output", "version"}
-    if unknown:
-        raise invalid(f"The fields are input, output and version. Received: {shown(sorted(unknown))}")
-    version = fields.get("version")
-    if version is not None and type(version) is not int:
-        raise invalid(f"version must be a whole number. Received: {shown(version)}")
-    source, target = (_location(fields, name) for name in ("input", "output"))
-    return Order(
-        input=source,
-        output=target,
-        input_uri=_as_given(source, fields["input"]),
-        output_uri=_as_given(target, fields["output"]),
-        version=version,
-    )
-
-
-def _as_given(location: str, given: str) -> str:
-    """Returns a normalized location as a `file://` URI if it was given as one."""
-    is_file_uri = re.match("file://", given, re.IGNORECASE)
-    return f"file://{urllib.parse.quote(location)}" if is_file_uri else location
-
-
-def _location(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_LOCATION_CHARACTERS:
-        raise invalid(
-            f"{name} must be a path or URI of at most {MAX_LOCATION_CHARACTERS} printable characters. "
-            f"Received: {shown(value)}"
-        )
-    try:
-        return roots.normalize(value)
-    except ConfigError as error:
-        raise _forbidden(f"{name}: {error}") from None
 
 
 def _read_progress(job: Job) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tlray import cli
-from tlray.bundle.spec import load
+from tlray.bundle.store import load
 from tlray.data import manifest, phantoms
 from tlray.features import store
 from tlray.inference import predictions

@@ -23,6 +23,7 @@ from serve_app.watch.drift import STATISTICS, WINDOW
 from tests.e2e.test_serving import export
 from tests.unit.test_watch import prometheus_names, training_images, validation_predictions
 from tlray.bundle import spec as bundle
+from tlray.bundle import store
 from tlray.cluster.ports import free_ports
 
 NUM_IMAGES = 64
@@ -39,7 +40,7 @@ def address(local_ray, tmp_path_factory):  # noqa: ARG001
     spec, _ = bundle.read_spec(main)
     predictions = dataclasses.replace(validation_predictions(), class_counts=(50, 50, 50))
     known = {"training_images": training_images(), "validation_predictions": predictions}
-    bundle.seal(main, dataclasses.replace(spec, **known, thresholds={"refer_below": 0.99}))
+    store.seal(main, dataclasses.replace(spec, **known, thresholds={"refer_below": 0.99}))
     (port,) = free_ports(1)
     serve.start(http_options={"port": port})
     # Room for all that is asked here: on a busy machine the shadow may come last by far.

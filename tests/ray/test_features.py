@@ -20,7 +20,7 @@ from tlray.cluster import connection
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import Augmentation, TrainConfig
-from tlray.data import dataset, decoding
+from tlray.data import augmentation, dataset, decoding
 from tlray.data.stream import Pixels
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store, update
@@ -103,8 +103,8 @@ def test_features_are_the_networks(data, backbone):
         image = decoding.decode((data / image_id).read_bytes(), size_px=SIZE_PX)
         if view:
             assert split == "train"
-            rng = decoding.augmentation_rng(seed=7, epoch=view - 1, image_id=image_id)
-            image = decoding.augment(image, AUGMENTATION, rng)
+            rng = augmentation.augmentation_rng(seed=7, epoch=view - 1, image_id=image_id)
+            image = augmentation.augment(image, AUGMENTATION, rng)
         second, third = maps(decoding.to_array(image)[None] / np.float32(127.5) - 1)
         pooled = np.concatenate([np.asarray(each)[0].mean(axis=(0, 1)) for each in (second, third)])
         # float16 keeps 11 bits.

@@ -10,7 +10,7 @@ import ray
 from PIL import Image
 
 from tlray.config.training import Augmentation
-from tlray.data import dataset, decoding, inspected, listing, stream
+from tlray.data import augmentation, dataset, decoding, inspected, inspection, listing, stream
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 from tlray.errors import DataError
 from tlray.files import storage
@@ -73,8 +73,8 @@ def test_ranks_see_the_rows_of_the_schedule_augmented_as_by_a_direct_call(table)
             if row in (7, 40):
                 continue
             image = decoding.decode(Path(uris[row]).read_bytes(), size_px=16)
-            rng = decoding.augmentation_rng(seed=5, epoch=epoch, image_id=table["image_id"][row].as_py())
-            changed = decoding.to_array(decoding.augment(image, AUGMENTATION, rng))
+            rng = augmentation.augmentation_rng(seed=5, epoch=epoch, image_id=table["image_id"][row].as_py())
+            changed = decoding.to_array(augmentation.augment(image, AUGMENTATION, rng))
             assert np.array_equal(rows["image"][place], changed)
 
 
@@ -96,12 +96,12 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def read(meanwhile: Callable[[], None]) -> list[str]:
         found = dataset.read_images(table, out=out, kind="run", task_cpus=1, meanwhile=meanwhile, quiet=True)
-        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *stream.INSPECTION_COLUMNS]
+        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *inspection.INSPECTION_COLUMNS]
         return found["sha256"].to_pylist()
 
     with pytest.raises(KeyboardInterrupt):
         read(interrupt)
-    kept = inspected.known_rows(out, table["uri"], stream.INSPECTED_SCHEMA)
+    kept = inspected.known_rows(out, table["uri"], inspection.INSPECTED_SCHEMA)
     assert kept is not None
     num_kept = len(kept["sha256"].drop_null())
     assert 2 < num_kept < 150
@@ -126,10 +126,8 @@ def test_a_stream_in_parts_has_the_batches_of_the_schedule(table, monkeypatch, n
     """70 images in batches of 16 are 5 steps an epoch; parts of one block, 32 rows, end within epochs."""
     monkeypatch.setattr(stream, "MAX_BLOCKS", 1)
     begun = []
-    map_rows = stream._map_rows
-    monkeypatch.setattr(
-        stream, "_map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more)
-    )
+    map_rows = stream.map_rows
+    monkeypatch.setattr(stream, "map_rows", lambda num_rows, *more: begun.append(num_rows) or map_rows(num_rows, *more))
     share = stream.Share(num_cpus=0.5, object_store_bytes=64 * 2**20)
     for rank in range(num_workers):
         schedule = TrainSchedule(
@@ -156,8 +154,8 @@ def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
 
 
 def test_inspection_has_a_row_for_every_file_in_order(table):
-    found = pa.concat_tables(list(stream.inspect_images(table)))
-    assert found.column_names == [*stream.INSPECTION_COLUMNS, "stamp"]
+    found = pa.concat_tables(list(inspection.inspect_images(table)))
+    assert found.column_names == [*inspection.INSPECTION_COLUMNS, "stamp"]
     assert found.num_rows == 70
     assert found["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
     assert found["width_px"][0].as_py() == 20
@@ -172,20 +170,20 @@ def test_intensity_range_is_over_all_images(tmp_path, dtype, suffix, first):
         values = np.arange(1000, dtype=dtype).reshape(40, 25) + 1000 * number + first
         Image.fromarray(values.astype(dtype)).save(tmp_path / f"{number}.{suffix}")
     uris = listing.list_images(str(tmp_path)).table["uri"]
-    assert stream.intensity_range(uris) == (first + 1.0, first + 1997.0)
+    assert inspection.intensity_range(uris) == (first + 1.0, first + 1997.0)
 
 
 def test_the_range_is_of_the_16_bit_images_that_are_left(tmp_path):
     """67 images are two tasks, of which the second has none left; 1,000 pixels of 0 to 999: percentiles 0 and 998."""
     Image.fromarray(np.arange(1000, dtype=np.uint16).reshape(40, 25)).save(tmp_path / "0.png")
     uris = pa.chunked_array([[f"{tmp_path}/{number}.png" for number in range(67)]])
-    assert stream.intensity_range(uris) == (0.0, 998.0)
+    assert inspection.intensity_range(uris) == (0.0, 998.0)
     with pytest.raises(DataError, match=r"None of the 66 images of 16 bits can be read any more\. Check the storage"):
-        stream.intensity_range(uris.slice(1))
+        inspection.intensity_range(uris.slice(1))
 
 
 def test_digests_are_of_the_files_as_they_are(table):
-    found = [digest for some in stream.digests(table["uri"]) for digest in some]
+    found = [digest for some in inspection.digests(table["uri"]) for digest in some]
     contents = [b"" if number == 40 else Path(uri).read_bytes() for number, uri in enumerate(table["uri"].to_pylist())]
     expected = [hashlib.sha256(content).hexdigest() for content in contents]
     expected[40] = ""  # not there

@@ -19,7 +19,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from tlray.bundle.spec import load
+from tlray.bundle.store import load
 from tlray.cluster import connection
 from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig

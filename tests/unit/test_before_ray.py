@@ -12,7 +12,7 @@ from tests.unit.test_plans import make_capacity
 from tlray.cluster import connection
 from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 from tlray.config.training import TrainConfig, to_json
-from tlray.data import dataset, listing, stream
+from tlray.data import dataset, inspection, listing
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.evaluation import evaluate
 from tlray.features import update
@@ -105,13 +105,13 @@ def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
         assert known is None
         for number in range(table.num_rows):
             read.append((number, task_cpus))
-            yield pa.Table.from_pylist([{}], schema=stream.INSPECTED_SCHEMA)
+            yield pa.Table.from_pylist([{}], schema=inspection.INSPECTED_SCHEMA)
 
     def fail_later() -> None:
         if len(read) == 2:
             raise ConfigError("The weights do not fit.")
 
-    monkeypatch.setattr(stream, "inspect_images", inspect)
+    monkeypatch.setattr(inspection, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="do not fit"):
         dataset.read_images(
             pa.table({"uri": ["a"] * 5}),
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, li
     def inspect(table: pa.Table, **_: Any) -> Any:
         for row in table.to_pylist():
             read.append(row)
-            yield pa.Table.from_pylist([{}], schema=stream.INSPECTED_SCHEMA)
+            yield pa.Table.from_pylist([{}], schema=inspection.INSPECTED_SCHEMA)
 
     def refuse(images: dataset.Dataset, model: assembly.Prepared) -> None:
         assert model is prepared
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, li
     monkeypatch.setattr(connection, "start_here", lambda *_: "reference")
     monkeypatch.setattr(connection, "is_done", lambda _: len(read) > built_after)
     monkeypatch.setattr(connection, "get", lambda _: prepared)
-    monkeypatch.setattr(stream, "inspect_images", inspect)
+    monkeypatch.setattr(inspection, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="Too large"):
         assembly.read_and_prepare(config, listed, make_capacity(), kind="run", refuse=refuse)
     assert (len(read), asked) == (num_read, [(8 - 2, 2, ("a", "b"))])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tlray import __version__
+from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.data.drift import Distribution, TrainingImages, ValidationPredictions
@@ -63,14 +64,14 @@ def edit(location: str, **changes: object) -> None:
 
 
 def test_sealed_bundle_comes_back(location):
-    sha256 = bundle.seal(location, SPEC)
+    sha256 = store.seal(location, SPEC)
     content = storage.read_bytes(storage.join(location, "bundle.json"))
     assert sha256 == hashlib.sha256(content).hexdigest()
     raw = json.loads(content)
     assert raw["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
     assert (raw["schema_version"], raw["classes"]) == (1, ["normal", "cancer", "böse"])
 
-    loaded = bundle.load(location)
+    loaded = store.load(location)
     assert loaded.sha256 == sha256
     assert loaded.model_path.read_bytes() == b"keras"
     assert (loaded.saved_model_path / "saved_model.pb").read_bytes() == b"graph"
@@ -80,21 +81,21 @@ def test_sealed_bundle_comes_back(location):
 
 
 def test_sealing_again_gives_the_same_name(location):
-    first = bundle.seal(location, SPEC)
-    assert bundle.seal(location, SPEC) == first
-    assert bundle.seal(location, dataclasses.replace(SPEC, temperature=2.0)) != first
-    assert bundle.load(location).spec.temperature == 2.0
+    first = store.seal(location, SPEC)
+    assert store.seal(location, SPEC) == first
+    assert store.seal(location, dataclasses.replace(SPEC, temperature=2.0)) != first
+    assert store.load(location).spec.temperature == 2.0
 
 
 def test_copy_has_the_same_name(location, tmp_path):
-    sha256 = bundle.seal(location, SPEC)
+    sha256 = store.seal(location, SPEC)
     storage.copy_tree(location, str(tmp_path / "copy"))
-    assert bundle.load(str(tmp_path / "copy")).sha256 == sha256
+    assert store.load(str(tmp_path / "copy")).sha256 == sha256
 
 
 def test_copy_of_a_remote_bundle_lives_as_long_as_it_is_used(location):
-    bundle.seal(location, SPEC)
-    loaded = bundle.load(location)
+    store.seal(location, SPEC)
+    loaded = store.load(location)
     directory = loaded.directory
     assert (directory / "model.keras").is_file()
     del loaded
@@ -102,71 +103,71 @@ def test_copy_of_a_remote_bundle_lives_as_long_as_it_is_used(location):
 
 
 def test_no_range_and_no_threshold(location):
-    bundle.seal(location, dataclasses.replace(SPEC, intensity_range=None, thresholds={}))
-    spec = bundle.load(location).spec
+    store.seal(location, dataclasses.replace(SPEC, intensity_range=None, thresholds={}))
+    spec = store.load(location).spec
     assert (spec.intensity_range, spec.refer_below) == (None, 0.0)
     assert SPEC.refer_below == 0.6
 
 
 def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None, id_fingerprint=None)
-    spec = bundle.load(location).spec
+    spec = store.load(location).spec
     assert (spec.training_images, spec.validation_predictions, spec.prior) == (None, None, None)
     assert spec.id_fingerprint is None
     assert spec.leaks == ()
-    assert "- Class shares that the probabilities assume: unknown" in bundle.model_card(spec)
+    assert "- Class shares that the probabilities assume: unknown" in card.model_card(spec)
 
 
 def test_a_bundle_that_counts_the_classes_of_its_training_images(location):
     """As earlier versions made them."""
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, training_images=dataclasses.asdict(SPEC)["training_images"] | {"class_counts": [4, 5, 1]})
-    assert bundle.load(location).spec.training_images == SPEC.training_images
+    assert store.load(location).spec.training_images == SPEC.training_images
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_changed_file_is_refused(location, name):
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     data = bytearray(FILES[name] or b"\0")
     data[-1] ^= 1
     storage.write_bytes(storage.join(location, name), bytes(data))
     found, wanted = hashlib.sha256(data).hexdigest()[:12], hashlib.sha256(FILES[name]).hexdigest()[:12]
     with pytest.raises(BundleError, match=f"changed after its export: sha256 of {name} is {found}…, .* says {wanted}…"):
-        bundle.load(location)
+        store.load(location)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_refused(location, name):
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     storage.delete(storage.join(location, name))
     with pytest.raises(BundleError, match=f"lacks its file {name}"):
-        bundle.load(location)
+        store.load(location)
 
 
 def test_directory_without_description_is_no_bundle(location):
     with pytest.raises(BundleError, match=r"is no bundle: it has no bundle.json. .*`tlray export`"):
-        bundle.load(location)
+        store.load(location)
     with pytest.raises(BundleError, match="is no bundle"):
-        bundle.load(f"{location}/nowhere")
+        store.load(f"{location}/nowhere")
     with pytest.raises(BundleError, match="is no bundle"):
-        bundle.load(storage.join(location, "model.keras"))
+        store.load(storage.join(location, "model.keras"))
 
 
 @pytest.mark.parametrize("version", [0, 2, "1"])
 def test_other_schema_version_is_refused(location, version):
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, schema_version=version)
     with pytest.raises(BundleError, match=f"has schema version {version}; this tlray reads 1. Export it again"):
-        bundle.load(location)
+        store.load(location)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"{}", b'{"schema_version": 1}', b"\xff\xfe"])
 def test_damaged_description_is_refused(location, content):
     storage.write_bytes(storage.join(location, "bundle.json"), content)
     with pytest.raises(BundleError, match=r"bundle.json of '.*' is damaged: .* Restore the bundle."):
-        bundle.load(location)
+        store.load(location)
 
 
 @pytest.mark.parametrize(
@@ -185,35 +186,35 @@ def test_damaged_description_is_refused(location, content):
     ],
 )
 def test_description_with_other_entries_is_refused(location, changes):
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, **changes)
     with pytest.raises(BundleError, match="is damaged"):
-        bundle.load(location)
+        store.load(location)
 
 
 @pytest.mark.parametrize("name", ["../outside", "saved_model/../../outside"])
 def test_path_out_of_the_bundle_is_refused(location, name):
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in FILES.items()}
     edit(location, files={**digests, name: "0" * 64})
     with pytest.raises(BundleError, match="lists a file outside of itself: "):
-        bundle.load(location)
+        store.load(location)
 
 
 def test_absolute_path_is_refused(location, tmp_path):
     (tmp_path / "passwd").write_bytes(b"root")
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, files={str(tmp_path / "passwd"): hashlib.sha256(b"root").hexdigest()})
     with pytest.raises(BundleError, match="lists a file outside of itself: "):
-        bundle.load(location)
+        store.load(location)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "saved_model/saved_model.pb"])
 def test_model_files_must_be_listed(location, name):
     storage.delete(storage.join(location, name))
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     with pytest.raises(BundleError, match=rf"does not list {name}\."):
-        bundle.load(location)
+        store.load(location)
 
 
 def test_files_beside_are_not_a_bundles(tmp_path):
@@ -222,10 +223,10 @@ def test_files_beside_are_not_a_bundles(tmp_path):
     (tmp_path / "bundle2").mkdir()
     Path(tmp_path / "bundle2" / "x").write_bytes(b"1")
     location = str(tmp_path / "bundle")
-    bundle.seal(location, SPEC)
+    store.seal(location, SPEC)
     edit(location, files={"../bundle2/x": hashlib.sha256(b"1").hexdigest()})
     with pytest.raises(BundleError, match="outside of itself"):
-        bundle.load(location)
+        store.load(location)
 
 
 def test_library_versions():
@@ -236,7 +237,7 @@ def test_library_versions():
 
 
 def test_model_card():
-    lines = bundle.model_card(SPEC).splitlines()
+    lines = card.model_card(SPEC).splitlines()
     assert lines[:6] == [
         "# Model card",
         "",
@@ -265,7 +266,7 @@ def test_no_name_in_a_model_card_is_markup():
     classes = ("<img src=x onerror=alert(1)>", "a`b``<i>", "`", "x\n\n<script>", "=1+1")
     spec = dataclasses.replace(SPEC, classes=classes, prior=None, backbone="own<b>.keras")
     spec = dataclasses.replace(spec, weights="[w](javascript:x).h5")
-    lines = bundle.model_card(spec).splitlines()
+    lines = card.model_card(spec).splitlines()
     assert (
         "Classes, in the order of the outputs: `<img src=x onerror=alert(1)>`, ```a`b``<i>```, `` ` ``, `x <script>`, "
         "`=1+1`"
@@ -276,7 +277,7 @@ def test_no_name_in_a_model_card_is_markup():
 
 def test_model_card_of_a_model_that_little_is_known_of():
     bare = dataclasses.replace(SPEC, metrics={}, leaks=(), intensity_range=None, data_fingerprint=None)
-    lines = bundle.model_card(bare).splitlines()
+    lines = card.model_card(bare).splitlines()
     assert "no medical device, not for diagnosis" in lines[2]
     assert "It has not been evaluated." in lines
     assert not [line for line in lines if line.startswith("|")]

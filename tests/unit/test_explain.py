@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray.bundle.spec import MODEL_FILE, Bundle, BundleSpec
+from tlray.bundle.spec import MODEL_FILE, BundleSpec
+from tlray.bundle.store import Bundle
 from tlray.errors import BundleError
 from tlray.models import classifier as models
 from tlray.models import trunk

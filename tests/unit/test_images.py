@@ -13,6 +13,7 @@ from PIL import Image
 
 from tlray.config.training import Augmentation
 from tlray.data import decoding
+from tlray.data.augmentation import augment, augmentation_rng
 from tlray.errors import DataError, ImageError, ImageErrorCode
 
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
@@ -471,7 +472,7 @@ class Drawn:
         return 0.0 if self.flip else 0.99
 
 
-def augment(image: np.ndarray, augmentation: Augmentation, flip: bool = False, **draws: float) -> np.ndarray:
+def augment_with(image: np.ndarray, augmentation: Augmentation, flip: bool = False, **draws: float) -> np.ndarray:
     return augmented(image, augmentation, cast("np.random.Generator", Drawn(flip, **draws)))
 
 
@@ -479,12 +480,12 @@ def augmented(image: np.ndarray, augmentation: Augmentation, rng: np.random.Gene
     """Augments an array by way of an RGB image, which must be left as it was, and as grey where it is."""
     given = Image.fromarray(np.ascontiguousarray(image))
     state = copy.deepcopy(rng)
-    result = decoding.to_array(decoding.augment(given, augmentation, rng))
+    result = decoding.to_array(augment(given, augmentation, rng))
     assert np.array_equal(np.asarray(given), image)
     assert result.dtype == np.uint8
     assert result.shape == image.shape
     if (image == image[..., :1]).all():
-        grey = decoding.augment(given.getchannel(0), augmentation, state)
+        grey = augment(given.getchannel(0), augmentation, state)
         assert grey.mode == "L"
         assert np.array_equal(decoding.to_array(grey), result)
     return result
@@ -502,27 +503,27 @@ def rows_of(*values: int) -> np.ndarray:
 def test_all_zero_is_the_identity():
     image = noise()
     drawn = dict.fromkeys(DRAWS, 0.7)
-    assert np.array_equal(augment(image, Augmentation(), flip=True, **drawn), image)
+    assert np.array_equal(augment_with(image, Augmentation(), flip=True, **drawn), image)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7)])
 def test_flip_is_exact(height, width):
     image = noise(height, width)
     flipping = Augmentation(horizontal_flip=True)
-    assert np.array_equal(augment(image, flipping, flip=True), image[:, ::-1])
-    assert np.array_equal(augment(image, flipping, flip=False), image)
+    assert np.array_equal(augment_with(image, flipping, flip=True), image[:, ::-1])
+    assert np.array_equal(augment_with(image, flipping, flip=False), image)
 
 
 @pytest.mark.parametrize(("draw", "turns"), [(1.0, -1), (-1.0, 1)])
 def test_rotation_by_90_degrees(draw, turns):
     # The map goes from output to input: with +90 degrees the output's right edge (x, 0) shows the input's (0, -x), the
     # top edge (y grows downwards). The image turns clockwise, which is np.rot90's k = -1.
-    rotated = augment(noise(), Augmentation(rotation_deg=90), angle=draw)
+    rotated = augment_with(noise(), Augmentation(rotation_deg=90), angle=draw)
     assert_one_off(rotated, np.rot90(noise(), turns))
 
 
 def test_rotation_by_180_degrees():
-    assert_one_off(augment(noise(), Augmentation(rotation_deg=180), angle=1.0), noise()[::-1, ::-1])
+    assert_one_off(augment_with(noise(), Augmentation(rotation_deg=180), angle=1.0), noise()[::-1, ::-1])
 
 
 def assert_one_off(image: np.ndarray, expected: np.ndarray) -> None:
@@ -535,7 +536,7 @@ def test_shear_by_hand():
     # horizontal border lies lower by x / 2 than the right one.
     image = np.zeros((40, 40, 3), dtype=np.uint8)
     image[20:] = 255
-    sheared = augment(image, Augmentation(shear_deg=30), shear=1.0)
+    sheared = augment_with(image, Augmentation(shear_deg=30), shear=1.0)
     # in_y >= 20 where y >= 20 + (x - 20) / 2: at x = 2.5 that is 11.25, at x = 38.5 it is 29.25.
     assert int(np.argmax(sheared[:, 2, 0] > 127)) == 11
     assert int(np.argmax(sheared[:, 38, 0] > 127)) == 29
@@ -544,21 +545,21 @@ def test_shear_by_hand():
 def test_zoom_in_by_hand():
     # Factor 0.5 about the centre 2: output pixels at 0.5, 1.5, 2.5, 3.5 show 1.25, 1.75, 2.25, 2.75 of the input, whose
     # pixels lie at 0.5, 1.5, 2.5, 3.5: (0 + 3 * 100) / 4, (3 * 100 + 200) / 4, (100 + 3 * 200) / 4, (3 * 200 + 40) / 4.
-    zoomed = augment(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=-1.0)
+    zoomed = augment_with(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=-1.0)
     assert np.array_equal(zoomed, rows_of(75, 125, 175, 160))
 
 
 def test_zoom_out_fills_with_the_nearest():
     # Factor 1.5 about 2: 0.5 shows -0.25 (the edge), 1.5 shows 1.25: (0 + 3 * 100) / 4, 2.5 shows 2.75, 3.5 the edge.
-    zoomed = augment(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=1.0)
+    zoomed = augment_with(rows_of(0, 100, 200, 40), Augmentation(zoom=0.5), zoom_x=1.0)
     assert np.array_equal(zoomed, rows_of(0, 75, 160, 40))
 
 
 def test_zooms_of_height_and_width_are_independent():
     image = rows_of(0, 100, 200, 40)
-    assert np.array_equal(augment(image, Augmentation(zoom=0.5), zoom_y=-1.0), image)
+    assert np.array_equal(augment_with(image, Augmentation(zoom=0.5), zoom_y=-1.0), image)
     standing = np.ascontiguousarray(image.transpose(1, 0, 2))
-    zoomed = augment(standing, Augmentation(zoom=0.5), zoom_y=-1.0)
+    zoomed = augment_with(standing, Augmentation(zoom=0.5), zoom_y=-1.0)
     assert np.array_equal(zoomed, rows_of(75, 125, 175, 160).transpose(1, 0, 2))
 
 
@@ -566,8 +567,8 @@ def test_order_of_rotation_zoom_and_flip():
     # The map is rotation . shear . zoom . flip from output to input: the image is turned, zoomed, then mirrored.
     turned_back = np.rot90(rows_of(0, 100, 200, 40), 1)
     augmentation = Augmentation(rotation_deg=90, zoom=0.5, horizontal_flip=True)
-    assert_one_off(augment(turned_back, augmentation, angle=1.0, zoom_x=-1.0), rows_of(75, 125, 175, 160))
-    mirrored = augment(turned_back, augmentation, angle=1.0, zoom_x=-1.0, flip=True)
+    assert_one_off(augment_with(turned_back, augmentation, angle=1.0, zoom_x=-1.0), rows_of(75, 125, 175, 160))
+    mirrored = augment_with(turned_back, augmentation, angle=1.0, zoom_x=-1.0, flip=True)
     assert_one_off(mirrored, rows_of(160, 175, 125, 75))
 
 
@@ -581,9 +582,9 @@ def test_order_of_rotation_zoom_and_flip():
 )
 def test_shift_by_hand(draw, expected):
     image = rows_of(10, 20, 30, 40)
-    assert np.array_equal(augment(image, Augmentation(shift=0.25), shift_x=draw), rows_of(*expected))
+    assert np.array_equal(augment_with(image, Augmentation(shift=0.25), shift_x=draw), rows_of(*expected))
     standing = np.ascontiguousarray(image.transpose(1, 0, 2))
-    shifted = augment(standing, Augmentation(shift=0.25), shift_y=draw)
+    shifted = augment_with(standing, Augmentation(shift=0.25), shift_y=draw)
     assert np.array_equal(shifted, rows_of(*expected).transpose(1, 0, 2))
 
 
@@ -600,7 +601,7 @@ def test_shift_by_hand(draw, expected):
 )
 def test_brightness_and_contrast_by_hand(draws, expected):
     image = rows_of(0, 100, 200)
-    assert np.array_equal(augment(image, Augmentation(brightness=0.5, contrast=0.5), **draws), rows_of(*expected))
+    assert np.array_equal(augment_with(image, Augmentation(brightness=0.5, contrast=0.5), **draws), rows_of(*expected))
 
 
 def test_no_black_corners():
@@ -612,7 +613,7 @@ def test_no_black_corners():
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone():
     def one(**changes) -> np.ndarray:
-        rng = decoding.augmentation_rng(**({"seed": 1, "epoch": 2, "image_id": "a/1.png"} | changes))
+        rng = augmentation_rng(**({"seed": 1, "epoch": 2, "image_id": "a/1.png"} | changes))
         return augmented(noise(24, 24), STRONG, rng)
 
     assert np.array_equal(one(), one())
@@ -623,7 +624,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
 def test_the_same_numbers_are_drawn_whatever_the_ranges():
     states = []
     for augmentation in (Augmentation(), STRONG, dataclasses.replace(STRONG, zoom=0.0, horizontal_flip=False)):
-        rng = decoding.augmentation_rng(seed=0, epoch=0, image_id="x")
+        rng = augmentation_rng(seed=0, epoch=0, image_id="x")
         augmented(noise(), augmentation, rng)
         states.append(rng.random())
     assert states[0] == states[1] == states[2]

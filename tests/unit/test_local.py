@@ -14,15 +14,15 @@ import pytest
 from ray.serve._private import constants
 
 from serve_app import foreground
-from serve_app.foreground import (
+from serve_app.environment import (
+    INNER_HOST,
+    PORTS,
     SERVE_ENVIRONMENT,
-    check_host,
-    check_room,
-    check_roots,
-    read_options,
+    restore_environment,
     serve_environment,
-    started,
+    set_environment,
 )
+from serve_app.foreground import check_host, check_room, check_roots, read_options, started
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 from serve_app.options import Options
@@ -177,7 +177,7 @@ def environments(tmp_path, *hosts):
 
 def ports_of(environment: dict[str, str]) -> list[int]:
     first, end = (int(environment[f"RAY_SERVE_DIRECT_INGRESS_{each}_HTTP_PORT"]) for each in ("MIN", "MAX"))
-    return [*range(first, end), *(int(environment[name]) for name in foreground.PORTS)]
+    return [*range(first, end), *(int(environment[name]) for name in PORTS)]
 
 
 def test_two_endpoints_share_no_file_and_no_port(tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_haproxy_listens_and_serve_behind_it_on_loopback_alone(tmp_path, host, a
     (found,) = environments(tmp_path, host)
     assert found["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert (found["TLRAY_ENDPOINT_ADDRESS"], found["TLRAY_ENDPOINT_TOKEN"]) == (address, "token-0")
-    assert foreground.INNER_HOST == "127.0.0.1"
+    assert INNER_HOST == "127.0.0.1"
 
 
 def test_without_haproxy_serve_listens_itself(tmp_path, monkeypatch):
@@ -230,10 +230,10 @@ def test_the_environment_is_as_before_in_the_end(monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "7")  # a setting of the user's own
     monkeypatch.setenv("TLRAY_ENDPOINT_TOKEN", "of another endpoint")
     before = dict(os.environ)
-    saved = foreground._set_environment(SERVE_ENVIRONMENT | {TOKEN_VARIABLE: "own"})
+    saved = set_environment(SERVE_ENVIRONMENT | {TOKEN_VARIABLE: "own"})
     assert os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
     assert os.environ[TOKEN_VARIABLE] == "own"
-    foreground._restore_environment(saved)
+    restore_environment(saved)
     assert dict(os.environ) == before
 
 

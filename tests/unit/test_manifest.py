@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray.data import labels, listing, manifest
+from tlray.data.splits import assign_splits, check_trainable
 from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 
@@ -852,7 +853,7 @@ def test_match_classes_errors(names, classes, message):
 
 def test_both_splits_are_cut_from_unsplit_data():
     groups = [f"g{index}" for index in range(20)]
-    table = manifest.assign_splits(make_table(*(("a", None, group) for group in groups)), seed=3)
+    table = assign_splits(make_table(*(("a", None, group) for group in groups)), seed=3)
     ordered = by_hash(3, groups)  # 15 % of 20 images: 3 to test, then 3 to valid
     expected = dict.fromkeys(ordered[:3], "test") | dict.fromkeys(ordered[3:6], "valid")
     assert splits_of_groups(table) == {group: expected.get(group, "train") for group in groups}
@@ -863,14 +864,14 @@ def test_whole_groups_are_cut_until_there_are_enough():
     groups = [f"g{index}" for index in range(10)]
     images = [("a", "train", group) for group in groups for _ in range(2)]
     ordered = by_hash(0, groups)  # 3 of 20 images wanted: two groups of two
-    found = splits_of_groups(manifest.assign_splits(make_table(*images), seed=0))
+    found = splits_of_groups(assign_splits(make_table(*images), seed=0))
     assert [found[group] for group in ordered] == ["test", "test", "valid", "valid"] + ["train"] * 6
 
 
 @pytest.mark.parametrize("num_images", [20, 340, 1000])
 def test_the_share_is_not_exceeded_by_rounding(num_images):
     table = make_table(*(("a", None, f"g{index}") for index in range(num_images)))
-    splits = manifest.assign_splits(table, seed=0)["split"].to_pylist()
+    splits = assign_splits(table, seed=0)["split"].to_pylist()
     assert [splits.count(split) for split in ("test", "valid")] == [num_images * 15 // 100] * 2
 
 
@@ -891,21 +892,21 @@ def test_few_groups(given, num_groups, expected):
     images = [("a", "train", f"g{index}") for index in range(num_groups)]
     if given:
         images.append(("a", given, "given"))
-    splits = manifest.assign_splits(make_table(*images), seed=0)["split"].to_pylist()
+    splits = assign_splits(make_table(*images), seed=0)["split"].to_pylist()
     assert {split: splits.count(split) for split in sorted(set(splits))} == dict(sorted(expected.items()))
 
 
 def test_big_first_group_leaves_train_and_valid_theirs():
     ordered = by_hash(0, ["g1", "g2", "g3"])
     images = [("a", None, ordered[0])] + [("a", None, group) for group in ordered[1:] for _ in range(50)]
-    found = splits_of_groups(manifest.assign_splits(make_table(*images), seed=0))
+    found = splits_of_groups(assign_splits(make_table(*images), seed=0))
     assert [found[group] for group in ordered] == ["test", "valid", "train"]
 
 
 def test_given_splits_are_kept():
     table = make_table(("a", "train", "1"), ("a", "valid", "1"), ("a", "test", "2"), ("a", None, "3"))
     # Group 1 is in two splits because the data says so: the audit reports it.
-    assert manifest.assign_splits(table, seed=0)["split"].to_pylist() == ["train", "valid", "test", "train"]
+    assert assign_splits(table, seed=0)["split"].to_pylist() == ["train", "valid", "test", "train"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -913,7 +914,7 @@ def test_group_in_a_given_split_is_never_cut(seed):
     table = make_table(
         ("a", "train", "shared"), ("a", "train", "g1"), ("a", "train", "g2"), ("a", "test", "shared"), ("a", None, "g1")
     )
-    splits = manifest.assign_splits(table, seed=seed)["split"].to_pylist()
+    splits = assign_splits(table, seed=seed)["split"].to_pylist()
     chosen = by_hash(seed, ["g1", "g2"])[0]
     assert splits == [
         "train",
@@ -930,7 +931,7 @@ def test_group_with_several_labels_goes_with_its_commonest():
         ("a", "train", "mixed"), ("b", "train", "mixed"), ("b", "train", "mixed"), ("b", "train", "b1"),
         ("b", "train", "tied"), ("a", "train", "tied"), ("a", "train", "a1"), ("b", "test", "given"),
     )  # fmt: skip
-    found = splits_of_groups(manifest.assign_splits(table, seed=1))
+    found = splits_of_groups(assign_splits(table, seed=1))
     expected = {"given": "test"}
     for groups in (["tied", "a1"], ["mixed", "b1"]):
         first, second = by_hash(1, groups)
@@ -941,7 +942,7 @@ def test_group_with_several_labels_goes_with_its_commonest():
 @pytest.mark.parametrize("seed", range(8))
 def test_rare_label_in_a_mixed_group_stays_in_train(seed):
     images = [("a", None, f"g{index}") for index in range(4)] + [("a", None, "m"), ("a", None, "m"), ("b", None, "m")]
-    assert splits_of_groups(manifest.assign_splits(make_table(*images), seed=seed))["m"] == "train"
+    assert splits_of_groups(assign_splits(make_table(*images), seed=seed))["m"] == "train"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -949,14 +950,14 @@ def test_split_ignores_the_order_of_rows(seed):
     images = [(f"l{index % 3}", None, f"g{index % 17}") for index in range(100)]
     table = make_table(*images)
     backwards = table.take(list(range(99, -1, -1)))
-    assigned = manifest.assign_splits(table, seed=seed)
-    assert manifest.assign_splits(backwards, seed=seed).sort_by("image_id").equals(assigned.combine_chunks())
+    assigned = assign_splits(table, seed=seed)
+    assert assign_splits(backwards, seed=seed).sort_by("image_id").equals(assigned.combine_chunks())
     splits_of_groups(assigned)
 
 
 def test_seeds_differ():
     table = make_table(*(("a", None, f"g{index}") for index in range(50)))
-    assert manifest.assign_splits(table, seed=0)["split"] != manifest.assign_splits(table, seed=1)["split"]
+    assert assign_splits(table, seed=0)["split"] != assign_splits(table, seed=1)["split"]
 
 
 def test_unlabelled_rows():
@@ -964,13 +965,13 @@ def test_unlabelled_rows():
         (None, None, "1"), (None, "test", "2"), ("a", "train", "3"), ("a", None, "4"), ("a", None, "5"),
         (None, "train", "3"), (None, "train", "4"), (None, "train", "5"),
     )  # fmt: skip
-    assigned = manifest.assign_splits(table, seed=0)
+    assigned = assign_splits(table, seed=0)
     found = splits_of_groups(assigned)
     # An unlabelled test split cannot measure anything, so a labelled one is cut as well.
     assert found["1"] is None
     assert found["2"] == "test"
     assert [found[group] for group in by_hash(0, ["3", "4", "5"])] == ["test", "valid", "train"]
-    assert manifest.assign_splits(table.slice(0, 2), seed=0).equals(table.slice(0, 2))
+    assert assign_splits(table.slice(0, 2), seed=0).equals(table.slice(0, 2))
 
 
 # Checks
@@ -978,7 +979,7 @@ def test_unlabelled_rows():
 
 def test_check_trainable():
     table = make_table(("b", "train", "1"), ("a", "train", "2"), ("a", "valid", "3"), (None, "test", "4"))
-    assert manifest.check_trainable(table) == ["a", "b"]
+    assert check_trainable(table) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -996,7 +997,7 @@ def test_check_trainable():
 )
 def test_check_trainable_errors(images, message):
     with pytest.raises(DataError, match=message):
-        manifest.check_trainable(make_table(*images))
+        check_trainable(make_table(*images))
 
 
 # Fingerprints and files

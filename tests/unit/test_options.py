@@ -139,7 +139,7 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
 
 
 def test_the_config_file_names_the_environment_of_serve():
-    from serve_app.foreground import SERVE_ENVIRONMENT
+    from serve_app.environment import SERVE_ENVIRONMENT
 
     assert SERVE_ENVIRONMENT
     assert all(f"#   {name}={value}:" in TEXT for name, value in SERVE_ENVIRONMENT.items())

@@ -8,7 +8,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tlray.data import phantoms
+from tlray.data import phantom_drawing, phantoms
 from tlray.errors import ConfigError
 
 ADENO, LARGE, NORMAL, SQUAMOUS = phantoms.CLASSES
@@ -17,7 +17,7 @@ LABELS = sorted(set().union(*phantoms.TASKS.values()))
 MM_PER_PX = 300.0 / 128
 
 
-def draw_patient(label: str, seed: int) -> tuple[phantoms.Anatomy, phantoms.Lesion | None]:
+def draw_patient(label: str, seed: int) -> tuple[phantom_drawing.Anatomy, phantom_drawing.Lesion | None]:
     rng = np.random.default_rng(seed)
     anatomy = phantoms.sample_anatomy(rng)
     return anatomy, phantoms.sample_lesion(label, anatomy, rng)
@@ -27,7 +27,8 @@ def lesion_mask(label: str, seed: int) -> np.ndarray:
     """Returns which pixels of a slice the lesion makes solid (or hollow, over a vessel), bool [128, 128]."""
     anatomy, lesion = draw_patient(label, seed)
     with_lesion, without = (
-        phantoms.render_slice(anatomy, what, rng=np.random.default_rng(seed), size_px=128) for what in (lesion, None)
+        phantom_drawing.render_slice(anatomy, what, rng=np.random.default_rng(seed), size_px=128)
+        for what in (lesion, None)
     )
     return np.abs(with_lesion.astype(int) - without.astype(int)) > 100
 
@@ -55,7 +56,7 @@ def compactness(mask: np.ndarray) -> float:
 @pytest.mark.parametrize("size_px", [75, 128])
 def test_slice_is_grey_bytes_of_the_size_asked_for(label: str, size_px: int):
     anatomy, lesion = draw_patient(label, 3)
-    image = phantoms.render_slice(anatomy, lesion, rng=np.random.default_rng(0), size_px=size_px)
+    image = phantom_drawing.render_slice(anatomy, lesion, rng=np.random.default_rng(0), size_px=size_px)
     assert image.dtype == np.uint8
     assert image.shape == (size_px, size_px)
     # The air around the body is dark, bone is bright.
@@ -65,7 +66,7 @@ def test_slice_is_grey_bytes_of_the_size_asked_for(label: str, size_px: int):
 def test_same_state_gives_the_same_slice_and_another_state_another():
     anatomy, lesion = draw_patient(SQUAMOUS, 1)
     first, again, other = (
-        phantoms.render_slice(anatomy, lesion, rng=np.random.default_rng(seed), size_px=64) for seed in (5, 5, 6)
+        phantom_drawing.render_slice(anatomy, lesion, rng=np.random.default_rng(seed), size_px=64) for seed in (5, 5, 6)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -77,7 +78,7 @@ def test_rendering_leaves_the_patient_as_it_was():
     arrays = [lesion.centre_mm, *(outline for outline, _ in lesion.regions)]
     before = [array.copy() for array in arrays]
     anatomy_before = dataclasses.replace(anatomy)
-    phantoms.render_slice(anatomy, lesion, rng=np.random.default_rng(0), size_px=64)
+    phantom_drawing.render_slice(anatomy, lesion, rng=np.random.default_rng(0), size_px=64)
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
     assert anatomy == anatomy_before
@@ -172,7 +173,7 @@ def test_brightness_and_contrast_alone_do_not_tell_the_class(task: str):
     for label in phantoms.TASKS[task]:
         for seed in range(50):
             anatomy, lesion = draw_patient(label, seed)
-            image = phantoms.render_slice(anatomy, lesion, rng=np.random.default_rng(seed), size_px=48)
+            image = phantom_drawing.render_slice(anatomy, lesion, rng=np.random.default_rng(seed), size_px=48)
             features.append([image.mean(), image.std()])
             labels.append(label)
     model = make_pipeline(StandardScaler(), LogisticRegression())

@@ -168,14 +168,14 @@ def stored(tmp_path, monkeypatch):
     (tmp_path / "_SUCCESS").touch()
     assert predictions.read_part(str(tmp_path), "part-00000.parquet").column_names == ["sha256", "error_code"]
     stored = Stored()
-    monkeypatch.setattr(scoring.stream, "stamps", stored.stamps)
-    monkeypatch.setattr(scoring.stream, "digests", stored.digests)
+    monkeypatch.setattr(scoring.inspection, "stamps", stored.stamps)
+    monkeypatch.setattr(scoring.inspection, "digests", stored.digests)
     return stored
 
 
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring.stream, "stamps", None)
-    monkeypatch.setattr(scoring.stream, "digests", None)
+    monkeypatch.setattr(scoring.inspection, "stamps", None)
+    monkeypatch.setattr(scoring.inspection, "digests", None)
     assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
 
 

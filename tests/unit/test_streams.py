@@ -11,7 +11,8 @@ from PIL import Image
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from tlray.config.training import Augmentation
-from tlray.data import decoding, stream
+from tlray.data import decoding, inspection, stream
+from tlray.data.augmentation import augment, augmentation_rng
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 from tlray.data.stream import Pixels
 from tlray.errors import ImageError, ImageErrorCode
@@ -173,8 +174,8 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
     for place in range(6):
         row, epoch = int(whole["row"][place]), int(whole["epoch"][place])
         plain = decoding.decode((tmp_path / names[row]).read_bytes(), size_px=16)
-        generator = decoding.augmentation_rng(seed=9, epoch=epoch, image_id=names[row])
-        changed = decoding.to_array(decoding.augment(plain, augmentation, generator))
+        generator = augmentation_rng(seed=9, epoch=epoch, image_id=names[row])
+        changed = decoding.to_array(augment(plain, augmentation, generator))
         assert np.array_equal(whole["image"][place], changed)
     # However the rows are cut into tasks, and from wherever they start.
     part = decode_rows(table, schedule, [1, 2], pixels=pixels, first_row=3)
@@ -186,8 +187,8 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 
 def test_inspection_tells_size_or_error(table):
-    found = stream._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
-    assert tuple(found.column_names) == (*stream.INSPECTION_COLUMNS, "stamp")
+    found = inspection._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
+    assert tuple(found.column_names) == (*inspection.INSPECTION_COLUMNS, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
     assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
@@ -197,22 +198,22 @@ def test_inspection_tells_size_or_error(table):
     assert found["sha256"].to_pylist()[4] is None
     # A block in which nothing failed, or all, has the same types.
     for ids in ([0], [4]):
-        assert stream._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
+        assert inspection._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
 
 
 def test_a_file_that_is_known_is_not_read_again(table):
     """The first file has the stamp that it had, the second another one, and of the third none is known."""
-    first = stream._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
+    first = inspection._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
     stamps = first["stamp"].to_pylist()
     known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
-    found = stream._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
+    found = inspection._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
     assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
     assert found["stamp"].to_pylist() == stamps
     assert found["width_px"].to_pylist() == [5, 5, 5]
     # A file that has gone has no stamp, whatever is known of it, and no stamp is like none.
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", ""]))
-    gone = stream._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
+    gone = inspection._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
     assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [""])
 
 
@@ -220,7 +221,7 @@ def test_histogram_of_16_bit_images(tmp_path):
     for name, content in {"a.png": WIDE, "b.png": WIDE}.items():
         (tmp_path / name).write_bytes(content)
     uris = pa.chunked_array([[f"{tmp_path}/a.png"], [f"{tmp_path}/b.png"]])
-    histogram = stream._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
+    histogram = inspection._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
     assert histogram.shape == (1, decoding.NUM_BINS)
     counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
     assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
@@ -230,11 +231,11 @@ def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
     (tmp_path / "a.png").write_bytes(WIDE)
     (tmp_path / "text.png").write_bytes(b"no image")
     uris = pa.chunked_array([[f"{tmp_path}/{name}.png" for name in ("gone", "a", "text")]])
-    histogram = stream._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
+    histogram = inspection._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
     assert {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])} == {
         100: 1, 600: 1, 1100: 1, 5000: 1
     }  # fmt: skip
-    none_left = stream._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
+    none_left = inspection._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
     assert (none_left.shape, none_left.sum()) == ((1, decoding.NUM_BINS), 0)
 
 

@@ -3,18 +3,12 @@
 `bundle.json` is written last: a directory without it is no bundle.
 """
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import platform
-import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tlray import __version__
@@ -85,65 +79,10 @@ class BundleSpec:
         return self.thresholds.get("refer_below", 0.0)
 
 
-class _TemporaryCopy:
-    """A directory for a remote bundle's files, deleted with this object: TemporaryDirectory would warn of that."""
-
-    def __init__(self) -> None:
-        self.directory = tempfile.mkdtemp(prefix="tlray-bundle-")
-        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """A verified bundle on this node's disk.
-
-    Attributes:
-        spec: What `bundle.json` says.
-        directory: Where its files lie.
-        sha256: Of `bundle.json`: the name of this exact model.
-    """
-
-    spec: BundleSpec
-    directory: Path
-    sha256: str
-    _copy: "_TemporaryCopy | None" = None
-
-    @property
-    def model_path(self) -> Path:
-        """The Keras model."""
-        return self.directory / MODEL_FILE
-
-    @property
-    def saved_model_path(self) -> Path:
-        """The SavedModel directory."""
-        return self.directory / SAVED_MODEL_DIR
-
-
 def library_versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that decide a result."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"tlray": __version__, "python": platform.python_version(), **versions}
-
-
-def seal(location: str, spec: BundleSpec) -> str:
-    """Makes a directory with model files a bundle: checksums all its files and writes `bundle.json`, last.
-
-    Args:
-        location: The directory, with `model.keras` and `saved_model/` in it.
-        spec: `files` and `library_versions` are filled in here.
-
-    Returns:
-        The bundle's sha256.
-    """
-    files = {
-        name: hashlib.sha256(storage.read_bytes(storage.join(location, name))).hexdigest()
-        for name in storage.walk(location)
-        if name not in (BUNDLE_JSON, storage.MARK)
-    }
-    sealed = dataclasses.replace(spec, files=files, library_versions=library_versions())
-    content = json.dumps(dataclasses.asdict(sealed), indent=2).encode() + b"\n"
-    storage.write_bytes(storage.join(location, BUNDLE_JSON), content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def read_spec(location: str) -> tuple[BundleSpec, str]:
@@ -193,97 +132,3 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
     return spec, hashlib.sha256(content).hexdigest()
-
-
-def load(location: str) -> Bundle:
-    """Opens a bundle and verifies the checksum of every file.
-
-    Args:
-        location: The bundle's directory; a remote one is copied to this node for as long as the result lives.
-
-    Raises:
-        BundleError: It is missing, incomplete, or was changed after its export.
-    """
-    spec, sha256 = read_spec(location)
-    copy = None
-    directory = Path(storage.open_location(location)[1])
-    if not storage.is_local(location):
-        copy = _TemporaryCopy()
-        directory = Path(copy.directory)
-        storage.copy_tree(location, copy.directory)
-    for name, wanted in spec.files.items():
-        path = (directory / name).resolve()
-        if not path.is_relative_to(directory.resolve()):
-            raise BundleError(f"The bundle '{location}' lists a file outside of itself: {name}. Do not use it.")
-        if not path.is_file():
-            raise BundleError(f"The bundle '{location}' lacks its file {name}. Restore it or export it again.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            raise BundleError(
-                f"The bundle '{location}' was changed after its export: sha256 of {name} is {found[:12]}…, "
-                f"{BUNDLE_JSON} says {wanted[:12]}…. Restore it or export it again."
-            )
-    missing = {MODEL_FILE, f"{SAVED_MODEL_DIR}/saved_model.pb"} - set(spec.files)
-    if missing:
-        raise BundleError(f"{BUNDLE_JSON} of '{location}' does not list {', '.join(sorted(missing))}.")
-    return Bundle(spec=spec, directory=directory, sha256=sha256, _copy=copy)
-
-
-def _inert(text: str) -> str:
-    """Returns text that Markdown shows as it is: a file's name may look like HTML or a link."""
-    return text if re.fullmatch(r"[\w.,:()\[\] +-]*", text) and "](" not in text else _code(text)
-
-
-def _code(text: str) -> str:
-    """Returns a name as a code span, whatever is in it (https://spec.commonmark.org/0.31.2/#code-spans)."""
-    text = " ".join(text.split())  # an empty line would end the span
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    space = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{space}{text}{space}{fence}"
-
-
-def model_card(spec: BundleSpec) -> str:
-    """Returns a short Markdown description of the model, for people."""
-    results = [
-        f"| {split} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {metrics['balanced_accuracy']:.3f} |"
-        for split, metrics in spec.metrics.items()
-    ]
-    table = ["| split | images | accuracy | balanced accuracy |", "| --- | --- | --- | --- |", *results]
-    leaks = ["> **The metrics below are too good.**", *(f"> {leak}" for leak in spec.leaks), ""] if spec.leaks else []
-    low, high = spec.intensity_range or (0, 65535)
-    facts = {
-        "Backbone": spec.backbone,
-        "Starting weights": spec.weights,
-        "Input": f"uint8 [batch, {spec.image_size_px}, {spec.image_size_px}, 3], RGB",
-        "Preprocessing (in the model)": spec.preprocessing,
-        "16-bit pixels shown as 0 to 255": f"{low:g} to {high:g}",
-        "Temperature": spec.temperature,
-        "Class shares that the probabilities assume": _describe_prior(spec),
-        "Refer when confidence is below": spec.refer_below,
-        "Data fingerprint": spec.data_fingerprint or "unknown",
-    }
-    return "\n".join(
-        [
-            "# Model card",
-            "",
-            *leaks,
-            "A classifier of chest-CT images made with tlray. **Research only: no medical device, not for diagnosis.**",
-            "",
-            "Classes, in the order of the outputs: " + ", ".join(_code(name) for name in spec.classes),
-            "",
-            *[f"- {name}: {_inert(str(value))}" for name, value in facts.items()],
-            "",
-            *(table if results else ["It has not been evaluated."]),
-            "",
-            "Metrics hold for images like those of its data set. Other scanners, protocols or patients need a new "
-            "evaluation (`tlray evaluate`).",
-            "",
-        ]
-    )
-
-
-def _describe_prior(spec: BundleSpec) -> str:
-    if spec.prior is None:
-        return "unknown"
-    return ", ".join(f"{name} {share:.3g}" for name, share in zip(spec.classes, spec.prior, strict=True))

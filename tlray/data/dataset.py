@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from tlray.config.training import TrainConfig, parse_columns, parse_intensity_range
-from tlray.data import audit, decoding, inspected, labels, layout, listing, manifest, prior, stream
+from tlray.data import audit, decoding, inspected, inspection, labels, layout, listing, manifest, prior, splits, stream
 from tlray.data.drift import Distribution, TrainingImages, grey_statistics
 from tlray.errors import DataError, ImageError, some
 from tlray.files import storage
@@ -46,7 +46,7 @@ class Dataset:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the model's outputs."""
-        return tuple(manifest.check_trainable(self.readable))
+        return tuple(splits.check_trainable(self.readable))
 
     @property
     def intensity_range(self) -> tuple[float, float] | None:
@@ -109,7 +109,7 @@ def list_trainable(config: TrainConfig) -> listing.Listing:
         DataError: There are fewer than two classes, or one without a training image, or no validation image.
     """
     listed = list_classes(config)
-    manifest.check_trainable(manifest.assign_splits(listed.table, seed=config.seed))
+    splits.check_trainable(splits.assign_splits(listed.table, seed=config.seed))
     return listed
 
 
@@ -121,11 +121,9 @@ def as_listed(config: TrainConfig, listed: listing.Listing) -> Dataset | None:
     """
     names = listed.table["uri"].to_pylist()
     table = listed.table.filter(pa.array([layout.is_image_name(name) for name in names], pa.bool_()))
-    table = manifest.assign_splits(table, seed=config.seed).append_column(
-        "error_code", pa.nulls(len(table), pa.string())
-    )
+    table = splits.assign_splits(table, seed=config.seed).append_column("error_code", pa.nulls(len(table), pa.string()))
     try:
-        manifest.check_trainable(table)
+        splits.check_trainable(table)
     except DataError:
         return None
     return Dataset(table=table, findings={})
@@ -159,7 +157,7 @@ def read_dataset(
     findings["num_skipped"] = listed.num_skipped
     findings["intensity_range"] = find_intensity_range(config, table)
     dataset = Dataset(table=table, findings=findings)
-    manifest.check_trainable(dataset.readable)
+    splits.check_trainable(dataset.readable)
     return dataset
 
 
@@ -204,18 +202,18 @@ def read_images(
     Returns:
         The manifest with `streams.INSPECTION_COLUMNS`.
     """
-    known = inspected.known_rows(out, table["uri"], stream.INSPECTED_SCHEMA)
+    known = inspected.known_rows(out, table["uri"], inspection.INSPECTED_SCHEMA)
     keeper = inspected.Keeper(out, kind, table["uri"], known)
     parts: list[pa.Table] = []
     with Progress("Reading images", table.num_rows, quiet=quiet) as progress:
-        for part in stream.inspect_images(table, known=known, task_cpus=task_cpus):
+        for part in inspection.inspect_images(table, known=known, task_cpus=task_cpus):
             meanwhile()
             keeper.add(part)
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
     found = pa.concat_tables(parts)
     table = table.drop_columns(["sha256"])
-    for name in stream.INSPECTION_COLUMNS:
+    for name in inspection.INSPECTION_COLUMNS:
         table = table.append_column(name, found[name])
     return table
 
@@ -224,7 +222,7 @@ def with_splits(table: pa.Table, *, seed: int) -> pa.Table:
     """Returns what `read_images` gave with the splits cut that the data lacks, sorted; see `manifest.assign_splits`."""
     readable = table.filter(pc.field("error_code").is_null())
     unreadable = table.filter(pc.field("error_code").is_valid())
-    return pa.concat_tables([manifest.assign_splits(readable, seed=seed), unreadable]).sort_by("image_id")
+    return pa.concat_tables([splits.assign_splits(readable, seed=seed), unreadable]).sort_by("image_id")
 
 
 def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
@@ -237,7 +235,7 @@ def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, f
     wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == wanted if wanted else True))
     if given is not None or not wide.num_rows:
         return given
-    return stream.intensity_range(wide["uri"])
+    return inspection.intensity_range(wide["uri"])
 
 
 def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingImages | None]":

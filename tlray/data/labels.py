@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from tlray.data.manifest import labels_by_split, normal_form, read_csv, refuse_repeated, with_column
+from tlray.data.manifest import labels_by_split, normal_form, refuse_repeated, with_column
+from tlray.data.tables import read_csv
 from tlray.errors import DataError, some
 from tlray.files import storage
 

@@ -8,28 +8,25 @@ import logging
 import os
 import posixpath
 import re
-import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from tlray.data.layout import is_hidden, read_layout, split_of
-from tlray.data.manifest import SCHEMA, normal_form, read_csv, refuse_repeated
+from tlray.data.manifest import SCHEMA, normal_form, refuse_repeated
+from tlray.data.table_uris import in_stored_form, is_absolute, localize, resolve, with_slashes
+from tlray.data.tables import COLUMNS, read_table
 from tlray.errors import DataError, some
 from tlray.files import roots, storage
 from tlray.files.zip_archive import member_name
 
-_MANIFEST_COLUMNS = ("uri", "label", "split", "group_id", "image_id")
 _TABLES = (".csv", ".tsv", ".parquet")
 _FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv, .tsv or .parquet manifest"
 
-_FORMS_OF_NAMES = ("NFC", "NFD")
-"""Unicode's composed and decomposed forms, in which file systems store names."""
 
 _AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
 _AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
@@ -296,10 +293,10 @@ def _list_zip(location: str, *, labels_needed: bool) -> Listing:
 
 
 def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Listing:
-    unknown = columns.keys() - set(_MANIFEST_COLUMNS)
+    unknown = columns.keys() - set(COLUMNS)
     if unknown:
-        raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(_MANIFEST_COLUMNS)}.")
-    values = _read_table(location, suffix, columns)
+        raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(COLUMNS)}.")
+    values = read_table(location, suffix, columns)
     if not values:
         raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
     absent = {name for name in columns.values() if name not in values}
@@ -308,9 +305,9 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     if columns.get("uri", "uri") not in values:
         raise DataError(f"'{location}' has no column 'uri'. Rename one (--columns uri=NAME) of: {some(values)}.")
     num_rows = len(values[columns.get("uri", "uri")])
-    uris = _with_slashes(location, values[columns.get("uri", "uri")])
-    values[columns.get("uri", "uri")] = _in_stored_form(location, uris)
-    ours = (values.get(columns.get(name, name), [None] * num_rows) for name in _MANIFEST_COLUMNS)
+    uris = with_slashes(location, values[columns.get("uri", "uri")])
+    values[columns.get("uri", "uri")] = in_stored_form(location, uris)
+    ours = (values.get(columns.get(name, name), [None] * num_rows) for name in COLUMNS)
     rows = []
     for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
         if not uri:
@@ -321,8 +318,8 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
             )
         rows.append(
             _Row(
-                image_id=image_id or (uri if _is_absolute(uri) else posixpath.normpath(uri)),
-                uri=_resolve(location, uri),
+                image_id=image_id or (uri if is_absolute(uri) else posixpath.normpath(uri)),
+                uri=resolve(location, uri),
                 label=label or None,
                 split=split_of(split) if split else None,
                 group_id=group_id,
@@ -330,60 +327,6 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
         )
     refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
     return Listing(table=_to_table(rows), num_skipped=0)
-
-
-def _with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
-    """Returns a manifest's uris with `/` for the backslashes of Windows, unless files have such names here."""
-    first = next((uri for uri in uris if uri and "\\" in uri and not storage.is_uri(uri)), None)
-    if first is None or storage.exists(_resolve(location, first)):
-        return list(uris)
-    return [uri.replace("\\", "/") if uri and not storage.is_uri(uri) else uri for uri in uris]
-
-
-def _in_stored_form(location: str, uris: Sequence[str | None]) -> list[str | None]:
-    """Returns a manifest's uris in the Unicode form that their files' names have here, where only that form is there.
-
-    A table written on macOS may have `é` as one letter, and its files `e` and an accent. On a store, where each look
-    is a request, the first such uri of a folder decides for all in it.
-    """
-    form_of: dict[str, str | None] = {}
-    found = []
-    for uri in uris:
-        if not uri or storage.is_uri(uri) or all(unicodedata.is_normalized(form, uri) for form in _FORMS_OF_NAMES):
-            found.append(uri)
-            continue
-        spellings = {None: uri} | {form: unicodedata.normalize(form, uri) for form in _FORMS_OF_NAMES}
-        key = posixpath.dirname(uri) if storage.is_uri(location) else uri
-        if key not in form_of:
-            form_of[key] = next((form for form in spellings if _is_there(_resolve(location, spellings[form]))), None)
-        found.append(spellings[form_of[key]])
-    return found
-
-
-def _is_there(location: str) -> bool:
-    file, member = storage.split_member(location)
-    try:
-        is_file = storage.file_info(file).type == fs.FileType.File
-        return is_file and (member is None or storage.open_zip(file).find(member) is not None)
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # reading the image says why
-        return False
-
-
-def _is_absolute(uri: str) -> bool:
-    return uri.startswith("/") or storage.is_uri(uri)
-
-
-def _resolve(manifest: str, uri: str) -> str:
-    """Returns the location that a manifest's uri means."""
-    if _is_absolute(uri):
-        return localize(uri)
-    scheme, separator, path = manifest.rpartition("://")
-    return scheme + separator + posixpath.normpath(posixpath.join(posixpath.dirname(path), uri))
-
-
-def localize(location: str) -> str:
-    """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
-    return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)
 
 
 def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
@@ -404,22 +347,6 @@ def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str 
     if suffix not in _TABLES or storage.file_info(location).type != fs.FileType.File:
         return None if storage.is_uri(source) else source
     name = (columns or {}).get("uri", "uri")
-    values = _read_table(location, suffix, columns or {})
-    given = (uri if _is_absolute(uri) else source for uri in values.get(name, []) if uri)
+    values = read_table(location, suffix, columns or {})
+    given = (uri if is_absolute(uri) else source for uri in values.get(name, []) if uri)
     return next((each for each in given if not storage.is_uri(each)), None)
-
-
-def _read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
-    data = storage.read_bytes(location)
-    return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
-
-
-def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
-    wanted = {columns.get(name, name) for name in _MANIFEST_COLUMNS}
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        return {
-            name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
-        }
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"'{location}' is no Parquet manifest: {error}. Write it again, with text columns.") from error

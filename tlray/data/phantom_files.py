@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tlray.data import phantoms
+from tlray.data import phantom_drawing, phantoms
 from tlray.errors import ConfigError
 from tlray.files import storage
 
@@ -58,7 +58,7 @@ def write_data_set(
         anatomy = phantoms.sample_anatomy(rng)
         lesion = phantoms.sample_lesion(label, anatomy, rng)
         for index in range(num_slices_per_patient):
-            extension, data = _encode(phantoms.render_slice(anatomy, lesion, rng=rng, size_px=size_px), rng)
+            extension, data = _encode(phantom_drawing.render_slice(anatomy, lesion, rng=rng, size_px=size_px), rng)
             storage.write_bytes(storage.join(folder, f"slice_{index:03d}.{extension}"), data)
     for index in range(num_unreadable):
         folder, name = folders[rng.integers(len(folders))], f"slice_{num_slices_per_patient + index:03d}.png"

@@ -28,12 +28,9 @@ They are caricatures for testing software and teach nothing about patients.
 [5] Seo et al. Atypical pulmonary metastases: spectrum of radiologic findings. RadioGraphics 2001;21(2):403-417.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
-
 import numpy as np
-from PIL import Image, ImageDraw
 
+from tlray.data.phantom_drawing import Anatomy, Lesion, Region, hilum_mm, lobulated_mm, pleura_point
 from tlray.errors import ConfigError
 
 CLASSES: tuple[str, ...] = ("adenocarcinoma", "large.cell.carcinoma", "normal", "squamous.cell.carcinoma")
@@ -41,47 +38,6 @@ CLASSES: tuple[str, ...] = ("adenocarcinoma", "large.cell.carcinoma", "normal", 
 
 TASKS: dict[str, tuple[str, ...]] = {"cancer-type": CLASSES, "nodules": ("granuloma", "metastases", "normal")}
 """Tasks by name: the labels of each, sorted."""
-
-_FIELD_OF_VIEW_MM = 300.0  # width and height of a slice
-# Edges are smoothed by painting this many times finer than the slice that is asked for.
-_SUPERSAMPLING = 3
-_ANGLES_RAD = np.linspace(0.0, 2.0 * np.pi, 72, endpoint=False)
-_CIRCLE = np.stack([np.cos(_ANGLES_RAD), np.sin(_ANGLES_RAD)], axis=-1)
-_HOLE_HU = -9999.0  # marks where the wall opens to the lungs; no tissue has it
-_AIR_HU, _FAT_HU, _MUSCLE_HU, _MARROW_HU, _CORTEX_HU = -1000.0, -100.0, 45.0, 180.0, 600.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Anatomy:
-    """What stays the same in all slices of one patient: the body, and how the scanner saw it."""
-
-    half_width_mm: float  # skin to skin, from side to side
-    half_depth_mm: float  # skin to skin, from front to back
-    fat_mm: float  # under the skin
-    breast_mm: float  # by how much the front bulges on both sides
-    heart_scale: float  # 1 is average
-    level: float  # of the scan: 0 at the aortic arch, 1 at the ventricles
-    rotation_deg: float  # how far the patient lies turned
-    shift_mm: tuple[float, float]  # (x, y) from the middle of the image
-    table_mm: float  # from the back to the scanner's table, often beyond the edge
-    lung_hu: float
-    blood_hu: float  # higher with contrast medium
-    noise_hu: float  # standard deviation
-    window_centre_hu: float  # shown as middle grey
-    window_width_hu: float  # from black to white
-
-
-_Pair: TypeAlias = tuple[float, float]
-Region: TypeAlias = tuple[np.ndarray, float]
-"""An area of one density: its outline about the lesion's centre in mm, float64 [num_points, 2 (x, y)], and its HU."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lesion:
-    """What one patient has: a centre, float64 [2 (x, y)], and the regions about it in the order of painting."""
-
-    centre_mm: np.ndarray
-    regions: tuple[Region, ...]
 
 
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -120,7 +76,7 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
         ConfigError: No task has this class.
     """
     side = int(rng.choice([-1, 1]))
-    pleura, inwards = _pleura(anatomy, side, rng.uniform(-65.0, 65.0))
+    pleura, inwards = pleura_point(anatomy, side, rng.uniform(-65.0, 65.0))
     density_hu = rng.uniform(20.0, 60.0)
     regions: list[Region] = []
     match label:
@@ -133,29 +89,29 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
         case "large.cell.carcinoma":
             radius_mm = rng.uniform(32.0, 40.0)
             centre = pleura + inwards * radius_mm * rng.uniform(0.7, 0.95)
-            regions.append((_lobulated_mm(radius_mm, 0.06, rng), density_hu))
+            regions.append((lobulated_mm(radius_mm, 0.06, rng), density_hu))
             if rng.random() < 0.5:  # dead tissue
-                regions.append((_lobulated_mm(0.5 * radius_mm, 0.1, rng), density_hu - 40.0))
+                regions.append((lobulated_mm(0.5 * radius_mm, 0.1, rng), density_hu - 40.0))
         case "squamous.cell.carcinoma":
             radius_mm = rng.uniform(23.0, 29.0)
-            centre = _hilum_mm(side, anatomy.level) + np.array([side * 0.7 * radius_mm, rng.uniform(-12.0, 12.0)])
-            regions.append((_lobulated_mm(radius_mm, 0.1, rng), density_hu))
+            centre = hilum_mm(side, anatomy.level) + np.array([side * 0.7 * radius_mm, rng.uniform(-12.0, 12.0)])
+            regions.append((lobulated_mm(radius_mm, 0.1, rng), density_hu))
             if rng.random() < 0.8:
-                cavity = _lobulated_mm(radius_mm * rng.uniform(0.4, 0.6), 0.12, rng)
+                cavity = lobulated_mm(radius_mm * rng.uniform(0.4, 0.6), 0.12, rng)
                 regions.append((cavity + np.array([0.2 * side * radius_mm, 0.0]), -930.0))
         case "granuloma":
             radius_mm = rng.uniform(8.0, 12.0)
             centre = pleura + inwards * (radius_mm + rng.uniform(3.0, 25.0))
-            regions.append((_lobulated_mm(radius_mm, 0.03, rng), density_hu))
-            regions.append((_lobulated_mm(0.8 * radius_mm, 0.03, rng), rng.uniform(500.0, 900.0)))
+            regions.append((lobulated_mm(radius_mm, 0.03, rng), density_hu))
+            regions.append((lobulated_mm(0.8 * radius_mm, 0.03, rng), rng.uniform(500.0, 900.0)))
         case "metastases":
             centre = np.zeros(2)
             # In turn left and right, from the front to the back: they do not overlap.
             for angle_deg in np.linspace(-60.0, 60.0, int(rng.integers(5, 9))):
                 radius_mm, side = rng.uniform(6.0, 12.0), -side
-                pleura, inwards = _pleura(anatomy, side, angle_deg + rng.normal(0.0, 4.0))
+                pleura, inwards = pleura_point(anatomy, side, angle_deg + rng.normal(0.0, 4.0))
                 place = pleura + inwards * (radius_mm + rng.uniform(3.0, 25.0))
-                regions.append((place + _lobulated_mm(radius_mm, 0.03, rng), density_hu))
+                regions.append((place + lobulated_mm(radius_mm, 0.03, rng), density_hu))
         case _:
             known = sorted(set().union(*TASKS.values()))
             raise ConfigError(f"There is no class '{label}'. Use one of {', '.join(known)}.")
@@ -165,7 +121,7 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
 def _spiculated(radius_mm: float, tail_mm: np.ndarray, density_hu: float, rng: np.random.Generator) -> list[Region]:
     """Returns a nodule with spicules, mostly in ground glass and with a tail that ends at `tail_mm`, float64 [2]."""
     regions: list[Region] = []
-    outline = _lobulated_mm(radius_mm, 0.12, rng)
+    outline = lobulated_mm(radius_mm, 0.12, rng)
     if rng.random() < 0.8:  # ground glass about a smaller core
         outline = 0.9 * outline
         regions += [(outline * scale, -350.0 * scale) for scale in np.linspace(1.7, 1.1, 5)]
@@ -177,187 +133,3 @@ def _spiculated(radius_mm: float, tail_mm: np.ndarray, density_hu: float, rng: n
         spikes, tips = [*spikes, np.argmax(outline @ tail_mm)], [*tips, tail_mm]
     regions += [(np.stack([outline[k - 3], tip, outline[k]]), 20.0) for k, tip in zip(spikes, tips, strict=True)]
     return regions
-
-
-def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """Paints one slice of a patient; each call cuts at a slightly other level.
-
-    The lesion takes nothing from `rng`: with the same state the slice with a lesion and the slice without differ in
-    the lesion alone.
-
-    Args:
-        anatomy: The patient.
-        lesion: The patient's tumour or nodules; None for none.
-        rng: Source of randomness: the level, the breath, the vessels, the noise.
-        size_px: Width and height of the slice.
-
-    Returns:
-        Grey values, uint8 [size_px, size_px].
-    """
-    level = float(np.clip(anatomy.level + rng.normal(0.0, 0.06), 0.0, 1.0))
-    lesion_scale = rng.uniform(0.9, 1.0)  # a cut off the middle of a ball is smaller
-    breath_mm = rng.normal(0.0, 1.5)
-    canvas = _Canvas(anatomy, breath_mm, size_px * _SUPERSAMPLING, _AIR_HU)
-    inside = _Canvas(anatomy, breath_mm, size_px * _SUPERSAMPLING, anatomy.lung_hu)
-    for side in (-1, 1):
-        _paint_vessels(inside, anatomy, side, level, rng)
-    if lesion:
-        for outline_mm, density_hu in lesion.regions:
-            inside.polygon(lesion.centre_mm + lesion_scale * outline_mm, density_hu)
-    _paint_wall(canvas, anatomy, level)
-    for side in (-1, 1):
-        canvas.polygon(_lung_outline_mm(anatomy, side), _HOLE_HU)
-    canvas.image.paste(inside.image, mask=Image.fromarray(np.asarray(canvas.image) == _HOLE_HU))
-    _paint_mediastinum(canvas, anatomy, level)
-
-    noise_hu = rng.normal(0.0, anatomy.noise_hu, (size_px, size_px))
-    density_hu = np.asarray(canvas.image.reduce(_SUPERSAMPLING)) + noise_hu
-    grey = (density_hu - anatomy.window_centre_hu) / anatomy.window_width_hu + 0.5
-    return np.rint(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-class _Canvas:
-    """Densities of one slice, painted in the patient's millimetres; `image` is float32 [size_px, size_px]."""
-
-    def __init__(self, anatomy: Anatomy, breath_mm: float, size_px: int, density_hu: float) -> None:
-        self._px_per_mm = size_px / _FIELD_OF_VIEW_MM
-        self._rotation_deg = anatomy.rotation_deg
-        self._origin_mm = np.array(anatomy.shift_mm) + [0.0, breath_mm] + _FIELD_OF_VIEW_MM / 2.0
-        self.image = Image.new("F", (size_px, size_px), density_hu)
-        self._draw = ImageDraw.Draw(self.image)
-
-    def _to_px(self, points_mm: np.ndarray) -> list[tuple[float, float]]:
-        points_px = (_rotated(points_mm, self._rotation_deg) + self._origin_mm) * self._px_per_mm
-        return [(x, y) for x, y in points_px.tolist()]
-
-    def polygon(self, points_mm: np.ndarray, hu: float) -> None:
-        self._draw.polygon(self._to_px(points_mm), fill=hu)
-
-    def ellipse(self, x_mm: float, y_mm: float, half_mm: _Pair, hu: float, tilt_deg: float = 0.0) -> None:
-        self.polygon(_ellipse_mm((x_mm, y_mm), half_mm, tilt_deg=tilt_deg), hu)
-
-    def line(self, points_mm: np.ndarray, hu: float, *, width_mm: float) -> None:
-        self._draw.line(self._to_px(points_mm), fill=hu, width=max(1, round(width_mm * self._px_per_mm)))
-
-
-def _rotated(points: np.ndarray, angle_deg: float) -> np.ndarray:
-    """Turns points, float64 [..., 2 (x, y)], about 0, clockwise as seen in the image."""
-    cos, sin = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
-    return points @ np.array([[cos, sin], [-sin, cos]])
-
-
-def _ellipse_mm(centre_mm: _Pair, half_mm: _Pair, *, tilt_deg: float = 0.0, exponent: float = 2.0) -> np.ndarray:
-    """Returns the outline of a superellipse, float64 [num_points, 2]; exponents above 2 are boxier."""
-    points_mm = np.sign(_CIRCLE) * np.abs(_CIRCLE) ** (2.0 / exponent) * half_mm
-    return _rotated(points_mm, tilt_deg) + centre_mm
-
-
-def _lung_outline_mm(anatomy: Anatomy, side: int) -> np.ndarray:
-    """Returns the pleura of a lung, float64 [num_points, 2]; the mediastinum covers its inner edge."""
-    room_mm = anatomy.half_width_mm - anatomy.fat_mm - 19.0
-    half_mm = (0.49 * room_mm, anatomy.half_depth_mm - anatomy.fat_mm - 19.0)
-    return _ellipse_mm((side * 0.52 * room_mm, -3.0), half_mm, tilt_deg=9.0 * side, exponent=2.25)
-
-
-def _pleura(anatomy: Anatomy, side: int, angle_deg: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a point of a lung's pleura, see `_at_angle`, and the direction from there inwards, each float64 [2]."""
-    lung = _lung_outline_mm(anatomy, side)
-    pleura = _at_angle(lung, side, angle_deg)
-    return pleura, (lung.mean(axis=0) - pleura) / np.linalg.norm(lung.mean(axis=0) - pleura)
-
-
-def _hilum_mm(side: int, level: float) -> np.ndarray:
-    """Returns where bronchus and vessels enter a lung, float64 [2]; the heart pushes the left one outwards."""
-    return np.array([side * 31.0 + (18.0 * level if side > 0 else 0.0), 6.0])
-
-
-def _paint_wall(canvas: _Canvas, anatomy: Anatomy, level: float) -> None:
-    """Paints skin, fat, muscles, ribs, shoulder blades, breastbone and the table."""
-    a, b, fat = anatomy.half_width_mm, anatomy.half_depth_mm, anatomy.fat_mm
-    x_mm = np.linspace(-a, a, 24)
-    canvas.line(np.stack([x_mm, b + anatomy.table_mm - 16.0 * (x_mm / a) ** 2], axis=-1), -250.0, width_mm=3.0)
-    canvas.polygon(_ellipse_mm((0.0, 0.0), (a, b), exponent=2.25), _FAT_HU)
-    for side in (-1, 1):
-        canvas.ellipse(side * 0.48 * a, -0.62 * b, (0.36 * a, 0.26 * b + anatomy.breast_mm), _FAT_HU)
-    canvas.polygon(_ellipse_mm((0.0, 0.0), (a - fat, b - fat), exponent=2.25), _MUSCLE_HU)
-    for side in (-1, 1):
-        lung = _lung_outline_mm(anatomy, side)
-        for angle_deg in np.linspace(-75.0, 60.0, 7) + 15.0 * level:
-            point = _at_angle(lung, side, angle_deg)
-            outwards = (point - lung.mean(axis=0)) / np.linalg.norm(point - lung.mean(axis=0))
-            x_mm, y_mm = point + 5.0 * outwards
-            tilt_deg = 90.0 + np.rad2deg(np.arctan2(outwards[1] * (a / b), outwards[0]))
-            canvas.ellipse(x_mm, y_mm, (11.0, 4.2), _CORTEX_HU, tilt_deg=tilt_deg)
-            canvas.ellipse(x_mm, y_mm, (8.5, 2.0), _MARROW_HU, tilt_deg=tilt_deg)
-        if level < 0.6:
-            canvas.ellipse(side * 0.80 * a, 0.52 * b, (3.0, 20.0), _CORTEX_HU, tilt_deg=30.0 * side)
-    canvas.ellipse(0.0, fat + 8.0 - b, (17.0, 6.0), _CORTEX_HU)
-    canvas.ellipse(0.0, fat + 8.0 - b, (14.5, 3.8), _MARROW_HU)
-
-
-def _at_angle(lung_mm: np.ndarray, side: int, angle_deg: float) -> np.ndarray:
-    """Returns the point of the pleura in a direction: 0 to the side, -90 to the front, 90 to the back."""
-    offset = lung_mm - lung_mm.mean(axis=0)
-    angles_deg = np.rad2deg(np.arctan2(offset[:, 1], side * offset[:, 0]))
-    return lung_mm[np.argmin(np.abs(angles_deg - angle_deg))]
-
-
-def _paint_vessels(canvas: _Canvas, anatomy: Anatomy, side: int, level: float, rng: np.random.Generator) -> None:
-    """Paints the vessels of a lung: trees that fan out from the hilum, and dots where others cross the slice."""
-    lung, hilum = _lung_outline_mm(anatomy, side), _hilum_mm(side, level)
-    for angle_deg in np.linspace(-100.0, 100.0, int(rng.integers(4, 6))) + rng.normal(0.0, 9.0):
-        end = _at_angle(lung, side, angle_deg + rng.normal(0.0, 8.0))
-        path = hilum + np.linspace(0.0, rng.uniform(0.55, 0.9), 6)[:, None] * (end - hilum)
-        path[1:] += rng.normal(0.0, 2.5, (5, 2))
-        width_mm = rng.uniform(2.0, 4.0)
-        for step in range(5):
-            canvas.line(path[step : step + 2], -200.0, width_mm=width_mm * (1.0 - 0.17 * step))
-            branch = _rotated(path[step + 1] - path[step], rng.choice([-1, 1]) * rng.uniform(25.0, 60.0))
-            twig = np.stack([path[step + 1], path[step + 1] + branch * rng.uniform(0.2, 1.2)])
-            canvas.line(twig, -450.0, width_mm=width_mm * 0.4)
-    num_dots = int(rng.integers(6, 14))
-    spread = np.sqrt(rng.uniform(0.02, 0.85, num_dots))[:, None]
-    centres = hilum + spread * (lung[rng.integers(0, len(lung), num_dots)] - hilum)
-    for (x_mm, y_mm), radius_mm in zip(centres, 2.6 - 1.6 * spread[:, 0], strict=True):  # thinner to the outside
-        canvas.ellipse(x_mm, y_mm, (radius_mm, radius_mm * rng.uniform(0.7, 1.3)), -200.0)
-
-
-def _paint_mediastinum(canvas: _Canvas, anatomy: Anatomy, level: float) -> None:
-    """Paints what lies between the lungs: heart or great vessels, aorta, hila, airways and the spine."""
-    blood, scale = anatomy.blood_hu, anatomy.heart_scale
-    front_mm = anatomy.fat_mm + 20.0 - anatomy.half_depth_mm
-    heart_mm = (3.0 + 15.0 * level, front_mm / 2.0 + 4.0)
-    half_mm = ((29.0 + 21.0 * level) * scale, 34.0 + 6.0 * level)
-    canvas.ellipse(0.0, front_mm + 12.0, (13.0, 24.0), -60.0)
-    canvas.ellipse(0.0, 14.0, (27.0, 36.0), _MUSCLE_HU)
-    canvas.ellipse(0.0, 52.0, (27.0, 24.0), _MUSCLE_HU)
-    canvas.ellipse(*heart_mm, half_mm, _MUSCLE_HU, tilt_deg=-25.0 * level)
-    for side in (-1, 1):
-        x_mm, y_mm = _hilum_mm(side, level)
-        canvas.ellipse(x_mm - 4.0 * side, y_mm, (11.0, 8.0), 0.6 * blood, tilt_deg=20.0 * side)
-        canvas.ellipse(side * 20.0, 74.0, (15.0, 4.0), 0.6 * _CORTEX_HU, tilt_deg=-18.0 * side)
-    if level > 0.5:
-        canvas.ellipse(*heart_mm, (0.8 * half_mm[0], 0.75 * half_mm[1]), 0.8 * blood, tilt_deg=-25.0)
-    else:
-        canvas.ellipse(-9.0, heart_mm[1] + 6.0, (15.0 * scale, 14.0 * scale), blood)
-        canvas.ellipse(17.0, heart_mm[1] + 2.0, (12.0 * scale, 14.0 * scale), 0.85 * blood, tilt_deg=30.0)
-    canvas.ellipse(21.0, 34.0, (12.0 * scale, 12.0 * scale), blood)
-    if level < 0.35:
-        canvas.ellipse(-1.0, 7.0, (8.0, 9.0), _AIR_HU)
-    else:
-        for side in (-1, 1):
-            canvas.ellipse(side * (9.0 + 16.0 * level), 8.0, (7.0 - 2.0 * level, 5.5 - 1.5 * level), _AIR_HU)
-    canvas.ellipse(0.0, 54.0, (18.0, 14.0), _CORTEX_HU)
-    canvas.ellipse(0.0, 54.0, (15.5, 11.5), _MARROW_HU)
-    canvas.ellipse(0.0, 74.0, (10.0, 9.0), _CORTEX_HU)
-    canvas.ellipse(0.0, 72.0, (7.0, 6.5), 30.0)
-    canvas.ellipse(0.0, 88.0, (3.0, 8.0), _CORTEX_HU)
-
-
-def _lobulated_mm(radius_mm: float, roughness: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns a closed outline about 0, float64 [num_points, 2], with lobes of some `roughness` of the radius."""
-    orders = np.arange(2, 8)
-    amplitudes = roughness * rng.normal(0.0, 1.0, len(orders)) / np.sqrt(orders)
-    lobes = np.cos(np.outer(_ANGLES_RAD, orders) + rng.uniform(0.0, 2.0 * np.pi, len(orders))) @ amplitudes
-    radii_mm = radius_mm * np.clip(1.0 + lobes, 0.6, 1.4)
-    return radii_mm[:, None] * _CIRCLE

@@ -3,7 +3,6 @@
 A stream is a range of row numbers; each task looks its rows up in the manifest, which lies in Ray's object store once.
 """
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +19,10 @@ from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tlray.config.training import Augmentation
-from tlray.data import decoding, inspected
+from tlray.data import decoding
+from tlray.data.augmentation import augment, augmentation_rng
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
-from tlray.errors import DataError, ImageError, ImageErrorCode
+from tlray.errors import ImageError, ImageErrorCode
 from tlray.files import file_stamps, storage
 
 ROWS_PER_BLOCK = 32
@@ -39,16 +39,9 @@ predictors' actors where both ask for the same, and then nothing is decoded whil
 ROUND_S, TRAINING_ROUND_S = 0.005, 0.05
 """The least time between two rounds of a stream's scheduling loop, and of one in a process that trains."""
 
-ROWS_PER_INSPECTION = 64
-"""Rows in one task that only looks at files: it takes a tenth of a second."""
-
-ROWS_PER_LOOK = 1024
-"""Number of files in one task that only asks for their size and time."""
 
 READ_THREADS = 8
 """Files read at a time in one task: what hides an object store's latency."""
-
-INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
 
 
 Schedule = TrainSchedule | EvalSchedule | PlainSchedule | ViewSchedule
@@ -126,7 +119,7 @@ def image_stream(
         `epoch` (int64), `weight` (float32), and the strings `sha256`, `error_code` and `error`, empty for none: a block
         of nulls alone would lose its type on the way.
     """
-    return _map_rows(
+    return map_rows(
         schedule.num_rows - first_row if num_rows is None else num_rows,
         _decode_rows,
         {
@@ -188,7 +181,7 @@ def _decode_rows(
     # Before the files are read: a file that changes meanwhile is known by an older stamp, and read again.
     stamps = {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen["uri"]))} if with_stamps else {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        contents = pool.map(_read_or_error, chosen["uri"])
+        contents = pool.map(read_or_error, chosen["uri"])
         for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
             error = content if isinstance(content, ImageError) else None
             digests.append("" if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest())
@@ -210,7 +203,8 @@ def _decode_rows(
     }
 
 
-def _read_or_error(uri: str) -> bytes | ImageError:
+def read_or_error(uri: str) -> bytes | ImageError:
+    """Reads a file: its bytes, or the error that it met."""
     try:
         return read_file(uri)
     except ImageError as error:
@@ -220,145 +214,12 @@ def _read_or_error(uri: str) -> bytes | ImageError:
 def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.ndarray:
     image = decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
     if pixels.augmentation is not None and epoch >= 0:
-        rng = decoding.augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
-        image = decoding.augment(image, pixels.augmentation, rng)
+        rng = augmentation_rng(seed=pixels.seed, epoch=epoch, image_id=image_id)
+        image = augment(image, pixels.augmentation, rng)
     return decoding.to_array(image)
 
 
-def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus: float = 1.0) -> Iterator[pa.Table]:
-    """Reads and decodes every file once, in the table's order.
-
-    Args:
-        table: A manifest.
-        known: A row of `INSPECTED_SCHEMA` for each of its rows: a file that has the same stamp still is not read again.
-        task_cpus: CPUs that a task asks for, of which it keeps one busy.
-
-    Yields:
-        Tables, one after another with a row for each row of the manifest, of the `INSPECTED_SCHEMA`: what the file
-        is, or why it cannot be used.
-    """
-    arguments = {"uris": [ray.put(table["uri"])], "known": [] if known is None else [ray.put(known)]}
-    dataset = _map_rows(
-        table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=task_cpus
-    )
-    yield from cast("Iterator[pa.Table]", dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
-
-
-_INSPECTION_SCHEMA = pa.schema(
-    [
-        ("sha256", pa.string()),
-        ("error_code", pa.string()),
-        ("error", pa.string()),
-        ("width_px", pa.int32()),
-        ("height_px", pa.int32()),
-        ("is_16_bit", pa.bool_()),
-    ]
-)
-
-
-INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (file_stamps.COLUMN, pa.string())])
-"""The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
-
-
-def _inspect_rows(
-    batch: Mapping[str, np.ndarray],
-    uris: list["ray.ObjectRef[pa.ChunkedArray]"],
-    known: list["ray.ObjectRef[pa.Table]"],
-) -> pa.Table:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
-        stamps = inspected.stamps(chosen)
-        is_same = [
-            bool(stamp) and row.get(file_stamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)
-        ]
-        contents = pool.map(_read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
-        rows = [
-            row if same else _inspect(next(contents)) | {file_stamps.COLUMN: stamp}
-            for row, stamp, same in zip(before, stamps, is_same, strict=True)
-        ]
-    return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
-
-
-def _inspect(content: bytes | ImageError) -> dict[str, Any]:
-    if isinstance(content, ImageError):
-        return {"error_code": content.code.value, "error": content.message}
-    sha256 = hashlib.sha256(content).hexdigest()
-    try:
-        info = decoding.inspect(content)
-    except ImageError as error:
-        return {"sha256": sha256, "error_code": error.code.value, "error": error.message}
-    return {
-        "sha256": sha256,
-        "width_px": info.width_px,
-        "height_px": info.height_px,
-        "is_16_bit": info.is_16_bit,
-    }
-
-
-def digests(uris: pa.ChunkedArray) -> Iterator[list[str]]:
-    """Reads some files; yields the sha256 of each, in order, empty where it cannot be read."""
-    dataset = _map_rows(len(uris), _digest_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_INSPECTION)
-    for batch in iterate(dataset):
-        yield batch["sha256"].tolist()
-
-
-def _digest_rows(
-    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
-) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        contents = pool.map(_read_or_error, chosen)
-        digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
-    return {"sha256": np.array(digests)}
-
-
-def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
-    """Looks at some files without reading them; yields the stamp of each, in order, see `filestamps.stamps`."""
-    dataset = _map_rows(len(uris), _stamp_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_LOOK)
-    for batch in iterate(dataset):
-        yield batch[file_stamps.COLUMN].tolist()
-
-
-def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    return {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen))}
-
-
-def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
-    """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
-
-    Args:
-        uris: At least one 16-bit image. Those that can no longer be read are passed over.
-
-    Raises:
-        DataError: None of them can be read any more.
-    """
-    dataset = _map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
-    total = np.zeros(decoding.NUM_BINS, dtype=np.int64)
-    for batch in iterate(dataset):
-        total += batch["histogram"].sum(axis=0)
-    if not total.any():
-        raise DataError(
-            f"None of the {len(uris)} images of 16 bits can be read any more. Check the storage, and run the same "
-            "command again."
-        )
-    return decoding.percentile_range(total)
-
-
-def _histogram_rows(
-    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
-) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    histogram = np.zeros(decoding.NUM_BINS, dtype=np.int64)
-    for uri in chosen:
-        with contextlib.suppress(ImageError):  # a file that has gone since it was inspected: the others tell the range
-            histogram += decoding.intensity_histogram(read_file(uri))
-    return {"histogram": histogram[None]}
-
-
-def _map_rows(
+def map_rows(
     num_rows: int,
     function: Any,
     arguments: dict[str, Any],
@@ -367,6 +228,16 @@ def _map_rows(
     rows_per_block: int = ROWS_PER_BLOCK,
     task_cpus: float = TASK_CPUS,
 ) -> ray.data.Dataset:
+    """Makes a dataset of one row for each row number, by a function that is called with blocks of row numbers.
+
+    Args:
+        num_rows: Row numbers run from 0 to below it.
+        function: Called with `{"id": row numbers}` and the arguments; returns columns as NumPy arrays.
+        arguments: Keyword arguments of the function.
+        share: The part of the cluster that the dataset may use; None: what it finds.
+        rows_per_block: Rows in a call.
+        task_cpus: CPUs that a call asks for, at most those of the share.
+    """
     num_cpus = task_cpus if share is None else min(task_cpus, share.num_cpus)
     # `ray.data.range`, whose tasks ask for a whole CPU each: with the same request they become one with what follows.
     dataset = ray.data.read_datasource(

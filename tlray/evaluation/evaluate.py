@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.bundle import spec as bundle
+from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, locations, plans
 from tlray.config.commands import EvaluateConfig
@@ -106,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     # First what needs no Ray.
     storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     location = locations.input_location(config.bundle)
-    spec = bundle.load(location).spec
+    spec = store.load(location).spec
     source = locations.input_location(config.data)
     listing = list_images(source, columns=parse_columns(config.columns))
     table = select_split(listing.table, config.split)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tlray.bundle import spec as bundle_module
+from tlray.bundle import store
 from tlray.errors import BundleError
 from tlray.models import devices
 
@@ -44,7 +44,7 @@ class Predictor:
     """
 
     def __init__(self, location: str, *, num_threads: int | None = None, use_gpu: bool = False) -> None:
-        self.bundle = bundle_module.load(location)
+        self.bundle = store.load(location)
         if use_gpu:
             devices.use_gpus()
         else:

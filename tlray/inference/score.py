@@ -11,14 +11,16 @@ import pyarrow as pa
 import ray
 
 from tlray.bundle import spec as bundle_module
+from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import ScoreConfig
 from tlray.config.training import parse_columns
-from tlray.data import manifest, stream
-from tlray.data.listing import Listing, list_images, localize
+from tlray.data import inspection, manifest, stream
+from tlray.data.listing import Listing, list_images
 from tlray.data.schedule import PlainSchedule
+from tlray.data.table_uris import localize
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
 from tlray.files import file_stamps, roots, storage
 from tlray.inference import predictions, score_state
@@ -134,7 +136,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     spec, bundle_sha256 = bundle_module.read_spec(bundle)
     if config.bundle_sha256 is not None:
         _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
-    bundle_module.load(bundle)
+    store.load(bundle)
     source = locations.input_location(config.input)
     listing = _list_below_roots(source, config)
     identity = {
@@ -278,7 +280,7 @@ def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> 
 def _stamps_now(uris: pa.ChunkedArray, *, quiet: bool) -> list[str]:
     found: list[str] = []
     with Progress("Looking for images that have changed", len(uris), quiet=quiet) as progress:
-        for stamps in stream.stamps(uris) if len(uris) else ():
+        for stamps in inspection.stamps(uris) if len(uris) else ():
             found += stamps
             progress.update(len(found))
     return found
@@ -288,7 +290,7 @@ def _changed(uris: pa.ChunkedArray, before: Sequence[str], places: Sequence[int]
     """Reads the images at some places; returns those places whose sha256 (empty: unreadable) is another than before."""
     now: list[str] = []
     with Progress("Reading images again", len(places), quiet=quiet) as progress:
-        for digests in stream.digests(uris.take(pa.array(places, pa.int64()))) if places else ():
+        for digests in inspection.digests(uris.take(pa.array(places, pa.int64()))) if places else ():
             now += digests
             progress.update(len(now))
     return [place for place, digest in zip(places, now, strict=True) if before[place] != digest]

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import keras
 import numpy as np
 
-from tlray.bundle import spec
+from tlray.bundle import store
 from tlray.config.training import Preprocessing, TrainConfig
 from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
@@ -192,7 +192,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _bundle_backbone(directory: Path) -> keras.Model:
-    model = load_keras_file(str(spec.load(str(directory)).model_path))
+    model = load_keras_file(str(store.load(str(directory)).model_path))
     backbones = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     if len(backbones) != 1:
         raise ConfigError("--weights: this bundle was exported from a model of your own and has no backbone to reuse.")

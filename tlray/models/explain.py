@@ -12,7 +12,7 @@ import tensorflow as tf
 from matplotlib import colormaps
 from PIL import Image
 
-from tlray.bundle.spec import Bundle
+from tlray.bundle.store import Bundle
 from tlray.errors import BundleError, ConfigError
 from tlray.models.files import load_keras_file
 

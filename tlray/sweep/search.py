@@ -15,9 +15,10 @@ from tlray.cluster import connection, locations
 from tlray.cluster.connection import Capacity
 from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
-from tlray.data import dataset, manifest, prior
+from tlray.data import dataset, prior
 from tlray.data.dataset import Dataset
 from tlray.data.listing import Listing
+from tlray.data.splits import assign_splits, groups_with_copies
 from tlray.errors import ConfigError, DataError
 from tlray.evaluation import figures
 from tlray.features import update
@@ -158,7 +159,7 @@ def _list(config: SweepConfig) -> Listing:
     """Lists the images; refuses classes of too few patients, of which reading would find no more."""
     base = config.training()
     listed = dataset.list_trainable(base)
-    table = manifest.assign_splits(listed.table, seed=base.seed)
+    table = assign_splits(listed.table, seed=base.seed)
     table = table.filter(pc.field("label").is_valid() & (pc.field("split") != "test"))
     by_label = table.group_by("label").aggregate([("group_id", "count_distinct")])
     _check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), config)
@@ -316,7 +317,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
 def _groups(images: Dataset) -> np.ndarray:
     """Returns the number of the group (patient, joined with those that share an image) of each image of the trials."""
     table = _learned_from(images)
-    groups = manifest.groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
+    groups = groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
     return np.unique(np.array(groups), return_inverse=True)[1]
 
 

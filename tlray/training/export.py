@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import ExportConfig
@@ -52,8 +53,8 @@ def export(config: ExportConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
         save_artifact(classifier, Path(temporary))
         storage.copy_tree(temporary, out)
-    storage.write_text(storage.join(out, bundle.MODEL_CARD), bundle.model_card(spec))
-    return bundle.seal(out, spec)
+    storage.write_text(storage.join(out, bundle.MODEL_CARD), card.model_card(spec))
+    return store.seal(out, spec)
 
 
 def read_classes(location: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ of the logits as they are exported with the prior `train`: shifted to the class 
 
 import contextlib
 import math
-import os
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -22,7 +21,6 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from tlray.config.training import TrainConfig
 from tlray.data import stream
 from tlray.data.schedule import EvalSchedule, Rows, TrainSchedule, view_of
 from tlray.data.stream import Schedule
@@ -30,10 +28,11 @@ from tlray.errors import DataError
 from tlray.features.cache import FeatureReader
 from tlray.files import storage
 from tlray.models import classifier as models
-from tlray.models import devices, trunk
-from tlray.probe.regression import Probe
+from tlray.models import trunk
 from tlray.training import checkpoint, plateau
 from tlray.training.checkpoint import RunState
+from tlray.training.history import _start_row, history_csv
+from tlray.training.strategy import make_strategy, set_up_devices
 from tlray.training.task import TrainTask
 
 POST_INTERVAL_S = 0.5
@@ -49,28 +48,6 @@ def run(task: TrainTask) -> None:
         start = Path(directory) if directory else None
         trainer = Trainer(task, rank=rank, num_workers=num_workers, start=start)
     trainer.train()
-
-
-def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
-    """Chooses TensorFlow's threads and devices; must come before its first operation."""
-    if use_gpu:
-        devices.use_gpus()
-    else:
-        devices.use_cpus(max(1, num_node_cpus() // workers_on_node), num_parallel=2)
-
-
-def num_node_cpus() -> int:
-    """Returns the CPUs that this process may use, whatever Ray counts."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_strategy(*, use_gpu: bool) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Returns the strategy over the workers that TF_CONFIG names: NCCL on GPUs, ring over gRPC on CPUs."""
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation=implementation.NCCL if use_gpu else implementation.RING
-    )
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
 class Trainer:
@@ -367,28 +344,6 @@ def _as_float32(features: list[Any]) -> list[Any]:
     return [tf.cast(each, tf.float32) for each in features]
 
 
-def _start_row(start: Probe, config: TrainConfig) -> dict[str, float]:
-    """Returns the history's row of the probe, epoch 0."""
-    return {
-        "epoch": 0,
-        "loss": start.train_loss,
-        "accuracy": start.train_accuracy,
-        "valid_loss": start.best.valid_loss,
-        "valid_accuracy": start.best.valid_accuracy,
-        "learning_rate": config.initial_learning_rate,
-        "time_s": 0.0,
-        "images_per_s": 0.0,
-        "num_replaced": 0.0,
-    }
-
-
 def _num_correct(logits: Any, labels: Any, weights: Any) -> Any:
     hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
     return tf.reduce_sum(tf.cast(hits, tf.float32) * weights)
-
-
-def history_csv(history: list[dict[str, float]]) -> str:
-    """Returns a history as CSV, a row for each epoch."""
-    names = list(history[0]) if history else []
-    lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in history)]
-    return "\n".join(lines) + "\n"

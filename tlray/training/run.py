@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, locations, plans
@@ -349,7 +350,7 @@ def _export(run: _Run, learned: _Learned, spec: BundleSpec) -> tuple[dict[str, S
     )
     exported: Exported = connection.get(exporting)
     if not exported.probs:
-        bundle.seal(partial, spec)
+        store.seal(partial, spec)
         return _evaluate(config, run.available, images, partial), exported.warnings
     evaluations = {
         split: evaluate.measure_probabilities(table["class_index"].to_numpy(), exported.probs[split], images.classes)
@@ -375,8 +376,8 @@ def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, locatio
 def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:
     """Makes the evaluated model a bundle under its final name; `bundle.json` appears there last."""
     storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
-    storage.write_text(storage.join(partial, bundle.MODEL_CARD), bundle.model_card(spec))
+    storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
     storage.write_bytes(storage.join(partial, bundle.REPORT), report_html)
     storage.delete(location)
     storage.move_tree(partial, location)
-    bundle.seal(location, spec)
+    store.seal(location, spec)

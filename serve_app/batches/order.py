@@ -1,0 +1,86 @@
+"""What a client orders of a batch: the fields of POST /v1/batches, checked."""
+
+import re
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.errors import RequestError
+from serve_app.protocols.json_body import invalid, parse_object, shown
+from tlray.errors import ConfigError
+from tlray.files import roots
+
+MAX_LOCATION_CHARACTERS = 4096
+"""Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
+
+MAX_BODY_BYTES = 64 * 1024
+"""Of a request, beyond which it is not parsed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a client wants.
+
+    Attributes:
+        input: What is to be scored, see `listing.list_images`; normalized.
+        output: Where the predictions go; normalized.
+        input_uri: The input as the job gets it: as a `file://` URI if the client has said so that all nodes see it.
+        output_uri: The output in the same way.
+        version: Of the model; None: the main one.
+    """
+
+    input: str
+    output: str
+    input_uri: str
+    output_uri: str
+    version: int | None
+
+
+def parse(body: bytes) -> Order:
+    """Reads the body of a request.
+
+    Raises:
+        RequestError: 400: it is not as it should be; 403: a location is relative or unclear.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
+    fields = parse_object(body)
+    unknown = fields.keys() - {"input", "output", "version"}
+    if unknown:
+        raise invalid(f"The fields are input, output and version. Received: {shown(sorted(unknown))}")
+    version = fields.get("version")
+    if version is not None and type(version) is not int:
+        raise invalid(f"version must be a whole number. Received: {shown(version)}")
+    source, target = (_location(fields, name) for name in ("input", "output"))
+    return Order(
+        input=source,
+        output=target,
+        input_uri=_as_given(source, fields["input"]),
+        output_uri=_as_given(target, fields["output"]),
+        version=version,
+    )
+
+
+def _as_given(location: str, given: str) -> str:
+    """Returns a normalized location as a `file://` URI if it was given as one."""
+    is_file_uri = re.match("file://", given, re.IGNORECASE)
+    return f"file://{urllib.parse.quote(location)}" if is_file_uri else location
+
+
+def _location(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_LOCATION_CHARACTERS:
+        raise invalid(
+            f"{name} must be a path or URI of at most {MAX_LOCATION_CHARACTERS} printable characters. "
+            f"Received: {shown(value)}"
+        )
+    try:
+        return roots.normalize(value)
+    except ConfigError as error:
+        raise forbidden(f"{name}: {error}") from None
+
+
+def forbidden(message: str) -> RequestError:
+    """Returns the error 403 with a message."""
+    return RequestError(403, message, "location_not_allowed")

@@ -1,0 +1,160 @@
+"""One pass over the files of a data set: what each of them is, its checksum, its stamp, its intensities."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from tlray.data import decoding, inspected
+from tlray.data.stream import READ_THREADS, iterate, map_rows, read_file, read_or_error
+from tlray.errors import DataError, ImageError
+from tlray.files import file_stamps
+
+ROWS_PER_INSPECTION = 64
+"""Rows in one task that only looks at files: it takes a tenth of a second."""
+
+
+ROWS_PER_LOOK = 1024
+"""Number of files in one task that only asks for their size and time."""
+
+
+INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
+
+
+def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus: float = 1.0) -> Iterator[pa.Table]:
+    """Reads and decodes every file once, in the table's order.
+
+    Args:
+        table: A manifest.
+        known: A row of `INSPECTED_SCHEMA` for each of its rows: a file that has the same stamp still is not read again.
+        task_cpus: CPUs that a task asks for, of which it keeps one busy.
+
+    Yields:
+        Tables, one after another with a row for each row of the manifest, of the `INSPECTED_SCHEMA`: what the file
+        is, or why it cannot be used.
+    """
+    arguments = {"uris": [ray.put(table["uri"])], "known": [] if known is None else [ray.put(known)]}
+    dataset = map_rows(
+        table.num_rows, _inspect_rows, arguments, None, rows_per_block=ROWS_PER_INSPECTION, task_cpus=task_cpus
+    )
+    yield from cast("Iterator[pa.Table]", dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+_INSPECTION_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("is_16_bit", pa.bool_()),
+    ]
+)
+
+
+INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (file_stamps.COLUMN, pa.string())])
+"""The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
+
+
+def _inspect_rows(
+    batch: Mapping[str, np.ndarray],
+    uris: list["ray.ObjectRef[pa.ChunkedArray]"],
+    known: list["ray.ObjectRef[pa.Table]"],
+) -> pa.Table:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
+        stamps = inspected.stamps(chosen)
+        is_same = [
+            bool(stamp) and row.get(file_stamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)
+        ]
+        contents = pool.map(read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
+        rows = [
+            row if same else _inspect(next(contents)) | {file_stamps.COLUMN: stamp}
+            for row, stamp, same in zip(before, stamps, is_same, strict=True)
+        ]
+    return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
+
+
+def _inspect(content: bytes | ImageError) -> dict[str, Any]:
+    if isinstance(content, ImageError):
+        return {"error_code": content.code.value, "error": content.message}
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        info = decoding.inspect(content)
+    except ImageError as error:
+        return {"sha256": sha256, "error_code": error.code.value, "error": error.message}
+    return {
+        "sha256": sha256,
+        "width_px": info.width_px,
+        "height_px": info.height_px,
+        "is_16_bit": info.is_16_bit,
+    }
+
+
+def digests(uris: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Reads some files; yields the sha256 of each, in order, empty where it cannot be read."""
+    dataset = map_rows(len(uris), _digest_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_INSPECTION)
+    for batch in iterate(dataset):
+        yield batch["sha256"].tolist()
+
+
+def _digest_rows(
+    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
+) -> dict[str, np.ndarray]:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        contents = pool.map(read_or_error, chosen)
+        digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
+    return {"sha256": np.array(digests)}
+
+
+def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Looks at some files without reading them; yields the stamp of each, in order, see `filestamps.stamps`."""
+    dataset = map_rows(len(uris), _stamp_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_LOOK)
+    for batch in iterate(dataset):
+        yield batch[file_stamps.COLUMN].tolist()
+
+
+def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> dict[str, np.ndarray]:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    return {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen))}
+
+
+def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
+    """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
+
+    Args:
+        uris: At least one 16-bit image. Those that can no longer be read are passed over.
+
+    Raises:
+        DataError: None of them can be read any more.
+    """
+    dataset = map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
+    total = np.zeros(decoding.NUM_BINS, dtype=np.int64)
+    for batch in iterate(dataset):
+        total += batch["histogram"].sum(axis=0)
+    if not total.any():
+        raise DataError(
+            f"None of the {len(uris)} images of 16 bits can be read any more. Check the storage, and run the same "
+            "command again."
+        )
+    return decoding.percentile_range(total)
+
+
+def _histogram_rows(
+    batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
+) -> dict[str, np.ndarray]:
+    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    histogram = np.zeros(decoding.NUM_BINS, dtype=np.int64)
+    for uri in chosen:
+        with contextlib.suppress(ImageError):  # a file that has gone since it was inspected: the others tell the range
+            histogram += decoding.intensity_histogram(read_file(uri))
+    return {"histogram": histogram[None]}

@@ -1,0 +1,99 @@
+"""Tables of images as people keep them: CSV of every spreadsheet, TSV and Parquet, read as columns of text."""
+
+import codecs
+import contextlib
+import csv
+import io
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray.data.manifest import refuse_repeated
+from tlray.errors import DataError
+from tlray.files import storage
+
+COLUMNS = ("uri", "label", "split", "group_id", "image_id")
+"""Columns that a table of images may have."""
+
+
+def read_csv(data: bytes, location: str) -> dict[str, list[str | None]]:
+    """Reads columns of strings, null where empty; labels such as `01` stay as they are.
+
+    Values are separated by commas, semicolons or tabs, whichever gives the header the most columns. The text is UTF-8,
+    or UTF-16 with a byte order mark (a spreadsheet's "Unicode text"). Empty rows and columns are left out, and so is a
+    first column without a name (the index that pandas writes).
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        rows = _split_rows(_decode_text(data))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{location}' is no CSV file: {error}. Save it as comma-separated UTF-8.") from error
+    header, *rows = rows or [[]]
+    named = [index for index, name in enumerate(header) if name]
+    refuse_repeated((header[index] for index in named), f"A column of '{location}'")
+    num_needed = max(named, default=-1) + 1
+    for number, row in enumerate(rows, start=1):
+        if len(row) < num_needed or any(row[len(header) :]):
+            raise DataError(
+                f"'{location}' has {len(row)} values in row {number} (not counting the header), "
+                f"but {len(header)} columns. Quote values that contain the separator."
+            )
+        stray = [index for index in range(1, min(len(row), len(header))) if row[index] and not header[index]]
+        if stray:
+            raise DataError(
+                f"'{location}' has the value '{row[stray[0]]}' in row {number} (not counting the header), in column "
+                f"{stray[0] + 1}, which has no name. Name the column, or quote values that contain the separator."
+            )
+    return {header[index]: [row[index] or None for row in rows] for index in named}
+
+
+def _decode_text(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if b"\0" in data[:1024]:
+        raise csv.Error("it has null bytes, as UTF-16 without a byte order mark and binary files have")
+    return data.decode("utf-8-sig")  # spreadsheets put a byte order mark first
+
+
+def _split_rows(text: str) -> list[list[str]]:
+    """Returns the rows that are not empty, without the spaces around values."""
+    found: dict[str, list[str]] = {}
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):  # the reader below raises it again
+            found[separator] = next((row for row in _reader(text, separator) if any(row)), [])
+    separator = max(found, key=lambda each: len(found[each]), default=",")
+    rows = ([value.strip() for value in row] for row in _reader(text, separator))
+    return [row for row in rows if any(row)]
+
+
+def _reader(text: str, separator: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+
+def read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    """Reads the columns of a table as strings, null where empty.
+
+    Args:
+        location: The table, a path or URI.
+        suffix: ".csv", ".tsv" or ".parquet".
+        columns: Names of ours to the table's, where they differ.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    data = storage.read_bytes(location)
+    return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
+
+
+def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    wanted = {columns.get(name, name) for name in COLUMNS}
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        return {
+            name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
+        }
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"'{location}' is no Parquet manifest: {error}. Write it again, with text columns.") from error

@@ -1,0 +1,26 @@
+"""The history of a training run: a row an epoch."""
+
+from tlray.config.training import TrainConfig
+from tlray.probe.regression import Probe
+
+
+def _start_row(start: Probe, config: TrainConfig) -> dict[str, float]:
+    """Returns the history's row of the probe, epoch 0."""
+    return {
+        "epoch": 0,
+        "loss": start.train_loss,
+        "accuracy": start.train_accuracy,
+        "valid_loss": start.best.valid_loss,
+        "valid_accuracy": start.best.valid_accuracy,
+        "learning_rate": config.initial_learning_rate,
+        "time_s": 0.0,
+        "images_per_s": 0.0,
+        "num_replaced": 0.0,
+    }
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """Returns a history as CSV, a row for each epoch."""
+    names = list(history[0]) if history else []
+    lines = [",".join(names), *(",".join(f"{row[name]:.9g}" for name in names) for row in history)]
+    return "\n".join(lines) + "\n"
