@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.endpoint import listening, local_api
-from tests.unit.test_api import KEY, SIZE_PX, Mean, png
+from tests.unit.serve_app.test_api import KEY, SIZE_PX, Mean, png
 
 DEADLINE_S = 60
 

@@ -26,7 +26,7 @@ import pytest
 from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
 from tests.listening import addresses_of
-from tests.unit.test_fuzz import OF_SERVE, wrong_requests
+from tests.unit.serve_app.test_fuzz import OF_SERVE, wrong_requests
 from tlray.cluster.ports import free_ports
 
 WAIT_S = 120.0
@@ -90,7 +90,7 @@ def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
 
 
 def assert_wrong_requests_are_answered(http: httpx.Client) -> None:
-    """Sends what `tests/unit/test_fuzz.py` asks of the application alone through HAProxy and Serve to a model."""
+    """Sends what `test_fuzz.py` asks of the application alone through HAProxy and Serve to a model."""
     wrong = wrong_requests()
     sent = [each for kind in ("spoilt", "texts", "forms") for each in wrong[kind]]
     # Of the headers those that Serve reads; HAProxy refuses others in its own words.

@@ -21,7 +21,7 @@ from serve_app.app import build
 from serve_app.options import Options
 from serve_app.watch.drift import STATISTICS, WINDOW
 from tests.e2e.test_serving import export
-from tests.unit.test_watch import prometheus_names, training_images, validation_predictions
+from tests.unit.serve_app.watch.test_watch import prometheus_names, training_images, validation_predictions
 from tlray.bundle import spec as bundle
 from tlray.bundle import store
 from tlray.cluster.ports import free_ports

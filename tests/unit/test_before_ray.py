@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.unit.test_plans import make_capacity
+from tests.unit.cluster.test_plans import make_capacity
 from tlray.cluster import connection
 from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 from tlray.config.training import TrainConfig, to_json

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_trialtable import FAILED, GOOD, LOSSES, NUM_IMAGES_G
+from tests.unit.sweep.test_trial_table import FAILED, GOOD, LOSSES, NUM_IMAGES_G
 from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError

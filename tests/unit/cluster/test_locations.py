@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.test_plans import make_capacity
+from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, locations
 from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serve_app.options import Options
 from tests.endpoint import below, local_api
-from tests.unit.test_api import KEY, Mean, png, upload
+from tests.unit.serve_app.test_api import KEY, Mean, png, upload
 
 SITE = "https://scans.example"
 KEYED = {"TLRAY_API_KEYS": KEY}

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.http.forms import with_plain_name
-from tests.unit.test_api import Mean, call, png
+from tests.unit.serve_app.test_api import Mean, call, png
 
 HEAD = "form-data; name=file; "
 

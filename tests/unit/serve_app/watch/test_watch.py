@@ -17,7 +17,7 @@ from ray.util import metrics
 import serve_app
 from serve_app.watch import drift
 from serve_app.watch.telemetry import ModelTelemetry, Telemetry
-from tests.unit.test_api import KEY, Mean, b64, call, client, info, png, run, upload
+from tests.unit.serve_app.test_api import KEY, Mean, b64, call, client, info, png, run, upload
 from tlray.data.drift import (
     Distribution,
     TrainingImages,

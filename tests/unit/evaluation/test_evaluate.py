@@ -5,8 +5,8 @@ import dataclasses
 import pyarrow as pa
 import pytest
 
-from tests.unit.test_bundle import SPEC
-from tests.unit.test_manifest import make_table
+from tests.unit.bundle.test_spec import SPEC
+from tests.unit.data.test_manifest import make_table
 from tlray.bundle.spec import BundleSpec
 from tlray.config.training import TrainConfig
 from tlray.data import dataset, manifest

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from tests.endpoint import listening, local_api
-from tests.unit.test_api import KEY, Mean, call
+from tests.unit.serve_app.test_api import KEY, Mean, call
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.test_plans import make_capacity
+from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import ScoreConfig
 from tlray.data.listing import list_images

@@ -31,8 +31,8 @@ from serve_app.batches.jobs import Batches
 from serve_app.http.auth import ApiKeys
 from serve_app.model.service import Service
 from serve_app.options import Options
-from tests.unit.test_api import KEY, SIZE_PX, Mean
-from tests.unit.test_batches import Noted
+from tests.unit.serve_app.batches.test_jobs import Noted
+from tests.unit.serve_app.test_api import KEY, SIZE_PX, Mean
 
 pytestmark = [
     # Pillow tells of damaged metadata, and goes on without.

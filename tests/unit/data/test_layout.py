@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_manifest import make_files, make_zip, rows
+from tests.unit.data.test_manifest import make_files, make_zip, rows
 from tlray.data import listing
 from tlray.data.layout import split_of
 from tlray.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from tests.unit.test_plans import MIB
+from tests.unit.cluster.test_plans import MIB
 from tlray.cluster import connection, plans
 from tlray.errors import ConfigError
 

@@ -18,8 +18,8 @@ from serve_app.model.service import Service
 from serve_app.model.shadow import Shadow
 from serve_app.options import Options
 from serve_app.watch.telemetry import Telemetry
-from tests.unit.test_api import Mean, info, png, run, upload
-from tests.unit.test_watch import of
+from tests.unit.serve_app.test_api import Mean, info, png, run, upload
+from tests.unit.serve_app.watch.test_watch import of
 
 
 class Inverse(Mean):
