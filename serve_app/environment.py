@@ -33,7 +33,6 @@ SERVE_ENVIRONMENT = {
 }
 """Read by Serve where it is imported, so they must be there before Ray starts; config.yaml names them for clusters."""
 
-
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -43,7 +42,6 @@ HAPROXY_FILES = {
 }
 """HAProxy's files, by Serve's setting. They lie in a directory that no other endpoint has."""
 
-
 PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
@@ -52,14 +50,11 @@ PORTS = (
 )
 """Serve's settings of ports that it otherwise shares with any other Serve on this machine."""
 
-
 REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT")
 """Serve's settings of the range of ports that HAProxy finds replicas at, without its end."""
 
-
 NUM_REPLICA_PORTS = 100
 """Ports of that range. A replica that was killed keeps its port for a time, and the next one takes another."""
-
 
 INNER_HOST = "127.0.0.1"
 """The address at which Serve's replicas and fallback proxy listen, which only HAProxy asks, whatever it listens on."""

@@ -35,7 +35,6 @@ from tlray.files import storage
 NAME = "tlray"
 """Of the application within Serve."""
 
-
 ANSWER_S = 30.0
 """Seconds within which an application that runs must answer at its address."""
 

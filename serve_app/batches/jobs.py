@@ -25,7 +25,6 @@ T = TypeVar("T")
 PREFIX = "tlray-batch-"
 NUM_THREADS = 4
 
-
 _LOG = logging.getLogger("ray.serve")
 
 _ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}

@@ -17,7 +17,6 @@ REFUSALS = {
     Verdict.WRONG: "The key is not valid.",
 }
 
-
 HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 """Set to 1, Serve has HAProxy hand on requests, and a client's address is not known here."""
 

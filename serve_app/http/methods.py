@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 """Methods that an address can be given by name."""
 
-
 ROUTE_NOTES = ("endpoint", "route", "path_params")
 """Entries of an ASGI scope in which the router notes where a request went, which the log reads."""
 

@@ -12,7 +12,7 @@ from tlray.bundle import spec as bundle
 from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
 from tlray.models.files import load_keras_file
-from tlray.training import run
+from tlray.training import run, stages
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -47,7 +47,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def train(images: Path, backbone: str, out: Path, **changes) -> run.TrainResult:
+def train(images: Path, backbone: str, out: Path, **changes) -> stages.TrainResult:
     settings = {
         "data": str(images),
         "out": str(out),

@@ -19,10 +19,8 @@ from tlray.files import file_stamps
 ROWS_PER_INSPECTION = 64
 """Rows in one task that only looks at files: it takes a tenth of a second."""
 
-
 ROWS_PER_LOOK = 1024
 """Number of files in one task that only asks for their size and time."""
-
 
 INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
 
@@ -56,7 +54,6 @@ _INSPECTION_SCHEMA = pa.schema(
         ("is_16_bit", pa.bool_()),
     ]
 )
-
 
 INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (file_stamps.COLUMN, pa.string())])
 """The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""

@@ -39,7 +39,6 @@ predictors' actors where both ask for the same, and then nothing is decoded whil
 ROUND_S, TRAINING_ROUND_S = 0.005, 0.05
 """The least time between two rounds of a stream's scheduling loop, and of one in a process that trains."""
 
-
 READ_THREADS = 8
 """Files read at a time in one task: what hides an object store's latency."""
 

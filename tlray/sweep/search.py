@@ -30,7 +30,7 @@ from tlray.models.weights import check_weights
 from tlray.probe import regression
 from tlray.sweep import trial_table, tuner
 from tlray.sweep.task import TrialTask
-from tlray.training import assembly, probing, resume, run
+from tlray.training import assembly, probing, resume, run, stages
 from tlray.training.assembly import Prepared
 from tlray.training.resume import CONFIG
 
@@ -61,7 +61,7 @@ class SweepResult:
     out: str
     trials: list[dict[str, Any]]
     chosen: dict[str, Any]
-    best: run.TrainResult
+    best: stages.TrainResult
     warnings: tuple[str, ...]
 
 
@@ -182,7 +182,7 @@ def _is_tried(config: SweepConfig) -> bool:
     return bool(trials) and len(trials) + len(errors) >= config.num_trials
 
 
-def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> run.TrainResult:
+def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> stages.TrainResult:
     best = best_config(config, trial)
     if not storage.exists(storage.join(best.out, CONFIG)):
         images = dataset.stored_dataset(config.out)

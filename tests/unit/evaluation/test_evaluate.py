@@ -12,7 +12,7 @@ from tlray.config.training import TrainConfig
 from tlray.data import dataset, manifest
 from tlray.data.dataset import Dataset
 from tlray.evaluation import evaluate
-from tlray.training import run
+from tlray.training import finish
 
 # Six patients of each class: a validation and a test split are cut.
 CLASSES = [(label, f"{label}{number}") for label in "ab" for number in range(6)]
@@ -22,7 +22,7 @@ FINDINGS = {"intensity_range": None, "duplicates": NOTHING_FOUND, "groups": NOTH
 
 def make_spec(images: Dataset) -> BundleSpec:
     config = TrainConfig(data="d", out="o").resolved()
-    return dataclasses.replace(run._make_spec(config, images, "symmetric"), leaks=SPEC.leaks)
+    return dataclasses.replace(finish.make_spec(config, images, "symmetric"), leaks=SPEC.leaks)
 
 
 @pytest.mark.parametrize("given", [None, "train"])

@@ -13,11 +13,11 @@ from tlray.errors import ConfigError
 from tlray.files import storage
 from tlray.sweep import search, trial_table
 from tlray.training import resume as continuation
-from tlray.training import run
+from tlray.training import run, stages
 
 
 def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> bool:
-    kind, names = (search.KIND, search.NAMES) if isinstance(config, SweepConfig) else (run.KIND, run.NAMES)
+    kind, names = (search.KIND, search.NAMES) if isinstance(config, SweepConfig) else (stages.KIND, stages.NAMES)
     return continuation.check_output(config, kind=kind, known_names=names, free=free)
 
 

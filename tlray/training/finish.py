@@ -1,0 +1,168 @@
+"""The end of a training run: the model is exported, measured, reported and published as a bundle."""
+
+import dataclasses
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray.bundle import card, store
+from tlray.bundle import spec as bundle
+from tlray.bundle.spec import BundleSpec
+from tlray.cluster import connection, plans
+from tlray.cluster.connection import Capacity
+from tlray.config.training import TrainConfig
+from tlray.data import audit, manifest
+from tlray.data.dataset import Dataset
+from tlray.data.drift import ValidationPredictions
+from tlray.evaluation import evaluate
+from tlray.evaluation.report import Report, SplitEvaluation
+from tlray.files import storage
+from tlray.inference import score
+from tlray.progress import Progress
+from tlray.training import assembly, plateau, probing, wording
+from tlray.training.assembly import Exported
+from tlray.training.stages import BUNDLE, PARTIAL_BUNDLE, Learned, Run, TrainResult
+
+
+def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
+    """Returns what `bundle.json` will say, as far as it is known before the model is measured."""
+    return BundleSpec(
+        classes=images.classes,
+        image_size_px=config.image_size_px,
+        preprocessing=preprocessing,
+        intensity_range=images.intensity_range,
+        thresholds={"refer_below": config.refer_below},
+        backbone=os.path.basename(config.backbone),
+        weights=os.path.basename(config.weights),
+        data_fingerprint=manifest.fingerprint(images.table),
+        split_fingerprint=manifest.split_fingerprint(images.table),
+        id_fingerprint=manifest.id_fingerprint(images.table),
+        leaks=tuple(audit.leak_warnings(images.findings)),
+        prior=tuple(images.wanted_shares(config.prior).tolist()),
+    )
+
+
+def finish(run: Run, learned: Learned) -> TrainResult:
+    """Exports and evaluates the model, then publishes bundle, report and metrics."""
+    config, images = run.config, run.images
+    history, probe = learned.history, learned.trained.probe
+    best_epoch = int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"]) if history else 0
+    num_epochs = int(history[-1]["epoch"]) if history else 0
+    partial = storage.join(config.out, PARTIAL_BUNDLE)
+    storage.delete(partial)
+    spec = make_spec(config, images, run.prepared.preprocessing)
+    evaluations, export_warnings = _export(run, learned, spec)
+    metrics = {split: result.metrics for split, result in evaluations.items()}
+    valid = evaluations.get("valid")
+    spec = dataclasses.replace(
+        spec,
+        metrics=metrics,
+        training_images=connection.get(run.measuring),
+        validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
+    )
+    curve = [dataclasses.asdict(point) for point in learned.learning_curve]
+    # The gravest first: what makes the figures wrong, then what makes the model a bad one.
+    warnings = (
+        *spec.leaks,
+        *export_warnings,
+        *wording.training_warnings(history),
+        *wording.network_warnings(config, probe),
+        *audit.warnings(images.findings)[len(spec.leaks) :],
+    )
+    content = Report(
+        title=os.path.basename(config.out.rstrip("/")),
+        subtitle=f"{spec.backbone} {wording.verb(config)} on {config.data}",
+        notices=wording.weights_notice(config),
+        config={"trained_on": wording.trained_on(config)}
+        | dataclasses.asdict(config)
+        | {"preprocessing": spec.preprocessing, "probe": wording.describe_probe(probe)},
+        provenance=evaluate.provenance(spec),
+        audit=images.findings,
+        leaks=spec.leaks,
+        warnings=warnings,
+        history=history,
+        learning_curve=curve,
+        evaluations=evaluations,
+    )
+    evaluate.write_report(config.out, content)
+    location = storage.join(config.out, BUNDLE)
+    _publish(partial, location, spec, storage.read_bytes(storage.join(config.out, evaluate.REPORT_HTML)))
+    headline = "test" if "test" in metrics else "valid"
+    summary = {
+        **metrics[headline],
+        "split": headline,
+        "warnings": warnings,
+        "epochs": config.epochs,
+        "num_epochs": num_epochs,
+        "best_epoch": best_epoch,
+        "prior": dict(zip(spec.classes, spec.prior or (), strict=True)),
+        "splits": metrics,
+        "probe": wording.describe_probe(probe),
+        "learning_curve": curve or None,
+    }
+    storage.write_text(storage.join(config.out, evaluate.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
+    return TrainResult(
+        out=config.out,
+        bundle=location,
+        num_epochs=num_epochs,
+        best_epoch=best_epoch,
+        metrics=metrics,
+        warnings=warnings,
+    )
+
+
+def _export(run: Run, learned: Learned, spec: BundleSpec) -> tuple[dict[str, SplitEvaluation], tuple[str, ...]]:
+    """Writes the model files and measures the model: on the features that it learned from, or through scoring.
+
+    Returns:
+        Split to its evaluation, and what there is to be warned of.
+    """
+    config, images = run.config, run.images
+    tables = {split: images.split(split) for split in ("valid", "test")}
+    tables = {split: table for split, table in tables.items() if table.num_rows}
+    partial = storage.join(config.out, PARTIAL_BUNDLE)
+    exporting = connection.start_here(
+        assembly.export,
+        run.prepared,
+        learned.trained,
+        partial,
+        logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
+        cache=learned.cache,
+        tables=tables,
+        pixels=probing.pixels(config, images),
+    )
+    exported: Exported = connection.get(exporting)
+    if not exported.probs:
+        store.seal(partial, spec)
+        return _evaluate(config, run.available, images, partial), exported.warnings
+    evaluations = {
+        split: evaluate.measure_probabilities(table["class_index"].to_numpy(), exported.probs[split], images.classes)
+        for split, table in tables.items()
+    }
+    return evaluations, exported.warnings
+
+
+def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:
+    """Scores validation and test images in one go, and measures each split."""
+    table = pa.concat_tables([images.split("valid"), images.split("test")])
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    parts: list[pa.Table] = []
+    with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
+        for part in score.predict(location, table, plan=plan, batch_size=config.batch_size):
+            parts.append(part)
+            progress.update(sum(each.num_rows for each in parts))
+    predictions = pa.concat_tables(parts)
+    by_split = {split: predictions.filter(pc.field("split") == split) for split in ("valid", "test")}
+    return {split: evaluate.measure(rows, images.classes) for split, rows in by_split.items() if rows.num_rows}
+
+
+def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:
+    """Makes the evaluated model a bundle under its final name; `bundle.json` appears there last."""
+    storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
+    storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
+    storage.write_bytes(storage.join(partial, bundle.REPORT), report_html)
+    storage.delete(location)
+    storage.move_tree(partial, location)
+    store.seal(location, spec)
