@@ -235,9 +235,9 @@ def _serve(arguments: list[str]) -> None:
 
 def _features(arguments: list[str]) -> None:
     config = _parse(FeaturesConfig, "features", arguments)
-    from tlray.features.update import extract  # noqa: PLC0415
+    from tlray.features.update import extract_features  # noqa: PLC0415
 
-    result = extract(config)
+    result = extract_features(config)
     shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
     rows = [
         ("rows", f"{result.num_rows}, {result.num_reused} of them were there already"),
@@ -250,7 +250,7 @@ def _features(arguments: list[str]) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     config = _parse(SweepConfig, "sweep", arguments)
-    from tlray.sweep.search import sweep  # noqa: PLC0415
+    from tlray.tuning.search import sweep  # noqa: PLC0415
 
     result = sweep(config)
     rows = [

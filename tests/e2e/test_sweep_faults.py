@@ -17,7 +17,7 @@ import keras
 import pytest
 
 from tlray.config.commands import SweepConfig
-from tlray.sweep import search
+from tlray.tuning import search
 
 NUM_TRIALS = 12  # so many that a sweep cannot end before it is interrupted
 DEADLINE_S = 120.0

@@ -77,7 +77,7 @@ def extract(data: Path, backbone: str, **changes: Any) -> update.FeaturesResult:
         "seed": 7,
         "quiet": True,
     }
-    return update.extract(FeaturesConfig(**(settings | changes)))
+    return update.extract_features(FeaturesConfig(**(settings | changes)))
 
 
 def read(out: str) -> dict[tuple[str, int], dict[str, Any]]:

@@ -33,10 +33,10 @@ from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.models.files import load_keras_file
 from tlray.probe import regression
-from tlray.sweep import search, trial_table
-from tlray.sweep import trial as trials
-from tlray.sweep.task import TrialTask
 from tlray.training import assembly, probing
+from tlray.tuning import search, trial_table
+from tlray.tuning import trial as trials
+from tlray.tuning.task import TrialTask
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

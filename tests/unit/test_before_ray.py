@@ -18,14 +18,14 @@ from tlray.evaluation import evaluate
 from tlray.features import update
 from tlray.files import storage
 from tlray.inference import score
-from tlray.sweep import search
 from tlray.training import assembly
 from tlray.training import run as training
+from tlray.tuning import search
 
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
     "train": (training.train, TrainConfig),
     "sweep": (search.sweep, SweepConfig),
-    "features": (update.extract, FeaturesConfig),
+    "features": (update.extract_features, FeaturesConfig),
 }
 
 

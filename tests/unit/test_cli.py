@@ -83,11 +83,11 @@ def called(monkeypatch):
             out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
         ),
-        ("features.update", "extract"): SimpleNamespace(
+        ("features.update", "extract_features"): SimpleNamespace(
             out="/o", num_rows=12, num_reused=5, num_failed=1, shapes={"pooled": (56,), "cut_0": (7, 7, 6)},
             notes=("part-1 was damaged.",),
         ),
-        ("sweep.search", "sweep"): SimpleNamespace(
+        ("tuning.search", "sweep"): SimpleNamespace(
             out="/o",
             trials=[
                 {"depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 1, "trainable_layers": 10,

@@ -35,7 +35,7 @@ WITH_TENSORFLOW = {
     "tlray.models.explain",
     "tlray.models.files",
     "tlray.models.trunk",
-    "tlray.sweep.trial",
+    "tlray.tuning.trial",
     "tlray.training.export",
     "tlray.training.loop",
     "tlray.training.strategy",

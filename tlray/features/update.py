@@ -53,7 +53,7 @@ class FeaturesResult:
     notes: tuple[str, ...]
 
 
-def extract(config: FeaturesConfig) -> FeaturesResult:
+def extract_features(config: FeaturesConfig) -> FeaturesResult:
     """Computes the features of every readable image and writes `part-*.parquet`, then `_SUCCESS`.
 
     Columns: `image_id`, `label`, `split`, `group_id`, `view` (int32), `key`, and each feature, float16, a row a list of

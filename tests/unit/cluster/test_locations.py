@@ -21,8 +21,8 @@ from tlray.evaluation import evaluate
 from tlray.features import update
 from tlray.files import storage
 from tlray.inference import score
-from tlray.sweep import search
 from tlray.training import run as training
+from tlray.tuning import search
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
 
@@ -119,7 +119,7 @@ def test_of_a_manifest_what_it_lists_counts(tmp_path, suffix, uris, by_path, by_
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
     "train": (training.train, TrainConfig),
     "sweep": (search.sweep, SweepConfig),
-    "features": (update.extract, FeaturesConfig),
+    "features": (update.extract_features, FeaturesConfig),
     "score": (score.score, ScoreConfig),
     "evaluate": (evaluate.evaluate, EvaluateConfig),
 }

@@ -13,7 +13,7 @@ from tlray.data.manifest import SCHEMA
 from tlray.files import spreadsheet
 from tlray.inference import predictions
 from tlray.progress import Progress
-from tlray.sweep import trial_table
+from tlray.tuning import trial_table
 
 FORMULAS = ['=HYPERLINK("http://evil.example","click").png', "@SUM(1).png", "+1+1.png", "-2+3|cmd.png", "\t=1", "\r=1"]
 FORMULAS += ["\n=1", "\ttab", "  =1", "\ufeff=1", "\u00a0+1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff201"]

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.sweep.test_trial_table import FAILED, GOOD, LOSSES, NUM_IMAGES_G
+from tests.unit.tuning.test_trial_table import FAILED, GOOD, LOSSES, NUM_IMAGES_G
 from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.files import storage
-from tlray.sweep import search, trial_table
 from tlray.training import resume as continuation
 from tlray.training import run, stages
+from tlray.tuning import search, trial_table
 
 
 def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> bool:

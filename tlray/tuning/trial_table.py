@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tlray.errors import DataError
 from tlray.files import spreadsheet, storage
-from tlray.sweep import comparison
+from tlray.tuning import comparison
 
 FILE = "trials.csv"
 LOSSES_FILE = "trial_losses.parquet"

@@ -16,9 +16,9 @@ from tlray.features.cache import FeatureReader
 from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.probe import regression
-from tlray.sweep import comparison
-from tlray.sweep.task import TrialTask
-from tlray.sweep.trial_table import GroupLosses
+from tlray.tuning import comparison
+from tlray.tuning.task import TrialTask
+from tlray.tuning.trial_table import GroupLosses
 
 PREDICT_BATCH = 256
 

@@ -28,11 +28,11 @@ from tlray.features.store import POOLED
 from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.probe import regression
-from tlray.sweep import trial_table, tuner
-from tlray.sweep.task import TrialTask
 from tlray.training import assembly, probing, resume, run, stages
 from tlray.training.assembly import Prepared
 from tlray.training.resume import CONFIG
+from tlray.tuning import trial_table, tuner
+from tlray.tuning.task import TrialTask
 
 TRIALS_PNG = "trials.png"
 BEST = "best"

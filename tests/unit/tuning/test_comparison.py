@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tlray.sweep.comparison import mean_by_group
+from tlray.tuning.comparison import mean_by_group
 
 
 def test_by_hand():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tlray.errors import DataError
-from tlray.sweep import trial_table
-from tlray.sweep.trial_table import RESULTS, SETTINGS, GroupLosses
+from tlray.tuning import trial_table
+from tlray.tuning.trial_table import RESULTS, SETTINGS, GroupLosses
 
 GOOD = {
     "depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 2, "trainable_layers": 10, "learning_rate": 2e-4,

@@ -12,9 +12,9 @@ from ray.tune.schedulers import ASHAScheduler
 
 from tlray.errors import TlrayError
 from tlray.progress import Progress
-from tlray.sweep import trial_table
-from tlray.sweep.task import TrialTask
-from tlray.sweep.trial_table import ERROR, MAX_ERROR_LETTERS, RESULTS, GroupLosses
+from tlray.tuning import trial_table
+from tlray.tuning.task import TrialTask
+from tlray.tuning.trial_table import ERROR, MAX_ERROR_LETTERS, RESULTS, GroupLosses
 
 REDUCTION_FACTOR = 4
 """Successive halving (arXiv:1810.05934): of this many trials one goes on."""
@@ -46,7 +46,7 @@ def run_trials(
         TlrayError: Every one failed.
     """
     with _silent_stderr():
-        from tlray.sweep.trial import Trial  # noqa: PLC0415 (brings TensorFlow)
+        from tlray.tuning.trial import Trial  # noqa: PLC0415 (brings TensorFlow)
     known, _ = trial_table.read_trials(out)
     done = set(map(trial_table.identity, known))
     left = [each for each in settings if trial_table.identity(each) not in done]
