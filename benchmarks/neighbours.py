@@ -31,7 +31,6 @@ from pathlib import Path
 
 import tyro
 
-from tlray.bundle import spec as bundles
 from tlray.cluster.ports import free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -259,7 +258,7 @@ def to_markdown(endpoints: tuple[Endpoint, Endpoint], told: list[str], wrong: st
 def copy_bundle(location: str, out: str) -> str:
     """Copies a bundle with another threshold, so that its name differs; returns the name."""
     shutil.copytree(location, out)
-    spec, _ = bundles.read_spec(location)
+    spec, _ = store.read_spec(location)
     thresholds = dict(spec.thresholds) | {"refer_below": 0.75 if spec.refer_below < 0.5 else 0.25}
     return store.seal(out, dataclasses.replace(spec, thresholds=thresholds))
 
@@ -276,7 +275,7 @@ def main() -> None:
         image = min(images.iterdir()).read_bytes()
         location = str(Path(settings.bundle).resolve())
         other = str(Path(directory, "other"))
-        names = (bundles.read_spec(location)[1], copy_bundle(location, other))
+        names = (store.read_spec(location)[1], copy_bundle(location, other))
         first, second = (
             Endpoint(bundle=place, port=port, key=secrets.token_hex(16), sha256=sha256)
             for place, port, sha256 in zip((location, other), free_ports(2), names, strict=True)

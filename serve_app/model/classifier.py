@@ -17,7 +17,7 @@ import ray
 
 from serve_app.model.batching import Batcher
 from serve_app.watch.telemetry import ModelTelemetry
-from tlray.bundle import spec as bundle
+from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.errors import BundleError, TlrayError
 from tlray.files import storage
@@ -240,7 +240,7 @@ class Classifier:
     def _load_other(self, location: str) -> Model | None:
         """Loads a bundle; None: it is the present one. Serve asks for that too, where it renumbers its replicas."""
         info = self._model.info
-        is_same = (storage.absolute(location), bundle.read_spec(location)[1]) == (info.location, info.bundle_sha256)
+        is_same = (storage.absolute(location), store.read_spec(location)[1]) == (info.location, info.bundle_sha256)
         return None if is_same else self._load(location)
 
     async def describe(self) -> ModelInfo:

@@ -19,7 +19,7 @@ from tests.e2e.test_jobs import head  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import Load, export, upload
 from tests.e2e.test_serving import wait_for as wait_for_answers
 from tests.e2e.test_start import serving
-from tlray.bundle.spec import read_spec
+from tlray.bundle.store import read_spec
 from tlray.cluster.ports import free_ports
 
 DIRECTORY = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108

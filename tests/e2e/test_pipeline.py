@@ -17,8 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tlray import cli
-from tlray.bundle.spec import read_spec
-from tlray.bundle.store import load
+from tlray.bundle.store import load, read_spec
 from tlray.data import listing, phantoms
 from tlray.data.decoding import decode, to_array
 from tlray.inference import predictions

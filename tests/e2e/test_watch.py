@@ -22,7 +22,6 @@ from serve_app.options import Options
 from serve_app.watch.drift import STATISTICS, WINDOW
 from tests.e2e.test_serving import export
 from tests.unit.serve_app.watch.test_watch import prometheus_names, training_images, validation_predictions
-from tlray.bundle import spec as bundle
 from tlray.bundle import store
 from tlray.cluster.ports import free_ports
 
@@ -37,7 +36,7 @@ def address(local_ray, tmp_path_factory):  # noqa: ARG001
     """An endpoint with a shadow, after `NUM_REQUESTS` of `NUM_IMAGES`, one of them unreadable, and two that failed."""
     directory = tmp_path_factory.mktemp("bundles")
     main, shadow = (export(directory, name, seed) for seed, name in enumerate(["main", "shadow"]))
-    spec, _ = bundle.read_spec(main)
+    spec, _ = store.read_spec(main)
     predictions = dataclasses.replace(validation_predictions(), class_counts=(50, 50, 50))
     known = {"training_images": training_images(), "validation_predictions": predictions}
     store.seal(main, dataclasses.replace(spec, **known, thresholds={"refer_below": 0.99}))

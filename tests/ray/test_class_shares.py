@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray.bundle import spec as bundle
+from tlray.bundle import store
 from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
 from tlray.models.files import load_keras_file
@@ -79,7 +79,7 @@ def test_images_without_any_difference_have_the_shares_of_training(images, backb
     result = train(images, backbone, tmp_path / "run", **settings)
     model = load_keras_file(f"{result.bundle}/model.keras")
     assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.9, 0.1], abs=tolerance)
-    spec, _ = bundle.read_spec(result.bundle)
+    spec, _ = store.read_spec(result.bundle)
     assert spec.prior == pytest.approx((0.9, 0.1))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["prior"] == pytest.approx({"common": 0.9, "rare": 0.1})
@@ -94,7 +94,7 @@ def test_a_prior_that_is_named_is_that_of_the_exported_model(images, backbone, t
     result = train(images, backbone, tmp_path / "run", method="probe", prior="rare=0.02,common=0.98")
     model = load_keras_file(f"{result.bundle}/model.keras")
     assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.98, 0.02], abs=1e-4)
-    assert bundle.read_spec(result.bundle)[0].prior == pytest.approx((0.98, 0.02))
+    assert store.read_spec(result.bundle)[0].prior == pytest.approx((0.98, 0.02))
     # Its metrics are those of that model; the probe was chosen under the shares of the training images.
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["log_loss"] == pytest.approx(-(0.9 * np.log(0.98) + 0.1 * np.log(0.02)), abs=1e-3)

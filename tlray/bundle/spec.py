@@ -3,9 +3,7 @@
 `bundle.json` is written last: a directory without it is no bundle.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +11,6 @@ from typing import Any
 
 from tlray import __version__
 from tlray.data.drift import TrainingImages, ValidationPredictions
-from tlray.errors import BundleError
-from tlray.files import storage
 
 SCHEMA_VERSION = 1
 BUNDLE_JSON = "bundle.json"
@@ -83,52 +79,3 @@ def library_versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that decide a result."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"tlray": __version__, "python": platform.python_version(), **versions}
-
-
-def read_spec(location: str) -> tuple[BundleSpec, str]:
-    """Reads `bundle.json` alone.
-
-    Returns:
-        The description and the bundle's sha256.
-
-    Raises:
-        BundleError: There is no bundle, or its description cannot be read.
-    """
-    try:
-        content = storage.read_bytes(storage.join(location, BUNDLE_JSON))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(
-            f"'{location}' is no bundle: it has no {BUNDLE_JSON}. Give the bundle/ directory of a finished training "
-            "run, or make one of your own model with `tlray export`."
-        ) from error
-    try:
-        raw = json.loads(content)
-        version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"The bundle '{location}' has schema version {version}; this tlray reads {SCHEMA_VERSION}. "
-                "Export it again, or use the tlray that made it."
-            )
-        if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
-            raise TypeError("classes must be a list and files an object")
-        limits, shares = raw["intensity_range"], raw.get("prior")
-        images, predictions = raw.get("training_images"), raw.get("validation_predictions")
-        parsed = {
-            "classes": tuple(raw["classes"]),
-            "intensity_range": tuple(limits) if limits else None,
-            "leaks": tuple(raw.get("leaks", ())),
-            "prior": tuple(map(float, shares)) if shares is not None else None,
-            "training_images": TrainingImages.from_json(images) if images is not None else None,
-            "validation_predictions": (
-                ValidationPredictions.from_json(predictions) if predictions is not None else None
-            ),
-        }
-        spec = BundleSpec(**raw | parsed)
-        predicted = spec.validation_predictions
-        if predicted is not None and len(predicted.class_counts) != len(spec.classes):
-            raise ValueError("validation_predictions must have a count for each class")
-        if spec.prior is not None and len(spec.prior) != len(spec.classes):
-            raise ValueError("prior must have a share for each class")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
-    return spec, hashlib.sha256(content).hexdigest()

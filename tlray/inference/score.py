@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray.bundle import spec as bundle_module
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, locations, plans
@@ -100,7 +99,7 @@ def predict(
     """
     if first_row >= table.num_rows:
         return
-    spec, sha256 = bundle_module.read_spec(bundle)
+    spec, sha256 = store.read_spec(bundle)
     pixels = stream.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     schedule = PlainSchedule(num_rows=table.num_rows)
     dataset = stream.image_stream(ray.put(table), schedule, pixels, first_row=first_row, with_stamps=with_stamps)
@@ -133,7 +132,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     # First what needs no Ray.
     out = locations.output_location(config.out)
     bundle = locations.input_location(config.bundle)
-    spec, bundle_sha256 = bundle_module.read_spec(bundle)
+    spec, bundle_sha256 = store.read_spec(bundle)
     if config.bundle_sha256 is not None:
         _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
     store.load(bundle)

@@ -77,7 +77,7 @@ def test_sealed_bundle_comes_back(location):
     assert (loaded.saved_model_path / "saved_model.pb").read_bytes() == b"graph"
     expected = dataclasses.replace(SPEC, files=raw["files"], library_versions=bundle.library_versions())
     assert loaded.spec == expected
-    assert bundle.read_spec(location) == (expected, sha256)
+    assert store.read_spec(location) == (expected, sha256)
 
 
 def test_sealing_again_gives_the_same_name(location):

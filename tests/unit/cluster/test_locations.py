@@ -138,7 +138,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
             (folder / f"{number}.png").touch()
     monkeypatch.setattr(connection, "connect", lambda: None)
     monkeypatch.setattr(connection, "capacity", lambda: make_capacity(has_many_nodes=True))
-    for module in (score.bundle_module, evaluate.bundle):
+    for module in (score.store, evaluate.store):
         monkeypatch.setattr(module, "read_spec", lambda _: (SPEC, "aaa"))
         monkeypatch.setattr(module, "load", lambda _: Bundle)
     data, out, bundle = (f"file://{tmp_path}/{name}" for name in ("", "out", "bundle"))

@@ -25,8 +25,8 @@ def score(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scoring.connection, "connect", lambda: None)
     monkeypatch.setattr(scoring.connection, "capacity", make_capacity)
-    monkeypatch.setattr(scoring.bundle_module, "read_spec", lambda _: (SPEC, "aaa"))
-    monkeypatch.setattr(scoring.bundle_module, "load", lambda _: None)
+    monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
+    monkeypatch.setattr(scoring.store, "load", lambda _: None)
     monkeypatch.setattr(scoring, "predict", begin)
 
     def run(source, **options):

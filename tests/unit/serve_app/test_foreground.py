@@ -182,7 +182,7 @@ def ports_of(environment: dict[str, str]) -> list[int]:
 
 def test_two_endpoints_share_no_file_and_no_port(tmp_path, monkeypatch):
     blocks = iter([21_000, 22_000])
-    monkeypatch.setattr(foreground, "free_block", lambda *_, **__: next(blocks))
+    monkeypatch.setattr("serve_app.environment.free_block", lambda *_, **__: next(blocks))
     first, second = environments(tmp_path, "127.0.0.1", "127.0.0.1")
     shared = {name for name, value in first.items() if second[name] == value}
     assert shared == set(SERVE_ENVIRONMENT) | {"TLRAY_ENDPOINT_ADDRESS"}
