@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tlray.training.stages import TrainResult
     from tlray.tuning.search import SweepResult, sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RECIPES",

@@ -330,9 +330,9 @@ def test_an_answer_of_both_kinds():
 
 
 def test_metadata():
-    assert open_inference.server_metadata("0.1.0") == {
+    assert open_inference.server_metadata("0.2.0") == {
         "name": "tlray",
-        "version": "0.1.0",
+        "version": "0.2.0",
         "extensions": ["binary_tensor_data"],
     }
     assert open_inference.model_metadata("chest-ct", versions=["1", "2"], size_px=299, num_classes=4) == {
