@@ -1,13 +1,13 @@
-"""The errors that a user of tlray can meet. Each message says what is wrong, with which value, and the remedy."""
+"""Exceptions that tlray raises for its users. Each message says what is wrong, with which value, and what to do."""
 
 from collections.abc import Iterable
 from enum import StrEnum
 
 
 class TlrayError(Exception):
-    """Root of all errors raised on purpose by tlray.
+    """Base class of all errors that tlray raises on purpose.
 
-    Every subclass takes exactly one argument, the message, so that it survives pickling between Ray processes.
+    A subclass must pass all arguments of its constructor to `super().__init__`, so that Ray can pickle the error.
     """
 
 
@@ -24,11 +24,11 @@ class BundleError(TlrayError):
 
 
 class ImageError(TlrayError):
-    """One image cannot be used. Becomes a row with an error code; it never fails a job.
+    """One image cannot be used. The image becomes a row with an error code; the job goes on.
 
     Args:
-        code: What kind of failure it is.
-        message: What is wrong with this image, for a person.
+        code: The kind of failure.
+        message: What is wrong with this image, in words for a person.
     """
 
     def __init__(self, code: "ImageErrorCode", message: str) -> None:
@@ -41,7 +41,7 @@ class ImageError(TlrayError):
 
 
 class ImageErrorCode(StrEnum):
-    """Why an image has no pixels: the values of the column `error_code`."""
+    """Reasons why an image cannot be used; the values of the column `error_code`."""
 
     NOT_FOUND = "not_found"
     """There is no such file."""
@@ -50,26 +50,26 @@ class ImageErrorCode(StrEnum):
     EMPTY = "empty"
     """The file has zero bytes."""
     UNSUPPORTED_FORMAT = "unsupported_format"
-    """The bytes are not a PNG, JPEG, BMP, TIFF or WebP image, or a pixel type that cannot be mapped to 8 bits."""
+    """The file is not a PNG, JPEG, BMP, TIFF or WebP image, or its pixel type cannot be mapped to 8 bits."""
     TRUNCATED = "truncated"
     """The image ends before its last pixel."""
     TOO_LARGE = "too_large"
-    """More bytes or more pixels than the limits allow (a decompression bomb, perhaps)."""
+    """The file has more bytes, pixels or JPEG scans than the limits allow (perhaps a decompression bomb)."""
     DECODE_FAILED = "decode_failed"
-    """The decoder gave up for another reason: the file is damaged."""
+    """The decoder failed for another reason; the file is damaged."""
     CHANGED = "changed"
-    """The file is another than when it was first read."""
+    """The file has changed since it was first looked at."""
     PREDICT_FAILED = "predict_failed"
-    """The model gave no finite probabilities for this image."""
+    """The model returned probabilities for this image that are not finite."""
 
 
 def too_large(size_bytes: int, max_bytes: int) -> ImageError:
-    """Returns the error of a file, or a member of a zip archive, that has more bytes than the limit."""
+    """Returns the error for a file, or a member of a zip archive, that has more bytes than the limit."""
     return ImageError(ImageErrorCode.TOO_LARGE, f"The file has {size_bytes:,} bytes; the limit is {max_bytes:,}.")
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:
-    """Returns names for a message: sorted, quoted, and no more than a reader wants to see."""
+    """Returns names as a text for a message: sorted, quoted, and cut off after `limit` names."""
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return ", ".join(f"'{name}'" for name in ordered[:limit]) + more

@@ -1,4 +1,4 @@
-"""Progress and time left of long work: a bar in a terminal, now and then a line in a log."""
+"""Progress display for long work: a bar in a terminal, or a line every few seconds in a log."""
 
 import sys
 import time
@@ -9,15 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 LINE_INTERVAL_S = 10.0
+"""Minimum seconds between two progress lines where standard error is not a terminal."""
 
 
 class Progress:
-    """Shows how far some work is, on standard error.
+    """Shows on standard error how much of some work is done and how much time is left.
 
     Args:
-        description: What is done, for example "Scoring".
-        total: How many units there are.
-        unit: What is counted, plural.
+        description: Name of the work, for example "Scoring".
+        total: Number of units to do.
+        unit: Name of what is counted, in the plural.
         quiet: Show nothing.
     """
 
@@ -56,7 +57,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, completed: int) -> None:
-        """Shows that `completed` of all units are done."""
+        """Shows that `completed` units are done in all."""
         if self._bar is not None:
             self._bar.update(self._task, completed=completed)
             return
@@ -76,7 +77,7 @@ class Progress:
         self.say(f"{self.description}: {completed} of {self.total} {self.unit}, {_duration(left_s)} left")
 
     def say(self, line: str) -> None:
-        """Prints a line of its own, above the bar if there is one."""
+        """Prints a separate line, above the bar if there is one."""
         if self._quiet:
             return
         if self._bar is not None:
