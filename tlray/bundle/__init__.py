@@ -1,1 +1,1 @@
-"""The exported model as a directory: its files, their checksums and what describes them."""
+"""Model bundles: directories with an exported model, a description, a model card and checksums of all files."""

@@ -1,4 +1,4 @@
-"""The model card: what a bundle's directory says of the model, in Markdown for people."""
+"""Writes the model card of a bundle: a description of the model for people, in Markdown."""
 
 import re
 
@@ -6,12 +6,12 @@ from tlray.bundle.spec import BundleSpec
 
 
 def _inert(text: str) -> str:
-    """Returns text that Markdown shows as it is: a file's name may look like HTML or a link."""
+    """Returns Markdown that shows a text literally, even if it looks like HTML or a link, as a file name may."""
     return text if re.fullmatch(r"[\w.,:()\[\] +-]*", text) and "](" not in text else _code(text)
 
 
 def _code(text: str) -> str:
-    """Returns a name as a code span, whatever is in it (https://spec.commonmark.org/0.31.2/#code-spans)."""
+    """Returns a Markdown code span that shows any name (https://spec.commonmark.org/0.31.2/#code-spans)."""
     text = " ".join(text.split())  # an empty line would end the span
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") else ""

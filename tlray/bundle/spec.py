@@ -1,6 +1,7 @@
-"""The bundle: an exported model as a directory, complete, self-describing and verified.
+"""Names of a bundle's files, and `BundleSpec`, the content of its `bundle.json`.
 
-`bundle.json` is written last: a directory without it is no bundle.
+A bundle is a directory with an exported model and everything that describes it. `bundle.json` is written last, so a
+directory without it is not a bundle. `tlray.bundle.store` reads and writes bundles.
 """
 
 import importlib.metadata
@@ -25,28 +26,29 @@ _LIBRARIES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
-    """What `bundle.json` says of a model.
+    """The content of `bundle.json`, which describes a model.
 
     Attributes:
         classes: Class names in the order of the model's outputs.
         image_size_px: Height and width of the input.
-        preprocessing: What the artifact does to the 8-bit pixels (for the reader: it is part of the artifact).
-        intensity_range: The values of a 16-bit image that become 0 and 255; None: (0, 65535).
-        temperature: The calibrating temperature, part of the artifact; 1.0: not calibrated.
-        thresholds: `refer_below`: a prediction of lower confidence is marked `refer`.
-        backbone: The architecture's name.
-        weights: Where training started.
-        data_fingerprint: See `manifest.fingerprint`; None where nothing is known of the data.
-        split_fingerprint: See `manifest.split_fingerprint`.
-        id_fingerprint: See `manifest.id_fingerprint`; None in bundles of earlier versions.
+        preprocessing: How the model scales the 8-bit pixels. For information only: the model does it by itself.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
+        temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
+        thresholds: Thresholds by name. Predictions with a confidence below `refer_below` are marked `refer`.
+        backbone: Name of the architecture.
+        weights: The weights that training started from.
+        data_fingerprint: See `manifest.fingerprint`; None if the data is not known.
+        split_fingerprint: See `manifest.split_fingerprint`; None if the data is not known.
+        id_fingerprint: See `manifest.id_fingerprint`; None also in bundles of earlier versions.
         prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
-        training_images: What they were like; None where nothing is known of them.
-        validation_predictions: What it predicts for validation images; None where there are none, or it is not known.
-        metrics: By split, as `metrics.evaluate_predictions` returns them.
-        leaks: Why these metrics are too good, see `audit.leak_warnings`; empty where nothing is known to leak.
-        library_versions: What the bundle was made with.
-        files: sha256 of every other file by its path in the bundle.
-        schema_version: Of this description.
+        training_images: Distributions of the training images' grey levels; None if they are not known.
+        validation_predictions: Distribution of the model's predictions for its validation images; None if there are no
+            such images, or it is not known.
+        metrics: Metrics by split, as `metrics.evaluate_predictions` returns them.
+        leaks: Reasons why these metrics are too good, see `audit.leak_warnings`; empty if no leak is known.
+        library_versions: Versions of Python and of the libraries that made the bundle.
+        files: The sha256 of every other file, by its path in the bundle.
+        schema_version: Version of the format of `bundle.json`.
     """
 
     classes: tuple[str, ...]
@@ -71,11 +73,11 @@ class BundleSpec:
 
     @property
     def refer_below(self) -> float:
-        """The confidence under which a prediction is marked `refer`, in [0, 1]."""
+        """The confidence, in [0, 1], below which a prediction is marked `refer`."""
         return self.thresholds.get("refer_below", 0.0)
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that decide a result."""
+    """Returns the versions of tlray, Python and the libraries that can change a result."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"tlray": __version__, "python": platform.python_version(), **versions}

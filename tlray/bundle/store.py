@@ -1,4 +1,4 @@
-"""Bundles as directories: sealed with checksums when all files are there, verified when they are read."""
+"""Writes and reads bundles: `seal` adds checksums once all files are there, `load` verifies them."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,10 @@ from tlray.files import storage
 
 
 class _TemporaryCopy:
-    """A directory for a remote bundle's files, deleted with this object: TemporaryDirectory would warn of that."""
+    """A temporary directory for a remote bundle's files, deleted when this object is garbage-collected.
+
+    `tempfile.TemporaryDirectory` would give a warning then.
+    """
 
     def __init__(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="tlray-bundle-")
@@ -35,9 +38,9 @@ class Bundle:
     """A verified bundle on this node's disk.
 
     Attributes:
-        spec: What `bundle.json` says.
-        directory: Where its files lie.
-        sha256: Of `bundle.json`: the name of this exact model.
+        spec: The content of `bundle.json`.
+        directory: The directory with the bundle's files.
+        sha256: The sha256 of `bundle.json`, which identifies this exact model.
     """
 
     spec: BundleSpec
@@ -47,24 +50,24 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The Keras model."""
+        """Path of the Keras model file."""
         return self.directory / MODEL_FILE
 
     @property
     def saved_model_path(self) -> Path:
-        """The SavedModel directory."""
+        """Path of the SavedModel directory."""
         return self.directory / SAVED_MODEL_DIR
 
 
 def seal(location: str, spec: BundleSpec) -> str:
-    """Makes a directory with model files a bundle: checksums all its files and writes `bundle.json`, last.
+    """Turns a directory with model files into a bundle: computes the checksums of all files and writes `bundle.json`.
 
     Args:
         location: The directory, with `model.keras` and `saved_model/` in it.
-        spec: `files` and `library_versions` are filled in here.
+        spec: Description of the model. Its `files` and `library_versions` are replaced.
 
     Returns:
-        The bundle's sha256.
+        The bundle's sha256, see `Bundle`.
     """
     files = {
         name: hashlib.sha256(storage.read_bytes(storage.join(location, name))).hexdigest()
@@ -81,10 +84,11 @@ def load(location: str) -> Bundle:
     """Opens a bundle and verifies the checksum of every file.
 
     Args:
-        location: The bundle's directory; a remote one is copied to this node for as long as the result lives.
+        location: The bundle's directory, a path or a URI. A remote bundle is copied to this node; the copy is deleted
+            together with the returned object.
 
     Raises:
-        BundleError: It is missing, incomplete, or was changed after its export.
+        BundleError: The bundle is missing, incomplete, or was changed after its export.
     """
     spec, sha256 = read_spec(location)
     copy = None
@@ -113,13 +117,13 @@ def load(location: str) -> Bundle:
 
 
 def read_spec(location: str) -> tuple[BundleSpec, str]:
-    """Reads `bundle.json` alone.
+    """Reads the `bundle.json` of a bundle, without verifying the other files.
 
     Returns:
         The description and the bundle's sha256.
 
     Raises:
-        BundleError: There is no bundle, or its description cannot be read.
+        BundleError: There is no bundle, or its `bundle.json` is damaged or of another schema version.
     """
     try:
         content = storage.read_bytes(storage.join(location, BUNDLE_JSON))
