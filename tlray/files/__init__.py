@@ -1,1 +1,1 @@
-"""Where bytes lie: local paths, zip archives and object stores; outputs that appear whole or not at all."""
+"""File access: local paths, object stores and zip archives, allowed roots, file stamps, and atomic writing."""

@@ -1,4 +1,4 @@
-"""Stamps of files: what tells a changed file from an unchanged one without reading it."""
+"""File stamps (size and time of last change), which show whether a file has changed without reading it."""
 
 import zipfile
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ import pyarrow as pa
 from tlray.files import storage
 
 COLUMN = "stamp"
-"""Name of the column that tables have for stamps. A stamp that is not known is an empty text."""
+"""Name of the column for stamps in tables. An unknown stamp is an empty string."""
 
 THREADS = 8
-"""Number of files that one call asks for at a time, which hides an object store's latency."""
+"""Number of files that one call of `stamps` looks up concurrently, which hides an object store's latency."""
 
 
 def stamps(locations: Sequence[str]) -> list[str]:
-    """Returns the size of each file and the time of its last change.
+    """Returns the stamp of each file: its size and the time of its last change.
 
-    A member of a zip archive has besides those of the archive its own size and CRC-32.
+    The stamp of a zip archive's member is that of the archive, followed by the member's size and CRC-32.
 
     Args:
         locations: Files, and members of zip archives.
 
     Returns:
-        A text for each; empty where there is no such file, or where nothing is known of it.
+        A string for each location; empty if there is no such file, or its size or time is not known.
     """
     places = [storage.split_member(location) for location in locations]
     files = list(dict.fromkeys(file for file, _ in places))

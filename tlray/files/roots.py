@@ -1,4 +1,4 @@
-"""Roots: folders and URIs below which one may read or write, however a location is spelt and wherever links lead."""
+"""Checks whether locations lie below allowed roots (folders and URIs), after `..` and symbolic links are resolved."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from tlray.files import storage
 
 
 def normalize(location: str) -> str:
-    """Returns the one spelling of an absolute location.
+    """Returns the canonical spelling of an absolute location.
 
-    Local paths and `file://` URIs become plain paths, without `..`, `.`, `//` and percent-encoding. Other URIs keep
-    their keys as they are, and may have none of these.
+    Local paths and `file://` URIs become plain paths without `..`, `.`, `//` and, for URIs, percent-encoding. Other
+    URIs keep their keys unchanged, and no component of these may be empty, `.` or `..`, even percent-encoded.
 
     Raises:
-        ConfigError: The location is relative, or does not say clearly what it means.
+        ConfigError: The location is relative, neither a path nor a URI, or a URI with such a component.
     """
     scheme, separator, rest = location.partition("://")
     scheme = scheme.lower()
@@ -27,14 +27,16 @@ def normalize(location: str) -> str:
         return "/" + os.path.normpath(path).lstrip("/")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
         raise ConfigError(f"'{location}' is no path and no URI. Give one of them.")
-    # Whether a store takes them literally is its own affair.
+    # It depends on the store whether it takes these components literally.
     if {"", ".", ".."} & set(path.rstrip("/").split("/")):
         raise ConfigError(f"'{location}' has a component that is empty, '.' or '..'. Write the URI without.")
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def resolve(location: str) -> str:
-    """Returns where a location leads: normalized, without the member of a zip archive, symbolic links followed.
+    """Returns the file or folder that a location leads to, with symbolic links followed.
+
+    The result is normalized, see `normalize`. A member of a zip archive leads to its archive.
 
     Raises:
         ConfigError: See `normalize`.
@@ -44,15 +46,20 @@ def resolve(location: str) -> str:
 
 
 def is_below(location: str, root: str) -> bool:
-    """Tells whether a location is a root or lies below it, by whole path components; both as `resolve` returns them."""
+    """Tells whether a location is a root or lies below it.
+
+    Args:
+        location: A location as `resolve` returns it.
+        root: A root as `resolve` returns it. Whole path components are compared.
+    """
     return f"{location}/".startswith(f"{root.rstrip('/')}/")
 
 
 def outside(locations: Iterable[str], roots: Sequence[str]) -> list[str]:
-    """Returns those locations that do not lie below any of the roots, or cannot be told.
+    """Returns those locations that do not lie below any of the roots, or that cannot be resolved.
 
     Raises:
-        ConfigError: A root cannot be used, see `normalize`.
+        ConfigError: A root is not valid, see `normalize`.
     """
     resolved = [resolve(root) for root in roots]
     return [location for location in locations if not _is_inside(location, resolved)]
@@ -61,6 +68,6 @@ def outside(locations: Iterable[str], roots: Sequence[str]) -> list[str]:
 def _is_inside(location: str, resolved_roots: Sequence[str]) -> bool:
     try:
         where = resolve(location)
-    except ValueError:  # ConfigError is one, and a null byte is another
+    except ValueError:  # a ConfigError, or a null byte in the path
         return False
     return any(is_below(where, root) for root in resolved_roots)

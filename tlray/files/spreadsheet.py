@@ -1,14 +1,14 @@
-"""Text in CSV files that people open in a spreadsheet: a file's name must not become a formula there."""
+"""Protects CSV cells against formula injection, for files that people open in a spreadsheet."""
 
 import re
 
 _FORMULA = re.compile(r"[\s\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
-"""Beginnings of a cell that a spreadsheet takes for a formula, full-width signs among them.
+"""Matches the start of a cell that a spreadsheet may run as a formula, full-width signs included.
 
 See https://owasp.org/www-community/attacks/CSV_Injection
 """
 
 
 def as_text(value: str) -> str:
-    """Returns the text of a CSV cell, with an apostrophe before it where a spreadsheet would take it for a formula."""
+    """Returns a value for a CSV cell, with an apostrophe in front if a spreadsheet could take it for a formula."""
     return f"'{value}" if _FORMULA.match(value) else value

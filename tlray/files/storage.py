@@ -1,4 +1,6 @@
-"""Where things lie: local paths and URIs through pyarrow's file systems, and outputs that appear whole or not at all.
+"""Reads, writes, lists, copies and deletes files at local paths and URIs, and prepares output directories.
+
+All access goes through pyarrow's file systems. Files are written atomically: they appear whole or not at all.
 
 A location is a local path or a URI (`file://`, `s3://`, `gs://`, `hdfs://`). A file inside a zip archive is written
 `ARCHIVE!/MEMBER`, for example `s3://bucket/scans.zip!/normal/1.png`.
@@ -24,32 +26,36 @@ from tlray.files.zip_archive import ZipArchive
 ZIP_SEPARATOR = "!/"
 
 MARK = ".tlray"
-"""The file by which an output of tlray is known: what has none is never deleted."""
+"""Name of the file that marks a directory as an output of tlray. A directory without it is never overwritten."""
 
 UNFINISHED = "_inspected"
-"""The folder of an output in which a command keeps what it has read before the output is begun (see `inspected`). A
-directory that holds nothing else counts as empty. Readers of Parquet folders pass over the name."""
+"""Name of the folder in an output directory where a command saves what it has read of the images so far (see
+`tlray.data.inspected`). A directory with nothing but this folder and `MARK` counts as empty. The name starts with an
+underscore so that readers of Parquet folders ignore it."""
 
 
 def is_uri(location: str) -> bool:
-    """Tells whether a location has a scheme such as `s3://` (a Windows drive letter is none)."""
+    """Tells whether a location has a scheme such as `s3://` (a Windows drive letter does not count)."""
     return "://" in location
 
 
 def is_local(location: str) -> bool:
-    """Tells whether a location is on this node's own file system (by its form; a mount may still be shared)."""
+    """Tells whether a location is a local path or a `file://` URI (even if that path is a shared mount)."""
     return not is_uri(location) or location.startswith("file://")
 
 
 def absolute(location: str) -> str:
-    """Returns a location that means the same in every process: local paths absolute, URIs as they are."""
+    """Returns a location that means the same in any working directory.
+
+    Local paths become absolute, with `~` expanded. URIs only lose a `/` at their end.
+    """
     if is_uri(location):
         return location.rstrip("/")
     return os.path.abspath(os.path.expanduser(location))
 
 
 def join(location: str, *parts: str) -> str:
-    """Appends path components to a location, with `/` between them."""
+    """Returns a location with path components appended, separated by `/`."""
     return "/".join([location.rstrip("/"), *parts])
 
 
@@ -64,10 +70,7 @@ def _file_system(scheme_and_host: str) -> fs.FileSystem:
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:
-    """Resolves a location.
-
-    Returns:
-        The pyarrow file system and the path on it.
+    """Returns the pyarrow file system of a location and the path on it.
 
     Raises:
         ConfigError: The scheme is unknown, or a `file://` URI is relative.
@@ -80,7 +83,7 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
             raise ConfigError(f"'{location}' has no absolute path. Write file:///PATH, with three slashes.")
         return _local_file_system(), urllib.parse.unquote(rest)
     bucket, _, _ = rest.partition("/")
-    # The host alone is parsed as a URI, so that keys with spaces, `#` or `%` reach the store as they are.
+    # Only scheme and host are parsed as a URI, so that keys with spaces, `#` or `%` reach the store unchanged.
     return _file_system(f"{scheme}://{bucket}/"), rest.rstrip("/")
 
 
@@ -90,26 +93,26 @@ def _local_file_system() -> fs.LocalFileSystem:
 
 
 def file_info(location: str) -> fs.FileInfo:
-    """Returns type and size of what lies at a location (`FileType.NotFound` if nothing does)."""
+    """Returns type, size and time of change of the file or directory at a location (`FileType.NotFound` for none)."""
     file_system, path = open_location(location)
     return file_system.get_file_info(path)
 
 
 def exists(location: str) -> bool:
-    """Tells whether a file or directory lies at a location."""
+    """Tells whether there is a file or directory at a location."""
     return file_info(location).type != fs.FileType.NotFound
 
 
 def list_names(location: str) -> list[str]:
-    """Returns the sorted names of a directory's entries, none if there is no such directory."""
+    """Returns the sorted names of the entries of a directory; an empty list if there is no such directory."""
     file_system, path = open_location(location)
     selector = fs.FileSelector(path, allow_not_found=True)
     return sorted(info.base_name for info in file_system.get_file_info(selector))
 
 
 def split_member(location: str) -> tuple[str, str | None]:
-    """Returns the file at a location and, where that is a zip archive (`ARCHIVE!/MEMBER`), the member's name."""
-    # A folder's name may end with `!`; only `.zip!/` marks a member.
+    """Splits `ARCHIVE!/MEMBER` into the archive's location and the member's name; the name is None for other files."""
+    # A folder's name may end with `!`, so only `.zip!/` separates archive and member.
     in_zip = re.match(rf"(.+?\.zip){ZIP_SEPARATOR}(.+)", location, re.IGNORECASE | re.DOTALL)
     return (in_zip[1], in_zip[2]) if in_zip else (location, None)
 
@@ -122,8 +125,8 @@ def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
         max_bytes: Refuse larger files.
 
     Raises:
-        ImageError: The file is larger than `max_bytes` (`too_large`), or see `ZipArchive.read`.
-        OSError: The file cannot be read (`FileNotFoundError` if it is not there).
+        ImageError: The file is larger than `max_bytes` (`too_large`). For other reasons see `ZipArchive.read`.
+        OSError: The file cannot be read (`FileNotFoundError` if it does not exist).
     """
     archive, member = split_member(location)
     if member is not None:
@@ -138,23 +141,26 @@ def read_bytes(location: str, max_bytes: int | None = None) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def open_zip(location: str) -> ZipArchive:
-    """Returns the zip archive at a location, once in a process; it is opened when it is first read."""
+    """Returns the zip archive at a location, cached in this process; its file is opened when it is first read."""
     file_system, path = open_location(location)
     return ZipArchive(lambda: file_system.open_input_file(path))
 
 
 def write_bytes(location: str, data: bytes) -> None:
-    """Writes a whole file, its directory too; another process sees the old file or the new one, never a part."""
+    """Writes a file atomically and creates missing parent directories; see `output_stream`."""
     with output_stream(location) as file:
         file.write(data)
 
 
 @contextmanager
 def output_stream(location: str) -> Iterator[Any]:
-    """Opens a file for writing bytes; it appears, whole, when the block ends without an error."""
+    """Opens a file for writing bytes atomically.
+
+    The file appears when the block ends without an error. Until then other processes see the old file, if there is one.
+    """
     file_system, path = open_location(location)
     if not isinstance(file_system, fs.LocalFileSystem):
-        # Object stores publish what there is when a stream is closed, after an error too: it is opened last.
+        # Closing the stream publishes what was written so far, even after an error, so it is opened last.
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
@@ -182,18 +188,18 @@ def _umask() -> int:
 
 
 def write_text(location: str, text: str) -> None:
-    """Writes a whole UTF-8 file; see `write_bytes`."""
+    """Writes a text file in UTF-8 atomically; see `write_bytes`."""
     write_bytes(location, text.encode())
 
 
 def make_directory(location: str) -> None:
-    """Makes a directory and its parents; one that is there already is no error."""
+    """Creates a directory and its parents; an existing directory is not an error."""
     file_system, path = open_location(location)
     file_system.create_dir(path, recursive=True)
 
 
 def delete(location: str) -> None:
-    """Deletes a file or a directory with all that is in it; nothing there is no error."""
+    """Deletes a file, or a directory with all its content; a missing one is not an error."""
     file_system, path = open_location(location)
     match file_system.get_file_info(path).type:
         case fs.FileType.Directory:
@@ -205,11 +211,11 @@ def delete(location: str) -> None:
 
 
 def copy_tree(source: str, destination: str) -> None:
-    """Copies a directory's files to another location, on another file system if need be.
+    """Copies the files of a directory to another location, which may be on another file system.
 
     Args:
         source: The directory to copy.
-        destination: The directory to fill; made where it is missing.
+        destination: The directory to copy into; created if it does not exist.
     """
     source_fs, source_path = open_location(source)
     destination_fs, destination_path = open_location(destination)
@@ -225,7 +231,7 @@ def copy_tree(source: str, destination: str) -> None:
 
 
 def move_tree(source: str, destination: str) -> None:
-    """Moves a directory within a file system, to a place where nothing is."""
+    """Moves a directory to a location on the same file system where nothing exists yet."""
     file_system, source_path = open_location(source)
     if isinstance(file_system, fs.LocalFileSystem):
         os.replace(source_path, open_location(destination)[1])
@@ -235,7 +241,7 @@ def move_tree(source: str, destination: str) -> None:
 
 
 def walk(location: str) -> Iterator[str]:
-    """Yields the paths, relative to a directory, of all files below it, sorted."""
+    """Yields the paths of all files below a directory, relative to it and sorted."""
     file_system, path = open_location(location)
     infos = file_system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = path.rstrip("/") + "/"
@@ -244,7 +250,7 @@ def walk(location: str) -> Iterator[str]:
 
 @contextmanager
 def local_copy(location: str) -> Iterator[Path]:
-    """Gives a local path with the content of a location: the path itself where it is local, else a temporary copy."""
+    """Yields a local path to the content of a location: its own path if it is local, otherwise a temporary copy."""
     if is_local(location):
         yield Path(open_location(location)[1])
         return
@@ -258,23 +264,23 @@ def local_copy(location: str) -> Iterator[Path]:
 
 
 def check_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
-    """Makes sure that an output directory may be filled, without touching it.
+    """Checks that an output directory may be filled, without changing it.
 
     Args:
         location: The output directory.
-        kind: What is going to lie there, for example "training".
-        known_names: The names that this kind of output has at its top level; one that ends in `-` begins names.
-        overwrite: An earlier output of this kind may be replaced. Only one that bears the mark of `prepare_output` and
-            holds nothing else, so that a mistyped `--out` cannot cost anybody their files.
+        kind: Kind of output, for example "training".
+        known_names: Names that this kind of output has at its top level; one that ends in `-` is a prefix of names.
+        overwrite: Accept an earlier output of this kind. It must have the mark of `mark_output` and hold no other
+            files, so that a mistyped `--out` cannot delete anybody's files.
 
     Raises:
-        ConfigError: Something is there already, and may not be deleted.
+        ConfigError: The location holds something that may not be deleted.
     """
     if file_info(location).type == fs.FileType.File:
         raise ConfigError(f"The output '{location}' is a file. Give a directory that does not exist yet.")
     try:
         names = list_names(location)
-    except UnicodeDecodeError as error:  # no output of ours, and nothing that may be deleted
+    except UnicodeDecodeError as error:  # not an output of tlray, so it must not be deleted
         raise ConfigError(
             f"The output directory '{location}' holds a file whose name is not UTF-8. Give another one."
         ) from error
@@ -290,7 +296,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
             f"The output directory '{location}' holds files and no mark ({MARK}) of an earlier {kind} of tlray, so "
             "--overwrite does not touch it. Give another directory."
         )
-    # A process that was killed while it wrote has left `.NAME.RANDOM` (see `write_bytes`).
+    # A process that was killed while writing leaves `.NAME.RANDOM` behind (see `output_stream`).
     prefixes = tuple(name for name in known_names if name.endswith("-"))
     begin = prefixes + tuple(f".{name}" if name in prefixes else f".{name}." for name in known_names)
     strangers = [name for name in names if name not in known_names | {MARK, UNFINISHED} and not name.startswith(begin)]
@@ -302,7 +308,17 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
 
 
 def prepare_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
-    """Empties an output directory, if `check_output` allows it, but for `UNFINISHED`; leaves its kind's mark there."""
+    """Empties an output directory, except for `UNFINISHED`, and marks it with its kind.
+
+    Args:
+        location: The output directory.
+        kind: See `check_output`.
+        known_names: See `check_output`.
+        overwrite: See `check_output`.
+
+    Raises:
+        ConfigError: See `check_output`.
+    """
     check_output(location, kind=kind, known_names=known_names, overwrite=overwrite)
     for name in list_names(location):
         if name not in (MARK, UNFINISHED):
@@ -311,6 +327,6 @@ def prepare_output(location: str, *, kind: str, known_names: frozenset[str], ove
 
 
 def mark_output(location: str, *, kind: str) -> None:
-    """Makes an output directory that bears the mark of its kind."""
+    """Creates an output directory, if it does not exist, and writes the file `MARK` with its kind into it."""
     make_directory(location)
     write_text(join(location, MARK), kind)

@@ -1,7 +1,7 @@
-"""Reads members of a zip archive from many threads at a time, by their right names.
+"""Reads members of a zip archive from many threads at a time, with their names decoded correctly.
 
-`zipfile` reads the directory and decompresses; the bytes of each member are fetched in one request of its own, so that
-threads do not wait for one another where the archive lies on an object store.
+`zipfile` reads the directory and decompresses. The bytes of each member are fetched in a separate request, so that
+threads do not wait for one another if the archive is on an object store.
 """
 
 import io
@@ -15,21 +15,23 @@ from typing import Any
 from tlray.errors import ImageError, ImageErrorCode, too_large
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Signature, lengths of the name and of the extra field (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT,
-4.3.7)."""
+"""Layout of a member's local header: signature, length of the name, length of the extra field
+(https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7)."""
 
 _EXTRA_BYTES = 1024
-"""Room for the extra field of a local header, whose length only that header tells; a longer one costs a request."""
+"""Bytes to fetch for the extra field of a local header, whose length is known only once the header has been read.
+
+A longer field costs a second request."""
 
 _UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
 _UNICODE_PATH = 0x7075
-"""The extra field with a member's name in UTF-8 (APPNOTE 4.6.9)."""
+"""Tag of the extra field that holds a member's name in UTF-8 (APPNOTE 4.6.9)."""
 
 
 def member_name(info: zipfile.ZipInfo) -> str:
-    """Returns a member's name as it was meant.
+    """Returns a member's name in the encoding that the archive's writer used.
 
-    Linux's `zip -r` writes names in UTF-8 without the flag that says so; `zipfile` takes them for code page 437.
+    Linux's `zip -r` writes names in UTF-8 without setting the UTF-8 flag; `zipfile` decodes them as code page 437.
     """
     if info.flag_bits & _UTF8_FLAG:
         return info.filename
@@ -41,7 +43,7 @@ def member_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw_name: bytes) -> str | None:
-    """Returns the name in an extra field, unless it belongs to another name than the member now has."""
+    """Returns the UTF-8 name in an extra field; None if there is none, or it does not belong to the current name."""
     while len(extra) >= 4:
         tag, size = struct.unpack_from("<HH", extra)
         content, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -55,8 +57,8 @@ class ZipArchive:
     """A zip archive that is opened when it is first read.
 
     Args:
-        open_file: Opens the archive's file, for example a `pyarrow.NativeFile`: its `read_at(num_bytes, offset)` may be
-            called by several threads at a time.
+        open_file: Opens the archive and returns its file, for example a `pyarrow.NativeFile`. Several threads may call
+            the file's `read_at(num_bytes, offset)` at a time.
     """
 
     def __init__(self, open_file: Callable[[], Any]) -> None:
@@ -67,11 +69,11 @@ class ZipArchive:
         self._lock = threading.Lock()
 
     def members(self) -> list[zipfile.ZipInfo]:
-        """Returns the directory of the archive.
+        """Returns the entries of the archive's directory.
 
         Raises:
             OSError: The archive cannot be read.
-            zipfile.BadZipFile: It is no zip archive.
+            zipfile.BadZipFile: The file is not a zip archive.
         """
         with self._lock:
             if self._file is None:
@@ -83,19 +85,23 @@ class ZipArchive:
         return self._members
 
     def find(self, name: str) -> zipfile.ZipInfo | None:
-        """Returns a member of the archive's directory, None if there is no such member; raises like `members`.
+        """Returns a member's entry in the archive's directory; None if there is no such member.
 
         Args:
-            name: See `member_name`.
+            name: The member's name, see `member_name`.
+
+        Raises:
+            OSError: The archive cannot be read.
+            zipfile.BadZipFile: The file is not a zip archive.
         """
         self.members()
         return self._member_of.get(name)
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """Reads a member.
+        """Returns the decompressed bytes of a member.
 
         Args:
-            name: See `member_name`.
+            name: The member's name, see `member_name`.
             max_bytes: Refuse larger members.
 
         Raises:
@@ -103,12 +109,12 @@ class ZipArchive:
             ImageError: The member is larger than `max_bytes` (`too_large`), encrypted (`unreadable`) or damaged
                 (`decode_failed`).
             OSError: The archive cannot be read.
-            zipfile.BadZipFile: It is no zip archive.
+            zipfile.BadZipFile: The file is not a zip archive.
         """
         info = self.find(name)
         if info is None:
             raise FileNotFoundError(f"The zip archive has no member '{name}'.")
-        # Compressing may add some bytes, but never as many as there were.
+        # Compression may add a few bytes to data that it cannot shrink, but never doubles them.
         if max_bytes is not None and max(info.file_size, info.compress_size // 2) > max_bytes:
             size_bytes = info.file_size if info.file_size > max_bytes else info.compress_size
             raise too_large(size_bytes, max_bytes)
@@ -117,7 +123,7 @@ class ZipArchive:
                 ImageErrorCode.UNREADABLE, "The zip member is encrypted with a password. Unpack the archive."
             )
         try:
-            # It stops at the size that the directory gives, so that a lying one cannot exceed the limit.
+            # Decompression stops at the size in the directory, so that a wrong size cannot exceed the limit.
             with zipfile.ZipExtFile(io.BytesIO(self._compressed(info)), "r", info) as file:
                 return file.read()
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
