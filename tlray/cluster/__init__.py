@@ -1,1 +1,1 @@
-"""The Ray that a command runs on: how it is reached, what it has, and how much of it the command takes."""
+"""Connection to Ray: starting or joining a cluster, its free resources, and how commands divide them."""

@@ -1,4 +1,4 @@
-"""Locations that are given to a command: what they mean in a Ray job, and on a cluster of several nodes."""
+"""Checks the input and output locations of a command and makes them absolute, for Ray jobs and several nodes."""
 
 import dataclasses
 import os
@@ -15,10 +15,10 @@ from tlray.files import storage
 
 
 def output_location(location: str) -> str:
-    """Returns an output location that a later process will find again.
+    """Returns an output location as an absolute path or URI, so that a later process finds it again.
 
     Raises:
-        ConfigError: It would lie in Ray's temporary copy of a job's files.
+        ConfigError: The location is relative in a Ray job, so it would be in Ray's temporary copy of the job's files.
     """
     if connection.in_job() and not storage.is_uri(location) and not os.path.isabs(os.path.expanduser(location)):
         raise ConfigError(
@@ -29,12 +29,16 @@ def output_location(location: str) -> str:
 
 
 def input_location(location: str) -> str:
-    """Returns an input location as an absolute path or URI (relative ones are seen from the working directory)."""
+    """Returns an input location as an absolute path or URI; relative paths start at the working directory."""
     return storage.absolute(location)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """Returns a config whose locations mean the same in every process."""
+    """Returns a config with absolute locations, which mean the same in every process.
+
+    Raises:
+        ConfigError: See `output_location`.
+    """
 
     def if_path(location: str | None, *names: str) -> Any:
         return location if location is None or location in names else input_location(location)
@@ -51,18 +55,18 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 
 def check_shared(location: str, available: Capacity, *, option: str = "--out") -> None:
-    """Refuses a node-local location where workers may run on other nodes.
+    """Refuses a plain path if the cluster has, or may add, other nodes, which may not see it.
 
-    A `file://` URI says that all nodes see it. Weights, a backbone and a class map are not for this check: the node of
-    the driver alone reads them (`cluster.start_here`) and hands them on.
+    A `file://` URI states that all nodes see it. Weights, a backbone and a class map need no such check: only the
+    driver's node reads them (see `connection.start_here`) and passes them on.
 
     Args:
         location: An absolute path or a URI.
-        available: What the cluster has.
-        option: The option that it was given with.
+        available: Resources of the cluster.
+        option: The command-line option of the location, for the message.
 
     Raises:
-        ConfigError: It is a plain path and the cluster has several nodes.
+        ConfigError: The location is a plain path and the cluster has, or may add, several nodes.
     """
     if available.has_many_nodes and not storage.is_uri(location):
         raise ConfigError(
@@ -79,21 +83,22 @@ def check_shared_images(
     stored_uris: Iterable[str] | None = None,
     option: str = "--data",
 ) -> None:
-    """Refuses node-local images in the same way; of a manifest, which the driver reads, those count that it lists.
+    """Refuses images at plain paths if the cluster has, or may add, other nodes; see `check_shared`.
 
-    A run that is continued needs its source no more. That is looked at only where one of the images is at a local path,
-    which may have been given as a `file://` URI.
+    If the source is a manifest, the images that it lists are checked: the driver alone reads the manifest. A continued
+    run does not need its source any more if all its stored images are at URIs. A stored plain path may have been given
+    as a `file://` URI, so the source is checked then.
 
     Args:
         source: See `listing.list_images`; an absolute path or a URI.
-        columns: The setting `--columns`.
-        available: What the cluster has.
-        stored_uris: The images that a continued run has stored; None: there are none.
-        option: The option that the source was given with.
+        columns: Value of the option `--columns`.
+        available: Resources of the cluster.
+        stored_uris: Locations of the images that a continued run has stored; None if there are none.
+        option: The command-line option of the source, for the message.
 
     Raises:
         ConfigError: See `check_shared`.
-        DataError: A manifest cannot be read.
+        DataError: The manifest cannot be read.
     """
     if not available.has_many_nodes or (stored_uris is not None and all(map(storage.is_uri, stored_uris))):
         return

@@ -1,4 +1,4 @@
-"""How a command and its data share what is free of a cluster."""
+"""Divides the free resources of a cluster between models and the Ray Data tasks that read their images."""
 
 import math
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from tlray.data.stream import TASK_CPUS, Share
 from tlray.errors import ConfigError
 
 MIN_OBJECT_STORE_BYTES = 64 * 2**20
+"""Minimum of object-store memory, in bytes, that each training worker's stream may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """How training and its data share a cluster.
+    """Resources for a training run: those of its workers, and those of the streams that feed them.
 
     Attributes:
         cpus_per_worker: CPUs that each training worker asks for.
-        gpus_per_worker: 1 or 0.
-        share: What each rank's stream may use.
+        gpus_per_worker: GPUs that each training worker asks for, 1 or 0.
+        share: Resources that the stream of each rank may use.
     """
 
     cpus_per_worker: float
@@ -30,12 +31,12 @@ class TrainPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorePlan:
-    """How the model and its data share a cluster.
+    """Resources for the pool of predictors (Ray actors) that scores images.
 
     Attributes:
-        max_actors: The pool of predictors grows up to this many.
-        cpus_per_actor: CPUs that each asks for, and threads that it uses at least.
-        gpus_per_actor: 1 or 0.
+        max_actors: Maximum number of predictors in the pool.
+        cpus_per_actor: CPUs that each predictor asks for.
+        gpus_per_actor: GPUs that each predictor asks for, 1 or 0.
     """
 
     max_actors: int
@@ -44,11 +45,11 @@ class ScorePlan:
 
     @property
     def num_threads(self) -> int | None:
-        """Threads that each actor's model uses; None: all of its node's, which an only one on CPUs has to itself."""
+        """Threads that each predictor's model uses; None for all of its node's, with one predictor or on GPUs."""
         return max(1, int(self.cpus_per_actor)) if self.max_actors > 1 and not self.gpus_per_actor else None
 
     def pool(self) -> dict[str, Any]:
-        """Returns the options of `ray.data.Dataset.map_batches` for a pool that grows and shrinks."""
+        """Returns options of `ray.data.Dataset.map_batches` for a pool of 1 to `max_actors` predictors."""
         return {
             "num_cpus": self.cpus_per_actor,
             "num_gpus": self.gpus_per_actor or None,
@@ -57,12 +58,18 @@ class ScorePlan:
 
 
 def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> TrainPlan:
-    """Shares what is free of a cluster between training workers and Ray Data: this keeps a CPU, or half of less than 2.
+    """Divides the free resources of a cluster between training workers and Ray Data.
 
-    Workers that took every CPU would starve the streams that feed them, and the run would hang without a word.
+    Ray Data keeps at least one CPU, or half of the free ones if these are fewer than 2. Workers that took every CPU
+    would starve the streams that feed them, and the run would hang without a message.
+
+    Args:
+        available: Resources of the cluster.
+        num_workers: Number of training workers.
+        use_gpu: Give each worker a GPU.
 
     Raises:
-        ConfigError: The cluster cannot give what is asked for, with the sums.
+        ConfigError: The cluster cannot give what is asked for; the message lists what is needed and what there is.
     """
     held = f" ({available.held_cpus:.3g} of the CPUs in use by other jobs)" if available.held_cpus else ""
     has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs{held}"
@@ -84,17 +91,18 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     free_cpus = available.free_cpus
     reserved = max(min(1.0, free_cpus / 2), math.floor(free_cpus / 4))
     each = max(MIN_WORKER_CPUS, min((free_cpus - reserved) / num_workers, available.largest_node_cpus))
-    # Whole CPUs where there are enough (2 beside a GPU: the rest decodes images), hundredths where there are not.
+    # Whole CPUs if there is at least one for each worker, hundredths otherwise. With a GPU a worker gets 2 at most, so
+    # that the others decode images.
     each = min(math.floor(each), 2 if use_gpu else math.inf) if each >= 1 else math.floor(each * 100) / 100
-    # What is left over on single nodes may be too little for the last workers, which would be waited for without end.
+    # The CPUs left over on each node may be too few for the last workers, and the run would wait for them for ever.
     while _num_fitting(available, each, use_gpu=use_gpu) < num_workers:
         if each < MIN_WORKER_CPUS:
             raise ConfigError(f"--num-workers {num_workers} do not fit onto the nodes. {has}. Try fewer.")
         each = each - 1 if each > 1 else each / 2
     data_cpus = max(MIN_WORKER_CPUS, free_cpus - each * num_workers)
-    # A quarter of the store for what waits to be trained on: the rest is others' and Ray's own.
+    # Images that wait for training may use a quarter of the object store; the rest is for other jobs and Ray itself.
     num_nodes = _num_nodes_needed(available, each, num_workers=num_workers, use_gpu=use_gpu)
-    # Memory makes no node come: those that may be added count as far as the workers and their streams need them.
+    # The autoscaler adds no node for object-store memory, so only as many nodes count as the workers and streams need.
     certain_bytes = max(available.object_store_bytes, available.smallest_object_store_bytes * num_nodes)
     store_bytes = max(MIN_OBJECT_STORE_BYTES, certain_bytes // 4 // num_workers)
     share = Share(num_cpus=data_cpus / num_workers, object_store_bytes=store_bytes)
@@ -102,7 +110,7 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
 
 
 def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> int:
-    """Returns how many workers fit onto the nodes, each whole on one of them."""
+    """Returns how many workers fit onto the nodes; a worker cannot be divided between nodes."""
     return sum(_num_fitting_by_node(available, cpus_per_worker, use_gpu=use_gpu))
 
 
@@ -112,7 +120,7 @@ def _num_fitting_by_node(available: Capacity, cpus_per_worker: float, *, use_gpu
 
 
 def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_workers: int, use_gpu: bool) -> int:
-    """Returns the fewest nodes that have room for all workers and for one reading task beside each; at most all."""
+    """Returns the number of nodes needed for all workers and one reading task for each; at most all nodes."""
     num_fitting = _num_fitting_by_node(available, cpus_per_worker, use_gpu=use_gpu)
     cpus_needed = num_workers * (cpus_per_worker + TASK_CPUS)
     room, num_cpus = 0, 0.0
@@ -125,17 +133,17 @@ def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_worker
 
 
 def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
-    """Shares what is free of a cluster between predictors and Ray Data.
+    """Divides the free resources of a cluster between predictors and Ray Data.
 
-    CPUs in use by other jobs and deployments are left out, and predictors do not get all of the others: with no CPU
-    left for tasks that read images they would have nothing to do.
+    CPUs in use by other jobs and deployments are left out. Predictors do not get all of the free CPUs: without CPUs for
+    the tasks that read images they would have nothing to do.
 
     Args:
-        available: What the cluster has.
+        available: Resources of the cluster.
         use_gpu: Predict on GPUs.
 
     Raises:
-        ConfigError: There is no GPU, or too few CPUs.
+        ConfigError: The cluster has too few CPUs, or no GPU for `use_gpu`.
     """
     if available.num_cpus < 2:
         raise ConfigError(
@@ -143,8 +151,8 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
             "more: `ray start --head --num-cpus=2`."
         )
     num_cpus = available.free_cpus
-    # Where less than 2 are left, a reading task comes first, and what is over is the predictor's: but for a hundredth,
-    # as Ray Data makes one of two that ask for the same.
+    # A small predictor gets the CPUs that a reading task leaves over, at most 1. It asks for a hundredth less, because
+    # Ray Data fuses two operators that ask for the same.
     largest = min(num_cpus, available.largest_node_cpus)
     small = min(1.0, max(MIN_WORKER_CPUS, math.floor((largest - TASK_CPUS) * 100 - 1 + 1e-9) / 100))
     if use_gpu:
@@ -155,15 +163,15 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
         return ScorePlan(max_actors=max_actors, cpus_per_actor=small, gpus_per_actor=1)
     if num_cpus < 2:
         return ScorePlan(max_actors=1, cpus_per_actor=small, gpus_per_actor=0)
-    # Four threads are what InceptionV3 uses well at batches of 32; more actors scale better than more threads.
+    # InceptionV3 uses up to four threads well at batches of 32; beyond that more actors scale better than more threads.
     cpus_per_actor = min(4.0, float(num_cpus // 2), available.largest_node_cpus)
     max_actors = min(int(num_cpus * 3 / 4 // cpus_per_actor), _num_filling(available, cpus_per_actor) - 1)
-    if max_actors < 1:  # the only node with room for it would have none left for a task that reads
+    if max_actors < 1:  # a predictor of this size would leave no node with room for a reading task
         return ScorePlan(max_actors=1, cpus_per_actor=small, gpus_per_actor=0)
     return ScorePlan(max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=0)
 
 
 def _num_filling(available: Capacity, cpus_per_actor: float) -> int:
-    """Returns how many actors, wherever they are put, can leave no node with the CPUs of a task that reads."""
+    """Returns the least number of actors that can leave no node with enough free CPUs for a reading task."""
     rooms = [max(0.0, cpus - TASK_CPUS + 1e-9) for cpus, _ in available.nodes]
     return sum(math.floor(room / cpus_per_actor) + 1 for room in rooms if room)

@@ -1,24 +1,26 @@
-"""TCP ports of this machine that nobody uses: for processes that must be told their ports before they start."""
+"""Finds free TCP ports on this machine, for processes that must be given their ports before they start."""
 
 import random
 import socket
 
 FIRST, END = 20_000, 30_000
-"""Range of ports that are tried, without its end.
+"""Range of ports that are tried, `END` excluded.
 
-Below Linux's ephemeral ports, which any outgoing connection may take, and beside those of Ray's workers and Serve."""
+It lies below Linux's ephemeral ports, which any outgoing connection may take, and does not include the ports of Ray's
+workers and Serve."""
 
 NUM_TRIES = 200
+"""Number of random blocks of ports that `free_block` tries before it gives up."""
 
 
 def free_ports(num_ports: int) -> tuple[int, ...]:
-    """Returns different ports that nobody listens on, at any IPv4 address.
+    """Returns different ports that no process listens on, at any IPv4 address.
 
     Args:
-        num_ports: How many.
+        num_ports: Number of ports.
 
     Raises:
-        OSError: There are not so many.
+        OSError: Not enough free ports were found.
     """
     found: list[int] = []
     while len(found) < num_ports:
@@ -29,17 +31,17 @@ def free_ports(num_ports: int) -> tuple[int, ...]:
 
 
 def free_block(num_ports: int, *, besides: int = 0) -> int:
-    """Returns the first of some consecutive ports that nobody listens on, at any IPv4 address.
+    """Returns the first of several consecutive ports that no process listens on, at any IPv4 address.
 
     Args:
-        num_ports: How many.
-        besides: A port that is not to be among them.
+        num_ports: Number of consecutive ports.
+        besides: A port that must not be among them.
 
     Raises:
-        OSError: There are none.
+        OSError: No such ports were found.
     """
     for _ in range(NUM_TRIES):
-        # From the operating system: processes that were seeded alike must not draw the same ports.
+        # The operating system's random numbers: processes with the same seed must not draw the same ports.
         first = random.SystemRandom().randrange(FIRST, END - num_ports)
         block = range(first, first + num_ports)
         if besides not in block and all(map(_is_free, block)):
@@ -48,7 +50,7 @@ def free_block(num_ports: int, *, besides: int = 0) -> int:
 
 
 def _is_free(port: int) -> bool:
-    """Tells whether a port can be bound without SO_REUSEPORT, with which listeners of one user share it."""
+    """Tells whether a port can be bound without SO_REUSEPORT, an option that lets one user's listeners share a port."""
     with socket.socket() as listener:
         try:
             listener.bind(("", port))

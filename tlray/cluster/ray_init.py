@@ -1,4 +1,4 @@
-"""The start of Ray in this process, in ways that `ray.init` has no options for."""
+"""Wraps `ray.init`: checks the address first, isolates a local Ray, and keeps Ray's C++ log quiet."""
 
 import contextlib
 import os
@@ -19,16 +19,16 @@ CONNECT_S = 10.0
 """Seconds to wait for a TCP connection to a Ray node."""
 
 OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-"""Variable that, set to "1", lets `ray.init` name variables that the Ray job names, too."""
+"""Environment variable that, set to "1", lets the runtime_env of `ray.init` set variables that the Ray job sets too."""
 
 
 def init(**options: Any) -> None:
-    """Connects this process to a Ray, or starts one.
+    """Connects this process to a running Ray cluster, or starts a local one.
 
-    A Ray that is started listens on loopback only, at ports of its own: see `localray`.
+    A local Ray listens on loopback addresses only, at ports of its own; see `local_ray`.
 
     Args:
-        options: Those of `ray.init`.
+        options: Options of `ray.init`.
 
     Raises:
         ConnectionError: The Ray that RAY_ADDRESS names cannot be reached.
@@ -40,7 +40,7 @@ def init(**options: Any) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Raises ConnectionError where nobody listens at an address HOST:PORT: Ray itself would try for many minutes."""
+    """Raises a ConnectionError if nothing listens at an address HOST:PORT; Ray itself would try for many minutes."""
     found = re.fullmatch(r"([^/:]+|\[[^/]+\]):(\d+)", address)
     if found:
         try:
@@ -51,7 +51,7 @@ def _check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def _overriding_variables() -> Iterator[None]:
-    """Has `ray.init` take a variable that the job's runtime_env sets, too; without this it raises a ValueError."""
+    """Lets `ray.init` set a variable that the job's runtime_env sets too; without this it raises a ValueError."""
     before = os.environ.get(OVERRIDE_VARIABLE)
     os.environ[OVERRIDE_VARIABLE] = "1"
     try:
@@ -64,9 +64,9 @@ def _overriding_variables() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_driver() -> Iterator[None]:
-    """Has Ray's C++ part in this process tell fatal errors only; that of the node's processes has its own log files.
+    """Makes Ray's C++ code in this process log fatal errors only; the node's other processes have log files.
 
-    It tells of each pool of actors of Ray Data that it could not be restarted if objects were lost that it keeps.
+    Otherwise it warns for each actor pool of Ray Data that the pool could not be restarted if its objects were lost.
     """
     module: Any = ray_worker
     original = module.connect
@@ -77,7 +77,7 @@ def _quiet_driver() -> Iterator[None]:
         os.environ[LOG_LEVEL_VARIABLE] = "fatal"
         stderr = os.dup(STDERR)
         with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), STDERR)  # where it tells that it has been told so
+            os.dup2(nowhere.fileno(), STDERR)  # Ray writes a message about the changed log level there
         try:
             return original(*arguments, **named)
         finally:
