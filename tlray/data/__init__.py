@@ -1,1 +1,1 @@
-"""From a folder of images to rows of pixels: listed, audited, split, decoded, scheduled and streamed."""
+"""The data pipeline: lists, audits, splits, decodes, schedules and streams images; also draws synthetic ones."""

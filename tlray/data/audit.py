@@ -1,4 +1,4 @@
-"""The audit: what is wrong with a data set before a model learns it, as a report and as warnings."""
+"""Audits a data set before training: finds duplicates, leaks and imbalance, as a report and as warnings."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from tlray.errors import ImageErrorCode, some
 
 MAX_EXAMPLES = 20
-"""Examples of each finding in a report, and images in each example."""
+"""Maximum number of examples of each finding in a report, and of images in each example."""
 
 MAX_LISTED_CLASSES = 10
-"""Classes that a warning names, at most."""
+"""Maximum number of classes that a warning names."""
 
 MIN_CLASS_IMAGES = 20
-"""Training images of a class below which the audit warns."""
+"""Number of training images of a class below which the audit warns."""
 
 MAX_UNREADABLE_FRACTION = 0.05
 """Share of unreadable images above which the audit warns."""
@@ -26,10 +26,10 @@ MAX_IMBALANCE_RATIO = 10.0
 """Ratio of the largest to the smallest training class above which the audit warns."""
 
 UNASSIGNED = "unassigned"
-"""The name in a report for images whose split is null."""
+"""Name in a report for the split of images whose split is null."""
 
 MAX_NAMED_FAILURES = 3
-"""Unreadable images that a message names."""
+"""Maximum number of unreadable images that a message names."""
 
 _REMEDIES: dict[str, str] = {
     ImageErrorCode.NOT_FOUND: "Write paths relative to the manifest, or absolute ones that every node has.",
@@ -40,26 +40,28 @@ _REMEDIES: dict[str, str] = {
 
 
 def audit(table: pa.Table) -> dict[str, Any]:
-    """Examines a manifest whose files have been read.
+    """Returns an audit report on a manifest whose files have been read.
 
-    Counts, duplicates and groups are of the readable images alone. Images are duplicates if their bytes are the same.
+    Counts, duplicates and groups include readable images only. Images are duplicates if their bytes are the same.
 
     Args:
-        table: `manifest.SCHEMA` with `error_code` (string, null if the image is fine), `width_px` and `height_px` (int,
-            null on error, or for all where not measured). The order of rows makes no difference.
+        table: A table with `manifest.SCHEMA` and `error_code` (string, null if the image is fine), `width_px` and
+            `height_px` (int, null on error, or for all if not measured). The order of rows makes no difference.
 
     Returns:
-        A report that JSON can hold:
+        A report that can be written as JSON:
 
-        - `num_images`, `num_readable`, `num_unlabelled` (of the readable);
-        - `counts`: split, then class, to number of images; null splits are `unassigned`, unlabelled images left out;
-        - `imbalance_ratio`: largest by smallest class in train (in `unassigned` if nothing is in train), or null;
-        - `errors`: error code to `num_images` and `examples` (image ids);
-        - `duplicates`: `num_groups` and `num_images` (in those groups), and the same with `examples` for the groups
-          that have two images in one split (`within_split`), images in several splits (`across_splits`), and several
-          labels (`conflicting_labels`); an example has `sha256` and `images`, with `image_id`, `split` and `label`;
-        - `groups`: `num_groups`, and `across_splits` as above, with `group_id` for `sha256`;
-        - `size_px`: `width` and `height`, each with `min`, `median` and `max`, or null where unknown.
+        - `num_images`, `num_readable`, `num_unlabelled` (of the readable images);
+        - `counts`: number of images by split and class; null splits are `unassigned`, unlabelled images are left out;
+        - `imbalance_ratio`: size of the largest class divided by that of the smallest, in train (in `unassigned` if
+          train is empty); null if neither has images;
+        - `errors`: by error code, `num_images` and `examples` (image ids);
+        - `duplicates`: `num_groups` and `num_images` of all groups of duplicates; and the same with `examples` for the
+          groups with two images in one split (`within_split`), with images in several splits (`across_splits`), and
+          with several labels (`conflicting_labels`). An example has `sha256` and `images`, each with `image_id`,
+          `split` and `label`;
+        - `groups`: `num_groups`, and `across_splits` as above, with `group_id` in place of `sha256`;
+        - `size_px`: `width` and `height`, each with `min`, `median` and `max`; null if not known.
     """
     readable = table.filter(pc.field("error_code").is_null())
     counts = _counts(readable)
@@ -118,7 +120,7 @@ def _groups(readable: pa.Table) -> dict[str, Any]:
 
 
 def _finding(images: pa.Table, key: str, found: pa.Table) -> dict[str, Any]:
-    """Describes groups of images with the same `key`; `found` has one row a group, with `count_all`."""
+    """Describes groups of images with the same `key`; `found` has one row for each group, with `count_all`."""
     chosen = found.sort_by(key)[key].combine_chunks()[:MAX_EXAMPLES]
     rows_of: dict[str, list[dict[str, Any]]] = {value: [] for value in chosen.to_pylist()}
     for row in images.filter(pc.field(key).isin(chosen)).sort_by("image_id").to_pylist():
@@ -147,13 +149,13 @@ def _sizes(readable: pa.Table) -> dict[str, dict[str, float]] | None:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """Says what a careful practitioner must know about a data set, each with a remedy.
+    """Returns warnings about a data set, each with a remedy.
 
     Args:
-        report: From `audit`.
+        report: A report from `audit`.
 
     Returns:
-        Sentences for people, the gravest first; none if nothing is wrong.
+        Texts for people, the most serious first; empty if nothing is wrong.
     """
     found = [*leak_warnings(report), *_label_warnings(report)]
     num_unreadable = report["num_images"] - report["num_readable"]
@@ -167,13 +169,13 @@ def warnings(report: dict[str, Any]) -> list[str]:
 
 
 def leak_warnings(report: dict[str, Any]) -> list[str]:
-    """Says why metrics on a data set are too good: its splits share images or patients.
+    """Returns warnings about images or patients that splits share, which make metrics too good.
 
     Args:
-        report: From `audit`.
+        report: A report from `audit`.
 
     Returns:
-        The first ones of `warnings`; none if no split shares anything with another.
+        Texts for people, which `warnings` lists first; empty if no two splits share images or patients.
     """
     found = []
     copies = report["duplicates"]["across_splits"]
@@ -230,20 +232,20 @@ def _label_warnings(report: dict[str, Any]) -> list[str]:
 
 
 def _example(finding: dict[str, Any], column: str) -> str:
-    """Names two images of the first example, which differ in a column."""
+    """Names two images of a finding's first example; if possible two that differ in a column."""
     first, *others = finding["examples"][0]["images"]
     other = next((image for image in others if image[column] != first[column]), others[0])
     return f"'{first['image_id']}' and '{other['image_id']}'"
 
 
 def explain_failures(failed: pa.Table) -> str:
-    """Says why images cannot be read: the first of them with code and reason, and the likeliest remedy.
+    """Returns a text that names the first unreadable images, each with its error, and the most likely remedy.
 
     Args:
         failed: Rows with `uri`, `error_code` and `error`, at least one.
 
     Returns:
-        The end of a sentence, and a sentence with the remedy.
+        The end of a sentence ("for example ..."), and a sentence with the remedy.
     """
     rows = failed.select(["uri", "error_code", "error"]).to_pylist()
     shown = [f"'{row['uri']}' ({row['error_code']}: {row['error']})" for row in rows[:MAX_NAMED_FAILURES]]

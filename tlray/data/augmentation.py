@@ -1,4 +1,4 @@
-"""Random changes of training images: a pure function of seed, epoch and image."""
+"""Augments training images by random changes, which depend on seed, epoch and image id only."""
 
 import hashlib
 import math
@@ -10,21 +10,21 @@ from tlray.config.training import Augmentation
 
 
 def augmentation_rng(*, seed: int, epoch: int, image_id: str) -> np.random.Generator:
-    """Returns the random numbers of one image in one epoch: the same on every worker and after a resume."""
+    """Returns the random generator for one image in one epoch; it is the same on every worker and after a resume."""
     digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
     return np.random.default_rng([seed, epoch, int.from_bytes(digest, "little")])
 
 
 def augment(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Applies a random affine map, mirroring and changes of brightness and contrast.
+    """Returns an image after a random affine map, mirroring, and changes of brightness and contrast.
 
     Rotation, shear and zoom are those of Keras' ImageDataGenerator (same ranges, independent zoom of height and width,
-    pixels outside filled with the nearest), but interpolate bilinearly in one step.
+    pixels outside filled with the nearest), but with bilinear interpolation in one step.
 
     Args:
-        image: Mode RGB or L, left as it is.
+        image: An image of mode RGB or L, which is not changed.
         augmentation: The ranges to draw from.
-        rng: The source of all randomness. The same numbers are drawn whatever the ranges are.
+        rng: The source of all randomness. The same numbers are drawn for any ranges.
 
     Returns:
         An image of the same mode and size.
@@ -49,7 +49,7 @@ def _linear_map(
 ) -> tuple[float, float, float, float]:
     """Returns the map (xx, xy, yx, yy) from output to input coordinates about the image's centre.
 
-    The product rotation @ shear @ zoom @ mirroring, written out: NumPy costs more than it saves here.
+    It is the product rotation @ shear @ zoom @ mirroring, written out because NumPy is slower for so few numbers.
     """
     angle, shear = math.radians(rotation_deg), math.radians(shear_deg)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -74,7 +74,7 @@ def _warp(
     reached_x = [x0 + xx * x + xy * y for x in (0, width) for y in (0, height)]
     reached_y = [y0 + yx * x + yy * y for x in (0, width) for y in (0, height)]
     overhang = max(-min(reached_x), max(reached_x) - width, -min(reached_y), max(reached_y) - height)
-    # Pillow fills what lies outside with black: pad with the nearest pixels as far as the map reaches.
+    # Pillow fills pixels outside the image with black, so pad it with the nearest pixels as far as the map reaches.
     padding = max(0, math.ceil(overhang)) + 1
     return Image.fromarray(_pad(np.asarray(image), padding)).transform(
         (width, height),

@@ -1,4 +1,4 @@
-"""The images of a training run: listed, read once, audited, and cut into splits."""
+"""Builds the data set of a training run: lists the images, reads each once, audits them, and assigns splits."""
 
 import dataclasses
 import json
@@ -20,19 +20,23 @@ from tlray.files import storage
 from tlray.progress import Progress
 
 MANIFEST = "manifest.parquet"
+"""Name of the file with the manifest in a run's directory."""
+
 AUDIT = "audit.json"
+"""Name of the file with the findings of the audit in a run's directory."""
 
 MAX_MEASURED = 400
-"""Training images whose grey levels are measured: a second of one core, and enough for ten bins; see `drift`."""
+"""Maximum number of training images whose grey levels are measured. It takes one core a second, and is enough for ten
+bins; see `drift`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """The images of a run, read once.
+    """The images of a training run and what was found about them.
 
     Attributes:
-        table: The run's manifest: `manifest.SCHEMA` and `streams.INSPECTION_COLUMNS`.
-        findings: See `audit.audit`, and the `intensity_range`, `class_mapping` and `num_skipped` of the run.
+        table: The manifest of the run, with `manifest.SCHEMA` and `inspection.INSPECTION_COLUMNS`.
+        findings: The report of `audit.audit`, with the `intensity_range` and `num_skipped` of the run.
     """
 
     table: pa.Table
@@ -40,7 +44,7 @@ class Dataset:
 
     @property
     def readable(self) -> pa.Table:
-        """The rows without an error."""
+        """The labelled rows of images without an error."""
         return self.table.filter(pc.field("error_code").is_null() & pc.field("label").is_valid())
 
     @property
@@ -50,31 +54,31 @@ class Dataset:
 
     @property
     def intensity_range(self) -> tuple[float, float] | None:
-        """See `images.decode`."""
+        """The pixel values of a 16-bit image that become 0 and 255; see `decoding.decode`."""
         limits = self.findings["intensity_range"]
         return (limits[0], limits[1]) if limits else None
 
     def split(self, name: str) -> pa.Table:
-        """Returns the readable rows of one split with a column `class_index` (int32)."""
+        """Returns the rows of `readable` in one split, with a column `class_index` (int32)."""
         rows = self.readable.filter(pc.field("split") == name)
         index = {label: number for number, label in enumerate(self.classes)}
         numbers = pa.array([index[label] for label in rows["label"].to_pylist()], pa.int32())
         return rows.append_column("class_index", numbers)
 
     def class_weights(self, *, balanced: bool) -> tuple[float, ...]:
-        """Returns a factor of the loss for each class: its inverse frequency among the training images, or 1."""
+        """Returns the loss weight of each class: its inverse training frequency if `balanced`, otherwise 1."""
         return tuple(prior.class_weights(self._train_labels(), len(self.classes), balanced=balanced).tolist())
 
     def wanted_shares(self, wanted: str) -> np.ndarray:
-        """Returns the class shares that a --prior means for these images; see `prior.wanted_shares`."""
+        """Returns the class shares that a value of --prior means for these images; see `prior.wanted_shares`."""
         train_shares = prior.class_shares(self._train_labels(), len(self.classes))
         return prior.wanted_shares(wanted, self.classes, train_shares)
 
     def logit_shift(self, wanted: str, *, balanced: bool) -> np.ndarray:
-        """Returns what is added to trained logits so that their softmax assumes the class shares of a --prior.
+        """Returns the shift to add to trained logits so that their softmax assumes the class shares of a --prior.
 
         Args:
-            wanted: A --prior; see `config.parse_prior`.
+            wanted: A value of --prior; see `config.training.parse_prior`.
             balanced: The logits were trained with balanced class weights.
 
         Returns:
@@ -89,10 +93,10 @@ class Dataset:
 
 
 def list_classes(config: TrainConfig) -> listing.Listing:
-    """Lists the images of a run, with the same class names in all splits.
+    """Lists the images of a run and gives all splits the same class names.
 
     Raises:
-        DataError: There are none, or the splits' class names do not fit together.
+        DataError: There are no images, or the splits' class names do not fit together.
     """
     listed = listing.list_images(config.data, columns=parse_columns(config.columns))
     class_map = labels.read_class_map(config.class_map) if config.class_map else None
@@ -103,10 +107,11 @@ def list_classes(config: TrainConfig) -> listing.Listing:
 
 
 def list_trainable(config: TrainConfig) -> listing.Listing:
-    """Lists the images of a run, see `list_classes`; refuses what no image among them could make trainable.
+    """Lists the images of a run, and refuses those that cannot be trained on even if all of them can be read.
 
     Raises:
-        DataError: There are fewer than two classes, or one without a training image, or no validation image.
+        DataError: There are fewer than two classes, a class has no training image, or there is no validation image. See
+            also `list_classes`.
     """
     listed = list_classes(config)
     splits.check_trainable(splits.assign_splits(listed.table, seed=config.seed))
@@ -114,10 +119,10 @@ def list_trainable(config: TrainConfig) -> listing.Listing:
 
 
 def as_listed(config: TrainConfig, listed: listing.Listing) -> Dataset | None:
-    """Returns a run's images as they are if all files that are named like images can be read, before one has been.
+    """Returns a preliminary data set before any file is read, assuming that all files named like images are readable.
 
     Returns:
-        A data set without findings; None where it could not be trained on.
+        A data set without findings; None if it could not be trained on.
     """
     names = listed.table["uri"].to_pylist()
     table = listed.table.filter(pa.array([layout.is_image_name(name) for name in names], pa.bool_()))
@@ -132,14 +137,14 @@ def as_listed(config: TrainConfig, listed: listing.Listing) -> Dataset | None:
 def read_dataset(
     config: TrainConfig, listed: listing.Listing, *, kind: str, task_cpus: float, meanwhile: Callable[[], None]
 ) -> Dataset:
-    """Reads every image once.
+    """Reads every image once and returns the audited data set, with splits.
 
     Args:
         config: A resolved config.
-        listed: See `list_classes`.
+        listed: The images, from `list_classes`.
         kind: See `read_images`.
         task_cpus: See `read_images`.
-        meanwhile: See there.
+        meanwhile: See `read_images`.
 
     Raises:
         DataError: The readable images cannot be trained on.
@@ -162,7 +167,7 @@ def read_dataset(
 
 
 def stored_dataset(out: str) -> Dataset | None:
-    """Reads what `write_dataset` has written into a run's directory; None where it has not."""
+    """Reads the data set that `write_dataset` has written into a run's directory; None if there is none."""
     manifest_file, audit_file = storage.join(out, MANIFEST), storage.join(out, AUDIT)
     if not storage.exists(manifest_file) or not storage.exists(audit_file):
         return None
@@ -170,14 +175,14 @@ def stored_dataset(out: str) -> Dataset | None:
 
 
 def write_dataset(dataset: Dataset, out: str) -> None:
-    """Writes `MANIFEST` and `AUDIT` into a run's directory, in place of what reading has kept there."""
+    """Writes `MANIFEST` and `AUDIT` into a run's directory, and deletes the partial results of reading there."""
     manifest.write_manifest(dataset.table, storage.join(out, MANIFEST))
     storage.write_text(storage.join(out, AUDIT), json.dumps(dataset.findings, indent=2) + "\n")
     inspected.forget(out)
 
 
 def describe(dataset: Dataset) -> str:
-    """Returns the classes with their images in each split, a line each."""
+    """Returns a text with a line for each class: its number of images in each split."""
     counts: dict[str, dict[str, int]] = dataset.findings["counts"]
     lines = [
         f"  {name}: {', '.join(f'{counts.get(split, {}).get(name, 0)} {split}' for split in manifest.SPLITS)}"
@@ -189,18 +194,18 @@ def describe(dataset: Dataset) -> str:
 def read_images(
     table: pa.Table, *, out: str, kind: str, task_cpus: float, meanwhile: Callable[[], None], quiet: bool
 ) -> pa.Table:
-    """Reads every image of a manifest once, and not again what an interrupted reading has left in the output.
+    """Reads every image of a manifest once; images that an interrupted reading has read already are not read again.
 
     Args:
         table: A manifest.
-        out: The output directory, where what has been read is kept; see `inspected.forget`.
-        kind: See `storage.prepare_output`.
+        out: The output directory, where partial results are kept; see `inspected.forget`.
+        kind: Kind of output, see `storage.check_output`.
         task_cpus: CPUs that a reading task asks for.
-        meanwhile: Called now and then: what it raises ends the reading.
+        meanwhile: A function that is called after each part; an exception from it ends the reading.
         quiet: Show no progress.
 
     Returns:
-        The manifest with `streams.INSPECTION_COLUMNS`.
+        The manifest with `inspection.INSPECTION_COLUMNS`.
     """
     known = inspected.known_rows(out, table["uri"], inspection.INSPECTED_SCHEMA)
     keeper = inspected.Keeper(out, kind, table["uri"], known)
@@ -219,16 +224,16 @@ def read_images(
 
 
 def with_splits(table: pa.Table, *, seed: int) -> pa.Table:
-    """Returns what `read_images` gave with the splits cut that the data lacks, sorted; see `manifest.assign_splits`."""
+    """Returns the table of `read_images` with missing splits filled in, sorted by id; see `splits.assign_splits`."""
     readable = table.filter(pc.field("error_code").is_null())
     unreadable = table.filter(pc.field("error_code").is_valid())
     return pa.concat_tables([splits.assign_splits(readable, seed=seed), unreadable]).sort_by("image_id")
 
 
 def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
-    """Returns the range of 16-bit pixels that is given, or that of the training images; None: they have none.
+    """Returns the intensity range of the config, or that of the 16-bit training images; None if there are none.
 
-    Where no image is in a split all are taken.
+    If there is no train split, all images are used.
     """
     given = parse_intensity_range(config.intensity_range)
     wanted = "train" if "train" in table["split"].unique().to_pylist() else None
@@ -239,15 +244,15 @@ def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, f
 
 
 def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingImages | None]":
-    """Starts to measure the training images, in a process that has read images before, beside what comes next.
+    """Starts a task that measures the grey levels of the training images, and returns its reference at once.
 
-    Of more than `MAX_MEASURED` a random sample is taken, by the config's seed.
+    If there are more than `MAX_MEASURED` training images, a random sample is measured, chosen by the config's seed.
     """
     train = dataset.split("train")
     num_measured = min(MAX_MEASURED, train.num_rows)
     sample = np.random.default_rng(config.seed).choice(train.num_rows, num_measured, replace=False)
     uris = train["uri"].take(np.sort(sample)).to_pylist()
-    # It asks for no CPU: what the rest needs has been planned.
+    # The task asks for no CPU, because all CPUs are planned for other work.
     task = ray.remote(_measure).options(num_cpus=0)
     return task.remote(uris, config.image_size_px, dataset.intensity_range)
 
@@ -256,7 +261,7 @@ def _measure(uris: list[str], size_px: int, intensity_range: tuple[float, float]
     def grey(uri: str) -> tuple[float, float] | None:
         try:
             image = decoding.decode(stream.read_file(uri), size_px=size_px, intensity_range=intensity_range)
-        except ImageError:  # training itself tells of what can no longer be read
+        except ImageError:  # training itself reports images that can no longer be read
             return None
         return grey_statistics(image)
 

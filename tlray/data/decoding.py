@@ -1,6 +1,6 @@
-"""From a file's bytes to the model's pixels: the one decode path of training, evaluation, scoring and serving.
+"""Decodes image files into the model's pixels, in the same way for training, evaluation, scoring and serving.
 
-All functions are pure: they never write to their input and take randomness as an argument.
+All functions are pure: they never change their input.
 """
 
 import io
@@ -14,26 +14,30 @@ from tlray.data import foreign_formats
 from tlray.errors import DataError, ImageError, ImageErrorCode
 
 DECODING = 2
-"""To be raised with every change of what `decode` or `augment` give: earlier features are then computed again."""
+"""Version of the results of `decode` and `augment`. Raise it when they change, so that stored features and stamps of
+read files are no longer used."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+"""Names of the image formats that are read, as Pillow spells them."""
 
 MAX_FILE_BYTES = 256 * 2**20
-"""Larger files are refused unread: a CT slice has less than a hundredth of it."""
+"""Maximum size of a file in bytes; larger ones are refused unread. A CT slice has less than a hundredth of it."""
 
 MAX_PIXELS = 2**30 // 4 // 3
-"""Images with more pixels are refused undecoded. Pillow's own limit against decompression bombs: 256 MiB of RGB
+"""Maximum number of pixels of an image; larger ones are refused undecoded. It is Pillow's own limit against
+decompression bombs, 256 MiB of RGB
 (https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.MAX_IMAGE_PIXELS)."""
 
 MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten. More are refused undecoded: each goes over all pixels, and takes but a few bytes
+"""Maximum number of scans of a JPEG; files with more are refused undecoded. A progressive JPEG has about ten. A scan
+costs a pass over all pixels, and can be only a few bytes long
 (https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf)."""
 
 LOWEST_INTENSITY, HIGHEST_INTENSITY = -(2**15), 2**16 - 1
-"""The least and the greatest pixel value of 16 bits, signed (Hounsfield units, for example) or unsigned."""
+"""Lowest and highest pixel value of 16-bit images, signed (Hounsfield units, for example) or unsigned."""
 
 NUM_BINS = HIGHEST_INTENSITY - LOWEST_INTENSITY + 3
-"""Length of an intensity histogram: a bin for each 16-bit value, and one for all values below and above them."""
+"""Number of bins of an intensity histogram: one for each 16-bit value, one for lower values and one for higher ones."""
 
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
 _JPEG_SCAN = b"\xff\xda"
@@ -43,12 +47,12 @@ _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
-    """What is known of a readable image.
+    """Size and pixel type of a readable image.
 
     Attributes:
         width_px: Width as shown (after EXIF rotation).
-        height_px: Height as shown.
-        is_16_bit: Pixels are wider than 8 bits and are mapped by the data set's intensity range.
+        height_px: Height as shown (after EXIF rotation).
+        is_16_bit: Pixels have more than 8 bits and are mapped to 8 bits by the data set's intensity range.
     """
 
     width_px: int
@@ -63,44 +67,44 @@ def decode(
     intensity_range: tuple[float, float] | None = None,
     max_pixels: int | None = None,
 ) -> Image.Image:
-    """Decodes an image file and resizes it to a square, as the model sees it.
+    """Decodes an image file and resizes it to a square for the model.
 
-    Palette, alpha and CMYK images become RGB (alpha is dropped). Of several frames the first is taken. The aspect
-    ratio is not kept, as in the published models. Where a TIFF file says that zero is white (WhiteIsZero), its 16-bit
-    values are inverted after the intensity range has been applied, so that the range is one of stored values. Values
-    below zero, such as Hounsfield units, are refused where there is no range: nothing says what they mean.
+    Palette, alpha and CMYK images become RGB (alpha is dropped). If there are several frames, the first is used. The
+    aspect ratio is not kept, as in the published models. The 16-bit values of a TIFF file with WhiteIsZero are inverted
+    after the intensity range has been applied, so that the range is one of stored values. Values below zero, such as
+    Hounsfield units, are refused if there is no range, because their meaning is not known then.
 
     Args:
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
         size_px: Height and width of the result.
-        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), of images that have
-            no value below zero.
-        max_pixels: An image with more is refused undecoded; None: `MAX_PIXELS`.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images without
+            values below zero.
+        max_pixels: Maximum number of pixels; larger images are refused undecoded. None: `MAX_PIXELS`.
 
     Returns:
-        An image of mode RGB, or of mode L where the three channels are the same; see `to_array`.
+        An image of mode RGB, or of mode L if the three channels are the same; see `to_array`.
 
     Raises:
-        ImageError: With the code that says why there are no pixels.
+        ImageError: The image cannot be used; the error's code says why.
     """
     image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
     rgb = _to_rgb(image, intensity_range)
     red, green, blue = rgb.split()
-    # A grey slice saved as RGB, as most are: one channel is resized and augmented in place of three.
+    # Most slices are grey but saved as RGB: resizing and augmenting one channel is cheaper than three.
     is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
     return (red if is_grey else rgb).resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """Returns an image's pixels as the model takes them: uint8 [height, width, 3], RGB in [0, 255], read-only."""
+    """Returns an image's pixels in the model's input format: uint8 [height, width, 3], RGB in [0, 255], read-only."""
     return np.asarray(image if image.mode == "RGB" else Image.merge("RGB", (image, image, image)))
 
 
 def inspect(data: bytes) -> ImageInfo:
-    """Decodes an image file completely and tells its size.
+    """Decodes an image file completely and returns its size and pixel type.
 
     Raises:
-        ImageError: With the code that says why there are no pixels.
+        ImageError: The image cannot be used; the error's code says why.
     """
     image = _load(data)
     _to_rgb(image, (0.0, 1.0))
@@ -111,8 +115,9 @@ def intensity_histogram(data: bytes) -> np.ndarray:
     """Counts the pixel values of a 16-bit image, as they are stored.
 
     Returns:
-        int64 [NUM_BINS]; `histogram[value]` is the number of pixels with a value, negative ones counted from the end
-        as Python does. The bins `LOWEST_INTENSITY - 1` and `HIGHEST_INTENSITY + 1` count all that lies outside.
+        int64 [NUM_BINS]; `histogram[value]` is the number of pixels with that value, also if it is negative, as Python
+        counts negative indices from the end. The bins `LOWEST_INTENSITY - 1` and `HIGHEST_INTENSITY + 1` count all
+        lower and all higher values.
     """
     values = np.asarray(_load(data)).astype(np.int64, copy=False)
     clipped = np.clip(values, LOWEST_INTENSITY - 1, HIGHEST_INTENSITY + 1)
@@ -128,7 +133,7 @@ def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 9
         high: The upper percentile.
 
     Raises:
-        DataError: A percentile lies outside of 16 bits.
+        DataError: A percentile lies outside of `LOWEST_INTENSITY` to `HIGHEST_INTENSITY`.
     """
     counts = np.roll(histogram, -LOWEST_INTENSITY + 1)
     cumulative = np.cumsum(counts) / counts.sum() * 100
@@ -154,7 +159,7 @@ def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | Non
         if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
             raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
         if shrink_to_px is not None:
-            # A JPEG decoder can halve while decoding: the result stays at least as large as asked for.
+            # A JPEG decoder can halve the size while decoding; the result is at least as large as asked for.
             image.draft(None, (shrink_to_px, shrink_to_px))
         is_packed = _pack_grey_with_alpha(image)
         image.load()
@@ -171,7 +176,7 @@ def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | Non
 
 
 def _unidentified(data: bytes) -> ImageError:
-    """Returns the error of a file that Pillow does not know."""
+    """Returns the error for a file that Pillow does not recognize."""
     tiff = foreign_formats.describe_tiff(data)
     if tiff is not None:
         wanted = "as BlackIsZero with one channel" if tiff.has_usual_numbers else "with 8- or 16-bit integers"
@@ -188,12 +193,12 @@ def _unidentified(data: bytes) -> ImageError:
 
 
 def _pack_grey_with_alpha(image: Image.Image) -> bool:
-    """Makes an unloaded 16-bit PNG of grey and alpha load as RGBA, its four bytes a pixel as they are stored.
+    """Makes a 16-bit PNG with grey and alpha load as RGBA, so that each pixel keeps its four stored bytes.
 
-    Pillow would drop the low bytes.
+    Pillow would drop the low bytes. Call this before the image is loaded.
 
     Returns:
-        Whether the image is such a PNG; after loading it is to be unpacked by `_unpack_grey`.
+        Whether the image is such a PNG; after loading, call `_unpack_grey` on it.
     """
     tiles = getattr(image, "tile", ())
     if image.format != "PNG" or not tiles or tiles[0].args != "LA;16B":
@@ -217,14 +222,14 @@ def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> 
         _refuse_negative(values, is_ranged=intensity_range is not None, is_signed=2 in _sample_formats(image))
         low, high = intensity_range or (0.0, float(HIGHEST_INTENSITY))
         scaled = np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
-        is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8 bits by itself, and 16 bits not
+        is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8-bit pixels only
         return Image.fromarray(np.rint(255 - scaled if is_white_zero else scaled).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise _unsupported("32-bit floating-point numbers")
     if image.mode == "L" and 2 in _sample_formats(image):
         raise _unsupported("signed 8-bit integers")
     try:
-        # Pillow warns about palettes with alpha unless they go by way of RGBA.
+        # Pillow warns about palettes with alpha unless they are converted to RGBA first.
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     except (OSError, ValueError) as error:
         raise ImageError(
@@ -233,13 +238,13 @@ def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> 
 
 
 def _sample_formats(image: Image.Image) -> tuple[int, ...]:
-    """Returns a TIFF's kinds of numbers, one for each channel: 1 for unsigned, 2 for signed; (1,) for other formats."""
+    """Returns the TIFF tag SampleFormat, a number for each channel (1: unsigned, 2: signed); (1,) for other formats."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     return tuple(np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)).tolist())
 
 
 def _refuse_negative(values: np.ndarray, *, is_ranged: bool, is_signed: bool) -> None:
-    """Refuses wide pixels below zero that nothing maps to grey levels, or that are so by a wrap alone."""
+    """Refuses negative 16- or 32-bit pixels without an intensity range, or that are unsigned values wrapped around."""
     if (is_ranged and is_signed) or (lowest := int(values.min())) >= 0:
         return
     if not is_signed:  # Pillow reads unsigned 32 bits as signed ones

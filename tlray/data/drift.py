@@ -1,7 +1,8 @@
-"""Drift: how far the images that a model is asked about, and its predictions, have moved from those that are known.
+"""Statistics for drift: reference distributions of images and predictions, and the population stability index.
 
-Images are compared with training images. Predictions are compared with the model's own predictions for validation
-images: labels would not do, as a model that errs predicts other shares than there are, without any drift.
+Served images are compared with training images. Predictions are compared with the model's own predictions for
+validation images, not with labels: a model that makes errors predicts other class shares than the labels have, without
+any drift.
 """
 
 import bisect
@@ -15,23 +16,23 @@ from PIL import Image, ImageStat
 from scipy.special import gammaincinv
 
 NUM_BINS = 10
-"""Number of equal-frequency bins (deciles) of a reference distribution, the most that are used."""
+"""Maximum number of equal-frequency bins (deciles) of a reference distribution."""
 
 MIN_IMAGES_PER_BIN = 40
-"""Fewest validation images in a bin, where there are more than two bins. With so many, chance alone leaves the index of
-500 served images below 0.1 in 19 of 20 cases; see `chance_level`."""
+"""Minimum number of validation images per bin, if there are more than two bins. With that many, the index of 500 served
+images without drift is below 0.1 in 19 of 20 cases; see `chance_level`."""
 
 CHANCE = 0.95
-"""Share of the windows without drift whose index lies below `chance_level`."""
+"""Fraction of windows without drift whose index is below `chance_level`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """A histogram of a number over some images.
+    """A histogram of one number per image.
 
     Attributes:
-        edges: Between the bins, ascending; a value that is an edge belongs to the bin above it.
-        counts: Images in each bin, one more than edges: the first and the last are open.
+        edges: Boundaries between the bins, ascending; a value equal to an edge belongs to the bin above it.
+        counts: Number of images in each bin, one more than `edges`: the first and the last bin are open.
     """
 
     edges: tuple[float, ...]
@@ -39,17 +40,17 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float], num_bins: int = NUM_BINS) -> "Distribution":
-        """Returns the distribution of some values in at most so many bins: fewer where many are the same."""
+        """Returns the distribution of values in at most `num_bins` equal-frequency bins; fewer if many are equal."""
         edges = np.unique(np.quantile(values, np.arange(1, num_bins) / num_bins))
         counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
         return cls(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Distribution":
-        """Reads what `dataclasses.asdict` made.
+        """Returns the distribution from the result of `dataclasses.asdict`.
 
         Raises:
-            KeyError, TypeError, ValueError: It is something else.
+            KeyError, TypeError, ValueError: `raw` is not a distribution.
         """
         edges, counts = tuple(map(float, raw["edges"])), _counts(raw["counts"])
         if list(edges) != sorted(edges) or not all(map(math.isfinite, edges)) or len(counts) != len(edges) + 1:
@@ -57,17 +58,19 @@ class Distribution:
         return cls(edges=edges, counts=counts)
 
     def bin(self, value: float) -> int:
-        """Returns the number of the bin that a value is in."""
+        """Returns the index of the bin that a value is in."""
         return bisect.bisect_right(self.edges, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingImages:
-    """What is kept of the images that a model was trained on.
+    """Distributions of the grey levels of the images that a model was trained on.
+
+    They are those of a sample of the training images, resized to the model's input; see `grey_statistics`.
 
     Attributes:
-        grey_mean: Of a sample of them, at the model's size; see `grey_statistics`.
-        grey_deviation: Of the same.
+        grey_mean: Distribution of the images' mean grey levels.
+        grey_deviation: Distribution of the images' standard deviations of grey levels.
     """
 
     grey_mean: Distribution
@@ -75,10 +78,12 @@ class TrainingImages:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "TrainingImages":
-        """Reads what `dataclasses.asdict` made, or an earlier version, which counted classes too.
+        """Returns the distributions from the result of `dataclasses.asdict`.
+
+        Class counts, which earlier versions added, are ignored.
 
         Raises:
-            KeyError, TypeError, ValueError: It is something else.
+            KeyError, TypeError, ValueError: `raw` has no such distributions.
         """
         return cls(
             grey_mean=Distribution.from_json(raw["grey_mean"]),
@@ -91,8 +96,8 @@ class ValidationPredictions:
     """Distribution of a model's predictions for its validation images.
 
     Attributes:
-        class_counts: Images that it takes for each class.
-        confidence: The probability of that class; see `confidences`.
+        class_counts: Number of images for which the model predicts each class.
+        confidence: Distribution of the probability of the predicted class; see `confidences`.
     """
 
     class_counts: tuple[int, ...]
@@ -100,10 +105,10 @@ class ValidationPredictions:
 
     @classmethod
     def of(cls, probs_BK: np.ndarray) -> "ValidationPredictions":
-        """Counts predictions.
+        """Returns the distribution of predictions.
 
         Args:
-            probs_BK: Probabilities, floating point [images, classes], of one image at least.
+            probs_BK: Probabilities, floating point [images, classes], of at least one image.
         """
         num_bins = min(NUM_BINS, max(2, len(probs_BK) // MIN_IMAGES_PER_BIN))
         return cls(
@@ -113,16 +118,19 @@ class ValidationPredictions:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "ValidationPredictions":
-        """Reads what `dataclasses.asdict` made.
+        """Returns the predictions' distribution from the result of `dataclasses.asdict`.
 
         Raises:
-            KeyError, TypeError, ValueError: It is something else.
+            KeyError, TypeError, ValueError: `raw` is not such a distribution.
         """
         return cls(class_counts=_counts(raw["class_counts"]), confidence=Distribution.from_json(raw["confidence"]))
 
 
 def confidences(probs_BK: np.ndarray) -> list[float]:
-    """Returns the highest probability of each image, to four digits: many are 1 but for rounding, an edge of a bin."""
+    """Returns the highest probability of each image, rounded to four digits.
+
+    Many are 1 except for rounding errors, and 1 may be the edge of a bin.
+    """
     return np.round(probs_BK.max(axis=1).astype(np.float64), 4).tolist()
 
 
@@ -133,21 +141,21 @@ def _counts(raw: Sequence[Any]) -> tuple[int, ...]:
 
 
 def grey_statistics(image: Image.Image) -> tuple[float, float]:
-    """Returns mean and standard deviation of an image's grey levels (ITU-R 601 luma), in [0, 255]."""
+    """Returns the mean and the standard deviation of an image's grey levels (ITU-R 601 luma), in [0, 255]."""
     statistics = ImageStat.Stat(image.convert("L"))
     return statistics.mean[0], statistics.stddev[0]
 
 
 def population_stability_index(expected: Sequence[int], found: Sequence[int]) -> float:
-    """Returns how different two samples' shares of some bins are: the sum of (f - e) ln(f / e), 0 where they are equal.
+    """Returns how much two histograms differ: the sum over bins of (f - e) ln(f / e), where f and e are shares.
 
-    The usual reading: below 0.1 nothing has changed, from 0.25 much has (N. Siddiqi, Credit Risk Scorecards, Wiley,
-    2006), unless `chance_level` is higher. As no share may be 0, the share of half an image of the smaller sample is
-    added to each share of both.
+    It is 0 if the shares are equal. Usually a value below 0.1 is taken as no change and one from 0.25 on as a large
+    change (N. Siddiqi, Credit Risk Scorecards, Wiley, 2006), unless `chance_level` is higher. No share may be 0, so
+    the share of half an image of the smaller sample is added to each share of both.
 
     Args:
-        expected: Images in each bin, before; one image at least.
-        found: The same, now.
+        expected: Number of images in each bin of the reference; at least one image in all.
+        found: Number of images in each bin now; at least one image in all.
     """
     added = 0.5 / min(sum(expected), sum(found))
     before, now = (np.asarray(counts, np.float64) / sum(counts) + added for counts in (expected, found))
@@ -156,15 +164,15 @@ def population_stability_index(expected: Sequence[int], found: Sequence[int]) ->
 
 
 def chance_level(expected: Sequence[int], num_found: int) -> float:
-    """Returns the population stability index that two samples from one source exceed in one of 20 cases.
+    """Returns the population stability index that two samples from the same source exceed in one of 20 cases.
 
-    Of samples of N and M the index is, by chance alone, (1/N + 1/M) times a chi-square of one degree of freedom less
-    than bins (B. Yurdakul, Statistical Properties of Population Stability Index, 2018,
-    https://scholarworks.wmich.edu/dissertations/3208).
+    For samples of sizes N and M from one source, the index is distributed as (1/N + 1/M) times a chi-square variable
+    with one degree of freedom less than there are bins (B. Yurdakul, Statistical Properties of Population Stability
+    Index, 2018, https://scholarworks.wmich.edu/dissertations/3208).
 
     Args:
-        expected: Images in each bin, before.
-        num_found: Images now.
+        expected: Number of images in each bin of the reference.
+        num_found: Number of images now.
     """
     chi_square = 2 * gammaincinv((len(expected) - 1) / 2, CHANCE)
     return float((1 / sum(expected) + 1 / num_found) * chi_square)

@@ -1,4 +1,4 @@
-"""Tells what a file is that is not read as an image: another format, or a TIFF with pixels of an unusual kind."""
+"""Identifies files that tlray does not read: other formats, and TIFF files with unusual pixel types."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
 
 
 def name_format(data: bytes) -> str | None:
-    """Names the format of a file that is no image we read, with its article; None where it is unknown."""
+    """Returns the name of a file's format, with an article where it needs one; None if the format is not known."""
     for offset, mark, name in _SIGNATURES:
         if data.startswith(mark, offset):
             return name
@@ -32,11 +32,12 @@ def name_format(data: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiffPixels:
-    """Describes the pixels of a TIFF file.
+    """Description of the pixels of a TIFF file.
 
     Attributes:
-        text: For people, for example `64 bits, floating point`.
-        has_usual_numbers: They are unsigned 8-bit, or 16-bit integers: their arrangement alone is unusual.
+        text: Description for people, for example `64 bits, floating point`.
+        has_usual_numbers: The pixels are unsigned 8-bit or signed or unsigned 16-bit integers, so that only their
+            arrangement is unusual.
     """
 
     text: str
@@ -47,7 +48,7 @@ def describe_tiff(data: bytes) -> TiffPixels | None:
     """Describes the pixels of a TIFF file by its tags.
 
     Returns:
-        The description, or None where the file is no TIFF or its tags are damaged.
+        The description; None if the file is not a TIFF or its tags are damaged.
     """
     if not data.startswith(_TIFF_MARKS):
         return None

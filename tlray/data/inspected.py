@@ -1,6 +1,6 @@
-"""Results of reading a data set so far, kept in the output directory until all files have been read.
+"""Saves the results of reading a data set in the output directory, so that an interrupted reading can continue.
 
-An interrupted reading goes on from there: a file that has not changed since is not read again.
+A file that has not changed since is not read again. The saved results are deleted once all files have been read.
 """
 
 import time
@@ -14,38 +14,39 @@ from tlray.files import file_stamps, storage
 from tlray.files.storage import UNFINISHED
 
 INTERVAL_S = 10.0
-"""Seconds to wait after a part before the next one is written. An interruption loses about as much work."""
+"""Minimum seconds between writing two parts. An interruption loses about this much work."""
 
 
 def stamps(uris: Sequence[str]) -> list[str]:
-    """Returns a text for each file that is another one once the file, or how images are read, has changed.
+    """Returns a stamp for each file, which changes when the file, or the way in which images are decoded, changes.
 
     Args:
         uris: The files, or members of zip archives.
 
     Returns:
-        See `filestamps.stamps`; empty where nothing is known of a file.
+        A string for each file: `decoding.DECODING` and the stamp of `file_stamps.stamps`; empty if that is not known.
     """
     return [f"{decoding.DECODING}:{stamp}" if stamp else "" for stamp in file_stamps.stamps(uris)]
 
 
 def known_rows(out: str, uris: pa.ChunkedArray, schema: pa.Schema) -> pa.Table | None:
-    """Returns what an interrupted reading has left in an output, a row for each of some files.
+    """Returns the results that an interrupted reading has saved in an output directory, a row for each file.
 
     Args:
         out: The output directory.
         uris: The files.
-        schema: The columns that are wanted, `filestamps.COLUMN` among them. Parts with others (of another version) do
-            not count.
+        schema: The wanted columns, including `file_stamps.COLUMN`. Saved parts with other columns (of another version)
+            are ignored.
 
     Returns:
-        A table with those columns, null where nothing is known of a file; None where nothing is known of any.
+        A table with those columns and a row for each of `uris`, null for files without a result; None if nothing was
+        saved.
     """
     parts = [part for part in _read_parts(out) if part.schema.equals(_with_uri(schema))]
     if not parts:
         return None
     kept = pa.concat_tables(parts)
-    place_of = {uri: place for place, uri in enumerate(kept["uri"].to_pylist())}  # of several the last one
+    place_of = {uri: place for place, uri in enumerate(kept["uri"].to_pylist())}  # the last one wins
     places = pa.array([place_of.get(uri) for uri in uris.to_pylist()], pa.int64())
     return kept.select(schema.names).take(places)
 
@@ -55,10 +56,10 @@ def _with_uri(schema: pa.Schema) -> pa.Schema:
 
 
 def _read_parts(out: str) -> Iterator[pa.Table]:
-    """Yields the parts that are whole, in the order in which they were written."""
+    """Yields the undamaged parts in the order in which they were written."""
     directory = storage.join(out, UNFINISHED)
     for name in storage.list_names(directory):
-        if not name.startswith("part-"):  # what a killed writer has left
+        if not name.startswith("part-"):  # a temporary file that a killed process has left
             continue
         try:
             yield pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(directory, name))))
@@ -67,13 +68,13 @@ def _read_parts(out: str) -> Iterator[pa.Table]:
 
 
 class Keeper:
-    """Writes what has been read of a data set into its output, now and then.
+    """Saves the results of reading a data set in its output directory, at most every `INTERVAL_S` seconds.
 
     Args:
-        out: The output directory. It is made, with the mark of its kind, when the first part is written.
-        kind: See `storage.prepare_output`.
+        out: The output directory. It is created and marked with its kind when the first part is written.
+        kind: Kind of output, see `storage.check_output`.
         uris: The files, in the order in which they are read.
-        known: See `known_rows`: what is there already.
+        known: Results that are saved already, from `known_rows`.
     """
 
     def __init__(self, out: str, kind: str, uris: pa.ChunkedArray, known: pa.Table | None) -> None:
@@ -86,7 +87,7 @@ class Keeper:
         self._written_s = time.monotonic()
 
     def add(self, rows: pa.Table) -> None:
-        """Takes the results of the next files that were read; writes a part if the last one is `INTERVAL_S` old.
+        """Adds the results of the next files, and writes a part if the last one is at least `INTERVAL_S` old.
 
         Args:
             rows: A row for each file, with the columns of `known_rows`. The files follow those of the last call.
@@ -114,5 +115,5 @@ class Keeper:
 
 
 def forget(out: str) -> None:
-    """Deletes what was kept, once the output itself tells all of it."""
+    """Deletes the saved results; to be called once the output itself contains them."""
     storage.delete(storage.join(out, UNFINISHED))

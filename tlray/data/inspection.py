@@ -1,4 +1,4 @@
-"""One pass over the files of a data set: what each of them is, its checksum, its stamp, its intensities."""
+"""Inspects all files of a data set in parallel: image size, checksum, stamp, and range of 16-bit intensities."""
 
 import contextlib
 import hashlib
@@ -17,12 +17,13 @@ from tlray.errors import DataError, ImageError
 from tlray.files import file_stamps
 
 ROWS_PER_INSPECTION = 64
-"""Rows in one task that only looks at files: it takes a tenth of a second."""
+"""Number of files that one task inspects, which takes a tenth of a second."""
 
 ROWS_PER_LOOK = 1024
-"""Number of files in one task that only asks for their size and time."""
+"""Number of files in one task that only looks up their size and time of change."""
 
 INSPECTION_COLUMNS = ("sha256", "error_code", "error", "width_px", "height_px", "is_16_bit")
+"""Names of the columns of a manifest that an inspection fills in."""
 
 
 def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus: float = 1.0) -> Iterator[pa.Table]:
@@ -30,12 +31,13 @@ def inspect_images(table: pa.Table, *, known: pa.Table | None = None, task_cpus:
 
     Args:
         table: A manifest.
-        known: A row of `INSPECTED_SCHEMA` for each of its rows: a file that has the same stamp still is not read again.
-        task_cpus: CPUs that a task asks for, of which it keeps one busy.
+        known: Earlier results with `INSPECTED_SCHEMA`, a row for each row of the manifest. A file whose stamp is still
+            the same is not read again. None: there are none.
+        task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
 
     Yields:
-        Tables, one after another with a row for each row of the manifest, of the `INSPECTED_SCHEMA`: what the file
-        is, or why it cannot be used.
+        Tables with `INSPECTED_SCHEMA`, which together have a row for each row of the manifest, in its order. A row
+        describes the file, or says why it cannot be used.
     """
     arguments = {"uris": [ray.put(table["uri"])], "known": [] if known is None else [ray.put(known)]}
     dataset = map_rows(
@@ -56,7 +58,7 @@ _INSPECTION_SCHEMA = pa.schema(
 )
 
 INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, (file_stamps.COLUMN, pa.string())])
-"""The `INSPECTION_COLUMNS`, and what tells whether a file is still the same; see `inspected.stamps`."""
+"""Schema of an inspection's results: the `INSPECTION_COLUMNS` and the file's stamp, see `inspected.stamps`."""
 
 
 def _inspect_rows(
@@ -67,7 +69,8 @@ def _inspect_rows(
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
     before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        # Before the files are read: of one that changes meanwhile the stamp is out of date, and it is read again.
+        # Stamps are taken before the files are read: if a file changes meanwhile, its stamp is out of date, and the
+        # next inspection reads it again.
         stamps = inspected.stamps(chosen)
         is_same = [
             bool(stamp) and row.get(file_stamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)
@@ -97,7 +100,7 @@ def _inspect(content: bytes | ImageError) -> dict[str, Any]:
 
 
 def digests(uris: pa.ChunkedArray) -> Iterator[list[str]]:
-    """Reads some files; yields the sha256 of each, in order, empty where it cannot be read."""
+    """Reads files and yields lists with the sha256 of each, in order; empty strings for files that cannot be read."""
     dataset = map_rows(len(uris), _digest_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_INSPECTION)
     for batch in iterate(dataset):
         yield batch["sha256"].tolist()
@@ -114,7 +117,7 @@ def _digest_rows(
 
 
 def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
-    """Looks at some files without reading them; yields the stamp of each, in order, see `filestamps.stamps`."""
+    """Yields lists with the stamp of each file, in order, without reading the files; see `file_stamps.stamps`."""
     dataset = map_rows(len(uris), _stamp_rows, {"uris": [ray.put(uris)]}, None, rows_per_block=ROWS_PER_LOOK)
     for batch in iterate(dataset):
         yield batch[file_stamps.COLUMN].tolist()
@@ -126,13 +129,13 @@ def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.Ch
 
 
 def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
-    """Finds the 0.1 and 99.9 percentiles of all pixels of some 16-bit images.
+    """Returns the 0.1 and 99.9 percentiles of the pixel values of 16-bit images, all pixels together.
 
     Args:
-        uris: At least one 16-bit image. Those that can no longer be read are passed over.
+        uris: Locations of at least one 16-bit image. Images that can no longer be read are skipped.
 
     Raises:
-        DataError: None of them can be read any more.
+        DataError: None of the images can be read any more, or see `decoding.percentile_range`.
     """
     dataset = map_rows(len(uris), _histogram_rows, {"uris": [ray.put(uris)]}, None)
     total = np.zeros(decoding.NUM_BINS, dtype=np.int64)
@@ -152,6 +155,6 @@ def _histogram_rows(
     chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
     histogram = np.zeros(decoding.NUM_BINS, dtype=np.int64)
     for uri in chosen:
-        with contextlib.suppress(ImageError):  # a file that has gone since it was inspected: the others tell the range
+        with contextlib.suppress(ImageError):  # the file has vanished since it was inspected; the others suffice
             histogram += decoding.intensity_histogram(read_file(uri))
     return {"histogram": histogram[None]}

@@ -1,4 +1,4 @@
-"""Which class each label means: the same names in all splits, and the names that a model knows."""
+"""Maps labels to classes: to the same names in all splits, to the classes of a model, or by a class map."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from tlray.files import storage
 
 
 def read_class_map(location: str) -> dict[str, str]:
-    """Reads which class each label in the data means.
+    """Reads a class map and returns the class of each label.
 
     Args:
-        location: A JSON object `{"label": "class"}`, or a CSV file with the columns `name` (the label) and `class`.
+        location: A file with a JSON object `{"label": "class"}`, or a CSV file with the columns `name` (the label) and
+            `class`.
 
     Raises:
-        DataError: The file cannot be read or says something else.
+        DataError: The file cannot be read or has another form.
     """
     try:
         data = storage.read_bytes(location)
@@ -46,22 +47,22 @@ def read_class_map(location: str) -> dict[str, str]:
 
 
 def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -> tuple[pa.Table, dict[str, str]]:
-    """Gives all splits the same class names.
+    """Gives all splits of a manifest the same class names.
 
-    If one split has all labels that occur, the labels are the classes; other splits may lack some. Otherwise the class
-    is the part of a label before the first `_`, provided that one split then has all classes; if none has, labels stay
-    as they are. Two labels of one split must not become the same class. A null split counts as train. Rows without a
-    label are not changed.
+    If one split has all labels of the data, the labels are the classes; other splits may lack some. Otherwise the class
+    is the part of a label before the first `_`, provided that one split then has all classes; if no split has, labels
+    stay as they are. Two labels of one split must not become the same class. A null split counts as train. Rows without
+    a label are not changed.
 
     Args:
         table: A manifest.
-        class_map: Label to class, in place of the rule; it must have every label.
+        class_map: The class of each label, in place of this rule. It must have every label.
 
     Returns:
-        The relabelled table, and the class of each label in it.
+        The relabelled table, and the class of each of the original labels.
 
     Raises:
-        DataError: The rule does not fit, or `class_map` lacks a label.
+        DataError: The rule merges two labels of one split, or `class_map` lacks a label.
     """
     names = labels_by_split(table)
     labels = sorted(set().union(*names.values()))
@@ -78,24 +79,25 @@ def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -
 
 
 def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> pa.Table:
-    """Maps labels to the classes that a model has.
+    """Maps the labels of a manifest to the classes of a model.
 
-    A label that is a class stays; another becomes the one class that has the same part before the first `_`.
+    A label that is a class is kept. Any other label becomes the one class with the same part before the first `_`.
 
     Args:
         table: A manifest.
         classes: The model's classes.
-        class_map: Label to class, in place of the rule; it must have every label.
+        class_map: The class of each label, in place of this rule. It must have every label.
 
     Returns:
-        The relabelled table; rows without a label are left alone.
+        The relabelled table; rows without a label are not changed.
 
     Raises:
-        DataError: A label fits no class or several, or two labels of one split fit the same class.
+        DataError: A label fits no class or several, two labels of one split fit the same class (without a class map),
+            or `class_map` lacks a label.
     """
     names = labels_by_split(table)
     labels = sorted(set().union(*names.values()))
-    # A bundle of another machine may have its class names in another Unicode form.
+    # A bundle from another machine may have class names in another Unicode form.
     class_of = {normal_form(name): name for name in classes}
     if class_map is not None:
         wanted = _look_up(labels, class_map)
@@ -131,7 +133,7 @@ def _look_up(labels: Sequence[str], class_map: Mapping[str, str]) -> dict[str, s
 
 
 def _refuse_merging(mapping: Mapping[str, str], names: Mapping[str, set[str]], why: str) -> None:
-    """Refuses a mapping that makes one class of two labels of the same split: they were told apart for a reason."""
+    """Refuses a mapping that merges two labels of the same split, because they were surely kept apart on purpose."""
     if all(len({mapping[label] for label in labels}) == len(labels) for labels in names.values()):
         return
     listed = "; ".join(f"{split}: {some(labels, limit=20)}" for split, labels in sorted(names.items()))

@@ -1,4 +1,4 @@
-"""Reads a folder's layout from the paths in it: which folders are splits, which are classes, and which are patients."""
+"""Infers a folder's layout from the paths in it: which folders are splits, which are classes, which are patients."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from tlray.errors import DataError, some
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings of file names, in lower case, that are surely meant as images."""
+"""Endings of file names, in lower case, that mark a file as an image that tlray reads."""
 
 MAX_COMMON_FOLDERS = 10
-"""Number of names of folders below the classes up to which names that classes share may be grades, not patients."""
+"""Maximum number of different folder names below the classes for which shared names are ambiguous.
+
+With so few names, folders that several classes have may be grades or other classes rather than patients."""
 
 _SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -31,14 +33,14 @@ _IMAGE_KINDS = frozenset({
     "image", "images", "imagestr", "imagests", "img", "imgs", "picture", "pictures", "slices",
     "png", "jpg", "jpeg", "tif", "tiff",
 })  # fmt: skip
-"""Names, in lower case, of folders that hold the images of all patients."""
+"""Folder names, in lower case, that mean images, not a class or a patient."""
 
 _KINDS = _IMAGE_KINDS | frozenset({
     "mask", "masks", "lung mask", "lung masks", "lung_mask", "lung_masks", "infection mask", "infection masks",
     "segmentation", "segmentations", "annotation", "annotations", "label", "labels", "labelstr", "labelsts",
     "thumbs", "thumbnails",
 })  # fmt: skip
-"""Names, in lower case, of folders that hold one kind of file of all patients."""
+"""Folder names, in lower case, that mean a kind of file such as images or masks, not a class or a patient."""
 
 _GROUPS = "a CSV manifest with the columns uri, label and group_id"
 _CSV = "or list the images in a CSV manifest (columns uri, label and, for patients, group_id)"
@@ -46,14 +48,14 @@ _CSV = "or list the images in a CSV manifest (columns uri, label and, for patien
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Says where an image lies and what its folders mean.
+    """An image's path and what the folders in it mean.
 
     Attributes:
-        path: The path in the folder, as it was given.
+        path: Path of the image relative to the source folder.
         image_id: The path without the wrapping folders.
-        label: The name of the class folder; None where there is none.
-        split: One of train, valid and test; None where no folder says it.
-        group_id: The name of the patient's folder; None where there is none.
+        label: Name of the class folder; None if there is none.
+        split: One of train, valid and test; None if there is no split folder.
+        group_id: Name of the patient's folder; None if there is none.
     """
 
     path: str
@@ -65,13 +67,13 @@ class Place:
 
 @dataclass(slots=True, kw_only=True)
 class _Folder:
-    """Describes what a class folder holds.
+    """Content of a class folder.
 
     Attributes:
-        groups: The names of the folders in it.
-        num_images: Files directly in it that are named like images.
-        num_bare: Files directly in it whose names have no ending: images, or a LICENSE.
-        num_inner_images: Files in its folders that are named like images.
+        groups: Names of the folders in it.
+        num_images: Number of files directly in it that are named like images.
+        num_bare: Number of files directly in it whose names have no ending: images, or a LICENSE.
+        num_inner_images: Number of files in its folders that are named like images.
     """
 
     groups: set[str] = field(default_factory=set)
@@ -81,26 +83,26 @@ class _Folder:
 
     @property
     def has_images(self) -> bool:
-        """Tells whether images lie directly in it; a name without an ending is one where no image has an ending."""
+        """True if images are directly in the folder; names without an ending count if its folders hold no images."""
         return self.num_images > 0 or (self.num_bare > 0 and not self.num_inner_images)
 
 
 def split_of(name: str) -> str | None:
-    """Returns the split that a name means, for example `valid` for `Dev_set`; None where it is the name of none."""
+    """Returns the split that a name means, for example `valid` for `Dev_set`; None if the name means no split."""
     found = _SPLIT_NAME.fullmatch(name.strip())
     return _SPLIT_WORDS[found[1].lower()] if found else None
 
 
 def read_layout(paths: Sequence[str], name: str, *, labels_needed: bool) -> list[Place]:
-    """Reads splits, labels and patients from the paths of the files in a folder.
+    """Infers splits, labels and patients from the paths of the files in a folder; see `listing.list_images` for rules.
 
     Args:
         paths: Relative paths, with `/` between their parts.
-        name: The folder's own name.
-        labels_needed: Refuse a layout that can be read in several ways. Otherwise all its images are unlabelled.
+        name: Name of the folder itself.
+        labels_needed: Refuse an ambiguous layout. Otherwise images in such a layout get no labels, splits and patients.
 
     Returns:
-        The images; hidden files, clutter and loose files are left out.
+        The images, without hidden files, system files and loose files.
 
     Raises:
         DataError: The layout is ambiguous, and labels are needed.
@@ -118,7 +120,7 @@ def read_layout(paths: Sequence[str], name: str, *, labels_needed: bool) -> list
 
 
 def is_hidden(parts: Sequence[str]) -> bool:
-    """Tells whether a path, given by its parts, is hidden or lies in a folder of a computer's own making."""
+    """Tells whether a path, given by its parts, is hidden, or is a system file or in a system folder."""
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
 
 
@@ -171,18 +173,18 @@ def is_image_name(file_name: str) -> bool:
 
 
 def _check_groups(places: list[Place], name: str, depth: int = 1) -> list[Place]:
-    """Makes sure that the folders below the classes are patients.
+    """Checks that the folders below the classes are patients.
 
     Args:
-        places: The images, grouped by the folders at `depth`.
-        name: The folder's own name.
-        depth: Number of folders from a split to the patient's.
+        places: The images, with `group_id` from the folders at `depth`.
+        name: Name of the source folder.
+        depth: Index of the patient's folder below a split; the class folder has index 0.
 
     Returns:
-        The places, grouped by the folders below where every class holds one folder such as `images` and nothing else.
+        The images. If every class holds just one folder such as `images`, `group_id` comes from the folders in that.
 
     Raises:
-        DataError: These folders may well be something else.
+        DataError: The folders may be something other than patients.
     """
     classes: dict[tuple[str | None, str], _Folder] = defaultdict(_Folder)
     for place in places:
@@ -236,12 +238,12 @@ def _refuse_kinds_as_classes(places: Sequence[Place], name: str) -> None:
 
 
 def _image_kind(kinds: AbstractSet[str]) -> str | None:
-    """Returns the name among those of kinds that is surely one of images; None: there is none."""
+    """Returns the first of some folder names that means images; None if there is none."""
     return min((kind for kind in kinds if kind.lower() in _IMAGE_KINDS), default=None)
 
 
 def _refuse_kinds_below_patients(places: Sequence[Place], name: str, depth: int) -> None:
-    """Refuses patients whose folders hold several kinds of files, or masks beside images."""
+    """Refuses patients' folders that hold several kinds of files, or masks beside images."""
     kinds_of = [
         tuple(folder for folder in _inner_folders(place)[depth + 1 :] if folder.lower() in _KINDS)
         for place in places
@@ -293,9 +295,9 @@ def _refuse_common_folders(classes: dict[tuple[str | None, str], _Folder], name:
 
 
 def _refuse_classes_below(classes: dict[tuple[str | None, str], _Folder], name: str) -> None:
-    """Refuses class folders that hold nothing but folders whose names are not like those of patients.
+    """Refuses class folders that hold only folders, and these are not named like patients.
 
-    Patients have numbers. A folder in a folder of the same name is what unpacking makes.
+    Names of patients have digits. A folder inside a folder of the same name usually comes from unpacking an archive.
     """
     for (split, label), folder in classes.items():
         if folder.has_images:

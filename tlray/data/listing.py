@@ -1,6 +1,6 @@
-"""What is at a source: every input form (folder, file, glob, zip, CSV, Parquet) becomes a manifest.
+"""Lists the images at a source (folder, file, glob, zip, CSV, TSV or Parquet) as a manifest.
 
-A listing opens no image. Files that are no images become rows with an error code later.
+No image is opened. Files that are not images get an error code later, when they are read.
 """
 
 import fnmatch
@@ -36,19 +36,19 @@ _REMEDIES = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _AS_CSV),
     **dict.fromkeys((".json", ".jsonl", ".feather", ".arrow"), "Save the table as CSV (UTF-8) or Parquet"),
 }
-"""Remedies for files that are neither an image nor a readable form of data, by the end of their names."""
+"""Remedies for files that are neither images nor other readable sources, by the ending of their names."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What was found at a source."""
+    """The images found at a source."""
 
     table: pa.Table
-    """The manifest, with `SCHEMA`, sorted by `image_id`."""
+    """The manifest, with `manifest.SCHEMA`, sorted by `image_id`."""
     num_skipped: int
-    """Files left out: hidden ones, system clutter, loops, and loose files beside split or class folders."""
+    """Number of entries left out: hidden and system files, loops, pipes, loose files beside split or class folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,38 +67,38 @@ def list_images(
     labels_needed: bool = True,
     allowed: Sequence[str] = (),
 ) -> Listing:
-    """Lists the images at a source. Every file that is not hidden is listed, whatever its extension.
+    """Lists the images at a source. Every file that is not hidden is listed, with any extension.
 
-    How a folder (or zip, or the part of a glob before its first wildcard) is read:
+    The layout of a folder (or zip, or the part of a glob before its first wildcard) is read by these rules:
 
-    1. Wrapping folders are entered: a sole entry that is a folder, not named like a split, and that holds folders
+    1. Wrapping folders are entered: a folder that is the only entry, is not named like a split, and holds folders
        itself or has the name of the source (`scans.zip` with `scans/1.png`). `image_id` is the path below them.
-    2. A folder named like a split (any case; `Training`, `val`, `dev`, `test_set` and the like too) makes it
-       `SPLIT/CLASS/*`; folders with other names beside it are ambiguous. A split without class folders is unlabelled.
-    3. Otherwise folders are classes (`CLASS/*`), unless a loose file beside them is named like an image: then nothing
-       says that the folders are classes, and all files, at any depth, are unlabelled.
+    2. If a folder is named like a split (in any case; also `Training`, `val`, `dev`, `test_set` and the like), the
+       layout is `SPLIT/CLASS/*`. Other folders beside it are ambiguous. A split without class folders is unlabelled.
+    3. Otherwise folders are classes (`CLASS/*`). But if a loose file beside them is named like an image, nothing shows
+       that the folders are classes, and all files, at any depth, are unlabelled.
     4. Loose files beside split or class folders (a README) are skipped and counted.
-    5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`), the same patient under two classes
-       being one group; without such a folder it is the image's own id. One folder such as `images` in every class
-       and nothing beside it is no patient. Other folders there that do not look like patients are ambiguous: split
-       folders, `images` and `masks`, names without a digit, and at most ten names more than half of which several
-       classes have (a manifest with `group_id` says that these are patients).
-    6. `images`, `masks` and the like are kinds of files: as class folders they are ambiguous, and so are several of
-       them below patients.
+    5. `group_id` is the name of the folder below the class (`CLASS/PATIENT/*`); a patient with images in two classes is
+       one group. Without such a folder it is the image's own id. If every class holds nothing but one folder such as
+       `images`, that is not a patient. Other folders that do not look like patients are ambiguous: split folders,
+       `images` and `masks`, names without a digit, and ten names or fewer if several classes share more than half of
+       them (a manifest with `group_id` can state that these are patients).
+    6. `images`, `masks` and the like are kinds of files: they are ambiguous as class folders, or if there are several
+       below patients.
 
-    Labels, groups and ids are in Unicode's normal form NFC; a `uri` is as the file system or the archive has it, also
-    where a manifest has another form of its letters.
+    Labels, groups and ids are in Unicode's normal form NFC. A `uri` has the form that the file system or the archive
+    uses, even if a manifest spells it in another form.
 
     Args:
         source: A folder, one file, a glob (`*`, `?`, `[...]`, `**`), a .zip, or a .csv, .tsv or .parquet manifest; a
             local path or a URI. A path that exists is taken literally even if it looks like a glob.
-        columns: For a manifest: our column name (`uri`, `label`, `split`, `group_id`, `image_id`) to the file's.
+        columns: A manifest's names of the columns `uri`, `label`, `split`, `group_id`, `image_id`, where they differ.
         labels_needed: Refuse an ambiguous layout. Otherwise all its files are listed without labels and splits.
-        allowed: Roots; a symbolic link to a folder elsewhere is not followed, see `roots.outside`. Empty: any folder.
+        allowed: Roots that links to folders must not leave, see `roots.outside`. Empty: links may lead anywhere.
 
     Raises:
-        DataError: There is no such source, nothing in it, it cannot be read, its layout is ambiguous, or a folder in
-            it leads elsewhere.
+        DataError: There is no such source, it has no images, it cannot be read, its layout is ambiguous, or a folder in
+            it leads out of the roots.
         ConfigError: The scheme of the URI is unknown.
     """
     location = localize(source)
@@ -139,7 +139,7 @@ def _to_table(rows: Iterable[_Row]) -> pa.Table:
     rows = list(rows)
     refuse_repeated((row.image_id for row in rows), "The image_id")
     counts = Counter(normal_form(row.image_id) for row in rows)
-    # Linux may have two files whose names differ in their Unicode form alone: these keep the names that they have.
+    # On Linux two files may have names that differ only in their Unicode form: these keep their ids unchanged.
     id_of = {row.image_id: name if counts[name := normal_form(row.image_id)] == 1 else row.image_id for row in rows}
     ordered = sorted(rows, key=lambda row: id_of[row.image_id])
     try:
@@ -224,7 +224,7 @@ def _may_hold(folder: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool:
-    """Tells whether a folder may be looked into; raises a DataError, without a name, if it leads out of the roots."""
+    """Tells whether a folder may be entered; raises a DataError, without its name, if it leads out of the roots."""
     location = storage.join(root, *folder)
     if not allowed or not roots.outside([location], allowed):
         return True
@@ -243,9 +243,9 @@ def _walk_local(
     enter: Callable[[Sequence[str]], bool],
     paths: list[str],
 ) -> int:
-    """Appends the paths below `root/folder`, relative to `root`; returns how many loops, pipes and devices it met.
+    """Appends the paths of files below `root/folder`, relative to `root`; returns how many loops and pipes it skipped.
 
-    Not `os.walk` or pyarrow: the one swallows errors, and neither follows links and stops at loops.
+    `os.walk` and pyarrow would not do: `os.walk` swallows errors, and neither follows links and stops at loops.
     """
     directory = os.path.join(root, *folder)
     status = os.stat(directory)
@@ -260,7 +260,7 @@ def _walk_local(
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 if enter(below):
                     num_skipped += _walk_local(root, below, ancestors | {identity}, enter, paths)
-            # A broken link is listed: it becomes a row `not_found`. Reading a pipe would wait for ever.
+            # A broken link is listed and becomes a row with `not_found`. Pipes are not, as reading one may never end.
             elif (os.path.isfile(entry.path) or not os.path.exists(entry.path)) if is_link else entry.is_file():
                 paths.append("/".join(below))
             else:
@@ -271,7 +271,7 @@ def _walk_local(
 def _list_zip(location: str, *, labels_needed: bool) -> Listing:
     try:
         members = [member_name(info) for info in storage.open_zip(location).members()]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: of names, of places
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: bad names or offsets
         raise DataError(f"The zip archive '{location}' is damaged: {error}. Copy or pack it again.") from error
     member_of: dict[str, str] = {}
     for member in members:
@@ -328,14 +328,14 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
 
 
 def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
-    """Returns a location that is given as a plain path, so that other nodes may not see it; None: all are URIs.
+    """Returns a location that is a plain path, so that other nodes may not see it; None if all locations are URIs.
 
     Args:
         source: See `list_images`.
-        columns: See there.
+        columns: See `list_images`.
 
     Returns:
-        The source itself, or of a manifest the first location that it lists: itself where it lists a relative one.
+        The source. For a manifest: the first plain path that it lists, or its own one for an image with a relative uri.
 
     Raises:
         DataError: The manifest cannot be read.

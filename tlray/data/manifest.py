@@ -1,4 +1,4 @@
-"""The manifest: one row an image, with its label, split and group. Every later step reads its images from one."""
+"""The manifest, a table with the location, label, split and group of each image: its schema, files and fingerprints."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ from tlray.errors import DataError, some
 from tlray.files import storage
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "label", "split", "group_id", "sha256")])
-"""The columns of a manifest. `sha256` is null until the file has been read; later steps append columns of their own."""
+"""Columns of a manifest. `sha256` is null until the file has been read; later steps append columns of their own."""
 
 SPLITS = ("train", "valid", "test")
-"""The values of the column `split`, besides null."""
+"""Values of the column `split`, besides null."""
 
 
 def normal_form(name: str) -> str:
-    """Returns a name in Unicode's composed form (NFC), in which labels, groups and ids are compared.
+    """Returns a name in Unicode's composed form (NFC), so that labels, groups and ids can be compared.
 
-    macOS and some archives have `e` and an accent where others have `é`.
+    macOS and some archives write `é` as two characters, `e` and an accent.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def refuse_repeated(values: Iterable[str], what: str) -> None:
-    """Raises a DataError about `what` if a value occurs more than once."""
+    """Raises a DataError if a value occurs more than once; its message starts with `what`."""
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
         raise DataError(
@@ -37,7 +37,7 @@ def refuse_repeated(values: Iterable[str], what: str) -> None:
 
 
 def with_column(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
-    """Returns a manifest with other values in one of its columns."""
+    """Returns a manifest with the values of one column replaced."""
     return table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), pa.array(values, pa.string()))
 
 
@@ -47,19 +47,19 @@ def column_lists(table: pa.Table, *names: str) -> list[list]:
 
 
 def fingerprint(table: pa.Table) -> str:
-    """Returns the sha256 that identifies the images and their labels: over the sorted (image_id, sha256, label)."""
+    """Returns a sha256 that identifies the images and their labels: that of the sorted (image_id, sha256, label)."""
     return _fingerprint(table, "image_id", "sha256", "label")
 
 
 def split_fingerprint(table: pa.Table) -> str:
-    """Returns the sha256 that identifies who is in which split: over the sorted (image_id, split)."""
+    """Returns a sha256 that identifies which image is in which split: that of the sorted (image_id, split)."""
     return _fingerprint(table, "image_id", "split")
 
 
 def id_fingerprint(table: pa.Table) -> str:
-    """Returns the sha256 that identifies a data set by the names of its images: over the sorted image_id.
+    """Returns a sha256 that identifies a data set by the ids of its images: that of the sorted image_id.
 
-    It is the same before and after images are read, labels are mapped and splits are cut.
+    It does not change when images are read, labels are mapped or splits are assigned.
     """
     return _fingerprint(table, "image_id")
 
@@ -70,17 +70,17 @@ def _fingerprint(table: pa.Table, *names: str) -> str:
 
 
 def write_manifest(table: pa.Table, location: str) -> None:
-    """Writes a manifest, with whatever columns it has beyond `SCHEMA`, as a Parquet file that appears whole."""
+    """Writes a manifest, including columns beyond `SCHEMA`, as a Parquet file, atomically."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_bytes(location, sink.getvalue().to_pybytes())
 
 
 def read_manifest(location: str) -> pa.Table:
-    """Reads what `write_manifest` wrote.
+    """Reads a manifest that `write_manifest` wrote.
 
     Raises:
-        DataError: The file is missing, damaged, or has not all columns of `SCHEMA`.
+        DataError: The file is missing, damaged, or lacks a column of `SCHEMA`.
     """
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(location)))
@@ -93,7 +93,7 @@ def read_manifest(location: str) -> pa.Table:
 
 
 def labels_by_split(table: pa.Table) -> dict[str, set[str]]:
-    """Returns the labels of each split that has any; a null split counts as train."""
+    """Returns the labels in each split that has labelled images; a null split counts as train."""
     names: dict[str, set[str]] = defaultdict(set)
     for pair in table.select(["split", "label"]).group_by(["split", "label"]).aggregate([]).to_pylist():
         if pair["label"] is not None:

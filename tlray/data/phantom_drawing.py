@@ -1,4 +1,4 @@
-"""Draws phantoms: an anatomy and a lesion become one CT slice, in Hounsfield units and then in grey."""
+"""Draws a synthetic CT slice (a phantom) of an anatomy and a lesion, in Hounsfield units and then in grey levels."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -8,26 +8,26 @@ from PIL import Image, ImageDraw
 
 FIELD_OF_VIEW_MM = 300.0  # width and height of a slice
 AIR_HU, FAT_HU, MUSCLE_HU, MARROW_HU, CORTEX_HU = -1000.0, -100.0, 45.0, 180.0, 600.0
-# Edges are smoothed by painting this many times finer than the slice that is asked for.
+# Factor by which the painted canvas is finer than the slice that is returned, to smooth edges.
 _SUPERSAMPLING = 3
 _ANGLES_RAD = np.linspace(0.0, 2.0 * np.pi, 72, endpoint=False)
 _CIRCLE = np.stack([np.cos(_ANGLES_RAD), np.sin(_ANGLES_RAD)], axis=-1)
-_HOLE_HU = -9999.0  # marks where the wall opens to the lungs; no tissue has it
+_HOLE_HU = -9999.0  # marks the area of the lungs inside the chest wall; no tissue has this value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
-    """What stays the same in all slices of one patient: the body, and how the scanner saw it."""
+    """Properties that all slices of one patient share: those of the body and of the scan."""
 
     half_width_mm: float  # skin to skin, from side to side
     half_depth_mm: float  # skin to skin, from front to back
     fat_mm: float  # under the skin
     breast_mm: float  # by how much the front bulges on both sides
     heart_scale: float  # 1 is average
-    level: float  # of the scan: 0 at the aortic arch, 1 at the ventricles
-    rotation_deg: float  # how far the patient lies turned
-    shift_mm: tuple[float, float]  # (x, y) from the middle of the image
-    table_mm: float  # from the back to the scanner's table, often beyond the edge
+    level: float  # height of the slice: 0 at the aortic arch, 1 at the ventricles
+    rotation_deg: float  # rotation of the patient in the image
+    shift_mm: tuple[float, float]  # (x, y) of the patient from the middle of the image
+    table_mm: float  # from the back to the scanner's table, which is often outside the image
     lung_hu: float
     blood_hu: float  # higher with contrast medium
     noise_hu: float  # standard deviation
@@ -39,34 +39,34 @@ Pair: TypeAlias = tuple[float, float]
 
 
 Region: TypeAlias = tuple[np.ndarray, float]
-"""An area of one density: its outline about the lesion's centre in mm, float64 [num_points, 2 (x, y)], and its HU."""
+"""An area of one density: its outline, float64 [num_points, 2 (x, y)] in mm from the lesion's centre, and its HU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesion:
-    """What one patient has: a centre, float64 [2 (x, y)], and the regions about it in the order of painting."""
+    """The lesion of one patient: its centre, float64 [2 (x, y)], and its regions in the order of painting."""
 
     centre_mm: np.ndarray
     regions: tuple[Region, ...]
 
 
 def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """Paints one slice of a patient; each call cuts at a slightly other level.
+    """Returns one slice of a patient; each call cuts at a slightly different level.
 
-    The lesion takes nothing from `rng`: with the same state the slice with a lesion and the slice without differ in
-    the lesion alone.
+    Painting the lesion draws nothing from `rng`: with the same random state, a slice with a lesion and one without
+    differ only in the lesion.
 
     Args:
-        anatomy: The patient.
+        anatomy: The patient's anatomy.
         lesion: The patient's tumour or nodules; None for none.
-        rng: Source of randomness: the level, the breath, the vessels, the noise.
+        rng: Source of randomness for the level, the breath, the vessels and the noise.
         size_px: Width and height of the slice.
 
     Returns:
         Grey values, uint8 [size_px, size_px].
     """
     level = float(np.clip(anatomy.level + rng.normal(0.0, 0.06), 0.0, 1.0))
-    lesion_scale = rng.uniform(0.9, 1.0)  # a cut off the middle of a ball is smaller
+    lesion_scale = rng.uniform(0.9, 1.0)  # a ball cut beside its middle looks smaller
     breath_mm = rng.normal(0.0, 1.5)
     canvas = _Canvas(anatomy, breath_mm, size_px * _SUPERSAMPLING, AIR_HU)
     inside = _Canvas(anatomy, breath_mm, size_px * _SUPERSAMPLING, anatomy.lung_hu)
@@ -88,7 +88,7 @@ def render_slice(anatomy: Anatomy, lesion: Lesion | None, *, rng: np.random.Gene
 
 
 class _Canvas:
-    """Densities of one slice, painted in the patient's millimetres; `image` is float32 [size_px, size_px]."""
+    """Density image of one slice, painted in the patient's coordinates in mm; `image` is float32 [size_px, size_px]."""
 
     def __init__(self, anatomy: Anatomy, breath_mm: float, size_px: int, density_hu: float) -> None:
         self._px_per_mm = size_px / FIELD_OF_VIEW_MM
@@ -112,7 +112,7 @@ class _Canvas:
 
 
 def _rotated(points: np.ndarray, angle_deg: float) -> np.ndarray:
-    """Turns points, float64 [..., 2 (x, y)], about 0, clockwise as seen in the image."""
+    """Returns points, float64 [..., 2 (x, y)], rotated about the origin, clockwise as seen in the image."""
     cos, sin = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
     return points @ np.array([[cos, sin], [-sin, cos]])
 
@@ -131,14 +131,20 @@ def _lung_outline_mm(anatomy: Anatomy, side: int) -> np.ndarray:
 
 
 def pleura_point(anatomy: Anatomy, side: int, angle_deg: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a point of a lung's pleura, see `_at_angle`, and the direction from there inwards, each float64 [2]."""
+    """Returns a point of a lung's pleura and the unit vector from it to the lung's centre, each float64 [2].
+
+    Args:
+        anatomy: The patient's anatomy.
+        side: -1 for the lung on the left of the image, 1 for that on the right.
+        angle_deg: Direction of the point: 0 to the side, -90 to the front, 90 to the back.
+    """
     lung = _lung_outline_mm(anatomy, side)
     pleura = _at_angle(lung, side, angle_deg)
     return pleura, (lung.mean(axis=0) - pleura) / np.linalg.norm(lung.mean(axis=0) - pleura)
 
 
 def hilum_mm(side: int, level: float) -> np.ndarray:
-    """Returns where bronchus and vessels enter a lung, float64 [2]; the heart pushes the left one outwards."""
+    """Returns the point where bronchus and vessels enter a lung, float64 [2]; the heart shifts the left one out."""
     return np.array([side * 31.0 + (18.0 * level if side > 0 else 0.0), 6.0])
 
 
@@ -167,7 +173,7 @@ def _paint_wall(canvas: _Canvas, anatomy: Anatomy, level: float) -> None:
 
 
 def _at_angle(lung_mm: np.ndarray, side: int, angle_deg: float) -> np.ndarray:
-    """Returns the point of the pleura in a direction: 0 to the side, -90 to the front, 90 to the back."""
+    """Returns the point of a lung's outline in a direction: 0 to the side, -90 to the front, 90 to the back."""
     offset = lung_mm - lung_mm.mean(axis=0)
     angles_deg = np.rad2deg(np.arctan2(offset[:, 1], side * offset[:, 0]))
     return lung_mm[np.argmin(np.abs(angles_deg - angle_deg))]
@@ -194,7 +200,7 @@ def _paint_vessels(canvas: _Canvas, anatomy: Anatomy, side: int, level: float, r
 
 
 def _paint_mediastinum(canvas: _Canvas, anatomy: Anatomy, level: float) -> None:
-    """Paints what lies between the lungs: heart or great vessels, aorta, hila, airways and the spine."""
+    """Paints the organs between the lungs: heart or great vessels, aorta, hila, airways and the spine."""
     blood, scale = anatomy.blood_hu, anatomy.heart_scale
     front_mm = anatomy.fat_mm + 20.0 - anatomy.half_depth_mm
     heart_mm = (3.0 + 15.0 * level, front_mm / 2.0 + 4.0)
@@ -226,7 +232,13 @@ def _paint_mediastinum(canvas: _Canvas, anatomy: Anatomy, level: float) -> None:
 
 
 def lobulated_mm(radius_mm: float, roughness: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns a closed outline about 0, float64 [num_points, 2], with lobes of some `roughness` of the radius."""
+    """Returns a closed outline about the origin, float64 [num_points, 2], with random lobes.
+
+    Args:
+        radius_mm: Mean radius, approximately.
+        roughness: Typical size of the lobes, as a fraction of the radius.
+        rng: Source of randomness.
+    """
     orders = np.arange(2, 8)
     amplitudes = roughness * rng.normal(0.0, 1.0, len(orders)) / np.sqrt(orders)
     lobes = np.cos(np.outer(_ANGLES_RAD, orders) + rng.uniform(0.0, 2.0 * np.pi, len(orders))) @ amplitudes

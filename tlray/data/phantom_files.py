@@ -1,4 +1,4 @@
-"""A labelled data set of phantoms on disk, as hospitals send them: formats mixed, some files broken."""
+"""Writes a labelled data set of synthetic slices, with mixed file formats and some broken files, as real ones have."""
 
 import io
 from collections.abc import Sequence
@@ -22,20 +22,22 @@ def write_data_set(
     classes: Sequence[str] = phantoms.CLASSES,
     first_patient: int = 0,
 ) -> int:
-    """Writes a labelled data set `LOCATION/CLASS/PATIENT/SLICE`.
+    """Writes a labelled data set with the layout `LOCATION/CLASS/PATIENT/SLICE`.
 
-    One file in five is JPEG or RGBA PNG, the others grey PNG. Unreadable ones come on top: in turn an empty file, a
-    truncated PNG, a text named `.png`, and a PNG with damaged data. The same seed gives the same bytes.
+    About one file in five is a JPEG or an RGBA PNG, the others are grey PNGs. Unreadable files are added to these: in
+    turn an empty file, a truncated PNG, a text named `.png`, and a PNG with damaged data. The same seed gives the same
+    bytes.
 
     Args:
         location: Directory or URI to fill.
-        num_patients_per_class: At least 1; patients' names are unique over all classes.
-        num_slices_per_patient: Readable slices, at least 1.
+        num_patients_per_class: Number of patients, at least 1; patients' names are unique over all classes.
+        num_slices_per_patient: Number of readable slices, at least 1.
         size_px: Width and height of the slices.
-        seed: Seed of everything random.
-        num_unreadable: Files that no decoder can read, at least 0.
-        classes: The labels, those of one of `phantoms.TASKS`.
-        first_patient: The lowest number in a patient's name: a patient of one name in two splits is taken for one.
+        seed: Seed of all random numbers.
+        num_unreadable: Number of files that no decoder can read, at least 0.
+        classes: The labels, from one of `phantoms.TASKS`.
+        first_patient: Lowest number in a patient's name. Choose it so that no two splits share a name: patients with
+            the same name count as one.
 
     Returns:
         The number of files written.
@@ -52,7 +54,7 @@ def write_data_set(
     labels = [label for label in classes for _ in range(num_patients_per_class)]
     folders = [
         storage.join(location, label, f"patient_{first_patient + number:04d}")
-        for label, number in zip(labels, rng.permutation(len(labels)), strict=True)  # numbers tell nothing of the class
+        for label, number in zip(labels, rng.permutation(len(labels)), strict=True)  # numbers do not reveal the class
     ]
     for label, folder in zip(labels, folders, strict=True):
         anatomy = phantoms.sample_anatomy(rng)
@@ -67,7 +69,7 @@ def write_data_set(
 
 
 def _encode(image: np.ndarray, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Returns a file's extension and content for a slice, uint8 [size_px, size_px], in a format drawn by lot."""
+    """Returns the file extension and content for a slice, uint8 [size_px, size_px], in a random format."""
     grey, lot, stream = Image.fromarray(image), rng.random(), io.BytesIO()
     if lot < 0.12:
         grey.save(stream, "JPEG", quality=92)
@@ -77,7 +79,7 @@ def _encode(image: np.ndarray, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def _unreadable_png(kind: int, size_px: int, rng: np.random.Generator) -> bytes:
-    """Returns the content of a broken file; the kinds repeat after four."""
+    """Returns the content of a broken file of one of four kinds; `kind` may be any number, and is taken modulo 4."""
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (size_px, size_px), dtype=np.uint8)).save(stream, "PNG")
     whole = stream.getvalue()

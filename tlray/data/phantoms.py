@@ -1,21 +1,21 @@
-"""Synthetic chest-CT slices of two tasks, for the demo and the tests, where no patient's images may go.
+"""Draws random anatomies and lesions for synthetic chest-CT slices, used in the demo and tests without patients' data.
 
-A slice is painted in Hounsfield units (HU) from polygons, seen through a wide lung window. Coordinates are in mm from
-the middle of the chest, x to the right of the image (the patient's left), y to the back. Body, vessels, side, noise and
-window are drawn alike for all classes; the lesion alone tells them apart. One task tells types of cancer by place, size
-and outline:
+A slice is painted from polygons in Hounsfield units (HU) and shown through a wide lung window. Coordinates are in mm
+from the middle of the chest, x to the right of the image (the patient's left), y to the back. Body, vessels, side,
+noise and window have the same distribution for all classes; only the lesion differs. There are two tasks. The first is
+to tell types of cancer by place, size and outline:
 
 - Adenocarcinoma: a peripheral nodule, mostly under 4 cm, lobulated or spiculated, often with a tail to the pleura, and
   with ground glass where it grows along the alveoli [1, 2].
 - Squamous cell carcinoma: at the hilum; the type that most often hollows out [1, 3].
 - Large cell carcinoma: a peripheral mass, mostly over 4 cm, smooth or lobulated, often with dead tissue inside [1, 3].
 
-The other tells smooth round nodules under 3 cm by number and density:
+The second is to tell smooth round nodules under 3 cm by number and density:
 
-- Granuloma: a single one, calcified but for its rim [4].
-- Metastases: several of various sizes in both lungs, mostly in their outer parts, of soft tissue [5].
+- Granuloma: a single nodule, calcified except for its rim [4].
+- Metastases: several nodules of soft tissue, of various sizes, in both lungs, mostly in their outer parts [5].
 
-They are caricatures for testing software and teach nothing about patients.
+The images are caricatures for testing software. A model trained on them knows nothing about patients.
 
 [1] Rosado-de-Christenson, Templeton, Moran. Bronchogenic carcinoma: radiologic-pathologic correlation.
     RadioGraphics 1994;14(2):429-446.
@@ -34,14 +34,14 @@ from tlray.data.phantom_drawing import Anatomy, Lesion, Region, hilum_mm, lobula
 from tlray.errors import ConfigError
 
 CLASSES: tuple[str, ...] = ("adenocarcinoma", "large.cell.carcinoma", "normal", "squamous.cell.carcinoma")
-"""The labels of the first task, sorted."""
+"""Labels of the task `cancer-type`, sorted."""
 
 TASKS: dict[str, tuple[str, ...]] = {"cancer-type": CLASSES, "nodules": ("granuloma", "metastases", "normal")}
-"""Tasks by name: the labels of each, sorted."""
+"""Labels of each task, sorted, by the task's name."""
 
 
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draws a patient's anatomy; the same distribution for every class."""
+    """Returns a random anatomy of a patient; its distribution is the same for every class."""
     half_width_mm = rng.uniform(143.0, 151.0)
     return Anatomy(
         half_width_mm=half_width_mm,
@@ -62,11 +62,11 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Lesion | None:
-    """Draws the tumour, or the nodules, of a patient.
+    """Returns the random tumour or nodules of a patient.
 
     Args:
         label: A class of one of the `TASKS`.
-        anatomy: The patient, who gives the lesion its place.
+        anatomy: The patient's anatomy, which determines where the lesion can be.
         rng: Source of randomness.
 
     Returns:
@@ -106,7 +106,7 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
             regions.append((lobulated_mm(0.8 * radius_mm, 0.03, rng), rng.uniform(500.0, 900.0)))
         case "metastases":
             centre = np.zeros(2)
-            # In turn left and right, from the front to the back: they do not overlap.
+            # Alternately left and right, from the front to the back, so that they do not overlap.
             for angle_deg in np.linspace(-60.0, 60.0, int(rng.integers(5, 9))):
                 radius_mm, side = rng.uniform(6.0, 12.0), -side
                 pleura, inwards = pleura_point(anatomy, side, angle_deg + rng.normal(0.0, 4.0))
@@ -119,14 +119,14 @@ def sample_lesion(label: str, anatomy: Anatomy, rng: np.random.Generator) -> Les
 
 
 def _spiculated(radius_mm: float, tail_mm: np.ndarray, density_hu: float, rng: np.random.Generator) -> list[Region]:
-    """Returns a nodule with spicules, mostly in ground glass and with a tail that ends at `tail_mm`, float64 [2]."""
+    """Returns the regions of a spiculated nodule, mostly with ground glass and a tail to `tail_mm`, float64 [2]."""
     regions: list[Region] = []
     outline = lobulated_mm(radius_mm, 0.12, rng)
     if rng.random() < 0.8:  # ground glass about a smaller core
         outline = 0.9 * outline
         regions += [(outline * scale, -350.0 * scale) for scale in np.linspace(1.7, 1.1, 5)]
     regions.append((outline, density_hu))
-    # Spicules are spikes on the outline; the tail is one that reaches the pleura.
+    # Spicules are spikes on the outline; the tail is a spike that reaches the pleura.
     spikes = rng.choice(len(outline), 14, replace=False)
     tips = [outline[spike] * rng.uniform(1.6, 2.2) for spike in spikes]
     if rng.random() < 0.6:

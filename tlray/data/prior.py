@@ -1,9 +1,9 @@
-"""Class priors: the shares of the classes that a model's probabilities assume, and how others take their place.
+"""Class weights, and changes of the class prior (the class shares that a model's probabilities assume).
 
-A classifier that is trained with weights learns the posterior of classes as frequent as the weights make them, not as
-frequent as they are. The posterior p of one prior becomes that of another when p_c is multiplied by the ratio of the
-two and the sum is made 1 again (Saerens, Latinne and Decaestecker 2002, Neural Computation 14:21-41, equation 2.4);
-to a softmax's logits the ratio's logarithm is added. Only the classes' shares may differ, not how each class looks.
+A classifier that is trained with class weights learns posteriors for the weighted class shares, not for the true ones.
+To change the prior of a posterior p, multiply each p_c by the ratio of the new share of class c to the old one, and
+normalize the sum to 1 (Saerens, Latinne and Decaestecker 2002, Neural Computation 14:21-41, equation 2.4). For logits,
+add the logarithm of that ratio. This is valid if only the class shares differ, not how each class looks.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,20 +20,21 @@ def class_shares(labels: np.ndarray, num_classes: int, weights: np.ndarray | Non
 
     Args:
         labels: Class indices, int [images].
-        num_classes: At least 2.
-        weights: The weight of each image in the loss, [images]; None: 1.
+        num_classes: Number of classes, at least 2.
+        weights: Weight of each image in the loss, [images]; None: 1 for each.
     """
     sums = np.bincount(labels, weights, minlength=num_classes)
     return sums / sums.sum()
 
 
 def class_weights(labels: np.ndarray, num_classes: int, *, balanced: bool) -> np.ndarray:
-    """Returns a factor of the loss for each class, float64 [classes]: its inverse frequency, or 1.
+    """Returns the loss weight of each class, float64 [classes]: its inverse frequency if `balanced`, otherwise 1.
 
     Args:
-        labels: Class indices, int [images]; every class occurs.
-        num_classes: At least 2.
-        balanced: Weight by inverse frequency, as scikit-learn does: all classes together have the same sum of weights.
+        labels: Class indices, int [images]; every class must occur.
+        num_classes: Number of classes, at least 2.
+        balanced: Weight by inverse frequency, as scikit-learn does: the images of each class have the same sum of
+            weights.
     """
     if not balanced:
         return np.ones(num_classes)
@@ -41,37 +42,40 @@ def class_weights(labels: np.ndarray, num_classes: int, *, balanced: bool) -> np
 
 
 def weighted_logit_shift(labels: np.ndarray, weights: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Returns what is added to logits that were trained with class weights, float32 [classes].
+    """Returns the shift to add to logits trained with class weights so that they assume other class shares.
 
     Args:
         labels: Class indices of the training images, int [images].
-        weights: The weight of each class in the loss, [classes]; see `class_weights`.
+        weights: Weight of each class in the loss, [classes]; see `class_weights`.
         wanted: Class shares that the logits are to assume, [classes], each above 0.
+
+    Returns:
+        float32 [classes].
     """
     return logit_shift(class_shares(labels, len(weights), weights[labels]), wanted)
 
 
 def logit_shift(assumed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Returns what is added to logits so that their softmax assumes other class shares, float32 [classes].
+    """Returns the shift to add to logits so that their softmax assumes other class shares, float32 [classes].
 
     Args:
         assumed: Class shares that the logits assume, [classes], each above 0.
-        wanted: Class shares that they are to assume, the same.
+        wanted: Class shares that the logits are to assume, [classes], each above 0.
     """
     return np.log(wanted / assumed).astype(np.float32)
 
 
 def shifted(probs_BK: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of logits to which a shift was added, float64 [images, classes]."""
+    """Returns probabilities as if `shift` had been added to their logits, float64 [images, classes]."""
     scaled = probs_BK * np.exp(shift.astype(np.float64))
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
 def check_classes(prior: str, classes: Collection[str]) -> None:
-    """Refuses a --prior that does not name the classes of the data.
+    """Refuses a value of --prior with shares for other classes than those of the data.
 
     Raises:
-        ConfigError: It names others, or not all.
+        ConfigError: A class has no share, or a share is for an unknown class.
     """
     given = parse_prior(prior)
     if given and set(given) != set(classes):
@@ -79,12 +83,12 @@ def check_classes(prior: str, classes: Collection[str]) -> None:
 
 
 def wanted_shares(prior: str, classes: Sequence[str], train_shares: np.ndarray) -> np.ndarray:
-    """Returns the class shares that a --prior means, float64 [classes], which sum to 1.
+    """Returns the class shares that a value of --prior means, float64 [classes], with the sum 1.
 
     Args:
-        prior: See `config.parse_prior`.
+        prior: Value of --prior; see `config.training.parse_prior`.
         classes: Class names in the order of the model's outputs.
-        train_shares: Those of the training images, [classes].
+        train_shares: Class shares of the training images, [classes].
 
     Raises:
         ConfigError: See `check_classes`.

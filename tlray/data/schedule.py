@@ -1,6 +1,7 @@
-"""Which image comes when: the order of training and validation as a pure function of the row number.
+"""Schedules, which say which image is at each row of a stream, for training, validation, scoring and features.
 
-A global batch holds the same images whatever the number of workers, and a resumed run starts at a row.
+The image is a pure function of the row number, so that a stream can start at any row. A global batch of training holds
+the same images for any number of workers.
 """
 
 import functools
@@ -19,12 +20,12 @@ def permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """A part of a stream.
+    """Some rows of a stream.
 
     Attributes:
         index: int64 [rows], the image's row in the manifest.
-        epoch: int64 [rows], 0-based; -1: not augmented, whatever the stream's augmentation.
-        weight: float32 [rows], 1, or 0 for a row that only fills up the last batch.
+        epoch: int64 [rows], 0-based epoch for the augmentation; -1: the image is never augmented.
+        weight: float32 [rows], 1, or 0 for a row that only pads the last batch.
     """
 
     index: np.ndarray
@@ -33,9 +34,9 @@ class Rows:
 
 
 def view_of(rows: Rows, *, num_images: int, num_views: int, seed: int) -> np.ndarray:
-    """Returns which of an image's stored views each row takes, int64 [rows].
+    """Returns the number of the stored view of its image that each row uses, int64 [rows].
 
-    Each image begins with a view of its own and takes the next one in the next epoch.
+    Each image starts with a random view and uses the next one in each following epoch.
     """
     first = np.random.default_rng([seed, num_images]).integers(num_views, size=num_images)
     return (first[rows.index] + np.maximum(rows.epoch, 0)) % num_views
@@ -43,19 +44,19 @@ def view_of(rows: Rows, *, num_images: int, num_views: int, seed: int) -> np.nda
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSchedule:
-    """The rows of one rank's training stream: every epoch a permutation, cut into global batches.
+    """Rows of one rank's training stream: each epoch is a permutation of the images, cut into global batches.
 
-    The last batch of an epoch is filled up with the epoch's first images at weight 0, so that every rank has the same
-    number of steps and every image counts exactly once an epoch.
+    The last batch of an epoch is padded with the epoch's first images at weight 0, so that every rank has the same
+    number of steps and every image counts exactly once per epoch.
 
     Attributes:
-        num_images: Images in the training split.
+        num_images: Number of images in the training split.
         batch_size: Global batch size, divisible by `num_workers`.
         num_workers: Number of ranks.
         rank: This stream's rank, from 0.
-        seed: Decides the permutations.
-        num_epochs: Epochs in the whole run.
-        first_epoch: Where the stream starts, 0-based.
+        seed: Seed of the permutations.
+        num_epochs: Number of epochs in the whole run.
+        first_epoch: Epoch at which the stream starts, 0-based.
     """
 
     num_images: int
@@ -68,25 +69,25 @@ class TrainSchedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Number of global batches in an epoch."""
         return -(-self.num_images // self.batch_size)
 
     @property
     def rank_batch_size(self) -> int:
-        """Rows that this rank contributes to a global batch."""
+        """Number of rows that each rank contributes to a global batch."""
         return self.batch_size // self.num_workers
 
     @property
     def num_rows(self) -> int:
-        """Rows of this rank's stream, all remaining epochs together."""
+        """Number of rows of this rank's stream, all remaining epochs together."""
         return (self.num_epochs - self.first_epoch) * self.steps_per_epoch * self.rank_batch_size
 
     def num_images_in_step(self, step: int) -> int:
-        """Returns how many rows of a global batch count (have weight 1)."""
+        """Returns how many rows of an epoch's global batch number `step`, from 0, have weight 1."""
         return min(self.batch_size, self.num_images - step * self.batch_size)
 
     def rows(self, positions: np.ndarray) -> Rows:
-        """Returns what lies at some positions (int64, from 0 to `num_rows` - 1) of this rank's stream."""
+        """Returns the rows at some positions (int64, from 0 to `num_rows` - 1) of this rank's stream."""
         rows_per_epoch = self.steps_per_epoch * self.rank_batch_size
         epoch = self.first_epoch + positions // rows_per_epoch
         step, offset = np.divmod(positions % rows_per_epoch, self.rank_batch_size)
@@ -100,10 +101,12 @@ class TrainSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSchedule:
-    """The rows of one rank's validation stream: rank, rank + num_workers, ..., filled up at weight 0 to equal lengths.
+    """Rows of one rank's validation stream: images rank, rank + num_workers, and so on.
+
+    Streams are padded with images at weight 0, so that those of all ranks have the same length.
 
     Attributes:
-        num_images: Images in the split.
+        num_images: Number of images in the split.
         num_workers: Number of ranks.
         rank: This stream's rank, from 0.
     """
@@ -114,11 +117,11 @@ class EvalSchedule:
 
     @property
     def num_rows(self) -> int:
-        """Rows of every rank's stream."""
+        """Number of rows of each rank's stream."""
         return -(-self.num_images // self.num_workers)
 
     def rows(self, positions: np.ndarray) -> Rows:
-        """Returns what lies at some positions (int64, from 0 to `num_rows` - 1) of this rank's stream."""
+        """Returns the rows at some positions (int64, from 0 to `num_rows` - 1) of this rank's stream."""
         place = positions * self.num_workers + self.rank
         return Rows(
             index=place % self.num_images,
@@ -129,31 +132,32 @@ class EvalSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainSchedule:
-    """Every image once, in the manifest's order: what scoring reads."""
+    """Rows of a scoring stream: every image once, in the manifest's order."""
 
     num_rows: int
 
     def rows(self, positions: np.ndarray) -> Rows:
-        """Returns the rows at some positions: the positions themselves."""
+        """Returns the rows at some positions; each position is the image's row in the manifest."""
         return Rows(index=positions, epoch=np.zeros_like(positions), weight=np.ones(len(positions), dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSchedule:
-    """Every row of a table once, each as the view that the table names: what feature extraction reads.
+    """Rows of a feature-extraction stream: every row of a table once, each with its own view of the image.
 
     Attributes:
-        views: int32 [rows]; 0: the image as it is, v: augmented as in epoch v - 1 of a training.
+        views: int32 [rows], the view of each row; 0: the image without augmentation, v: the image augmented as in epoch
+            v - 1 of a training.
     """
 
     views: np.ndarray
 
     @property
     def num_rows(self) -> int:
-        """Rows of the stream."""
+        """Number of rows of the stream."""
         return len(self.views)
 
     def rows(self, positions: np.ndarray) -> Rows:
-        """Returns the rows at some positions, epoch -1 for images as they are."""
+        """Returns the rows at some positions, with epoch -1 for images without augmentation."""
         epoch = self.views[positions].astype(np.int64) - 1
         return Rows(index=positions, epoch=epoch, weight=np.ones(len(positions), dtype=np.float32))

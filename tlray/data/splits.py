@@ -1,4 +1,4 @@
-"""Splits of a manifest: what is missing is cut from train, patients and copies of an image kept together."""
+"""Assigns missing splits of a manifest, with each patient's images and copies of an image in one split."""
 
 import hashlib
 import math
@@ -15,21 +15,21 @@ from tlray.errors import DataError, some
 
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
-    """Cuts the splits that the data does not give from train, whole groups at a time.
+    """Fills missing splits by moving whole groups from train to them, and returns the table with the new splits.
 
-    Given splits are kept, and a null split counts as train. A split counts as given if it has a labelled image. Within
-    each label the groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until it
-    has `fraction` of the label's images in train and at least one group. A group with several labels goes with its
-    commonest one (of equally common ones the first by name). Every label keeps a training group; where both splits
-    are missing and a label has two groups, valid gets one and test none. A group with images in a given valid or test
-    split is never cut. Unlabelled rows in train follow their group; those without a split stay so. Groups that share an
-    image, byte by byte, count as one, or its copies would leak from train to test. The order of rows makes no
+    A split is missing if it has no labelled image. Given splits are kept, and a labelled image without one gets train.
+    For each label its groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until
+    it has `fraction` of the label's images in train and at least one group. A group with several labels counts for its
+    most common one (if equal, the first by name). Every label keeps a training group; if both splits are missing and a
+    label has two groups, valid gets one and test none. A group with images in a given valid or test split is never
+    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share an image,
+    byte for byte, count as one, because its copies would leak from train to test otherwise. The order of rows makes no
     difference.
 
     Args:
         table: A manifest with unified classes.
-        seed: Chooses which groups are cut.
-        fraction: Share of a label's training images to cut for each missing split, in (0, 0.5).
+        seed: Seed of the choice of groups.
+        fraction: Share of a label's training images to move to each missing split, in (0, 0.5).
 
     Returns:
         The table with splits for all labelled rows.
@@ -52,14 +52,14 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
 
 
 def groups_with_copies(groups: Sequence[str], digests: Sequence[str | None]) -> list[str]:
-    """Joins groups that share an image.
+    """Merges groups that share an image.
 
     Args:
-        groups: Each row's group.
-        digests: The sha256 of each row's file; None where it is not known.
+        groups: The group of each row.
+        digests: The sha256 of each row's file; None if it is not known.
 
     Returns:
-        Each row's group, groups with byte-identical images joined under the first of their names.
+        The group of each row; groups with byte-identical images are merged and have the first of their names.
     """
     names, group_of_row = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
     has_digest = np.array([digest is not None for digest in digests], dtype=bool)
@@ -78,7 +78,15 @@ def groups_with_copies(groups: Sequence[str], digests: Sequence[str | None]) -> 
 def _cut_groups(
     label_counts: Mapping[str, Counter[str]], elsewhere: set[str], missing: Sequence[str], *, seed: int, fraction: float
 ) -> dict[str, str]:
-    """Returns the new split of each group to cut. `label_counts`: for each group in train, its images by label."""
+    """Returns the new split of each group that is moved.
+
+    Args:
+        label_counts: For each group in train, its number of training images by label.
+        elsewhere: Groups with images in a given valid or test split, which are not moved.
+        missing: The splits to fill, in this order.
+        seed: See `assign_splits`.
+        fraction: See `assign_splits`.
+    """
     groups_of: dict[str, list[str]] = defaultdict(list)
     num_train_groups: Counter[str] = Counter()
     for group, counts in label_counts.items():
@@ -87,14 +95,14 @@ def _cut_groups(
     cut: dict[str, str] = {}
     for label, groups in sorted(groups_of.items()):
         num_images = sum(label_counts[group].total() for group in groups)
-        # Rounded first: 0.15 * 340 is a little above 51 in binary.
+        # Round first, because 0.15 * 340 is slightly above 51 in binary floating point.
         num_wanted = max(1, math.ceil(round(fraction * num_images, 6)))
         free = sorted(
             (group for group in groups if group not in elsewhere),
             key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
         )
         for index, split in enumerate(missing):
-            num_reserved = len(missing) - 1 - index  # one group for each split still to be cut
+            num_reserved = len(missing) - 1 - index  # one group for each split still to be filled
             num_cut = 0
             for group in free.copy():
                 if num_cut >= num_wanted or len(free) <= num_reserved or num_train_groups[label] < 2 + num_reserved:

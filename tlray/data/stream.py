@@ -1,6 +1,6 @@
-"""Ray Data streams of images: read, decode and augment on CPU workers, in order, never the whole data set in memory.
+"""Ray Data streams of images, which CPU workers read, decode and augment, in order and without loading all into memory.
 
-A stream is a range of row numbers; each task looks its rows up in the manifest, which lies in Ray's object store once.
+A stream is a range of row numbers. Each task looks its rows up in the manifest, which is in Ray's object store.
 """
 
 import hashlib
@@ -26,21 +26,22 @@ from tlray.errors import ImageError, ImageErrorCode
 from tlray.files import file_stamps, storage
 
 ROWS_PER_BLOCK = 32
-"""Rows in one task's output: at 224 px 5 MB, so that a task yields once and a waiting consumer never holds a CPU."""
+"""Number of rows in one task's output: 5 MB at 224 px, small enough that a task yields only once. A task that waits for
+its consumer between two outputs would hold a CPU."""
 
 MAX_BLOCKS = 2048
-"""Tasks of a dataset of `image_batches`. Ray Data puts a block for each task into the object store before the first one
-begins: 1 to 2 s for so many, 27 s for those of a million images (2 cores, 2026-11-28)."""
+"""Maximum number of tasks of one dataset of `image_batches`, approximately. Before the first task starts, Ray Data puts
+a block for each into the object store: 1 to 2 s for 2048, 27 s for a million images (2 cores, 2026-11-28)."""
 
 TASK_CPUS = 0.5
-"""What a reading task asks for: it waits for storage about as long as it decodes. (Ray Data also fuses tasks into the
-predictors' actors where both ask for the same, and then nothing is decoded while the model runs.)"""
+"""CPUs that a reading task asks for, as it waits for storage about as long as it decodes. It differs from what
+predictors ask for, because otherwise Ray Data would fuse the two, and nothing would be decoded while the model runs."""
 
 ROUND_S, TRAINING_ROUND_S = 0.005, 0.05
-"""The least time between two rounds of a stream's scheduling loop, and of one in a process that trains."""
+"""Seconds to rest between two rounds of a stream's scheduling loop, in general and in a process that trains."""
 
 READ_THREADS = 8
-"""Files read at a time in one task: what hides an object store's latency."""
+"""Number of files that one task reads concurrently, which hides an object store's latency."""
 
 
 Schedule = TrainSchedule | EvalSchedule | PlainSchedule | ViewSchedule
@@ -51,8 +52,8 @@ class Share:
     """The part of a cluster that one stream may use.
 
     Attributes:
-        num_cpus: CPUs that are left for its tasks; where that is less than `TASK_CPUS` a task asks for no more.
-        object_store_bytes: Memory for images that wait to be consumed.
+        num_cpus: CPUs for the stream's tasks. If it is less than `TASK_CPUS`, a task asks for this many.
+        object_store_bytes: Object-store memory for images that wait to be consumed.
     """
 
     num_cpus: float
@@ -61,13 +62,13 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """How files become the model's pixels.
+    """Settings for decoding and augmenting files.
 
     Attributes:
-        size_px: Height and width.
-        intensity_range: The values of a 16-bit image that become 0 and 255, see `images.decode`.
-        augmentation: Random changes; None: as they are.
-        seed: Decides the changes, with epoch and image_id.
+        size_px: Height and width of the decoded images.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255, see `decoding.decode`.
+        augmentation: Ranges of random changes; None: no augmentation.
+        seed: Seed of the random changes, which also depend on epoch and image_id.
     """
 
     size_px: int
@@ -77,10 +78,10 @@ class Pixels:
 
 
 def read_file(uri: str) -> bytes:
-    """Reads an image file.
+    """Returns the bytes of an image file.
 
     Raises:
-        ImageError: With the code that says why not.
+        ImageError: The file cannot be read; the error's code says why.
     """
     try:
         return storage.read_bytes(uri, max_bytes=decoding.MAX_FILE_BYTES)
@@ -88,7 +89,7 @@ def read_file(uri: str) -> bytes:
         raise ImageError(ImageErrorCode.NOT_FOUND, "There is no such file.") from error
     except ImageError:
         raise
-    except Exception as error:  # one unreadable image is a row, whatever its store or archive raised
+    except Exception as error:  # an unreadable image becomes a row with an error, never a failed job
         raise ImageError(ImageErrorCode.UNREADABLE, f"The file cannot be read: {error}") from error
 
 
@@ -102,21 +103,21 @@ def image_stream(
     num_rows: int | None = None,
     with_stamps: bool = False,
 ) -> ray.data.Dataset:
-    """Streams decoded images in a schedule's order.
+    """Returns a dataset of decoded images in a schedule's order.
 
     Args:
-        manifest: A table with `uri` and `image_id`, in the object store.
-        schedule: Says which row comes when.
-        pixels: How files become pixels.
-        share: The part of the cluster to use; None: what is free.
-        first_row: Where to start in the schedule.
-        num_rows: How many rows to stream; None: all from there on.
-        with_stamps: Give the column `filestamps.COLUMN` too: what `filestamps.stamps` said before the file was read.
+        manifest: Reference to a table with `uri` and `image_id` in the object store.
+        schedule: The order of the images.
+        pixels: Settings for decoding and augmentation.
+        share: The part of the cluster to use; None: all that is free.
+        first_row: Row of the schedule to start at.
+        num_rows: Number of rows; None: all from `first_row` on.
+        with_stamps: Add the column `file_stamps.COLUMN`, with the stamps of the files before they were read.
 
     Returns:
         A dataset with the columns `row` (int64, the manifest's row), `image` (uint8 [size, size, 3], zeros on error),
-        `epoch` (int64), `weight` (float32), and the strings `sha256`, `error_code` and `error`, empty for none: a block
-        of nulls alone would lose its type on the way.
+        `epoch` (int64), `weight` (float32), and the strings `sha256`, `error_code` and `error`. Missing strings are
+        empty and not null, because a block with nulls only would lose its type.
     """
     return map_rows(
         schedule.num_rows - first_row if num_rows is None else num_rows,
@@ -135,17 +136,17 @@ def image_stream(
 def image_batches(
     manifest: "ray.ObjectRef[pa.Table]", schedule: Schedule, pixels: Pixels, *, batch_size: int, share: Share
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of a long stream, which is run as one dataset after another.
+    """Yields the batches of a long stream, which runs as several datasets, one after another.
 
     Args:
         manifest: See `image_stream`.
-        schedule: See there.
-        pixels: See there.
-        batch_size: Rows in a batch; the last one may have fewer.
+        schedule: See `image_stream`.
+        pixels: See `image_stream`.
+        batch_size: Number of rows in a batch; the last one may have fewer.
         share: See `image_stream`.
 
     Yields:
-        The columns of `image_stream` as arrays.
+        The columns of `image_stream` as NumPy arrays.
     """
     for first_row, num_rows in parts_of(schedule.num_rows, batch_size):
         dataset = image_stream(manifest, schedule, pixels, share=share, first_row=first_row, num_rows=num_rows)
@@ -153,7 +154,7 @@ def image_batches(
 
 
 def parts_of(num_rows: int, batch_size: int) -> list[tuple[int, int]]:
-    """Cuts a stream into parts of whole batches, each of about `MAX_BLOCKS` blocks at most.
+    """Divides a stream into parts of whole batches, each of about `MAX_BLOCKS` blocks at most.
 
     Returns:
         First row and number of rows of each part, in order.
@@ -177,7 +178,7 @@ def _decode_rows(
     decoded = np.zeros((len(rows.index), pixels.size_px, pixels.size_px, 3), dtype=np.uint8)
     digests: list[str] = []
     errors: list[ImageError | None] = []
-    # Before the files are read: a file that changes meanwhile is known by an older stamp, and read again.
+    # Stamps are taken before the files are read: a file that changes meanwhile gets an older stamp, and is read again.
     stamps = {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen["uri"]))} if with_stamps else {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(read_or_error, chosen["uri"])
@@ -203,7 +204,7 @@ def _decode_rows(
 
 
 def read_or_error(uri: str) -> bytes | ImageError:
-    """Reads a file: its bytes, or the error that it met."""
+    """Returns the bytes of an image file, or the error of `read_file`."""
     try:
         return read_file(uri)
     except ImageError as error:
@@ -227,18 +228,20 @@ def map_rows(
     rows_per_block: int = ROWS_PER_BLOCK,
     task_cpus: float = TASK_CPUS,
 ) -> ray.data.Dataset:
-    """Makes a dataset of one row for each row number, by a function that is called with blocks of row numbers.
+    """Returns a dataset made by a function that is called with blocks of row numbers.
 
     Args:
-        num_rows: Row numbers run from 0 to below it.
-        function: Called with `{"id": row numbers}` and the arguments; returns columns as NumPy arrays.
+        num_rows: Number of row numbers, which start at 0.
+        function: Called with `{"id": row numbers}` and the arguments. Returns rows for them, as columns of NumPy arrays
+            or an Arrow table.
         arguments: Keyword arguments of the function.
-        share: The part of the cluster that the dataset may use; None: what it finds.
-        rows_per_block: Rows in a call.
-        task_cpus: CPUs that a call asks for, at most those of the share.
+        share: The part of the cluster that the dataset may use; None: all that is free.
+        rows_per_block: Number of row numbers in a call.
+        task_cpus: CPUs that a call asks for; at most those of the share are used.
     """
     num_cpus = task_cpus if share is None else min(task_cpus, share.num_cpus)
-    # `ray.data.range`, whose tasks ask for a whole CPU each: with the same request they become one with what follows.
+    # Like `ray.data.range`, whose tasks would ask for a whole CPU each. With the same number of CPUs as the function
+    # below, Ray Data fuses the two.
     dataset = ray.data.read_datasource(
         RangeDatasource(n=num_rows, block_format="arrow", column_name="id"),
         num_cpus=num_cpus,
@@ -255,17 +258,17 @@ def iterate(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterato
     """Yields a dataset's batches, in order, as NumPy arrays.
 
     Args:
-        dataset: What to run.
-        batch_size: Rows in a batch, the last may have fewer; None: as they come.
+        dataset: The dataset to run.
+        batch_size: Number of rows in a batch, the last one may have fewer; None: the blocks as they come.
     """
     batches = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
     yield from cast("Iterator[dict[str, np.ndarray]]", batches)
 
 
 class _Paced(ExecutionCallback):
-    """Lets a stream's scheduling loop rest between its rounds.
+    """Makes a stream's scheduling loop rest between its rounds.
 
-    When everything that may be decoded ahead has been, Ray Data's loop has no task to wait for and spins.
+    When all images that may be decoded ahead are decoded, Ray Data's loop has no task to wait for and would spin.
     """
 
     round_s = ROUND_S
@@ -275,7 +278,7 @@ class _Paced(ExecutionCallback):
 
 
 class _PacedForTraining(_Paced):
-    """Rests longer, in the very process that trains: measured, a step took twice its time without."""
+    """Rests longer, because the loop runs in the process that trains; without the rest a step took twice as long."""
 
     round_s = TRAINING_ROUND_S
 

@@ -1,4 +1,4 @@
-"""What the uris of a table mean: relative to the table, and spelt as the files are here."""
+"""Resolves the uris in a manifest: relative to the manifest, with the spelling that the files have on this system."""
 
 import posixpath
 import unicodedata
@@ -10,11 +10,14 @@ from pyarrow import fs
 from tlray.files import storage
 
 FORMS_OF_NAMES = ("NFC", "NFD")
-"""Unicode's composed and decomposed forms, in which file systems store names."""
+"""Unicode normal forms in which file systems store names: composed and decomposed."""
 
 
 def with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
-    """Returns a manifest's uris with `/` for the backslashes of Windows, unless files have such names here."""
+    """Returns a manifest's uris with `/` in place of the backslashes of Windows.
+
+    The uris stay as they are if the first one with a backslash is the name of an existing file.
+    """
     first = next((uri for uri in uris if uri and "\\" in uri and not storage.is_uri(uri)), None)
     if first is None or storage.exists(resolve(location, first)):
         return list(uris)
@@ -22,10 +25,10 @@ def with_slashes(location: str, uris: Sequence[str | None]) -> list[str | None]:
 
 
 def in_stored_form(location: str, uris: Sequence[str | None]) -> list[str | None]:
-    """Returns a manifest's uris in the Unicode form that their files' names have here, where only that form is there.
+    """Returns a manifest's uris in the Unicode form of their files' names, if no file has the uri as it is written.
 
-    A table written on macOS may have `é` as one letter, and its files `e` and an accent. On a store, where each look
-    is a request, the first such uri of a folder decides for all in it.
+    A table written on macOS may have `é` as one character, and its files `e` and an accent. On an object store, where
+    each check costs a request, the first such uri in a folder decides for all others in it.
     """
     form_of: dict[str, str | None] = {}
     found = []
@@ -51,12 +54,12 @@ def _is_there(location: str) -> bool:
 
 
 def is_absolute(uri: str) -> bool:
-    """Tells whether a uri means the same whatever table it stands in."""
+    """Tells whether a uri is an absolute path or has a scheme, so that it does not depend on its table's location."""
     return uri.startswith("/") or storage.is_uri(uri)
 
 
 def resolve(manifest: str, uri: str) -> str:
-    """Returns the location that a manifest's uri means."""
+    """Returns the location of a uri in a manifest; relative uris start at the manifest's folder."""
     if is_absolute(uri):
         return localize(uri)
     scheme, separator, path = manifest.rpartition("://")
@@ -64,5 +67,5 @@ def resolve(manifest: str, uri: str) -> str:
 
 
 def localize(location: str) -> str:
-    """Makes a local location, `file://` ones too, an absolute path, so that a file has one name however it is given."""
+    """Returns local locations, including `file://` URIs, as absolute paths, so that each file has only one name."""
     return storage.absolute(storage.open_location(location)[1] if location.startswith("file://") else location)

@@ -1,4 +1,4 @@
-"""Tables of images as people keep them: CSV of every spreadsheet, TSV and Parquet, read as columns of text."""
+"""Reads tables of images (CSV of any spreadsheet, TSV or Parquet) as columns of strings."""
 
 import codecs
 import contextlib
@@ -14,18 +14,22 @@ from tlray.errors import DataError
 from tlray.files import storage
 
 COLUMNS = ("uri", "label", "split", "group_id", "image_id")
-"""Columns that a table of images may have."""
+"""Names of the columns that a table of images may have."""
 
 
 def read_csv(data: bytes, location: str) -> dict[str, list[str | None]]:
-    """Reads columns of strings, null where empty; labels such as `01` stay as they are.
+    """Returns the columns of a CSV file as strings, None for empty values; labels such as `01` stay as they are.
 
     Values are separated by commas, semicolons or tabs, whichever gives the header the most columns. The text is UTF-8,
     or UTF-16 with a byte order mark (a spreadsheet's "Unicode text"). Empty rows and columns are left out, and so is a
     first column without a name (the index that pandas writes).
 
+    Args:
+        data: Content of the file.
+        location: Location of the file, for messages.
+
     Raises:
-        DataError: It is no such file.
+        DataError: The file is not such a table.
     """
     try:
         rows = _split_rows(_decode_text(data))
@@ -74,15 +78,18 @@ def _reader(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
-    """Reads the columns of a table as strings, null where empty.
+    """Returns the columns of a table as strings, None for missing values.
+
+    Columns of a Parquet file that are not wanted have no values.
 
     Args:
         location: The table, a path or URI.
-        suffix: ".csv", ".tsv" or ".parquet".
-        columns: Names of ours to the table's, where they differ.
+        suffix: Format of the table: ".csv", ".tsv" or ".parquet".
+        columns: Names in the table of those of `COLUMNS` that it calls otherwise.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The table cannot be parsed.
+        OSError: The file cannot be read.
     """
     data = storage.read_bytes(location)
     return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
