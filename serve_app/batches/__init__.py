@@ -1,1 +1,1 @@
-"""Bulk scoring through the endpoint, as jobs of Ray's job server."""
+"""Bulk scoring through the endpoint: batches, which run as jobs of Ray's job server."""

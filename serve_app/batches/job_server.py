@@ -1,4 +1,4 @@
-"""Ray's job server: it runs the batches and remembers them, whatever becomes of this application."""
+"""A client of Ray's job server, which runs batches as jobs and keeps them even if this application ends."""
 
 import logging
 import shlex
@@ -16,9 +16,10 @@ from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 
 RETRY_AFTER_S = 10
+"""Seconds for the header Retry-After when there is no job server or another batch is running."""
 
 SECRETS = (KEYS_VARIABLE, FILE_VARIABLE, TOKEN_VARIABLE)
-"""Environment variables of the endpoint that no job is given."""
+"""Environment variables of the endpoint that jobs do not get, because they contain secrets."""
 
 _LOG = logging.getLogger("ray.serve")
 
@@ -28,11 +29,11 @@ class Job:
     """A job as the job server knows it.
 
     Attributes:
-        id: Its submission id.
-        status: How far it is.
-        start_ms: When it was submitted, as a Unix time.
-        metadata: What was given with it.
-        message: Of a failed one the end of its log, for the operator.
+        id: Submission id of the job.
+        status: Ray's status of the job.
+        start_ms: Time of submission, in milliseconds since the Unix epoch.
+        metadata: The metadata that were submitted with the job.
+        message: For a failed job, the end of its log, for the operator.
     """
 
     id: str
@@ -43,21 +44,21 @@ class Job:
 
 
 class JobServer:
-    """The job server of the Ray that this process is in. Its methods block; each raises RequestError (503) without one.
+    """The job server of this process's Ray. All methods block, and raise RequestError (503) if it does not answer.
 
-    It is looked up anew each time: a head that was restarted may have another address.
+    Each call looks up its address, which may change when the head node is restarted.
     """
 
     def submit(self, command: Sequence[str], *, id: str, metadata: Mapping[str, str]) -> None:  # noqa: A002
         """Starts a command as a job.
 
         Args:
-            command: The program and its arguments, as they are: no shell sees anything in them.
+            command: The program and its arguments, passed literally: no shell interprets them.
             id: The submission id.
-            metadata: What is to be remembered.
+            metadata: Metadata that the job server keeps with the job.
         """
         with _client() as client:
-            # Ray's job manager tells a job the address of any Ray on its machine that it finds.
+            # Ray's job manager would give the job the address of any Ray that it finds on its machine.
             address = f"RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
             client.submit_job(
                 entrypoint=shlex.join(["env", address, *command]),
@@ -67,7 +68,7 @@ class JobServer:
             )
 
     def find(self, id: str) -> Job | None:  # noqa: A002
-        """Returns the job of a submission id, None if there is none."""
+        """Returns the job with a submission id; None if there is none."""
         with _client() as client:
             try:
                 return _job(client.get_job_info(id))
@@ -82,12 +83,12 @@ class JobServer:
             return [_job(details) for details in client.list_jobs() if details.submission_id]
 
     def stop(self, id: str) -> bool:  # noqa: A002
-        """Asks a job to end; tells whether there was a process to be asked."""
+        """Asks a job to end and returns whether it had a process that could be asked."""
         with _client() as client:
             return client.stop_job(id)
 
     def cpus(self) -> tuple[float, float]:
-        """Returns how many CPUs of the cluster are free, and how many there are."""
+        """Returns the number of free CPUs in the cluster, and the number of all its CPUs."""
         return ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
 
 
@@ -106,7 +107,7 @@ def _client() -> Iterator[JobSubmissionClient]:
     context = ray.get_runtime_context()
     try:
         client = JobSubmissionClient(context.gcs_address)
-        # A Ray without a dashboard names the port that it would have had; there another one's may listen.
+        # A Ray without a dashboard reports the port that it would have used; another Ray's dashboard may listen there.
         session = client._do_request("GET", "/api/version").json()["session_name"]
         if session != context.get_session_name():
             raise ConnectionError(f"{client.get_address()} is the job server of another Ray, {session}.")
@@ -122,7 +123,7 @@ def _client() -> Iterator[JobSubmissionClient]:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Returns the environment of this replica, so that the job has the same code, without the endpoint's keys."""
+    """Returns this replica's runtime environment without `SECRETS`, so that the job runs the same code."""
     own = dict(ray.get_runtime_context().runtime_env)
-    # Empty rather than left out: a job inherits the environment of its node's Ray, where they may be, too.
+    # Empty rather than left out, because a job inherits the environment of its node's Ray, which may have them too.
     return own | {"env_vars": own.get("env_vars", {}) | dict.fromkeys(SECRETS, "")}

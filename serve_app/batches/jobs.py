@@ -1,4 +1,4 @@
-"""Batches: bulk scoring through the endpoint, as jobs that outlive it. What is known of them, the job server knows."""
+"""Batches: bulk scoring as jobs that outlive the endpoint. The job server keeps their list, not this process."""
 
 import asyncio
 import functools
@@ -23,46 +23,49 @@ from tlray.inference import score_state
 T = TypeVar("T")
 
 PREFIX = "tlray-batch-"
+"""Start of the submission ids of batches."""
+
 NUM_THREADS = 4
+"""Number of threads for calls to the job server and to storage."""
 
 _LOG = logging.getLogger("ray.serve")
 
 _ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}
 
 _PATH = re.compile(r"'((?:\w[\w+.-]*://|/)[^']*)'|(?<![\w./])(\w[\w+.-]*://[^\s'\",]*|/[^\s'\",]+)")
-"""What looks like a path or URI in a message; between apostrophes it may have spaces."""
+"""Pattern of a path or URI in a message; only one between apostrophes may contain spaces."""
 
 
 class Jobs(Protocol):
-    """Where batches run; see `JobServer`."""
+    """The methods that `Batches` needs of a job server; see `JobServer`."""
 
     def submit(self, command: Sequence[str], *, id: str, metadata: Mapping[str, str]) -> None:  # noqa: A002
-        """Starts a command as a job."""
+        """Starts a command as a job; see `JobServer.submit`."""
         ...
 
     def find(self, id: str) -> Job | None:  # noqa: A002
-        """Returns a job."""
+        """Returns the job with a submission id; None if there is none."""
         ...
 
     def find_all(self) -> list[Job]:
-        """Returns all jobs."""
+        """Returns all jobs that were ever submitted."""
         ...
 
     def stop(self, id: str) -> bool:  # noqa: A002
-        """Asks a job to end."""
+        """Asks a job to end and returns whether it had a process that could be asked."""
         ...
 
     def cpus(self) -> tuple[float, float]:
-        """Returns how many CPUs are free, and how many there are."""
+        """Returns the number of free CPUs in the cluster, and the number of all its CPUs."""
         ...
 
 
 class Batches:
-    """The batches of one model. Any number of these objects, in any process, know the same batches.
+    """Starts, lists and cancels the batches of one model. All such objects, in any process, see the same batches.
 
     Args:
-        service: Knows the models and the operator's options.
-        jobs: Where batches run.
+        service: Has the model's versions and the operator's settings.
+        jobs: The job server that runs the batches.
     """
 
     def __init__(self, service: Service, jobs: Jobs) -> None:
@@ -72,17 +75,17 @@ class Batches:
         self._input_roots = service.options.input_roots
         self._output_roots = service.options.output_roots
         self._submitting = asyncio.Lock()
-        # Of their own: where the job server hangs, nothing else is to wait for a thread.
+        # Separate threads, so that nothing else waits for one while the job server hangs.
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches")
 
     async def create(self, body: bytes) -> dict[str, Any]:
-        """Starts a batch, or goes on with one that failed or was cancelled. Only one runs at a time.
+        """Starts a batch, or resumes one that failed or was cancelled. Only one batch runs at a time.
 
         Args:
-            body: JSON: `input`, `output`, and `version` if it is not to be the main one.
+            body: JSON object with `input`, `output` and, unless the main version is wanted, `version`.
 
         Returns:
-            See `show`.
+            The state of the batch, as `show` returns it.
 
         Raises:
             RequestError: 400: the body is wrong; 403: a location is not allowed; 404: there is no such version; 409:
@@ -107,7 +110,7 @@ class Batches:
         async with self._submitting:
             await self._ask(self._refuse_if_busy, order.output)
             await self._ask(self._jobs.submit, command, id=PREFIX + name, metadata=metadata)
-            try:  # another replica may have done the same at this moment: the earlier one stays
+            try:  # another replica may have submitted a batch at the same moment: the earlier one stays
                 await self._ask(self._refuse_if_busy, order.output, name)
             except RequestError:
                 await self._ask(self._jobs.stop, PREFIX + name)
@@ -115,14 +118,14 @@ class Batches:
         return await self.show(name)
 
     async def show(self, name: str) -> dict[str, Any]:
-        """Tells how far a batch is.
+        """Returns the state and progress of a batch.
 
         Args:
-            name: Its id.
+            name: Id of the batch.
 
         Returns:
             `id`, `state` (pending, running, succeeded, failed, cancelled), `progress` (`done`, `failed`, `total`, or
-            None where nothing is known yet), `message` (what a pending one waits for, or why one failed), `input`,
+            None if it is not known yet), `message` (what a pending batch waits for, or why a batch failed), `input`,
             `output`, `version`, `bundle_sha256`.
 
         Raises:
@@ -131,10 +134,10 @@ class Batches:
         return await self._describe(await self._find(name))
 
     async def show_all(self, limit: int) -> list[dict[str, Any]]:
-        """Tells how far the batches of this model are, the newest first.
+        """Returns the state and progress of this model's batches, as `show` does, the newest first.
 
         Args:
-            limit: Number of batches, at most.
+            limit: Maximum number of batches.
 
         Raises:
             RequestError: 503: there is no job server.
@@ -142,11 +145,11 @@ class Batches:
         jobs = await self._ask(self._jobs.find_all)
         ours = [job for job in jobs if job.id.startswith(PREFIX) and job.metadata.get("model") == self._options.name]
         newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
-        # One after another: other requests need the few threads, too.
+        # One after another, because other requests need the few threads too.
         return [await self._describe(job, or_less=True) for job in newest]
 
     async def _describe(self, job: Job, *, or_less: bool = False) -> dict[str, Any]:
-        """Returns what `show` does; `or_less`: without progress where the storage does not answer."""
+        """Returns what `show` returns. With `or_less`, progress is None if the storage does not answer."""
         try:
             progress = await self._ask(_read_progress, job)
         except RequestError:
@@ -170,10 +173,10 @@ class Batches:
         }
 
     async def cancel(self, name: str) -> bool:
-        """Cancels a batch, which then ends within seconds; what it has written stays.
+        """Cancels a batch, which then ends within seconds. The rows that it has written stay.
 
         Returns:
-            Whether there was anything to cancel.
+            Whether there was anything to cancel: False if the batch had ended already.
 
         Raises:
             RequestError: 404: there is no such batch; 503: there is no job server, or the job is just being started.
@@ -218,7 +221,7 @@ class Batches:
             raise forbidden("output: input and output must lie apart. Give a folder elsewhere.")
 
     def _refuse_if_busy(self, output: str, name: str | None = None) -> None:
-        """Raises the error of a batch for which others leave no room; `name`: it is submitted already."""
+        """Raises RequestError (409, 429) if another batch is running. `name` is this one's id, if submitted already."""
         living = [job for job in self._jobs.find_all() if job.id.startswith(PREFIX) and job.status not in _ENDED]
         first = min(living, key=lambda job: (job.start_ms, job.id), default=None)
         if first is None or first.id == f"{PREFIX}{name}":
@@ -227,7 +230,7 @@ class Batches:
             raise RequestError(
                 409, f"The batch {first.id.removeprefix(PREFIX)} is writing to this output.", "output_in_use"
             )
-        # Each takes the whole cluster for its models; two at once could leave each other no CPU to read images with.
+        # Each batch fills the cluster with its models; two at once could leave each other no CPU for reading images.
         raise RequestError(429, "Another batch is running. Try again when it has ended.", "busy", RETRY_AFTER_S)
 
     def _what_is_missing(self, job: Job, progress: Mapping[str, Any] | None) -> str:
@@ -247,12 +250,15 @@ def _check_allowed(what: str, location: str, allowed: Sequence[str]) -> None:
 
 
 def _without_wildcards(location: str) -> str:
-    """Returns the folder in which a glob begins."""
+    """Returns the folder above the first wildcard of a glob; a location without wildcards as it is."""
     return re.split(r"/[^/]*[*?\[]", location, maxsplit=1)[0] or "/"
 
 
 def _read_progress(job: Job) -> dict[str, Any] | None:
-    """Returns what a batch says of itself; what lies at its output can still be of one that it goes on with."""
+    """Returns the progress that this batch has written to its output; None if there is none or it cannot be read.
+
+    The output may still have the progress of an earlier batch that this one resumes.
+    """
     try:
         progress = score_state.read_progress(job.metadata["output"])
     except (OSError, ValueError) as error:
@@ -262,7 +268,7 @@ def _read_progress(job: Job) -> dict[str, Any] | None:
 
 
 def failure(job: Job) -> str:
-    """Returns why a batch failed, for the client: no traceback, and no path but those that it gave itself."""
+    """Returns why a batch failed, for the client: without a traceback, and only with paths that the client gave."""
     said = [line for line in job.message.splitlines() if line.startswith("tlray: ")]
     if not said or said[-1].startswith("tlray: this should not have happened"):
         return f"The job failed. The operator finds its log in Ray, under {job.id}."
@@ -270,7 +276,7 @@ def failure(job: Job) -> str:
 
     def hide(found: re.Match[str]) -> str:
         path = storage.split_member(found[1] or found[2])[0].rstrip(".:;)")
-        if re.fullmatch(r"\w[\w+.-]*://", path):  # a scheme alone, in a remedy
+        if re.fullmatch(r"\w[\w+.-]*://", path):  # a scheme alone, which a message names in its advice
             return found[0]
         try:
             path = roots.normalize(path)

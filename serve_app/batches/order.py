@@ -1,4 +1,4 @@
-"""What a client orders of a batch: the fields of POST /v1/batches, checked."""
+"""Parses and checks the body of POST /v1/batches."""
 
 import re
 import urllib.parse
@@ -12,22 +12,25 @@ from tlray.errors import ConfigError
 from tlray.files import roots
 
 MAX_LOCATION_CHARACTERS = 4096
-"""Of an input or output; what the system allows in a path, and far from what it allows in a command line."""
+"""Maximum length of an input or output in characters.
+
+The operating system allows paths of this length, and far longer command lines.
+"""
 
 MAX_BODY_BYTES = 64 * 1024
-"""Of a request, beyond which it is not parsed."""
+"""Maximum size of the body in bytes; a larger one is refused before it is parsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a client wants.
+    """The batch that a client asks for.
 
     Attributes:
-        input: What is to be scored, see `listing.list_images`; normalized.
-        output: Where the predictions go; normalized.
-        input_uri: The input as the job gets it: as a `file://` URI if the client has said so that all nodes see it.
-        output_uri: The output in the same way.
-        version: Of the model; None: the main one.
+        input: Normalized location of the images to score, see `listing.list_images`.
+        output: Normalized location of the predictions.
+        input_uri: The input for the job: a `file://` URI if the client gave one, to say that all nodes see it.
+        output_uri: The output for the job, in the same form.
+        version: Version of the model; None: the main one.
     """
 
     input: str
@@ -38,10 +41,10 @@ class Order:
 
 
 def parse(body: bytes) -> Order:
-    """Reads the body of a request.
+    """Returns the order in the body of a request.
 
     Raises:
-        RequestError: 400: it is not as it should be; 403: a location is relative or unclear.
+        RequestError: 400: the body is invalid; 403: a location is relative or ambiguous.
     """
     if len(body) > MAX_BODY_BYTES:
         raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
@@ -82,5 +85,5 @@ def _location(fields: Mapping[str, Any], name: str) -> str:
 
 
 def forbidden(message: str) -> RequestError:
-    """Returns the error 403 with a message."""
+    """Returns the error for a location that is not allowed (403), with a message."""
     return RequestError(403, message, "location_not_allowed")

@@ -1,4 +1,4 @@
-"""The addresses of bulk scoring, below /v1/batches."""
+"""The routes of bulk scoring, below /v1/batches."""
 
 from typing import Annotated, Any
 
@@ -9,15 +9,15 @@ from serve_app.http.body import check_media_type
 from serve_app.protocols.schema import BATCH_BODY, JSON, NEW_BATCH, WITH_BATCHES, Batch, BatchList
 
 MAX_LISTED = 100
-"""Batches in one list, at most: the progress of each is read from storage."""
+"""Maximum number of batches in one list; the progress of each is read from storage."""
 
 
 def add_batches(router: APIRouter, batches: Batches) -> None:
-    """Adds the addresses of batches.
+    """Adds the routes of bulk scoring to a router.
 
     Args:
-        router: Where to; it guards them.
-        batches: What answers.
+        router: The router, which guards its routes.
+        batches: Answers the requests.
     """
 
     @router.post(
