@@ -1,1 +1,1 @@
-"""What every request passes: keys, limits of bodies, the log; and the pages for people."""
+"""HTTP parts that all protocols share: API keys, limits of bodies, the request log; and the pages for people."""

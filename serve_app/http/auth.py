@@ -1,4 +1,4 @@
-"""API keys: who may use the endpoint. Only digests of keys are held; no key is in a message, a log line or a repr."""
+"""API keys that open the endpoint. Only digests of keys are kept; no key is in a message, a log line or a repr."""
 
 import hashlib
 import hmac
@@ -10,37 +10,41 @@ from enum import IntEnum
 from tlray.errors import ConfigError
 
 KEYS_VARIABLE = "TLRAY_API_KEYS"
+"""Environment variable with keys; see `ApiKeys`."""
+
 FILE_VARIABLE = "TLRAY_API_KEYS_FILE"
+"""Environment variable with the path of a file of keys; see `ApiKeys`."""
 
 MIN_KEY_LENGTH = 16
-"""Shorter keys are refused: nothing slows down who guesses over the network, and 16 hexadecimal digits are 64 bits."""
+"""Minimum number of characters of a key. Nothing slows down guessing, and 16 hexadecimal digits are 64 bits."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Verdict(IntEnum):
-    """What becomes of a request: its HTTP status as far as the key decides it."""
+    """The decision on a request by its key; the value is the HTTP status."""
 
     ALLOWED = 200
     """The key is right, or none is required."""
     MISSING = 401
-    """A key is required and there is none."""
+    """A key is required and the request has none."""
     WRONG = 403
-    """The key is none of those that are valid."""
+    """The request's key is not valid."""
 
 
 class ApiKeys:
     """The keys that open the endpoint.
 
-    Both variables may be set: then the keys of both are valid. Neither is set: no key is required, and the caller
-    should listen on loopback only. A variable that is set and names no key is an error rather than an open door.
+    If both variables are set, the keys of both are valid. If neither is set, no key is required, and the caller should
+    listen on loopback only. A variable that is set but has no key is an error, so that it does not open the endpoint.
 
     Args:
-        environment: Where `TLRAY_API_KEYS` (keys, separated by commas) and `TLRAY_API_KEYS_FILE` (a path) are. The file
-            has one key a line; lines that begin with # and empty ones are left out. It is read again when it changes.
+        environment: Environment variables: `TLRAY_API_KEYS` has keys, separated by commas; `TLRAY_API_KEYS_FILE` has a
+            path. The file has one key per line; empty lines and lines that begin with # are ignored. It is read again
+            when it changes.
 
     Attributes:
-        required: A key is required.
+        required: Whether a key is required.
 
     Raises:
         ConfigError: There is no key, a key is too short or cannot be sent in a header, or the file cannot be read.
@@ -59,11 +63,11 @@ class ApiKeys:
         self._load_file()
 
     def check(self, *, authorization: str | None = None, x_api_key: str | None = None) -> Verdict:
-        """Decides on a request. The time that it takes does not tell how much of a wrong key is right.
+        """Returns the decision on a request. The time that it takes does not tell how much of a wrong key is right.
 
         Args:
             authorization: The header Authorization: "Bearer KEY" (https://www.rfc-editor.org/rfc/rfc6750#section-2.1).
-            x_api_key: The header X-API-Key. Where both have a key, one that is valid is enough.
+            x_api_key: The header X-API-Key. If both headers have a key, one valid key is enough.
         """
         if not self.required:
             return Verdict.ALLOWED
@@ -74,7 +78,7 @@ class ApiKeys:
             return Verdict.MISSING
         self._refresh()
         valid = (*self._fixed, *self._from_file)
-        # A list, not a generator: every key is compared, whichever fits.
+        # A list, not a generator, so that every key is compared even after one fits.
         fits = [hmac.compare_digest(digest, known) for digest in digests for known in valid]
         return Verdict.ALLOWED if any(fits) else Verdict.WRONG
 
@@ -83,7 +87,7 @@ class ApiKeys:
         try:
             self._load_file()
         except ConfigError as error:
-            # Fail closed: what the file does not say clearly opens nothing, and is looked at again with every request.
+            # Fail closed: a file with an error has no valid keys, and is read again at every request.
             self._from_file, self._signature = [], None
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -94,12 +98,12 @@ class ApiKeys:
             _LOG.info("%s was read again. Keys: %d", FILE_VARIABLE, len(self._from_file))
 
     def _load_file(self) -> None:
-        """Reads the file, if there is one and it is not as it was."""
+        """Reads the file of keys, if there is one and it has changed."""
         if self._path is None:
             return
         source = f"{FILE_VARIABLE}='{self._path}'"
         try:
-            signature = _signature(self._path)  # before reading: a change in between is seen next time
+            signature = _signature(self._path)  # before reading, so that a change in between is seen next time
             if signature == self._signature:
                 return
             with open(self._path, encoding="utf-8-sig") as file:
@@ -115,7 +119,7 @@ class ApiKeys:
 
 
 def _signature(path: str) -> tuple[int, ...]:
-    # ctime changes with the permissions too, and the inode where another file of the same length takes its place.
+    # ctime also changes with the permissions; the inode also tells another file of the same length in its place.
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, status.st_ctime_ns, status.st_ino
 

@@ -1,4 +1,4 @@
-"""A request's body: no larger and no slower than allowed, all together within memory, and of a type that is taken."""
+"""Checks of request bodies: their size, speed and media type, and the memory that all of them take together."""
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
@@ -10,24 +10,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import RETRY_AFTER_S, RequestError
 
 MIN_BYTES_PER_S = 16 * 1024
-"""A body that comes more slowly is cut off; a bad mobile connection is as fast."""
+"""Minimum speed of a body in bytes per second, which a bad mobile connection reaches. A slower body is cut off."""
 
 NO_BODY = ("GET", "HEAD", "DELETE")
-"""Methods that need none."""
+"""Methods whose requests must not have a body."""
 
 MAX_BODIES = 8
-"""All bodies that are held at a time are no larger than so many of the longest."""
+"""Limit of the bodies held at once: their total size is at most that of so many bodies of the maximum size."""
 
 
 class LimitBody:
-    """Refuses large bodies, once they are; and slow ones. `check_length` comes before it.
+    """Refuses bodies that turn out too large or too slow. `make_length_check` refuses those announced as too large.
 
-    ASGI middleware, see https://www.starlette.io/middleware/#pure-asgi-middleware.
+    This is ASGI middleware, see https://www.starlette.io/middleware/#pure-asgi-middleware.
 
     Args:
-        app: What is guarded.
-        max_bytes: The longest body. `MAX_BODIES` times as much are held at once.
-        timeout_s: A body may take so long, and the time that its bytes need at `MIN_BYTES_PER_S`.
+        app: The application that reads the bodies.
+        max_bytes: Maximum size of a body in bytes. All bodies held at once may have `MAX_BODIES` times as many.
+        timeout_s: Seconds that a body may take, in addition to the time that its bytes need at `MIN_BYTES_PER_S`.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
@@ -37,7 +37,7 @@ class LimitBody:
         self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on with a body that raises RequestError (408, 413, 429) where it is not as it should be."""
+        """Passes a request on; reading its body raises RequestError: 408: too slow; 413: too large; 429: no room."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -47,7 +47,7 @@ class LimitBody:
 
         async def receive_limited() -> Message:
             nonlocal num_bytes, is_whole
-            if is_whole:  # what follows is the client's leaving, whenever that is
+            if is_whole:  # the next message says that the client has left, at any time
                 return await receive()
             try:
                 async with asyncio.timeout_at(start_s + self._timeout_s + num_bytes / MIN_BYTES_PER_S):
@@ -75,19 +75,19 @@ class LimitBody:
 
 
 def make_length_check(max_bytes: int) -> Callable[[Request], Coroutine[Any, Any, None]]:
-    """Makes what FastAPI asks before each request: it refuses a body by what is announced of it.
+    """Returns a FastAPI dependency that refuses a body by its headers, before it is read.
 
-    Serve reads bodies ahead, and keeps what comes for as long as a request is not answered.
+    This is early because Serve reads bodies ahead, and keeps what arrives until the request is answered.
 
     Args:
-        max_bytes: The longest body.
+        max_bytes: Maximum size of a body in bytes.
     """
 
     async def check_length(request: Request) -> None:
         announced = request.headers.get("content-length", "0")
         if request.method in NO_BODY and (announced != "0" or "transfer-encoding" in request.headers):
             raise RequestError(400, f"Send no body with {request.method}.")
-        # Numbers of thousands of digits are refused by int().
+        # int() raises an error for numbers of thousands of digits.
         if announced.isdecimal() and (len(announced) > 20 or int(announced) > max_bytes):
             raise _too_large(max_bytes)
 
@@ -101,11 +101,11 @@ def _too_large(max_bytes: int) -> RequestError:
 
 
 async def admit(request: Request, check_room: Callable[[], None]) -> None:
-    """Refuses a request for which there is no room before its body is parsed: an overloaded server has other work.
+    """Refuses a request before its body is parsed if there is no room, to spare an overloaded server the work.
 
     Args:
-        request: With a body that nobody has read.
-        check_room: Raises RequestError where there is none.
+        request: A request whose body has not been read.
+        check_room: Raises RequestError if there is no room; `admit` raises it too.
     """
     try:
         check_room()
@@ -116,15 +116,19 @@ async def admit(request: Request, check_room: Callable[[], None]) -> None:
 
 
 def media_type(request: Request) -> str:
-    """Returns the media type without its parameters, in lower case; empty where there is none."""
+    """Returns a request's media type without parameters, in lower case; empty if it has none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def check_media_type(request: Request, allowed: Collection[str]) -> None:
-    """Refuses a body of another type, or one that is compressed.
+    """Refuses a body that has another media type or is compressed.
+
+    Args:
+        request: The request.
+        allowed: Media types in lower case; empty text allows a request without one.
 
     Raises:
-        RequestError: 415.
+        RequestError: 415: the body is refused.
     """
     found = media_type(request)
     if found not in allowed:
@@ -132,5 +136,5 @@ def check_media_type(request: Request, allowed: Collection[str]) -> None:
         raise RequestError(415, f"The body must be {wanted}. Received: {found or 'no Content-Type'}")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
-        # What a few bytes unpack to has no bound, and images are compressed already.
+        # A few bytes can unpack to any size, and images are compressed already.
         raise RequestError(415, f"Send the body without compression. Received: Content-Encoding: {encoding[:100]}")

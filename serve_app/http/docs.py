@@ -1,4 +1,4 @@
-"""The page that shows the OpenAPI document: Swagger UI, from here and not from elsewhere, under headers of its own."""
+"""The page /docs: Swagger UI for the OpenAPI document, from local files and with its own security headers."""
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -8,16 +8,16 @@ from fastapi.staticfiles import StaticFiles
 from serve_app.http.page import guarded, inline
 
 FILES = ("fastapi_offline", "static")
-"""The package that has Swagger UI's files, and where in it."""
+"""The package that has Swagger UI's files, and their folder in it."""
 
 
 def add_docs(api: FastAPI) -> None:
-    """Adds the page at /docs, and its files below it.
+    """Adds the page /docs to an application, and the page's files below /docs.
 
     Args:
-        api: What is documented.
+        api: The application that the page documents.
     """
-    # Relative addresses: a proxy may have the application below a prefix.
+    # Relative addresses, because a proxy may serve the application below a prefix.
     answer = get_swagger_ui_html(
         openapi_url="openapi.json",
         title=api.title,
@@ -29,7 +29,7 @@ def add_docs(api: FastAPI) -> None:
     page = guarded(
         content,
         script_from=f"'self' {inline(content, 'script')}",
-        style_from="'self' 'unsafe-inline'",  # Swagger UI makes styles while it runs
+        style_from="'self' 'unsafe-inline'",  # Swagger UI creates styles while it runs
         image_from="'self'",
     )
 

@@ -1,4 +1,4 @@
-"""Who may ask: holders of a key, or without keys this machine alone, and no page of another site by way of it."""
+"""Access to guarded routes: for holders of an API key or, without keys, for this machine but no other site's pages."""
 
 import ipaddress
 import os
@@ -16,31 +16,32 @@ REFUSALS = {
     Verdict.MISSING: "A key is required: Authorization: Bearer KEY, or X-API-Key: KEY.",
     Verdict.WRONG: "The key is not valid.",
 }
+"""Messages for requests that are refused because of their key."""
 
 HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
-"""Set to 1, Serve has HAProxy hand on requests, and a client's address is not known here."""
+"""Environment variable of Serve. If it is 1, requests come through HAProxy, and clients' addresses are not known."""
 
 PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
-"""Headers that reverse proxies add to a request, beside those that start with `PROXY_PREFIX`."""
+"""Names of headers that reverse proxies add to a request, besides those that start with `PROXY_PREFIX`."""
 
 PROXY_PREFIX = "x-forwarded"
-"""Start of the names of headers such as X-Forwarded-For."""
+"""Start of the names of further headers that reverse proxies add, such as X-Forwarded-For."""
 
 
 def make_guard(
     keys: ApiKeys, *, is_open: bool, loopback_only: bool, origins: Collection[str] = ()
 ) -> Callable[..., Awaitable[None]]:
-    """Makes what FastAPI asks before each guarded request.
+    """Returns a FastAPI dependency that raises RequestError (401, 403, 421) for requests without access.
 
     Args:
-        keys: The keys.
-        is_open: Without keys anyone may ask.
-        loopback_only: Whoever reaches the server is on its own machine.
-        origins: Other sites whose pages may ask, without keys too; see `Options.cors_origins`.
+        keys: The API keys.
+        is_open: Whether everyone has access if there are no keys.
+        loopback_only: Whether all clients that reach the server are on its own machine.
+        origins: Other sites whose pages have access if there are no keys; see `Options.cors_origins`.
     """
     is_hidden = os.environ.get(HAPROXY_VARIABLE) == "1" and not loopback_only
 
-    # A coroutine, though it waits for nothing: FastAPI would run a plain function in another thread, each time.
+    # A coroutine, though it awaits nothing, because FastAPI would run a plain function in another thread.
     async def check(
         request: Request,
         bearer: Any = Depends(HTTPBearer(auto_error=False)),  # noqa: ARG001, B008 (for the document of the API)
@@ -63,24 +64,24 @@ def make_guard(
 
 
 def _check_is_local(request: Request, origins: Collection[str]) -> None:
-    """Refuses a request that comes from elsewhere, or by way of a proxy or a browser's page from elsewhere."""
+    """Refuses a request that comes from another machine, through a proxy, or from another site's page in a browser."""
     if request.client is None or not _is_loopback(request.client.host):
         raise _refusal("only the server's own machine may ask")
-    # Who asks a proxy on this machine may be anywhere.
+    # The client of a proxy on this machine may be anywhere.
     added = next((name for name in request.headers if name in PROXY_HEADERS or name.startswith(PROXY_PREFIX)), None)
     if added is not None:
         raise _refusal("requests by way of a proxy are refused", f"the header {added[:100]}")
-    # The one trace that nginx leaves by default, up to 1.29.6: it speaks an HTTP that browsers and libraries do not.
+    # By default, nginx up to 1.29.6 leaves only this trace: HTTP/1.0, which browsers and libraries do not speak.
     if request.scope.get("http_version") == "1.0":
         raise _refusal("requests by way of a proxy are refused", "HTTP/1.0, as nginx speaks it")
-    # A page of another site can have its own name lead here (DNS rebinding), and a browser lets it read what comes from
-    # there. What it cannot do is to ask for this machine by this machine's name.
+    # Another site can let its own name lead to this machine (DNS rebinding), and browsers then let its pages read the
+    # answers. But such a request has the site's name in its Host header, not a name of this machine.
     host = request.headers.get("host", "")
     if not _is_local_name(host):
         raise _refusal(
             "the server must be asked for as localhost or 127.0.0.1", f"Host: {host[:100] or 'none'}", status=421
         )
-    # Such a page can send forms here all the same, though not read the answers; browsers then say where it is from.
+    # A page of another site can also send forms here, though not read the answers. Browsers then add its Origin.
     origin = request.headers.get("origin")
     if origin is not None and origin not in origins and _netloc(origin) != host:
         raise _refusal("pages of other sites may not ask", f"Origin: {origin[:100]}")

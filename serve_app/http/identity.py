@@ -1,6 +1,6 @@
-"""The identity of an endpoint: replicas take requests from their own proxy only, and answers name their endpoint.
+"""The identity of an endpoint: replicas accept requests from their own proxy only, and answers name their endpoint.
 
-Endpoints on one machine use ports that others have just left. Without a token, a proxy whose replica has died could
+Endpoints on one machine may use ports that others have just left. Without a token, a proxy whose replica has died could
 hand its clients' requests to another endpoint's replica, which has another model and other keys.
 """
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from serve_app.errors import CODES, RETRY_AFTER_S
 
-if TYPE_CHECKING:  # `tlray-haproxy` starts in a tenth of a second without it
+if TYPE_CHECKING:  # without it, `tlray-haproxy` starts in a tenth of a second
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_VARIABLE = "TLRAY_ENDPOINT_TOKEN"  # noqa: S105 (a name)
-"""Environment variable with the endpoint's token, for its replicas and its HAProxy. Without it none is asked for."""
+"""Environment variable with the endpoint's token, for its replicas and HAProxy. If unset, no token is required."""
 
 PROXY_HEADER = "x-tlray-proxy"
-"""Request header in which HAProxy sends the endpoint's token; what a client sends there is replaced."""
+"""Request header in which HAProxy sends the endpoint's token; HAProxy replaces a client's value."""
 
 ANSWER_HEADER = "x-tlray-endpoint"
 """Answer header with the endpoint's public name."""
@@ -33,17 +33,17 @@ def new_token() -> str:
 
 
 def name_of(token: str) -> str:
-    """Returns the public name of the endpoint with a token: 16 hexadecimal digits that do not tell the token."""
+    """Returns the public name of the endpoint with a token: 16 hexadecimal digits that do not reveal it."""
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
 class Identity:
-    """ASGI middleware: answers 503 to requests of another endpoint's proxy, and writes the name into each answer.
+    """ASGI middleware that refuses requests of another endpoint's proxy (503) and writes the name into each answer.
 
     Args:
         app: The application.
         name: The endpoint's public name; empty: answers carry none.
-        token: The token that each request must carry; empty: none. By default that of `TOKEN_VARIABLE`.
+        token: The token that each request must carry; empty: none; None: the value of `TOKEN_VARIABLE`.
     """
 
     def __init__(self, app: "ASGIApp", *, name: str, token: str | None = None) -> None:
@@ -52,7 +52,7 @@ class Identity:
         self._header = [(ANSWER_HEADER.encode(), name.encode())] if name else []
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Hands a request on, or refuses it before anything of it is read."""
+        """Passes a request on, or refuses it without reading its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

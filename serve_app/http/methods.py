@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS, which every address answers: HEAD as GET without the body, OPTIONS with the list of its methods."""
+"""Answers to HEAD and OPTIONS: HEAD like GET without the body, OPTIONS with the methods of the address."""
 
 from collections.abc import Mapping
 
@@ -7,24 +7,24 @@ from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
-"""Methods that an address can be given by name."""
+"""Methods that a route may have; HEAD and OPTIONS are added to them."""
 
 ROUTE_NOTES = ("endpoint", "route", "path_params")
-"""Entries of an ASGI scope in which the router notes where a request went, which the log reads."""
+"""Entries of an ASGI scope in which the router stores the matched route, for the request log."""
 
 
 class AnswerHead:
-    """Answers HEAD as GET, without the body. ASGI middleware.
+    """ASGI middleware that answers HEAD like GET, without the body.
 
     Args:
-        app: Application that knows GET.
+        app: Application that answers GET.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, HEAD as GET."""
+        """Passes a request on; HEAD is passed on as GET."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
@@ -32,7 +32,7 @@ class AnswerHead:
         async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        as_get = {**scope, "method": "GET"}  # a copy: the server reads its own when it sends the answer
+        as_get = {**scope, "method": "GET"}  # a copy, as the server reads the original when it sends the answer
         try:
             await self._app(as_get, receive, send_without_body)
         finally:
@@ -40,7 +40,7 @@ class AnswerHead:
 
 
 def allow_header(request: Request) -> Mapping[str, str]:
-    """Returns the header that names the methods of a request's address; Starlette names those of its first route only.
+    """Returns the header Allow with all methods of a request's address; Starlette names only those of one route.
 
     Args:
         request: Request for an address that exists.
@@ -51,9 +51,9 @@ def allow_header(request: Request) -> Mapping[str, str]:
 
 
 def _knows(route: BaseRoute, scope: Scope, method: str) -> bool:
-    if isinstance(route, Mount) and method != "GET":  # a folder of files, which takes anything and then refuses it
+    if isinstance(route, Mount) and method != "GET":  # a folder of files matches all methods, but answers only GET
         return False
-    root_path = scope.get("app_root_path", scope.get("root_path", ""))  # without the prefix of a folder that was tried
+    root_path = scope.get("app_root_path", scope.get("root_path", ""))  # without the prefix of a mount that was tried
     match, _ = route.matches({**scope, "method": method, "root_path": root_path})
     return match is Match.FULL
 

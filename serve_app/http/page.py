@@ -1,4 +1,4 @@
-"""The page for people: one file, and the headers that let nothing but its own script and style run."""
+"""The page for people at /, and security headers that let a page run only its own scripts and styles."""
 
 import base64
 import hashlib
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page as it is sent.
+    """A page for people.
 
     Attributes:
-        content: HTML.
-        headers: What guards it.
+        content: The HTML.
+        headers: The HTTP headers that protect it.
     """
 
     content: str
@@ -21,7 +21,7 @@ class Page:
 
 
 def load_page() -> Page:
-    """Reads the page."""
+    """Returns the page at /, read from `page.html`."""
     content = importlib.resources.files("serve_app.http").joinpath("page.html").read_text()
     return guarded(
         content, script_from=inline(content, "script"), style_from=inline(content, "style"), image_from="blob:"
@@ -29,13 +29,13 @@ def load_page() -> Page:
 
 
 def guarded(content: str, *, script_from: str, style_from: str, image_from: str) -> Page:
-    """Returns a page that may load what is named, ask its own server, and nothing else.
+    """Returns a page with headers that let it load only what is named here, and connect only to its own server.
 
     Args:
-        content: HTML.
-        script_from: Where scripts may come from, as https://www.w3.org/TR/CSP3/#source-list has it.
-        style_from: The same of style.
-        image_from: The same of images; data: is allowed anyway.
+        content: The HTML.
+        script_from: Sources of scripts, in the form of https://www.w3.org/TR/CSP3/#source-list.
+        style_from: Sources of styles, in the same form.
+        image_from: Sources of images, in the same form; data: is always allowed.
     """
     policy = [
         "default-src 'none'",
@@ -58,6 +58,6 @@ def guarded(content: str, *, script_from: str, style_from: str, image_from: str)
 
 
 def inline(content: str, tag: str) -> str:
-    """Returns the source that stands for the one script or style within a page: its hash."""
+    """Returns the hash of a page's only element with a tag (script or style), as a source for `guarded`."""
     (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", content, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

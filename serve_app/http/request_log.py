@@ -1,4 +1,4 @@
-"""The request log: one line for each request, with nothing in it that could be a patient's: no file name, no image."""
+"""The request log: one line per request, without patient data such as file names and images."""
 
 import logging
 import time
@@ -11,24 +11,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.watch.telemetry import Telemetry
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+"""Methods that are logged and counted by name."""
+
 OTHER = "other"
-"""A method or address that the endpoint does not have: what a client makes up is no tag, and is in no log."""
+"""Name for all other methods and addresses. Text that a client makes up must not be in the log or a metric's tags."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status of a request whose client has gone, as nginx names it; nobody is sent it."""
+"""Status, as in nginx, of a request whose client has left. It is logged and counted, and never sent."""
 
 _LOG = logging.getLogger("ray.serve")
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """What becomes known of a request while it is answered.
+    """Facts about a request, collected while it is answered.
 
     Attributes:
-        num_images: Images in it.
-        num_bytes: Bytes of its body.
-        bundle_sha256: The model that answered.
-        error_code: What kind of failure its answer is.
+        num_images: Number of images in the request.
+        num_bytes: Bytes of the body that have arrived.
+        bundle_sha256: SHA-256 of the bundle that answered; None: no model answered.
+        error_code: The answer's `error_code`; None: the answer is no error.
     """
 
     num_images: int = 0
@@ -41,7 +43,7 @@ _CURRENT: ContextVar[RequestRecord] = ContextVar("request")
 
 
 def note(**known: Any) -> None:
-    """Adds to the record of the request that is being answered here, if there is one; see `RequestRecord`."""
+    """Sets fields of the `RequestRecord` of the request that is being answered in this context, if there is one."""
     record = _CURRENT.get(None)
     if record is not None:
         for name, value in known.items():
@@ -49,11 +51,11 @@ def note(**known: Any) -> None:
 
 
 class LogRequests:
-    """Logs and counts requests. ASGI middleware, the outermost: it sees what the others refuse.
+    """ASGI middleware that logs and counts requests. It is the outermost one, so it sees what the others refuse.
 
     Args:
-        app: What answers.
-        telemetry: What counts.
+        app: The application.
+        telemetry: Counts the requests.
     """
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry) -> None:
@@ -61,7 +63,7 @@ class LogRequests:
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and writes its line when it has been answered, has failed or was given up."""
+        """Passes a request on, and logs it when it has been answered, has failed or was cancelled."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -92,7 +94,7 @@ class LogRequests:
 
     def _finish(self, scope: Scope, record: RequestRecord, status: int, duration_s: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else OTHER
-        route = getattr(scope.get("route"), "path", OTHER)  # the template, as the router has left it there
+        route = getattr(scope.get("route"), "path", OTHER)  # the path template that the router has stored
         self._telemetry.answered(
             method=method, route=route, status=status, code=record.error_code, duration_s=duration_s
         )
