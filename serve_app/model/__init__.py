@@ -1,1 +1,1 @@
-"""From an uploaded image to its answer: admitted, decoded, queued, predicted."""
+"""Prediction of uploaded images: admission, decoding, the queue, and the deployment that holds the model."""

@@ -1,7 +1,7 @@
-"""A queue in front of a model. The free model takes all that waits: batches grow with the load, and nothing idles.
+"""A queue that makes batches for a model. A free model takes all waiting items at once, so batches grow with the load.
 
 `ray.serve.batch` closes a batch some time after its first item even while the model is busy, and the small batches
-then wait for each other; here a batch is made when the model can take it, and there is no time to wait for.
+then wait for each other. Here a batch is made when the model can take it, so no waiting time has to be chosen.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs a model over items in batches, first come, first served. For the coroutines of one event loop.
+    """Runs a model on items in batches, in the order of their arrival. For the coroutines of one event loop.
 
     Args:
-        run: The model: one result for each item of a batch, in their order. Called in a thread of its own, never twice
-            at once. What it raises, all items of its batch raise.
-        max_batch_size: Items of a batch, at most.
-        max_queue: Items that wait for the model, at most; those of the running batch do not count.
-        on_batch: Told the size of every batch before it runs.
+        run: The model: returns one result for each item of a batch, in their order. It is called in a thread of its
+            own, never twice at once. Its errors are raised for all items of the batch.
+        max_batch_size: Maximum number of items in a batch.
+        max_queue: Maximum number of items that wait for the model; those of the running batch do not count.
+        on_batch: Called with the size of each batch before the batch runs.
 
     Raises:
         ConfigError: A limit is below 1.
@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def num_waiting(self) -> int:
-        """Items that wait for the model, without those of the running batch."""
+        """Number of items that wait for the model, without those of the running batch."""
         return len(self._waiting)
 
     async def submit(self, item: Item) -> Result:
@@ -63,12 +63,12 @@ class Batcher(Generic[Item, Result]):
         return result
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result]:
-        """Returns the model's results for some items, in their order. A cancelled call's items leave the queue.
+        """Returns the model's results for some items, in their order. The items of a cancelled call leave the queue.
 
         Raises:
-            QueueFull: There is no room for all of them; then none is taken.
+            QueueFull: There is no room for all of the items; then none is taken.
             QueueClosed: `close` was called.
-            Exception: What the model raised.
+            Exception: The error that the model raised.
         """
         if self._is_closed:
             raise QueueClosed("The model is being shut down. Send the request again: another replica will take it.")
@@ -81,18 +81,18 @@ class Batcher(Generic[Item, Result]):
         futures = [loop.create_future() for _ in items]
         self._waiting.update(zip(futures, items, strict=True))
         if self._task is None or self._task.done():
-            # There is a task while there is work: at rest nothing belongs to an event loop.
+            # The task exists only while there is work, so an idle queue belongs to no event loop.
             self._task = loop.create_task(self._work())
         try:
             return await asyncio.gather(*futures)
         finally:
-            # Where all went well this does nothing. Otherwise nobody wants the others any more.
+            # After a success this does nothing. After an error or a cancellation, nobody waits for the other results.
             for future in futures:
                 future.cancel()
                 self._waiting.pop(future, None)
 
     async def close(self) -> None:
-        """Takes nothing more, and returns when all that waits has been answered."""
+        """Accepts no more items, and returns when all waiting items have been answered."""
         self._is_closed = True
         if self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
@@ -107,7 +107,7 @@ class Batcher(Generic[Item, Result]):
                     if self._on_batch is not None:
                         self._on_batch(len(batch))
                     results = await loop.run_in_executor(self._executor, self._run_checked, list(batch.values()))
-                except Exception as error:  # whatever it is, it belongs to those who wait
+                except Exception as error:  # any error goes to the callers that wait for this batch
                     for future in batch:
                         if not future.done():
                             future.set_exception(error)
@@ -116,7 +116,7 @@ class Batcher(Generic[Item, Result]):
                         if not future.done():
                             future.set_result(result)
         finally:
-            # Only where this task was cancelled, as asyncio.run does at its end, is there anything left to give up.
+            # Anything is left only if this task was cancelled, as asyncio.run does at its end.
             for future in (*batch, *self._waiting):
                 future.cancel()
             self._waiting.clear()
@@ -125,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         batch: dict[asyncio.Future[Result], Item] = {}
         while self._waiting and len(batch) < self._max_batch_size:
             future, item = self._waiting.popitem(last=False)
-            if not future.done():  # a client that has gone costs no model time
+            if not future.done():  # the item of a client that has left costs no model time
                 batch[future] = item
         return batch
 
@@ -133,7 +133,7 @@ class Batcher(Generic[Item, Result]):
         try:
             results = self._run(items)
         except StopIteration as error:
-            # A future cannot carry it: those who wait would do so for ever.
+            # A future cannot carry StopIteration, so the callers would wait forever.
             raise RuntimeError("The model raised StopIteration.") from error
         if len(results) != len(items):
             raise RuntimeError(f"The model gave {len(results)} results for {len(items)} items.")

@@ -1,4 +1,4 @@
-"""The deployment that holds a model: a predictor behind a queue that makes batches."""
+"""The deployment that holds a model, `Classifier`, and the messages that it exchanges with the ingress."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tlray.files import storage
 if TYPE_CHECKING:
     from tlray.models.explain import Explainer
 
-_LOG = logging.getLogger("ray.serve")  # what Serve writes into the replica's log
+_LOG = logging.getLogger("ray.serve")  # Serve's logger, which writes into the replica's log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class Pixels:
     """Images on their way to a model.
 
     Attributes:
-        images: Each uint8 [size, size, 3], RGB, or [size, size], grey, as most slices are, as bytes.
-        size_px: Height and width.
-        intensity_range: How 16-bit pixels became 8-bit ones; see `images.decode`.
+        images: The bytes of each image: uint8 [size, size, 3], RGB, or [size, size], grey, as most slices are.
+        size_px: Height and width of each image.
+        intensity_range: The range with which 16-bit pixels became 8-bit ones; see `tlray.data.decoding.decode`.
     """
 
     images: Sequence[bytes]
@@ -48,8 +48,8 @@ class Explained:
     """Overlays that show where a model looked.
 
     Attributes:
-        overlays: Of each image, PNG; see `explain.overlay`.
-        problem: Why this model cannot be explained; then there are none.
+        overlays: The overlay of each image as PNG; see `explain.overlay`.
+        problem: Why this model cannot be explained; then there are no overlays. Otherwise empty.
     """
 
     overlays: Sequence[bytes] = ()
@@ -61,10 +61,10 @@ class Answer:
     """Predictions of one model for some images.
 
     Attributes:
-        bundle_sha256: The model's name.
+        bundle_sha256: SHA-256 of the bundle that answered.
         probabilities: float32 [images, classes]; None: the pixels were made for another model.
-        predict_s: From arrival to answer, with the time in the queue.
-        explained: Where this model looked for the class that it predicts; None: not asked for.
+        predict_s: Seconds from arrival to answer, including the time in the queue.
+        explained: Overlays for the predicted class of each image; None: not asked for.
     """
 
     bundle_sha256: str
@@ -78,10 +78,10 @@ class ModelInfo:
     """A model that is loaded and warmed up.
 
     Attributes:
-        spec: Its bundle's description.
-        bundle_sha256: Its bundle's name.
-        location: Its bundle's place, a path or URI.
-        max_batch_size: Images that it takes at once.
+        spec: Description of the model's bundle.
+        bundle_sha256: SHA-256 of the model's bundle, which identifies the model.
+        location: Path or URI of the model's bundle.
+        max_batch_size: Maximum number of images in a batch.
     """
 
     spec: BundleSpec
@@ -91,7 +91,7 @@ class ModelInfo:
 
 
 class Model:
-    """A predictor and its queue."""
+    """A model in this process: the predictor of a bundle, its queue, and its explanations."""
 
     def __init__(
         self,
@@ -123,14 +123,14 @@ class Model:
         self._num_users = 0
         self._is_unused = asyncio.Event()
         self._is_unused.set()
-        # One thread, and the network is loaded once; in the loop's own pool waiting explanations would stop all others.
+        # One thread, so the network is loaded once. In the loop's own pool, waiting explanations would block the rest.
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
-        for size in {1, max_batch_size}:  # the first calls of a size are slow
+        for size in {1, max_batch_size}:  # warm up: the first call with a batch size is slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps the model from being closed: `close` waits until nobody is in here."""
+        """Keeps the model open during a `with` block: `close` waits until all such blocks have ended."""
         self._num_users += 1
         self._is_unused.clear()
         try:
@@ -141,7 +141,7 @@ class Model:
                 self._is_unused.set()
 
     async def explain(self, images: Sequence[bytes], class_indices: Sequence[int]) -> Explained:
-        """Explains some images for a class each. The caller is `in_use`."""
+        """Returns Grad-CAM overlays of some images, each for one class. The caller must be within `in_use`."""
         loop = asyncio.get_running_loop()
         overlays = []
         try:
@@ -170,11 +170,11 @@ class Model:
         return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
-        """Predicts a batch."""
+        """Returns the probabilities of a batch, one array [classes] for each image."""
         return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
 
     async def close(self) -> None:
-        """Takes nothing more, and returns when all predictions and explanations that wait have been made."""
+        """Accepts no more images, and returns when all waiting predictions and explanations are done."""
         await self.batcher.close()
         await self._is_unused.wait()
         self._explaining.shutdown(wait=False)
@@ -185,18 +185,18 @@ def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
     batch_BHWC = np.empty((len(images), size_px, size_px, 3), np.uint8)
     for place, data in enumerate(images):
         image_HWC = np.frombuffer(data, np.uint8).reshape(size_px, size_px, -1)
-        for channel in range(3):  # one at a time: a grey image is spread several times faster so
+        for channel in range(3):  # one at a time, which copies a grey image several times faster
             batch_BHWC[place, :, :, channel] = image_HWC[:, :, channel % image_HWC.shape[2]]
     return batch_BHWC
 
 
 class Classifier:
-    """A replica: the model of one bundle, replaced by another one where the deployment's `user_config` names it."""
+    """A replica with the model of one bundle, which is replaced if the deployment's `user_config` names another."""
 
     def __init__(
         self, location: str, version: int | str, *, max_batch_size: int, max_waiting: int, use_gpu: bool
     ) -> None:
-        # A replica with whole CPUs uses as many threads; one with a part of a CPU has a small machine to itself.
+        # A replica with whole CPUs uses as many threads. One with a fraction of a CPU uses all CPUs of its node.
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
         self._load = functools.partial(
             Model,
@@ -210,14 +210,15 @@ class Classifier:
         self._is_started = False
 
     def check_health(self) -> None:
-        """Called by Serve again and again, first when a replica has its model and was configured."""
+        """Notes that the replica has started. Serve calls this regularly, first after the model is configured."""
         self._is_started = True
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
 
-        One that cannot be used changes nothing: Serve would end a replica that raised here, and the service with it. A
-        replica that is just being started does raise: it would answer with another model than the others.
+        A bundle that cannot be used is logged and changes nothing, because Serve would end a replica that raised here,
+        and the service with it. A replica that is just being started does raise, because it would otherwise answer with
+        another model than the other replicas.
         """
         try:
             model = await asyncio.to_thread(self._load_other, user_config["bundle"])
@@ -232,29 +233,30 @@ class Classifier:
         before, self._model = self._model, model
         await before.close()
         del before, model
-        # What a replica starts with Ray takes out of the garbage collector's sight; its first model would never go.
+        # Ray hides all objects of a new replica from the garbage collector, which would never free its first model.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
 
     def _load_other(self, location: str) -> Model | None:
-        """Loads a bundle; None: it is the present one. Serve asks for that too, where it renumbers its replicas."""
+        """Loads a bundle; returns None for the present one, which Serve also passes when it renumbers its replicas."""
         info = self._model.info
         is_same = (storage.absolute(location), store.read_spec(location)[1]) == (info.location, info.bundle_sha256)
         return None if is_same else self._load(location)
 
     async def describe(self) -> ModelInfo:
-        """Tells what is loaded."""
+        """Returns the description of the loaded model."""
         return self._model.info
 
     async def predict(self, pixels: Pixels) -> Answer:
-        """Predicts some images, in batches with those of other requests."""
+        """Returns the predictions for some images, which share batches with those of other requests."""
         return await _predict(self._model, pixels)
 
     async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
-        """Predicts some images and explains the class of each, both by one model, also while another takes its place.
+        """Predicts some images and explains the predicted class of each, with one model even while it is replaced.
 
-        With another bundle than `bundle_sha256` nothing is computed: the answer has its name and no probabilities.
+        If another bundle than `bundle_sha256` is loaded, nothing is computed: the answer has the SHA-256 of the loaded
+        bundle and no probabilities.
         """
         model = self._model
         if bundle_sha256 != model.info.bundle_sha256:

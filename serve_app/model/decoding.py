@@ -1,4 +1,4 @@
-"""From what a client sent to what a model takes, for one image."""
+"""Decodes an uploaded image into the pixels that a model takes."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Decoded:
     """An image that is ready for a model.
 
     Attributes:
-        pixels: See `classifier.Pixels`.
-        grey: See `drift.grey_statistics`; None: the model's bundle has nothing to compare it with.
+        pixels: The bytes of the image, in the form of `classifier.Pixels.images`.
+        grey: Its grey statistics, see `tlray.data.drift`; None: the model's bundle has nothing to compare them with.
     """
 
     pixels: bytes
@@ -25,12 +25,12 @@ class Decoded:
 
 
 def decode(file: bytes | np.ndarray, spec: BundleSpec, max_pixels: int | None = None) -> Decoded | ImageError:
-    """Decodes an image for a model, or tells what is wrong with it.
+    """Returns an image decoded for a model, or the error if it cannot be decoded.
 
     Args:
         file: An image file, or pixels, uint8 [height, width, 3].
-        spec: The model's description.
-        max_pixels: Of a file; see `images.decode`.
+        spec: Description of the model's bundle.
+        max_pixels: Maximum number of pixels of an image file; see `tlray.data.decoding.decode`.
     """
     size = (spec.image_size_px, spec.image_size_px)
     if isinstance(file, np.ndarray):

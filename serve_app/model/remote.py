@@ -1,4 +1,4 @@
-"""A model in other processes, or in this one: what can go wrong on the way to it, as the client is told."""
+"""Calls to a model in other processes or in this one, with retries, and with errors that clients understand."""
 
 import asyncio
 import dataclasses
@@ -18,20 +18,20 @@ from serve_app.errors import RETRY_AFTER_S, QueueClosed, QueueFull, RequestError
 from serve_app.model.classifier import Answer, Classifier, Explained, ModelInfo, Pixels
 
 NUM_TRIES = 3
-"""Of a request whose replica died, is being shut down or full: the same images give the same answer anywhere."""
+"""Maximum tries of a call if replicas die, shut down or are full. Any replica gives the same answer."""
 
 FRESH_S = 5.0
-"""For so long after a prediction what is known of the model holds: asking would have to wait like an image."""
+"""Seconds after a prediction in which the known `ModelInfo` is used: a call for it would wait like an image."""
 
 AWAKE_S = 1.0
-"""For so long after an answer nobody asks whether there still is a replica."""
+"""Seconds after an answer in which Serve is not asked whether there still is a replica."""
 
 
 class RemoteModel:
-    """The replicas of one `Classifier`.
+    """The replicas of one `Classifier` deployment.
 
     Args:
-        handle: Their handle.
+        handle: Serve's handle of the deployment.
     """
 
     def __init__(self, handle: DeploymentHandle) -> None:
@@ -40,11 +40,11 @@ class RemoteModel:
         self._answer_s = self._predict_s = -math.inf
 
     async def describe(self) -> ModelInfo:
-        """Tells what is loaded; see `predict` for what is raised.
+        """Returns the description of the loaded model; raises like `predict`.
 
-        With `min_replicas: 0` and no work there is no replica. One is started to be asked for the first time; then what
-        it said holds until there is another one: who only looks whether the model is ready does not wake it. It holds
-        also while the model predicts, and by the same bundle.
+        With `min_replicas: 0` and no work there is no replica. The first call starts one. Later calls return its answer
+        as long as there is no replica, so that readiness checks start none. They also return it for `FRESH_S` after a
+        prediction with the same bundle.
         """
         if self._info is not None and (time.monotonic() < self._predict_s + FRESH_S or await self._is_asleep()):
             return self._info
@@ -52,7 +52,7 @@ class RemoteModel:
         return info
 
     async def predict(self, pixels: Pixels) -> Answer:
-        """Predicts some images.
+        """Returns the predictions for some images.
 
         Raises:
             RequestError: 503: no replica can take them now.
@@ -60,7 +60,7 @@ class RemoteModel:
         return self._noted(await self._call_by_image("predict", pixels))
 
     async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
-        """Predicts and explains some images, if by this bundle; raises like `predict`."""
+        """Returns predictions and overlays for some images, if this bundle is loaded; raises like `predict`."""
         return self._noted(await self._call_by_image("explain", pixels, bundle_sha256))
 
     def _noted(self, answer: Answer) -> Answer:
@@ -69,10 +69,10 @@ class RemoteModel:
         return answer
 
     async def _call_by_image(self, method: str, pixels: Pixels, *arguments: Any) -> Answer:
-        """Calls a method for each image by itself: replicas are chosen, limited and scaled by the number of calls.
+        """Calls a method once for each image, because Serve chooses, limits and scales replicas by the number of calls.
 
-        The replicas make batches of them all the same. While a bundle is exchanged in one replica after another, all
-        images are asked for once more in a single call, so that one bundle answers.
+        The replicas still make batches of the images. If the answers come from different bundles, because the replicas
+        exchange theirs one after another, all images are sent once more in a single call, so that one bundle answers.
         """
         tasks = [
             asyncio.ensure_future(self._call(method, dataclasses.replace(pixels, images=[image]), *arguments))
@@ -81,7 +81,7 @@ class RemoteModel:
         try:
             answers: list[Answer] = await asyncio.gather(*tasks)
         finally:
-            for task in tasks:  # where one failed, nobody wants the others any more
+            for task in tasks:  # if one failed, nobody needs the others
                 task.cancel()
         return join(answers) or await self._call(method, pixels, *arguments)
 
@@ -93,7 +93,7 @@ class RemoteModel:
             deployment = status.applications[self._handle.app_name].deployments[self._handle.deployment_name]
         except (KeyError, RayError, RayServeException):
             return False
-        # One whose replicas died has none either, and is not healthy.
+        # A deployment whose replicas died has none either, but is not healthy.
         return deployment.status == "HEALTHY" and set(deployment.replica_states) <= {"STOPPING"}
 
     async def _call(self, method: str, *arguments: Any) -> Any:
@@ -111,36 +111,36 @@ class RemoteModel:
 
 
 class LocalModel:
-    """A `Classifier` in this process; see `RemoteModel` for what it does.
+    """A `Classifier` in this process, with the methods of `RemoteModel`.
 
     Args:
-        classifier: It.
+        classifier: The classifier.
     """
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     async def describe(self) -> ModelInfo:
-        """Tells what is loaded."""
+        """Returns the description of the loaded model."""
         return await self._classifier.describe()
 
     async def predict(self, pixels: Pixels) -> Answer:
-        """Predicts some images.
+        """Returns the predictions for some images.
 
         Raises:
-            RequestError: 503: its queue has no room for them.
+            RequestError: 503: the queue has no room for them.
         """
         return await self._call(functools.partial(self._classifier.predict, pixels))
 
     async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
-        """Predicts and explains some images, if by this bundle; raises like `predict`."""
+        """Returns predictions and overlays for some images, if this bundle is loaded; raises like `predict`."""
         return await self._call(functools.partial(self._classifier.explain, pixels, bundle_sha256))
 
     async def _call(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         for _ in range(NUM_TRIES):
             try:
                 return await call()
-            except QueueClosed:  # another bundle has just been put in its place
+            except QueueClosed:  # the model has just been replaced by another bundle's
                 continue
             except QueueFull:
                 break
@@ -148,7 +148,7 @@ class LocalModel:
 
 
 def join(answers: Sequence[Answer]) -> Answer | None:
-    """Joins the answers to several images; None: they come from more than one bundle."""
+    """Returns the answers to several images as one; None if they come from more than one bundle."""
     first = answers[0]
     if any(answer.bundle_sha256 != first.bundle_sha256 for answer in answers):
         return None

@@ -1,4 +1,4 @@
-"""What the endpoint does with images, whatever protocol they came by: admit, decode, ask a model, answer in time."""
+"""The service behind all protocols: it admits and decodes images, asks a model, and keeps to the time limit."""
 
 import asyncio
 import functools
@@ -25,37 +25,41 @@ from tlray.errors import ImageError, ImageErrorCode
 T = TypeVar("T")
 
 MAX_PIXELS_AT_ONCE = 2**22
-"""Of images that are decoded side by side. Those with more come one after another: each may take a gigabyte."""
+"""Maximum pixels of an image that is decoded in parallel with others.
+
+Larger ones are decoded one after another, because each may take a gigabyte.
+"""
 
 
 class Model(Protocol):
-    """A model somewhere in the cluster; see `Classifier`."""
+    """The interface of a model, here or elsewhere in the cluster; see `RemoteModel` and `LocalModel`."""
 
     async def describe(self) -> ModelInfo:
-        """Tells what is loaded."""
+        """Returns the description of the loaded model."""
         ...
 
     async def predict(self, pixels: Pixels) -> Answer:
-        """Predicts some images."""
+        """Returns the predictions for some images."""
         ...
 
     async def explain(self, pixels: Pixels, bundle_sha256: str) -> Answer:
-        """Predicts and explains some images, if by this bundle; otherwise there are no probabilities."""
+        """Returns predictions and overlays for some images; no probabilities if another bundle is loaded."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What became of some images.
+    """The predictions for the images of a request.
 
     Attributes:
         info: The model that answered.
         probabilities: float32 [readable images, classes].
-        errors: For each image what is wrong with it, None for nothing.
-        explanations: For each readable image the Grad-CAM overlay of the predicted class, PNG; empty: not asked for.
-        not_explained: Why there are none, though asked for.
-        decode_s: Time for decoding.
-        predict_s: Time for the queue and the model.
+        errors: The error of each image; None if it is readable.
+        explanations: The Grad-CAM overlay of each readable image for its predicted class, PNG; empty: not asked for, or
+            not possible.
+        not_explained: Why there are no overlays though they were asked for; otherwise empty.
+        decode_s: Seconds for decoding.
+        predict_s: Seconds for the queue and the model.
     """
 
     info: ModelInfo
@@ -68,17 +72,17 @@ class Prediction:
 
 
 Mirror = Callable[[ModelInfo, Sequence[bytes | np.ndarray], Pixels, np.ndarray], None]
-"""What is shown images that have been answered; see `Shadow.offer`."""
+"""A function that is given the images of an answered request; see `Shadow.offer`."""
 
 
 class Service:
-    """The models and what guards them. One in each ingress replica.
+    """Answers requests for predictions with the versions of a model. Each ingress replica has one.
 
     Args:
         options: The operator's settings.
-        models: The model's versions.
-        telemetry: What counts.
-        mirror: What is shown the images that the main version has answered.
+        models: The model's versions, by number.
+        telemetry: The metrics in which images and errors are counted; None: new ones.
+        mirror: Called with the images that the main version has answered; None: nothing is called.
     """
 
     def __init__(
@@ -97,11 +101,11 @@ class Service:
         self._num_held = 0
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
-        # One: of a body of many small lists JSON makes twenty times as much.
+        # One thread, because JSON of many small lists takes twenty times as much memory as the body.
         self._parsers = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
     async def model_info(self, version: int | None = None) -> ModelInfo:
-        """Tells which bundle a version has.
+        """Returns the description of a version's loaded model.
 
         Raises:
             RequestError: 404: there is no such version; 503: it does not answer.
@@ -117,7 +121,7 @@ class Service:
         return info
 
     async def known_info(self, version: int | None = None) -> ModelInfo:
-        """Tells which bundle a version had when it was last asked; see `model_info`."""
+        """Returns the last known `model_info` of a version; asks for it only if there is none."""
         return self._infos.get(self.number(version)) or await self.model_info(version)
 
     @property
@@ -126,16 +130,16 @@ class Service:
         return sorted(self._models)
 
     def check_name(self, name: str) -> None:
-        """Refuses the name of another model.
+        """Checks that a name is that of this model.
 
         Raises:
-            RequestError: 404.
+            RequestError: 404: it is the name of another model.
         """
         if name != self.options.name:
             raise RequestError(404, f"There is no model {name[:100]!r} here; this is {self.options.name!r}.")
 
     def number(self, version: int | None) -> int:
-        """Returns the number of a version; None: that of the main one.
+        """Checks that a version exists and returns its number; for None, the number of the main version.
 
         Raises:
             RequestError: 404: there is no such version.
@@ -146,10 +150,10 @@ class Service:
         return number
 
     def check_room(self, num_images: int = 1) -> None:
-        """Refuses images for which there is no room.
+        """Checks that there is room for some images.
 
         Raises:
-            RequestError: 429.
+            RequestError: 429: too many images are waiting.
         """
         if self._num_held + num_images > self.options.max_queued_images:
             raise RequestError(
@@ -157,10 +161,10 @@ class Service:
             )
 
     async def parse(self, function: Callable[..., T], body: bytes, **named: Any) -> T:
-        """Parses a request's body: the function's result, called off the event loop, one body after another.
+        """Returns a function's result for a request's body. It runs outside the event loop, one body after another.
 
         Raises:
-            RequestError: 504: others took too long; and what the function raises.
+            RequestError: 504: the result was not there in time; and the errors of the function.
         """
         call = functools.partial(function, body, **named)
         try:
@@ -172,12 +176,12 @@ class Service:
     async def predict(
         self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False
     ) -> Prediction:
-        """Predicts images.
+        """Returns the predictions for the images of a request.
 
         Args:
             files: Image files, or pixels, uint8 [height, width, 3].
-            version: Of the model; None: the main one.
-            explain: With overlays.
+            version: Version of the model; None: the main one.
+            explain: Whether to add Grad-CAM overlays.
 
         Raises:
             RequestError: 413: too many images; 429: too many others are waiting; 504: no answer in time.
@@ -227,7 +231,7 @@ class Service:
                     decode_s=decode_s,
                     predict_s=answer.predict_s,
                 )
-            info = await self.model_info(number)  # another bundle has just been put in its place
+            info = await self.model_info(number)  # another bundle has just replaced this one
 
     async def _ask(self, number: int, pixels: Pixels, info: ModelInfo, *, explain: bool) -> Answer:
         if not pixels.images:
@@ -256,7 +260,7 @@ class Service:
     def _observe(
         self, number: int, info: ModelInfo, decoded: Sequence[Decoded | ImageError], probs_BK: np.ndarray
     ) -> None:
-        """Counts what was answered."""
+        """Counts the images of an answered request, and adds them to the version's drift window."""
         note(bundle_sha256=info.bundle_sha256)
         classes = probs_BK.argmax(axis=1).tolist()
         self.telemetry.predicted(
@@ -273,7 +277,7 @@ class Service:
                 self.telemetry.drifted(number, indices, window.chance)
 
     def _window(self, number: int, info: ModelInfo) -> DriftWindow | None:
-        """Returns what watches a version's images; another bundle begins anew."""
+        """Returns the drift window of a version, a new one for a new bundle; None if the bundle has no reference."""
         sha256, window = self._windows.get(number, ("", None))
         if sha256 != info.bundle_sha256:
             if window is not None:

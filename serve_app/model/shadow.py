@@ -1,4 +1,4 @@
-"""Shadow traffic: a second model sees a share of the requests after they were answered, and is only compared."""
+"""Shadow traffic: a second model predicts a share of the answered requests, for comparison only."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ from serve_app.watch.telemetry import Telemetry
 from tlray.errors import ImageError, TlrayError
 
 NUM_TRIES = 2
-"""Of a request, where the shadow's own bundle is exchanged meanwhile."""
+"""Maximum tries of a request if the shadow's own bundle is exchanged meanwhile."""
 
 _LOG = logging.getLogger("ray.serve")
 
@@ -32,12 +32,14 @@ def _size(file: bytes | np.ndarray) -> int:
 
 
 class Shadow:
-    """The second model. Nothing here reaches a client: what goes wrong is counted, and what is too much is dropped.
+    """Compares the shadow model with the main version.
+
+    Nothing here reaches a client: errors are counted, and images that exceed the limits are dropped.
 
     Args:
-        model: Where it is.
-        options: The share of requests that it sees, how many images may wait for it, and for how long.
-        telemetry: What counts.
+        model: The shadow model.
+        options: Has the share of requests to compare, how many images may wait for it, and for how long.
+        telemetry: Counts the results.
     """
 
     def __init__(self, model: Model, options: Options, telemetry: Telemetry) -> None:
@@ -48,19 +50,19 @@ class Shadow:
         self._num_held = self._num_held_bytes = 0
         self._is_failing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="shadow")  # of its own: it keeps no client waiting
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="shadow")  # separate, so that no client waits for it
 
     def offer(self, info: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels, probs_BK: np.ndarray) -> None:
-        """Takes a request that has been answered, or leaves it; returns at once.
+        """Accepts an answered request for comparison or skips it, and returns at once.
 
         Args:
             info: The model that answered.
-            files: The images that it could read, as they were sent. They are kept only for a shadow that sees images
-                otherwise, and no more of them than one request may have.
-            pixels: The same, as it saw them.
-            probs_BK: What it said of them.
+            files: The images that this model could read, as they were sent. They are kept only for a shadow that needs
+                other pixels, and at most `Options.max_body_bytes` of them in total.
+            pixels: The same images as pixels for this model.
+            probs_BK: This model's probabilities, float32 [images, classes].
         """
-        if not files or random.random() >= self._options.shadow_share:  # noqa: S311 (no secret hangs on it)
+        if not files or random.random() >= self._options.shadow_share:  # noqa: S311 (no secret depends on it)
             return
         if self._info is not None and _fits(self._info, pixels):
             files = ()
@@ -72,7 +74,7 @@ class Shadow:
         self._num_held += num_images
         self._num_held_bytes += num_bytes
         task = asyncio.get_running_loop().create_task(self._compare(info, files, pixels, probs_BK))
-        self._tasks.add(task)  # the loop itself would let go of it
+        self._tasks.add(task)  # the loop itself keeps no reference to it
         task.add_done_callback(functools.partial(self._release, num_images, num_bytes))
 
     def _release(self, num_images: int, num_bytes: int, task: asyncio.Task[None]) -> None:
@@ -97,15 +99,15 @@ class Shadow:
                 differences=float(differences.sum()),
             )
             self._is_failing = False
-        except Exception as error:  # whatever it is, nobody waits for it
+        except Exception as error:  # any error: nobody waits for it
             is_full = isinstance(error, RequestError) and error.status == 503
             self._telemetry.not_compared("dropped" if is_full else "error", num_images)
-            if not is_full and not self._is_failing:  # the first of a row: a line for each would fill the disk
+            if not is_full and not self._is_failing:  # log only the first of several in a row, to spare the disk
                 self._is_failing = True
                 _LOG.warning("The shadow could not be compared: %r", error)
 
     async def _predict(self, info: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> np.ndarray:
-        """Returns the shadow's probabilities, float32 [images, classes], in the order of the other model's classes."""
+        """Returns the shadow's probabilities, float32 [images, classes], in the order of the main version's classes."""
         for _ in range(NUM_TRIES):
             shadow = self._info = self._info or await self._model.describe()
             classes = shadow.spec.classes
@@ -114,7 +116,7 @@ class Shadow:
             answer = await self._model.predict(await self._fit(shadow, files, pixels))
             if answer.probabilities is not None and answer.bundle_sha256 == shadow.bundle_sha256:
                 return answer.probabilities[:, [classes.index(name) for name in info.spec.classes]]
-            self._info = None  # another bundle has just been put in its place
+            self._info = None  # another bundle has just replaced the shadow's
         raise TlrayError("Its bundle was exchanged more than once while it was asked.")
 
     async def _fit(self, shadow: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> Pixels:
