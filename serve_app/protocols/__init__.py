@@ -1,1 +1,1 @@
-"""Addresses and formats of predictions: uploads, TensorFlow Serving, the Open Inference Protocol."""
+"""Routes and formats for predictions: uploads, TensorFlow Serving's REST API, the Open Inference Protocol."""

@@ -1,4 +1,4 @@
-"""A request's JSON: what both protocols read from it, strictly. Whatever the bytes are, the error is a RequestError."""
+"""Strict parsing of JSON bodies, for both protocols and for batches. Invalid input always raises RequestError."""
 
 import base64
 import json
@@ -16,20 +16,20 @@ _REPR.maxlevel = 2
 
 
 def invalid(message: str) -> RequestError:
-    """Returns the error of a request that is not as the protocol wants it: HTTP 400."""
+    """Returns the error of a request that breaks the protocol's rules: HTTP 400."""
     return RequestError(400, message)
 
 
 def shown(value: object) -> str:
-    """Returns a value for a message, shortened: it may be large and deep."""
+    """Returns a value as text for a message, shortened because it may be large and deep."""
     return _REPR.repr(value)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parses a JSON object as RFC 8259 has it: in UTF-8, and without NaN and Infinity.
+    """Parses a JSON object by RFC 8259: in UTF-8, and without NaN and Infinity.
 
     Raises:
-        RequestError: It is none.
+        RequestError: The body is no such object.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_refuse)
@@ -52,7 +52,7 @@ def check_count(num_images: int, *, max_images: int) -> None:
     """Checks that a request has images, and not too many.
 
     Raises:
-        RequestError: 400: it has none; 413: it has too many.
+        RequestError: 400: it has no image; 413: it has too many.
     """
     if num_images < 1:
         raise invalid("The request has no image. Send at least one.")
@@ -61,10 +61,10 @@ def check_count(num_images: int, *, max_images: int) -> None:
 
 
 def decode_base64(text: object, *, where: str) -> bytes:
-    """Decodes base64 as RFC 4648, section 4, has it: with padding and without line breaks.
+    """Decodes base64 by RFC 4648, section 4: with padding and without line breaks.
 
     Raises:
-        RequestError: It is no text, or not base64.
+        RequestError: The value is no string, or not base64.
     """
     if not isinstance(text, str):
         raise invalid(f"{where} must be a base64 string. Received: {shown(text)}")
@@ -78,17 +78,17 @@ def uint8_array(values: object, *, num_axes: int, where: str) -> np.ndarray:
     """Converts nested lists of integers to an array.
 
     Args:
-        values: Lists in lists; those of the innermost level hold integers in [0, 255].
-        num_axes: How deep they must be nested.
-        where: What this is, for messages.
+        values: Nested lists; the innermost ones hold integers in [0, 255].
+        num_axes: The depth to which they must be nested.
+        where: Name of the value, for messages.
 
     Returns:
         uint8, `num_axes` axes, read-only. No axis is empty.
 
     Raises:
-        RequestError: They are nested otherwise, ragged, empty, or hold anything else.
+        RequestError: The lists have another depth, are ragged or empty, or hold anything else.
     """
-    # Level by level and by types, at the speed of C: NumPy would take text, truth values and fractions for numbers.
+    # Checks types level by level, at the speed of C. NumPy would accept text, truth values and fractions as numbers.
     level: Sequence[Any] = [values]
     shape = []
     for _ in range(num_axes):

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (V2, KServe's) over REST, with its binary tensor data extension.
+"""Formats of the Open Inference Protocol (KServe's V2) over REST, with its binary tensor data extension.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
@@ -23,18 +23,18 @@ LABEL = "label"
 OUTPUTS = (PROBABILITIES, LABEL)
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header with the length of the JSON, where binary data follows it."""
+"""Header with the length of the JSON in bytes, if binary data follows it."""
 
 PLATFORM = "tensorflow_savedmodel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedOutput:
-    """A tensor that the answer shall have.
+    """An output tensor that the client has requested.
 
     Attributes:
-        name: One of `OUTPUTS`.
-        is_binary: It shall follow the JSON rather than be in it.
+        name: Name of the tensor, one of `OUTPUTS`.
+        is_binary: Whether its data follow the JSON rather than being in it.
     """
 
     name: str
@@ -43,12 +43,12 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """An inference request.
+    """A parsed inference request.
 
     Attributes:
-        id: The client's name for it.
+        id: The client's name for the request; None: it has none.
         images: Each an encoded image file, or pixels at the model's size: uint8 [size, size, 3], RGB, read-only.
-        outputs: What the answer shall have, in this order.
+        outputs: The tensors of the answer, in this order.
     """
 
     id: str | None
@@ -64,12 +64,13 @@ def parse_infer(body: bytes, *, header_length: str | None, size_px: int, max_ima
 
     Args:
         body: The body of POST /v2/models/NAME/infer.
-        header_length: The header Inference-Header-Content-Length, None where there is none: the body is JSON alone.
+        header_length: The header Inference-Header-Content-Length; None if there is none: the body is JSON alone.
         size_px: Height and width of the model's input.
-        max_images: More are refused.
+        max_images: Maximum number of images.
 
     Raises:
-        RequestError: 400: it is not as above, or asks for what there is not; 413: it has too many images.
+        RequestError: 400: the request is not as above, or asks for an output that does not exist; 413: it has too many
+            images.
     """
     length = _header_length(header_length, len(body))
     request = json_body.parse_object(body[:length])
@@ -125,7 +126,7 @@ def _outputs(request: dict[str, Any]) -> tuple[RequestedOutput, ...]:
             raise invalid(f"outputs must be of {', '.join(OUTPUTS)}, each at most once. Received: {shown(each)}")
         parameters = _parameters(each, f"the output {name}")
         if parameters.keys() - {"binary_data"}:
-            # Other extensions give something else than the tensor, such as the highest classes.
+            # Other extensions return something else than the tensor, such as the most probable classes.
             raise invalid(f"The output {name} takes the parameter binary_data only. Received: {shown(parameters)}")
         outputs[name] = RequestedOutput(name=name, is_binary=_flag(parameters, "binary_data", default=default))
     return tuple(outputs.values())
@@ -205,9 +206,9 @@ def encode_infer(
     """Returns the answer to an inference request: its body and its headers.
 
     Args:
-        request: What is answered.
-        model_name: The name of the model.
-        model_version: Its version.
+        request: The request that is answered.
+        model_name: Name of the model.
+        model_version: Version of the model.
         probs_BK: float32 [images, classes], finite.
         labels: The predicted class of each image.
     """
@@ -242,7 +243,7 @@ def server_metadata(version: str) -> dict[str, Any]:
     """Returns the answer to GET /v2.
 
     Args:
-        version: The server's.
+        version: Version of the server.
     """
     return {"name": "tlray", "version": version, "extensions": ["binary_tensor_data"]}
 
@@ -250,14 +251,14 @@ def server_metadata(version: str) -> dict[str, Any]:
 def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_classes: int) -> dict[str, Any]:
     """Returns the answer to GET /v2/models/NAME.
 
-    The input is given as the model has it, UINT8; a tensor has one datatype here, and image files, BYTES [n], are taken
-    besides.
+    The input is described as the model has it, UINT8, because the protocol allows one datatype per tensor. Image files,
+    BYTES [n], are also accepted.
 
     Args:
-        name: The model's.
-        versions: Those that can be asked for.
-        size_px: Height and width of its input.
-        num_classes: Number of its classes.
+        name: Name of the model.
+        versions: Versions of the model that can be asked for.
+        size_px: Height and width of the model's input.
+        num_classes: Number of classes.
     """
     return {
         "name": name,
@@ -272,5 +273,5 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
 
 
 def error(message: str) -> dict[str, str]:
-    """Returns the body of an answer that is an error."""
+    """Returns the body of an error answer."""
     return {"error": message}

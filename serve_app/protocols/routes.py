@@ -1,4 +1,7 @@
-"""The addresses of TensorFlow Serving's REST API and of the Open Inference Protocol; their formats are elsewhere."""
+"""The routes of TensorFlow Serving's REST API and of the Open Inference Protocol.
+
+Their formats are in `tensorflow_serving` and `open_inference`.
+"""
 
 from enum import Enum
 from typing import Any
@@ -28,16 +31,21 @@ from serve_app.protocols.schema import (
 )
 
 JSON_TYPES = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
-"""TensorFlow Serving looks at no media type, and its documentation's `curl -d` sends the second one."""
+"""Media types of JSON bodies. TensorFlow Serving ignores the type, and its documentation's `curl -d` sends the second.
+
+The empty one stands for a request without a type.
+"""
+
 INFER_TYPES = (*JSON_TYPES, BINARY)
+"""Media types of inference requests, which may have binary data."""
 
 
 def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
-    """Adds the addresses of TensorFlow Serving's REST API.
+    """Adds the routes of TensorFlow Serving's REST API to a router.
 
     Args:
-        router: Where to; it guards them.
-        service: What answers.
+        router: The router, which guards its routes.
+        service: Answers the requests.
     """
     tags: list[str | Enum] = ["TensorFlow Serving"]
 
@@ -86,11 +94,11 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
 
 
 def add_open_inference(router: APIRouter, service: Service) -> None:
-    """Adds the addresses of the Open Inference Protocol.
+    """Adds the routes of the Open Inference Protocol to a router.
 
     Args:
-        router: Where to; it guards them.
-        service: What answers.
+        router: The router, which guards its routes.
+        service: Answers the requests.
     """
     tags: list[str | Enum] = ["Open Inference Protocol"]
 

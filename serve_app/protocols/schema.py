@@ -1,6 +1,6 @@
-"""What the OpenAPI document tells of requests and answers. The code that reads and writes them is elsewhere.
+"""Schemas of requests and answers for the OpenAPI document.
 
-Bodies are read by that code and not by these schemas, which cannot say all that it demands.
+Requests are not parsed by these schemas, but by other modules, which check more than the schemas can say.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ BINARY = "application/octet-stream"
 FORM = "multipart/form-data"
 
 EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-"""A grey pixel: what can be tried out at once."""
+"""A PNG of one grey pixel in base64, an example that can be sent from the page /docs."""
 
 
 class Failure(BaseModel):
@@ -44,7 +44,7 @@ _REFUSALS = {
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns what the document says of some statuses that are errors."""
+    """Returns the entries of the OpenAPI document for some error statuses."""
     return {status: {"model": Failure, "description": _REFUSALS[status]} for status in statuses}
 
 

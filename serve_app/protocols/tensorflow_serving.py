@@ -1,8 +1,8 @@
-"""TensorFlow Serving's REST API: its predict requests and answers, its status, metadata and errors.
+"""Formats of TensorFlow Serving's REST API: predict requests and answers, status, metadata and errors.
 
-https://www.tensorflow.org/tfx/serving/api_rest; what is not written there is as json_tensor.cc of TensorFlow Serving
-does it. Unlike there, NaN and Infinity are refused, as they are no JSON and no pixels, and the images of a request may
-differ in size.
+The API is described in https://www.tensorflow.org/tfx/serving/api_rest; details that are not described there follow
+json_tensor.cc of TensorFlow Serving. There are two differences: NaN and Infinity are refused, as they are neither JSON
+nor pixels, and the images of a request may differ in size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ SIGNATURE = "serving_default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictRequest:
-    """A predict request.
+    """A parsed predict request.
 
     Attributes:
         images: Each an encoded image file, or pixels: uint8 [height, width, 3], RGB, of any size.
-        columnar: The request has "inputs" instead of "instances", and so will its answer.
+        columnar: Whether the request has "inputs" instead of "instances"; its answer then has "outputs".
     """
 
     images: list[bytes | np.ndarray]
@@ -41,10 +41,10 @@ def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
 
     Args:
         body: The body of POST /v1/models/NAME:predict.
-        max_images: More are refused.
+        max_images: Maximum number of images.
 
     Raises:
-        RequestError: 400: it is not as above; 413: it has too many images.
+        RequestError: 400: the request is not as above; 413: it has too many images.
     """
     request = json_body.parse_object(body)
     signature = request.get("signature_name", SIGNATURE)
@@ -87,7 +87,7 @@ def encode_predict(request: PredictRequest, probs_BK: np.ndarray) -> dict[str, A
     """Returns the answer to a predict request: a list of probabilities for each image.
 
     Args:
-        request: What is answered.
+        request: The request that is answered.
         probs_BK: float [images, classes], finite.
     """
     return {"outputs" if request.columnar else "predictions": probs_BK.tolist()}
@@ -97,7 +97,7 @@ def status(states: Mapping[str, str]) -> dict[str, Any]:
     """Returns the answer to GET /v1/models/NAME.
 
     Args:
-        states: By version: START, LOADING, AVAILABLE, UNLOADING or END (ModelVersionStatus.State of
+        states: The state of each version: START, LOADING, AVAILABLE, UNLOADING or END (ModelVersionStatus.State of
             https://github.com/tensorflow/serving/blob/master/tensorflow_serving/apis/get_model_status.proto).
     """
     fine = {"error_code": "OK", "error_message": ""}
@@ -111,11 +111,12 @@ def status(states: Mapping[str, str]) -> dict[str, Any]:
 def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict[str, Any]:
     """Returns the answer to GET /v1/models/NAME/metadata: GetModelMetadataResponse as JSON, with its only signature.
 
-    The input is given as the model has it. A tensor has one dtype here; image files, in base64, are taken besides.
+    The input is described as the model has it, because the format allows one dtype per tensor. Image files in base64
+    are also accepted.
 
     Args:
         name: Name of the model.
-        version: Version that is described.
+        version: Version of the model.
         size_px: Height and width of the input.
         num_classes: Number of classes.
     """
@@ -131,11 +132,11 @@ def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
-    # The JSON of Protocol Buffers has 64-bit numbers as text.
+    # Protocol Buffers write 64-bit numbers as text in JSON.
     dim = [{"size": str(size), "name": ""} for size in shape]
     return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": f"{name}:0"}
 
 
 def error(message: str) -> dict[str, str]:
-    """Returns the body of an answer that is an error."""
+    """Returns the body of an error answer."""
     return {"error": message}

@@ -1,4 +1,4 @@
-"""The address for files, `curl -F file=@scan.png ADDRESS/predict`, and the one that tells which model answers there."""
+"""The routes for uploads: /predict for files (`curl -F file=@scan.png ADDRESS/predict`), and /model for its model."""
 
 import base64
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from serve_app.protocols.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL,
 
 
 def add_uploads(router: APIRouter, service: Service) -> None:
-    """Adds the addresses.
+    """Adds the routes for uploads to a router.
 
     Args:
-        router: Where to; it guards them.
-        service: What answers.
+        router: The router, which guards its routes.
+        service: Answers the requests.
     """
 
     @router.post(
@@ -67,7 +67,7 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
     check_media_type(request, (FORM,))
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
-        # Of the codecs that Python has, punycode takes 14 s for a megabyte, and the event loop with it.
+        # A client may name any codec of Python; punycode takes 14 s for a megabyte, and blocks the event loop.
         raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
     try:
         async with aclosing(request.stream()) as stream:
