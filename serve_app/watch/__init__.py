@@ -1,1 +1,1 @@
-"""What the endpoint tells of itself: metrics, and drift of what it is asked about."""
+"""Monitoring of the endpoint: its metrics, and the drift of images and predictions."""

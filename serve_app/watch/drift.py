@@ -1,4 +1,4 @@
-"""The last images that a model was asked about, beside those that it was trained on and validated with."""
+"""Drift of the latest images and predictions of a served model, compared with its training and validation images."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,25 @@ from tlray.data.drift import (
 )
 
 STATISTICS = ("grey_mean", "grey_deviation", "predicted_class", "confidence")
+"""Names of the statistics whose drift is measured."""
 
 WINDOW = 500
-"""Images that are looked at, the last ones. Of so many, beside 400 training images in ten bins, one in twenty windows
+"""Number of latest images that are compared. With 400 training images in ten bins, one window in twenty of this size
 has an index above 0.076 by chance alone; see `chance_level`."""
 
 STRIDE = 50
-"""Images from one look to the next."""
+"""Number of new images after which the indices are computed again."""
 
 
 class DriftWindow:
-    """Counts the last images of one model.
+    """Compares the latest images of one model with its training images and its predictions for validation images.
 
     Args:
-        training: The images that it was trained on; None: their grey levels are not known.
-        predictions: Its predictions for validation images; None: they are not known.
+        training: Grey levels of the images that the model was trained on; None: they are not known.
+        predictions: The model's predictions for validation images; None: they are not known.
 
     Attributes:
-        chance: For each statistic that is known, the index that one in twenty full windows exceeds without any drift.
+        chance: For each known statistic, the index that one in twenty full windows exceeds without any drift.
     """
 
     def __init__(self, training: TrainingImages | None, predictions: ValidationPredictions | None) -> None:
@@ -52,15 +53,15 @@ class DriftWindow:
         self._num_new = 0
 
     def add(self, greys: Sequence[tuple[float, float]], probs_BK: np.ndarray) -> Mapping[str, float] | None:
-        """Adds images.
+        """Adds images to the window and returns its indices when they are due.
 
         Args:
-            greys: See `grey_statistics`; not looked at where those of the training images are not known.
+            greys: The `grey_statistics` of each image; ignored if those of the training images are not known.
             probs_BK: The model's probabilities, [images, classes].
 
         Returns:
-            Of each of `STATISTICS` that is known the population stability index, whenever the window is full and
-            `STRIDE` images are new.
+            The population stability index of each known statistic, whenever the window is full and has at least
+            `STRIDE` new images; otherwise None.
         """
         self._last.extend(zip(*self._bins(greys, probs_BK), strict=True))
         self._num_new += len(probs_BK)
@@ -74,7 +75,7 @@ class DriftWindow:
         }
 
     def _bins(self, greys: Sequence[tuple[float, float]], probs_BK: np.ndarray) -> list[list[int]]:
-        """Returns for each statistic that is known the bin of each image."""
+        """Returns, for each known statistic, the bin of each image."""
         bins: list[list[int]] = []
         if self._training is not None:
             mean, deviation = self._training.grey_mean, self._training.grey_deviation

@@ -1,4 +1,4 @@
-"""The endpoint's metrics. Ray exports them to Prometheus as `ray_` and the name, with `_total` for a counter."""
+"""The endpoint's metrics. Ray exports each to Prometheus as `ray_` plus its name, plus `_total` for a counter."""
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0
 
 
 class Telemetry:
-    """What an ingress replica counts. Serve adds the tags application, deployment and replica.
+    """Metrics of an ingress replica. Serve adds the tags application, deployment and replica.
 
     Every tag has few values, whatever clients send.
 
@@ -63,7 +63,7 @@ class Telemetry:
                 metric.set_default_tags({"model": model})
 
     def answered(self, *, method: str, route: str, status: int, code: str | None, duration_s: float) -> None:
-        """Counts a request; `code` is of an error."""
+        """Counts an answered request; `code` is the `error_code` of an error answer."""
         self.requests.observe(duration_s, {"method": method, "route": route, "status": str(status)})
         if status >= 400:
             self.request_errors.inc(1, {"route": route, "code": code or str(status)})
@@ -71,7 +71,7 @@ class Telemetry:
     def predicted(
         self, version: int, *, labels: Sequence[str], num_referred: int, error_codes: Sequence[str] = ()
     ) -> None:
-        """Counts the images of a request."""
+        """Counts the images of a request: predictions by label, referrals, and images that cannot be decoded."""
         tags = {"version": str(version)}
         for label, count in Tally(labels).items():
             self.predictions.inc(count, {**tags, "label": label})
@@ -81,13 +81,13 @@ class Telemetry:
             self.image_errors.inc(count, {**tags, "code": code})
 
     def drifted(self, version: int, indices: Mapping[str, float], chance: Mapping[str, float]) -> None:
-        """Shows a version's population stability indices, and what they reach by chance alone; NaN: not known."""
+        """Sets the gauges of a version's population stability indices and of their chance levels; NaN: not known."""
         for gauge, values in ((self.drift, indices), (self.drift_chance, chance)):
             for statistic, value in values.items():
                 gauge.set(value, {"version": str(version), "statistic": statistic})
 
     def compared(self, *, num_agreeing: int, num_differing: int, differences: float) -> None:
-        """Counts images that the shadow has seen, and the sum of their mean absolute differences."""
+        """Counts images that the shadow has predicted, and adds to the sum of their mean absolute differences."""
         for outcome, count in (("agree", num_agreeing), ("differ", num_differing)):
             if count:
                 self.shadow_images.inc(count, {"outcome": outcome})
@@ -95,12 +95,12 @@ class Telemetry:
             self.shadow_difference.inc(differences, {})
 
     def not_compared(self, outcome: str, count: int) -> None:
-        """Counts images that were meant for the shadow: `error` or `dropped`."""
+        """Counts images that could not be compared with the shadow; `outcome` is `error` or `dropped`."""
         self.shadow_images.inc(count, {"outcome": outcome})
 
 
 class ModelTelemetry:
-    """What a replica of a model counts.
+    """Metrics of a model replica.
 
     Args:
         version: The model's version, or `shadow`.
@@ -114,11 +114,11 @@ class ModelTelemetry:
         self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.", _tags("version"))
 
     def started(self, *, batch_size: int, num_waiting: int) -> None:
-        """Counts a batch that begins, and shows what it leaves behind."""
+        """Counts a batch that begins, and sets the gauge of the images that still wait."""
         self.batches.observe(batch_size, self._tags)
         self.waiting_images.set(num_waiting, self._tags)
 
 
 def _tags(*names: str) -> Any:
-    """Returns names of tags as Serve takes them; its annotation allows only one."""
+    """Returns tag names for a metric of Serve, whose annotation allows only a single name."""
     return names
