@@ -1,1 +1,1 @@
-"""The endpoint: a Ray Serve application that answers over HTTP with an exported model."""
+"""The endpoint: a Ray Serve application that answers HTTP requests with the predictions of an exported model."""

@@ -1,4 +1,4 @@
-"""The HTTP side: addresses, formats and codes. What is done with images is the service's."""
+"""The FastAPI application: its routes, middleware and error answers. `Service` does the work on images."""
 
 import logging
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ CORS: dict[str, Any] = {
     "allow_headers": ("Authorization", "X-API-Key", "Content-Type", open_inference.HEADER_LENGTH),
     "expose_headers": ("Retry-After", open_inference.HEADER_LENGTH),
 }
-"""Methods and headers that pages of `Options.cors_origins` may send and read; cookies are never used."""
+"""Settings of `Cors`: methods and headers that pages of `Options.cors_origins` may use. Cookies are never used."""
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with refused preflights in the form of all other errors."""
+    """Starlette's CORS middleware, except that a refused preflight is answered in the JSON form of all other errors."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answers a browser that asks whether a page of another site may send a request."""
+        """Returns the answer to a browser that asks whether a page of another site may send a request."""
         answer = super().preflight_response(request_headers)
         if answer.status_code == 200:
             return answer
@@ -54,11 +54,11 @@ class Cors(CORSMiddleware):
 
 
 class Api(FastAPI):
-    """A FastAPI application all of whose answers carry the endpoint's name, those to unforeseen failures too.
+    """A FastAPI application that puts the endpoint's name into every answer, even into those to unforeseen failures.
 
     Args:
-        endpoint: See `Identity`.
-        settings: Those of FastAPI.
+        endpoint: The endpoint's public name; empty: answers carry none. See `Identity`.
+        settings: Arguments for FastAPI.
     """
 
     def __init__(self, *, endpoint: str, **settings: Any) -> None:
@@ -66,7 +66,7 @@ class Api(FastAPI):
         self._endpoint = endpoint
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Puts `Identity` around Starlette's own outermost layer."""
+        """Returns Starlette's middleware stack, wrapped in `Identity`."""
         return Identity(super().build_middleware_stack(), name=self._endpoint)
 
 
@@ -74,9 +74,9 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     """Returns the HTTP application.
 
     Args:
-        service: What answers.
-        keys: Who may ask.
-        batches: Bulk scoring.
+        service: Answers the requests for predictions and metadata.
+        keys: The API keys that open the guarded routes.
+        batches: Answers the requests for bulk scoring.
     """
     options = service.options
     api = Api(
@@ -84,7 +84,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
         title="tlray",
         version=__version__,
         description="Classifies chest-CT images. A research tool, no medical device: not for diagnosis.",
-        servers=[{"url": "."}],  # seen from this document: also below the prefix of a proxy
+        servers=[{"url": "."}],  # relative to this document, so it also holds below the prefix of a proxy
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(make_length_check(options.max_body_bytes))],
@@ -113,7 +113,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     return api
 
 
-# -- what goes wrong
+# -- error answers
 
 
 async def _show_request_error(_: Request, error: RequestError) -> JSONResponse:
@@ -138,7 +138,7 @@ async def _show_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _show_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
-    # Who has closed only one half of the connection can still read it.
+    # A client that has closed only its sending half can still read this.
     return _failure(400, "The client left before its request was complete.")
 
 
@@ -155,7 +155,7 @@ def _failure(
     return JSONResponse({"error": message, "error_code": code}, status, headers)
 
 
-# -- addresses
+# -- routes without a key
 
 
 def _add_open(api: FastAPI, service: Service) -> None:

@@ -19,13 +19,16 @@ from serve_app.options import CPUS_PER_REPLICA, Options
 from serve_app.watch.telemetry import Telemetry
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
-"""CPUs that a replica asks of Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits beside them on 2 CPUs."""
+"""CPUs that a replica requests from Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits on a 2-CPU machine."""
 
 DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
-"""A new replica takes seconds to load its model, so one that is there stays for the next burst."""
+"""Seconds of higher or lower load before Serve adds or removes a replica.
+
+A new replica takes seconds to load its model, so an existing one is kept for the next burst.
+"""
 
 SHADOW = "shadow"
-"""The key and name of what is asked beside the versions of the model."""
+"""Key of the shadow model among the numbered versions, and part of its deployment's name."""
 
 MAX_REQUESTS = 10_000
 """Maximum concurrent requests per replica. Far above the images that ingresses hold: these alone refuse.
@@ -37,11 +40,11 @@ with 64 images each, Ray 2.60 without HAProxy).
 
 @serve.ingress()
 class Ingress:
-    """The HTTP side, with the models in this process too if there is but one; see `api`.
+    """The deployment that answers HTTP requests; see `create_api`. With `one_process` it also holds the models.
 
     Args:
         options: The application's settings.
-        handles: The replicas of each version, and of the `SHADOW` if there is one; none with `one_process`.
+        handles: The deployments' handles, by version, or `SHADOW` for the shadow model; empty with `one_process`.
     """
 
     def __init__(self, options: Options, handles: dict[int | str, DeploymentHandle]) -> None:
@@ -62,35 +65,36 @@ class Ingress:
         self._batches = Batches(self._service, JobServer())
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
-        """With `one_process`: puts another bundle in the main version's place; see `Classifier.reconfigure`."""
+        """With `one_process`, replaces the main version's bundle by another one; see `Classifier.reconfigure`."""
         await self._classifiers[self._version].reconfigure(user_config)
 
     def check_health(self) -> None:
-        """See `Classifier.check_health`."""
+        """Notes that the models in this process have started; see `Classifier.check_health`."""
         for classifier in self._classifiers.values():
             classifier.check_health()
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Called by Serve in the replica."""
+        """Returns the ASGI application; Serve calls this in the replica."""
         return create_api(self._service, ApiKeys(), self._batches)
 
 
 def build(options: Options) -> Application:
-    """Builds the application, for Serve: an ingress, and a deployment for each version of the model and for the shadow.
+    """Returns the application for Serve: an ingress, and a deployment for each model version and for the shadow.
 
-    Replicas and autoscaling are defaults, which a config file overrides by the deployments' names.
+    With `one_process` there is only the ingress. Numbers of replicas and autoscaling are defaults, which a config file
+    overrides by the deployments' names.
 
     Args:
         options: The application's settings.
     """
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
-    # `RemoteModel` sends each image by itself, so that Serve's limits and autoscaling count images. With as many at a
-    # time as a batch has places, batches are half full: fast, and soon answered.
+    # `RemoteModel` sends each image by itself, so that Serve's limits and autoscaling count images. With a target of
+    # one full batch in progress, batches are half full on average: good throughput, and short waits.
     of_model = {
         "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
         "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
     }
-    # `requestlog` writes more than Serve does.
+    # `http.request_log` logs more than Serve's access log does.
     of_ingress = {
         "max_ongoing_requests": MAX_REQUESTS,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
@@ -108,10 +112,10 @@ def build(options: Options) -> Application:
         ).bind(bundle, version, **_model_settings(options, max_waiting=MAX_REQUESTS))
         for version, bundle in _bundles(options).items()
     }
-    # As many as hold for each replica of the model one batch that it predicts and three that wait.
+    # Enough ingresses to hold four batches for each model replica: one that it predicts and three that wait.
     num_ingresses = math.ceil(4 * options.max_batch_size * options.max_replicas / options.max_queued_images)
-    # Serve counts an ingress's requests, not their images. If all are as large as allowed, so many of them fill half of
-    # its queue: another ingress comes before one has to refuse.
+    # Serve counts an ingress's requests, not their images. This many requests of the largest allowed size fill half of
+    # its queue, so another ingress starts before this one has to refuse.
     target = max(1, options.max_queued_images // (2 * options.max_images_per_request))
     ingress = _deployment(
         Ingress,

