@@ -1,4 +1,4 @@
-"""Keras models before and after a training: built, and exported, by tasks in processes of their own."""
+"""Tasks that build a run's Keras model before training and export it afterwards, each in a process of its own."""
 
 import contextlib
 import tempfile
@@ -29,7 +29,7 @@ PREDICT_BATCH = 256
 
 NUM_CHECKED_IMAGES = 16
 MAX_DIFFERENCE = 0.02
-"""Of a probability that was computed from float16 features."""
+"""Maximum difference between a probability of the exported model and the one computed from float16 features."""
 
 NOT_COMPARED = (
     "None of the images on which the exported model was to be compared with its features can be read any more: the "
@@ -39,20 +39,20 @@ NOT_COMPARED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A classifier before it is trained, with the networks that compute its features.
+    """A classifier before training, with the network that computes its features.
 
     It holds arrays, not references to the object store: an object there is lost when the process that put it ends, and
-    the process that builds models may end at any time. The process that needs the arrays elsewhere puts them there.
+    the process that builds models may end at any time. A process that passes the arrays on puts them there itself.
 
     Attributes:
         architecture: The classifier (uint8 in, logits out, float32) as JSON.
-        weights: Its weights.
-        preprocessing: What the backbone wants to see.
-        network: What computes the features that a probe or a training on a cache needs, None where nothing does.
-        depth_sizes: Columns of the pooled features from each depth, the last depth last.
-        tail_layers: The names of the backbone's last layers, as many as are trained, in order.
+        weights: The classifier's weights.
+        preprocessing: The pixel preprocessing that the backbone expects.
+        network: Computes the features for a probe or for training on a cache; None where no features are needed.
+        depth_sizes: Number of columns of the pooled features from each depth, the last depth last.
+        tail_layers: Names of the backbone's last layers, as many as are trained, in order.
         tail: The part of the classifier that is trained on features, as JSON; None where it is trained on images.
-        tail_weights: Its weights.
+        tail_weights: The tail's weights; None without a tail.
     """
 
     architecture: str
@@ -73,11 +73,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What training came to.
+    """The result of training a classifier.
 
     Attributes:
-        probe: What the head is, or started from.
-        weights: The best weights of what was trained, the tail or the classifier; None: the probe is all there is.
+        probe: The linear probe that is the head, or that the head started from; None where none was fitted.
+        weights: The best weights of the part that was trained, tail or classifier; None where only a probe was fitted.
     """
 
     probe: Probe | None = None
@@ -86,12 +86,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The predictions of an exported model, as far as they could be computed from stored features.
+    """The predictions of an exported model that were computed from stored features.
 
     Attributes:
-        probs: Probabilities of each split, float32 [images, classes]. Empty where there are no stored features, or
-            where the exported model gives other probabilities than they do; then it has to be measured on images.
-        warnings: What a careful reader must know of these probabilities.
+        probs: Split to its probabilities, float32 [images, classes]. Empty without stored features, or where the
+            exported model gives other probabilities than they do; then the model has to be measured on images.
+        warnings: Warnings to the user about these probabilities.
     """
 
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -110,14 +110,14 @@ def read_and_prepare(
 
     Args:
         config: A resolved config.
-        source: Its images, listed or read before.
-        available: What the cluster has.
+        source: The run's images, listed or already read.
+        available: Resources of the cluster.
         kind: See `dataset.read_images`.
-        refuse: Raises an error where the images and the model do not go together. It is asked as soon as the model is
+        refuse: Raises an error where the images and the model do not go together. It is called as soon as the model is
             built, with the images as they are listed, and again with those that could be read.
 
     Raises:
-        ConfigError: The model cannot be built: told as soon as it is known.
+        ConfigError: The model cannot be built. Raised as soon as that is known.
         DataError: The images cannot be trained on.
     """
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
@@ -125,7 +125,7 @@ def read_and_prepare(
     if isinstance(source, Listing):
         listed = dataset.as_listed(config, source)
 
-        @cache  # it is asked after every part of the images
+        @cache  # `check` is called after every part of the images
         def check_listed() -> None:
             prepared = connection.get(preparing)
             if listed is not None:
@@ -142,15 +142,15 @@ def read_and_prepare(
 
 
 def prepare(config: TrainConfig, num_classes: int) -> Prepared:
-    """Builds the classifier of a resolved config, and what computes its features; to be run by `cluster.start_here`."""
+    """Builds the classifier of a resolved config and the network of its features; run by `connection.start_here`."""
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415
     from tlray.models.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
 
-    devices.use_cpus()  # the workers want all of the GPUs
-    keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
+    devices.use_cpus()  # leaves all GPUs to the workers
+    keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
     keras.utils.set_random_seed(config.seed)
     preprocessing = config.preprocessing or application_preprocessing(config.backbone)
     backbone = build_backbone(config)
@@ -197,7 +197,7 @@ def is_cached(config: TrainConfig) -> bool:
 
 
 def num_views(config: TrainConfig) -> int:
-    """Returns how many views of each training image the features of a resolved config are of."""
+    """Returns the number of views of each training image for which a resolved config needs features."""
     return config.views if is_cached(config) else 1
 
 
@@ -211,19 +211,19 @@ def export(
     tables: Mapping[str, pa.Table],
     pixels: Pixels,
 ) -> Exported:
-    """Writes `model.keras` and `saved_model/` of a trained classifier; to be run by `cluster.start_here`.
+    """Writes `model.keras` and `saved_model/` of a trained classifier; run by `connection.start_here`.
 
     Args:
-        prepared: What was trained.
-        trained: What it came to.
-        artifact: Where the files go, a path or URI.
+        prepared: The classifier before training.
+        trained: The result of training it.
+        artifact: Path or URI of the directory to write to.
         logit_shift: Constants that are added to the trained logits, [classes]; see `prior.logit_shift`.
-        cache: The features of what `tail` takes, if there is one.
-        tables: Split to its images, those of the cache.
+        cache: The features that the tail takes, if they are in memory.
+        tables: Split to the table of its images, in the order of `cache.rows`.
         pixels: How files become pixels.
 
     Returns:
-        The probabilities that the cache gives; none without one, and none where the written model gives others.
+        The probabilities computed from the cache; none without a cache, and none where the written model gives others.
     """
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
@@ -256,12 +256,12 @@ def _predict_cached(tail: Any, cache: FeatureCache, tables: Mapping[str, pa.Tabl
 
 
 def _checked(probs: Mapping[str, np.ndarray], predict: Any, tables: Mapping[str, pa.Table], pixels: Pixels) -> Exported:
-    """Compares the exported model, on some images, with what was computed from their features."""
+    """Compares the exported model, on some images, with the probabilities computed from their features."""
     split = next(iter(tables))
     arrays: dict[int, np.ndarray] = {}
     uris = tables[split]["uri"].to_pylist()  # class by class
     for place in sorted({int(place) for place in np.linspace(0, len(uris) - 1, NUM_CHECKED_IMAGES)} if uris else ()):
-        with contextlib.suppress(ImageError):  # what has gone since training ends no finished run
+        with contextlib.suppress(ImageError):  # an image that has gone since training must not fail a finished run
             content = stream.read_file(uris[place])
             image = decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
             arrays[place] = decoding.to_array(image)

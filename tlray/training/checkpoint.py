@@ -18,7 +18,7 @@ HISTORY_FILE = "history.json"
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
-    """What rank 0 saves after each epoch.
+    """The state of a training run, saved by rank 0 after each epoch.
 
     Attributes:
         weights: The model's weights after the last epoch.
@@ -52,22 +52,22 @@ def load(directory: Path) -> RunState:
 
 
 def load_best_weights(directory: Path) -> list[np.ndarray]:
-    """Reads the weights of the best epoch alone."""
+    """Reads only the weights of the best epoch from a directory."""
     return _load_arrays(directory / BEST_FILE)["weights"]
 
 
 def load_history(directory: Path) -> list[dict[str, float]]:
-    """Reads the history alone."""
+    """Reads only the history from a directory."""
     return json.loads((directory / HISTORY_FILE).read_text())
 
 
 def save_seeds(directory: Path, rank: int, states: Sequence[np.ndarray]) -> None:
-    """Writes the states of one rank's seed generators (dropout), which no Keras file keeps."""
+    """Writes the states of one rank's seed generators (dropout), which are not among a Keras model's weights."""
     _save_arrays(directory / _seeds_file(rank), seeds=states)
 
 
 def load_seeds(directory: Path, rank: int) -> list[np.ndarray] | None:
-    """Reads one rank's seed states; None if there was no such rank."""
+    """Reads the states of one rank's seed generators; None if the saved run had no such rank."""
     path = directory / _seeds_file(rank)
     return _load_arrays(path).get("seeds", []) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""A bundle from an already trained Keras model of one's own."""
+"""Makes a bundle from a Keras model that was trained elsewhere (`tlray export`)."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ from tlray.models.files import save_artifact
 
 
 def export(config: ExportConfig) -> str:
-    """Makes a bundle.
+    """Makes a bundle from a trained Keras model.
 
     Returns:
         The bundle's sha256.
@@ -58,10 +58,10 @@ def export(config: ExportConfig) -> str:
 
 
 def read_classes(location: str) -> tuple[str, ...]:
-    """Reads class names, one a line.
+    """Reads class names from a text file, one per line.
 
     Raises:
-        ConfigError: There is no such file, or fewer than two different names.
+        ConfigError: The file cannot be read, has fewer than two names, or has a name twice.
     """
     try:
         lines = storage.read_bytes(location).decode().splitlines()

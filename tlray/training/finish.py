@@ -1,4 +1,4 @@
-"""The end of a training run: the model is exported, measured, reported and published as a bundle."""
+"""The last stage of a training run: exports the model, measures it, and publishes bundle and report."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from tlray.training.stages import BUNDLE, PARTIAL_BUNDLE, Learned, Run, TrainRes
 
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
-    """Returns what `bundle.json` will say, as far as it is known before the model is measured."""
+    """Returns the content of `bundle.json` that is known before the model is measured."""
     return BundleSpec(
         classes=images.classes,
         image_size_px=config.image_size_px,
@@ -63,7 +63,7 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
     )
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
-    # The gravest first: what makes the figures wrong, then what makes the model a bad one.
+    # The gravest first: reasons why the metrics are wrong, then reasons why the model is poor.
     warnings = (
         *spec.leaks,
         *export_warnings,
@@ -114,10 +114,10 @@ def finish(run: Run, learned: Learned) -> TrainResult:
 
 
 def _export(run: Run, learned: Learned, spec: BundleSpec) -> tuple[dict[str, SplitEvaluation], tuple[str, ...]]:
-    """Writes the model files and measures the model: on the features that it learned from, or through scoring.
+    """Writes the model files and measures the model, from cached features where possible, otherwise by scoring images.
 
     Returns:
-        Split to its evaluation, and what there is to be warned of.
+        Split to its evaluation, and warnings to the user.
     """
     config, images = run.config, run.images
     tables = {split: images.split(split) for split in ("valid", "test")}
@@ -145,7 +145,7 @@ def _export(run: Run, learned: Learned, spec: BundleSpec) -> tuple[dict[str, Spl
 
 
 def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:
-    """Scores validation and test images in one go, and measures each split."""
+    """Scores the validation and test images in one pass, and measures each split."""
     table = pa.concat_tables([images.split("valid"), images.split("test")])
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
@@ -159,7 +159,7 @@ def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, locatio
 
 
 def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:
-    """Makes the evaluated model a bundle under its final name; `bundle.json` appears there last."""
+    """Publishes the evaluated model as a bundle under its final name; `bundle.json` is written there last."""
     storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
     storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
     storage.write_bytes(storage.join(partial, bundle.REPORT), report_html)

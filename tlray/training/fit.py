@@ -1,4 +1,4 @@
-"""Fine-tuning a run's model on Ray Train's workers."""
+"""Fine-tunes a run's model on Ray Train's workers; the driver's side of `training/loop`."""
 
 import json
 import math
@@ -31,10 +31,10 @@ CHECKPOINTS = "checkpoints"
 
 
 class _TensorFlowWorkers(BackendConfig):
-    """Has Ray Train tell its workers of each other, as `tf.distribute` wants it.
+    """Makes Ray Train set TF_CONFIG in its workers, from which `tf.distribute` knows their addresses.
 
-    Ray's own `TensorflowConfig` sets the same variable; but it loads TensorFlow in the process that only controls them,
-    before they are started, and chooses Keras 2 for them.
+    Ray's own `TensorflowConfig` sets the same variable, but it loads TensorFlow in the process that only controls the
+    workers, before they are started, and chooses Keras 2 for them.
     """
 
     @property
@@ -51,7 +51,7 @@ class _TensorFlowBackend(Backend):
 
 
 def _set_tf_config(addresses: list[str], rank: int) -> None:
-    """See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG."""
+    """Sets TF_CONFIG in one worker, see https://www.tensorflow.org/guide/distributed_training#TF_CONFIG."""
     content = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
     os.environ["TF_CONFIG"] = json.dumps(content)
 
@@ -71,21 +71,21 @@ def fit(
     start: Probe | None = None,
     cache: FeatureCache | None = None,
 ) -> tuple[list[dict[str, float]], list[np.ndarray]]:
-    """Trains on Ray Train's workers, from the last checkpoint if there is one.
+    """Trains on Ray Train's workers, continuing from the last checkpoint if there is one.
 
     Args:
         config: A resolved config.
-        plan: How the cluster is shared.
+        plan: How the workers and their data share the cluster.
         images: The run's images.
-        model: What to train.
+        model: The model to train.
         start: The probe that the head starts from.
-        cache: What the tail is trained on, in place of images.
+        cache: Features to train the tail on, in place of images.
 
     Returns:
-        The history, a row an epoch (epoch 0: the probe), and the best epoch's weights.
+        The history, one row per epoch (epoch 0: the probe), and the weights of the best epoch.
 
     Raises:
-        TlrayError: Training failed or diverged, with what to do.
+        TlrayError: Training failed or diverged; the message says what to do.
     """
     train_table, valid_table = images.split("train"), images.split("valid")
     posted = live_progress.start()
@@ -117,7 +117,7 @@ def fit(
 
 
 def has_checkpoint(out: str) -> bool:
-    """Tells whether the training in a run's directory has saved its state, from which it goes on."""
+    """Tells whether the training in a run's directory has saved a checkpoint to continue from."""
     return bool(_checkpoint_names(out))
 
 
@@ -127,7 +127,7 @@ def _checkpoint_names(out: str) -> list[str]:
 
 
 def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
-    """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer brings TensorFlow."""
+    """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer imports TensorFlow."""
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
     config = task.config
@@ -165,7 +165,7 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
 
 
 def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
-    """Deletes the checkpoints that killed workers had begun: Ray Train forgets them, and they are large."""
+    """Deletes the checkpoints that killed workers left: they are large, and Ray Train does not delete them."""
     directory = storage.join(config.out, CHECKPOINTS)
     for name in _checkpoint_names(config.out):
         if last is not None and name != os.path.basename(last.path):
@@ -173,7 +173,7 @@ def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> N
 
 
 def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> TlrayError:
-    """Finds the cause that a user can do something about."""
+    """Returns the failed training's cause as an error that a user can act on."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
         cause: BaseException | None = failure

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: rank 0 and Ray Train post it, the driver shows it."""
+"""Live progress of a training run, posted by rank 0 and Ray Train and shown by the driver."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,41 +13,41 @@ from tlray.progress import Progress
 
 
 class Board:
-    """An actor's state: rank 0 posts how far it is and Ray Train's controller what failed; the driver reads."""
+    """The state of an actor that holds what rank 0 (progress) and Ray Train's controller (failures) post."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
         self._failures: list[str] = []
 
     def post(self, latest: dict[str, Any]) -> None:
-        """Replaces what is known: `epoch` (from 1), `step` (of the epoch), and `history`, a row an epoch.
+        """Replaces the latest progress: `epoch` (from 1), `step` (in the epoch), and `history`, one row per epoch.
 
-        `first_epoch` is added: that of the first post, later than 1 where a run goes on.
+        Adds `first_epoch`, the epoch of the first post; it is later than 1 where a run is continued.
         """
         self._latest = {"first_epoch": self._latest.get("first_epoch", latest["epoch"])} | latest
 
     def post_failure(self, failure: str) -> None:
-        """Adds a failure that training goes on after."""
+        """Adds a failure after which training continues."""
         self._failures.append(failure)
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
-        """Returns what rank 0 posted last, empty before that, and all failures."""
+        """Returns the latest progress, empty before the first post, and all failures so far."""
         return self._latest, self._failures
 
 
 def start() -> Any:
-    """Starts a board that takes no CPU, and returns its handle."""
+    """Starts a `Board` actor that reserves no CPU, and returns its handle."""
     return ray.remote(Board).options(num_cpus=0).remote()
 
 
 class FailurePoster(ray.train.UserCallback):
-    """Tells the driver of failures that Ray Train recovers from by itself."""
+    """Posts failures that Ray Train recovers from by itself to the board, for the driver."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Posts the first worker's failure; the others follow from it."""
+        """Posts the failure of the first worker; those of the others follow from it."""
         for rank, error in list(worker_exceptions.items())[:1]:
             self._board.post_failure.remote(f"worker {rank} failed: {_last_line(error)}")
 
@@ -58,7 +58,7 @@ def _last_line(error: Exception) -> str:
 
 @contextmanager
 def shown(board: Any, config: TrainConfig, *, steps_per_epoch: int) -> Iterator[None]:
-    """Shows what is posted on a board, for as long as the block runs."""
+    """Shows the progress and failures posted to a board for as long as the block runs."""
     stopped = threading.Event()
     progress = Progress("Training", config.epochs * steps_per_epoch, unit="steps", quiet=config.quiet)
 

@@ -1,9 +1,9 @@
-"""What runs inside a training worker: TensorFlow's MultiWorkerMirroredStrategy over the ranks of Ray Train.
+"""The training loop of a worker, with TensorFlow's MultiWorkerMirroredStrategy over the ranks of Ray Train.
 
 Every rank runs the same number of steps and reports equally often, or the collective operations would wait for ever.
 Keras' own `fit` does not run under this strategy, so the loop is written out.
 
-The training loss is weighted by class. Accuracies and the validation loss, by which the best epoch is chosen, are those
+The training loss is weighted by class. The accuracies and the validation loss, which selects the best epoch, are those
 of the logits as they are exported with the prior `train`: shifted to the class shares of the training images.
 """
 
@@ -39,7 +39,7 @@ POST_INTERVAL_S = 0.5
 
 
 def run(task: TrainTask) -> None:
-    """Trains, from the last checkpoint if there is one. Called on every rank."""
+    """Trains on this rank, continuing from the last checkpoint if there is one. Called on every rank."""
     context = ray.train.get_context()
     set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -54,14 +54,14 @@ class Trainer:
     """One rank's part of a training run.
 
     Args:
-        task: What to train.
+        task: The inputs of the worker.
         rank: This worker's rank.
         num_workers: Number of ranks.
-        start: A checkpoint's directory to continue from.
+        start: Directory of the checkpoint to continue from, if any.
 
     Attributes:
         rank: This worker's rank.
-        state: What the run has come to; complete on rank 0 after each epoch.
+        state: State of the run so far; complete on rank 0 after each epoch.
     """
 
     def __init__(self, task: TrainTask, *, rank: int, num_workers: int, start: Path | None = None) -> None:
@@ -84,7 +84,7 @@ class Trainer:
             self.trunk = _as_float32
             self.features = FeatureReader(task.cache)
         else:
-            # From a copy outside the strategy, whose variables need not be mirrored to become constants.
+            # Made from a copy outside the strategy: variables that become constants need not be mirrored.
             self.trunk = trunk.as_constant(trunk.split(models.from_json(architecture, weights))[0])
         with self.strategy.scope():
             self.model = models.from_json(architecture, weights)
@@ -121,7 +121,7 @@ class Trainer:
             variable.assign(value)
 
     def _report(self, row: dict[str, float]) -> None:
-        """Saves a checkpoint of all ranks, which Ray Train counts only once every rank has handed in its part."""
+        """Saves this rank's part of a checkpoint, which Ray Train counts only once every rank has saved its part."""
         with tempfile.TemporaryDirectory(prefix="tlray-checkpoint-") as temporary:
             directory = Path(temporary)
             checkpoint.save_seeds(directory, self.rank, [variable.numpy() for variable in self.seeds])
@@ -135,7 +135,7 @@ class Trainer:
     # -- the loop
 
     def train(self) -> None:
-        """Runs the remaining epochs, until the last one, early stopping, or a loss that is no number."""
+        """Runs the remaining epochs until the last one, early stopping, or a loss that is not finite."""
         first_epoch = int(self.state.history[-1]["epoch"]) if self.state.history else 0
         if first_epoch >= self.config.epochs or self._is_finished():
             return
@@ -190,7 +190,7 @@ class Trainer:
         self._post(epoch, schedule.steps_per_epoch, schedule)
 
     def _average_moving_statistics(self) -> None:
-        """Gives all ranks the same moving means and variances: those of all their batches together.
+        """Sets the moving means and variances of every rank to those of the batches of all ranks together.
 
         The variance of a mixture is the mean of the variances plus the variance of the means.
         """
@@ -212,14 +212,14 @@ class Trainer:
         return self._mean_over_ranks(totals, self.task.num_valid)
 
     def _batches(self, split: str, schedule: Schedule, batch_size: int) -> Generator[tuple[Any, Any, Any]]:
-        """Yields what the trunk takes (images, or features), labels and weights of each of this rank's batches."""
+        """Yields the trunk's input (images or features), the labels and the weights of each of this rank's batches."""
         batches = self._streamed if self.features is None else self._cached
         for rows, inputs in batches(split, schedule, batch_size):
             labels = tf.constant(self.labels[split][rows.index], tf.int32)
             yield inputs, labels, tf.constant(rows.weight)
 
     def _streamed(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
-        """A row that could be read before training and now fails is replaced by its neighbour: no rank ends early."""
+        """Yields rows and images; an image that can no longer be read is replaced by another: no rank ends early."""
         table = self.task.train_table if split == "train" else self.task.valid_table
         pixels = self._pixels(augmented=split == "train")
         share = self.task.share
@@ -246,7 +246,7 @@ class Trainer:
         return run_step
 
     def _train_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
-        """Makes one update. `count` is the number of rows of the global batch that count."""
+        """Makes one update. `count` is the number of rows of the global batch that have weight 1."""
         variables = self.model.trainable_variables
         class_weights = tf.gather(tf.constant(self.task.class_weights, tf.float32), labels)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -278,7 +278,7 @@ class Trainer:
         loss_sum, num_correct = self._sum_over_ranks(totals).numpy()
         return float(loss_sum) / num_images, float(num_correct) / num_images
 
-    # -- small questions
+    # -- helpers
 
     def _pixels(self, *, augmented: bool) -> stream.Pixels:
         return stream.Pixels(
@@ -320,10 +320,10 @@ def replace_failed(readable: np.ndarray) -> tuple[np.ndarray, int]:
     """Chooses a readable row of the same batch in place of each that cannot be read.
 
     Args:
-        readable: bool [rows].
+        readable: Whether each row could be read, bool [rows].
 
     Returns:
-        int64 [rows], the row to take at each place, and the number of rows replaced.
+        The row to take at each place, int64 [rows], and the number of rows replaced.
 
     Raises:
         DataError: No row of the batch can be read.

@@ -1,6 +1,6 @@
 """Learning rate, best epoch and early stopping as pure functions of the validation losses so far.
 
-Nothing has a state of its own, so a resumed run, which has its history back, decides as the uninterrupted one.
+The functions keep no state, so a resumed run, which has its history back, decides as an uninterrupted one would.
 """
 
 import math
@@ -17,7 +17,7 @@ def _comparable(loss: float) -> float:
 
 
 def learning_rate(valid_losses: Sequence[float], *, initial: float, factor: float, patience: int | None) -> float:
-    """Returns the learning rate of the next epoch: reduced on plateau.
+    """Returns the learning rate of the next epoch, reduced when the validation loss reaches a plateau.
 
     The rate is multiplied by `factor` whenever `patience` epochs passed since the best epoch or the last reduction
     (the rule of Keras' ReduceLROnPlateau, without its threshold and floor).
@@ -25,8 +25,8 @@ def learning_rate(valid_losses: Sequence[float], *, initial: float, factor: floa
     Args:
         valid_losses: One validation loss for each finished epoch.
         initial: The rate of the first epoch.
-        factor: What a reduction multiplies the rate by, in (0, 1).
-        patience: Epochs without improvement before a reduction; None: the rate stays.
+        factor: Factor of each reduction, in (0, 1).
+        patience: Epochs without improvement before a reduction; None: never reduce the rate.
     """
     rate, best, num_bad = initial, math.inf, 0
     if patience is None:

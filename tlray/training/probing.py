@@ -1,4 +1,4 @@
-"""A run's features: computed, kept in memory, and its linear probe."""
+"""The features of a training run: computes them, loads them into memory, and fits the linear probe on them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,19 +24,19 @@ from tlray.training import assembly
 FEATURES = "features"
 
 MAX_CACHE_PART = 0.5
-"""Of the object store, for features: the rest is for data on its way and Ray's own."""
+"""Maximum share of an object store for cached features. The rest is for data in flight and for Ray itself."""
 
 
 def check_memory(available: Capacity, images: Dataset, network: Network) -> None:
     """Refuses a probe that does not fit into this node's memory.
 
     Args:
-        available: What the cluster has.
+        available: Resources of the cluster.
         images: The run's images.
-        network: What computes their features.
+        network: The network that computes their features.
 
     Raises:
-        ConfigError: It does not, with the sums.
+        ConfigError: The probe does not fit; the message lists what is needed and what is available.
     """
     num_images = images.split("train").num_rows
     (num_features,) = network.shapes[network.names.index(store.POOLED)]
@@ -50,17 +50,17 @@ def check_memory(available: Capacity, images: Dataset, network: Network) -> None
 
 
 def fits_cache(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
-    """Tells whether a run's features fit into the object store of every node, as all of them are where one is read."""
+    """Tells whether a run's features fit into every node's object store: a node that reads one holds all."""
     return cache_bytes(config, images, network) <= available.smallest_object_store_bytes * MAX_CACHE_PART
 
 
 def cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
-    """Returns what the features of a resolved config take in memory."""
+    """Returns the size in memory of the features of a resolved config, in bytes."""
     return num_cache_rows(config, images) * network.bytes_per_row
 
 
 def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
-    """Returns how many images and views the features of a resolved config are of."""
+    """Returns the number of images and views for which a resolved config needs features."""
     return images.readable.num_rows + (assembly.num_views(config) - 1) * images.split("train").num_rows
 
 
@@ -71,15 +71,15 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
 
     Args:
         config: A resolved config.
-        available: What the cluster has.
+        available: Resources of the cluster.
         images: The run's images.
-        network: What computes them.
+        network: The network that computes the features.
 
     Returns:
-        Where they lie.
+        The directory of the features.
 
     Raises:
-        ConfigError: The run has features of another network.
+        ConfigError: The run's directory holds features of another network.
     """
     directory = storage.join(config.out, FEATURES)
     result = update.update(
@@ -90,7 +90,7 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
         plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
         views=assembly.num_views(config),
         batch_size=config.batch_size,
-        overwrite=False,  # of another network they are only where a run goes on with other weights than it began with
+        overwrite=False,  # another network's features are there only if a run continues with other weights
         quiet=config.quiet,
     )
     for note in result.notes if not config.quiet else ():
@@ -99,7 +99,7 @@ def compute(config: TrainConfig, available: Capacity, images: Dataset, network: 
 
 
 def pixels(config: TrainConfig, images: Dataset) -> stream.Pixels:
-    """Returns how the files of a run become pixels."""
+    """Returns how the image files of a run become pixels."""
     return stream.Pixels(
         size_px=config.image_size_px,
         intensity_range=images.intensity_range,
@@ -114,15 +114,15 @@ def read_pooled(directory: str) -> pa.Table:
 
 
 def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
-    """Fits a probe on the pooled features of the images as they are.
+    """Fits a linear probe on the pooled features of the images as they are, not augmented.
 
     Args:
         config: A resolved config.
         images: The run's images.
-        table: See `read_pooled`.
+        table: Their pooled features, see `read_pooled`.
 
     Raises:
-        DataError: An image that could be read at first cannot be read any more.
+        DataError: An image that could be read at first has changed or can no longer be read.
     """
     train, valid = images.split("train"), images.split("valid")
     return regression.fit(
@@ -137,7 +137,7 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
 
 
 def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tuple[Point, ...]:
-    """Returns the learning curve of the run's features; see `fit`."""
+    """Returns the learning curve of linear probes on the run's features; takes the arguments of `fit`."""
     train, valid, test = (images.split(split) for split in ("train", "valid", "test"))
     return learning_curves.learning_curve(
         _look_up(table, train),
@@ -153,7 +153,7 @@ def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tup
 
 
 def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
-    """Returns the features of some images, float16 [images, features]."""
+    """Returns the pooled features of some images, not augmented, float16 [images, features]."""
     views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
     place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
     missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
@@ -171,13 +171,13 @@ def _check_present(missing: Sequence[str]) -> None:
 
 
 def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, views: int) -> FeatureCache:
-    """Puts finished features into the object store, part by part.
+    """Loads computed features into the object store, part by part.
 
     Args:
-        directory: Where they lie.
-        names: Which of them.
-        splits: Split to its images.
-        views: Views of each image of `train`.
+        directory: The directory of the features.
+        names: Names of the features to load.
+        splits: Split to the table of its images.
+        views: Number of views of each image of the split `train`.
 
     Raises:
         DataError: An image has no features, or a part is damaged.

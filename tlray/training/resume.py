@@ -1,4 +1,4 @@
-"""The continuation of a run with --resume: its directory keeps the settings that it was begun with."""
+"""Checks before a run is continued with --resume, against the settings that its directory keeps."""
 
 import json
 from collections.abc import Set as AbstractSet
@@ -11,7 +11,7 @@ from tlray.files import storage
 
 CONFIG = "config.json"
 
-# What may differ between any run and its continuation.
+# Settings that may differ between any run and its continuation.
 _FREE = frozenset({"resume", "overwrite", "quiet"})
 
 
@@ -27,13 +27,13 @@ def check_output(
     Settings that an earlier version of tlray did not know count as the same.
 
     Args:
-        config: What is to be run, its locations absolute.
+        config: The config of the run, its locations absolute.
         kind: See `storage.check_output`.
-        known_names: See there.
+        known_names: See `storage.check_output`.
         free: Settings that may differ, besides `resume`, `overwrite` and `quiet`.
 
     Raises:
-        ConfigError: It must not, or the run was begun with other settings.
+        ConfigError: The output must not be touched, or the run was begun with other settings.
     """
     location = storage.join(config.out, CONFIG)
     if not config.resume or not storage.exists(location):
@@ -56,12 +56,12 @@ def check_losses(config: TrainConfig | SweepConfig, *, kind: str, has_losses: bo
     """Refuses to continue a run whose losses an earlier version of tlray measured in another way.
 
     A version without --prior measured losses under the class shares that the class weights imply. Now they are measured
-    under the class shares of the images. The lowest of both would be meaningless.
+    under the class shares of the images. To choose the lowest among both kinds would be meaningless.
 
     Args:
-        config: What is to be continued.
+        config: The config of the run to continue.
         kind: See `check_output`.
-        has_losses: The run has stored losses of a model that was trained with class weights.
+        has_losses: Whether the run has stored losses of a model that was trained with class weights.
 
     Raises:
         ConfigError: The losses of the run and those of its continuation cannot be compared.
@@ -74,7 +74,7 @@ def check_losses(config: TrainConfig | SweepConfig, *, kind: str, has_losses: bo
 
 
 def keep_new_settings(config: TrainConfig | SweepConfig) -> None:
-    """Adds the settings that an earlier version of tlray did not know to those that a run was begun with."""
+    """Adds settings that an earlier version of tlray did not know to the stored settings of a run."""
     before = _stored_settings(config)
     now = json.loads(to_json(config)) | before
     if now != before:

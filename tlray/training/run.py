@@ -19,7 +19,7 @@ from tlray.training.finish import finish
 from tlray.training.resume import CONFIG
 from tlray.training.stages import BUNDLE, KIND, NAMES, Learned, Run, TrainResult
 
-# What may differ between a run and its continuation.
+# Settings that may differ between a run and its continuation.
 _FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve"})
 
 
@@ -29,16 +29,16 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     `metrics.json` is written last: a run without it is not finished and can be continued with `resume`.
 
     Args:
-        config: What to train.
-        available: What the connected cluster has; None: connect, and ask it.
+        config: The settings of the run.
+        available: Resources of the connected cluster; None: connect, and find them out.
 
     Raises:
         ConfigError: A setting cannot work.
         DataError: The data cannot be used.
-        TlrayError: Training failed, with what to do.
+        TlrayError: Training failed; the message says what to do.
     """
     config = locations.absolute(config.resolved())
-    # First what needs no Ray.
+    # First the checks that need no Ray.
     is_continued = _is_continued(config)
     if is_continued and _is_finished(config):
         return _finished(config)
@@ -75,7 +75,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
             print(wording.describe_misfit(config, available, images, prepared.network))
         config = dataclasses.replace(config, cache="off")
         images, prepared = assembly.read_and_prepare(config, images, available, kind=KIND, refuse=refuse)
-    # Only now, when nothing that the user gave is wrong, is an earlier run replaced.
+    # An earlier run is replaced only now that all of the user's input has been checked.
     if not is_continued:
         storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(config.out, CONFIG), to_json(config))
@@ -90,7 +90,7 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
 
 
 def begin(config: TrainConfig, images: Dataset) -> None:
-    """Makes the directory of a run whose images have been read already; `train` goes on there, with `resume`."""
+    """Creates the directory of a run whose images have already been read; `train` with `resume` continues it."""
     config = locations.absolute(config.resolved())
     storage.prepare_output(config.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     dataset.write_dataset(images, config.out)
@@ -106,7 +106,7 @@ def _learn(run: Run) -> Learned:
     pooled = probing.read_pooled(directory)
     probe = probing.fit(config, images, pooled)
     curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
-    del pooled  # training takes long, and memory
+    del pooled  # training takes long and needs the memory
     cache = None
     if prepared.tail and probing.fits_cache(config, run.available, images, prepared.network):
         splits = {split: images.split(split) for split in manifest.SPLITS}
@@ -128,7 +128,7 @@ def _check_memory(available: Capacity, images: Dataset, prepared: Prepared) -> N
 
 def _is_continued(config: TrainConfig) -> bool:
     """Tells whether there is a run to continue; refuses an output that must not be touched."""
-    # Without the cache where its features did not fit into memory.
+    # A run whose features did not fit into memory was stored with the cache off.
     free = _FREE_ON_RESUME | ({"cache"} if config.cache == "auto" else set())
     return resume.check_output(config, kind=KIND, known_names=NAMES, free=free)
 
@@ -139,7 +139,7 @@ def _was_cached(config: TrainConfig) -> bool:
 
 
 def _is_finished(config: TrainConfig) -> bool:
-    """Tells whether a run has come to its end; more --epochs than it had make it go on."""
+    """Tells whether a run is finished. A fine-tuning is not if it is now given more --epochs than it had."""
     location = storage.join(config.out, evaluate.METRICS_JSON)
     if not storage.exists(location):
         return False
@@ -157,6 +157,3 @@ def _finished(config: TrainConfig) -> TrainResult:
         metrics=content["splits"],
         warnings=(*content.get("warnings", ()), "The run had already finished: nothing was done."),
     )
-
-
-# -- after training

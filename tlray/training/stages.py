@@ -1,4 +1,4 @@
-"""What the stages of a training run hand to one another, and the names of its files."""
+"""The data classes that the stages of a training run pass to one another, and the names of its files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,15 +38,15 @@ NAMES = evaluate.NAMES | {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a training run came to.
+    """The result of a training run.
 
     Attributes:
         out: The run's directory.
-        bundle: The exported model.
-        num_epochs: Epochs that were trained.
-        best_epoch: The exported one, from 1; 0: the probe.
-        metrics: By split, see `metrics.evaluate_predictions`.
-        warnings: What a careful reader must know of the figures, the model and the data, the gravest first.
+        bundle: Location of the exported bundle.
+        num_epochs: Number of epochs that were trained.
+        best_epoch: The epoch whose weights were exported, from 1; 0: the probe.
+        metrics: Split to its metrics, see `metrics.evaluate_predictions`.
+        warnings: Warnings about the metrics, the model and the data, the gravest first.
     """
 
     out: str
@@ -59,7 +59,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What training works with."""
+    """The inputs of a training run's stages: settings, resources, images and model."""
 
     config: TrainConfig
     available: Capacity
@@ -71,13 +71,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What training came to.
+    """The result of the learning stage, before export.
 
     Attributes:
-        trained: The classifier's weights.
-        history: One row an epoch, empty for a probe.
-        cache: The features that were learned from, if they are kept in memory.
-        learning_curve: Of the probe, empty where none is wanted.
+        trained: The fitted probe and the trained weights.
+        history: One row per epoch, empty for a probe.
+        cache: The features that were trained on, if they are kept in memory.
+        learning_curve: The learning curve of the probe, empty where none is wanted.
     """
 
     trained: Trained

@@ -8,7 +8,7 @@ from tlray.models import devices
 
 
 def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
-    """Chooses TensorFlow's threads and devices; must come before its first operation."""
+    """Chooses TensorFlow's threads and devices; must be called before its first operation."""
     if use_gpu:
         devices.use_gpus()
     else:
@@ -16,7 +16,7 @@ def set_up_devices(*, use_gpu: bool, workers_on_node: int) -> None:
 
 
 def num_node_cpus() -> int:
-    """Returns the CPUs that this process may use, whatever Ray counts."""
+    """Returns the number of CPUs that this process may use, whatever Ray counts."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

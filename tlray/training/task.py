@@ -1,4 +1,4 @@
-"""What the driver hands to every training worker, as data: apart from the loop, which brings TensorFlow."""
+"""The data that the driver passes to every training worker; separate from the loop, which imports TensorFlow."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,24 +15,24 @@ from tlray.probe.regression import Probe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTask:
-    """All that a worker needs.
+    """The inputs of a training worker.
 
     Attributes:
         config: A resolved config.
-        architecture: What is trained, as JSON: the classifier (uint8 in, logits out), or its tail with a cache.
-        initial_weights: In the object store (in a list, so that Ray hands over the reference): its weights.
-        start: The probe that its head starts from.
-        cache: What the tail is trained on, in place of images.
-        train_table: In the object store: `uri`, `image_id`, `class_index` of the readable training images.
-        valid_table: The same of the validation images.
+        architecture: The model to train, as JSON: the classifier (uint8 in, logits out), or its tail with a cache.
+        initial_weights: The model's weights, in the object store (in a list, so that Ray passes the reference).
+        start: The probe that the head starts from.
+        cache: Features to train the tail on, in place of images.
+        train_table: `uri`, `image_id`, `class_index` of the readable training images, in the object store.
+        valid_table: The same for the validation images.
         num_train: Rows of `train_table`.
         num_valid: Rows of `valid_table`.
         class_weights: A factor of the loss for each class.
-        logit_shift: Constants that are added to the logits where they are validated, so that they assume the class
-            shares of the training images, whatever `class_weights`.
-        intensity_range: See `images.decode`.
+        logit_shift: Constants that are added to the logits for the accuracies and the validation loss, so that they
+            assume the class shares of the training images, whatever `class_weights`.
+        intensity_range: See `decoding.decode`.
         share: The part of the cluster for this rank's streams.
-        board: An actor with a method `post(dict)`, for progress.
+        board: Handle of an actor with a method `post(dict)`, for progress; see `live_progress.Board`.
         history_file: Where rank 0 keeps `history.csv` up to date.
     """
 

@@ -1,4 +1,4 @@
-"""What a training says of itself, beside its numbers: what it was trained on, and what to be careful of."""
+"""Texts about a training run for its report and messages: what it was trained on, and warnings."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from tlray.training import assembly, probing
 
 
 def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
-    """Says that features do not fit into memory, with the sums, and what is done instead."""
+    """Returns the message that features do not fit into memory, with their size and what is done instead."""
     needed, there = probing.cache_bytes(config, images, network), available.smallest_object_store_bytes
     return (
         f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
@@ -23,7 +23,7 @@ def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, n
 
 
 def network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
-    """Says what is wrong with the features that a probe was fitted on."""
+    """Returns warnings about the features that a probe was fitted on."""
     found = []
     if probe and config.weights == "none":
         found.append("The network that was probed has random weights (--weights none): it has learned nothing yet.")
@@ -31,10 +31,10 @@ def network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
 
 
 def training_warnings(history: list[dict[str, float]]) -> list[str]:
-    """Says what went wrong while it was trained.
+    """Returns warnings about what went wrong in training.
 
     Args:
-        history: See `fitting.fit`.
+        history: See `fit.fit`.
     """
     found = []
     if history and not math.isfinite(history[-1]["loss"]):
@@ -58,7 +58,7 @@ def describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
 
 
 def trained_on(config: TrainConfig) -> str:
-    """Says what training saw, as the settings of augmentation are listed whether they came into use or not."""
+    """Returns what the model was trained on: the config lists augmentation settings even where they were not used."""
     if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
         return "stored features of the images as they are, without augmentation"
     if assembly.is_cached(config):
@@ -69,7 +69,7 @@ def trained_on(config: TrainConfig) -> str:
 
 
 def verb(config: TrainConfig) -> str:
-    """Says what was done with the network."""
+    """Returns the verb for what was done with the network."""
     if config.method == "probe":
         return "probed"
     if config.method == "lp-ft":
@@ -78,7 +78,7 @@ def verb(config: TrainConfig) -> str:
 
 
 def weights_notice(config: TrainConfig) -> tuple[str, ...]:
-    """Says what comes before the numbers of a network that was not pretrained."""
+    """Returns the notice to show above the metrics of a network that was not pretrained."""
     if config.weights != "none":
         return ()
     return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
