@@ -15,7 +15,7 @@ def mean_by_group(sums_G: np.ndarray, num_images_G: np.ndarray) -> tuple[float, 
 
     Args:
         sums_G: The sum of the value over the images of each group, shape [groups].
-        num_images_G: The images of each group, at least 1.
+        num_images_G: Number of images of each group, at least 1.
 
     Returns:
         The mean, and its standard error; that is infinite for a single group.

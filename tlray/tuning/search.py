@@ -1,4 +1,4 @@
-"""A sweep: many settings tried on features that the network computes once, cross-validated, the best one trained."""
+"""Runs a sweep: cross-validates many settings on features that are computed once, and trains the best of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,24 +38,24 @@ TRIALS_PNG = "trials.png"
 BEST = "best"
 KIND = "sweep"
 MAX_HIDDEN_LAYERS = 2
-"""In the head, as in the recipe `article`."""
+"""Maximum number of hidden layers in the head, as in the recipe `article`."""
 NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, BEST})
 NAMES |= {trial_table.FILE, trial_table.LOSSES_FILE, TRIALS_PNG}
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
-"""Training and held-out images of each fold, by number."""
+"""Indices of the training images and of the held-out images of each fold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """What a sweep came to.
+    """The result of a sweep.
 
     Attributes:
-        out: Its directory.
-        trials: The settings and results of each trial that did not fail, the one of the lowest loss first.
-        chosen: The settings that were trained, and what they gave; see `trialtable.choose`.
-        best: That training.
-        warnings: What a careful reader must know of the trials and of that training.
+        out: The sweep's directory.
+        trials: Settings and results of each trial that did not fail, the trial with the lowest loss first.
+        chosen: The settings that were trained, with their results in the trial; see `trial_table.choose`.
+        best: The result of training these settings.
+        warnings: Warnings about the trials and the training.
     """
 
     out: str
@@ -66,10 +66,10 @@ class SweepResult:
 
 
 def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
-    """Returns the settings that are tried: first about those of the recipe `standard`, then random ones.
+    """Returns the settings to try: first roughly those of the recipe `standard`, then random ones.
 
-    The same config gives the same ones, so that a sweep that is continued knows which are left. A head has a linear
-    probe and, beside it, no, one or two hidden layers.
+    The same config gives the same settings, so that a continued sweep knows which are left. Every head has a linear
+    probe and, beside it, zero, one or two hidden layers.
     """
     most = config.trainable_layers
     layers = sorted({0, most // 3, most * 2 // 3, most})
@@ -101,24 +101,23 @@ def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
 
 
 def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
-    """Draws a number of three digits: the table holds it as it is."""
+    """Draws a number log-uniformly, rounded to three significant digits so that the table holds it exactly."""
     return float(f"{np.exp(generator.uniform(np.log(low), np.log(high))):.3g}")
 
 
 def sweep(config: SweepConfig) -> SweepResult:
-    """Computes features once, tries settings on them, and trains the best ones; see `trialtable.choose`.
+    """Computes features once, tries settings on them, and trains the best ones; see `trial_table.choose`.
 
     Validation images are cross-validated together with the training images, so that a small validation split does not
     decide alone; test images are left for the end.
 
-    `trials.csv` gets a row whenever a trial ends. With `resume`, features that are there are not computed again,
-    trials with a result not run again (failed ones are, until all have ended), and once all have ended the training of
-    the best settings goes on where it was. Whether a trial is stopped early depends on those that ended before it in
-    this process: in a sweep that is continued, the first ones may go on for longer than they would have in an
-    uninterrupted one.
+    `trials.csv` gets a row whenever a trial ends. With `resume`, existing features are not computed again, and trials
+    with a result are not run again. Failed trials are run again unless all trials have ended; once they have, the
+    training of the best settings is continued. Whether a trial is stopped early depends on the trials that ended before
+    it in this process, so the first trials of a continued sweep may run longer than in an uninterrupted one.
 
-    Ray Tune could restore a sweep as well: from pickles, which run any code that is in them, that are some trials
-    behind, and that no other version of Ray reads.
+    Ray Tune's own way of restoring a sweep is not used: its state consists of pickles, which run any code that is in
+    them, are some trials behind, and cannot be read by another version of Ray.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -128,7 +127,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     base = locations.absolute(config.training())
     resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
     config = dataclasses.replace(config, **resolved)
-    # First what needs no Ray.
+    # First the checks that need no Ray.
     is_continued = resume.check_output(config, kind=KIND, known_names=NAMES)
     stored = dataset.stored_dataset(base.out) if is_continued else None
     source = None
@@ -156,7 +155,7 @@ def sweep(config: SweepConfig) -> SweepResult:
 
 
 def _list(config: SweepConfig) -> Listing:
-    """Lists the images; refuses classes of too few patients, of which reading would find no more."""
+    """Lists the images; refuses classes with too few patients before any image is read, which would add none."""
     base = config.training()
     listed = dataset.list_trainable(base)
     table = assign_splits(listed.table, seed=base.seed)
@@ -175,7 +174,7 @@ def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
 
 
 def _is_tried(config: SweepConfig) -> bool:
-    """Tells whether all trials have ended, well or not: then the training of the best settings may have begun."""
+    """Tells whether all trials have ended, with a result or not; the training of the best may have begun then."""
     if not storage.exists(storage.join(config.out, TRIALS_PNG)) or dataset.stored_dataset(config.out) is None:
         return False
     trials, errors = trial_table.read_trials(config.out)
@@ -187,17 +186,17 @@ def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capaci
     if not storage.exists(storage.join(best.out, CONFIG)):
         images = dataset.stored_dataset(config.out)
         assert images is not None  # noqa: S101 (the trials were on them)
-        # What an interruption has left half made there is the sweep's own.
+        # What an interrupted attempt has left there belongs to the sweep and may be overwritten.
         run.begin(dataclasses.replace(best, resume=False, overwrite=True), images)
         _share_features(config.training(), best, images)
     return run.train(dataclasses.replace(best, resume=True, overwrite=False), available)
 
 
 def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> None:
-    """Gives the training of the best settings what the sweep has computed, if that is all that it needs.
+    """Copies the sweep's features to the training of the best settings, if they are all that it needs.
 
-    That is so where pooled features are all that is needed, and for fine-tuning with all of the sweep's depths and
-    layers: other maps have other places in the network.
+    They are if it needs only pooled features, or fine-tunes with all of the sweep's depths and layers. Otherwise it
+    needs feature maps from other places in the network.
     """
     best = best.resolved()
     theirs, ours = (_network(config, images) for config in (base, best))
@@ -220,7 +219,7 @@ def _network(config: TrainConfig, images: Dataset) -> Network:
 
 
 def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
-    """Writes the table of trials, and last its figure."""
+    """Runs the trials; writes their table and, last, its figure."""
     base = config.training()
 
     def refuse(images: Dataset, prepared: Prepared) -> None:
@@ -231,7 +230,7 @@ def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Cap
     images, prepared = assembly.read_and_prepare(base, source, available, kind=KIND, refuse=refuse)
     assert prepared.network is not None  # noqa: S101
     folds = _folds(images, config)
-    # Only now, when nothing that the user gave is wrong, is an earlier sweep replaced.
+    # An earlier sweep is replaced only now that all of the user's input has been checked.
     if not is_continued:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(base.out, CONFIG), to_json(config))
@@ -252,9 +251,9 @@ def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Cap
 
 
 def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
-    """Returns the training of a trial's settings, as far as the trial was good, in the sweep's directory.
+    """Returns the config for training a trial's settings up to its best epoch, in the sweep's directory.
 
-    With the sweep's own seed, which decides the splits.
+    It has the sweep's own seed, which decides the splits.
     """
     base = config.training()
     is_probe = trial["best_epoch"] == 0
@@ -274,7 +273,7 @@ def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
 
 
 def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> None:
-    """Refuses features that do not fit into the object store, beside what else it holds."""
+    """Refuses features that do not fit into the object store beside its other content."""
     base = config.training()
     if not probing.fits_cache(base, available, images, network):
         needed, there = probing.cache_bytes(base, images, network), available.smallest_object_store_bytes
@@ -287,10 +286,10 @@ def _check_memory(config: SweepConfig, available: Capacity, images: Dataset, net
 
 
 def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, network: Network) -> int:
-    """Returns how many trials this node's memory has room for, if all of them run here.
+    """Returns how many trials fit into this node's memory at once, if all of them run here.
 
-    Each fits one probe after another, and keeps the training images of every fold as float64; and the weights of its
-    hidden layers with Adam's two moments, float32, of every fold and of the one that is trained.
+    A trial fits one probe after another and keeps the training images of every fold as float64. It also keeps the
+    weights of its hidden layers with Adam's two moments, float32, for every fold and for the one being trained.
     """
     num_images = _learned_from(images).num_rows
     (num_features,) = network.shapes[network.names.index(POOLED)]
@@ -301,7 +300,7 @@ def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, netw
 
 
 def _folds(images: Dataset, config: SweepConfig) -> Folds:
-    """Cuts training and validation images into folds; a patient's images, and copies of an image, stay together."""
+    """Splits training and validation images into folds; a patient's images, and copies of an image, stay together."""
     table = _learned_from(images)
     labels = table["class_index"].to_numpy()
     groups = _groups(images)
@@ -315,7 +314,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
 
 
 def _groups(images: Dataset) -> np.ndarray:
-    """Returns the number of the group (patient, joined with those that share an image) of each image of the trials."""
+    """Returns the group number of each image; a group is a patient, joined with those sharing an image."""
     table = _learned_from(images)
     groups = groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
     return np.unique(np.array(groups), return_inverse=True)[1]
@@ -329,7 +328,7 @@ def _make_task(
     config: SweepConfig, images: Dataset, prepared: Prepared, cache: FeatureCache, folds: Folds
 ) -> TrialTask:
     assert prepared.tail is not None and prepared.tail_weights is not None  # noqa: PT018, S101
-    # A validation image has one view, which stands for all.
+    # A validation image has one view, which is repeated in place of the others.
     rows = np.concatenate([np.broadcast_to(rows, (len(rows), config.views)) for rows in cache.rows.values()])
     return TrialTask(
         cache=cache,

@@ -1,4 +1,4 @@
-"""What a sweep hands to its trials, as data: apart from the trial, which brings TensorFlow."""
+"""The data that a sweep passes to its trials; separate from the trial, which imports TensorFlow."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from tlray.features.cache import FeatureCache
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrialTask:
-    """What all trials share.
+    """The data that all trials of a sweep share.
 
     Attributes:
-        cache: The features, `pooled` first, then what the tail takes.
-        rows: int64 [images, views], rows of the cache; view 0 is the image as it is.
+        cache: The features: `pooled` first, then those that the tail takes.
+        rows: Rows of the cache, int64 [images, views]; view 0 is the image as it is.
         labels: Class indices, int [images].
-        groups: Numbers from 0 of the patients (images that must not be told apart), int [images].
-        folds: Training and held-out images of each fold, indices into `rows`.
+        groups: Number of each image's group (patient), from 0, int [images]; a group stays in one fold.
+        folds: Indices into `rows` of the training images and of the held-out images of each fold.
         num_classes: At least 2.
-        depth_sizes: Columns of `pooled` from each depth, the last depth last.
-        tail: The architecture of what is fine-tuned, as JSON.
-        tail_weights: Its weights, in the object store (in a list, so that Ray hands over the reference).
-        hidden_units: The width of a hidden layer in the head.
-        tail_layers: The names of the backbone's last layers, the most that are trained, in order; see
-            `model.set_trainable`, which counts them alike.
-        batch_size: Images in a batch.
-        epochs: The most epochs of fine-tuning.
+        depth_sizes: Number of columns of `pooled` from each depth, the last depth last.
+        tail: The part of the classifier that is fine-tuned, as JSON.
+        tail_weights: The tail's weights, in the object store (in a list, so that Ray passes the reference).
+        hidden_units: Width of each hidden layer in the head.
+        tail_layers: Names of the backbone's last layers, as many as a trial may train at most, in order; see
+            `classifier.trained_layers`, which counts them in the same way.
+        batch_size: Number of images in a batch.
+        epochs: Maximum number of fine-tuning epochs.
         use_gpu: Whether the trial has a GPU.
     """
 

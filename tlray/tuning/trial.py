@@ -23,26 +23,27 @@ from tlray.tuning.trial_table import GroupLosses
 PREDICT_BATCH = 256
 
 MAX_BASES_BYTES = 512 * 2**20
-"""Of a trial process, beside the bases of the depth that it is at. For N training images and F features a basis and
-what it turns are 8 (F + N) N bytes, or 8 F N where N > F: with InceptionV3's five depths 22 MB for 457 images (0.4 s to
-find), 122 MB for 2,000 (7 s)."""
+"""Size in bytes of the bases kept by a trial process above which it drops those of other depths than its current one.
+For N training images and F features, a basis and the features turned into it take 8 (F + N) N bytes, or 8 F N where
+N > F: with InceptionV3's five depths 22 MB for 457 images (0.4 s to find), 122 MB for 2,000 (7 s)."""
 
 Bases = dict[tuple[int, int], tuple[regression.Basis, np.ndarray]]
-"""Fold and columns to the basis of its training images, and their features turned into it."""
+"""Maps fold and number of columns to the basis of the fold's training images and their features turned into it."""
 
 
 class Trial(tune.Trainable):
-    """A trial: its first iteration is the probe, each further one an epoch of fine-tuning in every fold.
+    """A trial of Ray Tune. Its first iteration fits the probe, each further one fine-tunes for an epoch in every fold.
 
     Its config has `settings`: `depths`, `inverse_penalty`, `hidden_layers` (in the head, beside the linear probe),
     `trainable_layers`, `learning_rate`, `dropout`, `views`, `seed`. Without hidden and trainable layers there is no
     fine-tuning. It reports `valid_loss` over the held-out images of all folds, `probe_loss` and `probe_accuracy`,
     `best_loss` with its `standard_error`, `best_accuracy` and `best_epoch` of its best iteration so far (epoch 0: the
-    probe), `num_epochs` so far, and `losses`, the `GroupLosses` of both. It ends where fine-tuning diverges.
+    probe), `num_epochs` so far, and `losses`, the `GroupLosses` of the probe and of that iteration. It ends early if
+    fine-tuning diverges.
     """
 
     def setup(self, config: dict[str, Any], task: TrialTask | None = None) -> None:
-        """Takes the shared memory; see `TrialTask`."""
+        """Chooses TensorFlow's devices and takes the features from shared memory; see `TrialTask`."""
         assert task is not None  # noqa: S101
         if task.use_gpu:
             devices.use_gpus()
@@ -62,7 +63,7 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Runs one iteration."""
+        """Runs one iteration and returns its results, see `Trial`."""
         epoch = self.iteration
         folds = self.task.folds
         if epoch == 0:
@@ -109,7 +110,7 @@ class Trial(tune.Trainable):
 
 
 class _Tail:
-    """The trained part of the network. One model, traced once, has the state of each fold in turn."""
+    """The part of the network that is fine-tuned. One model, traced once, takes the state of each fold in turn."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class _Tail:
         self._predict = tf.function(lambda features: self.model(features, training=False), autograph=False)
 
     def _variables(self) -> list[Any]:
-        """Returns all that training changes: weights, moments, and the seeds of dropout."""
+        """Returns all variables that training changes: weights, the optimizer's moments, and the seeds of dropout."""
         return [*self.model.variables, *self.optimizer.variables]
 
     def _state(self) -> list[np.ndarray]:
@@ -153,7 +154,7 @@ class _Tail:
         return [tf.constant(each) for each in self.reader.take(rows, self.task.cache.names[1:])]
 
     def train_epoch(self, fold: int, epoch: int) -> np.ndarray:
-        """Trains on the training images of a fold, each once; returns the logits of the others, see `_predict_all`."""
+        """Trains once on each training image of a fold; returns the logits of those held out, see `_predict_all`."""
         for variable, value in zip(self._variables(), self.states[fold], strict=True):
             variable.assign(value)
         train, held = self.task.folds[fold]
@@ -196,7 +197,7 @@ class _Tail:
         self.optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
 
     def _predict_all(self, images: np.ndarray) -> np.ndarray:
-        """Returns logits, float32 [images, classes]."""
+        """Returns the logits of some images, float32 [images, classes]."""
         rows = self.task.rows[images, 0]
         batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]
         return np.concatenate([self._predict(self._take(batch)).numpy() for batch in batches])
@@ -209,7 +210,8 @@ def _class_weights(task: TrialTask, labels: np.ndarray) -> np.ndarray:
 def _shift(task: TrialTask, fold: int) -> np.ndarray:
     """Returns what is added to a fold's logits so that they assume the class shares of all images.
 
-    Not those of its training images: a class that has more of these than its share has fewer of those held out.
+    The class shares of the fold's training images would not do: a class that is over-represented among these is
+    under-represented among those held out.
     """
     labels = task.labels[task.folds[fold][0]]
     wanted = prior.class_shares(task.labels, task.num_classes)
@@ -217,7 +219,7 @@ def _shift(task: TrialTask, fold: int) -> np.ndarray:
 
 
 def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np.ndarray]:
-    """Returns a probe of the last columns as one of all: an infinite deviation makes a feature 0 for good."""
+    """Returns a probe of the last columns as one of all columns: an infinite deviation keeps the others at 0."""
     missing = num_columns - len(arrays["mean"])
     return {
         "mean": np.pad(arrays["mean"], (missing, 0)),
@@ -228,7 +230,7 @@ def _widened(arrays: Mapping[str, np.ndarray], num_columns: int) -> dict[str, np
 
 
 def _kept(bases: Bases, num_columns: int) -> Bases:
-    """Returns what is kept of the bases: only those of one depth, where those of all take too much memory."""
+    """Returns the bases to keep: all of them, or only those of one depth where all take too much memory."""
     rotations = [basis.rotation for basis, _ in bases.values() if basis.rotation is not None]
     if sum(array.nbytes for array in [*rotations, *(turned for _, turned in bases.values())]) <= MAX_BASES_BYTES:
         return bases
@@ -236,8 +238,8 @@ def _kept(bases: Bases, num_columns: int) -> Bases:
 
 
 def _measure(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the log loss of each image, nats, and the accuracy; infinite where a logit is no number."""
-    if not np.isfinite(logits).all():  # fine-tuning diverged: what came before it stays the trial's best
+    """Returns the log loss of each image, nats, and the accuracy; infinite losses and 0 if any logit is not finite."""
+    if not np.isfinite(logits).all():  # fine-tuning diverged: an earlier iteration stays the trial's best
         return np.full(len(labels), np.inf), 0.0
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]

@@ -29,8 +29,8 @@ RESULTS = ("probe_loss", "probe_accuracy", "best_loss", "standard_error", "best_
 """Columns that a trial reports. `standard_error` is that of `best_loss`, with groups (patients) as the units."""
 
 DIFFERENCE_ERROR = "difference_error"
-"""Standard error of the difference between `best_loss` and that of the first trial of the table, over the same images,
-with groups (patients) as the units."""
+"""Column with the standard error of the difference between a trial's `best_loss` and that of the table's first trial,
+over the same images, with groups (patients) as the units."""
 
 ERROR = "error"
 COLUMNS: tuple[str, ...] = (*SETTINGS, *RESULTS, DIFFERENCE_ERROR, ERROR)
@@ -46,7 +46,7 @@ class GroupLosses:
 
     Attributes:
         probe: Sums of the probe's log loss, nats, float32 [groups].
-        best: The same of the trial's best epoch, which may be the probe.
+        best: The same for the trial's best epoch, which may be the probe.
     """
 
     probe: np.ndarray
@@ -54,17 +54,17 @@ class GroupLosses:
 
 
 Losses = Mapping[tuple[Any, ...], GroupLosses]
-"""The identity of a trial to its losses."""
+"""Maps the identity of a trial to its losses."""
 
 
 def write_trials(out: str, trials: Sequence[Mapping[str, Any]], losses: Losses, num_images_G: np.ndarray) -> None:
-    """Writes the table anew, whole: the trial of the lowest loss first, those that failed last.
+    """Writes the whole table anew: the trial with the lowest loss first, failed trials last.
 
     Args:
         out: The sweep's directory.
-        trials: `SETTINGS`, and `RESULTS` or `ERROR`.
-        losses: Of each trial that did not fail.
-        num_images_G: The images of each group.
+        trials: `SETTINGS` of each trial, with its `RESULTS` or `ERROR`.
+        losses: Losses of each trial that did not fail.
+        num_images_G: Number of images of each group.
     """
     # First the losses: a row without them is a trial without a result.
     _write_losses(out, losses)
@@ -97,7 +97,7 @@ def _write_losses(out: str, losses: Losses) -> None:
 
 
 def read_losses(out: str) -> dict[tuple[Any, ...], GroupLosses]:
-    """Returns the losses of the trials by their identity; nothing where there are none."""
+    """Returns the stored losses of the trials by their identity; empty without stored losses."""
     location = storage.join(out, LOSSES_FILE)
     if not storage.exists(location):
         return {}
@@ -108,10 +108,10 @@ def read_losses(out: str) -> dict[tuple[Any, ...], GroupLosses]:
 
 
 def read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the trials that have a result, and the errors of those that failed; nothing where there is no table.
+    """Returns the trials that have a result, and the errors of those that failed; both empty without a table.
 
     Raises:
-        DataError: The table is another version's.
+        DataError: The table was written by another version of tlray.
     """
     location = storage.join(out, FILE)
     if not storage.exists(location):
@@ -137,21 +137,21 @@ def read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns what tells a trial from others: its settings."""
+    """Returns the identity of a trial: its settings, in the order of `SETTINGS`."""
     return tuple(trial[name] for name in SETTINGS)
 
 
 def choose(trials: Sequence[dict[str, Any]], losses: Losses, num_images_G: np.ndarray) -> dict[str, Any]:
     """Returns the trial to train: the best probe, unless another trial beats it by more than one standard error.
 
-    The one-standard-error rule, which among results that cannot be told apart takes the simplest model (Breiman,
+    This is the one-standard-error rule: among results that cannot be told apart it takes the simplest model (Breiman,
     Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3). Both models were measured on
-    the same images, several of them of one patient: the error is that of their difference, by patient.
+    the same images, several of which may be of one patient, so the error is that of their difference, by patient.
 
     Args:
-        trials: At least one, the one of the lowest loss first.
-        losses: Of these trials.
-        num_images_G: The images of each group.
+        trials: At least one trial, the one with the lowest loss first.
+        losses: Losses of these trials.
+        num_images_G: Number of images of each group.
     """
     best = trials[0]
     probe = min(trials, key=lambda trial: trial["probe_loss"])
@@ -164,11 +164,11 @@ def choose(trials: Sequence[dict[str, Any]], losses: Losses, num_images_G: np.nd
 
 
 def failure_warnings(trials: Sequence[Any], errors: Sequence[str]) -> list[str]:
-    """Returns what is to be said of trials that failed.
+    """Returns the warning about trials that failed, if any did.
 
     Args:
-        trials: See `read_trials`.
-        errors: See there.
+        trials: The trials that have a result, see `read_trials`.
+        errors: The errors of the others, see `read_trials`.
     """
     if not errors:
         return []

@@ -1,4 +1,4 @@
-"""A sweep's trials on Ray Tune: run side by side, stopped early, recorded as they end."""
+"""Runs a sweep's trials on Ray Tune: side by side, stopped early, and recorded as they end."""
 
 import os
 import tempfile
@@ -17,10 +17,11 @@ from tlray.tuning.task import TrialTask
 from tlray.tuning.trial_table import ERROR, MAX_ERROR_LETTERS, RESULTS, GroupLosses
 
 REDUCTION_FACTOR = 4
-"""Successive halving (arXiv:1810.05934): of this many trials one goes on."""
+"""Reduction factor of successive halving (arXiv:1810.05934): one of this many trials continues."""
 
 GRACE_PERIOD = 2
-"""The probe, then an epoch: what a trial fine-tunes with shows in no result before."""
+"""Iterations before a trial may be stopped: the probe and one epoch, which is the first to depend on the settings of
+fine-tuning."""
 
 
 def run_trials(
@@ -32,18 +33,18 @@ def run_trials(
     most_at_once: int,
     quiet: bool,
 ) -> None:
-    """Runs the trials that have no result in the table yet, and writes them there.
+    """Runs the trials that have no result in the table yet, and writes their results there.
 
     Args:
         out: The sweep's directory.
-        settings: Those of each trial.
-        task: What they share.
-        cpus_per_trial: CPUs that each asks for.
-        most_at_once: How many may run side by side.
+        settings: The settings of each trial.
+        task: The data that all trials share.
+        cpus_per_trial: CPUs that each trial asks for.
+        most_at_once: Maximum number of trials that run side by side.
         quiet: Show no progress.
 
     Raises:
-        TlrayError: Every one failed.
+        TlrayError: Every trial failed.
     """
     with _silent_stderr():
         from tlray.tuning.trial import Trial  # noqa: PLC0415 (brings TensorFlow)
@@ -84,7 +85,7 @@ def run_trials(
 
 
 class _Recorder(tune.Callback):
-    """Writes the table anew, whole, whenever trials have ended."""
+    """Writes the whole table anew whenever trials have ended."""
 
     def __init__(
         self, out: str, known: Sequence[Mapping[str, Any]], num_images_G: np.ndarray, progress: Progress
@@ -98,7 +99,7 @@ class _Recorder(tune.Callback):
 
     # Here and not where a trial ends: Tune would take a full disk for a failure of the trial.
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        """Looks for trials that have ended."""
+        """Writes the table if more trials have ended since the last call."""
         ended = [trial for trial in trials if trial.is_finished()]
         if len(ended) > self._num_ended:
             self._num_ended = len(ended)
@@ -129,7 +130,7 @@ def _describe(trial: Any) -> dict[str, Any]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Hides what TensorFlow's C++ writes while it is imported, before any setting of its logs is read."""
+    """Hides what TensorFlow's C++ code prints while it is imported, before it reads any setting of its logs."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
