@@ -1,4 +1,4 @@
-"""A learning curve: the accuracy of a probe by how many training images of each class it saw."""
+"""Learning curves: the accuracy of linear probes by the number of training images of each class."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ import numpy as np
 from tlray.probe import regression
 
 SIZES = (5, 10, 20, 50)
-"""Images of each class."""
+"""Numbers of images of each class to draw."""
 
 MAX_SHARE = 0.8
-"""Of the training images: a larger draw would tell what all of them tell."""
+"""Maximum share of the training images in a draw. A larger draw would show the same as all of them."""
 
 NUM_DRAWS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What probes reach with so many training images.
+    """A point of a learning curve: the accuracies of probes with one number of training images.
 
     Attributes:
-        images_per_class: How many were drawn of each class that has as many; None: all images, without a draw.
-        num_images: The training images of each probe.
-        accuracies: Of each draw's probe, in [0, 1].
+        images_per_class: Images drawn of each class (all of a class that has fewer); None: all images, without a draw.
+        num_images: Number of training images of each probe.
+        accuracies: Accuracy of each draw's probe, in [0, 1].
     """
 
     images_per_class: int | None
@@ -52,14 +52,15 @@ def learning_curve(
         train_labels: Class indices, int [images]; every class occurs.
         valid: Floating point [images, features]; all of them choose the penalty of each probe.
         valid_labels: Class indices, int [images].
-        test: Floating point [images, features], what is measured. None at all: `valid` is, which flatters.
+        test: Floating point [images, features]; accuracies are measured on them. Without images, `valid` is used
+            instead, which flatters.
         test_labels: Class indices, int [images].
         num_classes: At least 2.
         balanced: Weight each image by the inverse frequency of its class.
-        seed: Decides what is drawn.
+        seed: Decides which images are drawn.
 
     Returns:
-        A point for each of `SIZES` that leaves enough out (`MAX_SHARE`), and one for all images.
+        A point for each of `SIZES` whose draws have at most `MAX_SHARE` of the images, and one for all images.
     """
     measured, labels = (test, test_labels) if len(test) else (valid, valid_labels)
 
@@ -82,6 +83,6 @@ def learning_curve(
 
 
 def draw(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the places of `size` random images of each class, or of all that it has, int [images]."""
+    """Returns the indices of `size` random images of each class, or of all images of a smaller one, int [images]."""
     places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return np.concatenate([rng.choice(each, min(size, len(each)), replace=False) for each in places])

@@ -12,17 +12,20 @@ from sklearn.metrics import log_loss
 from tlray.data import prior
 
 INVERSE_PENALTIES = tuple(float(f"{value:.2g}") for value in np.logspace(-5, 1, 13))
-"""The values of scikit-learn's C that are tried: from features that hardly count to hardly a penalty."""
+"""The values of scikit-learn's C to try: from a penalty under which features hardly count to hardly any penalty."""
 
 MIN_DEVIATION = 1e-6
-"""Below it a feature is taken as constant: float16 has steps of 6e-8 near zero, and Keras divides by 1e-7 at least."""
+"""Standard deviation below which a feature is taken as constant. float16 has steps of 6e-8 near zero, and Keras divides
+by 1e-7 at least."""
 
 MIN_VARIATION = 0.01
-"""Of `variation`: float16 keeps 11 bits of a feature, and of what differs between images less than 5 then."""
+"""Value of `variation` below which users are warned. float16 keeps 11 bits of a feature, of which then fewer than 5
+differ between images."""
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-5
-"""Of the gradient; with scikit-learn's 1e-4 a probability still moves in its third digit."""
+"""Tolerance of the gradient at which fitting stops. With scikit-learn's 1e-4 a probability still moves in its third
+digit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Trial:
     Attributes:
         inverse_penalty: scikit-learn's C.
         valid_loss: Mean log loss of the shifted logits (see `Probe`), nats.
-        valid_accuracy: Their accuracy, in [0, 1].
+        valid_accuracy: Accuracy of the shifted logits, in [0, 1].
     """
 
     inverse_penalty: float
@@ -44,8 +47,9 @@ class Trial:
 class Probe:
     """A fitted probe: logits = (features - mean) / deviation @ weights + bias.
 
-    These are the logits that were fitted, and fine-tuning with the same class weights goes on from them. With `shift`
-    added, their softmax assumes the class shares of the training images: so they are validated, and exported.
+    These are the logits that were fitted, and fine-tuning with the same class weights continues from them. With `shift`
+    added, their softmax assumes the class shares of the training images. In this form they are validated, and exported
+    with the prior `train`.
 
     Attributes:
         mean: float32 [features].
@@ -53,8 +57,8 @@ class Probe:
         weights: float32 [features, classes].
         bias: float32 [classes].
         shift: float32 [classes], all 0 without class weights; see `prior.logit_shift`.
-        trials: All that was tried, in the order of the penalties.
-        best: The trial with the lowest validation loss, which this is.
+        trials: All trials, in the order of the penalties.
+        best: The trial with the lowest validation loss, from which this probe is.
         train_loss: Mean log loss on the training images, weighted as they were in fitting, nats.
         train_accuracy: Accuracy of the shifted logits on the training images, in [0, 1].
     """
@@ -75,19 +79,19 @@ class Probe:
 
     @property
     def variation(self) -> float:
-        """See `variation`, of the training images."""
+        """Variation of the features between the training images, see the function `variation`."""
         return variation(self.mean, np.where(self.deviation == 1, 0, self.deviation))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Basis:
-    """How features are standardised, and turned to where fitting is cheap.
+    """The standardisation of features, and a rotation after which fitting is cheap.
 
     Attributes:
         mean: float64 [features].
         deviation: float64 [features], 1 where a feature is constant.
-        rotation: float64 [features, images], or None where there are more images than features. An L2 penalty does not
-            see a rotation: with fewer images than features, their own span is all there is to fit.
+        rotation: float64 [features, images], or None unless there are fewer images than features. An L2 penalty does
+            not change under a rotation, so with fewer images than features only the images' span has to be fitted.
     """
 
     mean: np.ndarray
@@ -95,12 +99,12 @@ class Basis:
     rotation: np.ndarray | None
 
     def turn(self, features: np.ndarray) -> np.ndarray:
-        """Returns features [images, features] standardised and turned, float64."""
+        """Returns features [images, features] standardised and rotated, float64."""
         standardised = (np.asarray(features, np.float64) - self.mean) / self.deviation
         return standardised if self.rotation is None else standardised @ self.rotation
 
     def turn_back(self, weights: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays of a probe that does on features what weights [classes, n] and bias do on turned ones."""
+        """Returns a probe's arrays for features, given weights [classes, n] and bias [classes] for turned ones."""
         return {
             "mean": self.mean.astype(np.float32),
             "deviation": self.deviation.astype(np.float32),
@@ -121,20 +125,20 @@ def basis(train: np.ndarray) -> Basis:
 
 
 def variation(mean: np.ndarray, deviation: np.ndarray) -> float:
-    """Returns how much the median feature differs between images: its deviation by its root mean square.
+    """Returns how much the median feature differs between images: its deviation divided by its root mean square.
 
-    In [0, 1]: 0 is that of a constant, 1 that of a feature whose mean is 0.
+    The value is in [0, 1]: 0 for a constant feature, 1 for a feature whose mean is 0.
 
     Args:
-        mean: Of each feature, [features].
-        deviation: The same.
+        mean: Mean of each feature, [features].
+        deviation: Standard deviation of each feature, [features].
     """
     size = np.hypot(mean, deviation)
     return float(np.median(np.divide(deviation, size, out=np.zeros_like(size), where=size > 0)))
 
 
 def variation_warning(found: float) -> list[str]:
-    """Returns what is to be said of a variation; nothing where it is as usual."""
+    """Returns the warning about a variation that is too low; empty where it is as usual."""
     if found >= MIN_VARIATION:
         return []
     return [
@@ -144,7 +148,7 @@ def variation_warning(found: float) -> list[str]:
 
 
 def regression(*, balanced: bool) -> LogisticRegression:
-    """Returns the regression to be fitted on turned features, whose C is still to be set; it goes on where it was."""
+    """Returns an unfitted regression for `solve`; each further fit starts from the coefficients of the last one."""
     return LogisticRegression(
         solver="newton-cg",
         max_iter=MAX_ITERATIONS,
@@ -155,9 +159,9 @@ def regression(*, balanced: bool) -> LogisticRegression:
 
 
 def solve(model: LogisticRegression, turned: np.ndarray, labels: np.ndarray, *, inverse_penalty: float) -> None:
-    """Fits a regression with one penalty."""
+    """Fits a regression on turned features with one penalty, in place."""
     with warnings.catch_warnings():
-        # With hardly a penalty the weights grow without end: such a trial is none of the good ones.
+        # With hardly any penalty the weights grow without end; such a trial is not among the good ones.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.set_params(C=inverse_penalty).fit(turned, labels)
 
@@ -171,11 +175,11 @@ def coefficients(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 def memory_bytes(num_images: int, num_features: int, num_classes: int) -> int:
-    """Returns about what fitting takes at its peak, the float16 features themselves and those to validate on included.
+    """Returns about the peak memory of fitting, in bytes, including the float16 features and the validation features.
 
     It grows with training images times features: the features are held in float64 twice, and once more for two classes,
     whose Hessian scikit-learn multiplies out. (With fewer images than features the basis holds a rotation as large as
-    they are, and finding it takes up to three times as much as this, but for 5,632 features never over 2.3 GB.)
+    the features, and finding it takes up to three times as much as this, but for 5,632 features never over 2.3 GB.)
     """
     return num_images * num_features * (32 if num_classes == 2 else 24)
 
