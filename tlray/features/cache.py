@@ -1,4 +1,4 @@
-"""Features that a run has computed, in Ray's object store: every process takes the rows that it wants from there."""
+"""The features of a run in Ray's object store, from which every process takes the rows that it wants."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ import ray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureCache:
-    """Where the features of each image lie.
+    """The location of each image's features in Ray's object store.
 
     Attributes:
         names: The features' names.
-        parts: In the object store: name to float16 [rows, ...].
-        num_rows: Rows of each part.
-        rows: Split to int64 [images, views], in the order of the split's table: the row, counted through all parts.
+        parts: References to the parts, each of which maps names to float16 [rows, ...].
+        num_rows: Number of rows of each part.
+        rows: Split to the row of each image and view, counted through all parts, int64 [images, views], in the order of
+            the split's table.
     """
 
     names: list[str]
@@ -33,7 +34,7 @@ class FeatureReader:
         self._starts = np.cumsum([0, *cache.num_rows])
 
     def take(self, rows: np.ndarray, names: Sequence[str] | None = None) -> list[np.ndarray]:
-        """Returns the features of some rows, float16 [rows, ...] for each of some names, or of all."""
+        """Returns the features of some rows, an array float16 [rows, ...] for each of `names` (None: all features)."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[numbers]
         where = list(zip(numbers, places, strict=True))

@@ -26,23 +26,23 @@ FLOAT16_MAX = 65504.0
 CHANGED = "The file has changed since it was looked at. Run the same command again."
 
 MIN_ROWS_FOR_CONSTANTS = 2000
-"""Of an actor: from so many on its weights are made constants (`trunk.as_constant`), which takes seconds once.
+"""Rows per actor from which on its weights are made constants (`trunk.as_constant`), which takes seconds once.
 Over 10,000 images `benchmarks/features_pass.py` gave 32.5 images/s in place of 30.5 (2 cores, AMD EPYC, 2026-11-28)."""
 
 WRITE_CPUS = 0.25
-"""Of a task that writes a part: it waits for the storage more than it works."""
+"""CPUs that a task asks for that writes a part. It waits for the storage more than it works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What computes the features.
+    """A network that computes features, as data that any node can load.
 
     Attributes:
         architecture: A model from uint8 images to a list of features, as JSON.
-        weights: Its weights.
-        names: The features' names, in the model's order.
-        shapes: Their shapes, without the batch.
-        fingerprint: sha256 of architecture and weights.
+        weights: The model's weights.
+        names: Names of the features, in the order of the model's outputs.
+        shapes: Shapes of the features, without the batch.
+        fingerprint: sha256 of architecture, names, shapes and weights.
     """
 
     architecture: str
@@ -53,21 +53,21 @@ class Network:
 
     @property
     def bytes_per_row(self) -> int:
-        """Size of one image's features, float16."""
+        """Size of one image's features as float16, in bytes."""
         return sum(2 * math.prod(shape) for shape in self.shapes)
 
 
 def prepare(config: TrainConfig, level: str) -> Network:
-    """Builds the network of a config that computes `pooled`, `cut` or `both`; to be run by `cluster.start_here`."""
+    """Builds the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`."""
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415
     from tlray.models.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
 
-    devices.use_cpus()  # the extractors want all of the GPUs
-    keras.utils.clear_session()  # layers are numbered through a process, which may have built others before
-    keras.utils.set_random_seed(config.seed)  # --weights none: the same network again
+    devices.use_cpus()  # leaves all GPUs to the extractors
+    keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
+    keras.utils.set_random_seed(config.seed)  # with --weights none every run builds the same network
     preprocessing = config.preprocessing or application_preprocessing(config.backbone)
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
@@ -76,10 +76,10 @@ def prepare(config: TrainConfig, level: str) -> Network:
 
 
 def as_network(extractor: Any, names: list[str]) -> Network:
-    """Makes a Keras model, from uint8 images to a list of features, what extractors on any node can load."""
+    """Converts a Keras model, from uint8 images to a list of features, into data that any node can load."""
     from tlray.models import classifier as models  # noqa: PLC0415
 
-    extractor.trainable = False  # what will be trained has decided the cut, and nothing else here
+    extractor.trainable = False  # which layers are trainable matters for the cut only, and that has been made
     architecture, weights = extractor.to_json(), models.get_weights(extractor)
     shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
     digest = hashlib.sha256(json.dumps([_renumbered(architecture), names, shapes]).encode())
@@ -103,7 +103,7 @@ def _renumbered(architecture: str) -> str:
 
 
 class _Extractor:
-    """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
+    """An actor of Ray Data's pool that computes features. TensorFlow is imported here and not in the driver."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ def _is_long(num_rows: int, plan: ScorePlan) -> bool:
 def compute(
     out: str, rows: pa.Table, network: Network, pixels: stream.Pixels, plan: ScorePlan, *, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """Computes and writes the features of some rows; yields `num_done` so far, and `failures` since."""
+    """Computes and writes the features of some rows; yields `num_done` (rows so far) and the new `failures`."""
     if not rows.num_rows:
         return
     reference = ray.put(rows)
@@ -182,22 +182,22 @@ def compute(
 def _write_rows(
     batch: Mapping[str, np.ndarray], out: str, rows: list["ray.ObjectRef[pa.Table]"], names: list[str]
 ) -> dict[str, np.ndarray]:
-    """Writes one part, named by what is in it, so that a task that Ray runs again writes the same file."""
+    """Writes one part, named by the keys of its rows, so that a task that Ray repeats writes the same file."""
     taken = ray.get(rows[0]).take(batch["row"])
     about = taken.select([*COLUMNS, "view", KEY])
-    # The key is of the file that was looked at first: what has come in its place since is not kept under it.
+    # The key is that of the file as it was inspected: features of a file that has changed since are not kept.
     is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
     good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
     number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
     write_error = ""
     try:
-        if len(good):  # Arrow makes no tensor column of no rows
+        if len(good):  # Arrow cannot make a tensor column without rows
             table = about.take(good)
             for name in names:
                 values = np.ascontiguousarray(batch[name][good])
                 table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(values))
             store.write_part(storage.join(out, f"part-{number}.parquet"), table)
-    except OSError as error:  # a full disk, which Ray Data would tell in thirty lines
+    except OSError as error:  # such as a full disk, which Ray Data would report in thirty lines
         write_error = str(error)
     return {
         "image_id": np.array(about["image_id"].to_pylist()),

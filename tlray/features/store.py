@@ -1,4 +1,4 @@
-"""Features on disk: Parquet parts, whole or not at all, whose damage is seen."""
+"""Features on disk: Parquet parts that are written whole or not at all, with checksums that reveal damage."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +8,8 @@ from tlray.files import storage
 
 ROWS_PER_PART = 256
 PART_BYTES = 64 * 2**20
-"""The most rows and about the most bytes of one Parquet part: an interrupted run loses no more than it was at."""
+"""Approximate maximum size of one Parquet part, in bytes; `ROWS_PER_PART` is the maximum number of rows. An interrupted
+run loses only the parts that it was computing."""
 
 # Readers of Parquet folders pass over names that begin with an underscore.
 NETWORK = "_network.json"
@@ -18,18 +19,19 @@ SUCCESS = "_SUCCESS"
 NAMES = frozenset({NETWORK, MANIFEST, SUCCESS, "part-"})
 
 POOLED = "pooled"
-"""The global averages; other features, `cut_0` and on, are maps, numbered in each network anew."""
+"""Name of the feature with the global averages. The other features, `cut_0` and on, are feature maps, numbered anew in
+each network."""
 
 KEY = "key"
 COLUMNS = ("image_id", "label", "split", "group_id")
-"""The manifest's columns that features keep, besides `view` and `key`."""
+"""Columns that features take over from the manifest; `view` and `key` are added to them."""
 
 
 def read_features(out: str, *, columns: list[str] | None = None) -> pa.Table:
     """Reads finished features.
 
     Raises:
-        DataError: They are not finished, or damaged.
+        DataError: The features are not complete, or a part is damaged.
     """
     if not storage.exists(storage.join(out, SUCCESS)):
         raise DataError(f"'{out}' has no {SUCCESS}: the features are not complete. Run `tlray features` again.")
@@ -42,10 +44,10 @@ def part_names(out: str) -> list[str]:
 
 
 def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Table:
-    """Reads one part.
+    """Reads one Parquet part.
 
     Raises:
-        DataError: It is damaged.
+        DataError: The part is damaged.
     """
     location = storage.join(out, name)
     try:
@@ -56,7 +58,7 @@ def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Ta
 
 
 def keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:
-    """Goes through the parts that are there: wanted rows stay, with today's labels, others and damaged parts go.
+    """Updates the existing parts: keeps wanted rows, with their present labels; deletes other rows and damaged parts.
 
     Returns:
         The keys of the rows that stay, and notes for the user.
@@ -90,7 +92,7 @@ def keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:
 
 
 def write_part(location: str, table: pa.Table) -> None:
-    """Writes one part, with checksums."""
+    """Writes one Parquet part, with checksums."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="lz4", write_page_checksum=True)
     storage.write_bytes(location, sink.getvalue().to_pybytes())

@@ -1,4 +1,4 @@
-"""Features: what a pretrained network sees in each image, computed once and kept as Parquet.
+"""Computes features, the outputs of a pretrained network for each image, and keeps them up to date as Parquet.
 
 Each row has a key, a fingerprint of all that decides its features. A second run keeps the rows whose keys it wants, in
 whole and undamaged parts, and computes the others.
@@ -34,15 +34,15 @@ SAMPLED_PARTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeaturesResult:
-    """What an extraction came to.
+    """The result of a feature extraction.
 
     Attributes:
-        out: Where the features lie.
-        num_rows: Rows: images and their views.
-        num_reused: Rows that were there already.
-        num_failed: Images that could not be read, and have no row.
+        out: Directory of the features.
+        num_rows: Number of rows: images and their views.
+        num_reused: Number of rows that were there already.
+        num_failed: Number of images that could not be read and have no row.
         shapes: The shape of each feature.
-        notes: What else a user must know, such as damaged parts.
+        notes: Further notes to the user, for example about damaged parts.
     """
 
     out: str
@@ -56,8 +56,8 @@ class FeaturesResult:
 def extract_features(config: FeaturesConfig) -> FeaturesResult:
     """Computes the features of every readable image and writes `part-*.parquet`, then `_SUCCESS`.
 
-    Columns: `image_id`, `label`, `split`, `group_id`, `view` (int32), `key`, and each feature, float16, a row a list of
-    its values (the shape is in the column's type, an Arrow tensor). Images that cannot be read are in
+    Columns: `image_id`, `label`, `split`, `group_id`, `view` (int32), `key`, and each feature as float16, one list of
+    values per row (the shape is in the column's type, an Arrow tensor). Images that cannot be read are in
     `_manifest.parquet` with their error.
 
     Raises:
@@ -112,7 +112,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
 
 
 def _variation(out: str) -> float:
-    """Returns the variation of the pooled features in some parts; see `probe.variation`."""
+    """Returns the variation of the pooled features in some parts; see `regression.variation`."""
     names = store.part_names(out)
     parts = [store.read_part(out, name, columns=[POOLED]) for name in names[:: -(-len(names) // SAMPLED_PARTS)]]
     pooled = np.concatenate([part[POOLED].combine_chunks().to_numpy_ndarray() for part in parts]).astype(np.float32)
@@ -135,12 +135,12 @@ def update(
 
     Args:
         out: The directory.
-        table: A manifest with `streams.INSPECTION_COLUMNS` and splits; see `dataset.with_splits`.
-        network: What computes the features.
-        pixels: How files become its pixels.
-        plan: How the cluster is shared.
-        views: Rows of each training image.
-        batch_size: Images that the network takes at once.
+        table: A manifest with `inspection.INSPECTION_COLUMNS` and splits; see `dataset.with_splits`.
+        network: The network that computes the features.
+        pixels: How image files become the network's pixels.
+        plan: How the network and its data share the cluster.
+        views: Number of views of each training image.
+        batch_size: Number of images that the network takes at once.
         overwrite: Replace features of another network.
         quiet: Show no progress.
 
@@ -181,18 +181,19 @@ def derive(
     pixels: stream.Pixels,
     views: int,
 ) -> None:
-    """Takes features that another network has computed: `update` then finds them there.
+    """Copies features that another network has computed, so that `update` finds them in the output.
 
     Args:
-        source: Where they lie. Rows of other images, pixels or weights, and damaged parts, are left alone.
-        out: The directory, see `update`.
+        source: Directory of these features. Rows of other images, pixels or weights, and damaged parts, are skipped.
+        out: The directory to fill, see `update`.
         table: See `update`.
-        networks: The other one, and the one whose features are wanted: the same, or its last pooled columns alone.
+        networks: The network that computed the features, and the one whose features are wanted: the same, or one that
+            gives only the last of its pooled columns.
         pixels: See `update`.
         views: See `update`.
 
     Raises:
-        ValueError: They are another network's.
+        ValueError: The networks differ, and not only pooled features are wanted.
     """
     theirs, ours = networks
     if theirs.fingerprint != ours.fingerprint and ours.names != [POOLED]:
@@ -219,7 +220,7 @@ def derive(
 
 
 def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
-    """Makes the output ready; what the same network has left there stays."""
+    """Prepares the output directory; features of the same network stay there."""
     location = storage.join(out, NETWORK)
     is_same = _stored_network(location) == network.fingerprint
     if storage.exists(location) and not is_same and not overwrite:
@@ -235,7 +236,7 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
 
 
 def _stored_network(location: str) -> str | None:
-    """Returns the fingerprint of the network that features are of; None: nothing tells."""
+    """Returns the fingerprint in a network file, that of the network which computed the features; None: not known."""
     try:
         return json.loads(storage.read_bytes(location))["sha256"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -243,7 +244,7 @@ def _stored_network(location: str) -> str | None:
 
 
 def _rows(readable: pa.Table, views: int, network: Network, pixels: stream.Pixels) -> pa.Table:
-    """Returns a row for each image and view that features are wanted of, with its `key`."""
+    """Returns a table with a row, and its `key`, for each image and view whose features are wanted."""
     places, numbers, keys = [], [], []
     for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
         for view in range(views if image["split"] == "train" else 1):
@@ -258,7 +259,7 @@ def _rows(readable: pa.Table, views: int, network: Network, pixels: stream.Pixel
 
 
 def _with_failures(table: pa.Table, failures: list[dict[str, Any]]) -> pa.Table:
-    """Returns the manifest with what could be read at first and later not."""
+    """Returns the manifest with the errors of images that could be read at first and later not."""
     codes, errors = table["error_code"].to_pylist(), table["error"].to_pylist()
     place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
     for failure in failures:
