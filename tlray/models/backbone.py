@@ -1,4 +1,4 @@
-"""The backbone: a pretrained network without its top, its weights, and the pixels that it wants to see."""
+"""Builds the backbone: a pretrained network without its top, its weights, and its pixel preprocessing."""
 
 import contextlib
 import inspect
@@ -88,7 +88,7 @@ def build_backbone(config: TrainConfig) -> keras.Model:
         config: Names backbone, cut, weights and image size.
 
     Raises:
-        ConfigError: The model or its weights are not to be had, or do not fit together.
+        ConfigError: The model or its weights are not available, or do not fit together.
     """
     build = _own_backbone if config.backbone.endswith(".keras") else _application_backbone
     backbone = build(config)
@@ -144,7 +144,7 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
             outputs[layer.name] = result
         return result
 
-    shape = (config.image_size_px, config.image_size_px, *model.input_shape[3:])  # of a model for any size, too
+    shape = (config.image_size_px, config.image_size_px, *model.input_shape[3:])  # fixed for a model of any size, too
     same_layers = keras.models.clone_model(
         model,
         input_tensors=keras.Input(shape, dtype=model.inputs[0].dtype),
@@ -173,7 +173,7 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
                 backbone.load_weights(path)
     except TlrayError:
         raise
-    except Exception as error:  # h5py, Keras and NumPy each have their own for what does not fit
+    except Exception as error:  # h5py, Keras and NumPy each raise their own error for weights that do not fit
         what = "the bundle" if is_bundle else "the weights file"
         if "truncated" in str(error):
             raise ConfigError(
@@ -186,7 +186,7 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Returns what an error says first; of a line that only announces the next one, that too."""
+    """Returns the first line of an error's text, and the second one where the first ends in a colon."""
     first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     return " ".join([first, *(others[:1] if first.endswith(":") else [])])[:300]
 

@@ -1,4 +1,4 @@
-"""Classifiers: a backbone and a head in one Keras model, and what of both is trained.
+"""Builds classifiers, a backbone and a head in one Keras model, and selects which of their layers are trained.
 
 A classifier is `uint8 [batch, height, width, 3] -> preprocessing -> backbone -> global average -> head -> logits`.
 Its architecture travels between processes as JSON and its weights as a list of arrays.
@@ -24,13 +24,13 @@ SUM_LAYER = "sum_of_logits"
 STANDARDISATION_LAYER = "standardisation"
 HEAD_DROPOUT_LAYER = "head_dropout"
 MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
-"""Probability that takes the place of 0 where a logarithm is taken: the smallest normal float32."""
+"""Smallest probability of which a logarithm is taken, in place of 0: the smallest normal float32."""
 
 _FLOAT32_LAYERS = (STANDARDISATION_LAYER, LOGITS_LAYER, HIDDEN_LOGITS_LAYER, SUM_LAYER)
 
 
 def leaf_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns a model's layers in order, those of nested models in their place."""
+    """Returns a model's layers in order, with the layers of a nested model in place of that model."""
     leaves: list[keras.Layer] = []
     for layer in model.layers:
         leaves += leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
@@ -38,7 +38,7 @@ def leaf_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def trained_layers(backbone: keras.Model, config: TrainConfig) -> list[keras.Layer]:
-    """Returns the last layers, as many as a resolved config trains, in order."""
+    """Returns a backbone's last layers, as many as a resolved config trains, in order."""
     layers = leaf_layers(backbone)
     if config.trainable_layers == "all":
         return layers
@@ -46,14 +46,14 @@ def trained_layers(backbone: keras.Model, config: TrainConfig) -> list[keras.Lay
 
 
 def set_trainable(backbone: keras.Model, config: TrainConfig) -> None:
-    """Freezes the trunk and decides what BatchNormalization does in the tail.
+    """Freezes the trunk, and sets how BatchNormalization layers of the tail behave in training.
 
-    A frozen BatchNormalization layer runs on its stored statistics, also in training. A synchronized one uses the
-    global batch; a local one its worker's, and the training loop has to average the moving statistics, which Keras
-    leaves different on each worker.
+    A frozen BatchNormalization layer uses its stored statistics, also in training. A synchronized one uses those of the
+    global batch. A local one uses those of its worker's batch, and the training loop has to average the moving
+    statistics, which Keras leaves different on each worker.
 
     Args:
-        backbone: Changed in place.
+        backbone: The backbone, which is changed in place.
         config: A resolved config.
     """
     trained = set(map(id, trained_layers(backbone, config)))
@@ -72,9 +72,9 @@ def build_classifier(
     """Builds the whole model: uint8 [batch, size, size, 3] in, float32 logits [batch, num_classes] out.
 
     Args:
-        backbone: See `tlray.models.backbone.build_backbone` and `set_trainable`.
+        backbone: The backbone, see `tlray.models.backbone.build_backbone` and `set_trainable`.
         config: A resolved config.
-        preprocessing: What the backbone wants to see.
+        preprocessing: The pixel preprocessing that the backbone expects.
         num_classes: At least 2.
     """
     images = keras.Input((config.image_size_px, config.image_size_px, 3), dtype="uint8", name="image")
@@ -89,12 +89,12 @@ def build_classifier(
 
 
 def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float) -> keras.Model:
-    """Appends a linear classifier of standardised features, to be set by `set_linear_head`.
+    """Appends a linear classifier of standardised features, whose weights `set_linear_head` sets.
 
     Args:
-        extractor: uint8 [batch, height, width, 3] to features [batch, n].
+        extractor: A model from uint8 [batch, height, width, 3] to features [batch, n].
         num_classes: At least 2.
-        dropout: Rate between the two.
+        dropout: Dropout rate between standardisation and classifier.
 
     Returns:
         A model with the same layers, to float32 logits [batch, num_classes].
@@ -103,7 +103,7 @@ def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float
     standardise = keras.layers.BatchNormalization(
         center=False,
         scale=False,
-        epsilon=1e-20,  # far below the square of the least deviation, `probe.MIN_DEVIATION`
+        epsilon=1e-20,  # far below the square of the least deviation, `regression.MIN_DEVIATION`
         trainable=False,
         dtype="float32",
         name=STANDARDISATION_LAYER,
@@ -121,22 +121,22 @@ def set_linear_head(
     """Makes the head of `with_linear_head` compute (features - mean) / deviation @ weights + bias.
 
     Args:
-        classifier: Of `with_linear_head`, or its tail.
-        mean: Of each feature, [n].
-        deviation: Of each feature, [n].
-        weights: [n, classes].
-        bias: [classes].
+        classifier: A model from `with_linear_head`, or its tail.
+        mean: Mean of each feature, [n].
+        deviation: Standard deviation of each feature, [n].
+        weights: Weights of the linear layer, [n, classes].
+        bias: Bias of the linear layer, [classes].
     """
     classifier.get_layer(STANDARDISATION_LAYER).set_weights([mean, np.square(deviation)])
     classifier.get_layer(LOGITS_LAYER).set_weights([weights, bias])
 
 
 def shift_logits(classifier: keras.Model, shift: np.ndarray) -> None:
-    """Adds constants to a classifier's logits, by the bias of its head.
+    """Adds constants to a classifier's logits, through the bias of its head.
 
     Args:
-        classifier: Of `build_classifier`, `with_linear_head` or `with_hidden_layers`.
-        shift: [classes].
+        classifier: A model from `build_classifier`, `with_linear_head` or `with_hidden_layers`.
+        shift: The constants, [classes].
     """
     head = classifier.get_layer(LOGITS_LAYER)
     weights, bias = head.get_weights()
@@ -148,14 +148,14 @@ def with_hidden_layers(
 ) -> keras.Model:
     """Adds hidden layers to the head of `with_linear_head`: their logits are added to the linear ones.
 
-    Their last weights begin at 0, so that training begins from the linear head, as residual branches begin from the
-    identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    The last weights of the hidden branch begin at 0, so that training begins from the linear head, as residual branches
+    begin from the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
 
     Args:
-        classifier: Of `with_linear_head`, or its tail from JSON.
-        hidden_units: Width of each hidden layer (relu); none: the classifier as it is.
-        dropout: Rate after each of them.
-        num_features: How many features they take, the last ones; None: all.
+        classifier: A model from `with_linear_head`, or its tail from JSON.
+        hidden_units: Width of each hidden layer (relu); if empty, the classifier is returned as it is.
+        dropout: Dropout rate after each hidden layer.
+        num_features: The hidden layers take this many of the features, the last ones; None: all.
 
     Returns:
         A model with the same layers and inputs, to float32 logits [batch, num_classes].
@@ -173,7 +173,7 @@ def with_hidden_layers(
         linear.shape[-1], use_bias=False, kernel_initializer="zeros", dtype="float32", name=HIDDEN_LOGITS_LAYER
     )(features)
     logits = keras.layers.Add(dtype="float32", name=SUM_LAYER)([linear, hidden])
-    # Named as before: Keras numbers models, and the numbers are in the fingerprint of what computes the features.
+    # The name stays: Keras numbers models, and the numbers are in the fingerprint of the features' network.
     return keras.Model(classifier.input, logits, name=classifier.name)
 
 
@@ -196,19 +196,19 @@ def from_trained(
     image_size_px: int | None,
     outputs: Outputs | None = None,
 ) -> keras.Model:
-    """Wraps a model of one's own as a classifier: uint8 images in, float32 logits out.
+    """Wraps a user's own trained model as a classifier: uint8 images in, float32 logits out.
 
-    Of probabilities it takes the logarithm, whose softmax gives them back.
+    If the model gives probabilities, the logits are their logarithm, whose softmax gives the probabilities back.
 
     Args:
-        location: A .keras file, with an output for each class, or a single one for the second of two.
-        preprocessing: The pixels that it was trained on.
-        num_classes: Number of classes that its outputs must fit.
+        location: A .keras file of a model with one output per class, or a single output for the second of two classes.
+        preprocessing: The pixel preprocessing that the model was trained with.
+        num_classes: Number of classes that the model's outputs must fit.
         image_size_px: Height and width for a model that leaves them open.
-        outputs: What it gives; None: found out by its values for some images, see `outputs.find_outputs`.
+        outputs: What the model gives; None: decided by its values for some images, see `outputs.find_outputs`.
 
     Raises:
-        ConfigError: It does not fit, or its outputs are neither or may be both.
+        ConfigError: The model does not fit, or its outputs are neither logits nor probabilities, or may be both.
     """
     model = load_keras_file(location)
     height, width, num_channels = model.input_shape[1:4] if len(model.input_shape) == 4 else (None, None, None)
@@ -228,7 +228,7 @@ def from_trained(
         given=outputs,
         ends_in_sigmoid=getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid,
     )
-    if values.dtype != "float32":  # the tiny below is 0 in float16
+    if values.dtype != "float32":  # `MIN_PROBABILITY` is 0 in float16
         values = keras.ops.cast(values, "float32")
     if kind == "logits":
         logits = keras.ops.concatenate([keras.ops.zeros_like(values), values], axis=-1) if is_single else values
@@ -241,7 +241,7 @@ def from_trained(
 
 
 def _try(model: keras.Model) -> np.ndarray:
-    """Returns a model's outputs for the trial images, float32 [images, outputs], one by one: images may be large."""
+    """Runs a model on the trial images, one by one as they may be large; returns float32 [images, outputs]."""
     images = trial_images(model.input_shape[1])
     outputs = [keras.ops.cast(model(image[np.newaxis], training=False), "float32") for image in images]
     return np.concatenate([np.asarray(each) for each in outputs])
@@ -261,7 +261,7 @@ def from_json(architecture: str, weights: Sequence[np.ndarray] | None = None) ->
 
 
 def mixed_bfloat16(architecture: str) -> str:
-    """Returns an architecture (JSON) that computes in bfloat16 with float32 weights, but for the ends of the head."""
+    """Returns an architecture (JSON) that computes in bfloat16 with float32 weights, except in `_FLOAT32_LAYERS`."""
 
     def convert(node: Any) -> Any:
         if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""TensorFlow's devices and threads in a process: to be chosen before its first operation."""
+"""Chooses TensorFlow's devices and threads in a process; must be called before TensorFlow's first operation."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import tensorflow as tf
 
 
 def use_gpus() -> None:
-    """Takes the memory of the visible GPUs as it is needed, not all at once."""
+    """Makes TensorFlow allocate the memory of the visible GPUs as it is needed, not all at once."""
     for device in tf.config.list_physical_devices("GPU"):
         _unless_started(tf.config.experimental.set_memory_growth, device, True)
 
 
 def use_cpus(num_threads: int | None = None, *, num_parallel: int = 1) -> None:
-    """Keeps off the GPUs, which Ray shows to every process of a node, and binds the thread pool.
+    """Hides the GPUs, which Ray shows to every process of a node, and limits TensorFlow's thread pool.
 
     Args:
-        num_threads: Threads of an operation; None: all CPUs. Ray's OMP_NUM_THREADS does not bind TensorFlow's own pool:
-            unbound, processes on one node fight for its cores.
-        num_parallel: Operations at a time, where `num_threads` is given.
+        num_threads: Threads of an operation; None: all CPUs. Ray's OMP_NUM_THREADS does not limit TensorFlow's own
+            pool: without a limit, processes on one node compete for its cores.
+        num_parallel: Operations at a time, if `num_threads` is given.
     """
     _unless_started(tf.config.set_visible_devices, [], "GPU")
     if num_threads is not None:
@@ -28,6 +28,6 @@ def use_cpus(num_threads: int | None = None, *, num_parallel: int = 1) -> None:
 
 
 def _unless_started(change: Callable[..., None], *arguments: Any) -> None:
-    # Where TensorFlow runs already, it stays as whoever came first chose.
+    # Where TensorFlow runs already, the earlier choice stays.
     with contextlib.suppress(RuntimeError):
         change(*arguments)

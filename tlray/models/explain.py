@@ -27,7 +27,7 @@ _COLOURS = colormaps["inferno"]  # its lightness rises evenly, also for people w
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Call:
-    """One step of a model: a layer, its arguments, and the tensors among these and in the result."""
+    """One step of a model: a layer, its arguments, and the tensors among the arguments and in the result."""
 
     layer: Any
     args: Any
@@ -37,25 +37,25 @@ class _Call:
 
 
 class Explainer:
-    """The deployed model of a bundle, taken apart at its last feature maps.
+    """Computes Grad-CAM heatmaps of the deployed model of a bundle, which it splits at its last feature maps.
 
     The maps A_1, A_2, ... are the last tensors with height and width > 1 on every path from the image to the logits z,
-    in any backbone, nested models too. Usually that is one; a linear head on global averages of several depths has one
-    at each depth. All that follows them, the head, is seen as a function of these maps alone, and the evidence for
-    class c at position (i, j) is
+    in any backbone, nested models too. Usually there is one; a linear head on global averages of several depths has one
+    at each depth. The head, all layers after the maps, is treated as a function of these maps alone, and the evidence
+    for class c at position (i, j) is
 
         E_c[i, j] = sum over d of E_cd[i, j],    E_cd[i, j] = sum over k of a_cdk * A_dk[i, j],
         a_cdk = sum over (i, j) of dz_c / dA_dk[i, j]
 
-    with the coarser E_cd enlarged (bilinear) to the finest one's grid. For one depth max(E_c, 0) is Grad-CAM of the
-    paper but for a factor: a_ck is its alpha times the number of positions, which makes E a density, so that depths
+    with the coarser E_cd enlarged (bilinear) to the finest one's grid. For one depth, max(E_c, 0) is the paper's
+    Grad-CAM up to a factor: a_ck is its alpha times the number of positions, which makes E a density, so that depths
     with grids of different size are added by what they contribute to the logit. For a linear head on global averages,
     with frozen standardisation or without, this is the exact class activation map (Zhou et al. 2016, arXiv:1512.04150):
-    the averages of E_cd over their grids sum to z_c, less what no position has a part in, the bias and the means of the
-    standardisation. Gradients are those of the logits, before temperature and softmax, which depend on the other
-    classes and vanish where the model is certain.
+    the averages of E_cd over their grids sum to z_c, except for the terms that belong to no position, the bias and the
+    means of the standardisation. Gradients are those of the logits. Those of the probabilities, after temperature and
+    softmax, would depend on the other classes and vanish where the model is certain.
 
-    The first heatmap takes a second longer than the others: TensorFlow traces the model then.
+    The first heatmap takes a second longer than the others, because TensorFlow traces the model.
 
     Args:
         bundle: Its `model.keras` is loaded once, on the devices that the process sees.
@@ -102,15 +102,15 @@ class Explainer:
         self._evidence = tf.function(evidence, input_signature=signature, autograph=False)
 
     def heatmap(self, image_HWC: np.ndarray, class_index: int) -> np.ndarray:
-        """Computes where an image speaks for a class.
+        """Computes the heatmap of the evidence for a class in an image.
 
         Args:
             image_HWC: uint8 [size, size, 3], RGB, at the bundle's `image_size_px`.
-            class_index: Place in the bundle's `classes`.
+            class_index: Index into the bundle's `classes`.
 
         Returns:
             float32 [size, size]: max(E_c, 0) enlarged (bilinear), divided by its maximum, in [0, 1]. All zero where
-            nothing speaks for the class, or where the model's numbers are not finite.
+            nothing speaks for the class, or where the evidence is not finite.
 
         Raises:
             ValueError: The image has another dtype or shape, or there is no such class.
@@ -209,12 +209,12 @@ def _tensors(structure: Any) -> list[Any]:
 
 
 def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
-    """Goes back from probabilities to logits; the activation of a layer that has one of its own is taken out.
+    """Returns the logits behind probabilities; removes a softmax or sigmoid that is part of another layer from it.
 
-    Between the two are softmax and temperature (`model.with_probabilities`), and for an own model that ended in
-    probabilities log(max(p, tiny)), of one sigmoid's [1 - p, p] perhaps (`model.from_trained`). Where that model made
-    p in a way that is not known here, log p is returned, whose gradient, other than that of p, does not vanish for
-    improbable classes.
+    Between the two are softmax and temperature (`classifier.with_probabilities`). For a user's own model that ended in
+    probabilities p, log(max(p, tiny)) is between them too, perhaps of one sigmoid's [1 - p, p]
+    (`classifier.from_trained`). Where that model computed p in a way that is not known here, log p is returned; its
+    gradient, unlike that of p, does not vanish for improbable classes.
     """
     makers = {id(given): call for call in calls for given in call.given}
     logits, is_logarithm = tensor, False
@@ -241,7 +241,7 @@ def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
 
 
 def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:
-    """Returns the tensors with height and width > 1 from which the logits are made by way of tensors without these."""
+    """Returns the last tensors with height and width > 1 on every path to the logits."""
     maps: dict[int, Any] = {}
     flat = {id(logits)}
     for call in reversed(calls):
@@ -256,7 +256,7 @@ def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:
 
 
 def _between(calls: list[_Call], start: Iterable[Any], end: Iterable[Any]) -> list[_Call]:
-    """Returns the calls that make some tensors from others, in order."""
+    """Returns the calls that compute the tensors `end` from the tensors `start`, in order."""
     known = set(map(id, start))
     wanted = set(map(id, end)) - known
     path: list[_Call] = []
@@ -268,7 +268,7 @@ def _between(calls: list[_Call], start: Iterable[Any], end: Iterable[Any]) -> li
 
 
 def _run(calls: list[_Call], values: Mapping[int, Any]) -> dict[int, Any]:
-    """Computes what calls give; tensors are named by their Keras tensor's id."""
+    """Computes the results of calls; values are looked up and returned by the id of their Keras tensor."""
     values = dict(values)
 
     def value(each: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The files of a model: a Keras file that is read, and `model.keras` and `saved_model/` that are written."""
+"""Reads Keras files, and writes the files of a model: `model.keras` and `saved_model/`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def load_keras_file(location: str) -> keras.Model:
     """Loads a .keras file, without running code from it.
 
     Raises:
-        ConfigError: It is not there, no Keras model, or wants code of its own.
+        ConfigError: The file does not exist, is no Keras model with one input, or needs code of its own.
     """
     if not storage.exists(location):
         raise ConfigError(f"There is no model file at '{location}'.")

@@ -1,4 +1,4 @@
-"""Outputs of a trained Keras model: told apart, by their values, as logits or probabilities; for `tlray export`."""
+"""Tells from a trained Keras model's output values whether they are logits or probabilities; for `tlray export`."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def trial_images(size_px: int) -> np.ndarray:
 
 
 def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoid: bool) -> Outputs:
-    """Decides by its outputs for some images what a model gives.
+    """Decides from a model's outputs for some images whether they are logits or probabilities.
 
     Rows of numbers in [0, 1] that all sum to 1 are probabilities, and numbers outside of [0, 1] are logits. One number
     in [0, 1] for two classes may be either, unless it is known to be a sigmoid's. Several sigmoids are no class
@@ -33,10 +33,10 @@ def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoi
     Args:
         values_BK: Floating point [images, outputs]; rows that are not finite are left out.
         given: What the user says that they are; None: nothing.
-        ends_in_sigmoid: The model's last layer is seen to be a sigmoid.
+        ends_in_sigmoid: Whether the model's last layer is known to be a sigmoid.
 
     Raises:
-        ConfigError: They are neither, are not what the user says, or may be both.
+        ConfigError: The outputs are neither, are not what the user says, or may be both.
     """
     values_BK = values_BK[np.isfinite(values_BK).all(axis=1)].astype(np.float64)
     if not len(values_BK):

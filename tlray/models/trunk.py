@@ -1,4 +1,4 @@
-"""The trunk: what of a classifier no trained weight touches; the tail that it feeds; and features from its depths.
+"""Splits classifiers into trunk (the frozen part before the first trainable layers) and tail, and extracts features.
 
 The trunk's output for an image never changes in a training, so it runs as in inference, with its weights as constants.
 """
@@ -18,12 +18,13 @@ from tlray.config.training import Preprocessing
 from tlray.models.backbone import preprocess
 
 MIN_BLOCKS = 8
-"""A backbone with fewer branching points is taken as a plain chain of layers."""
+"""Minimum number of branching points; a backbone with fewer is taken as a plain chain of layers."""
 
 NUM_LEVELS = 5
 DEEP_PART = 0.45
-"""Pooled features come from five levels of the blocks behind this part of them. Of InceptionV3's 12 these are mixed4,
-6, 7, 8 and 10, which beat mixed10 alone on chest CT; shallower ones know edges and textures."""
+"""Share of a backbone's blocks, the first ones, that give no pooled features. They come from `NUM_LEVELS` levels of the
+other blocks. Of InceptionV3's 12 these are mixed4, 6, 7, 8 and 10, which beat mixed10 alone on chest CT; shallower ones
+know edges and textures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +32,8 @@ class _Graph:
     """A backbone's graph, called anew on an input of its own.
 
     Attributes:
-        inputs: The images.
-        calls: In order of execution: a layer, what it takes and what it gives.
+        inputs: The input images.
+        calls: Each layer with the tensors that it takes and those that it gives, in order of execution.
         outputs: The last feature map.
     """
 
@@ -45,7 +46,7 @@ def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
     """Splits a classifier where its trained part begins.
 
     Args:
-        classifier: Of `tlray.models.classifier.build_classifier`, some of its backbone's layers frozen.
+        classifier: A model from `tlray.models.classifier`, some of its backbone's layers frozen.
 
     Returns:
         The trunk, from uint8 images to a list of feature maps (the preprocessed images alone where all is trained),
@@ -70,7 +71,7 @@ def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def up_to(model: keras.Model, layer_name: str) -> keras.Model:
-    """Returns the part of a model that computes what one of its layers takes, with the same layers."""
+    """Returns the part of a model that computes the input of one of its layers, made of the same layers."""
     taken: list[keras.KerasTensor] = []
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,22 +84,22 @@ def up_to(model: keras.Model, layer_name: str) -> keras.Model:
 
 
 def level_sizes(backbone: keras.Model) -> list[int]:
-    """Returns how many features each depth gives, the last one last."""
+    """Returns the number of pooled features from each depth of a backbone, the last depth last."""
     return [int(level.shape[-1]) for level in _levels(_walk(backbone))]
 
 
 def extractor(
     backbone: keras.Model, preprocessing: Preprocessing, *, pooled: bool, cut: bool, depths: int = NUM_LEVELS
 ) -> tuple[keras.Model, list[str]]:
-    """Builds what computes a backbone's features in one pass.
+    """Builds a model that computes a backbone's features in one pass.
 
     Args:
-        backbone: Floating-point images in, a feature map out; what of it is to be trained decides the cut.
-        preprocessing: What it wants to see.
+        backbone: Floating-point images in, a feature map out; its trainable layers decide the cut.
+        preprocessing: The pixel preprocessing that the backbone expects.
         pooled: Give `pooled`, the global averages of the feature maps at several depths, [batch, channels of all].
         cut: Give `cut_0`, `cut_1`, ...: the feature maps that the trained part is made from (the last feature map
             where nothing is trained).
-        depths: How many of the five depths, the last ones.
+        depths: How many of the five depths to pool, counted from the last one.
 
     Returns:
         A model from uint8 images to a list of features, and their names.
@@ -167,16 +168,16 @@ def _levels(graph: _Graph) -> list[keras.KerasTensor]:
 
 
 def as_function(model: keras.Model) -> Callable[[Any], list[Any]]:
-    """Makes a model a TensorFlow function of its images, as in inference, for batches of any size."""
+    """Converts a model into a TensorFlow function of images, in inference mode, for batches of any size."""
     run = tf.function(partial(model, training=False), input_signature=[_signature(model)], autograph=False)
     return lambda images: keras.tree.flatten(run(tf.convert_to_tensor(images)))
 
 
 def as_constant(model: keras.Model) -> Callable[[Any], list[Any]]:
-    """Makes a model a function as `as_function` does, with its weights as constants.
+    """Converts a model into a function as `as_function` does, but with its weights as constants.
 
-    With constants TensorFlow folds BatchNormalization into the convolutions: for InceptionV3 5 % faster on CPUs, after
-    four seconds and for twice the memory.
+    With constants TensorFlow folds BatchNormalization into the convolutions. For InceptionV3 this is 5 % faster on
+    CPUs, but takes four seconds once, and twice the memory.
     """
     run = tf.function(partial(model, training=False), autograph=False)
     constant = convert_variables_to_constants_v2(run.get_concrete_function(_signature(model)))

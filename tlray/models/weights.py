@@ -1,4 +1,4 @@
-"""Pretrained weights as they are given to --weights, looked at before anything is built with them."""
+"""Checks the pretrained weights given as --weights, before anything is built with them."""
 
 from pyarrow import fs
 
@@ -7,27 +7,27 @@ from tlray.errors import ConfigError
 from tlray.files import storage
 
 NAMED = frozenset({"imagenet", "none"})
-"""What is no location."""
+"""Values of `--weights` that are names, not locations."""
 
-# How files begin: HDF5 (its format specification, II.A) and zip (APPNOTE.TXT 4.3.7); Keras goes by a file's ending.
+# First bytes of HDF5 (its format specification, II.A) and zip (APPNOTE.TXT 4.3.7); Keras goes by a file's ending.
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
 _BEGINNINGS = {".h5": _HDF5, ".hdf5": _HDF5, ".keras": _ZIP, ".weights.json": b""}
 
 
 def has_bundle(location: str) -> bool:
-    """Tells whether an earlier bundle of tlray lies at a location."""
+    """Tells whether a location holds a bundle of tlray."""
     return storage.exists(storage.join(location, spec.BUNDLE_JSON))
 
 
 def check_weights(weights: str) -> None:
-    """Refuses weights that no backbone could begin with; whether they fit one is seen where that is built.
+    """Refuses weights that no backbone could start from; whether they fit one is checked when that is built.
 
     Args:
         weights: `imagenet`, `none`, or a location.
 
     Raises:
-        ConfigError: Nothing is there, or no Keras weights file and no bundle.
+        ConfigError: The location holds nothing, or neither a Keras weights file nor a bundle.
     """
     if weights in NAMED:
         return
