@@ -1,4 +1,4 @@
-"""Measuring a bundle on labelled images: scoring, metrics, report."""
+"""Evaluates a bundle on labelled images: scores them, computes metrics, and writes the report."""
 
 import datetime
 import json
@@ -31,19 +31,20 @@ REPORT_HTML = "report.html"
 FIGURES = "figures"
 KIND = "evaluation"
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
-"""Warning about leaks of a bundle's own data, where other images are measured."""
+"""Warning about leaks in a bundle's own data, shown where other images are measured."""
 NAMES = predictions.NAMES | {METRICS_JSON, REPORT_HTML, FIGURES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateResult:
-    """What an evaluation came to.
+    """The result of an evaluation.
 
     Attributes:
-        out: Where it lies.
-        split: The split.
-        metrics: See `metrics.evaluate_predictions`, and `num_failed`: images that could not be scored.
-        warnings: What a careful reader must know of the figures, the gravest first.
+        out: The output directory.
+        split: The split that was measured.
+        metrics: Those of `metrics.evaluate_predictions`, `num_failed` (images that could not be scored) and
+            `num_unlabelled`.
+        warnings: Warnings about the metrics, the gravest first.
     """
 
     out: str
@@ -56,7 +57,7 @@ def measure(table: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
     """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
 
     Args:
-        table: See `predictions.prediction_schema`.
+        table: Predictions, see `predictions.prediction_schema`.
         classes: The bundle's classes.
 
     Raises:
@@ -104,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         TlrayError: Most images were not found.
     """
     out = locations.output_location(config.out)
-    # First what needs no Ray.
+    # First the checks that need no Ray.
     storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     location = locations.input_location(config.bundle)
     spec = store.load(location).spec
@@ -164,12 +165,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
-    """Returns why metrics on a data set are too good: what a bundle's training found, if it was on this very data.
+    """Returns the leaks found when a bundle was trained, if on this same data; they make its metrics too good.
 
     The data counts as the same if its images have the same ids, whatever splits were cut since it was listed.
 
     Args:
-        spec: The bundle's description. Those of earlier versions know ids only together with splits.
+        spec: The bundle's description. Bundles of earlier versions have a fingerprint of ids only together with splits.
         table: The manifest of all images, as it was listed.
     """
     if spec.id_fingerprint is None:
@@ -180,7 +181,7 @@ def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
 
 
 def select_split(table: pa.Table, split: str) -> pa.Table:
-    """Returns a split's rows; `all` takes every row.
+    """Returns the rows of a split; `all` gives every row.
 
     Raises:
         DataError: The data has no such split.
@@ -196,7 +197,7 @@ def select_split(table: pa.Table, split: str) -> pa.Table:
 
 
 def _as_inspected(predicted: pa.Table) -> pa.Table:
-    """Returns what the audit needs, without the sizes, which scoring does not keep."""
+    """Returns predictions as a table for the audit, with unknown image sizes, which scoring does not keep."""
     unknown = pa.nulls(predicted.num_rows, pa.int32())
     return (
         predicted.select([*manifest.SCHEMA.names, "error_code"])
@@ -206,19 +207,19 @@ def _as_inspected(predicted: pa.Table) -> pa.Table:
 
 
 def failure_warnings(findings: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each kind of image that could not be used."""
+    """Returns a warning for each kind of error because of which images could not be used."""
     return [f"{value['num_images']} images could not be used: {code}." for code, value in findings["errors"].items()]
 
 
 def describe(spec: BundleSpec) -> dict[str, object]:
-    """Returns what a report shows of a bundle."""
+    """Returns the fields of a bundle's description that a report shows."""
     hidden = {"files", "metrics", "leaks", "library_versions", "validation_predictions"}
     return {name: value for name, value in asdict(spec).items() if name not in hidden}
 
 
 def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, object]:
-    """Returns versions, fingerprints and the date."""
-    # A report inside a bundle cannot know it.
+    """Returns library versions, fingerprints and the date for a report."""
+    # A report inside a bundle cannot know the bundle's sha256.
     about: dict[str, object] = {"bundle_sha256": bundle_sha256} if bundle_sha256 else {}
     return about | {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

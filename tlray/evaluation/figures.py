@@ -1,4 +1,4 @@
-"""Figures, as PNG: training, learning curve, the trials of a sweep, confusion matrix, ROC."""
+"""Draws figures as PNG: training history, learning curve, the trials of a sweep, confusion matrix, ROC."""
 
 import io
 import itertools
@@ -18,14 +18,14 @@ from tlray.evaluation import glyphs
 DPI = 160
 
 MAX_NAMED_CLASSES = 20
-"""Number of classes up to which a figure grows with them, names all of them, and has numbers in its cells."""
+"""Maximum number of classes for which a figure grows with them, names them all, and has numbers in its cells."""
 
 NUM_LOWEST_CURVES = 10
-"""Number of named ROC curves, those of the smallest areas, in a figure of more than `MAX_NAMED_CLASSES`."""
+"""Number of ROC curves, those with the smallest areas, that a figure of more than `MAX_NAMED_CLASSES` classes names."""
 
 _CELL_IN = 0.58
 _MAX_TICK_LABELS = 60
-"""Maximum labels on the side of a confusion matrix, so that one line of small print has room for each."""
+"""Maximum number of labels on a side of a confusion matrix, so that each has room for one line of small print."""
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart, without its yellow, too pale for lines.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -37,13 +37,13 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
     """Draws loss and accuracy of training and validation by epoch, side by side.
 
     Args:
-        history: One row an epoch with `epoch` (from 1, or 0: the probe that fine-tuning starts from), `loss`,
+        history: One row per epoch with `epoch` (from 1, or 0: the probe that fine-tuning starts from), `loss`,
             `accuracy`, `valid_loss`, `valid_accuracy` and `learning_rate`; losses may be NaN, accuracies are in [0, 1].
             At least one row.
 
     Returns:
-        A PNG. The best epoch (lowest validation loss) and steps down of the learning rate are marked; a rate that falls
-        in most epochs is a smooth schedule, whose ends the title gives.
+        A PNG. The best epoch (lowest validation loss) and reductions of the learning rate are marked. A rate that falls
+        in most epochs counts as a smooth schedule and is not marked; the title has its first and last value.
 
     Raises:
         DataError: There are no rows.
@@ -86,13 +86,13 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """Returns the first row with the lowest validation loss, None if that is finite in no row."""
+    """Returns the first row with the lowest finite validation loss; None if there is no such row."""
     finite = [row for row in history if math.isfinite(row["valid_loss"])]
     return min(finite, key=lambda row: row["valid_loss"], default=None)
 
 
 def epoch_label(number: float) -> str:
-    """Returns the number of an epoch; 0 is the probe that fine-tuning starts from."""
+    """Returns the label of an epoch: its number, where 0 is the probe that fine-tuning starts from."""
     return f"{number:g}" if number else "0 (probe)"
 
 
@@ -101,7 +101,7 @@ def _percent_tick(share: float, _: float) -> str:
 
 
 def _rate_drops(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """Returns the first epochs of a lower learning rate, none for a smooth schedule, which lowers it all the time."""
+    """Returns the epochs that begin with a lower learning rate; none for a smooth schedule, which lowers it always."""
     pairs = itertools.pairwise(history)
     drops = [now["epoch"] for before, now in pairs if now["learning_rate"] < before["learning_rate"]]
     return drops if len(drops) <= max(1, len(history) // 2) else []
@@ -117,7 +117,7 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
     Args:
         points: `images_per_class` (None: all), `num_images` and `accuracies` (in [0, 1], of each draw) of
             `tlray.probe.learning_curves.Point`, in rising order; at least one.
-        split: What was measured.
+        split: Name of the split that was measured.
 
     Returns:
         A PNG: the mean of the draws, and a bar from the lowest to the highest; the axis of the images is logarithmic.
@@ -142,7 +142,7 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
 
 
 def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
-    """Draws the loss of each trial of a sweep over each of its settings, a panel a setting.
+    """Draws the loss of each trial of a sweep over each of its settings, one panel per setting.
 
     Args:
         trials: The settings, `best_loss`, `best_epoch` and `difference_error`, the best trial first; at least one.
@@ -187,14 +187,14 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
 
 
 def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str] | None = None) -> bytes:
-    """Draws a confusion matrix, up to `MAX_NAMED_CLASSES` with counts and the percentage of each row.
+    """Draws a confusion matrix; for up to `MAX_NAMED_CLASSES` classes with counts and row percentages in its cells.
 
     Args:
         metrics: `classes` and `confusion_matrix` (rows are the truth) of `metrics.evaluate_predictions`.
         families: Font families for the class names, see `tlray.evaluation.glyphs.label_classes`.
 
     Returns:
-        A PNG. Its size is the same for any number of classes above `MAX_NAMED_CLASSES`; colours tell the shares there.
+        A PNG. Above `MAX_NAMED_CLASSES` its size is the same for any number of classes, and colours show the shares.
     """
     matrix_KK = np.asarray(metrics["confusion_matrix"])
     support_K = matrix_KK.sum(axis=1)
@@ -259,8 +259,8 @@ def plot_roc(
         families: Font families for the class names, see `tlray.evaluation.glyphs.label_classes`.
 
     Returns:
-        A PNG. The legend says of which classes there can be no curve, because no image or every image is of them. Of
-        more than `MAX_NAMED_CLASSES` the legend names the `NUM_LOWEST_CURVES` of the smallest areas alone.
+        A PNG. The legend says which classes have no curve, because no image or every image is of them. For more than
+        `MAX_NAMED_CLASSES` classes it names only the `NUM_LOWEST_CURVES` curves with the smallest areas.
     """
     names = glyphs.label_classes(classes, families)
     curves: dict[int, tuple[np.ndarray, np.ndarray]] = {}

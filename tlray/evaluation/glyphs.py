@@ -20,9 +20,9 @@ class Labels:
     """Class labels of a figure.
 
     Attributes:
-        texts: One for each class, with its number from 1 in front if `is_numbered`.
+        texts: The label of each class, with its number from 1 in front if `is_numbered`.
         families: Font families to draw them with; matplotlib takes each glyph from the first one that has it.
-        is_numbered: True if a name cannot be drawn: its label is its number alone, and a table must tell the name.
+        is_numbered: True if a name cannot be drawn. Its label is its number alone, and a table must give the name.
     """
 
     texts: tuple[str, ...]
@@ -73,7 +73,7 @@ def _find_families(text: str, families: Iterable[str]) -> list[str] | None:
 
 @functools.cache
 def _code_points(family: str) -> frozenset[int]:
-    """Returns the code points of the font that matplotlib draws a family with, none if it is not (or no longer) there.
+    """Returns the code points of the font that matplotlib uses for a family; none if there is no such font (any more).
 
     See `font_manager.findfont`.
     """
@@ -85,13 +85,13 @@ def _code_points(family: str) -> frozenset[int]:
 
 
 def shorten(text: str, width: int) -> str:
-    """Returns the beginning of a name, on one line."""
+    """Returns a name on one line, cut off with an ellipsis where it is wider than `width`, see `_width`."""
     line = " ".join(text.split())
     return line if _width(line) <= width else _break(line, width - 1)[0] + "…"
 
 
 def wrap(text: str, width: int) -> str:
-    """Breaks a name into as few lines of at most `width` as it needs, at most 4, of about equal length."""
+    """Breaks a name into lines of at most `width` and about equal length: as few as it needs, at most 4."""
     num_lines = len(_break(text, width))
     narrowest = next(narrower for narrower in range(2, width + 1) if len(_break(text, narrower)) <= num_lines)
     lines = [line.rstrip() for line in _break(text, narrowest)]

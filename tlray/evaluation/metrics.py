@@ -1,4 +1,4 @@
-"""How good predictions are: scikit-learn's classification metrics as one dictionary that can be written as JSON."""
+"""Computes scikit-learn's classification metrics of predictions, as one dictionary that can be written as JSON."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tlray.errors import DataError
 
 
 def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Compares probabilities with the truth.
+    """Computes the metrics of predicted probabilities against the true classes.
 
     The predicted class is the most probable one, the first of equals. A value that the data does not define is None,
     and `notes` says why; averages over classes are then over the classes that have images.
@@ -25,7 +25,7 @@ def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequ
 
     Returns:
         Only str, int, float, None, list and dict:
-        `num_images`, `classes`, `accuracy`, `accuracy_ci95` ([low, high], see `confidence_interval`),
+        `num_images`, `classes`, `accuracy`, `accuracy_ci95` ([low, high] from `confidence_interval`),
         `balanced_accuracy`, `f1_macro`, `roc_auc_ovr_macro` (one-vs-rest, None unless every class has images),
         `log_loss` (natural logarithm), `per_class` (class to `precision`, `recall`, `specificity`, `f1`, `roc_auc`,
         each None where undefined, and `support`), `confusion_matrix` (rows are the truth, columns the prediction),
@@ -58,10 +58,10 @@ def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequ
 
 
 def confidence_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """Gives the 95 % score interval of a proportion (E. B. Wilson 1927, J. Am. Stat. Assoc. 22:209-212, p. 212).
+    """Returns the 95 % score interval of a proportion (E. B. Wilson 1927, J. Am. Stat. Assoc. 22:209-212, p. 212).
 
-    It stays within [0, 1], holds its level for small samples, and needs no random numbers. It takes the images as
-    independent; several slices of one patient are not, and make it too narrow.
+    It stays within [0, 1], holds its level for small samples, and needs no random numbers. It assumes that the images
+    are independent; several slices of one patient are not, and make it too narrow.
 
     Args:
         num_correct: Successes, in [0, num_images].

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that holds everything, its figures too, and needs nothing else."""
+"""Renders the report of a run: one self-contained HTML file, with its figures inside."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _NOTHING = "\N{EN DASH}"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SplitEvaluation:
-    """How a model did on one split."""
+    """The evaluation of a model on one split."""
 
     metrics: Mapping[str, Any]
     """What `tlray.evaluation.metrics.evaluate_predictions` returned."""
@@ -45,11 +45,11 @@ class Report:
     title: str
     """The name of the run."""
     subtitle: str = ""
-    """What it is, in one sentence."""
+    """What the run is, in one sentence."""
     leaks: tuple[str, ...] = ()
     """Why the metrics are too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
     notices: tuple[str, ...] = ()
-    """What a reader must know before the numbers, shown above them."""
+    """Notices that a reader must know before the metrics, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)
     """Model and configuration; nested mappings become sections."""
     provenance: Mapping[str, object] = field(default_factory=dict)
@@ -60,9 +60,9 @@ class Report:
     warnings: tuple[str, ...] = ()
     """Warnings of the audit and the run, `leaks` included, the gravest first."""
     history: Sequence[Mapping[str, float]] | None = None
-    """One row an epoch, see `tlray.evaluation.figures.plot_history`; None or empty where nothing was trained."""
+    """One row per epoch, see `tlray.evaluation.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()
-    """The points, see `figures.plot_learning_curve`; measured on the split test, or on valid where there is no test."""
+    """Points for `figures.plot_learning_curve`, measured on the split test, or on valid where there is no test."""
     evaluations: Mapping[str, SplitEvaluation] = field(default_factory=dict)
     """Split to its evaluation; shown in the order valid, test, others."""
 
@@ -90,7 +90,7 @@ def make_figures(report: Report, *, families: Sequence[str] | None = None) -> di
 
 
 def render_report(report: Report, figures: Mapping[str, bytes], *, families: Sequence[str] | None = None) -> str:
-    """Writes a report as one HTML file: figures, style and all inside, no script, nothing to load.
+    """Renders a report as one HTML document with figures and style inside: no script, nothing to load.
 
     Args:
         report: What to show.
@@ -135,7 +135,7 @@ def _in_order(splits: Mapping[str, Any]) -> list[str]:
 
 
 def _count_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[int]]]:
-    """Returns class and images in each split and in all of them, the sums of the columns last."""
+    """Returns a row for each class, with its images in each split and in all splits, and last a row of the sums."""
     splits = [counts[split] for split in _in_order(counts)]
     names = dict.fromkeys(name for split in splits for name in split)
     rows = [(str(name), [split.get(name, 0) for split in splits]) for name in names]
@@ -159,7 +159,7 @@ def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, str, str] | None:
 
 
 def _sections(values: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:
-    """Flattens nested mappings to (section, rows), the plain values of the top level first, without a name."""
+    """Flattens nested mappings to (section name, rows); plain values of the top level come first, without a name."""
     plain = [(str(key), value) for key, value in values.items() if not isinstance(value, Mapping)]
     nested = [(str(key), list(_rows(value))) for key, value in values.items() if isinstance(value, Mapping)]
     return [section for section in [("", plain), *nested] if section[1]]
@@ -201,7 +201,7 @@ def _value(value: object) -> str:
 
 
 def _records(value: object) -> list[Mapping[str, object]] | None:
-    """Returns a value that is a list of mappings with the same keys, which is shown as a table; None: it is not."""
+    """Returns the rows of a value that is a list of mappings with the same keys, to show as a table; otherwise None."""
     if not isinstance(value, list | tuple) or not value:
         return None
     rows = [row for row in value if isinstance(row, Mapping)]
