@@ -1,1 +1,1 @@
-"""From images to predictions with a bundle: in this process, or for whole folders on Ray."""
+"""Predicts with a bundle: arrays of images in this process (`predictor`), or whole folders on Ray (`score`)."""

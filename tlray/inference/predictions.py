@@ -30,9 +30,9 @@ NAMES = frozenset({DATA, CSV, SUCCESS})
 
 
 def prediction_schema(classes: Sequence[str]) -> pa.Schema:
-    """Returns the columns of predictions.
+    """Returns the schema of predictions.
 
-    The manifest's columns (`label` is the truth), `predicted_label` (null on error), `confidence` (the largest
+    Columns: the manifest's (`label` is the truth), `predicted_label` (null on error), `confidence` (the largest
     probability), `refer` (confidence under the bundle's threshold), `p_<class>` for each class, `error_code`, `error`
     (null where all is well), `bundle_sha256`.
     """
@@ -51,14 +51,14 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
 
 
 def prediction_table(rows: pa.Table, batch: Mapping[str, Any], spec: BundleSpec, bundle_sha256: str) -> pa.Table:
-    """Joins a manifest's rows with what the model said of them.
+    """Joins a manifest's rows with the model's predictions for them.
 
     Args:
         rows: The manifest's rows.
         batch: `probabilities` (float32 [rows, classes], NaN where there are none), and the strings `sha256`,
             `error_code` and `error`, empty for none.
         spec: The bundle's description.
-        bundle_sha256: The bundle's name.
+        bundle_sha256: The bundle's sha256, by which it is known.
     """
     probs_BK = np.asarray(batch["probabilities"])
     error_code, error = (_null_if_empty(batch[name]) for name in ("error_code", "error"))
@@ -117,7 +117,7 @@ def write_part(out: str, number: int, table: pa.Table) -> None:
     Args:
         out: The output.
         number: The part's number.
-        table: Predictions. A column `filestamps.COLUMN` goes into the private state.
+        table: Predictions. A column `file_stamps.COLUMN` goes into the private state.
     """
     name = f"part-{number:05d}.parquet"
     if file_stamps.COLUMN in table.column_names:
@@ -169,7 +169,7 @@ def _write_csv(out: str, schema: pa.Schema) -> None:
 
 
 def _for_people(table: pa.Table) -> pa.Table:
-    """Returns a table in which no text is a formula for a spreadsheet; numbers stay numbers."""
+    """Returns a table whose texts a spreadsheet does not take for formulas; numbers stay numbers."""
     for place, field in enumerate(table.schema):
         if field.type == pa.string():
             texts = [None if text is None else spreadsheet.as_text(text) for text in table[field.name].to_pylist()]
@@ -178,10 +178,10 @@ def _for_people(table: pa.Table) -> pa.Table:
 
 
 def read_predictions(out: str) -> pa.Table:
-    """Reads a finished output.
+    """Reads the predictions of a finished output.
 
     Raises:
-        DataError: It is not finished.
+        DataError: The scoring did not finish.
     """
     if not storage.exists(storage.join(out, SUCCESS)):
         raise DataError(f"'{out}' has no {SUCCESS}: the scoring did not finish. Continue it with --resume.")

@@ -1,4 +1,4 @@
-"""Inference with a bundle: pixels in, probabilities out."""
+"""Loads a bundle's SavedModel for inference in this process: pixels in, probabilities out."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tlray.models import devices
 
 @contextmanager
 def _without_wildcards(path: Path) -> Iterator[Path]:
-    """Gives a path that TensorFlow, which looks for files by pattern, takes literally."""
+    """Yields a path without wildcards, which TensorFlow would take for a pattern: a link where there are some."""
     if not re.search(r"[*?\[\]\\]", os.fspath(path)):
         yield path
         return
@@ -29,12 +29,12 @@ def _without_wildcards(path: Path) -> Iterator[Path]:
 
 
 class Predictor:
-    """A loaded bundle.
+    """A loaded bundle that predicts class probabilities.
 
     Args:
         location: The bundle's directory, a path or URI. Its checksums are verified.
-        num_threads: Threads of TensorFlow's pool; None: all CPUs. Only the first Predictor of a process decides.
-        use_gpu: Predict on the visible GPU; otherwise none is touched.
+        num_threads: Threads of TensorFlow's pool; None: all CPUs. Only the first Predictor of a process sets it.
+        use_gpu: Predict on the visible GPU; otherwise no GPU is used.
 
     Attributes:
         bundle: The verified bundle.
@@ -54,7 +54,7 @@ class Predictor:
                 loaded = tf.saved_model.load(os.fspath(path))
             # With constants TensorFlow folds BatchNormalization into the convolutions.
             frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
-            # Called itself, it would write the images out as text each time, for an error message that nobody sees.
+            # Wrapped: called directly, `frozen` writes the images out as text each time, for an unseen error message.
             shape = (None, self.bundle.spec.image_size_px, self.bundle.spec.image_size_px, 3)
             self._predict = tf.function(
                 lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False

@@ -1,4 +1,4 @@
-"""Bulk scoring: every image of a manifest through a bundle's model, one row out for every row in."""
+"""Bulk scoring on Ray: runs a bundle's model on every image of a manifest, one output row for every input row."""
 
 import itertools
 import logging
@@ -36,16 +36,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreResult:
-    """What a scoring came to.
+    """The result of a scoring.
 
     Attributes:
-        out: Where the predictions lie.
-        num_images: Rows, one for every input file.
-        num_failed: Rows with an error code.
-        num_referred: Rows marked `refer`.
-        num_by_label: Rows by predicted label.
-        num_by_error: Rows by error code.
-        num_skipped: Hidden files that were passed over.
+        out: The output directory with the predictions.
+        num_images: Number of rows, one for every input file.
+        num_failed: Number of rows with an error code.
+        num_referred: Number of rows marked `refer`.
+        num_by_label: Number of rows by predicted label.
+        num_by_error: Number of rows by error code.
+        num_skipped: Number of hidden files that were passed over.
     """
 
     out: str
@@ -58,7 +58,7 @@ class ScoreResult:
 
 
 class _Scorer:
-    """An actor of Ray Data's pool. TensorFlow is imported here and not in the driver."""
+    """An actor of Ray Data's pool that predicts. TensorFlow is imported here and not in the driver."""
 
     def __init__(self, location: str, sha256: str, num_threads: int | None, use_gpu: bool) -> None:
         from tlray.inference.predictor import Predictor  # noqa: PLC0415
@@ -89,10 +89,10 @@ def predict(
     Args:
         bundle: The bundle's location.
         table: A manifest.
-        plan: How the cluster is shared.
-        batch_size: Images that the model takes at once.
+        plan: How the model and its data share the cluster.
+        batch_size: Number of images that the model takes at once.
         first_row: The manifest's row to start with.
-        with_stamps: Give the column `filestamps.COLUMN` too.
+        with_stamps: Give the column `file_stamps.COLUMN` too.
 
     Yields:
         Tables in the manifest's order, one row for each of its rows: see `predictions.prediction_schema`.
@@ -125,11 +125,11 @@ def score(config: ScoreConfig) -> ScoreResult:
 
     Raises:
         ConfigError: A setting cannot work.
-        DataError: There is nothing to score, or it lies elsewhere than below the roots.
+        DataError: There is nothing to score, or images do not lie below the roots.
         BundleError: The bundle cannot be used.
         TlrayError: Most images were not found.
     """
-    # First what needs no Ray.
+    # First the checks that need no Ray.
     out = locations.output_location(config.out)
     bundle = locations.input_location(config.bundle)
     spec, bundle_sha256 = store.read_spec(bundle)
@@ -140,7 +140,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     listing = _list_below_roots(source, config)
     identity = {
         "bundle_sha256": bundle_sha256,
-        "input": localize(source),  # one spelling, however it is given
+        "input": localize(source),  # the same for every spelling of a location
         "data_fingerprint": manifest.fingerprint(listing.table),
     }
     is_continued = _check_output(out, identity, config)
@@ -175,13 +175,13 @@ def score(config: ScoreConfig) -> ScoreResult:
 
 
 def check_found(num_missing: int, num_images: int, *, source: str, out: str, remedy: str) -> None:
-    """Raises a TlrayError if most images were not found: then nobody wants what was made of the others.
+    """Raises a TlrayError if most images were not found, as the results of the others are of no use then.
 
     Args:
         num_missing: The number of images that were not found.
         num_images: The number of all images.
-        source: Where they were to be.
-        out: Where the predictions are, complete all the same.
+        source: Where the images were expected.
+        out: Where the predictions are; they have a row for every image all the same.
         remedy: What to do when the images are there.
     """
     if 2 * num_missing > num_images:
@@ -200,9 +200,9 @@ def _check_bundle(location: str, *, found: str, wanted: str) -> None:
 
 
 def _list_below_roots(source: str, config: ScoreConfig) -> Listing:
-    """Lists the images; refuses those that lie elsewhere than below the roots, without naming them.
+    """Lists the images; refuses those that do not lie below the roots, without naming them.
 
-    Whoever gave the source may not know what lies elsewhere. The names are in the log, for the operator.
+    Whoever gave the source is not entitled to know what lies elsewhere. The names are in the log, for the operator.
     """
     if config.roots and roots.outside([source], config.roots):  # before a manifest is opened
         raise DataError(f"'{config.input}' does not lie below the roots. Give a location below one of them.")
@@ -234,18 +234,18 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
 
 
 def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> tuple[int, int]:
-    """Deletes the first part with an image whose file is another than when it was scored, and all behind it.
+    """Deletes the first part with an image whose file has changed since it was scored, and all parts after it.
 
-    Only files whose size or time has changed are read, and those that could not be read before.
+    To find it, only files whose size or time has changed are read again, and those that could not be read before.
 
     Args:
         out: The output.
         table: The manifest.
-        verify: Read all files.
+        verify: Read all files again.
         quiet: Show nothing.
 
     Returns:
-        How many rows stay, and how many of them have an error.
+        The number of rows that stay, and the number of these with an error.
     """
     names = predictions.part_names(out)
     parts = [predictions.read_part(out, name, columns=["sha256", "error_code"]) for name in names]
@@ -271,7 +271,7 @@ def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> 
             predictions.delete_part(out, name)
     for number, name in enumerate(names[:num_kept]):
         now = stamps[ends[number] : ends[number + 1]]
-        if now != known[number]:  # the same content with another time is not read again the next time
+        if now != known[number]:  # so that unchanged content with another time is not read again the next time
             score_state.write_stamps(out, name, now)
     return num_done, sum(part.num_rows - part["error_code"].null_count for part in parts[:num_kept])
 
@@ -286,7 +286,7 @@ def _stamps_now(uris: pa.ChunkedArray, *, quiet: bool) -> list[str]:
 
 
 def _changed(uris: pa.ChunkedArray, before: Sequence[str], places: Sequence[int], *, quiet: bool) -> list[int]:
-    """Reads the images at some places; returns those places whose sha256 (empty: unreadable) is another than before."""
+    """Reads the images at some places again; returns the places whose sha256 (empty: unreadable) has changed."""
     now: list[str] = []
     with Progress("Reading images again", len(places), quiet=quiet) as progress:
         for digests in inspection.digests(uris.take(pa.array(places, pa.int64()))) if places else ():

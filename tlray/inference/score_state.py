@@ -1,6 +1,6 @@
 """The private state of a scoring, in the folder `_state` of its output.
 
-It has the identity of the scoring (bundle and images), its progress, and the stamps of the files that were read.
+It holds the identity of the scoring (bundle and images), its progress, and the stamps of the files that were read.
 Readers of Parquet pass over names that begin with an underscore.
 """
 
@@ -23,16 +23,16 @@ PROGRESS = "progress.json"
 STAMPS = "stamps"
 
 PROGRESS_INTERVAL_S = 2.0
-"""The least time between two versions of `progress.json`, in seconds: object stores take one a second of a file."""
+"""Minimum time between two versions of `progress.json`, in seconds. Object stores accept one per second of a file."""
 
 MAX_PROGRESS_BYTES = 1024
-"""Maximum size of `progress.json`, which has some 150 bytes. A larger file is none of tlray's and is not read."""
+"""Maximum size of `progress.json` in bytes; it has some 150. A larger file was not written by tlray and is not read."""
 
 COUNTS = ("done", "failed", "total")
 
 
 def write_identity(out: str, identity: Mapping[str, str]) -> None:
-    """Writes which bundle and images a scoring is of, so that `--resume` continues no other one.
+    """Writes the identity of a scoring, its bundle and images, so that `--resume` continues no other scoring.
 
     Args:
         out: The output.
@@ -52,18 +52,18 @@ def read_identity(out: str) -> Any:
 def write_progress(
     tables: Iterator[pa.Table], out: str, *, job: str | None, num_images: int, num_done: int = 0, num_failed: int = 0
 ) -> Iterator[pa.Table]:
-    """Passes predictions on and writes how far they are into `progress.json`, for whoever looks from outside.
+    """Passes predictions on and writes their progress to `progress.json`, for other processes to read.
 
-    It has `job`, `done`, `failed` (of these, with an error), `total`, and `waiting`: the first ones have yet to come,
-    as a model is being loaded or waits for a free CPU.
+    The file has `job`, `done`, `failed` (those of `done` with an error), `total`, and `waiting`: no new prediction has
+    come yet, because a model is being loaded or waits for a free CPU.
 
     Args:
         tables: The predictions.
         out: The output.
-        job: See `cluster.job_name`.
+        job: See `connection.job_name`.
         num_images: The number of all rows.
         num_done: The number of rows that were there before.
-        num_failed: The number of those with an error.
+        num_failed: The number of those rows with an error.
     """
 
     def write(*, waiting: bool = False) -> None:
@@ -83,11 +83,11 @@ def write_progress(
 
 
 def read_progress(out: str) -> dict[str, Any] | None:
-    """Returns what `write_progress` has written last; None: nothing yet.
+    """Returns the progress that `write_progress` has written last; None: nothing yet.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not what `write_progress` writes.
+        ValueError: The file was not written by `write_progress`.
     """
     try:
         content = storage.read_bytes(storage.join(out, FOLDER, PROGRESS), max_bytes=MAX_PROGRESS_BYTES)
@@ -107,12 +107,12 @@ def read_progress(out: str) -> dict[str, Any] | None:
 
 
 def write_stamps(out: str, part: str, stamps: Sequence[str]) -> None:
-    """Writes down the stamps of the files of one Parquet part.
+    """Stores the stamps of the files of one Parquet part.
 
     Args:
         out: The output.
         part: The name of the part.
-        stamps: See `filestamps.stamps`.
+        stamps: The stamps, see `file_stamps.stamps`.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({file_stamps.COLUMN: pa.array(stamps, pa.string())}), sink)
@@ -120,7 +120,7 @@ def write_stamps(out: str, part: str, stamps: Sequence[str]) -> None:
 
 
 def read_stamps(out: str, part: str, *, num_rows: int) -> list[str]:
-    """Returns the stamps of the files of one Parquet part, empty ones where they are not known.
+    """Returns the stamps of the files of one Parquet part, empty texts where they are not known.
 
     Args:
         out: The output.
