@@ -94,7 +94,7 @@ def build(options: Options) -> Application:
         "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
         "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
     }
-    # `http.request_log` logs more than Serve's access log does.
+    # `serve_app.http.request_log` logs more than Serve's access log does.
     of_ingress = {
         "max_ongoing_requests": MAX_REQUESTS,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
