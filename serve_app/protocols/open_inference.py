@@ -270,8 +270,3 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
             {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
         ],
     }
-
-
-def error(message: str) -> dict[str, str]:
-    """Returns the body of an error answer."""
-    return {"error": message}

@@ -135,8 +135,3 @@ def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
     # Protocol Buffers write 64-bit numbers as text in JSON.
     dim = [{"size": str(size), "name": ""} for size in shape]
     return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": f"{name}:0"}
-
-
-def error(message: str) -> dict[str, str]:
-    """Returns the body of an error answer."""
-    return {"error": message}

@@ -78,7 +78,7 @@ class Dataset:
         """Returns the shift to add to trained logits so that their softmax assumes the class shares of a --prior.
 
         Args:
-            wanted: A value of --prior; see `config.training.parse_prior`.
+            wanted: A value of --prior; see `tlray.config.training.parse_prior`.
             balanced: The logits were trained with balanced class weights.
 
         Returns:

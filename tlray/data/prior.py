@@ -86,7 +86,7 @@ def wanted_shares(prior: str, classes: Sequence[str], train_shares: np.ndarray) 
     """Returns the class shares that a value of --prior means, float64 [classes], with the sum 1.
 
     Args:
-        prior: Value of --prior; see `config.training.parse_prior`.
+        prior: Value of --prior; see `tlray.config.training.parse_prior`.
         classes: Class names in the order of the model's outputs.
         train_shares: Class shares of the training images, [classes].
 

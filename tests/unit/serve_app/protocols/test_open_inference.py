@@ -345,4 +345,3 @@ def test_metadata():
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
         ],
     }
-    assert open_inference.error("No.") == {"error": "No."}

@@ -120,7 +120,6 @@ def test_the_status_is_that_of_the_documentation():
             {"version": "2", "state": "LOADING", "status": {"error_code": "OK", "error_message": ""}},
         ]
     }
-    assert tensorflow_serving.error("No.") == {"error": "No."}
 
 
 def test_the_metadata_is_that_of_the_documentation():
