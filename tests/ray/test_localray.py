@@ -18,8 +18,8 @@ MARK = "TLRAY_TEST_MARK"
 PROGRAM = """
 import json, sys
 import ray
-from tlray import cluster
-cluster.connect(with_jobs=True)
+from tlray.cluster import connection
+connection.connect(with_jobs=True)
 context = ray.get_runtime_context()
 print(json.dumps({"gcs": context.gcs_address, "session": context.get_session_name()}), flush=True)
 sys.stdin.read()
