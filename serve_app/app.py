@@ -15,7 +15,7 @@ from serve_app.model.classifier import Classifier
 from serve_app.model.remote import LocalModel, RemoteModel
 from serve_app.model.service import Service
 from serve_app.model.shadow import Shadow
-from serve_app.options import CPUS_PER_REPLICA, Options
+from serve_app.options import CPUS_PER_REPLICA, MAX_REQUESTS, Options
 from serve_app.watch.telemetry import Telemetry
 
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
@@ -29,13 +29,6 @@ A new replica takes seconds to load its model, so an existing one is kept for th
 
 SHADOW = "shadow"
 """Key of the shadow model among the numbered versions, and part of its deployment's name."""
-
-MAX_REQUESTS = 10_000
-"""Maximum concurrent requests per replica. Far above the images that ingresses hold: these alone refuse.
-
-At a limit of 64, images beyond it waited for up to 25 s in Serve's router, on a replica that was idle (three clients
-with 64 images each, Ray 2.60 without HAProxy).
-"""
 
 
 @serve.ingress()
@@ -115,7 +108,7 @@ def build(options: Options) -> Application:
     # Enough ingresses to hold four batches for each model replica: one that it predicts and three that wait.
     num_ingresses = math.ceil(4 * options.max_batch_size * options.max_replicas / options.max_queued_images)
     # Serve counts an ingress's requests, not their images. This many requests of the largest allowed size fill half of
-    # its queue, so another ingress starts before this one has to refuse.
+    # its queue, so another ingress starts before this one has to refuse, unless one request can fill the queue alone.
     target = max(1, options.max_queued_images // (2 * options.max_images_per_request))
     ingress = _deployment(
         Ingress,

@@ -10,6 +10,13 @@ from tlray.files import roots, storage
 ORIGIN = re.compile(r"http(://(?!.*:80$)|s://(?!.*:443$))([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?")
 """Pattern of an origin: scheme, host in lower case, and the port unless it is the scheme's default."""
 
+MAX_REQUESTS = 10_000
+"""Maximum concurrent requests per replica. Far above the images that ingresses hold: these alone refuse.
+
+At a limit of 64, images beyond it waited for up to 25 s in Serve's router, on a replica that was idle (three clients
+with 64 images each, Ray 2.60 without HAProxy).
+"""
+
 CPUS_PER_REPLICA = 4
 """CPUs, and so threads, of each model replica where there may be several. InceptionV3 uses that many well."""
 
@@ -67,7 +74,7 @@ class Options(BaseModel):
     Of several, each takes 4 CPUs, or a GPU; more replicas on the same cores would gain nothing."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """Maximum number of images in a batch of the model."""
-    max_queued_images: int = Field(default=256, ge=1)
+    max_queued_images: int = Field(default=256, ge=1, le=MAX_REQUESTS)
     """Maximum number of images that an ingress replica holds; more are refused with 429. The default is four of the
     largest requests."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)

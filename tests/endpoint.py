@@ -22,9 +22,14 @@ from serve_app.watch.telemetry import ModelTelemetry
 class LocalClassifier(Classifier):
     """A replica without Ray, which would say how many CPUs it has."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, max_batch_size: int = 4, max_waiting: int = 64, use_gpu: bool = False) -> None:
         self._load = functools.partial(
-            Model, telemetry=ModelTelemetry(1), max_batch_size=4, max_waiting=64, num_threads=None, use_gpu=False
+            Model,
+            telemetry=ModelTelemetry(1),
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            num_threads=None,
+            use_gpu=use_gpu,
         )
         self._model = self._load(location)
         self._is_started = False

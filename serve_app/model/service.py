@@ -98,7 +98,9 @@ class Service:
         self._mirror = mirror
         self._infos: dict[int, ModelInfo] = {}
         self._windows: dict[int, tuple[str, DriftWindow | None]] = {}
-        self._num_held = 0
+        self._num_held = self._num_explained = 0
+        # An overlay takes many times as long as a prediction: half of the queue stays free of them.
+        self._max_explained = max(options.max_images_per_request, options.max_queued_images // 2)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         # One thread, because JSON of many small lists takes twenty times as much memory as the body.
@@ -149,16 +151,19 @@ class Service:
             raise RequestError(404, f"The model {self.options.name} has no version {version}.")
         return number
 
-    def check_room(self, num_images: int = 1) -> None:
-        """Checks that there is room for some images.
+    def check_room(self, num_images: int = 1, *, explain: bool = False) -> None:
+        """Checks that there is room for some images, and for their overlays if they are to be explained.
 
         Raises:
-            RequestError: 429: too many images are waiting.
+            RequestError: 429: too many images are waiting, or too many of them for an overlay.
         """
         if self._num_held + num_images > self.options.max_queued_images:
-            raise RequestError(
-                429, "Too many images are waiting. Try again a little later.", retry_after_s=RETRY_AFTER_S
-            )
+            problem = "Too many images are waiting. Try again a little later."
+        elif explain and self._num_explained + num_images > self._max_explained:
+            problem = "Too many images are waiting for an overlay. Try again a little later, or without explain=true."
+        else:
+            return
+        raise RequestError(429, problem, retry_after_s=RETRY_AFTER_S)
 
     async def parse(self, function: Callable[..., T], body: bytes, **named: Any) -> T:
         """Returns a function's result for a request's body. It runs outside the event loop, one body after another.
@@ -191,15 +196,15 @@ class Service:
         most = min(self.options.max_images_per_request, self.options.max_queued_images)  # more would never find room
         if len(files) > most:
             raise RequestError(413, f"{len(files)} images in one request; the most are {most}.")
-        self.check_room(len(files))
-        self._hold(len(files))
+        self.check_room(len(files), explain=explain)
+        self._hold(len(files), explain=explain)
         try:
             async with asyncio.timeout(self.options.timeout_s):
                 return await self._predict(number, files, explain=explain)
         except TimeoutError:
             raise RequestError(504, f"The model did not answer within {self.options.timeout_s:g} s.") from None
         finally:
-            self._hold(-len(files))
+            self._hold(-len(files), explain=explain)
 
     async def _predict(self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool) -> Prediction:
         info = await self.known_info(number)
@@ -253,8 +258,9 @@ class Service:
             decoded = await run(self._large_decoder, decode, file, spec)
         return decoded
 
-    def _hold(self, num_images: int) -> None:
+    def _hold(self, num_images: int, *, explain: bool) -> None:
         self._num_held += num_images
+        self._num_explained += num_images if explain else 0
         self.telemetry.held_images.set(self._num_held, {})
 
     def _observe(

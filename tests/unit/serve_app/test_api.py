@@ -293,6 +293,32 @@ def test_overload_is_refused(model):
     assert (first.status_code, fine.status_code) == (200, 200)
 
 
+def test_overlays_take_half_of_the_queue(model):
+    async def ask():
+        async with client(model, max_queued_images=4, max_images_per_request=2) as http:
+            model.gate.clear()
+            first = asyncio.create_task(http.post("/predict?explain=true", files=upload(png(0), png(0))))
+            while not model.gate._waiters:
+                await asyncio.sleep(0)
+            refused = await http.post("/predict?explain=true", files=upload(png(0)))
+            second = asyncio.create_task(http.post("/predict", files=upload(png(0), png(0))))
+            while len(model.gate._waiters) < 2:
+                await asyncio.sleep(0)
+            model.gate.set()
+            return refused, await first, await second, await http.post("/predict?explain=true", files=upload(png(0)))
+
+    refused, *fine = run(ask())
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert "explain=true" in refused.json()["error"]
+    assert [answer.status_code for answer in fine] == [200] * 3
+
+
+def test_the_largest_request_is_explained_however_short_the_queue(model):
+    files = upload(*[png(0)] * 3)
+    options = {"max_queued_images": 4, "max_images_per_request": 3}
+    assert call(model, "POST", "/predict?explain=true", options=options, files=files).status_code == 200
+
+
 def test_slowness_ends_and_leaves_room(model):
     async def ask():
         model.gate.clear()

@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 import serve_app
 from serve_app.app import build
-from serve_app.options import Options
+from serve_app.options import MAX_REQUESTS, Options
 
 TEXT = (Path(serve_app.__file__).parent / "config.yaml").read_text()
 CONFIG = yaml.safe_load(TEXT)
@@ -55,6 +55,12 @@ def test_arguments_of_serve_run_are_text():
         Options.model_validate({"bundle": "/b", "max_replica": "2"})
 
 
+@pytest.mark.parametrize("number", [0, MAX_REQUESTS + 1])
+def test_an_ingress_holds_no_more_images_than_serve_gives_to_a_replica(number):
+    with pytest.raises(ValidationError, match="max_queued_images"):
+        Options(bundle="/b", max_queued_images=number)
+
+
 def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
     (found,) = deployments(one_process=True, max_replicas=3, use_gpu=True).values()
     assert found.name == "Ingress"
@@ -71,7 +77,8 @@ def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
         ({"max_replicas": 2}, (4, 0), 1),  # 2 replicas have 2 * 4 * 32 images, as many as one ingress holds
         ({"max_replicas": 3}, (4, 0), 2),
         ({"max_replicas": 2, "use_gpu": True}, (0.25, 1), 1),
-        ({"max_replicas": 3, "max_batch_size": 64, "max_queued_images": 256}, (4, 0), 3),
+        ({"max_replicas": 3, "max_batch_size": 64}, (4, 0), 3),
+        ({"max_replicas": 3, "max_queued_images": 64}, (4, 0), 6),
     ],
 )
 def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
@@ -90,6 +97,7 @@ def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
         ({"max_images_per_request": 8}, 16),
         ({"max_images_per_request": 1}, 128),
         ({"max_images_per_request": 256}, 1),
+        ({"max_queued_images": 1024}, 8),
     ],
 )
 def test_another_ingress_comes_before_the_largest_requests_are_refused(options, target):

@@ -5,13 +5,19 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import keras
 import numpy as np
 import pytest
 
+from serve_app.app import build
+from serve_app.errors import RequestError
 from serve_app.model.classifier import Answer, Explained, Pixels, to_batch
+from serve_app.model.remote import RemoteModel
+from serve_app.model.service import Prediction, Service
+from serve_app.options import Options
 from tests.endpoint import LocalClassifier
 from tlray import cli
 from tlray.errors import BundleError
@@ -155,3 +161,52 @@ def test_an_exchange_waits_for_explanations_and_each_is_of_the_bundle_that_predi
         heats = [heat(answer.bundle_sha256, index) for index in expected_BK.argmax(axis=1)]
         overlays = [explain.to_png(explain.overlay(*pair)) for pair in zip(batch_BHWC, heats, strict=True)]
         assert answer.explained == Explained(overlays=overlays)
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_one_replica_takes_all_that_two_full_ingresses_hold(bundles, monkeypatch, explain):
+    options = Options(bundle=bundles["first"], max_replicas=3)
+    _, models = cast("tuple[Any, dict[int, Any]]", build(options)._bound_deployment.init_args)
+    deployment = models[1]._bound_deployment
+    _, version = deployment.init_args
+    replica = LocalClassifier(options.bundle, **deployment.init_kwargs)
+    gate, predictor = threading.Event(), replica._model.predictor
+    predict = predictor.predict
+
+    def predict_when_let(batch_BHWC: np.ndarray) -> np.ndarray:
+        assert gate.wait(DEADLINE_S)
+        return predict(batch_BHWC)
+
+    monkeypatch.setattr(predictor, "predict", predict_when_let)
+    monkeypatch.setattr("tlray.models.explain.Explainer", GatedExplainer)
+    monkeypatch.setattr(GatedExplainer, "heatmap", lambda *_: np.zeros((SIZE_PX, SIZE_PX), np.float32))
+    handle = SimpleNamespace(
+        **{name: SimpleNamespace(remote=getattr(replica, name)) for name in ("describe", "predict", "explain")}
+    )
+    ingresses = [Service(options, {version: RemoteModel(cast("Any", handle))}) for _ in range(2)]
+    image = np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8)
+    size, share = options.max_images_per_request, 2 if explain else 1
+    num_requests = options.max_queued_images // (size * share)
+
+    async def fill() -> tuple[list[int], list[Prediction]]:
+        full = [
+            asyncio.create_task(ingress.predict([image] * size, explain=explain))
+            for ingress in ingresses
+            for _ in range(num_requests)
+        ]
+        num_waiting = len(full) * size - options.max_batch_size
+        async with asyncio.timeout(DEADLINE_S):
+            while replica._model.batcher.num_waiting < num_waiting:
+                await asyncio.sleep(0.01)
+        refused = await asyncio.gather(
+            *(ingress.predict([image], explain=explain) for ingress in ingresses), return_exceptions=True
+        )
+        gate.set()
+        answers = await asyncio.gather(*full)
+        await replica._model.close()
+        return [cast("RequestError", each).status for each in refused], answers
+
+    refused, answers = asyncio.run(fill())
+    assert refused == [429, 429]
+    assert [len(answer.probabilities) for answer in answers] == [size] * 2 * num_requests
+    assert [len(answer.explanations) for answer in answers] == [size * explain] * 2 * num_requests
