@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.worker as ray_worker
 from pydantic import ValidationError
 
 from serve_app.environment import INNER_HOST, SERVE_ENVIRONMENT, restore_environment, serve_environment, set_environment
@@ -26,7 +25,7 @@ from serve_app.http.identity import ANSWER_HEADER, name_of, new_token
 from serve_app.options import CPUS_PER_REPLICA, Options
 from tlray.bundle import spec as bundle
 from tlray.bundle import store
-from tlray.cluster import connection, local_ray, locations
+from tlray.cluster import capacity, connection, locations, ray_internals
 from tlray.config.commands import ServeConfig
 from tlray.config.training import flag
 from tlray.errors import ConfigError, TlrayError
@@ -86,7 +85,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     token = new_token()
     options = options.model_copy(update={"endpoint": name_of(token)})
     # A Ray that runs already has its own settings, and its replicas know no token.
-    is_own_ray = local_ray.is_to_be_started()
+    is_own_ray = ray_internals.would_start()
     check_authentication(is_own_ray=is_own_ray)
     saved = set_environment(serve_environment(scratch.name, config, token) if is_own_ray else SERVE_ENVIRONMENT)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
@@ -96,7 +95,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     is_ours = False
     try:
         connection.connect(with_jobs=bool(options.input_roots and options.output_roots))
-        available = connection.capacity()
+        available = capacity.measure()
         locations.check_shared(options.bundle, available, option="--bundle")
         check_room(options, available)
         if serve.status().proxies:
@@ -204,7 +203,7 @@ def check_authentication(*, is_own_ray: bool) -> None:
         raise ConfigError(f"RAY_AUTH_MODE={mode} would let other machines reach the model past the keys. Unset it.")
 
 
-def check_room(options: Options, available: connection.Capacity) -> None:
+def check_room(options: Options, available: capacity.Capacity) -> None:
     """Refuses more replicas than the cluster has room for; Serve would wait for room forever.
 
     Raises:
@@ -251,8 +250,8 @@ def _deploy(config: ServeConfig, options: Options) -> None:
 
 
 def _logs() -> str:
-    node: Any = ray_worker._global_node
-    return os.path.join(node.get_logs_dir_path(), "serve")
+    context: Any = ray.init(ignore_reinit_error=True)  # only returns the context of the Ray that is connected
+    return os.path.join(context.address_info["session_dir"], "logs", "serve")
 
 
 def _address(config: ServeConfig) -> str:

@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from serve_app.errors import RequestError
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
+from tlray.cluster import ray_internals
 
 RETRY_AFTER_S = 10
 """Seconds for the header Retry-After when there is no job server or another batch is running."""
@@ -108,7 +109,7 @@ def _client() -> Iterator[JobSubmissionClient]:
     try:
         client = JobSubmissionClient(context.gcs_address)
         # A Ray without a dashboard reports the port that it would have used; another Ray's dashboard may listen there.
-        session = client._do_request("GET", "/api/version").json()["session_name"]
+        session = ray_internals.session_of(client)
         if session != context.get_session_name():
             raise ConnectionError(f"{client.get_address()} is the job server of another Ray, {session}.")
         yield client

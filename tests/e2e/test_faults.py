@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from ray._private import worker as ray_worker
+import ray
 
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.training import checkpoint, run
@@ -91,9 +91,8 @@ def num_epochs_done(out: Path) -> int:
 
 
 def raylet_pid() -> str:
-    node: Any = ray_worker._global_node
-    (raylet,) = node.all_processes["raylet"]
-    return str(raylet.process.pid)
+    """The process that starts all workers of this Ray."""
+    return str(ray.get(ray.remote(os.getppid).options(num_cpus=0).remote()))
 
 
 def poll(ended: threading.Event) -> Iterator[None]:

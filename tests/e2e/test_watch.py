@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 import ray
-import ray._private.worker as ray_worker
 from PIL import Image
 from ray import serve
 
@@ -132,8 +131,8 @@ def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
 
 
 def test_the_request_log_has_one_line_a_request(asked):  # noqa: ARG001
-    node: Any = ray_worker._global_node
-    logs = Path(node.get_logs_dir_path()) / "serve"
+    context: Any = ray.init(ignore_reinit_error=True)
+    logs = Path(context.address_info["session_dir"]) / "logs/serve"
     (file,) = [path for path in logs.glob("replica_*.log") if f"{APPLICATION}_Ingress" in path.name]
     text = file.read_text()
     assert "Mustermann" not in text

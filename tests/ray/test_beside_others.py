@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from tlray.cluster import connection
+from tlray.cluster import capacity
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import TrainConfig
 from tlray.features import update
@@ -41,10 +41,10 @@ class Replica:
         return True
 
 
-def wait_until_held(num_cpus: float) -> connection.Capacity:
+def wait_until_held(num_cpus: float) -> capacity.Capacity:
     """Returns what there is once Ray tells that so much is held; what a process gives back comes with a delay."""
     deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
-    while abs((found := connection.capacity()).held_cpus - num_cpus) > 1e-6:
+    while abs((found := capacity.measure()).held_cpus - num_cpus) > 1e-6:
         assert time.monotonic() < deadline, found
         pause.wait(0.02)
     return found
@@ -69,10 +69,10 @@ def hold(local_ray: str) -> Iterator[Any]:  # noqa: ARG001
 
 
 def test_what_is_held_is_seen_and_given_back(hold):
-    before = connection.capacity()
+    before = capacity.measure()
     assert (before.held_cpus, before.free_cpus, before.nodes) == (0, 2, ((2, 0),))
     replica = hold(0.35)
-    beside = connection.capacity()
+    beside = capacity.measure()
     assert (beside.num_cpus, beside.free_cpus, beside.task_cpus, beside.is_short) == (2, 1.65, 1, False)
     ray.kill(replica)
     assert wait_until_held(0) == before
@@ -100,13 +100,13 @@ def test_training_takes_what_is_free(hold, common, tmp_path, capsys):
 
 def test_what_finds_too_little_says_so_and_goes_on_when_it_is_free(hold, common, tmp_path, capsys, monkeypatch):
     replica = hold(1.7)
-    told = connection.tell_shortage
+    told = capacity.tell_shortage
 
     def tell(*args: Any, **options: Any) -> None:
         told(*args, **options)
         ray.kill(replica)
 
-    monkeypatch.setattr(connection, "tell_shortage", tell)
+    monkeypatch.setattr(capacity, "tell_shortage", tell)
     result = update.extract_features(FeaturesConfig(**common, out=str(tmp_path / "features")))
     assert result.num_rows == 64
     assert "of which others (an endpoint, other jobs) hold 1.7; this begins when 0.51 of" in capsys.readouterr().out

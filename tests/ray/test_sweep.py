@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from tlray.bundle.store import load
-from tlray.cluster import connection
+from tlray.cluster import capacity
 from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import dataset, phantom_files, phantoms
@@ -118,7 +118,7 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
 def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, settings):
     trial = result.trials[0] | {"hidden_layers": 2, "dropout": 0.0, "views": 1} | settings
     best, network = share_features(config, trial, tmp_path / "derived")
-    images, available = dataset.stored_dataset(config.out), connection.capacity()
+    images, available = dataset.stored_dataset(config.out), capacity.measure()
     assert images is not None
     computed = dataclasses.replace(best, out=str(tmp_path / "computed"))
     probing.compute(computed, available, images, network)
@@ -161,7 +161,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     config = dataclasses.replace(config, out=str(tmp_path / "out"))
     trial = result.trials[0] | {"depths": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
     trial |= {"trainable_layers": num_layers, "hidden_layers": len(widths)}
-    best = search._train_best(config, trial, connection.capacity())
+    best = search._train_best(config, trial, capacity.measure())
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
@@ -357,9 +357,7 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
     )
     before = sorted(path.name for path in (tmp_path / "features").iterdir())
     with pytest.raises(ConfigError, match="features of another network"):
-        probing.compute(
-            dataclasses.replace(config.training(), out=str(tmp_path)), connection.capacity(), images, network
-        )
+        probing.compute(dataclasses.replace(config.training(), out=str(tmp_path)), capacity.measure(), images, network)
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == before
 
 
@@ -443,8 +441,8 @@ def test_what_cannot_be_swept_is_refused(config, result, tmp_path, monkeypatch):
     assert not (tmp_path / "few").exists()
     with pytest.raises(ConfigError, match=r"its own settings: num_trials was 8 and is 9\."):
         search.sweep(dataclasses.replace(config, resume=True, num_trials=9))
-    small = dataclasses.replace(connection.capacity(), smallest_object_store_bytes=100_000)
-    monkeypatch.setattr(connection, "capacity", lambda: small)
+    small = dataclasses.replace(capacity.measure(), smallest_object_store_bytes=100_000)
+    monkeypatch.setattr(capacity, "measure", lambda: small)
     # 64 images as they are, and two more views of the 40 training images.
     views = dataclasses.replace(config, out=str(tmp_path / "views"), views=3, augmentation=Augmentation(zoom=0.1))
     with pytest.raises(ConfigError, match=r"144 images and views of 4 kB .* more than half .* Give fewer --views"):

@@ -1,23 +1,22 @@
-"""Connects to a Ray cluster, runs functions in separate processes, and reports the cluster's resources."""
+"""Connects to a Ray cluster, or starts a local one, and runs functions in separate processes."""
 
+import contextlib
 import json
 import logging
-import math
 import os
+import re
 import signal
+import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-import ray._private.state as ray_state
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tlray.cluster import ray_init
-from tlray.data.stream import TASK_CPUS
+from tlray.cluster import ray_internals
 from tlray.errors import ConfigError, TlrayError
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it in the environment of a job's entry point
@@ -45,75 +44,17 @@ KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
 
 Ray reuses an idle process with the same environment, so a second task finds TensorFlow already loaded."""
 
+CONNECT_S = 10.0
+"""Seconds to wait for a TCP connection to a Ray node."""
+
+ROUND_S = 0.005
+"""Seconds that Ray Data's loop in this process rests between two rounds."""
+
+OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+"""Environment variable that, set to "1", lets the runtime_env of `ray.init` set variables that the Ray job sets too."""
+
 OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
 """Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change, because tlray needs exactly their value."""
-
-MANY_NODES = 64
-"""Number of nodes assumed for a node type that the autoscaler may add without limit."""
-
-OBJECT_STORE_PART = 0.3
-"""Default share of a node's memory that Ray uses as its object store (ray_constants.py,
-DEFAULT_OBJECT_STORE_MEMORY_PROPORTION)."""
-
-MAX_OBJECT_STORE_BYTES = 200e9
-"""Default maximum size in bytes of a node's object store (DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES)."""
-
-MIN_WORKER_CPUS = 0.01
-"""Minimum number of CPUs planned for a training worker, a predictor, or the data tasks of a training run."""
-
-MIN_FREE_CPUS = TASK_CPUS + MIN_WORKER_CPUS
-"""Free CPUs that one node must have before a command can start: for one reading task and one model."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """Resources of a Ray cluster, including those that its autoscaler may add.
-
-    Attributes:
-        num_cpus: CPUs of the cluster, or the autoscaler's maximum if that is larger.
-        num_gpus: GPUs of the cluster, or the autoscaler's maximum if that is larger.
-        nodes: Free CPUs and all GPUs of each node that the cluster has or may add; a worker must fit into one of them.
-            All CPUs of each node if `is_short`.
-        held_cpus: CPUs in use by other jobs and deployments.
-        held_gpus: GPUs in use by other jobs and deployments.
-        is_short: No node has `MIN_FREE_CPUS` free CPUs, so that a command has to wait and plans with the minimum.
-        object_store_bytes: Total size of the object stores (shared memory for data in flight) of the present nodes.
-        smallest_object_store_bytes: Size of the smallest object store of a node that is present or may be added.
-            Larger data does not fit on every node.
-        memory_bytes: Memory of this node besides its object store, for the driver; infinite if the node offers none to
-            tasks.
-        has_many_nodes: The cluster has, or may grow to, more than one node.
-    """
-
-    num_cpus: float
-    num_gpus: float
-    nodes: tuple[tuple[float, float], ...]
-    object_store_bytes: int
-    smallest_object_store_bytes: int
-    memory_bytes: float
-    has_many_nodes: bool
-    held_cpus: float = 0.0
-    held_gpus: float = 0.0
-    is_short: bool = False
-
-    @property
-    def free_cpus(self) -> float:
-        """Number of CPUs that a command can plan with, rounded down to hundredths."""
-        return MIN_FREE_CPUS if self.is_short else _to_hundredths(self.num_cpus - self.held_cpus)
-
-    @property
-    def largest_node_cpus(self) -> float:
-        """Largest number of CPUs in `nodes`, rounded down to hundredths: the most that one worker can have."""
-        return _to_hundredths(max((cpus for cpus, _ in self.nodes), default=0.0))
-
-    @property
-    def task_cpus(self) -> float:
-        """CPUs that a task asks for if it keeps one CPU busy: 1, or less if no node has that."""
-        return MIN_FREE_CPUS if self.is_short else min(1.0, self.largest_node_cpus)
-
-
-def _to_hundredths(num_cpus: float) -> float:
-    return math.floor(num_cpus * 100 + 1e-9) / 100
 
 
 def in_job() -> bool:
@@ -160,7 +101,7 @@ def connect(*, with_jobs: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            ray_init.init(**options)
+            _init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray's own handler would exit with the signal's number
     except ConnectionError as error:
@@ -170,8 +111,44 @@ def connect(*, with_jobs: bool = False) -> None:
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    ray_internals.rest_between_rounds(ROUND_S)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _init(**options: Any) -> None:
+    """Connects this process to a running Ray cluster, or starts a local one on loopback addresses, at ports of its own.
+
+    Raises:
+        ConnectionError: The Ray that RAY_ADDRESS names cannot be reached.
+    """
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
+    is_ours = ray_internals.would_start()
+    with ray_internals.isolated() if is_ours else contextlib.nullcontext(), _overriding_variables():
+        ray.init("local" if is_ours else None, **options)
+
+
+def _check_address(address: str) -> None:
+    """Raises a ConnectionError if nothing listens at an address HOST:PORT; Ray itself would try for many minutes."""
+    found = re.fullmatch(r"([^/:]+|\[[^/]+\]):(\d+)", address)
+    if found:
+        try:
+            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"nobody answers at {address} ({error})") from error
+
+
+@contextlib.contextmanager
+def _overriding_variables() -> Iterator[None]:
+    """Lets `ray.init` set a variable that the job's runtime_env sets too; without this it raises a ValueError."""
+    before = os.environ.get(OVERRIDE_VARIABLE)
+    os.environ[OVERRIDE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[OVERRIDE_VARIABLE]
+        if before is not None:
+            os.environ[OVERRIDE_VARIABLE] = before
 
 
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":
@@ -209,100 +186,3 @@ def check(reference: Any) -> None:
     """Raises the error of a task if it has failed by now; does not wait for the task."""
     if is_done(reference):
         get(reference)
-
-
-def capacity() -> Capacity:
-    """Returns the resources of the connected cluster, including those that its autoscaler may add.
-
-    Call this before a command starts any tasks or actors: resources that it uses itself count as in use by others.
-    """
-    now = ray.cluster_resources()
-    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    nodes = list(resources.values())
-    here = resources[ray.get_runtime_context().get_node_id()]
-    # Ray Train asks the same. The result is None without an autoscaler.
-    state: Any = ray_state.state
-    largest = state.get_max_resources_from_cluster_config() or {}
-    config = state.get_cluster_config()
-    groups = list(config.node_group_configs) if config else []
-    # Maximum number of nodes of each type; negative means no limit.
-    counts = [group.max_count if group.max_count >= 0 else MANY_NODES for group in groups]
-    types = [group.resources for group, count in zip(groups, counts, strict=True) for _ in range(count)]
-    now_nodes, then_nodes = ([_size(node) for node in each] for each in (nodes, types))
-    free = state.available_resources_per_node()
-    free_sizes = [_size(free.get(node_id, node)) for node_id, node in resources.items()]
-    held_cpus, held_gpus = (
-        sum(size[kind] - rest[kind] for size, rest in zip(now_nodes, free_sizes, strict=True)) for kind in (0, 1)
-    )
-    whole = max(now_nodes, then_nodes, key=lambda each: sum(cpus for cpus, _ in each))
-    left = list(whole)
-    for size, rest in zip(now_nodes, free_sizes, strict=True):
-        if size in left:  # replace this node's full size by what is free on it
-            left[left.index(size)] = (rest[0], size[1])
-    is_short = max(cpus for cpus, _ in left) < MIN_FREE_CPUS - 1e-6
-    now_stores = [node.get("object_store_memory", 0.0) for node in nodes]
-    found_stores = [_store_bytes(resources, nodes) for resources in types]
-    then_stores = [store for store in found_stores if store is not None]
-    return Capacity(
-        num_cpus=max(now.get("CPU", 0.0), float(largest.get("CPU", 0))),
-        num_gpus=max(now.get("GPU", 0.0), float(largest.get("GPU", 0))),
-        nodes=tuple(whole if is_short else left),
-        object_store_bytes=int(sum(now_stores)),
-        smallest_object_store_bytes=int(min(*now_stores, *then_stores, math.inf)),
-        memory_bytes=here.get("memory", math.inf),  # a node that offers no memory to tasks still has some
-        has_many_nodes=len(nodes) > 1 or bool(groups),
-        held_cpus=held_cpus,
-        held_gpus=held_gpus,
-        is_short=is_short,
-    )
-
-
-def _store_bytes(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> float | None:
-    """Estimates the size in bytes of the object store of a node that the autoscaler may add.
-
-    The estimate is the first of these that is known:
-
-    1. the size in the autoscaler's configuration of the node type, where it is seldom given,
-    2. the smallest object store of the present nodes with the same CPUs and GPUs,
-    3. Ray's default share of the `memory` of the node type. On Kubernetes that is all memory of the node; on AWS it is
-       the memory besides the object store, so that the real object store is larger.
-
-    Args:
-        resources: Resources of the node type.
-        nodes: Resources of the present nodes.
-
-    Returns:
-        The size; None if it is not known.
-    """
-    if resources.get("object_store_memory", 0):
-        return resources["object_store_memory"]
-    alike = [node.get("object_store_memory", 0.0) for node in nodes if _size(node) == _size(resources)]
-    if alike:
-        return min(alike)
-    memory_bytes = resources.get("memory", 0)
-    return min(OBJECT_STORE_PART * memory_bytes, MAX_OBJECT_STORE_BYTES) if memory_bytes else None
-
-
-def _size(resources: Mapping[str, float]) -> tuple[float, float]:
-    """Returns the numbers of CPUs and GPUs in resources from Ray, which leaves out those that are 0."""
-    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-
-
-def tell_shortage(available: Capacity, *, num_gpus: int = 0, quiet: bool) -> None:
-    """Prints which resources a command has to wait for, if any.
-
-    Args:
-        available: Resources of the cluster.
-        num_gpus: GPUs that the command needs.
-        quiet: Print nothing.
-    """
-    lacking = []
-    if available.is_short:
-        lacking.append((available.num_cpus, available.held_cpus, "CPUs", f"{MIN_FREE_CPUS:g} of one node"))
-    if available.num_gpus - available.held_gpus < num_gpus:
-        lacking.append((available.num_gpus, available.held_gpus, "GPUs", f"{num_gpus}"))
-    for there, held, what, needed in lacking if not quiet else []:
-        print(
-            f"Waiting: the cluster has {there:g} {what}, of which others (an endpoint, other jobs) hold "
-            f"{round(held, 2):g}; this begins when {needed} are free."
-        )

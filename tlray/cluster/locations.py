@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tlray.cluster import connection
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig, parse_columns
 from tlray.data import listing
 from tlray.errors import ConfigError

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray.data
 
-from tlray.cluster.connection import MIN_WORKER_CPUS, Capacity
+from tlray.cluster.capacity import MIN_WORKER_CPUS, Capacity
 from tlray.data.stream import TASK_CPUS, Share
 from tlray.errors import ConfigError
 
@@ -115,8 +115,9 @@ def _num_fitting(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) 
 
 
 def _num_fitting_by_node(available: Capacity, cpus_per_worker: float, *, use_gpu: bool) -> list[int]:
-    fitting = [(math.floor(cpus / cpus_per_worker + 1e-9), gpus) for cpus, gpus in available.nodes]
-    return [min(count, math.floor(gpus)) if use_gpu else count for count, gpus in fitting]
+    by_cpus = [math.floor(node.num_cpus / cpus_per_worker + 1e-9) for node in available.nodes]
+    by_gpus = [math.floor(node.num_gpus) for node in available.nodes]
+    return list(map(min, by_cpus, by_gpus)) if use_gpu else by_cpus
 
 
 def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_workers: int, use_gpu: bool) -> int:
@@ -124,7 +125,7 @@ def _num_nodes_needed(available: Capacity, cpus_per_worker: float, *, num_worker
     num_fitting = _num_fitting_by_node(available, cpus_per_worker, use_gpu=use_gpu)
     cpus_needed = num_workers * (cpus_per_worker + TASK_CPUS)
     room, num_cpus = 0, 0.0
-    nodes = sorted(zip(num_fitting, (cpus for cpus, _ in available.nodes), strict=True), reverse=True)
+    nodes = sorted(zip(num_fitting, (node.num_cpus for node in available.nodes), strict=True), reverse=True)
     for number, (count, node_cpus) in enumerate(nodes, start=1):
         room, num_cpus = room + count, num_cpus + node_cpus
         if room >= num_workers and num_cpus >= cpus_needed - 1e-9:
@@ -173,5 +174,5 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
 
 def _num_filling(available: Capacity, cpus_per_actor: float) -> int:
     """Returns the least number of actors that can leave no node with enough free CPUs for a reading task."""
-    rooms = [max(0.0, cpus - TASK_CPUS + 1e-9) for cpus, _ in available.nodes]
+    rooms = [max(0.0, node.num_cpus - TASK_CPUS + 1e-9) for node in available.nodes]
     return sum(math.floor(room / cpus_per_actor) + 1 for room in rooms if room)

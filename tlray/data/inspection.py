@@ -66,8 +66,8 @@ def _inspect_rows(
     uris: list["ray.ObjectRef[pa.ChunkedArray]"],
     known: list["ray.ObjectRef[pa.Table]"],
 ) -> pa.Table:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
-    before = ray.get(known[0]).take(batch["id"]).to_pylist() if known else [{}] * len(chosen)
+    chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
+    before = ray.get(known[0]).take(batch["row"]).to_pylist() if known else [{}] * len(chosen)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         # Stamps are taken before the files are read: if a file changes meanwhile, its stamp is out of date, and the
         # next inspection reads it again.
@@ -109,7 +109,7 @@ def digests(uris: pa.ChunkedArray) -> Iterator[list[str]]:
 def _digest_rows(
     batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
 ) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
     with ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(read_or_error, chosen)
         digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
@@ -124,7 +124,7 @@ def stamps(uris: pa.ChunkedArray) -> Iterator[list[str]]:
 
 
 def _stamp_rows(batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
     return {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen))}
 
 
@@ -152,7 +152,7 @@ def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
 def _histogram_rows(
     batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
 ) -> dict[str, np.ndarray]:
-    chosen = ray.get(uris[0]).take(batch["id"]).to_pylist()
+    chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
     histogram = np.zeros(decoding.NUM_BINS, dtype=np.int64)
     for uri in chosen:
         with contextlib.suppress(ImageError):  # the file has vanished since it was inspected; the others suffice

@@ -4,7 +4,6 @@ A stream is a range of row numbers. Each task looks its rows up in the manifest,
 """
 
 import hashlib
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
-from ray.data._internal.datasource.range_datasource import RangeDatasource
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from tlray.config.training import Augmentation
 from tlray.data import decoding
 from tlray.data.augmentation import augment, augmentation_rng
+from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
 from tlray.errors import ImageError, ImageErrorCode
 from tlray.files import file_stamps, storage
@@ -36,9 +34,6 @@ a block for each into the object store: 1 to 2 s for 2048, 27 s for a million im
 TASK_CPUS = 0.5
 """CPUs that a reading task asks for, as it waits for storage about as long as it decodes. It differs from what
 predictors ask for, because otherwise Ray Data would fuse the two, and nothing would be decoded while the model runs."""
-
-ROUND_S, TRAINING_ROUND_S = 0.005, 0.05
-"""Seconds to rest between two rounds of a stream's scheduling loop, in general and in a process that trains."""
 
 READ_THREADS = 8
 """Number of files that one task reads concurrently, which hides an object store's latency."""
@@ -173,7 +168,7 @@ def _decode_rows(
     with_stamps: bool = False,
 ) -> dict[str, Any]:
     table = ray.get(manifest[0])
-    rows = schedule.rows(batch["id"] + first_row)
+    rows = schedule.rows(batch["row"] + first_row)
     chosen = table.select(["uri", "image_id"]).take(rows.index).to_pydict()
     decoded = np.zeros((len(rows.index), pixels.size_px, pixels.size_px, 3), dtype=np.uint8)
     digests: list[str] = []
@@ -232,18 +227,17 @@ def map_rows(
 
     Args:
         num_rows: Number of row numbers, which start at 0.
-        function: Called with `{"id": row numbers}` and the arguments. Returns rows for them, as columns of NumPy arrays
-            or an Arrow table.
+        function: Called with `{"row": row numbers}` and the arguments. Returns rows for them, as columns of NumPy
+            arrays or an Arrow table.
         arguments: Keyword arguments of the function.
         share: The part of the cluster that the dataset may use; None: all that is free.
         rows_per_block: Number of row numbers in a call.
         task_cpus: CPUs that a call asks for; at most those of the share are used.
     """
     num_cpus = task_cpus if share is None else min(task_cpus, share.num_cpus)
-    # Like `ray.data.range`, whose tasks would ask for a whole CPU each. With the same number of CPUs as the function
-    # below, Ray Data fuses the two.
+    # With the same number of CPUs as the function below, Ray Data fuses the two.
     dataset = ray.data.read_datasource(
-        RangeDatasource(n=num_rows, block_format="arrow", column_name="id"),
+        RowNumbers(num_rows, rows_per_block),
         num_cpus=num_cpus,
         override_num_blocks=max(1, -(-num_rows // rows_per_block)),
     )
@@ -265,28 +259,9 @@ def iterate(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterato
     yield from cast("Iterator[dict[str, np.ndarray]]", batches)
 
 
-class _Paced(ExecutionCallback):
-    """Makes a stream's scheduling loop rest between its rounds.
-
-    When all images that may be decoded ahead are decoded, Ray Data's loop has no task to wait for and would spin.
-    """
-
-    round_s = ROUND_S
-
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
-        time.sleep(self.round_s)
-
-
-class _PacedForTraining(_Paced):
-    """Rests longer, because the loop runs in the process that trains; without the rest a step took twice as long."""
-
-    round_s = TRAINING_ROUND_S
-
-
 def configure(dataset: ray.data.Dataset, share: Share | None = None) -> None:
     """Makes a dataset run in order, without a progress bar, and within its share."""
     context = dataset.context
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [_PacedForTraining if share else _Paced]
     limits = ExecutionResources(object_store_memory=share.object_store_bytes) if share else None
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tlray.bundle import spec as bundle
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
-from tlray.cluster import connection, locations, plans
+from tlray.cluster import capacity, connection, locations, plans
 from tlray.config.commands import EvaluateConfig
 from tlray.config.training import parse_columns
 from tlray.data import audit, manifest
@@ -115,12 +115,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     class_map = read_class_map(config.class_map) if config.class_map else None
     table = match_classes(table, spec.classes, class_map)
     connection.connect()
-    available = connection.capacity()
+    available = capacity.measure()
     locations.check_shared(out, available)
     locations.check_shared(location, available, option="--bundle")
     locations.check_shared_images(source, config.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
-    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     seen: list[pa.Table] = []
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.cluster import connection, locations, plans
+from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.data import audit, dataset, decoding, inspected, manifest, stream
@@ -70,11 +70,11 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     check_weights(training.weights)
     listed = dataset.list_classes(training)
     connection.connect()
-    available = connection.capacity()
+    available = capacity.measure()
     locations.check_shared(training.out, available)
     locations.check_shared_images(training.data, training.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
-    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     preparing = connection.start_here(extraction.prepare, training, config.level)
     table = dataset.read_images(
         listed.table,

@@ -12,7 +12,7 @@ import ray
 
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
-from tlray.cluster import connection, locations, plans
+from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import ScoreConfig
 from tlray.config.training import parse_columns
@@ -145,12 +145,12 @@ def score(config: ScoreConfig) -> ScoreResult:
     }
     is_continued = _check_output(out, identity, config)
     connection.connect()
-    available = connection.capacity()
+    available = capacity.measure()
     locations.check_shared(out, available)
     locations.check_shared(bundle, available, option="--bundle")
     locations.check_shared_images(source, config.columns, available, option="--input")
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
-    connection.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     num_done = num_failed = 0
     if is_continued:
         num_done, num_failed = _keep_unchanged(out, listing.table, verify=config.verify, quiet=config.quiet)

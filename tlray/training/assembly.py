@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlray.cluster import connection
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
 from tlray.data import dataset, decoding, stream
 from tlray.data.dataset import Dataset

@@ -11,7 +11,7 @@ from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
 from tlray.data import audit, manifest
 from tlray.data.dataset import Dataset

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-from ray._common.network_utils import build_address  # pyright: ignore[reportAttributeAccessIssue]
-from ray.train._internal.base_worker_group import BaseWorkerGroup
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 from tlray.cluster import connection
 from tlray.cluster.plans import TrainPlan
+from tlray.cluster.ports import free_ports
 from tlray.config.training import TRAIN_PRIOR, TrainConfig
 from tlray.data.dataset import Dataset
 from tlray.errors import TlrayError
@@ -43,11 +41,18 @@ class _TensorFlowWorkers(BackendConfig):
 
 
 class _TensorFlowBackend(Backend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
-        addresses = [build_address(*found) for found in worker_group.execute(get_address_and_port)]
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        addresses = worker_group.execute(_free_address)
         ranks = range(len(worker_group))
         told: Any = [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in ranks]
         ray.get(told)
+
+
+def _free_address() -> str:
+    """Returns an address HOST:PORT of this worker's node at which nobody listens."""
+    host = ray.util.get_node_ip_address()
+    (port,) = free_ports(1)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _set_tf_config(addresses: list[str], rank: int) -> None:

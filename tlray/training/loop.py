@@ -21,6 +21,7 @@ import ray
 import ray.train
 import tensorflow as tf
 
+from tlray.cluster import ray_internals
 from tlray.data import stream
 from tlray.data.schedule import EvalSchedule, Rows, TrainSchedule, view_of
 from tlray.data.stream import Schedule
@@ -37,10 +38,14 @@ from tlray.training.task import TrainTask
 
 POST_INTERVAL_S = 0.5
 
+ROUND_S = 0.05
+"""Seconds that Ray Data's loop rests between two rounds: long, because it takes CPU time from the training step."""
+
 
 def run(task: TrainTask) -> None:
     """Trains on this rank, continuing from the last checkpoint if there is one. Called on every rank."""
     context = ray.train.get_context()
+    ray_internals.rest_between_rounds(ROUND_S)
     set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     saved = ray.train.get_checkpoint()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import ray
 
 from tlray.cluster import plans
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
 from tlray.data import stream
 from tlray.data.dataset import Dataset

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from functools import partial
 
-from tlray.cluster import connection, locations, plans
-from tlray.cluster.connection import Capacity
+from tlray.cluster import capacity, connection, locations, plans
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, manifest, prior
 from tlray.data.dataset import Dataset
@@ -53,12 +53,12 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
     prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
     if available is None:
         connection.connect()
-        available = connection.capacity()
+        available = capacity.measure()
     locations.check_shared(config.out, available)
     stored_uris = stored.table["uri"].to_pylist() if stored else None
     locations.check_shared_images(config.data, config.columns, available, stored_uris=stored_uris)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
-    connection.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
+    capacity.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
     refuse = partial(_check_memory, available)
     images, prepared = assembly.read_and_prepare(config, source, available, kind=KIND, refuse=refuse)
     if (

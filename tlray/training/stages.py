@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import TrainPlan
 from tlray.config.training import TrainConfig
 from tlray.data import dataset

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.dataset import Dataset
 from tlray.features.extraction import Network

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import ray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tlray.cluster import connection, locations
-from tlray.cluster.connection import Capacity
+from tlray.cluster import capacity, connection, locations
+from tlray.cluster.capacity import Capacity
 from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, prior
@@ -138,11 +138,11 @@ def sweep(config: SweepConfig) -> SweepResult:
         source = stored or _list(config)
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     connection.connect()
-    available = connection.capacity()
+    available = capacity.measure()
     locations.check_shared(base.out, available)
     stored_uris = stored.table["uri"].to_pylist() if stored else None
     locations.check_shared_images(base.data, base.columns, available, stored_uris=stored_uris)
-    connection.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
+    capacity.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
     if source is not None:
         _try_settings(config, source, available, is_continued=is_continued)
     trials, errors = trial_table.read_trials(base.out)

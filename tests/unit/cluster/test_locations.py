@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
-from tlray.cluster import connection, locations
+from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, listing
@@ -137,7 +137,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
         for number in range(9):
             (folder / f"{number}.png").touch()
     monkeypatch.setattr(connection, "connect", lambda: None)
-    monkeypatch.setattr(connection, "capacity", lambda: make_capacity(has_many_nodes=True))
+    monkeypatch.setattr(capacity, "measure", lambda: make_capacity(has_many_nodes=True))
     for module in (score.store, evaluate.store):
         monkeypatch.setattr(module, "read_spec", lambda _: (SPEC, "aaa"))
         monkeypatch.setattr(module, "load", lambda _: Bundle)

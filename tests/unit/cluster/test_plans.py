@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tlray.cluster import plans
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity, Node
 from tlray.cluster.plans import ScorePlan
 from tlray.errors import ConfigError
 
@@ -29,7 +29,7 @@ def make_capacity(
     return Capacity(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        nodes=tuple(sizes if is_short else left),
+        nodes=tuple(Node(*each) for each in (sizes if is_short else left)),
         object_store_bytes=store,
         smallest_object_store_bytes=store,
         memory_bytes=8 * 2**30,
@@ -59,9 +59,9 @@ def test_every_worker_fits_on_a_node(num_nodes, node_cpus):
 
 def test_workers_go_where_the_gpus_are():
     # All 4 GPUs are on the node of 4 CPUs: 2 CPUs each would leave two workers without a place.
-    capacity = dataclasses.replace(make_capacity(20, 4), nodes=((16.0, 0.0), (4.0, 4.0)))
+    capacity = dataclasses.replace(make_capacity(20, 4), nodes=(Node(16.0, 0.0), Node(4.0, 4.0)))
     assert plans.plan_training(capacity, num_workers=4, use_gpu=True).cpus_per_worker == 1
-    apart = dataclasses.replace(capacity, nodes=((16.0, 3.0), (0.0, 1.0)))
+    apart = dataclasses.replace(capacity, nodes=(Node(16.0, 3.0), Node(0.0, 1.0)))
     with pytest.raises(ConfigError, match="--num-workers 4 do not fit onto the nodes"):
         plans.plan_training(apart, num_workers=4, use_gpu=True)
 
@@ -269,7 +269,7 @@ def test_free_cpus_in_pieces_leave_room_for_a_reading_task(free_cpus, expected):
     num_cpus = sum(free_cpus)
     held = 4.0 * len(free_cpus) - num_cpus
     capacity = dataclasses.replace(
-        make_capacity(4.0 * len(free_cpus), held_cpus=held), nodes=tuple((cpus, 0.0) for cpus in free_cpus)
+        make_capacity(4.0 * len(free_cpus), held_cpus=held), nodes=tuple(Node(cpus, 0.0) for cpus in free_cpus)
     )
     plan = plans.plan_scoring(capacity, use_gpu=False)
     assert (plan.max_actors, plan.cpus_per_actor) == pytest.approx(expected)
@@ -289,6 +289,6 @@ def test_free_cpus_in_pieces_leave_room_for_a_reading_task(free_cpus, expected):
 )
 def test_nodes_that_a_training_needs(nodes, cpus_per_worker, num_workers, use_gpu, expected):
     """The fewest nodes that hold the workers, each whole on one, and half a CPU more for each of them."""
-    available = dataclasses.replace(make_capacity(), nodes=nodes)
+    available = dataclasses.replace(make_capacity(), nodes=tuple(Node(*node) for node in nodes))
     found = plans._num_nodes_needed(available, cpus_per_worker, num_workers=num_workers, use_gpu=use_gpu)
     assert found == expected

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from tlray.config.training import Augmentation
 from tlray.data import decoding, inspection, stream
 from tlray.data.augmentation import augment, augmentation_rng
+from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 from tlray.data.stream import Pixels
 from tlray.errors import ImageError, ImageErrorCode
@@ -54,7 +54,7 @@ CODES = ["", "", "", "unsupported_format", "not_found", "empty", "unsupported_fo
 
 
 def decode_rows(table, schedule, ids, *, pixels: Pixels, first_row: int = 0) -> dict:
-    return stream._decode_rows({"id": np.array(ids)}, [table], schedule, pixels, first_row)
+    return stream._decode_rows({"row": np.array(ids)}, [table], schedule, pixels, first_row)
 
 
 # Reading
@@ -187,7 +187,7 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 
 def test_inspection_tells_size_or_error(table):
-    found = inspection._inspect_rows({"id": np.arange(7)}, [table["uri"]], [])
+    found = inspection._inspect_rows({"row": np.arange(7)}, [table["uri"]], [])
     assert tuple(found.column_names) == (*inspection.INSPECTION_COLUMNS, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
@@ -198,22 +198,22 @@ def test_inspection_tells_size_or_error(table):
     assert found["sha256"].to_pylist()[4] is None
     # A block in which nothing failed, or all, has the same types.
     for ids in ([0], [4]):
-        assert inspection._inspect_rows({"id": np.array(ids)}, [table["uri"]], []).schema == found.schema
+        assert inspection._inspect_rows({"row": np.array(ids)}, [table["uri"]], []).schema == found.schema
 
 
 def test_a_file_that_is_known_is_not_read_again(table):
     """The first file has the stamp that it had, the second another one, and of the third none is known."""
-    first = inspection._inspect_rows({"id": np.arange(3)}, [table["uri"]], [])
+    first = inspection._inspect_rows({"row": np.arange(3)}, [table["uri"]], [])
     stamps = first["stamp"].to_pylist()
     known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
-    found = inspection._inspect_rows({"id": np.arange(3)}, [table["uri"]], [known])
+    found = inspection._inspect_rows({"row": np.arange(3)}, [table["uri"]], [known])
     assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
     assert found["stamp"].to_pylist() == stamps
     assert found["width_px"].to_pylist() == [5, 5, 5]
     # A file that has gone has no stamp, whatever is known of it, and no stamp is like none.
     known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", ""]))
-    gone = inspection._inspect_rows({"id": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
+    gone = inspection._inspect_rows({"row": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
     assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [""])
 
 
@@ -221,7 +221,7 @@ def test_histogram_of_16_bit_images(tmp_path):
     for name, content in {"a.png": WIDE, "b.png": WIDE}.items():
         (tmp_path / name).write_bytes(content)
     uris = pa.chunked_array([[f"{tmp_path}/a.png"], [f"{tmp_path}/b.png"]])
-    histogram = inspection._histogram_rows({"id": np.array([0, 1])}, [uris])["histogram"]
+    histogram = inspection._histogram_rows({"row": np.array([0, 1])}, [uris])["histogram"]
     assert histogram.shape == (1, decoding.NUM_BINS)
     counts = {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])}
     assert counts == {100: 2, 600: 2, 1100: 2, 5000: 2}
@@ -231,20 +231,15 @@ def test_16_bit_images_that_have_gone_are_passed_over(tmp_path):
     (tmp_path / "a.png").write_bytes(WIDE)
     (tmp_path / "text.png").write_bytes(b"no image")
     uris = pa.chunked_array([[f"{tmp_path}/{name}.png" for name in ("gone", "a", "text")]])
-    histogram = inspection._histogram_rows({"id": np.arange(3)}, [uris])["histogram"]
+    histogram = inspection._histogram_rows({"row": np.arange(3)}, [uris])["histogram"]
     assert {int(value): int(histogram[0, value]) for value in np.flatnonzero(histogram[0])} == {
         100: 1, 600: 1, 1100: 1, 5000: 1
     }  # fmt: skip
-    none_left = inspection._histogram_rows({"id": np.array([0, 2])}, [uris])["histogram"]
+    none_left = inspection._histogram_rows({"row": np.array([0, 2])}, [uris])["histogram"]
     assert (none_left.shape, none_left.sum()) == ((1, decoding.NUM_BINS), 0)
 
 
 # Long streams
-
-
-def num_blocks(num_rows: int) -> int:
-    """Returns how many blocks Ray Data makes of so many rows."""
-    return len(RangeDatasource(num_rows).get_read_tasks(-(-num_rows // stream.ROWS_PER_BLOCK)))
 
 
 def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
@@ -254,7 +249,19 @@ def test_a_million_images_in_thirty_epochs_are_cut_into_parts_by_hand():
     # 2,048 blocks of 32 rows are 65,536; 15,000,000 / 65,536 = 228.9, and 228 * 65,536 = 14,942,208.
     assert (parts[:2], parts[-1]) == ([(0, 65_536), (65_536, 65_536)], (14_942_208, 57_792))
     assert len(parts) == 229
-    assert max(num_blocks(num_rows) for _, num_rows in parts) == 2048
+    numbers = [RowNumbers(num_rows, stream.ROWS_PER_BLOCK) for _, num_rows in parts]
+    assert max(len(each.get_read_tasks(1)) for each in numbers) == 2048
+
+
+def test_row_numbers_come_in_blocks_of_one_size():
+    numbers = RowNumbers(70, 32)
+    tasks = numbers.get_read_tasks(1)
+    blocks = [block for task in tasks for block in task()]
+    assert [block["row"].to_pylist() for block in blocks] == [[*range(32)], [*range(32, 64)], [*range(64, 70)]]
+    assert [task.metadata.num_rows for task in tasks] == [32, 32, 6]
+    assert [task.metadata.size_bytes for task in tasks] == [block.nbytes for block in blocks]
+    assert numbers.estimate_inmemory_data_size() == sum(block.nbytes for block in blocks)
+    assert RowNumbers(0, 32).get_read_tasks(1) == []
 
 
 @pytest.mark.parametrize(

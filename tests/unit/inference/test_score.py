@@ -24,7 +24,7 @@ def score(tmp_path, monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(scoring.connection, "connect", lambda: None)
-    monkeypatch.setattr(scoring.connection, "capacity", make_capacity)
+    monkeypatch.setattr(scoring.capacity, "measure", make_capacity)
     monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
     monkeypatch.setattr(scoring.store, "load", lambda _: None)
     monkeypatch.setattr(scoring, "predict", begin)

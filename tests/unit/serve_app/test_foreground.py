@@ -26,7 +26,7 @@ from serve_app.foreground import check_host, check_room, check_roots, read_optio
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 from serve_app.options import Options
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity, Node
 from tlray.config.commands import ServeConfig
 from tlray.errors import BundleError, ConfigError, TlrayError
 
@@ -128,7 +128,7 @@ def capacity(num_cpus: float, num_gpus: float) -> Capacity:
     return Capacity(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        nodes=((num_cpus, num_gpus),),
+        nodes=(Node(num_cpus, num_gpus),),
         object_store_bytes=1,
         smallest_object_store_bytes=1,
         memory_bytes=1,

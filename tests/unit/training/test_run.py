@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tlray.cluster.connection import Capacity
+from tlray.cluster.capacity import Capacity
 from tlray.config import recipes
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.data.dataset import Dataset
