@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tlray.features.update import FeaturesResult, extract_features
     from tlray.inference.predictor import Predictor
     from tlray.inference.score import ScoreResult, score
-    from tlray.training.export import export
+    from tlray.training.own_model import export
     from tlray.training.run import train
     from tlray.training.stages import TrainResult
     from tlray.tuning.search import SweepResult, sweep
@@ -64,7 +64,7 @@ _MODULES = {
     "tlray.features.update": ("FeaturesResult", "extract_features"),
     "tlray.inference.predictor": ("Predictor",),
     "tlray.inference.score": ("ScoreResult", "score"),
-    "tlray.training.export": ("export",),
+    "tlray.training.own_model": ("export",),
     "tlray.training.run": ("train",),
     "tlray.training.stages": ("TrainResult",),
     "tlray.tuning.search": ("SweepResult", "sweep"),

@@ -283,7 +283,7 @@ def _count(number: int, noun: str) -> str:
 
 def _export(arguments: list[str]) -> None:
     config = _parse(ExportConfig, "export", arguments)
-    from tlray.training.export import export  # noqa: PLC0415
+    from tlray.training.own_model import export  # noqa: PLC0415
 
     sha256 = export(config)
     _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)

@@ -16,7 +16,7 @@ from tlray.features import store
 from tlray.inference import predictions
 from tlray.inference.predictor import Predictor
 from tlray.models.backbone import find_application
-from tlray.training import assembly, probing
+from tlray.training import export, probing
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -156,7 +156,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     assert train(data, out, "--weights", weights, "--inverse-penalty", 0.01, "--resume") == 0
     gone = json.loads((out / "metrics.json").read_text())
     assert gone["splits"]["valid"]["log_loss"] == pytest.approx(gone["probe"]["best"]["valid_loss"], rel=5e-3)
-    assert assembly.NOT_COMPARED[:100] in (out / "report.html").read_text()
+    assert export.NOT_COMPARED[:100] in (out / "report.html").read_text()
     # Other images in their places: the exported model is measured on what it sees.
     white = np.full((SIZE_PX, SIZE_PX, 3), 255, np.uint8)
     for row in rows:

@@ -26,7 +26,7 @@ from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store, update
 from tlray.models import devices, trunk
 from tlray.models.files import load_keras_file
-from tlray.training import assembly
+from tlray.training import model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -226,8 +226,8 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     settings = {"backbone": backbone, "preprocessing": "symmetric", "image_size_px": SIZE_PX, "trainable_layers": 1}
     config = TrainConfig(data=str(data), out=str(tmp_path / "run"), method="lp-ft", epochs=1, **settings).resolved()
 
-    def prepare() -> tuple[int, assembly.Prepared]:
-        return os.getpid(), assembly.prepare(config, 2)
+    def prepare() -> tuple[int, model.Untrained]:
+        return os.getpid(), model.build(config, 2)
 
     pid, prepared = connection.get(connection.start_here(prepare))
     os.kill(pid, signal.SIGKILL)

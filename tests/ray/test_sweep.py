@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from tlray.bundle.store import load
-from tlray.cluster import capacity
+from tlray.cluster import capacity, plans
 from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import dataset, phantom_files, phantoms
@@ -33,8 +33,8 @@ from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.models.files import load_keras_file
 from tlray.probe import regression
-from tlray.training import assembly, probing
-from tlray.tuning import search, trial_table
+from tlray.training import model, probing
+from tlray.tuning import folds, search, trial_table
 from tlray.tuning import trial as trials
 from tlray.tuning.task import TrialTask
 
@@ -118,17 +118,18 @@ def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
 def test_features_that_are_there_are_not_computed_again(config, result, tmp_path, monkeypatch, settings):
     trial = result.trials[0] | {"hidden_layers": 2, "dropout": 0.0, "views": 1} | settings
     best, network = share_features(config, trial, tmp_path / "derived")
-    images, available = dataset.stored_dataset(config.out), capacity.measure()
+    images = dataset.stored_dataset(config.out)
     assert images is not None
     computed = dataclasses.replace(best, out=str(tmp_path / "computed"))
-    probing.compute(computed, available, images, network)
+    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
+    probing.compute(computed, f"{computed.out}/features", images, network, plan=plan)
 
     def compute(_, rows, *__, **___):
         assert not rows.num_rows
         return iter([])
 
     monkeypatch.setattr(extraction, "compute", compute)
-    probing.compute(best, available, images, network)
+    probing.compute(best, f"{best.out}/features", images, network, plan=plan)
     first, second = (store.read_features(f"{each.out}/features").sort_by("key") for each in (best, computed))
     assert first.column_names == second.column_names
     assert first.drop_columns(network.names).equals(second.drop_columns(network.names))
@@ -177,11 +178,13 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
 def task(config, result) -> TrialTask:  # noqa: ARG001
     images = dataset.stored_dataset(config.out)
     assert images is not None
-    prepared = assembly.prepare(config.training(), 4)
+    prepared = model.build(config.training(), 4)
     assert prepared.network is not None
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(f"{config.out}/features", prepared.network.names, splits, views=1)
-    return search._make_task(config, images, prepared, cache, search._folds(images, config))
+    return search._make_task(
+        config, images, prepared, cache, folds.make_folds(images, num_folds=config.num_folds, seed=config.seed)
+    )
 
 
 def test_each_fold_has_a_state_of_its_own(config, task):
@@ -331,7 +334,7 @@ def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG00
     digests = ["copy" if row["image_id"] in copies else row["sha256"] for row in rows]
     images = dataclasses.replace(images, table=with_column(images.table, "sha256", digests))
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])["image_id"].to_pylist()
-    for _, held_out in search._folds(images, config):
+    for _, held_out in folds.make_folds(images, num_folds=config.num_folds, seed=config.seed):
         assert len({chosen[place] for place in held_out} & copies) in (0, 4)
 
 
@@ -356,8 +359,9 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
         keras.Model(pixels, [keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(pixels))]), ["pooled"]
     )
     before = sorted(path.name for path in (tmp_path / "features").iterdir())
+    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
     with pytest.raises(ConfigError, match="features of another network"):
-        probing.compute(dataclasses.replace(config.training(), out=str(tmp_path)), capacity.measure(), images, network)
+        probing.compute(config.training(), str(tmp_path / "features"), images, network, plan=plan)
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == before
 
 
@@ -471,7 +475,7 @@ def test_layers_are_counted_as_in_training(tmp_path):
         data="d", out="o", backbone=str(tmp_path / "own.keras"), preprocessing="unit", image_size_px=SIZE_PX,
         trainable_layers=3,
     ).training()  # fmt: skip
-    prepared = assembly.prepare(config, 4)
+    prepared = model.build(config, 4)
     assert prepared.tail is not None
     # The first of the three has no weights and is fed by the trunk alone: it counts, though the tail lacks it.
     names = [layer.name for layer in models.leaf_layers(models.from_json(prepared.tail))]

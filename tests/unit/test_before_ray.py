@@ -18,8 +18,9 @@ from tlray.evaluation import evaluate
 from tlray.features import update
 from tlray.files import storage
 from tlray.inference import score
-from tlray.training import assembly
+from tlray.training import model
 from tlray.training import run as training
+from tlray.training.prepare import read_and_build
 from tlray.tuning import search
 
 RUNS: dict[str, tuple[Callable[[Any], Any], type]] = {
@@ -160,7 +161,7 @@ def listed(tmp_path) -> listing.Listing:
 def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, listed, tmp_path, built_after, num_read):
     """10 of 20 files are named like images, and one of each class is cut for testing. The model takes a while."""
     config = TrainConfig(data="d", out=str(tmp_path / "out"), quiet=True)
-    prepared = assembly.Prepared(architecture="", weights=[], preprocessing="")
+    prepared = model.Untrained(architecture="", weights=[], preprocessing="")
     read, asked = [], []
 
     def inspect(table: pa.Table, **_: Any) -> Any:
@@ -168,7 +169,7 @@ def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, li
             read.append(row)
             yield pa.Table.from_pylist([{}], schema=inspection.INSPECTED_SCHEMA)
 
-    def refuse(images: dataset.Dataset, model: assembly.Prepared) -> None:
+    def refuse(images: dataset.Dataset, model: model.Untrained) -> None:
         assert model is prepared
         asked.append((images.split("train").num_rows, images.split("valid").num_rows, images.classes))
         raise ConfigError("Too large.")
@@ -178,7 +179,7 @@ def test_what_does_not_fit_is_refused_before_all_images_are_read(monkeypatch, li
     monkeypatch.setattr(connection, "get", lambda _: prepared)
     monkeypatch.setattr(inspection, "inspect_images", inspect)
     with pytest.raises(ConfigError, match="Too large"):
-        assembly.read_and_prepare(config, listed, make_capacity(), kind="run", refuse=refuse)
+        read_and_build(config, listed, make_capacity(), kind="run", refuse=refuse)
     assert (len(read), asked) == (num_read, [(8 - 2, 2, ("a", "b"))])
 
 

@@ -103,7 +103,7 @@ def called(monkeypatch):
             best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
-        ("training.export", "export"): "5" * 64,
+        ("training.own_model", "export"): "5" * 64,
     }  # fmt: skip
     for (module, function), result in results.items():
         stand_in = ModuleType(f"tlray.{module}")

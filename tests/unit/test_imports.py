@@ -36,7 +36,7 @@ WITH_TENSORFLOW = {
     "tlray.models.files",
     "tlray.models.trunk",
     "tlray.tuning.trial",
-    "tlray.training.export",
+    "tlray.training.own_model",
     "tlray.training.loop",
     "tlray.training.strategy",
 }

@@ -21,9 +21,10 @@ from tlray.evaluation.report import Report, SplitEvaluation
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
-from tlray.training import assembly, plateau, probing, wording
-from tlray.training.assembly import Exported
-from tlray.training.stages import BUNDLE, PARTIAL_BUNDLE, Learned, Run, TrainResult
+from tlray.training import export, plateau, probing, wording
+from tlray.training.export import Exported
+from tlray.training.paths import RunPaths
+from tlray.training.stages import Learned, Run, TrainResult
 
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
@@ -50,9 +51,9 @@ def finish(run: Run, learned: Learned) -> TrainResult:
     history, probe = learned.history, learned.trained.probe
     best_epoch = int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"]) if history else 0
     num_epochs = int(history[-1]["epoch"]) if history else 0
-    partial = storage.join(config.out, PARTIAL_BUNDLE)
-    storage.delete(partial)
-    spec = make_spec(config, images, run.prepared.preprocessing)
+    paths = run.paths
+    storage.delete(paths.partial_bundle)
+    spec = make_spec(config, images, run.model.preprocessing)
     evaluations, export_warnings = _export(run, learned, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     valid = evaluations.get("valid")
@@ -87,8 +88,7 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         evaluations=evaluations,
     )
     evaluate.write_report(config.out, content)
-    location = storage.join(config.out, BUNDLE)
-    _publish(partial, location, spec, storage.read_bytes(storage.join(config.out, evaluate.REPORT_HTML)))
+    _publish(paths, spec)
     headline = "test" if "test" in metrics else "valid"
     summary = {
         **metrics[headline],
@@ -102,10 +102,10 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         "probe": wording.describe_probe(probe),
         "learning_curve": curve or None,
     }
-    storage.write_text(storage.join(config.out, evaluate.METRICS_JSON), json.dumps(summary, indent=2) + "\n")
+    storage.write_text(paths.metrics, json.dumps(summary, indent=2) + "\n")
     return TrainResult(
         out=config.out,
-        bundle=location,
+        bundle=paths.bundle,
         num_epochs=num_epochs,
         best_epoch=best_epoch,
         metrics=metrics,
@@ -122,10 +122,10 @@ def _export(run: Run, learned: Learned, spec: BundleSpec) -> tuple[dict[str, Spl
     config, images = run.config, run.images
     tables = {split: images.split(split) for split in ("valid", "test")}
     tables = {split: table for split, table in tables.items() if table.num_rows}
-    partial = storage.join(config.out, PARTIAL_BUNDLE)
+    partial = run.paths.partial_bundle
     exporting = connection.start_here(
-        assembly.export,
-        run.prepared,
+        export.export,
+        run.model,
         learned.trained,
         partial,
         logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
@@ -158,11 +158,12 @@ def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, locatio
     return {split: evaluate.measure(rows, images.classes) for split, rows in by_split.items() if rows.num_rows}
 
 
-def _publish(partial: str, location: str, spec: BundleSpec, report_html: bytes) -> None:
+def _publish(paths: RunPaths, spec: BundleSpec) -> None:
     """Publishes the evaluated model as a bundle under its final name; `bundle.json` is written there last."""
+    partial = paths.partial_bundle
     storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
     storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
-    storage.write_bytes(storage.join(partial, bundle.REPORT), report_html)
-    storage.delete(location)
-    storage.move_tree(partial, location)
-    store.seal(location, spec)
+    storage.write_bytes(storage.join(partial, bundle.REPORT), storage.read_bytes(paths.report))
+    storage.delete(paths.bundle)
+    storage.move_tree(partial, paths.bundle)
+    store.seal(paths.bundle, spec)

@@ -15,17 +15,14 @@ from tlray.cluster import connection
 from tlray.cluster.plans import TrainPlan
 from tlray.cluster.ports import free_ports
 from tlray.config.training import TRAIN_PRIOR, TrainConfig
-from tlray.data.dataset import Dataset
 from tlray.errors import TlrayError
 from tlray.features.cache import FeatureCache
 from tlray.files import storage
 from tlray.probe.regression import Probe
 from tlray.training import checkpoint, live_progress
-from tlray.training.assembly import Prepared
+from tlray.training.paths import CHECKPOINTS, RunPaths
+from tlray.training.stages import Run
 from tlray.training.task import TrainTask
-
-HISTORY = "history.csv"
-CHECKPOINTS = "checkpoints"
 
 
 class _TensorFlowWorkers(BackendConfig):
@@ -68,21 +65,12 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def fit(
-    config: TrainConfig,
-    plan: TrainPlan,
-    images: Dataset,
-    model: Prepared,
-    *,
-    start: Probe | None = None,
-    cache: FeatureCache | None = None,
+    run: Run, *, start: Probe | None = None, cache: FeatureCache | None = None
 ) -> tuple[list[dict[str, float]], list[np.ndarray]]:
     """Trains on Ray Train's workers, continuing from the last checkpoint if there is one.
 
     Args:
-        config: A resolved config.
-        plan: How the workers and their data share the cluster.
-        images: The run's images.
-        model: The model to train.
+        run: The run.
         start: The probe that the head starts from.
         cache: Features to train the tail on, in place of images.
 
@@ -92,6 +80,7 @@ def fit(
     Raises:
         TlrayError: Training failed or diverged; the message says what to do.
     """
+    config, images, model = run.config, run.images, run.model
     train_table, valid_table = images.split("train"), images.split("valid")
     posted = live_progress.start()
     architecture, weights = model.architecture, model.weights
@@ -111,27 +100,27 @@ def fit(
         class_weights=images.class_weights(balanced=config.class_weights),
         logit_shift=tuple(images.logit_shift(TRAIN_PRIOR, balanced=config.class_weights).tolist()),
         intensity_range=images.intensity_range,
-        share=plan.share,
+        share=run.plan.share,
         board=posted,
-        history_file=storage.join(config.out, HISTORY),
+        history_file=run.paths.history,
     )
     num_steps = -(-task.num_train // config.batch_size)
     with live_progress.shown(posted, config, steps_per_epoch=num_steps):
-        weights = connection.get(connection.start_here(_run, task, plan))
-    return _read_history(config), weights
+        weights = connection.get(connection.start_here(_run, task, run.plan, run.paths))
+    return _read_history(run.paths), weights
 
 
-def has_checkpoint(out: str) -> bool:
-    """Tells whether the training in a run's directory has saved a checkpoint to continue from."""
-    return bool(_checkpoint_names(out))
+def has_checkpoint(paths: RunPaths) -> bool:
+    """Tells whether a run has saved a checkpoint to continue from."""
+    return bool(_checkpoint_names(paths))
 
 
-def _checkpoint_names(out: str) -> list[str]:
-    names = storage.list_names(storage.join(out, CHECKPOINTS))
+def _checkpoint_names(paths: RunPaths) -> list[str]:
+    names = storage.list_names(paths.checkpoints)
     return [name for name in names if name.startswith("checkpoint_2")]
 
 
-def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
+def _run(task: TrainTask, plan: TrainPlan, paths: RunPaths) -> list[np.ndarray]:
     """Runs Ray Train and returns the best weights; in a process of its own, as Ray's trainer imports TensorFlow."""
     from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
 
@@ -148,7 +137,7 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
-            storage_path=config.out,
+            storage_path=paths.out,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             callbacks=[live_progress.FailurePoster(task.board)],
@@ -158,8 +147,8 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explained(error, config) from error
-    _delete_orphans(config, result.checkpoint)
-    if not any(math.isfinite(row["valid_loss"]) for row in _read_history(config)):
+    _delete_orphans(paths, result.checkpoint)
+    if not any(math.isfinite(row["valid_loss"]) for row in _read_history(paths)):
         raise TlrayError(
             f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
             f"--learning-rate (it was {config.initial_learning_rate:g}) and --overwrite."
@@ -169,12 +158,11 @@ def _run(task: TrainTask, plan: TrainPlan) -> list[np.ndarray]:
         return checkpoint.load_best_weights(Path(directory))
 
 
-def _delete_orphans(config: TrainConfig, last: ray.train.Checkpoint | None) -> None:
+def _delete_orphans(paths: RunPaths, last: ray.train.Checkpoint | None) -> None:
     """Deletes the checkpoints that killed workers left: they are large, and Ray Train does not delete them."""
-    directory = storage.join(config.out, CHECKPOINTS)
-    for name in _checkpoint_names(config.out):
+    for name in _checkpoint_names(paths):
         if last is not None and name != os.path.basename(last.path):
-            storage.delete(storage.join(directory, name))
+            storage.delete(storage.join(paths.checkpoints, name))
 
 
 def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> TlrayError:
@@ -193,7 +181,7 @@ def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> Tlr
     )
 
 
-def _read_history(config: TrainConfig) -> list[dict[str, float]]:
-    lines = storage.read_bytes(storage.join(config.out, HISTORY)).decode().splitlines()
+def _read_history(paths: RunPaths) -> list[dict[str, float]]:
+    lines = storage.read_bytes(paths.history).decode().splitlines()
     names = lines[0].split(",")
     return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines[1:]]

@@ -11,7 +11,7 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,12 @@ import ray.train
 import tensorflow as tf
 
 from tlray.cluster import ray_internals
-from tlray.data import stream
-from tlray.data.schedule import EvalSchedule, Rows, TrainSchedule, view_of
-from tlray.data.stream import Schedule
-from tlray.errors import DataError
-from tlray.features.cache import FeatureReader
+from tlray.data.schedule import EvalSchedule, TrainSchedule
 from tlray.files import storage
 from tlray.models import classifier as models
 from tlray.models import trunk
-from tlray.training import checkpoint, plateau
+from tlray.training import checkpoint, plateau, step
+from tlray.training.batches import Batches
 from tlray.training.checkpoint import RunState
 from tlray.training.history import _start_row, history_csv
 from tlray.training.strategy import make_strategy, set_up_devices
@@ -84,10 +81,8 @@ class Trainer:
         architecture = task.architecture
         if self.config.precision == "bfloat16":
             architecture = models.mixed_bfloat16(architecture)
-        self.features = None
         if task.cache is not None:
             self.trunk = _as_float32
-            self.features = FeatureReader(task.cache)
         else:
             # Made from a copy outside the strategy: variables that become constants need not be mirrored.
             self.trunk = trunk.as_constant(trunk.split(models.from_json(architecture, weights))[0])
@@ -106,11 +101,7 @@ class Trainer:
             self.state.history.append(_start_row(task.start, self.config))
         if not self.state.best_weights:
             self.state.best_weights = models.get_weights(self.model)
-        self.labels = {
-            "train": ray.get(task.train_table[0])["class_index"].to_numpy(),
-            "valid": ray.get(task.valid_table[0])["class_index"].to_numpy(),
-        }
-        self.num_replaced = 0
+        self.batches = Batches(task)
         self._train_step = tf.function(self._replicated(self._train_replica), autograph=False)
         self._eval_step = tf.function(self._replicated(self._eval_replica), autograph=False)
         self._sum_over_ranks = tf.function(self._reduce, autograph=False)
@@ -153,7 +144,7 @@ class Trainer:
             num_epochs=self.config.epochs,
             first_epoch=first_epoch,
         )
-        with contextlib.closing(self._batches("train", schedule, schedule.rank_batch_size)) as batches:
+        with contextlib.closing(self.batches.of("train", schedule, schedule.rank_batch_size)) as batches:
             for epoch in range(first_epoch, self.config.epochs):
                 self.optimizer.learning_rate = self._learning_rate()
                 self._train_epoch(epoch, schedule, batches)
@@ -165,12 +156,12 @@ class Trainer:
         self._post(epoch, 0, schedule)
         last_post_s = start_s
         totals = tf.zeros(2)
-        for step in range(schedule.steps_per_epoch):
+        for number in range(schedule.steps_per_epoch):
             batch = next(batches)
-            count = float(schedule.num_images_in_step(step))
+            count = float(schedule.num_images_in_step(number))
             totals += self._train_step(*batch, tf.constant(count))
             if time.monotonic() - last_post_s > POST_INTERVAL_S:
-                self._post(epoch, step + 1, schedule)
+                self._post(epoch, number + 1, schedule)
                 last_post_s = time.monotonic()
         if self.config.batch_norm == "local":
             self._average_moving_statistics()
@@ -186,7 +177,7 @@ class Trainer:
             "learning_rate": self._learning_rate(),
             "time_s": time.monotonic() - start_s,
             "images_per_s": schedule.num_images / train_time_s,
-            "num_replaced": float(self._sum_over_ranks(tf.constant(float(self.num_replaced)))),
+            "num_replaced": float(self._sum_over_ranks(tf.constant(float(self.batches.num_replaced)))),
         }
         self.state.history.append(row)
         if self.rank == 0 and plateau.best_epoch(self._valid_losses()) == len(self.state.history) - 1:
@@ -212,35 +203,9 @@ class Trainer:
         """Returns loss and accuracy on the validation images, exact over all ranks."""
         schedule = EvalSchedule(num_images=self.task.num_valid, num_workers=self.num_workers, rank=self.rank)
         totals = tf.zeros(2)
-        for batch in self._batches("valid", schedule, self.config.batch_size // self.num_workers):
+        for batch in self.batches.of("valid", schedule, self.config.batch_size // self.num_workers):
             totals += self._eval_step(*batch, tf.constant(1.0))
         return self._mean_over_ranks(totals, self.task.num_valid)
-
-    def _batches(self, split: str, schedule: Schedule, batch_size: int) -> Generator[tuple[Any, Any, Any]]:
-        """Yields the trunk's input (images or features), the labels and the weights of each of this rank's batches."""
-        batches = self._streamed if self.features is None else self._cached
-        for rows, inputs in batches(split, schedule, batch_size):
-            labels = tf.constant(self.labels[split][rows.index], tf.int32)
-            yield inputs, labels, tf.constant(rows.weight)
-
-    def _streamed(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
-        """Yields rows and images; an image that can no longer be read is replaced by another: no rank ends early."""
-        table = self.task.train_table if split == "train" else self.task.valid_table
-        pixels = self._pixels(augmented=split == "train")
-        share = self.task.share
-        for batch in stream.image_batches(table[0], schedule, pixels, batch_size=batch_size, share=share):
-            place, num_failed = replace_failed(batch["error_code"] == "")
-            self.num_replaced += num_failed
-            rows = Rows(index=batch["row"][place], epoch=batch["epoch"], weight=batch["weight"])
-            yield rows, tf.constant(batch["image"][place])
-
-    def _cached(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
-        assert self.task.cache is not None and self.features is not None  # noqa: PT018, S101
-        views = self.task.cache.rows[split]
-        for start in range(0, schedule.num_rows, batch_size):
-            rows = schedule.rows(np.arange(start, min(start + batch_size, schedule.num_rows)))
-            view = view_of(rows, num_images=len(views), num_views=views.shape[1], seed=self.config.seed)
-            yield rows, [tf.constant(each) for each in self.features.take(views[rows.index, view])]
 
     # -- one step, on every rank at once
 
@@ -252,20 +217,16 @@ class Trainer:
 
     def _train_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
         """Makes one update. `count` is the number of rows of the global batch that have weight 1."""
-        variables = self.model.trainable_variables
         class_weights = tf.gather(tf.constant(self.task.class_weights, tf.float32), labels)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for variable in variables:
-                tape.watch(variable.value)
-            logits = self.tail(self.trunk(images), training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            total = tf.reduce_sum(losses * weights * class_weights)
-            penalty = tf.add_n(self.model.losses) / self.num_workers if self.model.losses else 0.0
-            objective = total / count + penalty
-        gradients = tape.gradient(objective, [variable.value for variable in variables])
-        # Keras' optimizer sums the gradients over the ranks before it applies them.
-        self.optimizer.apply(gradients, variables)
-        return tf.stack([total, _num_correct(logits + self.task.logit_shift, labels, weights)])
+        logits, loss = step.update(
+            self.model,
+            self.optimizer,
+            lambda: self.tail(self.trunk(images), training=True),
+            labels,
+            weights * class_weights / count,
+            num_replicas=self.num_workers,
+        )
+        return tf.stack([loss * count, _num_correct(logits + self.task.logit_shift, labels, weights)])
 
     def _eval_replica(self, images: Any, labels: Any, weights: Any, count: Any) -> Any:
         logits = self.tail(self.trunk(images), training=False) + self.task.logit_shift
@@ -284,14 +245,6 @@ class Trainer:
         return float(loss_sum) / num_images, float(num_correct) / num_images
 
     # -- helpers
-
-    def _pixels(self, *, augmented: bool) -> stream.Pixels:
-        return stream.Pixels(
-            size_px=self.config.image_size_px,
-            intensity_range=self.task.intensity_range,
-            augmentation=self.config.augmentation if augmented else None,
-            seed=self.config.seed,
-        )
 
     def _valid_losses(self) -> list[float]:
         return [row["valid_loss"] for row in self.state.history]
@@ -319,30 +272,6 @@ class Trainer:
                     "history": self.state.history,
                 }
             )
-
-
-def replace_failed(readable: np.ndarray) -> tuple[np.ndarray, int]:
-    """Chooses a readable row of the same batch in place of each that cannot be read.
-
-    Args:
-        readable: Whether each row could be read, bool [rows].
-
-    Returns:
-        The row to take at each place, int64 [rows], and the number of rows replaced.
-
-    Raises:
-        DataError: No row of the batch can be read.
-    """
-    place = np.arange(len(readable))
-    if readable.all():
-        return place, 0
-    if not readable.any():
-        raise DataError(
-            "None of a whole batch of images can be read any more, though all could before training. Check the "
-            "storage, and continue with --resume."
-        )
-    place[~readable] = np.resize(place[readable], int((~readable).sum()))
-    return place, int((~readable).sum())
 
 
 def _as_float32(features: list[Any]) -> list[Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray.cluster import plans
 from tlray.cluster.capacity import Capacity
+from tlray.cluster.plans import ScorePlan
 from tlray.config.training import TrainConfig
 from tlray.data import stream
 from tlray.data.dataset import Dataset
@@ -15,13 +15,10 @@ from tlray.errors import ConfigError, DataError
 from tlray.features import store, update
 from tlray.features.cache import FeatureCache
 from tlray.features.extraction import Network
-from tlray.files import storage
 from tlray.probe import learning_curves, regression
 from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe
-from tlray.training import assembly
-
-FEATURES = "features"
+from tlray.training import model
 
 MAX_CACHE_PART = 0.5
 """Maximum share of an object store for cached features. The rest is for data in flight and for Ray itself."""
@@ -61,41 +58,35 @@ def cache_bytes(config: TrainConfig, images: Dataset, network: Network) -> int:
 
 def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
     """Returns the number of images and views for which a resolved config needs features."""
-    return images.readable.num_rows + (assembly.num_views(config) - 1) * images.split("train").num_rows
+    return images.readable.num_rows + (model.num_views(config) - 1) * images.split("train").num_rows
 
 
-def compute(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
-    """Computes the features of a run's images.
-
-    They are kept in the run's directory, so that an interrupted run does not compute them again.
+def compute(config: TrainConfig, directory: str, images: Dataset, network: Network, *, plan: ScorePlan) -> None:
+    """Computes the features of a run's images that are not there yet.
 
     Args:
         config: A resolved config.
-        available: Resources of the cluster.
+        directory: The directory of the features; an interrupted run continues with what it has there.
         images: The run's images.
         network: The network that computes the features.
-
-    Returns:
-        The directory of the features.
+        plan: The pool of processes that compute them.
 
     Raises:
-        ConfigError: The run's directory holds features of another network.
+        ConfigError: The directory holds features of another network.
     """
-    directory = storage.join(config.out, FEATURES)
     result = update.update(
         directory,
         images.readable,
         network,
         pixels(config, images),
-        plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
-        views=assembly.num_views(config),
+        plan=plan,
+        views=model.num_views(config),
         batch_size=config.batch_size,
         overwrite=False,  # another network's features are there only if a run continues with other weights
         quiet=config.quiet,
     )
     for note in result.notes if not config.quiet else ():
         print(note)
-    return directory
 
 
 def pixels(config: TrainConfig, images: Dataset) -> stream.Pixels:

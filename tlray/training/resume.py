@@ -1,6 +1,7 @@
 """Checks before a run is continued with --resume, against the settings that its directory keeps."""
 
 import json
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -8,21 +9,20 @@ from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.files import storage
-
-CONFIG = "config.json"
+from tlray.training.paths import CONFIG
 
 # Settings that may differ between any run and its continuation.
 _FREE = frozenset({"resume", "overwrite", "quiet"})
 
 
-def check_output(
+def stored_settings(
     config: TrainConfig | SweepConfig,
     *,
     kind: str,
     known_names: frozenset[str],
     free: AbstractSet[str] = frozenset(),
-) -> bool:
-    """Tells whether there is a run to continue; refuses an output that must not be touched.
+) -> dict[str, Any] | None:
+    """Returns the stored settings of the run to continue; None if there is none. Refuses to touch another output.
 
     Settings that an earlier version of tlray did not know count as the same.
 
@@ -40,8 +40,8 @@ def check_output(
         storage.check_output(config.out, kind=kind, known_names=known_names, overwrite=config.overwrite)
         if config.resume and not config.quiet:
             print(f"There is no {kind} to resume in '{config.out}': it begins anew.")
-        return False
-    before, now = _stored_settings(config), json.loads(to_json(config))
+        return None
+    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
     changed = [name for name in before if name not in _FREE | free and now.get(name) != before[name]]
     if changed:
         listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
@@ -49,37 +49,39 @@ def check_output(
             f"--resume continues the {kind} in {config.out} with its own settings: {listed}. Give those, or another "
             "--out."
         )
-    return True
+    return before
 
 
-def check_losses(config: TrainConfig | SweepConfig, *, kind: str, has_losses: bool) -> None:
+def check_losses(before: Mapping[str, Any], *, kind: str, out: str, has_losses: bool) -> None:
     """Refuses to continue a run whose losses an earlier version of tlray measured in another way.
 
     A version without --prior measured losses under the class shares that the class weights imply. Now they are measured
     under the class shares of the images. To choose the lowest among both kinds would be meaningless.
 
     Args:
-        config: The config of the run to continue.
-        kind: See `check_output`.
+        before: The stored settings of the run to continue.
+        kind: See `storage.check_output`.
+        out: The run's directory.
         has_losses: Whether the run has stored losses of a model that was trained with class weights.
 
     Raises:
         ConfigError: The losses of the run and those of its continuation cannot be compared.
     """
-    if has_losses and "prior" not in _stored_settings(config):
+    if has_losses and "prior" not in before:
         raise ConfigError(
-            f"The {kind} in '{config.out}' was begun by an earlier version of tlray, whose validation losses with "
+            f"The {kind} in '{out}' was begun by an earlier version of tlray, whose validation losses with "
             "class weights cannot be compared with those of this version. Begin anew with --overwrite."
         )
 
 
-def keep_new_settings(config: TrainConfig | SweepConfig) -> None:
-    """Adds settings that an earlier version of tlray did not know to the stored settings of a run."""
-    before = _stored_settings(config)
+def keep_new_settings(config: TrainConfig | SweepConfig, before: Mapping[str, Any], location: str) -> None:
+    """Adds settings that an earlier version of tlray did not know to the stored settings of a run.
+
+    Args:
+        config: The settings of the run to continue.
+        before: Its stored settings.
+        location: The file in which they are stored.
+    """
     now = json.loads(to_json(config)) | before
     if now != before:
-        storage.write_text(storage.join(config.out, CONFIG), json.dumps(now, indent=2) + "\n")
-
-
-def _stored_settings(config: TrainConfig | SweepConfig) -> dict[str, Any]:
-    return json.loads(storage.read_bytes(storage.join(config.out, CONFIG)))
+        storage.write_text(location, json.dumps(now, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The data classes that the stages of a training run pass to one another, and the names of its files."""
+"""The values that the steps of a training run pass to one another: what is begun, prepared, learned, and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,31 +9,14 @@ import ray
 from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import TrainPlan
 from tlray.config.training import TrainConfig
-from tlray.data import dataset
 from tlray.data.dataset import Dataset
 from tlray.data.drift import TrainingImages
-from tlray.evaluation import evaluate
+from tlray.data.listing import Listing
 from tlray.features.cache import FeatureCache
 from tlray.probe.learning_curves import Point
-from tlray.training import fit, probing
-from tlray.training.assembly import Prepared, Trained
-from tlray.training.resume import CONFIG
-
-KIND = "training"
-BUNDLE = "bundle"
-
-
-PARTIAL_BUNDLE = "bundle.partial"
-NAMES = evaluate.NAMES | {
-    CONFIG,
-    dataset.MANIFEST,
-    dataset.AUDIT,
-    fit.HISTORY,
-    fit.CHECKPOINTS,
-    BUNDLE,
-    PARTIAL_BUNDLE,
-    probing.FEATURES,
-}
+from tlray.training.export import Trained
+from tlray.training.model import Untrained
+from tlray.training.paths import RunPaths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +41,48 @@ class TrainResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """The inputs of a training run's stages: settings, resources, images and model."""
+class Begun:
+    """A training run whose settings and files were checked, as far as this needs no Ray.
+
+    Attributes:
+        config: The settings, resolved; the cache is off if the run to continue had no room for it.
+        paths: The files of its directory.
+        source: The images: as the run to continue has stored them, or as they are listed.
+        before: The stored settings of the run to continue; None: it begins anew.
+    """
 
     config: TrainConfig
+    paths: RunPaths
+    source: Dataset | Listing
+    before: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training run that is ready to learn.
+
+    Attributes:
+        config: The settings, resolved; the cache is off if the features do not fit into memory.
+        paths: The files of its directory.
+        available: Resources of the cluster.
+        plan: How the workers and their data share the cluster.
+        images: The images, read and audited.
+        model: The classifier before training.
+        measuring: A task that measures the grey levels of the training images.
+    """
+
+    config: TrainConfig
+    paths: RunPaths
     available: Capacity
     plan: TrainPlan
     images: Dataset
-    prepared: Prepared
+    model: Untrained
     measuring: "ray.ObjectRef[TrainingImages | None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """The result of the learning stage, before export.
+    """The result of learning, before export.
 
     Attributes:
         trained: The fitted probe and the trained weights.

@@ -9,7 +9,7 @@ from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.dataset import Dataset
 from tlray.features.extraction import Network
 from tlray.probe.regression import Probe, variation_warning
-from tlray.training import assembly, probing
+from tlray.training import model, probing
 
 
 def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
@@ -59,9 +59,9 @@ def describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
 
 def trained_on(config: TrainConfig) -> str:
     """Returns what the model was trained on: the config lists augmentation settings even where they were not used."""
-    if config.method == "probe" or (assembly.is_cached(config) and config.views == 1):
+    if config.method == "probe" or (model.is_cached(config) and config.views == 1):
         return "stored features of the images as they are, without augmentation"
-    if assembly.is_cached(config):
+    if model.is_cached(config):
         return f"stored features of {config.views} views of each image: as it is, and augmented"
     if config.augmentation == Augmentation():
         return "images that are read in every epoch, without augmentation"

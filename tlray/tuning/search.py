@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from sklearn.model_selection import StratifiedGroupKFold
 
-from tlray.cluster import capacity, connection, locations
+from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.capacity import Capacity
 from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, prior
 from tlray.data.dataset import Dataset
 from tlray.data.listing import Listing
-from tlray.data.splits import assign_splits, groups_with_copies
-from tlray.errors import ConfigError, DataError
+from tlray.data.splits import assign_splits
+from tlray.errors import ConfigError
 from tlray.evaluation import figures
 from tlray.features import update
 from tlray.features.cache import FeatureCache
@@ -28,10 +26,12 @@ from tlray.features.store import POOLED
 from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.probe import regression
-from tlray.training import assembly, probing, resume, run, stages
-from tlray.training.assembly import Prepared
-from tlray.training.resume import CONFIG
+from tlray.training import model, probing, resume, run, stages
+from tlray.training.model import Untrained
+from tlray.training.paths import CONFIG, FEATURES, RunPaths
+from tlray.training.prepare import create, read_and_build
 from tlray.tuning import trial_table, tuner
+from tlray.tuning.folds import Folds, check_num_groups, groups_of, learned_from, make_folds
 from tlray.tuning.task import TrialTask
 
 TRIALS_PNG = "trials.png"
@@ -39,11 +39,8 @@ BEST = "best"
 KIND = "sweep"
 MAX_HIDDEN_LAYERS = 2
 """Maximum number of hidden layers in the head, as in the recipe `article`."""
-NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, probing.FEATURES, BEST})
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, FEATURES, BEST})
 NAMES |= {trial_table.FILE, trial_table.LOSSES_FILE, TRIALS_PNG}
-
-Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
-"""Indices of the training images and of the held-out images of each fold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +125,13 @@ def sweep(config: SweepConfig) -> SweepResult:
     resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
     config = dataclasses.replace(config, **resolved)
     # First the checks that need no Ray.
-    is_continued = resume.check_output(config, kind=KIND, known_names=NAMES)
-    stored = dataset.stored_dataset(base.out) if is_continued else None
+    before = resume.stored_settings(config, kind=KIND, known_names=NAMES)
+    stored = dataset.stored_dataset(base.out) if before is not None else None
     source = None
-    if not (is_continued and _is_tried(config)):
-        if is_continued:  # trials are trained with class weights
-            resume.check_losses(config, kind=KIND, has_losses=bool(trial_table.read_trials(base.out)[0]))
+    if before is None or not _is_tried(config):
+        if before is not None:  # trials are trained with class weights
+            has_losses = bool(trial_table.read_trials(base.out)[0])
+            resume.check_losses(before, kind=KIND, out=base.out, has_losses=has_losses)
         check_weights(base.weights)
         source = stored or _list(config)
         prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
@@ -144,11 +142,11 @@ def sweep(config: SweepConfig) -> SweepResult:
     locations.check_shared_images(base.data, base.columns, available, stored_uris=stored_uris)
     capacity.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
     if source is not None:
-        _try_settings(config, source, available, is_continued=is_continued)
+        _try_settings(config, source, available, before)
     trials, errors = trial_table.read_trials(base.out)
     images = dataset.stored_dataset(base.out)
     assert images is not None  # noqa: S101 (the trials were on them)
-    chosen = trial_table.choose(trials, trial_table.read_losses(base.out), np.bincount(_groups(images)))
+    chosen = trial_table.choose(trials, trial_table.read_losses(base.out), np.bincount(groups_of(images)))
     best = _train_best(config, chosen, available)
     warnings = (*best.warnings, *trial_table.failure_warnings(trials, errors))
     return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
@@ -161,16 +159,8 @@ def _list(config: SweepConfig) -> Listing:
     table = assign_splits(listed.table, seed=base.seed)
     table = table.filter(pc.field("label").is_valid() & (pc.field("split") != "test"))
     by_label = table.group_by("label").aggregate([("group_id", "count_distinct")])
-    _check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), config)
+    check_num_groups(min(by_label["group_id_count_distinct"].to_pylist()), num_folds=config.num_folds)
     return listed
-
-
-def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
-    if num_groups < config.num_folds:
-        raise DataError(
-            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
-            f"{config.num_folds}."
-        )
 
 
 def _is_tried(config: SweepConfig) -> bool:
@@ -187,7 +177,8 @@ def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capaci
         images = dataset.stored_dataset(config.out)
         assert images is not None  # noqa: S101 (the trials were on them)
         # What an interrupted attempt has left there belongs to the sweep and may be overwritten.
-        run.begin(dataclasses.replace(best, resume=False, overwrite=True), images)
+        begun = locations.absolute(dataclasses.replace(best, resume=False, overwrite=True).resolved())
+        create(begun, RunPaths(begun.out), images)
         _share_features(config.training(), best, images)
     return run.train(dataclasses.replace(best, resume=True, overwrite=False), available)
 
@@ -203,40 +194,45 @@ def _share_features(base: TrainConfig, best: TrainConfig, images: Dataset) -> No
     if ours.names != [POOLED] and theirs.fingerprint != ours.fingerprint:
         return
     update.derive(
-        storage.join(base.out, probing.FEATURES),
-        storage.join(best.out, probing.FEATURES),
+        RunPaths(base.out).features,
+        RunPaths(best.out).features,
         images.readable,
         networks=(theirs, ours),
         pixels=probing.pixels(best, images),
-        views=assembly.num_views(best),
+        views=model.num_views(best),
     )
 
 
 def _network(config: TrainConfig, images: Dataset) -> Network:
-    prepared: Prepared = connection.get(connection.start_here(assembly.prepare, config, len(images.classes)))
+    prepared: Untrained = connection.get(connection.start_here(model.build, config, len(images.classes)))
     assert prepared.network is not None  # noqa: S101
     return prepared.network
 
 
-def _try_settings(config: SweepConfig, source: Dataset | Listing, available: Capacity, *, is_continued: bool) -> None:
+def _try_settings(
+    config: SweepConfig, source: Dataset | Listing, available: Capacity, before: Mapping[str, Any] | None
+) -> None:
     """Runs the trials; writes their table and, last, its figure."""
     base = config.training()
 
-    def refuse(images: Dataset, prepared: Prepared) -> None:
+    def refuse(images: Dataset, prepared: Untrained) -> None:
         assert prepared.network is not None  # noqa: S101
         _check_memory(config, available, images, prepared.network)
         probing.check_memory(available, images, prepared.network)
 
-    images, prepared = assembly.read_and_prepare(base, source, available, kind=KIND, refuse=refuse)
+    images, prepared = read_and_build(base, source, available, kind=KIND, refuse=refuse)
     assert prepared.network is not None  # noqa: S101
-    folds = _folds(images, config)
+    folds = make_folds(images, num_folds=config.num_folds, seed=config.seed)
     # An earlier sweep is replaced only now that all of the user's input has been checked.
-    if not is_continued:
+    if before is None:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(base.out, CONFIG), to_json(config))
-    resume.keep_new_settings(config)
+    else:
+        resume.keep_new_settings(config, before, storage.join(base.out, CONFIG))
     dataset.write_dataset(images, base.out)
-    directory = probing.compute(base, available, images, prepared.network)
+    directory = RunPaths(base.out).features
+    plan = plans.plan_scoring(available, use_gpu=base.use_gpu)
+    probing.compute(base, directory, images, prepared.network, plan=plan)
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
     task = _make_task(config, images, prepared, cache, folds)
@@ -291,7 +287,7 @@ def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, netw
     A trial fits one probe after another and keeps the training images of every fold as float64. It also keeps the
     weights of its hidden layers with Adam's two moments, float32, for every fold and for the one being trained.
     """
-    num_images = _learned_from(images).num_rows
+    num_images = learned_from(images).num_rows
     (num_features,) = network.shapes[network.names.index(POOLED)]
     kept_bytes = 8 * (config.num_folds - 1) * num_images * num_features
     head_bytes = 4 * 3 * (config.num_folds + 1) * config.hidden_units * (num_features + config.hidden_units)
@@ -299,33 +295,8 @@ def most_at_once(config: SweepConfig, available: Capacity, images: Dataset, netw
     return max(1, int(min(config.num_trials, available.memory_bytes / trial_bytes)))
 
 
-def _folds(images: Dataset, config: SweepConfig) -> Folds:
-    """Splits training and validation images into folds; a patient's images, and copies of an image, stay together."""
-    table = _learned_from(images)
-    labels = table["class_index"].to_numpy()
-    groups = _groups(images)
-    num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
-    _check_num_groups(num_groups, config)
-    splitter = StratifiedGroupKFold(config.num_folds, shuffle=True, random_state=config.seed)
-    folds = tuple(splitter.split(labels, labels, groups))
-    if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
-        raise DataError(f"Not every class has training images in all folds: give fewer --num-folds than {len(folds)}.")
-    return folds
-
-
-def _groups(images: Dataset) -> np.ndarray:
-    """Returns the group number of each image; a group is a patient, joined with those sharing an image."""
-    table = _learned_from(images)
-    groups = groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
-    return np.unique(np.array(groups), return_inverse=True)[1]
-
-
-def _learned_from(images: Dataset) -> pa.Table:
-    return pa.concat_tables([images.split("train"), images.split("valid")])
-
-
 def _make_task(
-    config: SweepConfig, images: Dataset, prepared: Prepared, cache: FeatureCache, folds: Folds
+    config: SweepConfig, images: Dataset, prepared: Untrained, cache: FeatureCache, folds: Folds
 ) -> TrialTask:
     assert prepared.tail is not None and prepared.tail_weights is not None  # noqa: PT018, S101
     # A validation image has one view, which is repeated in place of the others.
@@ -333,8 +304,8 @@ def _make_task(
     return TrialTask(
         cache=cache,
         rows=rows,
-        labels=_learned_from(images)["class_index"].to_numpy(),
-        groups=_groups(images),
+        labels=learned_from(images)["class_index"].to_numpy(),
+        groups=groups_of(images),
         folds=folds,
         num_classes=len(images.classes),
         depth_sizes=prepared.depth_sizes,

@@ -16,6 +16,7 @@ from tlray.features.cache import FeatureReader
 from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.probe import regression
+from tlray.training import step
 from tlray.tuning import comparison
 from tlray.tuning.task import TrialTask
 from tlray.tuning.trial_table import GroupLosses
@@ -188,13 +189,7 @@ class _Tail:
         return view_of(rows, num_images=num_images, num_views=self.settings["views"], seed=self.settings["seed"])
 
     def _update(self, features: list[Any], labels: Any, weights: Any) -> None:
-        variables = self.model.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for variable in variables:
-                tape.watch(variable.value)
-            logits = self.model(features, training=True)
-            loss = tf.reduce_sum(weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        self.optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+        step.update(self.model, self.optimizer, lambda: self.model(features, training=True), labels, weights)
 
     def _predict_all(self, images: np.ndarray) -> np.ndarray:
         """Returns the logits of some images, float32 [images, classes]."""

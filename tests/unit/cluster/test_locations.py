@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
-from tlray.cluster import capacity, connection, locations
+from tlray.cluster import capacity, connection, locations, plans
 from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, listing
@@ -175,7 +175,7 @@ def test_what_all_nodes_see_is_taken(given, monkeypatch, command):
         raise ReachedError
 
     for name in ("plan_training", "plan_scoring"):
-        monkeypatch.setattr(training.plans, name, plan)
+        monkeypatch.setattr(plans, name, plan)
     monkeypatch.setattr(search, "_try_settings", plan)
     run, config = RUNS[command]
     with pytest.raises(ReachedError):
@@ -191,7 +191,7 @@ def test_what_the_driver_alone_reads_may_be_its_own(given, monkeypatch, tmp_path
     def plan(*_: Any, **__: Any) -> None:
         raise ReachedError
 
-    monkeypatch.setattr(training.plans, "plan_training", plan)
+    monkeypatch.setattr(plans, "plan_training", plan)
     (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     (tmp_path / "map.csv").write_text("name,class\nx,a\ny,b\n")
     rows = [f"s3://b/{label}{number}.png,{label}" for label in "xy" for number in range(9)]
@@ -221,7 +221,7 @@ def test_a_run_is_continued_without_the_table_that_it_was_begun_with(given, monk
     def plan(*_: Any, **__: Any) -> None:
         raise ReachedError
 
-    monkeypatch.setattr(training.plans, "plan_training", plan)
+    monkeypatch.setattr(plans, "plan_training", plan)
     monkeypatch.setattr(search, "_try_settings", plan)
     (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     table = tmp_path / "list.csv"

@@ -10,7 +10,7 @@ from tlray.errors import ConfigError
 from tlray.models import classifier as models
 from tlray.models.backbone import build_backbone
 from tlray.models.files import load_keras_file
-from tlray.training.export import read_classes
+from tlray.training.own_model import read_classes
 
 
 def make_config(**changes) -> TrainConfig:

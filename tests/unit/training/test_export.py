@@ -1,32 +1,73 @@
-from typing import Any
+"""The comparison of an exported model with its features; models themselves are built in tests/ray and tests/e2e."""
 
-import keras
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 
-from tlray.config.commands import ExportConfig
-from tlray.errors import ConfigError
-from tlray.inference.predictor import Predictor
-from tlray.training.export import export
+from tlray.data.stream import Pixels
+from tlray.training import export
+
+PIXELS = Pixels(size_px=8)
 
 
-def test_a_bundle_gives_what_its_model_gives_as_the_user_says(tmp_path):
-    """One sigmoid in a nested head, which no value tells from a logit."""
-    keras.utils.set_random_seed(1)
-    pixels = keras.Input((16, 16, 3))
-    head = keras.Sequential([keras.layers.Dense(1), keras.layers.Activation("sigmoid")], name="head")
-    model = keras.Model(pixels, head(keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(pixels))))
-    model.save(tmp_path / "own.keras")
-    (tmp_path / "classes.txt").write_text("normal\nill\n")
-    settings: dict[str, Any] = {"model": str(tmp_path / "own.keras"), "classes": str(tmp_path / "classes.txt")}
-    settings |= {"out": str(tmp_path / "bundle"), "preprocessing": "unit", "quiet": True}
-    with pytest.raises(ConfigError, match="Say which: --outputs probabilities, or --outputs logits"):
-        export(ExportConfig(**settings))
-    assert not (tmp_path / "bundle").exists()
-    export(ExportConfig(**settings, outputs="probabilities"))
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    ill = np.asarray(model(images / np.float32(255)))[:, 0]
-    found = Predictor(str(tmp_path / "bundle"), num_threads=1)
-    assert found.predict(images) == pytest.approx(np.stack([1 - ill, ill], axis=1), abs=1e-6)
-    spec = found.bundle.spec
-    assert (spec.prior, spec.training_images, spec.validation_predictions) == (None, None, None)
+@pytest.fixture
+def uris(tmp_path: Path) -> list[str]:
+    """Three grey images; the pixels tell which is which."""
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("L", (8, 8), 50 * number).save(path)
+    return list(map(str, paths))
+
+
+def predict(images: np.ndarray) -> SimpleNamespace:
+    """A model that is sure of dark images."""
+    sure = 1 - images[:, 0, 0, 0] / 200
+    return SimpleNamespace(numpy=lambda: np.stack([sure, 1 - sure], axis=1))
+
+
+PROBS = np.array([[1, 0], [0.75, 0.25], [0.5, 0.5]])
+
+
+def check(probs: np.ndarray, uris: list[str]) -> export.Exported:
+    table = pa.table({"uri": uris})
+    return export._checked({"valid": probs, "test": probs}, predict, {"valid": table, "test": table}, PIXELS)
+
+
+@pytest.mark.parametrize("gone", [[], [0], [0, 1]])
+def test_images_that_have_gone_are_passed_over(uris, gone):
+    for place in gone:
+        Path(uris[place]).unlink()
+    found = check(PROBS + 0.01, uris)
+    assert found.warnings == ()
+    assert found.probs["test"] == pytest.approx(PROBS + 0.01)
+
+
+def test_the_images_compared_are_of_all_classes(tmp_path):
+    paths = [tmp_path / f"{number:02d}.png" for number in range(40)]
+    for path in paths:
+        Image.new("L", (8, 8), 0).save(path)
+    probs = np.tile([[1.0, 0.0]], (40, 1))
+    probs[-1] = [0.0, 1.0]  # an error of the last class alone
+    assert check(probs, list(map(str, paths))).warnings
+
+
+def test_without_any_image_the_features_are_believed_with_a_warning(uris):
+    for uri in uris:
+        Path(uri).write_bytes(b"")
+    found = check(PROBS, uris)
+    assert list(found.probs) == ["valid", "test"]
+    assert found.warnings == (export.NOT_COMPARED,)
+
+
+@pytest.mark.parametrize(("wrong", "difference"), [(0.875, "0.125"), (float("nan"), "nan")])
+def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong, difference):
+    probs = PROBS.copy()
+    probs[1, 0] = wrong
+    found = check(probs, uris)
+    assert found.probs == {}
+    (warning,) = found.warnings
+    assert f"differ by up to {difference} from those that its features gave: the metrics are those of the" in warning

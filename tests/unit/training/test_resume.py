@@ -11,14 +11,15 @@ from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.files import storage
+from tlray.training import paths, run
 from tlray.training import resume as continuation
-from tlray.training import run, stages
 from tlray.tuning import search, trial_table
 
 
-def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> bool:
-    kind, names = (search.KIND, search.NAMES) if isinstance(config, SweepConfig) else (stages.KIND, stages.NAMES)
-    return continuation.check_output(config, kind=kind, known_names=names, free=free)
+def check(config: TrainConfig | SweepConfig, free: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """The settings with which the run was begun; None: there is none to continue."""
+    kind, names = (search.KIND, search.NAMES) if isinstance(config, SweepConfig) else (paths.KIND, paths.NAMES)
+    return continuation.stored_settings(config, kind=kind, known_names=names, free=free)
 
 
 @pytest.fixture(params=[TrainConfig, SweepConfig])
@@ -124,8 +125,10 @@ def test_a_sweep_with_losses_of_another_kind_is_not_continued(tmp_path, trials, 
 def test_a_continued_run_keeps_the_settings_that_are_new(config):
     """Those of the first continuation hold for the next ones; those that the run was begun with stay."""
     begin_before_priors(config)
-    assert check(dataclasses.replace(config, prior="uniform"))
-    continuation.keep_new_settings(dataclasses.replace(config, prior="uniform", epochs=99))
+    before = check(dataclasses.replace(config, prior="uniform"))
+    assert before is not None
+    location = f"{config.out}/config.json"
+    continuation.keep_new_settings(dataclasses.replace(config, prior="uniform", epochs=99), before, location)
     stored = json.loads(storage.read_bytes(f"{config.out}/config.json"))
     assert (stored["prior"], stored["epochs"]) == ("uniform", config.epochs)
     with pytest.raises(ConfigError, match="prior was 'uniform' and is 'train'"):

@@ -11,7 +11,9 @@ from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.features.extraction import Network
-from tlray.training import probing, run, wording
+from tlray.training import begin, probing, wording
+from tlray.training.paths import RunPaths
+from tlray.training.stages import Begun
 
 NETWORK = Network(architecture="", weights=[], names=["pooled"], shapes=[(50,)], fingerprint="")  # 100 bytes an image
 
@@ -41,10 +43,11 @@ def make_images() -> Dataset:
     ],
 )
 def test_when_a_run_is_finished(tmp_path, method, epochs, content, expected):
-    if content is not None:
-        (tmp_path / "metrics.json").write_text(json.dumps(content))
     config = TrainConfig(data="d", out=str(tmp_path), method=method, epochs=epochs)
-    assert run._is_finished(config) is expected
+    result = {"num_epochs": 0, "best_epoch": 0, "splits": {}}
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(json.dumps(result | content))
+    assert (begin.finished_result(config, RunPaths(config.out)) is not None) is expected
 
 
 def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
@@ -52,16 +55,16 @@ def test_a_run_begun_by_an_earlier_version_is_continued(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), resume=True)
     known = {"data": "d", "out": str(tmp_path), "epochs": 12, "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(known))
-    assert run._is_continued(config)
+    assert begin.stored_settings(config) == known
     (tmp_path / "config.json").write_text(json.dumps(known | {"seed": 1}))
     with pytest.raises(ValueError, match="seed was 1 and is 0"):
-        run._is_continued(config)
+        begin.stored_settings(config)
 
 
 def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
     config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert run._is_continued(dataclasses.replace(config, learning_curve=True))
+    assert begin.stored_settings(dataclasses.replace(config, learning_curve=True))
 
 
 def test_a_divergence_is_told_by_its_epoch():
@@ -69,15 +72,17 @@ def test_a_divergence_is_told_by_its_epoch():
     assert wording.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
 
 
-def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path):
-    config = TrainConfig(data="d", out=str(tmp_path), method="lp-ft", resume=True)
-    (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, cache="off", resume=False)))
-    assert run._is_continued(config)
-    assert not run._was_cached(config)
-    (tmp_path / "config.json").write_text(to_json(dataclasses.replace(config, resume=False)))
-    assert run._was_cached(config)
+def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(begin.dataset, "stored_dataset", lambda _: make_images())
+    config = TrainConfig(data="d", out=str(tmp_path), weights="none", method="lp-ft", resume=True)
+    for cache in ("off", "auto"):
+        stored = dataclasses.replace(config.resolved(), data="/d", cache=cache, resume=False)
+        (tmp_path / "config.json").write_text(to_json(stored))
+        begun = begin.resume_or_begin(dataclasses.replace(config, data="/d"))
+        assert isinstance(begun, Begun)
+        assert begun.config.cache == cache
     with pytest.raises(ValueError, match="cache was 'auto' and is 'off'"):
-        run._is_continued(dataclasses.replace(config, cache="off"))
+        begin.resume_or_begin(dataclasses.replace(config, data="/d", cache="off"))
 
 
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])

@@ -1,0 +1,71 @@
+"""The first step of a training run: finds the run to continue, or the images for a new one. It needs no Ray."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tlray.cluster import locations
+from tlray.config.training import TrainConfig
+from tlray.data import dataset, prior
+from tlray.files import storage
+from tlray.models.weights import check_weights
+from tlray.training import fit, resume
+from tlray.training.paths import KIND, NAMES, RunPaths
+from tlray.training.stages import Begun, TrainResult
+
+FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve"})
+"""Settings that may differ between a training run and its continuation."""
+
+
+def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
+    """Checks the settings of a run, and finds what its directory holds already.
+
+    Returns:
+        What the run begins with, or its result if it had already finished.
+
+    Raises:
+        ConfigError: A setting cannot work, or the output must not be touched.
+        DataError: The data cannot be used.
+    """
+    config = locations.absolute(config.resolved())
+    paths = RunPaths(config.out)
+    before = stored_settings(config)
+    if before is None:
+        check_weights(config.weights)
+        source = dataset.list_trainable(config)
+    else:
+        finished = finished_result(config, paths)
+        if finished is not None:
+            return finished
+        has_losses = config.class_weights and fit.has_checkpoint(paths)
+        resume.check_losses(before, kind=KIND, out=config.out, has_losses=has_losses)
+        check_weights(config.weights)
+        source = dataset.stored_dataset(config.out) or dataset.list_trainable(config)
+    prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
+    cache = config.cache if before is None else before.get("cache", "auto")
+    return Begun(config=dataclasses.replace(config, cache=cache), paths=paths, source=source, before=before)
+
+
+def stored_settings(config: TrainConfig) -> Mapping[str, Any] | None:
+    """Returns the stored settings of the run to continue; None if there is none. See `resume.stored_settings`."""
+    # A run whose features did not fit into memory was stored with the cache off.
+    free = FREE_ON_RESUME | ({"cache"} if config.cache == "auto" else set())
+    return resume.stored_settings(config, kind=KIND, known_names=NAMES, free=free)
+
+
+def finished_result(config: TrainConfig, paths: RunPaths) -> TrainResult | None:
+    """Returns the result of a finished run; None: not finished. Fine-tuning is not if it has now got more epochs."""
+    if not storage.exists(paths.metrics):
+        return None
+    content = json.loads(storage.read_bytes(paths.metrics))
+    if config.method != "probe" and content["epochs"] < config.epochs:
+        return None
+    return TrainResult(
+        out=config.out,
+        bundle=paths.bundle,
+        num_epochs=content["num_epochs"],
+        best_epoch=content["best_epoch"],
+        metrics=content["splits"],
+        warnings=(*content.get("warnings", ()), "The run had already finished: nothing was done."),
+    )
