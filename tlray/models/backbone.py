@@ -15,6 +15,7 @@ from tlray.bundle import store
 from tlray.config.training import Preprocessing, TrainConfig
 from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
+from tlray.models import graph
 from tlray.models.files import load_keras_file
 from tlray.models.weights import NAMED, check_weights, has_bundle
 
@@ -136,21 +137,10 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
             f"The model {config.backbone} takes {height} x {width} px images, not --image-size-px "
             f"{config.image_size_px}. Give --image-size-px {height}."
         )
-    outputs: dict[str, Any] = {}
-
-    def call_and_keep(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        result = layer(*args, **kwargs)
-        if len(getattr(result, "shape", ())) == 4 and not isinstance(layer, keras.layers.InputLayer):
-            outputs[layer.name] = result
-        return result
-
     shape = (config.image_size_px, config.image_size_px, *model.input_shape[3:])  # fixed for a model of any size, too
-    same_layers = keras.models.clone_model(
-        model,
-        input_tensors=keras.Input(shape, dtype=model.inputs[0].dtype),
-        clone_function=lambda layer: layer,
-        call_function=call_and_keep,
-    )
+    traced = graph.trace(model, [keras.Input(shape, dtype=model.inputs[0].dtype)])
+    maps = [(call.layer.name, call.given) for call in traced.calls]
+    outputs = {name: given[0] for name, given in maps if len(given) == 1 and len(given[0].shape) == 4}
     if not outputs:
         raise ConfigError(f"The model {config.backbone} has no layer with a feature map [batch, height, width, n].")
     name = config.cut or next(reversed(outputs))
@@ -159,7 +149,7 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
             f"--cut '{name}' is no layer of {config.backbone} with a feature map. The last ones: "
             f"{', '.join(list(outputs)[-8:])}."
         )
-    return keras.Model(same_layers.inputs[0], outputs[name], name="own_backbone")
+    return keras.Model(traced.input, outputs[name], name="own_backbone")
 
 
 def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:

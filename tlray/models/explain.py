@@ -2,8 +2,6 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -14,7 +12,9 @@ from PIL import Image
 
 from tlray.bundle.store import Bundle
 from tlray.errors import BundleError, ConfigError
+from tlray.models import graph
 from tlray.models.files import load_keras_file
+from tlray.models.graph import Call
 
 OPACITY = 0.5
 """Opacity of an overlay where the heatmap is 1: half of the contrast of the anatomy below stays visible."""
@@ -23,17 +23,6 @@ _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 _GIVE_PROBABILITIES = ("Softmax", "Sigmoid")
 _PASSED = ("Rescaling", "Identity", "Cast")
 _COLOURS = colormaps["inferno"]  # its lightness rises evenly, also for people with colour-blindness
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Call:
-    """One step of a model: a layer, its arguments, and the tensors among the arguments and in the result."""
-
-    layer: Any
-    args: Any
-    kwargs: Any
-    taken: list[keras.KerasTensor]
-    given: list[keras.KerasTensor]
 
 
 class Explainer:
@@ -72,22 +61,23 @@ class Explainer:
         self._size_px = bundle.spec.image_size_px
         self._num_classes = len(bundle.spec.classes)
         image: Any = keras.Input((*model.inputs[0].shape[1:],), dtype=model.inputs[0].dtype)
-        calls, (probabilities,) = _walk(model, [image])
-        logits = _before_softmax(calls, probabilities)
-        maps = _last_maps(calls, logits)
+        traced = graph.trace(model, [image], with_nested=True)
+        logits = _before_softmax(traced.calls, traced.output)
+        maps = _last_maps(traced.calls, logits)
         if not maps or any("float" not in each.dtype for each in maps):
             raise BundleError(
                 "The bundle's model cannot be explained: it has no layer with a feature map [batch, height, width, "
                 "channels]. Use it without explanations."
             )
-        body, head = _between(calls, [image], maps), _between(calls, maps, [logits])
+        body = graph.between(traced.calls, [image], maps)
+        head = graph.between(traced.calls, maps, [logits])
 
         def evidence(images: tf.Tensor, class_index: tf.Tensor) -> list[tf.Tensor]:
-            values = _run(body, {id(image): images})
+            values = graph.run(body, {id(image): images})
             found = [values[id(each)] for each in maps]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(found)
-                scores = _run(head, {id(each): value for each, value in zip(maps, found, strict=True)})[id(logits)]
+                scores = graph.run(head, {id(each): value for each, value in zip(maps, found, strict=True)})[id(logits)]
                 if scores.shape[-1] == 1:  # one sigmoid for two classes
                     scores = tf.concat([-scores, scores], axis=-1)
                 score = scores[0, class_index]
@@ -164,51 +154,7 @@ def _enlarge(values_HW: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _walk(model: keras.Model, inputs: list[Any]) -> tuple[list[_Call], list[Any]]:
-    """Calls a model on new inputs, nested models layer by layer.
-
-    Returns:
-        The calls in order of execution, and the outputs.
-    """
-    calls: list[_Call] = []
-
-    def record(layer: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        taken, given = _tensors([args, kwargs]), _tensors(result)
-        calls.append(_Call(layer=layer, args=args, kwargs=kwargs, taken=taken, given=given))
-        return result
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        result = layer(*args, **kwargs)
-        if not isinstance(layer, keras.Model):
-            return record(layer, args, kwargs, result)
-        # Nested models have graphs of their own, in which layers may have names that are taken out here.
-        taken = _tensors([args, kwargs])
-        inner_inputs: list[Any] = [keras.Input(batch_shape=each.shape, dtype=each.dtype) for each in taken]
-        inner_calls, inner_outputs = _walk(layer, inner_inputs)
-        for outer, inner in zip(taken, inner_inputs, strict=True):
-            record(_same, (outer,), {}, inner)
-        calls.extend(inner_calls)
-        for inner, outer in zip(inner_outputs, _tensors(result), strict=True):
-            record(_same, (inner,), {}, outer)
-        return result
-
-    as_functional = keras.Model(model.inputs, model.outputs)  # a Sequential has no graph for clone_model
-    same_layers = keras.models.clone_model(
-        as_functional, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
-    )
-    return calls, same_layers.outputs
-
-
-def _same(tensor: Any) -> Any:
-    """Passes a tensor between the graphs of a nested model and of the one around it."""
-    return tensor
-
-
-def _tensors(structure: Any) -> list[Any]:
-    return [each for each in keras.tree.flatten(structure) if isinstance(each, keras.KerasTensor)]
-
-
-def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
+def _before_softmax(calls: list[Call], tensor: Any) -> Any:
     """Returns the logits behind probabilities; removes a softmax or sigmoid that is part of another layer from it.
 
     Between the two are softmax and temperature (`classifier.with_probabilities`). For a user's own model that ended in
@@ -227,7 +173,9 @@ def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
         *others, before = call.taken
         gives_probabilities = activation in _PROBABILITIES or kind in _GIVE_PROBABILITIES
         is_linear = (
-            kind in _PASSED or call.layer is _same or (kind == "Activation" and activation is keras.activations.linear)
+            kind in _PASSED
+            or call.layer is graph.same
+            or (kind == "Activation" and activation is keras.activations.linear)
         )
         is_pair = kind == "Concatenate" and [makers[id(other)].taken for other in others] == [[before]]
         is_passed = gives_probabilities or is_linear or kind == "Log" or (kind == "Maximum" and is_logarithm)
@@ -240,7 +188,7 @@ def _before_softmax(calls: list[_Call], tensor: Any) -> Any:
     return logits
 
 
-def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:
+def _last_maps(calls: list[Call], logits: Any) -> list[Any]:
     """Returns the last tensors with height and width > 1 on every path to the logits."""
     maps: dict[int, Any] = {}
     flat = {id(logits)}
@@ -253,29 +201,3 @@ def _last_maps(calls: list[_Call], logits: Any) -> list[Any]:
             else:
                 flat.add(id(tensor))
     return list(maps.values())
-
-
-def _between(calls: list[_Call], start: Iterable[Any], end: Iterable[Any]) -> list[_Call]:
-    """Returns the calls that compute the tensors `end` from the tensors `start`, in order."""
-    known = set(map(id, start))
-    wanted = set(map(id, end)) - known
-    path: list[_Call] = []
-    for call in reversed(calls):
-        if not wanted.isdisjoint(map(id, call.given)):
-            path.append(call)
-            wanted |= set(map(id, call.taken)) - known
-    return path[::-1]
-
-
-def _run(calls: list[_Call], values: Mapping[int, Any]) -> dict[int, Any]:
-    """Computes the results of calls; values are looked up and returned by the id of their Keras tensor."""
-    values = dict(values)
-
-    def value(each: Any) -> Any:
-        return values[id(each)] if isinstance(each, keras.KerasTensor) else each
-
-    for call in calls:
-        args, kwargs = keras.tree.map_structure(value, [call.args, call.kwargs])  # pyright: ignore
-        results = keras.tree.flatten(call.layer(*args, **kwargs))
-        values |= {id(given): result for given, result in zip(call.given, results, strict=True)}
-    return values

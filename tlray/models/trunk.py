@@ -5,7 +5,6 @@ The trunk's output for an image never changes in a training, so it runs as in in
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,9 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlray.config.training import Preprocessing
+from tlray.models import graph
 from tlray.models.backbone import preprocess
+from tlray.models.graph import Graph
 
 MIN_BLOCKS = 8
 """Minimum number of branching points; a backbone with fewer is taken as a plain chain of layers."""
@@ -25,21 +26,6 @@ DEEP_PART = 0.45
 """Share of a backbone's blocks, the first ones, that give no pooled features. They come from `NUM_LEVELS` levels of the
 other blocks. Of InceptionV3's 12 these are mixed4, 6, 7, 8 and 10, which beat mixed10 alone on chest CT; shallower ones
 know edges and textures."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Graph:
-    """A backbone's graph, called anew on an input of its own.
-
-    Attributes:
-        inputs: The input images.
-        calls: Each layer with the tensors that it takes and those that it gives, in order of execution.
-        outputs: The last feature map.
-    """
-
-    inputs: keras.KerasTensor
-    calls: list[tuple[Any, list[keras.KerasTensor], list[keras.KerasTensor]]]
-    outputs: keras.KerasTensor
 
 
 def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -53,39 +39,29 @@ def split(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
         and the tail, from these to logits. Both have the classifier's own layers: one after the other they compute
         what it does, and training the tail trains the classifier.
     """
-    cut: list[keras.KerasTensor] = []
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(layer, keras.Model):
-            return layer(*args, **kwargs)
-        if not layer.trainable_variables:
-            cut.append(layer(*args, **kwargs))
-            return cut[0]
-        graph = _walk(layer)
-        tensors = _cut(graph)
-        cut.extend(keras.tree.flatten(keras.Model(graph.inputs, tensors)(*args, **kwargs)))
-        return keras.Model(tensors, graph.outputs)(cut)
-
-    same_layers = keras.models.clone_model(classifier, clone_function=lambda layer: layer, call_function=call)
-    return keras.Model(same_layers.inputs[0], cut), keras.Model(cut, same_layers.outputs[0])
+    traced = graph.trace(classifier)
+    (place,) = (place for place, call in enumerate(traced.calls) if isinstance(call.layer, keras.Model))
+    backbone = traced.calls[place]
+    if not backbone.layer.trainable_variables:
+        return keras.Model(traced.input, backbone.given), keras.Model(backbone.given, traced.output)
+    inner = graph.trace(backbone.layer)
+    tensors = _cut(inner)
+    cut = keras.tree.flatten(keras.Model(inner.input, tensors)(*backbone.taken))
+    features = keras.Model(tensors, inner.output)(cut)
+    after = graph.run(traced.calls[place + 1 :], {id(backbone.given[0]): features})
+    return keras.Model(traced.input, cut), keras.Model(cut, after[id(traced.output)])
 
 
 def up_to(model: keras.Model, layer_name: str) -> keras.Model:
     """Returns the part of a model that computes the input of one of its layers, made of the same layers."""
-    taken: list[keras.KerasTensor] = []
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer.name == layer_name:
-            taken.extend(keras.tree.flatten(args))
-        return layer(*args, **kwargs)
-
-    same_layers = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
-    return keras.Model(same_layers.inputs, taken[0])
+    traced = graph.trace(model)
+    (tensor,) = next(call.taken for call in traced.calls if call.layer.name == layer_name)
+    return keras.Model(traced.inputs, tensor)
 
 
 def level_sizes(backbone: keras.Model) -> list[int]:
     """Returns the number of pooled features from each depth of a backbone, the last depth last."""
-    return [int(level.shape[-1]) for level in _levels(_walk(backbone))]
+    return [int(level.shape[-1]) for level in _levels(graph.trace(backbone))]
 
 
 def extractor(
@@ -104,60 +80,43 @@ def extractor(
     Returns:
         A model from uint8 images to a list of features, and their names.
     """
-    graph = _walk(backbone)
+    traced = graph.trace(backbone)
     features: dict[str, keras.KerasTensor] = {}
     if pooled:
-        averages = [keras.layers.GlobalAveragePooling2D()(level) for level in _levels(graph)[-depths:]]
+        averages = [keras.layers.GlobalAveragePooling2D()(level) for level in _levels(traced)[-depths:]]
         features["pooled"] = keras.layers.Concatenate()(averages) if len(averages) > 1 else averages[0]
     if cut:
-        tensors = _cut(graph) if backbone.trainable_variables else [graph.outputs]
+        tensors = _cut(traced) if backbone.trainable_variables else [traced.output]
         features |= {f"cut_{number}": tensor for number, tensor in enumerate(tensors)}
-    images = keras.Input((*graph.inputs.shape[1:],), dtype="uint8", name="image")
-    outputs = keras.Model(graph.inputs, list(features.values()))(preprocess(images, preprocessing))
+    images = keras.Input((*traced.input.shape[1:],), dtype="uint8", name="image")
+    outputs = keras.Model(traced.input, list(features.values()))(preprocess(images, preprocessing))
     return keras.Model(images, keras.tree.flatten(outputs)), list(features)
 
 
-def _walk(backbone: keras.Model) -> _Graph:
-    (pixels,) = backbone.inputs
-    inputs: Any = keras.Input(batch_shape=pixels.shape, dtype=pixels.dtype)
-    calls = []
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        result = layer(*args, **kwargs)
-        taken = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, keras.KerasTensor)]
-        calls.append((layer, taken, keras.tree.flatten(result)))
-        return result
-
-    same_layers = keras.models.clone_model(
-        backbone, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
-    )
-    return _Graph(inputs=inputs, calls=calls, outputs=same_layers.outputs[0])
-
-
-def _cut(graph: _Graph) -> list[keras.KerasTensor]:
+def _cut(traced: Graph) -> list[keras.KerasTensor]:
     """Returns the tensors of the trunk that the trained part takes."""
-    untouched = {id(graph.inputs)}
+    untouched = {id(traced.input)}
     cut: dict[int, keras.KerasTensor] = {}
-    for layer, taken, given in graph.calls:
-        from_trunk = [tensor for tensor in taken if id(tensor) in untouched]
-        if len(from_trunk) == len(taken) and not getattr(layer, "trainable_variables", ()):
-            untouched.update(map(id, given))
+    for call in traced.calls:
+        from_trunk = [tensor for tensor in call.taken if id(tensor) in untouched]
+        if len(from_trunk) == len(call.taken) and not getattr(call.layer, "trainable_variables", ()):
+            untouched.update(map(id, call.given))
         else:
             cut.update((id(tensor), tensor) for tensor in from_trunk)
     return list(cut.values())
 
 
-def _levels(graph: _Graph) -> list[keras.KerasTensor]:
+def _levels(traced: Graph) -> list[keras.KerasTensor]:
     """Returns feature maps at several depths, the last one among them."""
-    num_uses = Counter(id(tensor) for _, taken, _ in graph.calls for tensor in taken)
+    num_uses = Counter(id(tensor) for call in traced.calls for tensor in call.taken)
     num_left = num_uses.copy()
-    waiting = {id(graph.inputs)}  # what has been computed and will still be needed
+    waiting = {id(traced.input)}  # what has been computed and will still be needed
     passed: list[keras.KerasTensor] = []  # what every path through the network goes through
-    for _, taken, given in graph.calls:
-        num_left.subtract(map(id, taken))
-        waiting = {each for each in waiting if num_left[each] > 0} | set(map(id, given))
-        if waiting == {id(given[0])} and len(given[0].shape) == 4:
-            passed.append(given[0])
+    for call in traced.calls:
+        num_left.subtract(map(id, call.taken))
+        waiting = {each for each in waiting if num_left[each] > 0} | set(map(id, call.given))
+        if waiting == {id(call.given[0])} and len(call.given[0].shape) == 4:
+            passed.append(call.given[0])
     # Where several layers take the same map a block ends and the next one begins.
     blocks = [tensor for tensor in passed if num_uses[id(tensor)] > 1 or tensor is passed[-1]]
     if len(blocks) < MIN_BLOCKS:
