@@ -16,7 +16,7 @@ NETWORK = "_network.json"
 MANIFEST = "_manifest.parquet"
 SUCCESS = "_SUCCESS"
 
-NAMES = frozenset({NETWORK, MANIFEST, SUCCESS, "part-"})
+NAMES = frozenset({NETWORK, MANIFEST, SUCCESS, "part-*.parquet"})
 
 POOLED = "pooled"
 """Name of the feature with the global averages. The other features, `cut_0` and on, are feature maps, numbered anew in

@@ -6,6 +6,7 @@ A location is a local path or a URI (`file://`, `s3://`, `gs://`, `hdfs://`). A 
 `ARCHIVE!/MEMBER`, for example `s3://bucket/scans.zip!/normal/1.png`.
 """
 
+import fnmatch
 import functools
 import os
 import re
@@ -269,7 +270,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     Args:
         location: The output directory.
         kind: Kind of output, for example "training".
-        known_names: Names that this kind of output has at its top level; one that ends in `-` is a prefix of names.
+        known_names: Names that this kind of output has at its top level, or glob patterns of them.
         overwrite: Accept an earlier output of this kind. It must have the mark of `mark_output` and hold no other
             files, so that a mistyped `--out` cannot delete anybody's files.
 
@@ -297,9 +298,8 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
             "--overwrite does not touch it. Give another directory."
         )
     # A process that was killed while writing leaves `.NAME.RANDOM` behind (see `output_stream`).
-    prefixes = tuple(name for name in known_names if name.endswith("-"))
-    begin = prefixes + tuple(f".{name}" if name in prefixes else f".{name}." for name in known_names)
-    strangers = [name for name in names if name not in known_names | {MARK, UNFINISHED} and not name.startswith(begin)]
+    known = {MARK, UNFINISHED, *known_names, *(f".{name}.*" for name in known_names)}
+    strangers = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known)]
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "

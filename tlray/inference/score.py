@@ -26,9 +26,9 @@ from tlray.inference import predictions, score_state
 from tlray.progress import Progress
 
 KIND = "scoring"
-EARLIER_NAMES = frozenset({"scoring.json", "progress.json", "part-"})
+EARLIER_NAMES = frozenset({"scoring.json", "progress.json", "part-*.parquet"})
 """Names at the top level of the outputs of earlier versions, which --overwrite replaces too; see `storage.check_output`
-for `part-`."""
+for `part-*.parquet`."""
 NAMES = predictions.NAMES | EARLIER_NAMES | {score_state.FOLDER}
 
 _LOG = logging.getLogger(__name__)

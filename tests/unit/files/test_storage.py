@@ -405,7 +405,7 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
 
 
 def test_names_that_begin_alike_are_known_by_their_beginning(tmp_path):
-    names = frozenset({"part-"})
+    names = frozenset({"part-*.parquet"})
     storage.prepare_output(str(tmp_path), kind="run", known_names=names, overwrite=False)
     for name in ("part-00001.parquet", ".part-00002.parquet.x1y2"):  # the second as a killed writer leaves it
         (tmp_path / name).write_bytes(b"1")
