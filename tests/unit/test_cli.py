@@ -401,7 +401,10 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         ("train --data d --out o --num-workers 3", "Try --batch-size 33."),
         ("train --data d --out o --batch-norm loose", "--batch-norm"),
         ("train --data d --out o --augmentation.zoom 2", "augmentation.zoom must lie in [0, 1). Received: 2.0"),
-        ("score --bundle b --input i --out o --resume --overwrite", "--resume continues and --overwrite deletes"),
+        (
+            "score --bundle b --input i --out o --resume --overwrite",
+            "--resume continues an earlier scoring and --overwrite",
+        ),
         ("serve --name n", "--bundle"),
         ("serve --bundle b --port 65536", "--port must lie in [1, 65535]. Received: 65536"),
         ("evaluate --bundle b --data d --out o --split some", "--split"),
