@@ -54,7 +54,7 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
         lines = []
         for line in process.stdout:
             lines.append(line.rstrip())
-            if "Ctrl-C ends it" in line:
+            if "Ctrl-C stops it" in line:
                 break
         guard.cancel()
         yield process, lines, mark

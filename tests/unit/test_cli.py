@@ -344,13 +344,13 @@ def test_other_commands_parse(called, command_line, expected):
             "serve --bundle b",
             ["address .* http://127.0.0.1:8000 (", "model .* chest-ct: dark, light", f"bundle .* b, sha256 {'5' * 64}",
              "keys .* required", "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
-             "batches .* none: --input-roots and --output-roots", "log files .* /l",
-             "! tlray is a research tool, no medical device.", "! Ctrl-C ends it.", "Stopping."],
+             "bulk scoring .* off: --input-roots and --output-roots", "log files .* /l",
+             "! tlray is a research tool, no medical device.", "! Ctrl-C stops it.", "Stopping."],
         ),
         (
             "serve --bundle b --open-without-keys --input-roots /i s3://i --output-roots /o",
-            ["keys .* none: this machine may ask, all others too", "curl -F file=@scan.png",
-             "batches .* from /i, s3://i to /o"],
+            ["keys .* none: all requests are answered", "curl -F file=@scan.png",
+             "bulk scoring .* from /i, s3://i to /o"],
         ),
         (
             "features --data d --out o",
@@ -432,7 +432,7 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             1,
-            "tlray: [Errno 28] No space left on device: '/data/x'. Mend the cause. Continue with the same command and "
+            "tlray: [Errno 28] No space left on device: '/data/x'. Fix the cause. Continue with the same command and "
             "--resume (not --overwrite).\n",
         ),
         (
@@ -457,11 +457,11 @@ def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
 
     monkeypatch.setitem(cli.COMMANDS, "evaluate", (interrupted, ""))
     assert tlray("evaluate") == 130
-    assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command and --overwrite.\n"
+    assert capsys.readouterr().err == "tlray: interrupted. Run the same command again with --overwrite.\n"
     for command in ("features", "serve"):
         monkeypatch.setitem(cli.COMMANDS, command, (interrupted, ""))
         assert tlray(command) == 130
-        assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command.\n"
+        assert capsys.readouterr().err == "tlray: interrupted. Run the same command again.\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])
