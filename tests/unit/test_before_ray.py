@@ -89,12 +89,12 @@ def test_a_finished_run_is_told_without_a_ray(given):
     assert result.warnings == ("Look out.", "The run had already finished: nothing was done.")
 
 
-@pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is no bundle")])
+@pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is not a bundle")])
 def test_what_is_wrong_with_a_bundle_or_its_output(given, out, message):
     out = out.replace("DATA", given["data"])
     with pytest.raises(TlrayError, match=message):
         evaluate.evaluate(EvaluateConfig(bundle=given["data"], data=given["data"], out=out))
-    with pytest.raises(TlrayError, match="is no bundle"):
+    with pytest.raises(TlrayError, match="is not a bundle"):
         score.score(ScoreConfig(bundle=given["data"], input=given["data"], out=out))
 
 

@@ -542,7 +542,7 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     assert files[0].read_bytes() != b"changed"
     (out / "thesis.doc").write_bytes(b"")
     assert tlray(f"{small} --overwrite") == 2
-    assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err
+    assert "(thesis.doc), so --overwrite does not delete them" in capsys.readouterr().err
     (out / "thesis.doc").unlink()
     nodules = f"{small} --overwrite --task nodules --first-patient 1000"
     assert tlray(nodules) == 0
@@ -552,5 +552,5 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     # Real data has the same class folders: without the mark of this command they stay.
     (out / ".tlray").unlink()
     assert tlray(f"{small} --overwrite") == 2
-    assert "so --overwrite does not touch it" in capsys.readouterr().err
+    assert "so --overwrite does not delete them" in capsys.readouterr().err
     assert len(list(out.glob("*/patient_*/*"))) == num_files

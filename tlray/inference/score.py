@@ -210,7 +210,7 @@ def _list_below_roots(source: str, config: ScoreConfig) -> Listing:
     listing = list_images(source, columns=columns, labels_needed=False, allowed=config.roots)
     outside = roots.outside(listing.table["uri"].to_pylist(), config.roots) if config.roots else []
     if outside:
-        _LOG.warning("Not below the roots: %s", some(outside, limit=3))
+        _LOG.warning("Refused, because they do not lie below the allowed roots: %s", some(outside, limit=3))
         raise DataError(
             f"{len(outside)} of the {listing.table.num_rows} images of '{config.input}' do not lie below the roots, by "
             "a manifest or a symbolic link. Leave them out."

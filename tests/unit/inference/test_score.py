@@ -60,7 +60,7 @@ def test_only_what_lies_below_the_roots_is_scored(score, tmp_path, caplog):
     )
     with pytest.raises(DataError, match=message):
         score(root, roots=(str(root),))
-    assert f"Not below the roots: '{root}/link.png'" in caplog.text
+    assert f"Refused, because they do not lie below the allowed roots: '{root}/link.png'" in caplog.text
     assert score(root, roots=(str(root), str(tmp_path)), overwrite=True)
 
 
@@ -206,9 +206,9 @@ def test_a_folder_behind_a_link_is_not_looked_into(score, tmp_path, caplog):
         with pytest.raises(DataError) as caught:
             score(source, roots=(str(root),))
         assert str(caught.value) == (
-            f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+            f"A symbolic link in '{root}' leads to a folder outside of the allowed roots. Remove the link."
         )
-        assert f"Not below the roots: '{root}/link'" in caplog.text
+        assert f"Refused, because it does not lie below the allowed roots: '{root}/link'" in caplog.text
         assert "secret" not in caplog.text
     # Without roots any folder is entered.
     assert list_images(str(root), labels_needed=False).table.num_rows == 2
