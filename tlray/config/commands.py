@@ -322,8 +322,8 @@ class ExportConfig:
     """Preprocessing of the pixels that the model was trained with: unit [0, 1], symmetric [-1, 1], imagenet, caffe,
     raw [0, 255]."""
     outputs: Outputs | None = None
-    """What the model's outputs are. Default: found out from its outputs for some test images; if these do not tell, the
-    command asks for this option."""
+    """What the model's outputs are. Default: found out from its outputs for some trial images; if these do not tell,
+    the command asks for this option."""
     refer_below: float = 0.5
     """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
     intensity_range: str = "0,65535"
