@@ -168,8 +168,8 @@ def _list(config: SweepConfig) -> Listing:
 def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
     if num_groups < config.num_folds:
         raise DataError(
-            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
-            f"{config.num_folds}."
+            f"A class has images of only {num_groups} patients (or single images), too few for --num-folds "
+            f"{config.num_folds}. Add patients, or give a smaller --num-folds."
         )
 
 
@@ -309,7 +309,10 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     splitter = StratifiedGroupKFold(config.num_folds, shuffle=True, random_state=config.seed)
     folds = tuple(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
-        raise DataError(f"Not every class has training images in all folds: give fewer --num-folds than {len(folds)}.")
+        raise DataError(
+            f"Not every class has training images in all {len(folds)} folds. Add patients, or give a smaller "
+            "--num-folds."
+        )
     return folds
 
 
