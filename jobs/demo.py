@@ -9,7 +9,7 @@ from pathlib import Path
 from tlray.cli import execute
 
 OUT = Path("runs/demo")
-MEANING = "! These images are synthetic: the demo shows the machinery and means nothing clinically."
+MEANING = "! These images are synthetic: the demo shows how the software works and means nothing clinically."
 
 SIZE = "--image-size-px 75"
 # Statistics of each worker's own batch: InceptionV3's 94 synchronised layers would wait on each other most of the time.
