@@ -396,7 +396,10 @@ def make_folder(root: Path, **counts: int) -> Path:
         (["--data", "DATA/good", "--weights", "DATA/nothing.h5"], "There are no weights at"),
         (["--data", "DATA/good", "--weights", "DATA/shape.weights.h5"], "does not fit the backbone MobileNetV2"),
         (["--data", "DATA/good", "--out", "DATA/good"], "is not empty"),
-        (["--data", "DATA/good", "--out", "DATA/good", "--overwrite"], "no mark (.tlray) of an earlier training"),
+        (
+            ["--data", "DATA/good", "--out", "DATA/good", "--overwrite"],
+            "but not the mark (.tlray) of an earlier training",
+        ),
     ],
 )
 def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, capsys, arguments, message):
