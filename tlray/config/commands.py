@@ -33,8 +33,7 @@ class FeaturesConfig:
     """pooled: averages over height and width at five depths of the network, one vector per image. cut: the feature maps
     that are the input of its last --trainable-layers layers. both: pooled and cut, in one pass."""
     views: int = 1
-    """Number of rows per training image: view 0 is the image as it is; views 1, 2, ... are augmented as in epochs 1, 2,
-    ... of a training."""
+    """Rows per training image: view 0 is the image as it is, view N is augmented as in epoch N of a training."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of the training images in all views but the first."""
 
@@ -45,8 +44,7 @@ class FeaturesConfig:
     cut: str | None = None
     """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
     preprocessing: Preprocessing | None = None
-    """Preprocessing of the pixels that the backbone expects; see `tlray train --help`. Required for a .keras
-    backbone."""
+    """Preprocessing that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
@@ -57,12 +55,10 @@ class FeaturesConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
-    uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
-    uri are optional."""
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
-    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
-    images)."""
+    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
     batch_size: int = 32
     """Number of images in a batch of the model."""
     use_gpu: bool = False
@@ -117,11 +113,9 @@ class SweepConfig:
     epochs: int = 4
     """Maximum number of epochs of fine-tuning in a trial."""
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
-    """Maximum number of the network's last layers that are fine-tuned; 0, a third and two thirds of it are tried
-    too."""
+    """Maximum number of last layers that are fine-tuned; 0, a third and two thirds of it are tried too."""
     hidden_units: int = 512
-    """Width of the hidden layers (relu) beside the linear layer of a trial's head. None, one and two of them are
-    tried."""
+    """Width of the hidden layers (relu) beside the linear layer of a head; none, one and two are tried."""
     views: int = 1
     """Maximum number of views of each training image: the image as it is, and augmented ones."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -134,8 +128,7 @@ class SweepConfig:
     cut: str | None = None
     """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
     preprocessing: Preprocessing | None = None
-    """Preprocessing of the pixels that the backbone expects; see `tlray train --help`. Required for a .keras
-    backbone."""
+    """Preprocessing that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     batch_size: int = 32
@@ -146,17 +139,14 @@ class SweepConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
-    uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
-    uri are optional."""
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
-    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
-    images)."""
+    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
     refer_below: float = 0.5
     """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
     prior: str = TRAIN_PRIOR
-    """Class shares that the exported probabilities assume; see `tlray train --help`. The losses of trials always assume
-    train."""
+    """Class shares that the exported probabilities assume; see `tlray train --help`. Losses of trials assume train."""
     use_gpu: bool = False
     """Compute on GPUs, one for each trial that runs."""
     resume: bool = False
@@ -198,16 +188,14 @@ class EvaluateConfig:
     data: str
     """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """The output directory, a path or URI: metrics.json, report.html, figures/, predictions/ (Parquet) and
-    predictions.csv."""
+    """The output directory for metrics.json, report.html, figures/, predictions/ and predictions.csv; a path or URI."""
     split: Literal["train", "valid", "test", "all"] = "test"
     """The split to evaluate; all for data without splits."""
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
     columns: str | None = None
-    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
-    uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
-    uri are optional."""
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     batch_size: int = 32
     """Number of images in a batch of the model."""
     use_gpu: bool = False
@@ -231,19 +219,16 @@ class ScoreConfig:
     input: str
     """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
     out: str
-    """The output directory, a path or URI: predictions/ (Parquet parts), predictions.csv, and _SUCCESS, written
-    last."""
+    """The output directory for predictions/ (Parquet), predictions.csv and _SUCCESS, written last; a path or URI."""
     columns: str | None = None
-    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
-    uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
-    uri are optional."""
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     batch_size: int = 32
     """Number of images in a batch of the model."""
     use_gpu: bool = False
     """Predict on GPUs."""
     bundle_sha256: str | None = None
-    """The sha256 of the bundle's bundle.json. If it has another one, because the bundle was replaced, nothing is
-    scored."""
+    """The sha256 of the bundle's bundle.json. Nothing is scored if the bundle has been replaced by another one."""
     roots: tuple[str, ...] = ()
     """Folders or URIs below which all images must lie. If a manifest or a symbolic link leads elsewhere, nothing is
     scored. Without any, images may lie anywhere."""
@@ -260,14 +245,9 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         parse_columns(self.columns)
         require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
-        require(
-            not (self.resume and self.overwrite),
-            "--resume continues an earlier scoring and --overwrite deletes it. Give only one of them.",
-        )
-        require(
-            self.resume or not self.verify,
-            "--verify checks the images of a scoring that --resume continues. Give --resume too.",
-        )
+        both = self.resume and self.overwrite
+        require(not both, "--resume continues an earlier scoring and --overwrite deletes it. Give only one of them.")
+        require(self.resume or not self.verify, "--verify checks what --resume continues. Give --resume too.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,8 +277,7 @@ class ServeConfig:
     max_batch_size: int = 32
     """Maximum number of images in a batch of the model."""
     max_replicas: int = 1
-    """Maximum number of model replicas; without load there is one. If more than one is allowed, each takes 4 CPUs, or a
-    GPU."""
+    """Maximum number of model replicas; there is one without load. With more than 1, each takes 4 CPUs, or a GPU."""
     use_gpu: bool = False
     """Predict on GPUs."""
     quiet: bool = False
@@ -319,11 +298,9 @@ class ExportConfig:
     out: str
     """The bundle's directory, a path or URI."""
     preprocessing: Preprocessing
-    """Preprocessing of the pixels that the model was trained with: unit [0, 1], symmetric [-1, 1], imagenet, caffe,
-    raw [0, 255]."""
+    """Pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
     outputs: Outputs | None = None
-    """What the model's outputs are. Default: found out from its outputs for some trial images; if these do not tell,
-    the command asks for this option."""
+    """Kind of the model's outputs. Default: found out with trial images; the command says if that does not work."""
     refer_below: float = 0.5
     """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
     intensity_range: str = "0,65535"
@@ -346,8 +323,7 @@ class PhantomConfig:
     out: str
     """The data set's folder: OUT/CLASS/PATIENT/*."""
     task: Literal["cancer-type", "nodules"] = "cancer-type"
-    """The classes. cancer-type: three types of cancer, and none. nodules: a calcified granuloma, metastases, and
-    none."""
+    """cancer-type: three types of cancer, and none. nodules: a calcified granuloma, metastases, and none."""
     patients_per_class: int = 50
     """Number of patients of each class. Each has its own anatomy."""
     slices_per_patient: int = 4
@@ -359,8 +335,7 @@ class PhantomConfig:
     seed: int = 0
     """The same seed makes the same files."""
     first_patient: int = 0
-    """The lowest number in a patient's name. If you make the splits of a data set one by one, give each other numbers:
-    patients with the same name count as the same patient."""
+    """Lowest number in a patient's name. Patients with the same name in two splits count as the same patient."""
     overwrite: bool = False
     """Replace an earlier data set in --out."""
     quiet: bool = False

@@ -169,7 +169,7 @@ def _check_num_groups(num_groups: int, config: SweepConfig) -> None:
     if num_groups < config.num_folds:
         raise DataError(
             f"A class has images of only {num_groups} patients (or single images), too few for --num-folds "
-            f"{config.num_folds}. Add patients, or give a smaller --num-folds."
+            f"{config.num_folds}. Add patients, or lower --num-folds."
         )
 
 
@@ -310,8 +310,7 @@ def _folds(images: Dataset, config: SweepConfig) -> Folds:
     folds = tuple(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
         raise DataError(
-            f"Not every class has training images in all {len(folds)} folds. Add patients, or give a smaller "
-            "--num-folds."
+            f"Not every class has training images in all {len(folds)} folds. Add patients, or lower --num-folds."
         )
     return folds
 
