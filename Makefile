@@ -1,8 +1,8 @@
-# `make demo` and `make test` need git, make and Python 3.11 to 3.13 only; everything else goes into .venv.
+# `make demo` and `make test` need only git, make and Python 3.11 to 3.13; everything else is installed into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve check test bench soak lock
 
-# The first Python that fits and can make virtual environments.
+# The first Python that has a supported version and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { command -v $$python; break; }; done)
@@ -15,8 +15,8 @@ help:
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import layers"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
-	@echo "make soak    the endpoint under ten times what it can answer; two of them, one killed often (DATA=, BUNDLE=)"
-	@echo "make lock    write requirements.lock anew"
+	@echo "make soak    an endpoint under ten times its capacity; two endpoints, one killed often (DATA=, BUNDLE=)"
+	@echo "make lock    update requirements.lock"
 
 setup: .venv/installed
 
@@ -48,14 +48,14 @@ test: setup
 	$(BIN)/python -m pytest
 
 bench: setup
-	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
+	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/features_pass.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
 
 soak: setup
-	@test -d "$(DATA)" -a -d "$(BUNDLE)" || { echo "make soak DATA=DIR BUNDLE=DIR"; exit 2; }
+	@test -d "$(DATA)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make soak DATA=DIR BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/overload.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/neighbours.py --data $(DATA) --bundle $(BUNDLE)
 

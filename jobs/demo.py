@@ -9,7 +9,7 @@ from pathlib import Path
 from tlray.cli import execute
 
 OUT = Path("runs/demo")
-MEANING = "! These images are synthetic: the demo shows the machinery and means nothing clinically."
+MEANING = "! These images are synthetic: the demo shows how the software works and means nothing clinically."
 
 SIZE = "--image-size-px 75"
 # Statistics of each worker's own batch: InceptionV3's 94 synchronised layers would wait on each other most of the time.
@@ -57,14 +57,14 @@ def commands(weights: str) -> list[str]:
 
 def comparison() -> str:
     """Says what the probes of the second task came to."""
-    lines = [f"What reuse gives: three classes of nodules, learned from {NODULES[0][1]} images each. Test accuracy:"]
+    lines = [f"Reusing the network: three classes of nodules, learned from {NODULES[0][1]} images each. Test accuracy:"]
     for name, network in (("reused", "network trained above"), ("random", "same network, random weights")):
         metrics = json.loads((OUT / name / "metrics.json").read_text(encoding="utf-8"))
         low, high = metrics["accuracy_ci95"]
         lines.append(
             f"  {network:30s}{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)"
         )
-    lines.append("Images and recipe are the same: the difference is what the network had learned before.")
+    lines.append("Images and recipe are the same, so the difference comes from what the network had learned before.")
     return "\n".join(lines)
 
 

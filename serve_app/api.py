@@ -134,12 +134,12 @@ async def _show_http_error(request: Request, error: HTTPException) -> Response:
         return _failure(error.status_code, str(error.detail), headers=error.headers)
     if request.method == "OPTIONS":
         return show_methods(request)
-    return _failure(405, f"{request.method[:20]} is not for this address.", headers=allow_header(request))
+    return _failure(405, f"{request.method[:20]} is not allowed for this address.", headers=allow_header(request))
 
 
 async def _show_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
     # A client that has closed only its sending half can still read this.
-    return _failure(400, "The client left before its request was complete.")
+    return _failure(400, "The client closed the connection before its request was complete.")
 
 
 async def _show_failure(request: Request, error: Exception) -> JSONResponse:
@@ -167,12 +167,12 @@ def _add_open(api: FastAPI, service: Service) -> None:
 
     @api.get("/v2/health/live", response_model=Live, tags=["health"])
     async def live() -> dict[str, bool]:
-        """Tells that the process answers."""
+        """Returns 200 if the process answers."""
         return {"live": True}
 
     @api.get("/v2/health/ready", response_model=Ready, responses=refusals(400, 500, 503), tags=["health"])
     async def ready() -> dict[str, Any]:
-        """Tells that the model is loaded, checked and warmed up, and which one."""
+        """Returns 200 and the bundle's sha256 if the model is loaded, checked and warmed up."""
         info = await service.model_info()
         return {"ready": True, "model": service.options.name, "bundle_sha256": info.bundle_sha256}
 

@@ -24,7 +24,7 @@ CPUS_PER_REPLICA = 4
 def _check_origin(value: str) -> str:
     """Returns a valid origin; refuses any other spelling, which would never match what browsers send."""
     if ORIGIN.fullmatch(value) is None:
-        raise ValueError("an origin is written as browsers send it, such as https://scans.example or http://host:3000")
+        raise ValueError("write the origin as browsers send it, such as https://scans.example or http://host:3000")
     return value
 
 
@@ -88,7 +88,8 @@ class Options(BaseModel):
     def _check_versions(self) -> Self:
         if self.version in self.other_versions or min(self.other_versions, default=1) < 1:
             raise ValueError(
-                f"other_versions must be numbers from 1 on beside version {self.version}: {sorted(self.other_versions)}"
+                f"The numbers of other_versions must be 1 or more and differ from version {self.version}. "
+                f"Received: {sorted(self.other_versions)}"
             )
         return self
 

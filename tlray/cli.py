@@ -78,9 +78,9 @@ def execute(command: str, arguments: list[str]) -> int:
         print(f"tlray: interrupted. {_how_to_continue(command)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        # A full disk, a folder that may not be written, a store that does not answer: no fault of the program's.
+        # A full disk, a folder that may not be written, a store that does not answer: not a fault of this program.
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            print(f"tlray: {error}. Mend the cause. {_how_to_continue(command)}", file=sys.stderr)
+            print(f"tlray: {error}. Fix the cause. {_how_to_continue(command)}", file=sys.stderr)
             return EXIT_FAILURE
         traceback.print_exc()
         print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
@@ -90,9 +90,10 @@ def execute(command: str, arguments: list[str]) -> int:
 
 def _how_to_continue(command: str) -> str:
     if command in ("features", "serve"):
-        return "Continue with the same command."
-    option = "--resume (not --overwrite)" if command in ("train", "score", "sweep") else "--overwrite"
-    return f"Continue with the same command and {option}."
+        return "Run the same command again."
+    if command in ("train", "score", "sweep"):
+        return "Continue with the same command and --resume (not --overwrite)."
+    return "Run the same command again with --overwrite."
 
 
 def _quieten() -> None:
@@ -113,8 +114,8 @@ def _overview() -> str:
                 "",
                 *lines,
                 "",
-                "`tlray COMMAND --help` explains each. `tlray --version` tells the version. Exit codes: 0 done,",
-                "1 failed, 2 something given was wrong, 130 interrupted.",
+                "`tlray COMMAND --help` explains a command. `tlray --version` prints the version. Exit codes: 0 done,",
+                "1 failed, 2 wrong options, data or bundle, 130 interrupted.",
                 "",
                 NOTICE,
             ]
@@ -212,20 +213,20 @@ def _serve(arguments: list[str]) -> None:
     with started(config) as endpoint:
         options = endpoint.options
         key = "-H 'Authorization: Bearer KEY' " if endpoint.needs_key else ""
-        others = "all others too" if options.open_without_keys else "others are refused"
-        batches = "none: --input-roots and --output-roots allow them"
+        who = "all requests" if options.open_without_keys else "only requests from this machine"
+        batches = "off: --input-roots and --output-roots turn it on"
         if options.input_roots and options.output_roots:
             batches = f"from {', '.join(options.input_roots)} to {', '.join(options.output_roots)}"
         rows = [
-            ("address", f"{endpoint.address} (a page for trying it; /docs describes the rest)"),
+            ("address", f"{endpoint.address} (a page for trying it; /docs describes the API)"),
             ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
             ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
-            ("keys", "required" if endpoint.needs_key else f"none: this machine may ask, {others}"),
-            ("ask", f"curl {key}-F file=@scan.png {endpoint.address}/predict"),
-            ("POST /v1/batches", batches),
+            ("keys", "required" if endpoint.needs_key else f"none: {who} are answered"),
+            ("example", f"curl {key}-F file=@scan.png {endpoint.address}/predict"),
+            ("bulk scoring", batches),
             ("log files", endpoint.logs),
         ]
-        _show("Serving", rows, [NOTICE, "Ctrl-C ends it."], quiet=config.quiet)
+        _show("Serving", rows, [NOTICE, "Ctrl-C stops it."], quiet=config.quiet)
         try:
             endpoint.wait()
         except KeyboardInterrupt:  # as it is meant to end
@@ -241,7 +242,7 @@ def _features(arguments: list[str]) -> None:
     shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
     rows = [
         ("rows", f"{result.num_rows}, {result.num_reused} of them were there already"),
-        ("images that cannot be read", f"{result.num_failed} (which and why: _manifest.parquet)"),
+        ("images that cannot be read", f"{result.num_failed} (listed with their errors in _manifest.parquet)"),
         ("features (float16)", shapes),
         ("Parquet", result.out),
     ]
@@ -326,12 +327,12 @@ def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = ()
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "train": (_train, "images in, an evaluated and exported classifier out"),
+    "train": (_train, "train a classifier on labelled images, evaluate and export it"),
     "evaluate": (_evaluate, "measure a bundle on labelled images"),
     "score": (_score, "score a file, folder, zip or manifest of images"),
-    "serve": (_serve, "answer over HTTP: single images, bulk scoring, a page"),
-    "features": (_features, "what a pretrained network sees in images, as Parquet"),
+    "serve": (_serve, "serve a bundle over HTTP: predictions, bulk scoring, a page"),
+    "features": (_features, "compute features of images with a pretrained network"),
     "sweep": (_sweep, "try many settings on features that are computed once"),
-    "export": (_export, "make a bundle of a Keras model of your own"),
-    "phantoms": (_phantoms, "make a synthetic data set to try things on"),
+    "export": (_export, "make a bundle from your own Keras model"),
+    "phantoms": (_phantoms, "make a synthetic data set for trying things out"),
 }

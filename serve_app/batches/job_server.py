@@ -117,7 +117,7 @@ def _client() -> Iterator[JobSubmissionClient]:
         _LOG.error("No job server: %s. Start Ray with its dashboard, as `ray start --head` does.", error)
         raise RequestError(
             503,
-            "The cluster's job server, which runs batches, does not answer. Ask the operator: the log says why.",
+            "The cluster's job server, which runs batches, does not answer. Ask the operator; the log says why.",
             "no_job_server",
             RETRY_AFTER_S,
         ) from error

@@ -187,7 +187,7 @@ class Batches:
             return True
         if (await self._find(name)).status in _ENDED:
             return False
-        raise RequestError(503, "The batch is just being started. Cancel it in a moment.", None, retry_after_s=1)
+        raise RequestError(503, "The batch is still being started. Cancel it a little later.", None, retry_after_s=1)
 
     async def _find(self, name: str) -> Job:
         if re.fullmatch(r"[0-9a-f]{32}", name):
@@ -208,17 +208,19 @@ class Batches:
 
     def _check_locations(self, order: Order) -> None:
         if not self._input_roots or not self._output_roots:
-            raise forbidden("Bulk scoring is off here: the operator has named no input_roots and output_roots.")
+            raise forbidden("Bulk scoring is off: the operator has not set both input_roots and output_roots.")
         _check_allowed("input", order.input, self._input_roots)
         _check_allowed("output", order.output, self._output_roots)
         if storage.split_member(order.output)[1] is not None:
-            raise forbidden("output: nothing is written into a zip archive. Name a folder.")
+            raise forbidden("output: batches cannot write into a zip archive. Give a folder.")
         where = roots.resolve(order.output)
         if where in map(roots.resolve, self._output_roots):
-            raise forbidden("output: a batch needs a folder of its own. Name one below it.")
+            raise forbidden(
+                "output: a batch cannot write directly into one of the output_roots. Give a folder below it."
+            )
         source = roots.resolve(_without_wildcards(order.input))
         if roots.is_below(where, source) or roots.is_below(source, where):
-            raise forbidden("output: input and output must lie apart. Give a folder elsewhere.")
+            raise forbidden("output: input and output must not contain each other. Give a folder elsewhere.")
 
     def _refuse_if_busy(self, output: str, name: str | None = None) -> None:
         """Raises RequestError (409, 429) if another batch is running. `name` is this one's id, if submitted already."""
@@ -228,7 +230,9 @@ class Batches:
             return
         if first.metadata.get("output") == output and first.metadata.get("model") == self._options.name:
             raise RequestError(
-                409, f"The batch {first.id.removeprefix(PREFIX)} is writing to this output.", "output_in_use"
+                409,
+                f"The batch {first.id.removeprefix(PREFIX)} is writing to this output. Wait until it has ended.",
+                "output_in_use",
             )
         # Each batch fills the cluster with its models; two at once could leave each other no CPU for reading images.
         raise RequestError(429, "Another batch is running. Try again when it has ended.", "busy", RETRY_AFTER_S)
@@ -239,14 +243,12 @@ class Batches:
         if progress is None:
             return "The images are being listed."
         num_free, num_all = self._jobs.cpus()
-        return f"A model is being loaded, or waits for a CPU: {num_free:g} of {num_all:g} are free."
+        return f"The model is being loaded, or waits for CPUs: {num_free:g} of {num_all:g} are free."
 
 
 def _check_allowed(what: str, location: str, allowed: Sequence[str]) -> None:
     if roots.outside([location], allowed):
-        raise forbidden(
-            f"{what}: '{location}' does not lie below a folder that the operator allows for it ({what}_roots)."
-        )
+        raise forbidden(f"{what}: '{location}' does not lie below a folder that the operator allows ({what}_roots).")
 
 
 def _without_wildcards(location: str) -> str:
@@ -271,7 +273,7 @@ def failure(job: Job) -> str:
     """Returns why a batch failed, for the client: without a traceback, and only with paths that the client gave."""
     said = [line for line in job.message.splitlines() if line.startswith("tlray: ")]
     if not said or said[-1].startswith("tlray: this should not have happened"):
-        return f"The job failed. The operator finds its log in Ray, under {job.id}."
+        return f"The job failed. The operator can find its log in Ray under {job.id}."
     given = [job.metadata["output"], _without_wildcards(job.metadata["input"])]
 
     def hide(found: re.Match[str]) -> str:

@@ -51,7 +51,7 @@ def parse(body: bytes) -> Order:
     fields = parse_object(body)
     unknown = fields.keys() - {"input", "output", "version"}
     if unknown:
-        raise invalid(f"The fields are input, output and version. Received: {shown(sorted(unknown))}")
+        raise invalid(f"The only fields are input, output and version. Received also: {shown(sorted(unknown))}")
     version = fields.get("version")
     if version is not None and type(version) is not int:
         raise invalid(f"version must be a whole number. Received: {shown(version)}")

@@ -29,7 +29,7 @@ def add_batches(router: APIRouter, batches: Batches) -> None:
         tags=["batches"],
     )
     async def create_batch(request: Request) -> dict[str, Any]:
-        """Scores a folder, zip or manifest of images in the background: the same rows as `tlray score` writes."""
+        """Scores a folder, zip or manifest of images in the background, and writes the same rows as `tlray score`."""
         check_media_type(request, (JSON,))
         return await batches.create(await request.body())
 
@@ -40,15 +40,15 @@ def add_batches(router: APIRouter, batches: Batches) -> None:
 
     @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=WITH_BATCHES, tags=["batches"])
     async def show_batch(batch_id: str) -> dict[str, Any]:
-        """Tells a batch's state and progress."""
+        """Returns the state and progress of a batch."""
         return await batches.show(batch_id)
 
-    ending: dict[int | str, dict[str, Any]] = {202: {"model": Batch, "description": "It is ending."}}
+    ending: dict[int | str, dict[str, Any]] = {202: {"model": Batch, "description": "The batch is ending."}}
 
     @router.delete(
         "/v1/batches/{batch_id}", response_model=Batch, responses={**WITH_BATCHES, **ending}, tags=["batches"]
     )
     async def cancel_batch(batch_id: str, response: Response) -> dict[str, Any]:
-        """Cancels a batch; 200 if it had ended already. What it has written stays."""
+        """Cancels a batch; 200 if it had ended already. Rows that it has written stay."""
         response.status_code = 202 if await batches.cancel(batch_id) else 200
         return await batches.show(batch_id)

@@ -91,7 +91,7 @@ class ApiKeys:
             self._from_file, self._signature = [], None
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                _LOG.error("The keys of %s are void: %s", FILE_VARIABLE, error)
+                _LOG.error("No key of %s is accepted: %s", FILE_VARIABLE, error)
             return
         if self._signature != before:
             self._complaint = None
@@ -110,10 +110,10 @@ class ApiKeys:
                 lines = [line.strip() for line in file]
         except OSError as error:
             raise ConfigError(
-                f"{source} cannot be read: {error.strerror}. Name a file with one key a line, or unset it."
+                f"{source} cannot be read: {error.strerror}. Name a file with one key per line, or unset it."
             ) from error
         except UnicodeDecodeError:
-            raise ConfigError(f"{source} is no UTF-8 text. Write one key a line.") from None
+            raise ConfigError(f"{source} is not UTF-8 text. Write one key per line.") from None
         self._from_file = _digests((line for line in lines if not line.startswith("#")), source=source)
         self._signature = signature
 
@@ -141,6 +141,6 @@ def _digests(keys: Iterable[str], *, source: str) -> list[bytes]:
         if not all("!" <= character <= "~" for character in key):
             raise ConfigError(
                 f"Key {number} of {source} has a space or a character outside ASCII, which a header cannot carry. "
-                "Comments have lines of their own. Make a key with `openssl rand -hex 24`."
+                "Put comments on separate lines, and make a key with `openssl rand -hex 24`."
             )
     return [_digest(key) for key in wanted]

@@ -54,7 +54,7 @@ class LimitBody:
                     message = await receive()
             except TimeoutError:
                 raise RequestError(
-                    408, "The request came too slowly. Send it again, or fewer images at once."
+                    408, "The request did not arrive in time. Send it again, or fewer images at once."
                 ) from None
             num_new = len(message.get("body", b""))
             num_bytes += num_new
@@ -63,7 +63,9 @@ class LimitBody:
                 raise _too_large(self._max_bytes)
             if self._num_held_bytes > MAX_BODIES * self._max_bytes:
                 raise RequestError(
-                    429, "Too much is being sent. Try again a little later.", retry_after_s=RETRY_AFTER_S
+                    429,
+                    "The server is receiving too much data at once. Try again a little later.",
+                    retry_after_s=RETRY_AFTER_S,
                 )
             is_whole = not message.get("more_body", False)
             return message

@@ -56,7 +56,7 @@ def make_guard(
             if is_hidden:
                 raise RequestError(
                     403,
-                    f"Behind HAProxy there must be keys ({KEYS_VARIABLE} or {FILE_VARIABLE}), or open_without_keys.",
+                    f"Behind HAProxy the server needs keys ({KEYS_VARIABLE} or {FILE_VARIABLE}) or open_without_keys.",
                 )
             _check_is_local(request, origins)
 
@@ -66,31 +66,29 @@ def make_guard(
 def _check_is_local(request: Request, origins: Collection[str]) -> None:
     """Refuses a request that comes from another machine, through a proxy, or from another site's page in a browser."""
     if request.client is None or not _is_loopback(request.client.host):
-        raise _refusal("only the server's own machine may ask")
+        raise _refusal("only requests from the server's own machine are answered")
     # The client of a proxy on this machine may be anywhere.
     added = next((name for name in request.headers if name in PROXY_HEADERS or name.startswith(PROXY_PREFIX)), None)
     if added is not None:
-        raise _refusal("requests by way of a proxy are refused", f"the header {added[:100]}")
+        raise _refusal("requests through a proxy are refused", f"the header {added[:100]}")
     # By default, nginx up to 1.29.6 leaves only this trace: HTTP/1.0, which browsers and libraries do not speak.
     if request.scope.get("http_version") == "1.0":
-        raise _refusal("requests by way of a proxy are refused", "HTTP/1.0, as nginx speaks it")
+        raise _refusal("requests through a proxy are refused", "HTTP/1.0, as nginx speaks it")
     # Another site can let its own name lead to this machine (DNS rebinding), and browsers then let its pages read the
     # answers. But such a request has the site's name in its Host header, not a name of this machine.
     host = request.headers.get("host", "")
     if not _is_local_name(host):
-        raise _refusal(
-            "the server must be asked for as localhost or 127.0.0.1", f"Host: {host[:100] or 'none'}", status=421
-        )
+        raise _refusal("the Host header must be localhost or 127.0.0.1", f"Host: {host[:100] or 'none'}", status=421)
     # A page of another site can also send forms here, though not read the answers. Browsers then add its Origin.
     origin = request.headers.get("origin")
     if origin is not None and origin not in origins and _netloc(origin) != host:
-        raise _refusal("pages of other sites may not ask", f"Origin: {origin[:100]}")
+        raise _refusal("requests from other sites' pages are refused", f"Origin: {origin[:100]}")
 
 
 def _refusal(rule: str, received: str | None = None, *, status: int = 403) -> RequestError:
     more = "" if received is None else f" Received: {received}"
     return RequestError(
-        status, f"No API keys are set: {rule}. Set some in {KEYS_VARIABLE} or {FILE_VARIABLE} on the server.{more}"
+        status, f"No API keys are set, so {rule}. Set keys in {KEYS_VARIABLE} or {FILE_VARIABLE} on the server.{more}"
     )
 
 

@@ -226,7 +226,7 @@ class Classifier:
             if not self._is_started:
                 raise
             known = isinstance(error, TlrayError)
-            _LOG.error("The present model stays: %s", error if known else repr(error), exc_info=not known)
+            _LOG.error("The bundle was not replaced: %s", error if known else repr(error), exc_info=not known)
             return
         if model is None:
             return

@@ -138,7 +138,9 @@ class Service:
             RequestError: 404: it is the name of another model.
         """
         if name != self.options.name:
-            raise RequestError(404, f"There is no model {name[:100]!r} here; this is {self.options.name!r}.")
+            raise RequestError(
+                404, f"There is no model {name[:100]!r}; this server has the model {self.options.name!r}."
+            )
 
     def number(self, version: int | None) -> int:
         """Checks that a version exists and returns its number; for None, the number of the main version.
@@ -176,7 +178,7 @@ class Service:
             async with asyncio.timeout(self.options.timeout_s):
                 return await asyncio.get_running_loop().run_in_executor(self._parsers, call)
         except TimeoutError:
-            raise RequestError(504, f"The request was not read within {self.options.timeout_s:g} s.") from None
+            raise RequestError(504, f"The request was not parsed within {self.options.timeout_s:g} s.") from None
 
     async def predict(
         self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False
@@ -195,7 +197,7 @@ class Service:
         note(num_images=len(files))
         most = min(self.options.max_images_per_request, self.options.max_queued_images)  # more would never find room
         if len(files) > most:
-            raise RequestError(413, f"{len(files)} images in one request; the most are {most}.")
+            raise RequestError(413, f"The request has {len(files)} images, but at most {most} are allowed.")
         self.check_room(len(files), explain=explain)
         self._hold(len(files), explain=explain)
         try:

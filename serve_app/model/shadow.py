@@ -91,7 +91,7 @@ class Shadow:
                 shadow_BK = await self._predict(info, files, pixels)
             differences = np.abs(shadow_BK - probs_BK).mean(axis=1)
             if not np.isfinite(differences).all():
-                raise TlrayError("It gave no finite probabilities.")
+                raise TlrayError("The shadow bundle gave no finite probabilities.")
             num_agreeing = int((shadow_BK.argmax(axis=1) == probs_BK.argmax(axis=1)).sum())
             self._telemetry.compared(
                 num_agreeing=num_agreeing,
@@ -104,7 +104,7 @@ class Shadow:
             self._telemetry.not_compared("dropped" if is_full else "error", num_images)
             if not is_full and not self._is_failing:  # log only the first of several in a row, to spare the disk
                 self._is_failing = True
-                _LOG.warning("The shadow could not be compared: %r", error)
+                _LOG.warning("The shadow bundle could not be compared: %r", error)
 
     async def _predict(self, info: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> np.ndarray:
         """Returns the shadow's probabilities, float32 [images, classes], in the order of the main version's classes."""
@@ -112,19 +112,19 @@ class Shadow:
             shadow = self._info = self._info or await self._model.describe()
             classes = shadow.spec.classes
             if set(classes) != set(info.spec.classes):
-                raise TlrayError(f"It has other classes: {', '.join(classes)}.")
+                raise TlrayError(f"The shadow bundle has other classes: {', '.join(classes)}.")
             answer = await self._model.predict(await self._fit(shadow, files, pixels))
             if answer.probabilities is not None and answer.bundle_sha256 == shadow.bundle_sha256:
                 return answer.probabilities[:, [classes.index(name) for name in info.spec.classes]]
             self._info = None  # another bundle has just replaced the shadow's
-        raise TlrayError("Its bundle was exchanged more than once while it was asked.")
+        raise TlrayError("The shadow bundle was replaced more than once during a request.")
 
     async def _fit(self, shadow: ModelInfo, files: Sequence[bytes | np.ndarray], pixels: Pixels) -> Pixels:
         size_px, limits = shadow.spec.image_size_px, shadow.spec.intensity_range
         if _fits(shadow, pixels):
             return pixels
         if not files:
-            raise RequestError(503, "Its bundle was exchanged for one that sees images otherwise.")
+            raise RequestError(503, "The shadow bundle was replaced by one with another image size or intensity range.")
         loop = asyncio.get_running_loop()
         decoded = [await loop.run_in_executor(self._decoder, decode, file, shadow.spec) for file in files]
         images = []

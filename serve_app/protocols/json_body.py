@@ -34,9 +34,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body.decode(), parse_constant=_refuse)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise invalid(f"The body is no JSON: {error}.") from None
+        raise invalid(f"The body is not JSON: {error}.") from None
     except ValueError:
-        raise invalid("The body has a number that cannot be: NaN, Infinity, or thousands of digits.") from None
+        raise invalid(
+            "The body has a number that cannot be read: NaN, Infinity, or one of thousands of digits."
+        ) from None
     except RecursionError:
         raise invalid("The body is nested too deeply.") from None
     if not isinstance(value, dict):
@@ -57,7 +59,7 @@ def check_count(num_images: int, *, max_images: int) -> None:
     if num_images < 1:
         raise invalid("The request has no image. Send at least one.")
     if num_images > max_images:
-        raise RequestError(413, f"{num_images} images in one request; the most are {max_images}.")
+        raise RequestError(413, f"The request has {num_images} images, but at most {max_images} are allowed.")
 
 
 def decode_base64(text: object, *, where: str) -> bytes:
@@ -96,7 +98,7 @@ def uint8_array(values: object, *, num_axes: int, where: str) -> np.ndarray:
             raise invalid(f"{where} must be lists nested {num_axes} deep, none of them empty.")
         sizes = set(map(len, level))
         if len(sizes) > 1:
-            raise invalid(f"{where} is ragged: its lists of one level have {min(sizes)} to {max(sizes)} elements.")
+            raise invalid(f"{where} is ragged: its lists at one level have {min(sizes)} to {max(sizes)} elements.")
         shape.append(sizes.pop())
         level = list(chain.from_iterable(level))
     others = set(map(type, level)) - {int}

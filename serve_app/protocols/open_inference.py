@@ -123,7 +123,7 @@ def _outputs(request: dict[str, Any]) -> tuple[RequestedOutput, ...]:
     for each in wanted:
         name = each.get("name") if isinstance(each, dict) else None
         if name not in OUTPUTS or name in outputs:
-            raise invalid(f"outputs must be of {', '.join(OUTPUTS)}, each at most once. Received: {shown(each)}")
+            raise invalid(f"outputs may be {', '.join(OUTPUTS)}, each at most once. Received: {shown(each)}")
         parameters = _parameters(each, f"the output {name}")
         if parameters.keys() - {"binary_data"}:
             # Other extensions return something else than the tensor, such as the most probable classes.
@@ -139,12 +139,14 @@ def _images(tensor: object, binary: memoryview, *, size_px: int, max_images: int
     json_body.check_count(shape[0], max_images=max_images)
     data, num_bytes = tensor.get("data"), _parameters(tensor, INPUT).get("binary_data_size")
     if (data is None) == (num_bytes is None):
-        raise invalid(f"{INPUT} must have either data or the parameter binary_data_size; shared memory is not read.")
+        raise invalid(
+            f"{INPUT} must have either data or the parameter binary_data_size; shared memory is not supported."
+        )
     expected = 0 if num_bytes is None else num_bytes
     if type(expected) is not int or expected != len(binary):
         raise invalid(
-            f"By {HEADER_LENGTH} {len(binary)} bytes follow the JSON; binary_data_size of {INPUT} must say the same. "
-            f"Received: {shown(num_bytes)}"
+            f"{HEADER_LENGTH} leaves {len(binary)} bytes after the JSON, so binary_data_size of {INPUT} must be "
+            f"{len(binary)}. Received: {shown(num_bytes)}"
         )
     if len(shape) == 1:
         return _files_of_binary(binary, shape[0]) if data is None else _files_of_json(data, shape[0])

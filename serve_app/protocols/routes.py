@@ -50,7 +50,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
     tags: list[str | Enum] = ["TensorFlow Serving"]
 
     async def predict(request: Request, name: str, version: int | None = None) -> dict[str, Any]:
-        """Predicts as TensorFlow Serving's REST API does."""
+        """Classifies images in the format of TensorFlow Serving's REST API."""
         service.check_name(name)
         check_media_type(request, JSON_TYPES)
         await admit(request, service.check_room)
@@ -63,7 +63,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         return tensorflow_serving.encode_predict(parsed, found.probabilities)
 
     async def status(name: str, version: int | None = None) -> dict[str, Any]:
-        """Tells which versions are there."""
+        """Lists the available versions of the model."""
         service.check_name(name)
         numbers = service.versions if version is None else [service.number(version)]
         for number in numbers:
@@ -103,7 +103,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
     tags: list[str | Enum] = ["Open Inference Protocol"]
 
     async def infer(request: Request, name: str, version: int | None = None) -> Response:
-        """Infers as the Open Inference Protocol has it."""
+        """Classifies images in the format of the Open Inference Protocol."""
         service.check_name(name)
         check_media_type(request, INFER_TYPES)
         await admit(request, service.check_room)
@@ -139,7 +139,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         )
 
     async def model_ready(name: str, version: int | None = None) -> dict[str, Any]:
-        """Tells that a model is loaded and warmed up."""
+        """Returns 200 if the model is loaded and warmed up."""
         service.check_name(name)
         await service.model_info(version)
         return {"name": name, "ready": True}

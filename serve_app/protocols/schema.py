@@ -19,24 +19,25 @@ EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAg
 
 
 class Failure(BaseModel):
-    """What every answer holds that is an error."""
+    """An error answer."""
 
     error: str
-    error_code: str = Field(description="For programs: of an image one of tlray's, such as decode_failed")
+    error_code: str = Field(description="Code for programs; for an image, such as decode_failed")
 
 
 _REFUSALS = {
     400: "The request is not as described.",
     401: REFUSALS[Verdict.MISSING],
-    403: f"{REFUSALS[Verdict.WRONG]} Or no keys are set and another machine asks; or a location is not allowed.",
+    403: f"{REFUSALS[Verdict.WRONG]} Or no keys are set and the request comes from another machine, through a proxy "
+    "or from another site's page. Or a location is not allowed.",
     404: "There is no such model, version or batch.",
     408: "The body did not arrive in time.",
     409: "A batch is writing to this output.",
     413: "The request is too large, or has too many images.",
     415: "The body has another media type, or is compressed.",
-    421: "No keys are set, and the server was asked for by another name than localhost.",
-    422: "An image cannot be decoded: `error_code` says why; or a part of the address has another type.",
-    429: "Too many images are waiting, or another batch is running: see Retry-After.",
+    421: "No keys are set, and the Host header is not localhost or 127.0.0.1.",
+    422: "An image cannot be decoded (`error_code` says why), or a parameter in the address is invalid.",
+    429: "Too many images are waiting, too much is being sent, or another batch is running: see Retry-After.",
     500: "The server failed; its log says why.",
     503: "No model is ready, or there is no job server: see Retry-After.",
     504: "The model, the job server or the storage did not answer in time.",
@@ -143,9 +144,9 @@ BATCH_BODY = _body(
                 "required": ["input", "output"],
                 "additionalProperties": False,
                 "properties": {
-                    "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; see README"},
-                    "output": {"type": "string", "description": "A folder of its own; a path or URI"},
-                    "version": {"type": ["integer", "null"], "description": "Of the model"},
+                    "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; a path or URI"},
+                    "output": {"type": "string", "description": "A folder for this batch alone; a path or URI"},
+                    "version": {"type": ["integer", "null"], "description": "Version of the model; null: the main one"},
                 },
             }
         }
@@ -157,13 +158,13 @@ BATCH_BODY = _body(
 
 
 class Live(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     live: bool
 
 
 class Ready(BaseModel):
-    """The model answers."""
+    """The model is ready."""
 
     ready: bool
     model: str
@@ -176,33 +177,33 @@ class ModelShown(BaseModel):
     model: str
     version: int
     bundle_sha256: str
-    classes: list[str] = Field(description="In the order of the model's outputs")
-    refer_below: float = Field(description="Predictions of a lower confidence are marked `refer`")
+    classes: list[str] = Field(description="Names of the classes, in the order of the model's outputs")
+    refer_below: float = Field(description="Predictions with a lower confidence are marked `refer`")
 
 
 class FileRow(BaseModel):
-    """What the model says of a file, or what is wrong with it."""
+    """The prediction for a file, or the error if it cannot be read."""
 
     file: str
     label: str | None
     confidence: float | None = Field(description="Probability of the label")
-    refer: bool | None = Field(description="The confidence is low: leave it to a specialist")
+    refer: bool | None = Field(description="Whether the confidence is low: leave the image to a specialist")
     probabilities: dict[str, float] | None
-    explanation: str = Field("", description="PNG in base64, with explain=true")
-    explanation_error: str = Field("", description="Why there is none")
+    explanation: str = Field("", description="Grad-CAM overlay with explain=true, a PNG in base64")
+    explanation_error: str = Field("", description="Why there is no explanation, with explain=true")
     error_code: str | None
     error: str | None
 
 
 class Timing(BaseModel):
-    """What took how long."""
+    """Milliseconds for decoding the images and for predicting."""
 
     decode: float
     predict: float
 
 
 class Predictions(BaseModel):
-    """Rows in the files' order."""
+    """The predictions, one per file, in the order of the files."""
 
     model: str
     bundle_sha256: str
@@ -211,19 +212,19 @@ class Predictions(BaseModel):
 
 
 class Rows(BaseModel):
-    """The answer to `instances`."""
+    """The answer to a request with `instances`: the probabilities of each image."""
 
     predictions: list[list[float]]
 
 
 class Columns(BaseModel):
-    """The answer to `inputs`."""
+    """The answer to a request with `inputs`: the probabilities of each image."""
 
     outputs: list[list[float]]
 
 
 class VersionStatus(BaseModel):
-    """Whether a version can be asked."""
+    """Whether a version of the model is available."""
 
     version: str
     state: str
@@ -237,7 +238,7 @@ class ModelStatus(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """The model that is described."""
+    """Name and version of the model."""
 
     name: str
     signature_name: str
@@ -248,11 +249,11 @@ class SignatureMetadata(BaseModel):
     """The model's signatures, in the form of TensorFlow Serving."""
 
     model_spec: ModelSpec
-    metadata: dict[str, Any] = Field(description="signature_def: the inputs and outputs by signature")
+    metadata: dict[str, Any] = Field(description="signature_def: the inputs and outputs of each signature")
 
 
 class ServerMetadata(BaseModel):
-    """The server."""
+    """Name, version and protocol extensions of the server."""
 
     name: str
     version: str
@@ -260,13 +261,13 @@ class ServerMetadata(BaseModel):
 
 
 class Models(BaseModel):
-    """The models' names."""
+    """The names of the models."""
 
     models: list[str]
 
 
 class TensorMetadata(BaseModel):
-    """A tensor; -1 stands for any size."""
+    """Description of a tensor; in `shape`, -1 stands for any size."""
 
     name: str
     datatype: str
@@ -274,7 +275,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """A model's tensors."""
+    """Description of a model's input and output tensors."""
 
     name: str
     versions: list[str]
@@ -284,21 +285,21 @@ class ModelMetadata(BaseModel):
 
 
 class ModelReady(BaseModel):
-    """A model answers."""
+    """Whether a model is ready."""
 
     name: str
     ready: bool
 
 
 class OutputTensor(TensorMetadata):
-    """A tensor with its data, or with the number of bytes that follow."""
+    """A tensor with its data, or with the number of its bytes after the JSON."""
 
     data: list[float] | list[str] = []
     parameters: dict[str, int] = {}
 
 
 class InferAnswer(BaseModel):
-    """What the model says."""
+    """The answer to an inference request."""
 
     model_name: str
     model_version: str
@@ -307,7 +308,7 @@ class InferAnswer(BaseModel):
 
 
 class Progress(BaseModel):
-    """Numbers of images."""
+    """Numbers of images: scored so far, failed among these, and in total."""
 
     done: int
     failed: int
@@ -315,12 +316,12 @@ class Progress(BaseModel):
 
 
 class Batch(BaseModel):
-    """A bulk scoring."""
+    """State and progress of a batch (bulk scoring in the background)."""
 
     id: str
     state: str = Field(description="pending, running, succeeded, failed, cancelled")
     progress: Progress | None
-    message: str | None = Field(description="What a pending one waits for, or why one failed")
+    message: str | None = Field(description="What a pending batch waits for, or why a batch failed")
     input: str
     output: str
     version: int

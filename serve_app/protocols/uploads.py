@@ -33,7 +33,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
     async def predict(request: Request, explain: bool = False) -> JSONResponse:
         """Classifies image files: `curl -F file=@scan.png ADDRESS/predict`.
 
-        `explain=true` adds `explanation`, in base64 a PNG that shows where the model looked (Grad-CAM).
+        `explain=true` adds `explanation`, a PNG in base64 that shows where the evidence for the class lies (Grad-CAM).
         """
         await admit(request, service.check_room)
         names, files = await _read_form(request, service.options.max_images_per_request)
@@ -52,7 +52,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
 
     @router.get("/model", response_model=ModelShown, responses=WITH_MODEL, tags=["predict"])
     async def show_model() -> dict[str, Any]:
-        """Tells which model answers at /predict."""
+        """Describes the model that answers at /predict."""
         info = await service.model_info()
         return {
             "model": service.options.name,
@@ -68,7 +68,7 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
         # A client may name any codec of Python; punycode takes 14 s for a megabyte, and blocks the event loop.
-        raise RequestError(415, "Names and text in a form must be UTF-8: leave the charset away.")
+        raise RequestError(415, "Names and text in a form must be UTF-8. Leave the charset out.")
     try:
         async with aclosing(request.stream()) as stream:
             form = await FormParser(request.headers, stream, max_files=max_images, max_fields=max_images).parse()
@@ -81,7 +81,9 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
     finally:
         await form.close()
     if not files:
-        raise RequestError(400, 'The form has no file in a field "file": curl -F file=@scan.png ADDRESS/predict')
+        raise RequestError(
+            400, 'The form has no file in a field "file". Send one as curl does: curl -F file=@scan.png ADDRESS/predict'
+        )
     return [each.filename or "" for each in uploads], files
 
 

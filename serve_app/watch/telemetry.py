@@ -22,7 +22,7 @@ class Telemetry:
     def __init__(self, model: str) -> None:
         self.requests = Histogram(
             "tlray_request_duration_seconds",
-            "Requests by the time until they were answered.",
+            "Seconds until requests were answered.",
             DURATIONS_S,
             _tags("model", "method", "route", "status"),
         )
@@ -30,7 +30,7 @@ class Telemetry:
             "tlray_request_errors", "Requests that failed, by error code or status.", _tags("model", "route", "code")
         )
         self.held_images = Gauge(
-            "tlray_held_images", "Images that are being decoded, wait or are being predicted.", _tags("model")
+            "tlray_held_images", "Images that are being decoded, waiting or being predicted.", _tags("model")
         )
         self.predictions = Counter(
             "tlray_predictions", "Images by predicted class.", _tags("model", "version", "label")
@@ -43,8 +43,8 @@ class Telemetry:
         )
         self.drift = Gauge(
             "tlray_drift",
-            "Population stability index of the last images beside the training images, and of the predictions for "
-            "them beside those for validation images, by statistic.",
+            "Population stability index of the latest images compared with the training images, and of their "
+            "predictions compared with those for the validation images, by statistic.",
             _tags("model", "version", "statistic"),
         )
         self.drift_chance = Gauge(
@@ -53,10 +53,14 @@ class Telemetry:
             _tags("model", "version", "statistic"),
         )
         self.shadow_images = Counter(
-            "tlray_shadow_images", "Images of shadow traffic: agree, differ, error, dropped.", _tags("model", "outcome")
+            "tlray_shadow_images",
+            "Images of shadow traffic, by outcome: agree, differ, error, dropped.",
+            _tags("model", "outcome"),
         )
         self.shadow_difference = Counter(
-            "tlray_shadow_difference", "Sum over compared images of the mean absolute difference.", _tags("model")
+            "tlray_shadow_difference",
+            "Mean absolute difference of the probabilities, summed over images.",
+            _tags("model"),
         )
         for metric in vars(self).values():
             if isinstance(metric, Counter | Gauge | Histogram):
@@ -109,7 +113,7 @@ class ModelTelemetry:
     def __init__(self, version: int | str) -> None:
         self._tags = {"version": str(version)}
         self.batches = Histogram(
-            "tlray_batch_images", "Batches of the model by their images.", BATCH_SIZES, _tags("version")
+            "tlray_batch_images", "Number of images in each batch of the model.", BATCH_SIZES, _tags("version")
         )
         self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.", _tags("version"))
 

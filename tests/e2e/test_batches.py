@@ -200,8 +200,8 @@ def test_a_manifest_that_leads_elsewhere_fails_with_a_message(endpoint):
     batch = endpoint.wait_for_end(endpoint.post("elsewhere.csv", "elsewhere"))
     assert batch["state"] == "failed"
     assert batch["message"] == (
-        f"1 of the 2 images of '{endpoint.input}/elsewhere.csv' do not lie below the roots, by a manifest or a "
-        "symbolic link. Leave them out."
+        f"1 of the 2 images of '{endpoint.input}/elsewhere.csv' do not lie below the allowed roots: a manifest or a "
+        "symbolic link leads elsewhere. Leave them out."
     )
     assert batch["progress"] is None
     assert not (endpoint.output / "elsewhere").exists()

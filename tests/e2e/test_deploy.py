@@ -153,7 +153,7 @@ def test_a_bundle_is_swapped_within_the_replica(cluster, address, config, scan, 
         wait_for_answers(load, after, count=20)
         # One that cannot be used changes nothing.
         cluster.put(config, user_config={"bundle": str(tmp_path)})
-        wait_for(cluster.log_of_model, lambda text: "The present model stays" in text)
+        wait_for(cluster.log_of_model, lambda text: "The bundle was not replaced" in text)
         wait_for_answers(load, after, count=20)
     assert set(load.statuses) == {200}
     wait_for(cluster.replicas, lambda found: found == replicas)

@@ -154,7 +154,7 @@ def test_results_of_another_bundle_say_so(window, model, other, files):
         window.wait(lambda: second in window.find("#model").text)
         notes = {what: window.find_all(".bundle", window.card(files[what]))[0] for what in ("dark", "light")}
         assert {what: note.is_displayed() for what, note in notes.items()} == {"dark": True, "light": False}
-        assert notes["dark"].text == f"Another bundle answered: {first}"
+        assert notes["dark"].text == f"Predicted by another bundle: {first}"
         assert window.complaints() == []
         window.driver.get("about:blank")
 
@@ -404,7 +404,7 @@ def test_a_key_is_asked_for_kept_for_the_page_and_stored_nowhere(window, model, 
         window.driver.get(f"{address}/")
         window.choose(files["dark"], files["light"])
         window.wait(lambda: window.focused() == "key")
-        assert window.find("#key-message").text == "The server asks for a key."
+        assert window.find("#key-message").text == "The server requires a key."
         window.press(KEY[::-1], Keys.ENTER)
         window.wait(lambda: window.find("#key-message").text.startswith("The server refuses this key"))
         window.press(KEY, Keys.ENTER)

@@ -323,7 +323,7 @@ def test_a_changed_byte_in_a_bundle_is_noticed(run, phantom_set, tmp_path, capsy
     path.write_bytes(content)
     code = tlray("score", "--bundle", tmp_path / "bundle", "--input", phantom_set, "--out", tmp_path / "out", "--quiet")
     assert code == 2
-    assert "was changed after its export: sha256 of saved_model/saved_model.pb" in capsys.readouterr().err
+    assert "was changed after its export: the sha256 of saved_model/saved_model.pb" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -379,14 +379,14 @@ def make_folder(root: Path, **counts: int) -> Path:
         (["--data", "DATA/one_class"], "at least two classes"),
         (
             ["--data", "DATA/broken_class"],
-            "Not one image of 'b' can be read, for example 'DATA/broken_class/b/1.png' (empty: The file has zero "
+            "None of the images of 'b' can be read, for example 'DATA/broken_class/b/1.png' (empty: The file has zero "
             "bytes.). Copy the files again",
         ),
         (
             ["--data", "DATA/ids.csv", "--columns", "uri=id_code,label=diagnosis"],
-            "Not one image of '0', '1' can be read, for example 'DATA/id0' (not_found: There is no such file.), "
+            "None of the images of '0', '1' can be read, for example 'DATA/id0' (not_found: There is no such file.), "
             "'DATA/id1' (not_found: There is no such file.), 'DATA/id2' (not_found: There is no such file.). "
-            "Write file names with their extension",
+            "The manifest's uri must have the file's extension",
         ),
         (["--data", "DATA/masks"], "'images', 'masks') hold kinds of files, not patients. Choose one with a glob"),
         (["--data", "DATA/valid_only_class"], "no readable training image of 'c' (in valid)"),
@@ -396,7 +396,10 @@ def make_folder(root: Path, **counts: int) -> Path:
         (["--data", "DATA/good", "--weights", "DATA/nothing.h5"], "There are no weights at"),
         (["--data", "DATA/good", "--weights", "DATA/shape.weights.h5"], "does not fit the backbone MobileNetV2"),
         (["--data", "DATA/good", "--out", "DATA/good"], "is not empty"),
-        (["--data", "DATA/good", "--out", "DATA/good", "--overwrite"], "no mark (.tlray) of an earlier training"),
+        (
+            ["--data", "DATA/good", "--out", "DATA/good", "--overwrite"],
+            "but not the mark (.tlray) of an earlier training",
+        ),
     ],
 )
 def test_bad_input_ends_with_a_remedy_and_nothing_that_looks_finished(tmp_path, capsys, arguments, message):

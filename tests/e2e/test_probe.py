@@ -168,7 +168,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     losses = [-np.log(probs[phantoms.CLASSES.index(row["label"])]) for row in rows]
     assert changed["valid"]["log_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert changed["valid"]["log_loss"] != pytest.approx(gone["splits"]["valid"]["log_loss"], rel=0.02)
-    assert "the metrics are those of the exported model, on the images" in (out / "report.html").read_text()
+    assert "the metrics were measured with the exported model on the images" in (out / "report.html").read_text()
 
 
 def test_its_backbone_is_reused(run, phantom_set, tmp_path):
@@ -186,7 +186,7 @@ def test_random_weights_are_probed_too(phantom_set, tmp_path):
     assert train(phantom_set, tmp_path / "run", "--weights", "none") == 0
     report = (tmp_path / "run/report.html").read_text()
     assert "Trained from random weights" in report
-    assert "The network that was probed has random weights (--weights none)" in report
+    assert "The probe uses features of random weights (--weights none)" in report
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 0
 
 
@@ -229,9 +229,9 @@ def test_shared_images_are_told_before_any_figure(phantom_set, weights, tmp_path
     assert tlray("evaluate", *bundle, "--data", tmp_path / "data", "--out", evaluated) == 0
     assert f"! {told}" in capsys.readouterr().out
     assert json.loads((evaluated / "metrics.json").read_text())["warnings"][0] == warnings[0]
-    assert "The figures of this report are too good" in (evaluated / "report.html").read_text()
+    assert "The numbers of this report are too good" in (evaluated / "report.html").read_text()
     others = ("--data", tmp_path / "data/test", "--split", "all", "--out", tmp_path / "others", "--quiet")
     assert tlray("evaluate", *bundle, *others) == 0
-    assert "The figures of this report are too good" not in (tmp_path / "others/report.html").read_text()
+    assert "The numbers of this report are too good" not in (tmp_path / "others/report.html").read_text()
     (warning,) = json.loads((tmp_path / "others/metrics.json").read_text())["warnings"]
     assert warning == f"Among the images that the model was trained and measured on: {warnings[0]}"

@@ -54,7 +54,7 @@ def serving(*arguments: object, **variables: str) -> Iterator[tuple[subprocess.P
         lines = []
         for line in process.stdout:
             lines.append(line.rstrip())
-            if "Ctrl-C ends it" in line:
+            if "Ctrl-C stops it" in line:
                 break
         guard.cancel()
         yield process, lines, mark
@@ -207,5 +207,5 @@ def test_mistakes_are_2(tmp_path):
     with serving("--bundle", bundle) as (process, lines, _):
         _, errors = process.communicate(timeout=WAIT_S)
     assert (process.returncode, lines) == (2, [])
-    assert errors.startswith(f"tlray: The bundle '{bundle}' was changed after its export: sha256 of model.keras is")
+    assert errors.startswith(f"tlray: The bundle '{bundle}' was changed after its export: the sha256 of model.keras is")
     assert errors.count("\n") == 1

@@ -178,7 +178,7 @@ def test_the_range_is_of_the_16_bit_images_that_are_left(tmp_path):
     Image.fromarray(np.arange(1000, dtype=np.uint16).reshape(40, 25)).save(tmp_path / "0.png")
     uris = pa.chunked_array([[f"{tmp_path}/{number}.png" for number in range(67)]])
     assert inspection.intensity_range(uris) == (0.0, 998.0)
-    with pytest.raises(DataError, match=r"None of the 66 images of 16 bits can be read any more\. Check the storage"):
+    with pytest.raises(DataError, match=r"None of the 66 16-bit images can be read any more\. Check the storage"):
         inspection.intensity_range(uris.slice(1))
 
 

@@ -413,9 +413,7 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, c
     good, other, _ = (settings | {"trainable_layers": 0} for settings in search.draw_settings(config))
     broken = [settings | {"inverse_penalty": -1.0} for settings in (good, other)]
     monkeypatch.setattr(search, "draw_settings", lambda _config: broken)
-    with pytest.raises(
-        TlrayError, match=r"(?s)Every trial failed\. Mend .* --resume\. The first error:.*'C' parameter"
-    ):
+    with pytest.raises(TlrayError, match=r"(?s)Every trial failed\. Fix .* --resume\. The first error:.*'C' parameter"):
         search.sweep(config)
     assert not (tmp_path / "out/best").exists()
     assert "Traceback" not in capfd.readouterr().err  # Ray Tune's, of each
@@ -440,10 +438,10 @@ def test_what_cannot_be_swept_is_refused(config, result, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is not empty"):
         search.sweep(config)
     few = dataclasses.replace(config, out=str(tmp_path / "few"), num_folds=9)
-    with pytest.raises(DataError, match=r"A class has the images of 6 patients .* too few for --num-folds 9"):
+    with pytest.raises(DataError, match=r"A class has images of only 6 patients .* too few for --num-folds 9"):
         search.sweep(few)
     assert not (tmp_path / "few").exists()
-    with pytest.raises(ConfigError, match=r"its own settings: num_trials was 8 and is 9\."):
+    with pytest.raises(ConfigError, match=r"was started with: num_trials was 8 and is 9\."):
         search.sweep(dataclasses.replace(config, resume=True, num_trials=9))
     small = dataclasses.replace(capacity.measure(), smallest_object_store_bytes=100_000)
     monkeypatch.setattr(capacity, "measure", lambda: small)

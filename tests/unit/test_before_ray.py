@@ -54,8 +54,8 @@ def given(tmp_path: Path) -> dict[str, str]:
     [
         ({"out": "DATA"}, "is not empty"),
         ({"weights": "DATA/nothing.h5"}, "There are no weights at"),
-        ({"weights": "DATA/a/1.png"}, "is no Keras weights file"),
-        ({"weights": "DATA/a"}, "is a folder and no bundle of tlray"),
+        ({"weights": "DATA/a/1.png"}, "is not a Keras weights file"),
+        ({"weights": "DATA/a"}, "is a folder but not a bundle of tlray"),
         ({"data": "DATA/nowhere"}, "There is no file or folder"),
     ],
 )
@@ -73,7 +73,8 @@ def test_a_run_is_not_resumed_with_other_settings(given, command):
     config = kind(**given)
     begun = config.resolved() if isinstance(config, TrainConfig) else config
     storage.write_text(f"{config.out}/config.json", to_json(begun))
-    with pytest.raises(ConfigError, match=f"continues the {run.__name__ if command == 'sweep' else 'training'} in"):
+    kind = "sweep" if command == "sweep" else "training"
+    with pytest.raises(ConfigError, match=f"--resume needs the settings that the {kind} in .* was started with"):
         run(dataclasses.replace(config, resume=True, seed=7))
 
 
@@ -90,12 +91,12 @@ def test_a_finished_run_is_told_without_a_ray(given):
     assert result.warnings == ("Look out.", "The run had already finished: nothing was done.")
 
 
-@pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is no bundle")])
+@pytest.mark.parametrize(("out", "message"), [("DATA", "is not empty"), ("DATA/../new", "is not a bundle")])
 def test_what_is_wrong_with_a_bundle_or_its_output(given, out, message):
     out = out.replace("DATA", given["data"])
     with pytest.raises(TlrayError, match=message):
         evaluate.evaluate(EvaluateConfig(bundle=given["data"], data=given["data"], out=out))
-    with pytest.raises(TlrayError, match="is no bundle"):
+    with pytest.raises(TlrayError, match="is not a bundle"):
         score.score(ScoreConfig(bundle=given["data"], input=given["data"], out=out))
 
 
@@ -128,9 +129,13 @@ def test_what_fails_beside_the_reading_ends_it(monkeypatch, tmp_path):
         ("train", ["a/1.png", "a/2.png"], r"needs at least two classes; .* have 'a'"),
         ("train", ["train/a/1.png", "test/b/1.png"], "no readable training image of 'b'"),
         ("train", ["a/1.png", "b/1.png"], "no readable, labelled validation image"),
-        ("sweep", ["a/1.png", "a/2.png", "b/1.png", "b/2.png"], r"images of 2 patients .* too few for --num-folds 3"),
+        (
+            "sweep",
+            ["a/1.png", "a/2.png", "b/1.png", "b/2.png"],
+            r"of only 2 patients .* too few for --num-folds 3",
+        ),
         # Of three patients one is for testing.
-        ("sweep", [f"{c}/{c}{p}/{n}.png" for c in "ab" for p in (1, 2, 3) for n in range(9)], "of 2 patients"),
+        ("sweep", [f"{c}/{c}{p}/{n}.png" for c in "ab" for p in (1, 2, 3) for n in range(9)], "of only 2 patients"),
     ],
 )
 def test_what_the_listing_shows_is_not_looked_for_in_the_images(given, tmp_path, command, names, message):

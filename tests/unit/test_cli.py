@@ -344,13 +344,13 @@ def test_other_commands_parse(called, command_line, expected):
             "serve --bundle b",
             ["address .* http://127.0.0.1:8000 (", "model .* chest-ct: dark, light", f"bundle .* b, sha256 {'5' * 64}",
              "keys .* required", "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
-             "batches .* none: --input-roots and --output-roots", "log files .* /l",
-             "! tlray is a research tool, no medical device.", "! Ctrl-C ends it.", "Stopping."],
+             "bulk scoring .* off: --input-roots and --output-roots", "log files .* /l",
+             "! tlray is a research tool, no medical device.", "! Ctrl-C stops it.", "Stopping."],
         ),
         (
             "serve --bundle b --open-without-keys --input-roots /i s3://i --output-roots /o",
-            ["keys .* none: this machine may ask, all others too", "curl -F file=@scan.png",
-             "batches .* from /i, s3://i to /o"],
+            ["keys .* none: all requests are answered", "curl -F file=@scan.png",
+             "bulk scoring .* from /i, s3://i to /o"],
         ),
         (
             "features --data d --out o",
@@ -401,7 +401,10 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         ("train --data d --out o --num-workers 3", "Try --batch-size 33."),
         ("train --data d --out o --batch-norm loose", "--batch-norm"),
         ("train --data d --out o --augmentation.zoom 2", "augmentation.zoom must lie in [0, 1). Received: 2.0"),
-        ("score --bundle b --input i --out o --resume --overwrite", "--resume continues and --overwrite deletes"),
+        (
+            "score --bundle b --input i --out o --resume --overwrite",
+            "--resume continues an earlier scoring and --overwrite",
+        ),
         ("serve --name n", "--bundle"),
         ("serve --bundle b --port 65536", "--port must lie in [1, 65535]. Received: 65536"),
         ("evaluate --bundle b --data d --out o --split some", "--split"),
@@ -429,7 +432,7 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             1,
-            "tlray: [Errno 28] No space left on device: '/data/x'. Mend the cause. Continue with the same command and "
+            "tlray: [Errno 28] No space left on device: '/data/x'. Fix the cause. Continue with the same command and "
             "--resume (not --overwrite).\n",
         ),
         (
@@ -454,11 +457,11 @@ def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
 
     monkeypatch.setitem(cli.COMMANDS, "evaluate", (interrupted, ""))
     assert tlray("evaluate") == 130
-    assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command and --overwrite.\n"
+    assert capsys.readouterr().err == "tlray: interrupted. Run the same command again with --overwrite.\n"
     for command in ("features", "serve"):
         monkeypatch.setitem(cli.COMMANDS, command, (interrupted, ""))
         assert tlray(command) == 130
-        assert capsys.readouterr().err == "tlray: interrupted. Continue with the same command.\n"
+        assert capsys.readouterr().err == "tlray: interrupted. Run the same command again.\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])
@@ -539,7 +542,7 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     assert files[0].read_bytes() != b"changed"
     (out / "thesis.doc").write_bytes(b"")
     assert tlray(f"{small} --overwrite") == 2
-    assert "(thesis.doc), so --overwrite does not touch it" in capsys.readouterr().err
+    assert "(thesis.doc), so --overwrite does not delete them" in capsys.readouterr().err
     (out / "thesis.doc").unlink()
     nodules = f"{small} --overwrite --task nodules --first-patient 1000"
     assert tlray(nodules) == 0
@@ -549,5 +552,5 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     # Real data has the same class folders: without the mark of this command they stay.
     (out / ".tlray").unlink()
     assert tlray(f"{small} --overwrite") == 2
-    assert "so --overwrite does not touch it" in capsys.readouterr().err
+    assert "so --overwrite does not delete them" in capsys.readouterr().err
     assert len(list(out.glob("*/patient_*/*"))) == num_files

@@ -32,7 +32,7 @@ def model_card(spec: BundleSpec) -> str:
         "Starting weights": spec.weights,
         "Input": f"uint8 [batch, {spec.image_size_px}, {spec.image_size_px}, 3], RGB",
         "Preprocessing (in the model)": spec.preprocessing,
-        "16-bit pixels shown as 0 to 255": f"{low:g} to {high:g}",
+        "16-bit pixel values that become 0 to 255": f"{low:g} to {high:g}",
         "Temperature": spec.temperature,
         "Class shares that the probabilities assume": _describe_prior(spec),
         "Refer when confidence is below": spec.refer_below,
@@ -49,10 +49,10 @@ def model_card(spec: BundleSpec) -> str:
             "",
             *[f"- {name}: {_inert(str(value))}" for name, value in facts.items()],
             "",
-            *(table if results else ["It has not been evaluated."]),
+            *(table if results else ["The model has not been evaluated."]),
             "",
-            "Metrics hold for images like those of its data set. Other scanners, protocols or patients need a new "
-            "evaluation (`tlray evaluate`).",
+            "Metrics hold only for images like those of the data set. Evaluate the model again for other scanners, "
+            "protocols or patients (`tlray evaluate`).",
             "",
         ]
     )

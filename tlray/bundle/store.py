@@ -100,19 +100,26 @@ def load(location: str) -> Bundle:
     for name, wanted in spec.files.items():
         path = (directory / name).resolve()
         if not path.is_relative_to(directory.resolve()):
-            raise BundleError(f"The bundle '{location}' lists a file outside of itself: {name}. Do not use it.")
+            raise BundleError(
+                f"{BUNDLE_JSON} of '{location}' lists a file outside of the bundle: {name}. Do not use it."
+            )
         if not path.is_file():
-            raise BundleError(f"The bundle '{location}' lacks its file {name}. Restore it or export it again.")
+            raise BundleError(
+                f"The bundle '{location}' has no file {name}, which its {BUNDLE_JSON} lists. "
+                "Restore it or export it again."
+            )
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != wanted:
             raise BundleError(
-                f"The bundle '{location}' was changed after its export: sha256 of {name} is {found[:12]}…, "
-                f"{BUNDLE_JSON} says {wanted[:12]}…. Restore it or export it again."
+                f"The bundle '{location}' was changed after its export: the sha256 of {name} is {found[:12]}…, not "
+                f"{wanted[:12]}… as in {BUNDLE_JSON}. Restore it or export it again."
             )
     missing = {MODEL_FILE, f"{SAVED_MODEL_DIR}/saved_model.pb"} - set(spec.files)
     if missing:
-        raise BundleError(f"{BUNDLE_JSON} of '{location}' does not list {', '.join(sorted(missing))}.")
+        raise BundleError(
+            f"{BUNDLE_JSON} of '{location}' does not list {', '.join(sorted(missing))}. Restore it or export it again."
+        )
     return Bundle(spec=spec, directory=directory, sha256=sha256, _copy=copy)
 
 
@@ -129,16 +136,16 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
         content = storage.read_bytes(storage.join(location, BUNDLE_JSON))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"'{location}' is no bundle: it has no {BUNDLE_JSON}. Give the bundle/ directory of a finished training "
-            "run, or make one of your own model with `tlray export`."
+            f"'{location}' is not a bundle: it has no {BUNDLE_JSON}. Give the bundle/ directory of a finished training "
+            "run, or make a bundle from your own model with `tlray export`."
         ) from error
     try:
         raw = json.loads(content)
         version = raw["schema_version"]
         if version != SCHEMA_VERSION:
             raise BundleError(
-                f"The bundle '{location}' has schema version {version}; this tlray reads {SCHEMA_VERSION}. "
-                "Export it again, or use the tlray that made it."
+                f"The bundle '{location}' has schema version {version}, but this tlray reads {SCHEMA_VERSION}. "
+                "Export it again, or use the version of tlray that made it."
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")

@@ -1,4 +1,4 @@
-"""Parsing of command lines, with a help whose lines fill the terminal's width and break nowhere else."""
+"""Parses command lines into config dataclasses, with help texts that are wrapped to the terminal's width."""
 
 import ast
 import dataclasses
@@ -19,18 +19,18 @@ Config = TypeVar("Config")
 def parse(
     config: type[Config], arguments: Sequence[str], *, prog: str, description: str, default: Config | None = None
 ) -> Config:
-    """Makes a config of a command line; prints the help, or what is wrong, and exits where there is nothing to run.
+    """Returns the config that a command line describes. Exits after it has printed the help, or an error.
 
     Args:
-        config: A dataclass whose fields have docstrings: they become the options and their help.
-        arguments: The command line behind the command.
-        prog: The command.
-        description: What the help begins with, to be wrapped by `fill`.
-        default: The values of the options that are not given; None: those of the dataclass.
+        config: A dataclass whose fields have docstrings. The fields become the options, the docstrings their help.
+        arguments: The arguments after the command.
+        prog: The command, as the help shows it.
+        description: First part of the help, to be wrapped by `fill`.
+        default: The values of the options that are not given; None: the defaults of the dataclass.
     """
     registry = ConstructorRegistry()
     registry.struct_rule(_describe_dataclass)
-    # tyro joins the lines of a description, and does not wrap what comes of it.
+    # Printed here, because tyro joins the lines of a description and does not wrap the result.
     if {"-h", "--help"} & set(arguments):
         print(fill(description), end="\n\n")
     with registry:
@@ -42,8 +42,8 @@ def parse(
 def fill(text: str) -> str:
     """Wraps a text to the terminal's width, each paragraph by itself.
 
-    An empty line ends a paragraph. A line that is indented more than the first one stays a line of its own, and what
-    does not fit is indented further.
+    An empty line ends a paragraph. A line that is indented more than the first one is not joined with others; if it is
+    too long, its further lines are indented more.
     """
     width = max(40, shutil.get_terminal_size().columns)
     paragraphs: list[str] = []
@@ -86,7 +86,7 @@ def field_docs(config: type) -> dict[str, str]:
 
 
 def _describe_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Tells tyro of a dataclass. By itself it keeps each line break of a docstring that is indented, as all are."""
+    """Returns the description of a dataclass for tyro. Without it, tyro keeps all line breaks of the docstrings."""
     if not dataclasses.is_dataclass(info.type):
         return None
     docs, types = field_docs(info.type), typing.get_type_hints(info.type, include_extras=True)
@@ -103,7 +103,7 @@ def _describe_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _default(field: dataclasses.Field[Any], instance: object) -> Any:
-    """Returns a field's value in an instance of its dataclass, or where there is none the default that it declares."""
+    """Returns a field's value in an instance of its dataclass; without an instance, the field's own default."""
     if dataclasses.is_dataclass(instance):
         return getattr(instance, field.name)
     if field.default is not dataclasses.MISSING:

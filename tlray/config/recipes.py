@@ -1,4 +1,4 @@
-"""Named, complete configurations of a training run."""
+"""Recipes: named configurations of a training run that set all options but the data and the output."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ from tlray.config.training import Augmentation, TrainConfig
 
 
 def article(data: str, out: str) -> TrainConfig:
-    """The article that this project started from, as it stands there.
+    """The settings of the article that this project started from: a baseline, not a recommendation.
 
-    Its pixels in [0, 1] are not what the pretrained InceptionV3 saw ([-1, 1]), its last 15 layers include trained
-    BatchNormalization, and its rate does not change: a baseline, not advice.
+    Its pixels lie in [0, 1], but the pretrained InceptionV3 was trained with [-1, 1]. BatchNormalization among the last
+    15 layers is trained, and the learning rate stays the same.
 
         python jobs/train.py article --data DATA --weights WEIGHTS --num-workers 2 --out runs/article
 
@@ -33,11 +33,12 @@ def article(data: str, out: str) -> TrainConfig:
 
 
 def standard(data: str, out: str) -> TrainConfig:
-    """What a practitioner should want: a linear probe, then fine-tuning from it; the best of all on validation data.
+    """The default: a linear probe, then fine-tuning from it. Keeps what has the lowest validation loss.
 
-    The backbone runs once over the images; a logistic regression on its features from five depths is the start, from
-    which head and last 15 layers are fine-tuned at a low rate (arXiv:2202.10054) on what the backbone has seen. Frozen
-    BatchNormalization, class weights, a rate reduced on plateaus, early stopping. With --weights none: plain training.
+    The frozen layers of the backbone run once over the images. A logistic regression on features from five depths is
+    the start, from which the head and the last 15 layers are fine-tuned at a low learning rate (arXiv:2202.10054). It
+    uses frozen BatchNormalization, class weights, a learning rate that is reduced on plateaus, and early stopping. With
+    --weights none there is no probe: all layers are trained from random weights.
 
         python jobs/train.py --data DATA --out runs/standard
 
@@ -61,10 +62,10 @@ def standard(data: str, out: str) -> TrainConfig:
 
 
 def probe(data: str, out: str) -> TrainConfig:
-    """The fast one: one pass of the pretrained network over the images, and a logistic regression on what it saw.
+    """The fastest: one pass of the pretrained network over the images, and a logistic regression on its features.
 
-    Global averages from five depths of the backbone, standardised; the penalty is the one with the lowest validation
-    loss. No augmentation, no epochs.
+    The features are averages over height and width from five depths of the backbone, standardized. The penalty is the
+    one with the lowest validation loss. There is no augmentation.
 
         python jobs/train.py probe --data DATA --out runs/probe
 
@@ -75,7 +76,7 @@ def probe(data: str, out: str) -> TrainConfig:
 
 
 def full(data: str, out: str) -> TrainConfig:
-    """Everything unfrozen at a low rate, for thousands of images and a GPU; BatchNormalization synchronised.
+    """Trains all layers at a low learning rate, for thousands of images and GPUs. BatchNormalization is synchronized.
 
     python jobs/train.py full --data DATA --out runs/full --num-workers 4 --use-gpu
     """

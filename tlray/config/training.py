@@ -1,4 +1,4 @@
-"""The knobs of a training run: frozen dataclasses, from which the command line is made."""
+"""Settings of a training run: frozen dataclasses that define the options of `tlray train` and their help texts."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tlray.errors import ConfigError
 
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
-"""What the backbone wants to see of the 8-bit pixels: see `tlray.models.backbone.preprocess`."""
+"""Names of the ways to turn 8-bit pixels into a backbone's input; see `tlray.models.backbone.preprocess`."""
 
 Outputs = Literal["logits", "probabilities"]
 """Kinds of outputs that a trained Keras model may have; see `tlray.models.outputs`."""
@@ -22,7 +22,7 @@ UNIFORM_PRIOR = "uniform"
 """Value of `--prior` for equal class shares."""
 
 MAX_PRIOR_ERROR = 0.002
-"""Largest deviation from 1 of the sum of the shares in `--prior`, as 0.333 three times has."""
+"""Largest allowed deviation from 1 of the sum of the shares in `--prior`, so that three times 0.333 is accepted."""
 
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
@@ -36,7 +36,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Random changes of a training image, each drawn anew in every epoch. All zero: none."""
+    """Random changes of a training image, drawn anew in every epoch. With all values 0 there are none."""
 
     rotation_deg: float = 0.0
     """Rotate by an angle from [-x, x]."""
@@ -45,13 +45,13 @@ class Augmentation:
     zoom: float = 0.0
     """Scale height and width, each by a factor from [1 - x, 1 + x]."""
     shift: float = 0.0
-    """Shift by a part of the height and of the width from [-x, x]."""
+    """Shift vertically and horizontally, each by a fraction of the height or width from [-x, x]."""
     brightness: float = 0.0
     """Multiply all pixels by a factor from [1 - x, 1 + x]."""
     contrast: float = 0.0
-    """Scale the distance from the image's mean by a factor from [1 - x, 1 + x]."""
+    """Scale the distance of all pixels from their mean by a factor from [1 - x, 1 + x]."""
     horizontal_flip: bool = False
-    """Mirror left and right in half of the cases."""
+    """Mirror left and right with probability 0.5."""
 
     def __post_init__(self) -> None:
         for name in ("zoom", "shift", "brightness", "contrast"):
@@ -59,7 +59,8 @@ class Augmentation:
             require(0 <= value < 1, f"augmentation.{name} must lie in [0, 1). Received: {value}")
         for name in ("rotation_deg", "shear_deg"):
             value = getattr(self, name)
-            require(0 <= value < 90 or name == "rotation_deg", f"augmentation.{name} must lie in [0, 90): {value}")
+            in_range = 0 <= value < 90 or name == "rotation_deg"
+            require(in_range, f"augmentation.{name} must lie in [0, 90). Received: {value}")
             require(0 <= value <= 180, f"augmentation.{name} must lie in [0, 180]. Received: {value}")
 
 
@@ -68,94 +69,100 @@ class TrainConfig:
     """Everything that decides the result of a training run. A recipe fills in the defaults."""
 
     data: str
-    """The images: a folder (ROOT/CLASS/*, ROOT/CLASS/PATIENT/*, or either below ROOT/train, valid, test), a zip of one,
-    a CSV or Parquet manifest; a path or URI."""
+    """The images: a folder (ROOT/CLASS/* or ROOT/CLASS/PATIENT/*, or either of them below ROOT/train, ROOT/valid and
+    ROOT/test), a zip of such a folder, or a CSV or Parquet manifest; a path or URI."""
     out: str
     """The run's directory, a path or URI: report, metrics, checkpoints, and the exported model in OUT/bundle."""
 
     method: Literal["fine-tune", "probe", "lp-ft"] = "fine-tune"
     """fine-tune: train a new head and the backbone's last layers. probe: run the backbone once over all images and fit
-    a logistic regression on its features from five depths; settings of training do not count. lp-ft: fine-tune from
-    such a probe (linear probing, then fine-tuning); with --weights none there is nothing to probe: fine-tune."""
+    a logistic regression on its features from --depths depths; epochs, learning rate and augmentation are not used.
+    lp-ft: linear probing, then fine-tuning from such a probe; with --weights none it is the same as fine-tune."""
     weights: str = "imagenet"
-    """Where the backbone starts: 'imagenet' (downloaded), 'none' (random, everything trainable), a Keras weights file,
-    or an earlier bundle of tlray."""
+    """Initial weights of the backbone: 'imagenet' (downloaded), 'none' (random, and all layers are trained), a Keras
+    weights file, or an earlier bundle of tlray."""
     backbone: str = "InceptionV3"
-    """A model of keras.applications by its name, or the path of your own .keras file."""
+    """Name of a model of keras.applications, or path of your own .keras file."""
     cut: str | None = None
     """With a .keras backbone: the layer whose output is used (default: the last one with height and width)."""
     preprocessing: Preprocessing | None = None
-    """Pixels as the backbone wants them: unit [0, 1], symmetric [-1, 1], imagenet (mean, deviation), caffe (BGR minus
-    mean), raw [0, 255]. Default: what keras.applications uses for this backbone; a .keras backbone must name it."""
+    """Preprocessing of the pixels that the backbone expects: unit [0, 1], symmetric [-1, 1], imagenet (minus the mean,
+    divided by the standard deviation), caffe (BGR minus the mean), raw [0, 255]. Default: that of keras.applications
+    for this backbone; required for a .keras backbone."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     trainable_layers: int | Literal["all"] | None = None
     """How many of the backbone's last layers are trained. Default: 15, or all with --weights none."""
     batch_norm: Literal["frozen", "synchronized", "local"] | None = None
-    """frozen: stored statistics. synchronized: those of the global batch, whatever the number of workers. local: each
-    worker's own batch, averaged after each epoch; quicker between CPUs. Default: frozen, or synchronized with
-    --weights none."""
+    """Statistics that BatchNormalization uses in training. frozen: the stored ones. synchronized: those of the global
+    batch, so that the number of workers makes no difference. local: those of each worker's own batch, averaged after
+    each epoch; faster with several workers on CPUs. Default: frozen, or synchronized with --weights none."""
     batch_norm_momentum: float | None = None
-    """Momentum of trained moving statistics. Default: as the backbone has it, or 0.9 with --weights none."""
+    """Momentum of the moving statistics of BatchNormalization. Default: that of the backbone, or 0.9 with --weights
+    none."""
     hidden_units: tuple[int, ...] = ()
     """Widths of the head's hidden layers (relu), each followed by dropout. With --method lp-ft and pretrained --weights
-    they are trained beside the linear probe, whose logits theirs are added to."""
+    they are a branch beside the linear probe: the logits of both are added."""
     dropout: float = 0.3
     """Dropout rate in the head."""
 
     depths: int = 5
-    """With a probe: from how many depths of the backbone its features come; 1: from the last feature map alone."""
+    """With a probe: number of depths of the backbone that its features come from; 1: from the last feature map only."""
     inverse_penalty: float | None = None
-    """With a probe: scikit-learn's C of the logistic regression. Default: of 13 the one with the lowest validation
-    loss."""
+    """With a probe: inverse strength of the penalty (C in scikit-learn's LogisticRegression). Default: the one of 13
+    values that has the lowest validation loss."""
     learning_curve: bool = False
-    """With a probe: show in the report how accuracy grows with the training images of a class, by probes on 5, 10, 20,
-    50 and all of them."""
+    """With a probe: show in the report how accuracy grows with the number of training images, by probes on 5, 10, 20,
+    50 and all images of each class."""
     cache: Literal["auto", "off"] = "auto"
-    """With --method lp-ft. auto: run what is not trained once over --views of the images and train on the result, where
-    that fits into Ray's object store. off: read, augment and run every image anew in every epoch."""
+    """With --method lp-ft. auto: run the frozen layers once over the --views of all images and train the others on the
+    stored result, if it fits into Ray's object store. off: read, augment and run all images anew in every epoch."""
     views: int = 1
-    """With a cache: views of each training image, the first as it is, the others augmented; epochs take turns."""
+    """With a cache: number of views of each training image. The first is the image as it is, the others are augmented;
+    each epoch uses the next one."""
     epochs: int = 30
-    """The most epochs to train."""
+    """Maximum number of epochs to train."""
     batch_size: int = 32
-    """Images in a global batch, over all workers together."""
+    """Number of images in a global batch, which the workers share."""
     learning_rate: float | None = None
-    """Adam's learning rate at the start. Default: 0.001, or 0.0001 with --method lp-ft, whose start is a good one."""
+    """Adam's initial learning rate. Default: 0.001, or 0.0001 with --method lp-ft and pretrained --weights."""
     reduce_lr_patience: int | None = None
     """Multiply the learning rate by --reduce-lr-factor after this many epochs without a better validation loss."""
     reduce_lr_factor: float = 0.3
-    """See --reduce-lr-patience."""
+    """Factor of the learning rate; see --reduce-lr-patience."""
     early_stopping_patience: int | None = None
     """Stop after this many epochs without a better validation loss."""
     class_weights: bool = False
-    """In training, weight each image by the inverse frequency of its class. What is exported assumes --prior."""
+    """In training, weight each image by the inverse frequency of its class. The exported probabilities assume --prior
+    all the same."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of the training images."""
     seed: int = 0
-    """Decides splits, order, augmentation, initial weights and dropout."""
+    """Seed of the splits, the order of images, augmentation, initial weights and dropout."""
 
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """With a CSV or Parquet manifest: its names for the columns uri (relative to it), label, split (train, valid or
-    test), group_id (the patient) and image_id, all but uri optional, such as uri=path,label=dx."""
+    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
+    uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
+    uri are optional."""
     intensity_range: str = "auto"
-    """How 16-bit pixels become 8-bit ones: LO,HI, or auto (0.1 and 99.9 percentiles of the training images)."""
+    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
+    images)."""
     refer_below: float = 0.5
-    """A prediction whose confidence is lower is marked 'refer': leave it to a specialist."""
+    """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
     prior: str = TRAIN_PRIOR
-    """Class shares that the exported probabilities assume: train (those of the training images, whatever the class
-    weights), uniform, or CLASS=SHARE,... with a share for every class, such as those among the patients to come."""
+    """Class shares that the exported probabilities assume: train (those of the training images, also with
+    --class-weights), uniform, or CLASS=SHARE,... with a share for every class, such as those expected in use."""
 
     num_workers: int = 1
-    """Training workers: processes on CPUs, or one a GPU with --use-gpu."""
+    """Number of training workers: processes on CPUs, or one per GPU with --use-gpu."""
     use_gpu: bool = False
-    """Train on GPUs: one for each worker."""
+    """Train on GPUs, one for each worker."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of training. auto: bfloat16 on GPUs, float32 on CPUs."""
+    """Number format of the computations in training. auto: bfloat16 on GPUs, float32 on CPUs."""
     max_failures: int = 3
-    """How often a training that lost a worker is continued from its last checkpoint."""
+    """How many times a training that lost a worker is continued from its last checkpoint."""
 
     resume: bool = False
     """Continue the run in --out from its last checkpoint; give the other options as before."""
@@ -183,48 +190,58 @@ class TrainConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"{flag(name)} must be positive. Received: {value}")
         require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1). Received: {self.dropout}")
-        require(0 < self.reduce_lr_factor < 1, f"--reduce-lr-factor must lie in (0, 1): {self.reduce_lr_factor}")
+        factor = self.reduce_lr_factor
+        require(0 < factor < 1, f"--reduce-lr-factor must lie in (0, 1). Received: {factor}")
         require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
         require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
         require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
-        require(all(units > 0 for units in self.hidden_units), f"--hidden-units must be positive: {self.hidden_units}")
+        widths = self.hidden_units
+        require(all(units > 0 for units in widths), f"--hidden-units must be positive. Received: {widths}")
         momentum = self.batch_norm_momentum
-        require(momentum is None or 0 <= momentum < 1, f"--batch-norm-momentum must lie in [0, 1): {momentum}")
+        require(
+            momentum is None or 0 <= momentum < 1, f"--batch-norm-momentum must lie in [0, 1). Received: {momentum}"
+        )
         require(
             not isinstance(self.trainable_layers, int) or self.trainable_layers >= 0,
             f"--trainable-layers must not be negative. Received: {self.trainable_layers}",
         )
         require(
             self.batch_size % self.num_workers == 0,
-            f"--batch-size {self.batch_size} is global and must be divisible by --num-workers {self.num_workers}. "
+            f"--batch-size {self.batch_size} must be divisible by --num-workers {self.num_workers}, which share it. "
             f"Try --batch-size {-(-self.batch_size // self.num_workers) * self.num_workers}.",
         )
-        require(not (self.resume and self.overwrite), "--resume continues a run and --overwrite deletes it: give one.")
+        require(
+            not (self.resume and self.overwrite),
+            "--resume continues a run and --overwrite deletes it. Give only one of them.",
+        )
         own_model = self.backbone.endswith(".keras")
         require(
             not own_model or self.preprocessing is not None,
-            f"--backbone {self.backbone} is a model of your own: say with --preprocessing which pixels it was trained "
-            "on (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, raw: [0, 255]).",
+            f"--backbone {self.backbone} is your own model, so tlray does not know the pixels that it was trained on. "
+            "Give --preprocessing (unit: [0, 1], symmetric: [-1, 1], imagenet, caffe, raw: [0, 255]).",
         )
-        require(own_model or self.cut is None, "--cut names a layer of your own .keras --backbone.")
+        require(
+            own_model or self.cut is None,
+            f"--cut works with your own .keras --backbone only. Leave it out with {self.backbone}.",
+        )
         has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
         require(
             has_probe or not self.learning_curve,
-            "--learning-curve is that of a linear probe: give --method probe, or --method lp-ft with pretrained "
-            "--weights.",
+            "--learning-curve needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights.",
         )
         require(
             self.views == 1 or self.augmentation != Augmentation(),
-            f"--views {self.views} without an --augmentation would be the same image {self.views} times.",
+            f"--views {self.views} without augmentation would compute the same image {self.views} times. Give an "
+            "augmentation, such as --augmentation.zoom 0.1, or --views 1.",
         )
         require(
             self.weights != "none" or self.trainable_layers in (None, "all"),
-            f"--trainable-layers {self.trainable_layers} would freeze random layers (--weights none): nothing useful "
-            "can be learned on top of them. Leave --trainable-layers out, or give pretrained --weights.",
+            f"--trainable-layers {self.trainable_layers} with --weights none would freeze layers with random weights, "
+            "which are of no use. Leave --trainable-layers out, or give pretrained --weights.",
         )
         require(
             self.weights != "none" or self.batch_norm != "frozen",
-            "--batch-norm frozen needs the statistics of pretrained weights: leave it out with --weights none.",
+            "--batch-norm frozen needs the stored statistics of pretrained weights. Leave it out with --weights none.",
         )
 
     @property
@@ -244,7 +261,7 @@ class TrainConfig:
             learning_rate=self.initial_learning_rate,
             trainable_layers=default_layers if self.trainable_layers is None else self.trainable_layers,
             batch_norm=self.batch_norm or ("synchronized" if from_scratch else "frozen"),
-            # Keras' 0.99 needs some 500 steps to forget its start, more than a small data set has.
+            # With Keras' 0.99 the initial statistics fade over some 500 steps, more than a small data set has.
             batch_norm_momentum=0.9 if from_scratch and self.batch_norm_momentum is None else self.batch_norm_momentum,
             precision=("bfloat16" if self.use_gpu else "float32") if self.precision == "auto" else self.precision,
         )
@@ -254,7 +271,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
     """Parses `--columns uri=path,label=dx` into {"uri": "path", "label": "dx"}.
 
     Raises:
-        ConfigError: It is not a list of OURS=THEIRS.
+        ConfigError: It is not a list of OURS=THEIRS pairs.
     """
     if not text:
         return {}
@@ -265,10 +282,10 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def parse_intensity_range(text: str) -> tuple[float, float] | None:
-    """Parses `--intensity-range LO,HI`; `auto` gives None.
+    """Parses `--intensity-range LO,HI`; returns None for `auto`.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The text is neither.
     """
     if text == "auto":
         return None
@@ -283,12 +300,12 @@ def parse_intensity_range(text: str) -> tuple[float, float] | None:
 
 
 def parse_prior(text: str) -> dict[str, float]:
-    """Parses `--prior CLASS=SHARE,...` into a share for each class; `train` and `uniform` give none.
+    """Parses `--prior CLASS=SHARE,...` into a share for each class; returns an empty dict for `train` and `uniform`.
 
     A class name may contain commas and equals signs; it is returned in Unicode's form NFC, as labels are.
 
     Raises:
-        ConfigError: It is neither, a class is named twice, or the shares are not positive with a sum of 1.
+        ConfigError: The text is none of these, a class is named twice, or the shares are not positive with a sum of 1.
     """
     if text in (TRAIN_PRIOR, UNIFORM_PRIOR):
         return {}

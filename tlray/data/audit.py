@@ -257,7 +257,7 @@ def explain_failures(failed: pa.Table) -> str:
 def _remedy(code: str, uri: str) -> str:
     if code == ImageErrorCode.NOT_FOUND:
         if re.search(r"(^|/)[A-Za-z]:[/\\]|\\", uri):
-            return "These are paths of Windows: write them relative to the manifest, with forward slashes."
+            return "These are Windows paths: write them relative to the manifest, with forward slashes."
         if "." not in uri.rpartition("/")[2]:
-            return "Write file names with their extension, and the folder below the manifest, into its column for uri."
-    return _REMEDIES.get(code, "Copy the files again, or take them out.")
+            return "The manifest's uri must have the file's extension, and its folder relative to the manifest."
+    return _REMEDIES.get(code, "Copy the files again, or remove them.")

@@ -156,7 +156,7 @@ def read_dataset(
     lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
     if lost:
         failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").isin(sorted(lost)))
-        raise DataError(f"Not one image of {some(lost)} can be read, {audit.explain_failures(failed)}")
+        raise DataError(f"None of the images of {some(lost)} can be read, {audit.explain_failures(failed)}")
     table = with_splits(table, seed=config.seed)
     findings = audit.audit(table)
     findings["num_skipped"] = listed.num_skipped

@@ -142,8 +142,8 @@ def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 9
     )
     if low_value < LOWEST_INTENSITY or high_value > HIGHEST_INTENSITY:
         raise DataError(
-            f"Too many pixels of the 32-bit images lie outside of {LOWEST_INTENSITY} to {HIGHEST_INTENSITY}, so that "
-            "no intensity range can be found. Give --intensity-range LO,HI."
+            f"Too many pixels of the 32-bit images lie outside of {LOWEST_INTENSITY} to {HIGHEST_INTENSITY} to find an "
+            "intensity range. Give --intensity-range LO,HI."
         )
     return float(low_value), float(max(high_value, low_value + 1))
 
@@ -181,14 +181,15 @@ def _unidentified(data: bytes) -> ImageError:
     if tiff is not None:
         wanted = "as BlackIsZero with one channel" if tiff.has_usual_numbers else "with 8- or 16-bit integers"
         return ImageError(
-            ImageErrorCode.UNSUPPORTED_FORMAT, f"A TIFF with such pixels is not read: {tiff.text}. Save it {wanted}."
+            ImageErrorCode.UNSUPPORTED_FORMAT,
+            f"TIFF pixels of this kind cannot be read: {tiff.text}. Save it {wanted}.",
         )
     if data.startswith(_SIGNATURES):
         return ImageError(ImageErrorCode.DECODE_FAILED, "The file's header is damaged.")
     found = foreign_formats.name_format(data)
     return ImageError(
         ImageErrorCode.UNSUPPORTED_FORMAT,
-        f"The file is {f'{found}, ' if found else ''}none of {', '.join(FORMATS)} (DICOM is not read).",
+        f"The file is {found or 'of an unknown format'}. Use {', '.join(FORMATS)}; DICOM is not supported.",
     )
 
 
@@ -233,7 +234,7 @@ def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> 
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     except (OSError, ValueError) as error:
         raise ImageError(
-            ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be shown in 8 bits: {error}"
+            ImageErrorCode.UNSUPPORTED_FORMAT, f"Pixels of type {image.mode} cannot be converted to 8 bits: {error}"
         ) from error
 
 
@@ -251,13 +252,13 @@ def _refuse_negative(values: np.ndarray, *, is_ranged: bool, is_signed: bool) ->
         raise _unsupported("unsigned 32-bit integers above 2,147,483,647")
     raise ImageError(
         ImageErrorCode.UNSUPPORTED_FORMAT,
-        f"The pixels go down to {lowest}, and the model has no intensity range. Save the image with 8 bits, or give "
-        "--intensity-range LO,HI when the model is trained or exported.",
+        f"The lowest pixel value is {lowest}, but the model has no intensity range. Save the image with 8 bits, or "
+        "give --intensity-range LO,HI when the model is trained or exported.",
     )
 
 
 def _unsupported(pixels: str) -> ImageError:
     return ImageError(
         ImageErrorCode.UNSUPPORTED_FORMAT,
-        f"The pixels are {pixels}, which are not read. Save the image with 16-bit integers (CT: Hounsfield units).",
+        f"The pixels are {pixels}, which cannot be read. Save the image with 16-bit integers (CT: Hounsfield units).",
     )

@@ -13,7 +13,7 @@ _SIGNATURES = (
     (0, b"\x1f\x8b", "gzip data (.tar.gz or .nii.gz, for example)"),
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"version https://git-lfs", "a Git LFS pointer in place of the file"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)"),
     (128, b"DICM", "a DICOM file"),
     (344, b"n+1\0", "a NIfTI file"),
 )

@@ -143,8 +143,8 @@ def intensity_range(uris: pa.ChunkedArray) -> tuple[float, float]:
         total += batch["histogram"].sum(axis=0)
     if not total.any():
         raise DataError(
-            f"None of the {len(uris)} images of 16 bits can be read any more. Check the storage, and run the same "
-            "command again."
+            f"None of the {len(uris)} 16-bit images can be read any more. Check the storage, and run the same command "
+            "again."
         )
     return decoding.percentile_range(total)
 

@@ -35,9 +35,9 @@ def read_class_map(location: str) -> dict[str, str]:
             pairs = json.loads(data, object_pairs_hook=lambda items: items)
         except ValueError as error:
             raise DataError(f"The class map '{location}' is neither .csv nor JSON: {error}. Correct it.") from error
-    form = f'The class map \'{location}\' must be a JSON object {{"label": "class"}} or CSV lines, all filled in'
+    form = f'The class map \'{location}\' must be a JSON object {{"label": "class"}} or CSV lines, without empty values'
     if not isinstance(pairs, list) or not pairs:
-        raise DataError(f"{form}; it has none.")
+        raise DataError(f"{form}; it has no labels.")
     for pair in pairs:
         if not (isinstance(pair, tuple) and all(isinstance(item, str) and item for item in pair)):
             raise DataError(f"{form}; it has {pair!r}.")
@@ -112,7 +112,7 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
     unfit = [label for label, found in fitting.items() if len(found) != 1]
     if unfit:
         raise DataError(
-            f"The labels {some(unfit)} fit none, or more than one, of the model's classes: {some(classes)}. "
+            f"The labels {some(unfit)} match none, or more than one, of the model's classes: {some(classes)}. "
             "Give a class map (--class-map) from each label to a class."
         )
     mapping = {label: found[0] for label, found in fitting.items()}
@@ -138,8 +138,8 @@ def _refuse_merging(mapping: Mapping[str, str], names: Mapping[str, set[str]], w
         return
     listed = "; ".join(f"{split}: {some(labels, limit=20)}" for split, labels in sorted(names.items()))
     raise DataError(
-        f"{why} the part before the first '_' is not unique within every split. {listed}. "
-        "Rename the class folders, or give a class map (--class-map) from each name to a class."
+        f"{why} two labels of a split have the same part before the first '_' ({listed}). "
+        "Rename the class folders, or give a class map (--class-map) from each label to a class."
     )
 
 

@@ -289,8 +289,8 @@ def _refuse_common_folders(classes: dict[tuple[str | None, str], _Folder], name:
     common = {group for group, number in num_classes.items() if number > 1}
     if len(num_classes) <= MAX_COMMON_FOLDERS and len(common) > len(num_classes) / 2:
         raise DataError(
-            f"In '{name}' the folders {some(groups_of)} hold the same folders ({some(common)}): these may be patients, "
-            f"or other classes. Say which by a table: {_GROUPS} for patients, and without group_id for classes."
+            f"In '{name}' the folders {some(groups_of)} have subfolders of the same names ({some(common)}), which may "
+            f"be patients or classes. Give {_GROUPS}; leave out group_id if they are classes."
         )
 
 

@@ -107,7 +107,9 @@ def list_images(
         kind = storage.file_info(location).type
         is_manifest = kind == fs.FileType.File and suffix in _TABLES
         if columns and not is_manifest:
-            raise DataError(f"Columns can be renamed in a .csv, .tsv or .parquet manifest only; '{source}' is none.")
+            raise DataError(
+                f"--columns works with a .csv, .tsv or .parquet manifest only, and '{source}' is not one. Leave it out."
+            )
         if kind == fs.FileType.Directory:
             listing = _list_folder(location, allowed, labels_needed=labels_needed)
         elif is_manifest:
@@ -131,7 +133,7 @@ def _list_file(location: str) -> Listing:
     name = posixpath.basename(location)
     for ending, remedy in _REMEDIES.items():
         if name.lower().endswith(ending):
-            raise DataError(f"'{name}' is a {ending} file, which is not read. {remedy}.")
+            raise DataError(f"'{name}' is a {ending} file, which tlray cannot read. {remedy}.")
     return Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
 
 
@@ -230,10 +232,8 @@ def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool
         return True
     if is_hidden(folder):
         return False
-    _LOG.warning("Not below the roots: '%s'", location)
-    raise DataError(
-        f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
-    )
+    _LOG.warning("Refused, because it does not lie below the allowed roots: '%s'", location)
+    raise DataError(f"A symbolic link in '{root}' leads to a folder outside of the allowed roots. Remove the link.")
 
 
 def _walk_local(
@@ -293,10 +293,10 @@ def _list_zip(location: str, *, labels_needed: bool) -> Listing:
 def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Listing:
     unknown = columns.keys() - set(COLUMNS)
     if unknown:
-        raise DataError(f"A manifest has no column {some(unknown)} to rename. It has: {some(COLUMNS)}.")
+        raise DataError(f"--columns cannot rename {some(unknown)}. It can rename: {some(COLUMNS)}.")
     values = read_table(location, suffix, columns)
     if not values:
-        raise DataError(f"'{location}' is empty. A manifest has a column 'uri' and a row for each image.")
+        raise DataError(f"'{location}' is empty. A manifest needs a column 'uri' and a row for each image.")
     absent = {name for name in columns.values() if name not in values}
     if absent:
         raise DataError(f"'{location}' has no column {some(absent)}. Its columns: {some(values)}.")

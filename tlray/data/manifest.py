@@ -85,10 +85,10 @@ def read_manifest(location: str) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(location)))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"Cannot read the manifest '{location}': {error}. Build it again.") from error
+        raise DataError(f"Cannot read the manifest '{location}': {error}. Begin anew with --overwrite.") from error
     absent = [name for name in SCHEMA.names if name not in table.column_names]
     if absent:
-        raise DataError(f"The manifest '{location}' lacks the columns {some(absent)}. Build it again.")
+        raise DataError(f"The manifest '{location}' lacks the columns {some(absent)}. Begin anew with --overwrite.")
     return table
 
 

@@ -143,6 +143,6 @@ def check_trainable(table: pa.Table) -> list[str]:
     if "valid" not in names:
         raise DataError(
             "There is no readable, labelled validation image. Add a 'valid' split, or more images or patients for a "
-            "class, so that one can be cut from train (two groups of a class at least)."
+            "class, so that one can be cut from train (at least two groups of a class)."
         )
     return classes

@@ -34,7 +34,7 @@ def read_csv(data: bytes, location: str) -> dict[str, list[str | None]]:
     try:
         rows = _split_rows(_decode_text(data))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{location}' is no CSV file: {error}. Save it as comma-separated UTF-8.") from error
+        raise DataError(f"'{location}' is not a CSV file: {error}. Save it as comma-separated UTF-8.") from error
     header, *rows = rows or [[]]
     named = [index for index, name in enumerate(header) if name]
     refuse_repeated((header[index] for index in named), f"A column of '{location}'")
@@ -58,7 +58,7 @@ def _decode_text(data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
     if b"\0" in data[:1024]:
-        raise csv.Error("it has null bytes, as UTF-16 without a byte order mark and binary files have")
+        raise csv.Error("it has null bytes, like a binary file or UTF-16 without a byte order mark")
     return data.decode("utf-8-sig")  # spreadsheets put a byte order mark first
 
 
@@ -103,4 +103,6 @@ def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dic
             name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
         }
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"'{location}' is no Parquet manifest: {error}. Write it again, with text columns.") from error
+        raise DataError(
+            f"'{location}' is not a Parquet manifest: {error}. Write it again, with text columns."
+        ) from error

@@ -134,7 +134,7 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
     axes.set_xticks(num_images, [f"{name}\n({count})" for name, count in zip(names, num_images, strict=True)])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(_percent_tick)
-    axes.set_xlabel("training images of each class (of all classes together)")
+    axes.set_xlabel("training images per class (and of all classes together)")
     axes.set_title(f"Accuracy, {split}", loc="left", fontweight="bold")
     _tidy(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -23,7 +23,7 @@ from tlray.files import storage
 
 FLOAT16_MAX = 65504.0
 
-CHANGED = "The file has changed since it was looked at. Run the same command again."
+CHANGED = "The file has changed since it was first read. Run the same command again."
 
 MIN_ROWS_FOR_CONSTANTS = 2000
 """Rows per actor from which on its weights are made constants (`trunk.as_constant`), which takes seconds once.
@@ -167,8 +167,8 @@ def compute(
         write_error = next(filter(None, batch["write_error"]), "")
         if write_error:
             raise TlrayError(
-                f"The features cannot be written: {write_error}. Mend the cause and run the same command again: it "
-                "goes on with what is there."
+                f"The features cannot be written: {write_error}. Fix the cause and run the command again (train and "
+                "sweep: with --resume); it continues with the features that are there."
             )
         num_done += len(batch["image_id"])
         failed = batch["error_code"] != ""

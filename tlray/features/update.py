@@ -87,7 +87,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     table = dataset.with_splits(table, seed=config.seed)
     if not table["error_code"].null_count:
         raise DataError(
-            f"Not one of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
+            f"None of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
         )
     pixels = stream.Pixels(
         size_px=config.image_size_px,
@@ -106,7 +106,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         notes += regression.variation_warning(_variation(result.out))
     if config.views > 1 and "train" not in table["split"].unique().to_pylist():
         notes.append(
-            "There are no training images (no labels, or no train split), so that there are no augmented views."
+            "There are no training images (no labels, or no train split), so no augmented views were computed."
         )
     return dataclasses.replace(result, notes=tuple(notes))
 
@@ -159,7 +159,10 @@ def update(
             failures += batch["failures"]
     table = _with_failures(table, failures)
     if len(failures) == rows.num_rows:
-        raise DataError(f"Not one of {rows.num_rows} images can be read any more. Check the storage, and run it again.")
+        raise DataError(
+            f"None of the {rows.num_rows} images and views can be read any more. Check the storage, and run the "
+            "command again (train and sweep: with --resume)."
+        )
     manifest.write_manifest(table, storage.join(out, MANIFEST))
     storage.write_text(storage.join(out, SUCCESS), "")
     return FeaturesResult(
@@ -197,7 +200,7 @@ def derive(
     """
     theirs, ours = networks
     if theirs.fingerprint != ours.fingerprint and ours.names != [POOLED]:
-        raise ValueError("Feature maps cannot be told by their names: they are numbered in each network anew.")
+        raise ValueError("Feature maps of two networks cannot be matched by name: each network numbers its own.")
     _open_output(out, ours, overwrite=True)
     readable = table.filter(pc.field("error_code").is_null())
     rows = _rows(readable, views, ours, pixels).drop_columns(["uri", "sha256"])
@@ -225,8 +228,8 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     is_same = _stored_network(location) == network.fingerprint
     if storage.exists(location) and not is_same and not overwrite:
         raise ConfigError(
-            f"'{out}' holds features of another network, level or image size (what --weights or --backbone names, or "
-            "tlray itself, may have changed since). Give another --out, or --overwrite."
+            f"'{out}' holds features of another network, level or image size (the files of --weights or --backbone, or "
+            "tlray itself, may have changed). Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)

@@ -23,13 +23,15 @@ def normalize(location: str) -> str:
     path = urllib.parse.unquote(rest) if separator else location
     if not separator or scheme == "file":
         if not path.startswith("/"):
-            raise ConfigError(f"'{location}' is relative. Give an absolute path, or a URI such as s3://BUCKET/KEY.")
+            raise ConfigError(
+                f"'{location}' is a relative path. Give an absolute path, or a URI such as s3://BUCKET/KEY."
+            )
         return "/" + os.path.normpath(path).lstrip("/")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
-        raise ConfigError(f"'{location}' is no path and no URI. Give one of them.")
+        raise ConfigError(f"'{location}' is neither a path nor a URI. Give one of them.")
     # It depends on the store whether it takes these components literally.
     if {"", ".", ".."} & set(path.rstrip("/").split("/")):
-        raise ConfigError(f"'{location}' has a component that is empty, '.' or '..'. Write the URI without.")
+        raise ConfigError(f"'{location}' has a component that is empty, '.' or '..'. Remove it.")
     return f"{scheme}://{rest.rstrip('/')}"
 
 

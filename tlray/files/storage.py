@@ -81,7 +81,7 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     scheme, _, rest = location.partition("://")
     if scheme == "file":
         if not rest.startswith("/"):
-            raise ConfigError(f"'{location}' has no absolute path. Write file:///PATH, with three slashes.")
+            raise ConfigError(f"'{location}' is not an absolute path. Write file:///PATH, with three slashes.")
         return _local_file_system(), urllib.parse.unquote(rest)
     bucket, _, _ = rest.partition("/")
     # Only scheme and host are parsed as a URI, so that keys with spaces, `#` or `%` reach the store unchanged.
@@ -294,8 +294,8 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
         )
     if not is_marked:
         raise ConfigError(
-            f"The output directory '{location}' holds files and no mark ({MARK}) of an earlier {kind} of tlray, so "
-            "--overwrite does not touch it. Give another directory."
+            f"The output directory '{location}' holds files but not the mark ({MARK}) of an earlier {kind} of tlray, "
+            "so --overwrite does not delete them. Give another directory."
         )
     # A process that was killed while writing leaves `.NAME.RANDOM` behind (see `output_stream`).
     known = {MARK, UNFINISHED, *known_names, *(f".{name}.*" for name in known_names)}
@@ -303,7 +303,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
     if strangers:
         raise ConfigError(
             f"The output directory '{location}' holds files that are not an earlier output of this command "
-            f"({', '.join(strangers[:5])}), so --overwrite does not touch it. Give another directory."
+            f"({', '.join(strangers[:5])}), so --overwrite does not delete them. Give another directory."
         )
 
 

@@ -138,7 +138,7 @@ class ZipArchive:
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(content)
         found = content[_LOCAL_HEADER.size :][:name_bytes]
         if signature != b"PK\3\4" or found != raw_name:
-            raise zipfile.BadZipFile("its header is not that of the archive's directory")
+            raise zipfile.BadZipFile("its header does not match the archive's directory")
         start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         data = content[start : start + info.compress_size]
         if len(data) < info.compress_size:

@@ -184,5 +184,8 @@ def read_predictions(out: str) -> pa.Table:
         DataError: The scoring did not finish.
     """
     if not storage.exists(storage.join(out, SUCCESS)):
-        raise DataError(f"'{out}' has no {SUCCESS}: the scoring did not finish. Continue it with --resume.")
+        raise DataError(
+            f"'{out}' has no {SUCCESS}: the scoring did not finish. Continue it with --resume, or run the evaluation "
+            "again."
+        )
     return pa.concat_tables([read_part(out, name) for name in part_names(out)])

@@ -194,8 +194,8 @@ def check_found(num_missing: int, num_images: int, *, source: str, out: str, rem
 def _check_bundle(location: str, *, found: str, wanted: str) -> None:
     if found != wanted:
         raise BundleError(
-            f"The bundle '{location}' is {found[:12]}…, not {wanted[:12]}…: another one took its place. Score with the "
-            "present one, or give the location of that one."
+            f"The bundle '{location}' was replaced: its sha256 is {found[:12]}…, not {wanted[:12]}…. Score with the "
+            "present bundle, or give the location of the other one."
         )
 
 
@@ -205,15 +205,15 @@ def _list_below_roots(source: str, config: ScoreConfig) -> Listing:
     Whoever gave the source is not entitled to know what lies elsewhere. The names are in the log, for the operator.
     """
     if config.roots and roots.outside([source], config.roots):  # before a manifest is opened
-        raise DataError(f"'{config.input}' does not lie below the roots. Give a location below one of them.")
+        raise DataError(f"'{config.input}' does not lie below the allowed roots. Give a location below one of them.")
     columns = parse_columns(config.columns)
     listing = list_images(source, columns=columns, labels_needed=False, allowed=config.roots)
     outside = roots.outside(listing.table["uri"].to_pylist(), config.roots) if config.roots else []
     if outside:
-        _LOG.warning("Not below the roots: %s", some(outside, limit=3))
+        _LOG.warning("Refused, because they do not lie below the allowed roots: %s", some(outside, limit=3))
         raise DataError(
-            f"{len(outside)} of the {listing.table.num_rows} images of '{config.input}' do not lie below the roots, by "
-            "a manifest or a symbolic link. Leave them out."
+            f"{len(outside)} of the {listing.table.num_rows} images of '{config.input}' do not lie below the allowed "
+            "roots: a manifest or a symbolic link leads elsewhere. Leave them out."
         )
     return listing
 
@@ -224,7 +224,7 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
     if found is None:
         storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         if config.resume and not config.quiet:
-            print(f"There is no {KIND} to resume in '{out}': it begins anew.")
+            print(f"There is no {KIND} to resume in '{out}', so it starts from the beginning.")
         return False
     if found != identity:
         raise ConfigError(
@@ -263,7 +263,7 @@ def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> 
     if changed:
         if not quiet:
             print(
-                f"Changed since it was scored: {len(changed)} of {len(before)} images. Scoring goes on behind image "
+                f"{len(changed)} of the {len(before)} scored images have changed. Scoring continues after image "
                 f"{num_done} of {table.num_rows}."
             )
         storage.delete(storage.join(out, predictions.SUCCESS))

@@ -102,7 +102,7 @@ def read_progress(out: str) -> dict[str, Any] | None:
         and type(progress.get("waiting")) is bool
     )
     if not is_sound:
-        raise ValueError(f"{PROGRESS} has not the fields {', '.join(COUNTS)} and waiting.")
+        raise ValueError(f"{PROGRESS} must have the fields {', '.join(COUNTS)} and waiting.")
     return progress
 
 

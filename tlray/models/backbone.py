@@ -79,7 +79,10 @@ def application_preprocessing(name: str) -> Preprocessing:
     for mode in get_args(Preprocessing):
         if np.allclose(np.asarray(preprocess(probe, mode)), wanted, atol=1e-4):
             return mode
-    raise ConfigError(f"The preprocessing of {name} is none of {get_args(Preprocessing)}: give --preprocessing.")
+    raise ConfigError(
+        f"The preprocessing that keras.applications uses for {name} is none of {', '.join(get_args(Preprocessing))}. "
+        "Give --preprocessing."
+    )
 
 
 def build_backbone(config: TrainConfig) -> keras.Model:
@@ -142,11 +145,14 @@ def _own_backbone(config: TrainConfig) -> keras.Model:
     maps = [(call.layer.name, call.given) for call in traced.calls]
     outputs = {name: given[0] for name, given in maps if len(given) == 1 and len(given[0].shape) == 4}
     if not outputs:
-        raise ConfigError(f"The model {config.backbone} has no layer with a feature map [batch, height, width, n].")
+        raise ConfigError(
+            f"The model {config.backbone} has no layer with a feature map [batch, height, width, n]. Give another "
+            "--backbone."
+        )
     name = config.cut or next(reversed(outputs))
     if name not in outputs:
         raise ConfigError(
-            f"--cut '{name}' is no layer of {config.backbone} with a feature map. The last ones: "
+            f"--cut '{name}' is not a layer of {config.backbone} with a feature map. Its last layers that have one: "
             f"{', '.join(list(outputs)[-8:])}."
         )
     return keras.Model(traced.input, outputs[name], name="own_backbone")
@@ -185,5 +191,8 @@ def _bundle_backbone(directory: Path) -> keras.Model:
     model = load_keras_file(str(store.load(str(directory)).model_path))
     backbones = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     if len(backbones) != 1:
-        raise ConfigError("--weights: this bundle was exported from a model of your own and has no backbone to reuse.")
+        raise ConfigError(
+            "--weights: this bundle was exported from your own model and has no backbone to reuse. Give the model's "
+            ".keras file as --backbone instead."
+        )
     return backbones[0]

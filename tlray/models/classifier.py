@@ -215,12 +215,15 @@ def from_trained(
     size_px = height or image_size_px
     if num_channels != 3 or size_px is None or (width or size_px) != size_px:
         raise ConfigError(
-            f"'{location}' takes {model.input_shape}; tlray needs square RGB images [batch, size, size, 3]. "
-            "A model that leaves the size open needs --image-size-px."
+            f"'{location}' has the input {model.input_shape}, but tlray needs square RGB images [batch, size, size, "
+            "3]. If the model accepts any size, give --image-size-px."
         )
     is_single = model.output_shape[-1] == 1
     if len(model.output_shape) != 2 or (2 if is_single else model.output_shape[-1]) != num_classes:
-        raise ConfigError(f"'{location}' has outputs {model.output_shape}, the list of classes has {num_classes}.")
+        raise ConfigError(
+            f"'{location}' has the outputs {model.output_shape}, but the list of classes has {num_classes} names. "
+            "Correct the list."
+        )
     images = keras.Input((size_px, size_px, 3), dtype="uint8", name="image")
     values = model(preprocess(images, preprocessing))
     kind = find_outputs(

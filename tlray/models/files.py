@@ -19,12 +19,12 @@ def load_keras_file(location: str) -> keras.Model:
         ConfigError: The file does not exist, is no Keras model with one input, or needs code of its own.
     """
     if not storage.exists(location):
-        raise ConfigError(f"There is no model file at '{location}'.")
+        raise ConfigError(f"There is no model file at '{location}'. Check the path.")
     with storage.local_copy(location) as path:
         try:
             model = keras.models.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # h5py, zipfile, Keras and user layers each raise their own
-            raise ConfigError(f"'{location}' is no Keras model that can be loaded safely: {error}") from error
+            raise ConfigError(f"'{location}' is not a Keras model that can be loaded safely: {error}") from error
     if not isinstance(model, keras.Model) or len(model.inputs) != 1:
         raise ConfigError(f"'{location}' must be a Keras model with one input, an image.")
     return (

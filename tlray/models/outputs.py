@@ -48,7 +48,7 @@ def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoi
     seen = f"outputs from {low:.3g} to {high:.3g}" + ("" if is_single else f" in rows that sum to {_span(sums)}")
     if ends_in_sigmoid and not is_single:
         raise ConfigError(
-            f"The model ends in {values_BK.shape[1]} independent sigmoids ({seen}), which are no class probabilities. "
+            f"The model ends in {values_BK.shape[1]} independent sigmoids ({seen}), which are not class probabilities. "
             "Give a model that ends in a softmax or in logits."
         )
     if given == "logits" and are_shares and not is_single:
@@ -64,12 +64,12 @@ def find_outputs(values_BK: np.ndarray, *, given: Outputs | None, ends_in_sigmoi
         return "probabilities"
     if is_single:
         raise ConfigError(
-            f"For trial images the model gives {seen}: probabilities of the second class, or logits. Say which: "
-            "--outputs probabilities, or --outputs logits."
+            f"For trial images the model gives {seen}, which may be probabilities of the second class or logits. Give "
+            "--outputs probabilities or --outputs logits."
         )
     raise ConfigError(
-        f"For trial images the model gives {seen}. Independent sigmoids are no class probabilities, and need a model "
-        "that ends in a softmax; if these are logits that happen to lie in [0, 1], give --outputs logits."
+        f"For trial images the model gives {seen}. If these are independent sigmoids, give a model that ends in a "
+        "softmax; if they are logits that happen to lie in [0, 1], give --outputs logits."
     )
 
 

@@ -39,7 +39,7 @@ def check_weights(weights: str) -> None:
     if kind == fs.FileType.Directory:
         if not has_bundle(weights):
             raise ConfigError(
-                f"--weights '{weights}' is a folder and no bundle of tlray: it has no {spec.BUNDLE_JSON}. Give the "
+                f"--weights '{weights}' is a folder but not a bundle of tlray: it has no {spec.BUNDLE_JSON}. Give the "
                 "folder that has it (of a run: RUN/bundle), or a Keras weights file."
             )
         return
@@ -49,8 +49,8 @@ def check_weights(weights: str) -> None:
         with file_system.open_input_file(path) as file:
             if file.read(len(beginning)) == beginning:
                 return
-    what = "ending is" if beginning is None else "first bytes are"
+    what = "ending is not one of these" if beginning is None else "first bytes are not those of such a file"
     raise ConfigError(
-        f"--weights '{weights}' is no Keras weights file ({', '.join(_BEGINNINGS)}): its {what} not of one. Give the "
-        "file as Keras saved it."
+        f"--weights '{weights}' is not a Keras weights file ({', '.join(_BEGINNINGS)}): its {what}. Give the file as "
+        "Keras saved it."
     )

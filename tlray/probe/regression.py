@@ -142,8 +142,8 @@ def variation_warning(found: float) -> list[str]:
     if found >= MIN_VARIATION:
         return []
     return [
-        f"The images hardly differ in what the network sees: its median feature varies by {found:.1%} of its size. "
-        "Check --preprocessing (and --intensity-range of 16-bit images)."
+        f"The network's features hardly differ between the images: the median feature varies by {found:.1%} of its "
+        "size. Check --preprocessing (and --intensity-range of 16-bit images)."
     ]
 
 

@@ -83,8 +83,8 @@ def replace_failed(readable: np.ndarray) -> tuple[np.ndarray, int]:
         return place, 0
     if not readable.any():
         raise DataError(
-            "None of a whole batch of images can be read any more, though all could before training. Check the "
-            "storage, and continue with --resume."
+            f"None of the {len(readable)} images of a batch can be read any more, though all could before training. "
+            "Check the storage, and continue with --resume."
         )
     place[~readable] = np.resize(place[readable], int((~readable).sum()))
     return place, int((~readable).sum())

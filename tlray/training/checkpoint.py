@@ -89,6 +89,6 @@ def _load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
                 groups.setdefault(key.partition("/")[0], []).append(file[key])
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"The checkpoint '{path}' is damaged ({error}): training cannot go on from it. Begin anew with --overwrite."
+            f"The checkpoint '{path}' is damaged ({error}), so training cannot continue. Begin anew with --overwrite."
         ) from error
     return groups

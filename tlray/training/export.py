@@ -29,8 +29,8 @@ MAX_DIFFERENCE = 0.02
 
 
 NOT_COMPARED = (
-    "None of the images on which the exported model was to be compared with its features can be read any more: the "
-    "metrics are those of the features. Check the storage, and measure the bundle with `tlray evaluate`."
+    "The exported model could not be checked, as none of the images for the check can be read any more: the metrics "
+    "were computed from stored features. Check the storage, and measure the bundle with `tlray evaluate`."
 )
 
 
@@ -132,8 +132,8 @@ def _checked(probs: Mapping[str, np.ndarray], predict: Any, tables: Mapping[str,
     if difference <= MAX_DIFFERENCE:
         return Exported(probs=probs)
     warning = (
-        f"The exported model's probabilities differ by up to {difference:.3f} from those that its features gave: the "
-        "metrics are those of the exported model, on the images. If no image file has changed since the run began, "
-        "please report this; --cache off fine-tunes without stored features."
+        f"The exported model's probabilities differ by up to {difference:.3f} from those of the stored features, so "
+        "the metrics were measured with the exported model on the images. If no image file has changed since the run "
+        "began, please report this; --cache off fine-tunes without stored features."
     )
     return Exported(warnings=(warning,))

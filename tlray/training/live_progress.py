@@ -69,12 +69,12 @@ def shown(board: Any, config: TrainConfig, *, steps_per_epoch: int) -> Iterator[
             latest, failures = ray.get(board.read.remote())
             for failure in failures[num_failures:]:
                 progress.say(
-                    f"{failure}\nIt is continued from the last checkpoint, at most {config.max_failures} times."
+                    f"{failure}\nTraining continues from the last checkpoint, at most {config.max_failures} times."
                 )
             num_failures = len(failures)
             if latest:
                 if not num_said and latest["first_epoch"] > 1:
-                    progress.say(f"Continuing after epoch {latest['first_epoch'] - 1}, with these before:")
+                    progress.say(f"Continuing after epoch {latest['first_epoch'] - 1}. The epochs before:")
                 progress.update((latest["epoch"] - 1) * steps_per_epoch + latest["step"])
                 for row in latest["history"][num_said:]:
                     progress.say(_epoch_line(row, config.epochs))

@@ -66,10 +66,10 @@ def read_classes(location: str) -> tuple[str, ...]:
     try:
         lines = storage.read_bytes(location).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the classes in '{location}': {error}. Give a text file, a name a line.") from (
-            error
-        )
+        raise ConfigError(
+            f"Cannot read the classes in '{location}': {error}. Give a text file with one name per line."
+        ) from error
     names = tuple(normal_form(line.strip()) for line in lines if line.strip())
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigError(f"'{location}' must list at least two different class names, one a line. It has: {names}")
+        raise ConfigError(f"'{location}' must list at least two different class names, one per line. It has: {names}")
     return names

@@ -39,15 +39,15 @@ def stored_settings(
     if not config.resume or not storage.exists(location):
         storage.check_output(config.out, kind=kind, known_names=known_names, overwrite=config.overwrite)
         if config.resume and not config.quiet:
-            print(f"There is no {kind} to resume in '{config.out}': it begins anew.")
+            print(f"There is no {kind} to resume in '{config.out}', so it starts from the beginning.")
         return None
     before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
     changed = [name for name in before if name not in _FREE | free and now.get(name) != before[name]]
     if changed:
         listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)
         raise ConfigError(
-            f"--resume continues the {kind} in {config.out} with its own settings: {listed}. Give those, or another "
-            "--out."
+            f"--resume needs the settings that the {kind} in '{config.out}' was started with: {listed}. Give those, or "
+            "another --out."
         )
     return before
 

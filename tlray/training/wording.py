@@ -16,8 +16,8 @@ def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, n
     """Returns the message that features do not fit into memory, with their size and what is done instead."""
     needed, there = probing.cache_bytes(config, images, network), available.smallest_object_store_bytes
     return (
-        f"The features that are trained on would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
-        f"({there / 1e9:.1f} GB on its smallest node). Training is on "
+        f"The stored features for training would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
+        f"({there / 1e9:.1f} GB on its smallest node). Training uses "
         f"{trained_on(dataclasses.replace(config, cache='off'))} instead."
     )
 
@@ -26,7 +26,7 @@ def network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
     """Returns warnings about the features that a probe was fitted on."""
     found = []
     if probe and config.weights == "none":
-        found.append("The network that was probed has random weights (--weights none): it has learned nothing yet.")
+        found.append("The probe uses features of random weights (--weights none), which have learned nothing yet.")
     return found + (variation_warning(probe.variation) if probe else [])
 
 
@@ -39,13 +39,13 @@ def training_warnings(history: list[dict[str, float]]) -> list[str]:
     found = []
     if history and not math.isfinite(history[-1]["loss"]):
         found.append(
-            f"Training diverged in epoch {history[-1]['epoch']:g}: its loss is no number. An epoch before it was "
+            f"Training diverged in epoch {history[-1]['epoch']:g} (its loss is not a number), so an earlier epoch was "
             "exported. Try a lower --learning-rate."
         )
     if history and history[-1]["num_replaced"]:
         found.append(
-            f"Images that could be read before training and later could not were replaced by others of their batch "
-            f"{history[-1]['num_replaced']:g} times. Check the storage."
+            "Images that could be read before training could not be read later, and were replaced by others of their "
+            f"batch {history[-1]['num_replaced']:g} times. Check the storage."
         )
     return found
 
@@ -81,4 +81,4 @@ def weights_notice(config: TrainConfig) -> tuple[str, ...]:
     """Returns the notice to show above the metrics of a network that was not pretrained."""
     if config.weights != "none":
         return ()
-    return ("Trained from random weights: this shows the machinery and means nothing clinically.",)
+    return ("Trained from random weights: this shows how the software works and means nothing clinically.",)

@@ -24,8 +24,8 @@ def check_num_groups(num_groups: int, *, num_folds: int) -> None:
     """
     if num_groups < num_folds:
         raise DataError(
-            f"A class has the images of {num_groups} patients (or single images) only: too few for --num-folds "
-            f"{num_folds}."
+            f"A class has images of only {num_groups} patients (or single images), too few for --num-folds "
+            f"{num_folds}. Add patients, or lower --num-folds."
         )
 
 
@@ -43,7 +43,9 @@ def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     folds = tuple(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(images.classes) for train, _ in folds):
-        raise DataError(f"Not every class has training images in all folds: give fewer --num-folds than {len(folds)}.")
+        raise DataError(
+            f"Not every class has training images in all {len(folds)} folds. Add patients, or lower --num-folds."
+        )
     return folds
 
 

@@ -118,7 +118,9 @@ def read_trials(out: str) -> tuple[list[dict[str, Any]], list[str]]:
         return [], []
     table = csv.DictReader(io.StringIO(storage.read_bytes(location).decode()))
     if table.fieldnames and tuple(table.fieldnames) != COLUMNS:
-        raise DataError(f"'{location}' is not as this version of tlray writes it. Begin anew with --overwrite.")
+        raise DataError(
+            f"'{location}' does not have the columns that this version of tlray writes. Begin anew with --overwrite."
+        )
     measured = read_losses(out)
     trials: list[dict[str, Any]] = []
     errors: list[str] = []

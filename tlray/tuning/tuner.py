@@ -80,7 +80,7 @@ def run_trials(
         results = tuner.fit()
     if not trial_table.read_trials(out)[0]:
         raise TlrayError(
-            f"Every trial failed. Mend the cause and continue with --resume. The first error:\n{results.errors[0]}"
+            f"Every trial failed. Fix the cause and continue with --resume. The first error:\n{results.errors[0]}"
         )
 
 

@@ -134,7 +134,8 @@ def test_changed_file_is_refused(location, name):
     data[-1] ^= 1
     storage.write_bytes(storage.join(location, name), bytes(data))
     found, wanted = hashlib.sha256(data).hexdigest()[:12], hashlib.sha256(FILES[name]).hexdigest()[:12]
-    with pytest.raises(BundleError, match=f"changed after its export: sha256 of {name} is {found}…, .* says {wanted}…"):
+    message = f"changed after its export: the sha256 of {name} is {found}…, not {wanted}… as in"
+    with pytest.raises(BundleError, match=message):
         store.load(location)
 
 
@@ -142,16 +143,16 @@ def test_changed_file_is_refused(location, name):
 def test_missing_file_is_refused(location, name):
     store.seal(location, SPEC)
     storage.delete(storage.join(location, name))
-    with pytest.raises(BundleError, match=f"lacks its file {name}"):
+    with pytest.raises(BundleError, match=f"has no file {name}, which its bundle.json lists"):
         store.load(location)
 
 
 def test_directory_without_description_is_no_bundle(location):
-    with pytest.raises(BundleError, match=r"is no bundle: it has no bundle.json. .*`tlray export`"):
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no bundle.json. .*`tlray export`"):
         store.load(location)
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         store.load(f"{location}/nowhere")
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         store.load(storage.join(location, "model.keras"))
 
 
@@ -159,7 +160,7 @@ def test_directory_without_description_is_no_bundle(location):
 def test_other_schema_version_is_refused(location, version):
     store.seal(location, SPEC)
     edit(location, schema_version=version)
-    with pytest.raises(BundleError, match=f"has schema version {version}; this tlray reads 1. Export it again"):
+    with pytest.raises(BundleError, match=f"has schema version {version}, but this tlray reads 1. Export it again"):
         store.load(location)
 
 
@@ -197,7 +198,7 @@ def test_path_out_of_the_bundle_is_refused(location, name):
     store.seal(location, SPEC)
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in FILES.items()}
     edit(location, files={**digests, name: "0" * 64})
-    with pytest.raises(BundleError, match="lists a file outside of itself: "):
+    with pytest.raises(BundleError, match="lists a file outside of the bundle: "):
         store.load(location)
 
 
@@ -205,7 +206,7 @@ def test_absolute_path_is_refused(location, tmp_path):
     (tmp_path / "passwd").write_bytes(b"root")
     store.seal(location, SPEC)
     edit(location, files={str(tmp_path / "passwd"): hashlib.sha256(b"root").hexdigest()})
-    with pytest.raises(BundleError, match="lists a file outside of itself: "):
+    with pytest.raises(BundleError, match="lists a file outside of the bundle: "):
         store.load(location)
 
 
@@ -225,7 +226,7 @@ def test_files_beside_are_not_a_bundles(tmp_path):
     location = str(tmp_path / "bundle")
     store.seal(location, SPEC)
     edit(location, files={"../bundle2/x": hashlib.sha256(b"1").hexdigest()})
-    with pytest.raises(BundleError, match="outside of itself"):
+    with pytest.raises(BundleError, match="outside of the bundle"):
         store.load(location)
 
 
@@ -253,7 +254,7 @@ def test_model_card():
         "- Starting weights: imagenet",
         "- Input: uint8 [batch, 96, 96, 3], RGB",
         "- Preprocessing (in the model): symmetric",
-        "- 16-bit pixels shown as 0 to 255: -1000 to 400",
+        "- 16-bit pixel values that become 0 to 255: -1000 to 400",
         "- Temperature: 1.5",
         "- Refer when confidence is below: 0.6",
         f"- Data fingerprint: {'d' * 64}",
@@ -279,7 +280,7 @@ def test_model_card_of_a_model_that_little_is_known_of():
     bare = dataclasses.replace(SPEC, metrics={}, leaks=(), intensity_range=None, data_fingerprint=None)
     lines = card.model_card(bare).splitlines()
     assert "no medical device, not for diagnosis" in lines[2]
-    assert "It has not been evaluated." in lines
+    assert "The model has not been evaluated." in lines
     assert not [line for line in lines if line.startswith("|")]
-    assert "- 16-bit pixels shown as 0 to 255: 0 to 65535" in lines
+    assert "- 16-bit pixel values that become 0 to 255: 0 to 65535" in lines
     assert "- Data fingerprint: unknown" in lines

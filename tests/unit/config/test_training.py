@@ -52,31 +52,34 @@ CONFIGS = {
         ("train", {"dropout": -0.1}, "--dropout must lie in [0, 1). Received: -0.1"),
         ("train", {"dropout": float("nan")}, "--dropout must lie in [0, 1). Received: nan"),
         ("train", {"learning_rate": float("nan")}, "--learning-rate must be a positive number. Received: nan"),
-        ("train", {"reduce_lr_factor": 1.0}, "--reduce-lr-factor must lie in (0, 1): 1.0"),
-        ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1): 0.0"),
+        ("train", {"reduce_lr_factor": 1.0}, "--reduce-lr-factor must lie in (0, 1). Received: 1.0"),
+        ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1). Received: 0.0"),
         ("train", {"refer_below": 1.01}, "--refer-below must lie in [0, 1]. Received: 1.01"),
         ("train", {"refer_below": -0.01}, "--refer-below must lie in [0, 1]. Received: -0.01"),
         ("train", {"seed": -1}, "--seed must not be negative. Received: -1"),
         ("train", {"max_failures": -1}, "--max-failures must not be negative. Received: -1"),
-        ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive: (8, 0)"),
-        ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1): 1.0"),
-        ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1): -0.1"),
+        ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive. Received: (8, 0)"),
+        ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1). Received: 1.0"),
+        ("train", {"batch_norm_momentum": -0.1}, "--batch-norm-momentum must lie in [0, 1). Received: -0.1"),
         *(
             ("sweep", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
             for name in ("num_trials", "epochs", "trainable_layers", "hidden_units", "views")
         ),
         ("sweep", {"num_folds": 1}, "--num-folds must be at least 2. Received: 1"),
-        ("sweep", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it: give one"),
-        ("sweep", {"weights": "none"}, "a network of random weights has no features. Give weights."),
+        ("sweep", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it. Give only"
+            " one of them."),
+        ("sweep", {"weights": "none"}, "--weights none: features of random weights are of no use. Give other"
+            " --weights."),
         ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
         ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),
         ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
-        ("train", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
+        ("train", {"views": 2}, "--views 2 without augmentation would compute the same image 2 times. Give an"
+            " augmentation, such as --augmentation.zoom 0.1, or --views 1."),
         *(
             (
                 "train",
                 {"learning_curve": True} | settings,
-                "--learning-curve is that of a linear probe: give --method probe, or --method lp-ft with pretrained "
+                "--learning-curve needs a linear probe. Give --method probe, or --method lp-ft with pretrained "
                 "--weights.",
             )
             for settings in ({}, {"weights": "none"}, {"method": "lp-ft", "weights": "none"})
@@ -88,26 +91,33 @@ CONFIGS = {
         ("evaluate", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
         ("train", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
         # The next multiple of 3 after 32 is 33.
-        ("train", {"num_workers": 3}, "--batch-size 32 is global and must be divisible by --num-workers 3. Try"
+        ("train", {"num_workers": 3}, "--batch-size 32 must be divisible by --num-workers 3, which share it. Try"
             " --batch-size 33."),
-        ("train", {"num_workers": 5, "batch_size": 4}, "--num-workers 5. Try --batch-size 5."),
-        ("train", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it: give one"),
-        ("train", {"backbone": "my.keras"}, "--backbone my.keras is a model of your own: say with --preprocessing"),
-        ("train", {"cut": "mixed7"}, "--cut names a layer of your own .keras --backbone."),
-        ("train", {"weights": "none", "trainable_layers": 15}, "--trainable-layers 15 would freeze random layers"),
-        ("train", {"weights": "none", "trainable_layers": 0}, "--trainable-layers 0 would freeze random layers"),
-        ("train", {"weights": "none", "batch_norm": "frozen"}, "--batch-norm frozen needs the statistics of"),
+        ("train", {"num_workers": 5, "batch_size": 4}, "--num-workers 5, which share it. Try --batch-size 5."),
+        ("train", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it. Give only"
+            " one of them."),
+        ("train", {"backbone": "my.keras"}, "--backbone my.keras is your own model, so tlray does not know the pixels"
+            " that it was trained on. Give --preprocessing"),
+        ("train", {"cut": "mixed7"}, "--cut works with your own .keras --backbone only. Leave it out with"
+            " InceptionV3."),
+        ("train", {"weights": "none", "trainable_layers": 15}, "--trainable-layers 15 with --weights none would freeze"
+            " layers with random weights"),
+        ("train", {"weights": "none", "trainable_layers": 0}, "--trainable-layers 0 with --weights none would freeze"
+            " layers with random weights"),
+        ("train", {"weights": "none", "batch_norm": "frozen"}, "--batch-norm frozen needs the stored statistics of"),
         ("evaluate", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
         ("score", {"batch_size": -3}, "--batch-size must be positive. Received: -3"),
-        ("score", {"resume": True, "overwrite": True}, "--resume continues and --overwrite deletes: give one."),
+        ("score", {"resume": True, "overwrite": True}, "--resume continues an earlier scoring and --overwrite deletes"
+            " it. Give only one of them."),
         *(
             ("serve", {"port": port}, f"--port must lie in [1, 65535]. Received: {port}") for port in (0, -1, 65536)
         ),
         ("features", {"views": 0}, "--views must be positive. Received: 0"),
         ("features", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
-        ("features", {"views": 2}, "--views 2 without an --augmentation would be the same image 2 times."),
-        ("features", {"weights": "none"}, "--weights none: a network of random weights has no features."),
-        ("features", {"backbone": "my.keras"}, "--backbone my.keras is a model of your own: say with --preprocessing"),
+        ("features", {"views": 2}, "--views 2 without augmentation would compute the same image 2 times."),
+        ("features", {"weights": "none"}, "--weights none: features of random weights are of no use."),
+        ("features", {"backbone": "my.keras"}, "--backbone my.keras is your own model, so tlray does not know the"
+            " pixels that it was trained on. Give --preprocessing"),
         ("features", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
         ("features", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         ("export", {"refer_below": 2.0}, "--refer-below must lie in [0, 1]. Received: 2.0"),
@@ -126,8 +136,8 @@ CONFIGS = {
         ),
         ("augmentation", {"rotation_deg": 180.5}, "augmentation.rotation_deg must lie in [0, 180]. Received: 180.5"),
         ("augmentation", {"rotation_deg": -1.0}, "augmentation.rotation_deg must lie in [0, 180]. Received: -1.0"),
-        ("augmentation", {"shear_deg": 90.0}, "augmentation.shear_deg must lie in [0, 90): 90.0"),
-        ("augmentation", {"shear_deg": -1.0}, "augmentation.shear_deg must lie in [0, 90): -1.0"),
+        ("augmentation", {"shear_deg": 90.0}, "augmentation.shear_deg must lie in [0, 90). Received: 90.0"),
+        ("augmentation", {"shear_deg": -1.0}, "augmentation.shear_deg must lie in [0, 90). Received: -1.0"),
     ],
 )  # fmt: skip
 def test_refusals(config, settings, message):

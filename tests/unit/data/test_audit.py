@@ -221,12 +221,12 @@ def test_warnings_say_what_and_how_to_mend():
         (
             [("/d/id1", "not_found", "There is no such file.")] * 2,
             "for example '/d/id1' (not_found: There is no such file.), '/d/id1' (not_found: There is no such file.). "
-            "Write file names with their extension, and the folder below the manifest, into its column for uri.",
+            "The manifest's uri must have the file's extension, and its folder relative to the manifest.",
         ),
         (
             [("/d/C:/x/1.png", "not_found", "No.")],
             "for example '/d/C:/x/1.png' (not_found: No.). "
-            "These are paths of Windows: write them relative to the manifest, with forward slashes.",
+            "These are Windows paths: write them relative to the manifest, with forward slashes.",
         ),
         (
             [("/d/1.png", "not_found", "No.")],
@@ -242,7 +242,7 @@ def test_warnings_say_what_and_how_to_mend():
         (
             [("/1", "empty", "E."), ("/2", "truncated", "T."), ("/3", "truncated", "T."), ("/4", "truncated", "T.")],
             "for example '/1' (empty: E.), '/2' (truncated: T.), '/3' (truncated: T.). "
-            "Copy the files again, or take them out.",
+            "Copy the files again, or remove them.",
         ),
     ],
 )

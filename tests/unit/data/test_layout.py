@@ -151,13 +151,13 @@ AMBIGUOUS = {
     ),
     "the same grades in every class": (
         ["left/grade0", "left/grade1", "right/grade0", "right/grade1"],
-        r"the folders 'left', 'right' hold the same folders \('grade0', 'grade1'\): these may be patients, or other "
-        r"classes\. Say which by a table: a CSV manifest with the columns uri, label and group_id for patients, and "
-        r"without group_id for classes\.$",
+        r"the folders 'left', 'right' have subfolders of the same names \('grade0', 'grade1'\), which may be patients "
+        r"or classes\. Give a CSV manifest with the columns uri, label and group_id; leave out group_id if they are "
+        r"classes\.$",
     ),
     "the same grades in every class and split": (
         ["train/left/1", "train/right/2", "test/left/2", "test/right/1"],
-        r"'left', 'right' hold the same folders \('1', '2'\)",
+        r"'left', 'right' have subfolders of the same names \('1', '2'\)",
     ),
     "splits below classes": (
         ["covid/train", "covid/test", "normal/train", "normal/test"],
@@ -243,7 +243,7 @@ def test_what_machines_leave_is_skipped_and_counted(tmp_path, folder):
 def test_a_licence_beside_patients_is_no_image_of_the_class(tmp_path):
     source = make(tmp_path / "a", "left/grade0", "left/grade1", "right/grade0", "right/grade1")
     (tmp_path / "a/left/LICENSE").touch()
-    with pytest.raises(DataError, match=r"'left', 'right' hold the same folders \('grade0', 'grade1'\)"):
+    with pytest.raises(DataError, match=r"'left', 'right' have subfolders of the same names \('grade0', 'grade1'\)"):
         listing.list_images(source)
     make(tmp_path / "b", "covid/john", "normal")
     (tmp_path / "b/covid/README").touch()

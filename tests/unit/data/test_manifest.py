@@ -607,7 +607,7 @@ def test_backslashes_in_file_names_of_linux_stay(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("set.npz", r"'set\.npz' is a \.npz file, which is not read\. Save its images as PNG or TIFF"),
+        ("set.npz", r"'set\.npz' is a \.npz file, which tlray cannot read\. Save its images as PNG or TIFF"),
         ("scan.nii.gz", r"is a \.nii\.gz file.* Save its images as PNG"),
         ("SET.TAR.GZ", r"is a \.gz file.* Unpack it and give the folder, or pack it as \.zip"),
         ("labels.xlsx", r"is a \.xlsx file.* Save the table as CSV \(UTF-8\)"),
@@ -630,9 +630,9 @@ def test_files_that_are_no_image_and_no_manifest_are_refused(tmp_path, name, mes
         ("uri,label,\n1, 2.png,a\n", {}, "value 'a' in row 1 .* in column 3, which has no name"),
         ("uri;label\n1; 2.png;a\n", {}, "3 values in row 1.* but 2 columns"),
         ("uri,label\n1.png\n", {}, "1 values in row 1.* but 2 columns"),
-        ("u\0r\0i\0\n\0", {}, "no CSV file: it has null bytes"),
+        ("u\0r\0i\0\n\0", {}, "not a CSV file: it has null bytes"),
         ("uri\n1.png\n", {"label": "dx"}, r"no column 'dx'\. Its columns: 'uri'"),
-        ("uri\n1.png\n", {"patient": "uri"}, r"no column 'patient' to rename.*'group_id'"),
+        ("uri\n1.png\n", {"patient": "uri"}, r"--columns cannot rename 'patient'.*'group_id'"),
         ("path,dx\n1.png,a\n", {}, r"no column 'uri'\. Rename one \(--columns uri=NAME\) of: 'dx', 'path'"),
         ("uri,label\n1.png,a\n,b\n", {}, "no uri in row 2"),
         ("uri,split\n1.png,fold1\n", {}, "split 'fold1' in row 1. Use train, valid or test"),
@@ -640,9 +640,9 @@ def test_files_that_are_no_image_and_no_manifest_are_refused(tmp_path, name, mes
         ("uri,image_id\n1.png,x\n2.png,x\n", {}, r"image_id must be unique; 1 occur more than once: 'x'"),
         ("uri,uri\n1.png,2.png\n", {}, "more than once: 'uri'"),
         ("uri,label\n1, 2.png,a\n", {}, "3 values in row 1.* but 2 columns"),
-        ('uri\n"1.png\n', {}, "no CSV file"),
+        ('uri\n"1.png\n', {}, "not a CSV file"),
         ("uri,label\n", {}, "has no images"),
-        ("", {}, "is empty. A manifest has a column 'uri'"),
+        ("", {}, "is empty. A manifest needs a column 'uri'"),
     ],
 )
 def test_csv_errors(tmp_path, text, columns, message):
@@ -653,16 +653,16 @@ def test_csv_errors(tmp_path, text, columns, message):
 
 def test_csv_that_is_not_utf8(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"uri\n\xff.png\n")
-    with pytest.raises(DataError, match=r"no CSV file.*UTF-8"):
+    with pytest.raises(DataError, match=r"not a CSV file.*UTF-8"):
         listing.list_images(str(tmp_path / "list.csv"))
 
 
 def test_parquet_errors(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match="no Parquet manifest"):
+    with pytest.raises(DataError, match="not a Parquet manifest"):
         listing.list_images(str(tmp_path / "broken.parquet"))
     pq.write_table(pa.table({"uri": ["1.png"], "label": [["a", "b"]]}), tmp_path / "lists.parquet")
-    with pytest.raises(DataError, match=r"no Parquet manifest.*text columns"):
+    with pytest.raises(DataError, match=r"not a Parquet manifest.*text columns"):
         listing.list_images(str(tmp_path / "lists.parquet"))
 
 
@@ -687,7 +687,7 @@ def test_missing_and_empty_sources(tmp_path):
 
 def test_columns_without_a_manifest_are_refused(tmp_path):
     make_files(tmp_path, "1.png")
-    with pytest.raises(DataError, match=r"Columns can be renamed in a \.csv, \.tsv or \.parquet manifest only"):
+    with pytest.raises(DataError, match=r"--columns works with a \.csv, \.tsv or \.parquet manifest only"):
         listing.list_images(str(tmp_path), columns={"uri": "path"})
 
 
@@ -728,13 +728,13 @@ def test_read_class_map(tmp_path, name, text):
         ("map.json", "{", "neither .csv nor JSON"),
         ("map.json", '["a"]', r"must be a JSON object.*it has 'a'"),
         ("map.json", '"a"', r"must be a JSON object"),
-        ("map.json", "{}", "it has none"),
+        ("map.json", "{}", "it has no labels"),
         ("map.json", '{"a": 1}', r"it has \('a', 1\)"),
         ("map.json", '{"a": "x", "a": "y"}', "more than once: 'a'"),
         ("map.csv", "luad,adeno\n", r"must start with the line name,class; it has 'adeno', 'luad'"),
         ("map.csv", "name,class\na,x\na,y\n", "more than once: 'a'"),
         ("map.csv", "name,class\na,\n", r"it has \('a', None\)"),
-        ("map.csv", "name,class\n", "it has none"),
+        ("map.csv", "name,class\n", "it has no labels"),
     ],
 )
 def test_class_map_errors(tmp_path, name, text, message):
@@ -797,7 +797,8 @@ def test_null_split_counts_as_train():
 
 def test_ambiguous_prefix_is_refused():
     table = make_table(("a_1", "train", "1"), ("a_2", "train", "2"), ("a", "test", "3"))
-    with pytest.raises(DataError, match=r"not unique.*test: 'a'; train: 'a_1', 'a_2'\. Rename.*--class-map"):
+    message = r"have the same part before.*\(test: 'a'; train: 'a_1', 'a_2'\)\. Rename.*--class-map"
+    with pytest.raises(DataError, match=message):
         labels.unify_classes(table)
 
 
@@ -829,7 +830,7 @@ def test_match_classes():
 def test_match_classes_with_a_map():
     table = make_table(("luad", None, "1"))
     assert labels.match_classes(table, ["adeno"], {"luad": "adeno"})["label"].to_pylist() == ["adeno"]
-    with pytest.raises(DataError, match="The labels 'luad' fit none"):
+    with pytest.raises(DataError, match="The labels 'luad' match none"):
         labels.match_classes(table, ["adeno"], {"luad": "other"})
     with pytest.raises(DataError, match="lacks the labels 'luad'"):
         labels.match_classes(table, ["adeno"], {})
@@ -838,8 +839,8 @@ def test_match_classes_with_a_map():
 @pytest.mark.parametrize(
     ("names", "classes", "message"),
     [
-        (["x", "normal"], ["adeno", "normal"], r"The labels 'x' fit none.*'adeno', 'normal'.*--class-map"),
-        (["lung"], ["lung_left", "lung_right"], r"The labels 'lung' fit none, or more than one"),
+        (["x", "normal"], ["adeno", "normal"], r"The labels 'x' match none.*'adeno', 'normal'.*--class-map"),
+        (["lung"], ["lung_left", "lung_right"], r"The labels 'lung' match none, or more than one"),
         (["covid_pos", "covid_neg"], ["covid"], r"classes are 'covid'; .*train: 'covid_neg', 'covid_pos'"),
     ],
 )

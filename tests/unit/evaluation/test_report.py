@@ -193,16 +193,16 @@ def test_headline_is_the_test_split_and_splits_are_in_order():
 
 def test_what_makes_the_figures_too_good_comes_before_them():
     html, page = render(FULL)
-    first = page.text.index("The figures of this report are too good")
+    first = page.text.index("The numbers of this report are too good")
     assert first < page.text.index("3 images are copies") < page.text.index("Research tool") < page.text.index("97.5 %")
     assert [attributes for attributes in page.all("div") if attributes.get("class") == "alarm"] == [
         {"class": "alarm", "role": "note"}
     ]
     # Beside the headline and over each table of figures; the warnings by the data have it once more.
     assert re.search(
-        r"Split test, 40 images:\s+These figures are too good: see the warning at the top\.\s+Acc", page.text
+        r"Split test, 40 images:\s+These numbers are too good: see the warning at the top\.\s+Acc", page.text
     )
-    assert page.text.count("These figures are too good: see the warning at the top.") == 4
+    assert page.text.count("These numbers are too good: see the warning at the top.") == 4
     assert page.text.count("3 images are copies, so the metrics are too good.") == 2
 
     html, page = render(dataclasses.replace(FULL, leaks=(), warnings=()))
@@ -253,7 +253,7 @@ def test_many_classes_make_no_large_report():
     assert len(html) < 1_000_000
     assert [row[0] for row in page.rows if row[0] in classes] == list(classes)
     assert "colours show the shares of each row" in page.text
-    assert "Colours mark the 10 classes of the smallest area" in page.text
+    assert "Colours mark the 10 classes with the smallest areas" in page.text
 
 
 def test_images_are_the_figures():
@@ -344,13 +344,13 @@ def test_learning_curve_in_numbers():
     assert ["20", "60", "3", "79.2 %", "75.0 %", "81.2 %"] in page.rows
     assert ["all", "613", "1", "93.8 %", "93.8 %", "93.8 %"] in page.rows
     assert "Accuracy on the test images of linear probes" in page.text
-    assert "which flatters" not in page.text
+    assert "validation images that the penalties were chosen with, so it is too high" not in page.text
     (alt,) = [str(image["alt"]) for image in page.all("img") if str(image["alt"]).startswith("Accuracy on test images")]
     assert "62.5 % with 18, 93.8 % with 613;" in alt
 
     _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
     assert "Accuracy on the validation images of linear probes" in page.text
-    assert "which flatters" in page.text
+    assert "validation images that the penalties were chosen with, so it is too high" in page.text
 
     _, page = render(dataclasses.replace(FULL, learning_curve=()))
     assert "Learning curve" not in page.text

@@ -99,5 +99,5 @@ def test_without_roots_everything_is_outside():
 
 
 def test_a_relative_root_is_refused():
-    with pytest.raises(ConfigError, match="'data' is relative"):
+    with pytest.raises(ConfigError, match="'data' is a relative path"):
         roots.outside(["/a"], ["data"])

@@ -101,7 +101,7 @@ def test_unknown_scheme_is_refused(location):
 
 @pytest.mark.parametrize("location", ["file://runs/a", "file://localhost/a", "file://"])
 def test_relative_file_uri_is_refused(location):
-    with pytest.raises(ConfigError, match=f"'{location}' has no absolute path. Write file:///PATH"):
+    with pytest.raises(ConfigError, match=f"'{location}' is not an absolute path. Write file:///PATH"):
         storage.open_location(location)
 
 
@@ -428,7 +428,7 @@ def test_what_was_read_before_an_output_was_begun_stays(place):
     with pytest.raises(ConfigError, match="is not empty"):
         prepare(place, overwrite=False)
     storage.mark_output(place, kind="sweep")
-    with pytest.raises(ConfigError, match="no mark"):
+    with pytest.raises(ConfigError, match="but not the mark"):
         prepare(place, overwrite=True)
     storage.mark_output(place, kind="run")
     files = {".tlray": b"run", "_inspected/part": b"1"}
@@ -447,7 +447,7 @@ def test_strangers_are_never_deleted(place, overwrite):
     fill(place, **{"report.html": b"1", "figures__a": b"2", "thesis.doc": b"3"})
     files = contents(place)
     with pytest.raises(
-        ConfigError, match=r"\(thesis\.doc\), so --overwrite does not touch it" if overwrite else "empty"
+        ConfigError, match=r"\(thesis\.doc\), so --overwrite does not delete them" if overwrite else "empty"
     ):
         prepare(place, overwrite=overwrite)
     assert contents(place) == files
@@ -457,7 +457,7 @@ def test_strangers_are_never_deleted(place, overwrite):
 def test_a_folder_that_only_looks_like_an_output_is_never_deleted(place, mark):
     fill(place, **{"report.html": b"1", "figures__paper": b"2"}, **({".tlray": mark} if mark else {}))
     files = contents(place)
-    with pytest.raises(ConfigError, match=r"no mark \(\.tlray\) of an earlier run"):
+    with pytest.raises(ConfigError, match=r"but not the mark \(\.tlray\) of an earlier run"):
         prepare(place, overwrite=True)
     assert contents(place) == files
 

@@ -41,7 +41,7 @@ def score(tmp_path, monkeypatch):
 def test_another_bundle_is_refused(score, tmp_path):
     (tmp_path / "a.png").touch()
     assert score(tmp_path / "a.png", bundle_sha256="aaa")
-    with pytest.raises(BundleError, match="The bundle '/b' is aaa…, not bbb…: another one took its place"):
+    with pytest.raises(BundleError, match="The bundle '/b' was replaced: its sha256 is aaa…, not bbb…"):
         score(tmp_path / "a.png", bundle_sha256="bbb")
 
 
@@ -55,12 +55,12 @@ def test_only_what_lies_below_the_roots_is_scored(score, tmp_path, caplog):
     (tmp_path / "out/_state").rmdir()
     (root / "link.png").symlink_to(secret)
     message = (
-        rf"1 of the 2 images of '{root}' do not lie below the roots, by a manifest or a symbolic link\. "
-        r"Leave them out\.$"
+        rf"1 of the 2 images of '{root}' do not lie below the allowed roots: a manifest or a symbolic link leads "
+        r"elsewhere\. Leave them out\.$"
     )
     with pytest.raises(DataError, match=message):
         score(root, roots=(str(root),))
-    assert f"Not below the roots: '{root}/link.png'" in caplog.text
+    assert f"Refused, because they do not lie below the allowed roots: '{root}/link.png'" in caplog.text
     assert score(root, roots=(str(root), str(tmp_path)), overwrite=True)
 
 
@@ -76,7 +76,7 @@ def test_a_manifest_may_not_lead_elsewhere(score, tmp_path, uri, name):
         (root / name).write_text("\n".join(["uri", *uris]))
     else:
         pq.write_table(pa.table({"uri": uris}), root / name)
-    with pytest.raises(DataError, match=r"1 of the 2 images of .* do not lie below the roots") as caught:
+    with pytest.raises(DataError, match=r"1 of the 2 images of .* do not lie below the allowed roots") as caught:
         score(root / name, roots=(str(root),))
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -85,7 +85,7 @@ def test_a_manifest_may_not_lead_elsewhere(score, tmp_path, uri, name):
 def test_a_manifest_elsewhere_is_not_opened(score, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link.csv").symlink_to("/etc/passwd")
-    with pytest.raises(DataError, match=r"'.*/root/link.csv' does not lie below the roots"):
+    with pytest.raises(DataError, match=r"'.*/root/link.csv' does not lie below the allowed roots"):
         score(tmp_path / "root/link.csv", roots=(str(tmp_path / "root"),))
 
 
@@ -107,7 +107,7 @@ def test_images_that_have_changed_are_scored_again(stored, capsys, now, touched,
     assert stored.read == read
     assert predictions.part_names(stored.out) == [f"part-{number:05d}.parquet" for number in range(kept)]
     assert storage.exists(f"{stored.out}/_SUCCESS") == (kept == 3)
-    line = f"Changed since it was scored: 1 of 5 images. Scoring goes on behind image {num_done} of 7.\n"
+    line = f"1 of the 5 scored images have changed. Scoring continues after image {num_done} of 7.\n"
     assert capsys.readouterr().out == ("" if kept == 3 else line)
     if kept == 3:  # what was touched is not read again the next time
         assert stored.keep(now, touched) == (5, 1)
@@ -206,9 +206,9 @@ def test_a_folder_behind_a_link_is_not_looked_into(score, tmp_path, caplog):
         with pytest.raises(DataError) as caught:
             score(source, roots=(str(root),))
         assert str(caught.value) == (
-            f"'{root}' has a folder that does not lie below the roots: a symbolic link leads elsewhere. Leave it out."
+            f"A symbolic link in '{root}' leads to a folder outside of the allowed roots. Remove the link."
         )
-        assert f"Not below the roots: '{root}/link'" in caplog.text
+        assert f"Refused, because it does not lie below the allowed roots: '{root}/link'" in caplog.text
         assert "secret" not in caplog.text
     # Without roots any folder is entered.
     assert list_images(str(root), labels_needed=False).table.num_rows == 2
@@ -231,7 +231,7 @@ def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):
     out = str(tmp_path / "out")
     config = ScoreConfig(bundle="/b", input="/i", out=out, resume=True)
     assert not scoring._check_output(out, {"input": "/i"}, config)
-    assert capsys.readouterr().out == f"There is no scoring to resume in '{out}': it begins anew.\n"
+    assert capsys.readouterr().out == f"There is no scoring to resume in '{out}', so it starts from the beginning.\n"
     score_state.write_identity(out, {"input": "/i"})
     assert scoring._check_output(out, {"input": "/i"}, config)
     with pytest.raises(ConfigError, match="was made with another bundle or other images"):

@@ -69,7 +69,7 @@ def test_backbones_that_cannot_be_built(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cut": "third"}, "--cut 'third' is no layer.*first, norm, second"),
+        ({"cut": "third"}, "--cut 'third' is not a layer.*first, norm, second"),
         ({"image_size_px": 64}, "32 x 32 px images.*Give --image-size-px 32"),
     ],
 )

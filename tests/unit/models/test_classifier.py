@@ -158,7 +158,7 @@ def test_independent_sigmoids_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"ends in 3 independent sigmoids .* a softmax or in logits"):
         models.from_trained(path, preprocessing="unit", num_classes=3, image_size_px=None)
     path = saved(tmp_path, keras.ops.sigmoid)
-    with pytest.raises(ConfigError, match=r"Independent sigmoids are no class probabilities"):
+    with pytest.raises(ConfigError, match=r"If these are independent sigmoids, give a model that ends in a softmax"):
         models.from_trained(path, preprocessing="unit", num_classes=3, image_size_px=None)
 
 
@@ -171,7 +171,7 @@ def test_a_single_output_for_two_classes(tmp_path, is_sigmoid, outputs):
     path = saved(tmp_path, end)
     images = np.random.default_rng(2).integers(0, 40, (4, 8, 8, 3), dtype=np.uint8)
     if is_sigmoid:
-        with pytest.raises(ConfigError, match="--outputs probabilities, or --outputs logits"):
+        with pytest.raises(ConfigError, match="Give --outputs probabilities or --outputs logits"):
             probabilities_of(path, images, num_classes=2)
     found, single = probabilities_of(path, images, num_classes=2, outputs=outputs)
     second = single[:, 0] if is_sigmoid else 1 / (1 + np.exp(-single[:, 0]))
@@ -180,7 +180,7 @@ def test_a_single_output_for_two_classes(tmp_path, is_sigmoid, outputs):
 
 
 def test_trained_model_with_other_classes_is_refused(own_model):
-    with pytest.raises(ConfigError, match=r"outputs \(None, 3\), the list of classes has 4"):
+    with pytest.raises(ConfigError, match=r"outputs \(None, 3\), but the list of classes has 4"):
         models.from_trained(own_model[0], preprocessing="unit", num_classes=4, image_size_px=None)
 
 

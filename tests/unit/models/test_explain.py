@@ -320,7 +320,7 @@ def test_models_that_cannot_be_explained(explain, tmp_path):
     with pytest.raises(BundleError, match="no layer with a feature map"):
         explain(keras.Model(features, dense(averages, np.ones((12, 2)))))
     (tmp_path / MODEL_FILE).write_bytes(b"no model")
-    with pytest.raises(BundleError, match=r"cannot be explained: .*no Keras model"):
+    with pytest.raises(BundleError, match=r"cannot be explained: .*not a Keras model"):
         Explainer(as_bundle(tmp_path, 2))
 
 

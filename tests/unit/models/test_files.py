@@ -13,7 +13,7 @@ from tlray.models.files import load_keras_file, save_artifact
 def test_code_in_a_model_file_is_not_run(tmp_path):
     images = keras.Input((8, 8, 3))
     keras.Model(images, keras.layers.Lambda(lambda x: x * 2)(images)).save(tmp_path / "code.keras")
-    with pytest.raises(ConfigError, match="no Keras model that can be loaded safely"):
+    with pytest.raises(ConfigError, match="not a Keras model that can be loaded safely"):
         load_keras_file(str(tmp_path / "code.keras"))
 
 

@@ -33,7 +33,8 @@ def test_values_tell_logits_from_probabilities(values, expected):
 
 def test_a_single_number_within_0_and_1_is_asked_for_unless_a_sigmoid_is_seen():
     values = [[0.0], [0.7], [1.0]]
-    with pytest.raises(ConfigError, match=r"outputs from 0 to 1: probabilities of the second class, or logits. Say"):
+    message = r"outputs from 0 to 1, which may be probabilities of the second class or logits\. Give"
+    with pytest.raises(ConfigError, match=message):
         find(values)
     assert find(values, ends_in_sigmoid=True) == "probabilities"
     assert find(values, "probabilities") == "probabilities"
@@ -41,12 +42,12 @@ def test_a_single_number_within_0_and_1_is_asked_for_unless_a_sigmoid_is_seen():
 
 
 def test_what_is_neither_is_refused():
-    message = r"outputs from 0.2 to 0.9 in rows that sum to 1 to 1.1. Independent sigmoids .* give --outputs logits"
+    message = r"outputs from 0.2 to 0.9 in rows that sum to 1 to 1.1. If these are independent .* give --outputs logits"
     with pytest.raises(ConfigError, match=message):
         find(SIGMOIDS)
     assert find(SIGMOIDS, "logits") == "logits"  # who says so must know
     for given in (None, "logits", "probabilities"):
-        with pytest.raises(ConfigError, match=r"ends in 2 independent sigmoids \(.*\), which are no class probabili"):
+        with pytest.raises(ConfigError, match=r"ends in 2 independent sigmoids \(.*\), which are not class probabili"):
             find(SIGMOIDS, given, ends_in_sigmoid=True)
     for given in (None, "logits", "probabilities"):  # saturated, they sum to 1
         with pytest.raises(

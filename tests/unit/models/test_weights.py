@@ -35,17 +35,17 @@ def test_a_bundle_is_taken_and_its_run_is_not(tmp_path):
     bundle = str(tmp_path / "run/bundle")
     assert has_bundle(bundle)
     assert check_weights(bundle) is None
-    with pytest.raises(ConfigError, match=r"/run' is a folder and no bundle .* it has no bundle\.json.*RUN/bundle"):
+    with pytest.raises(ConfigError, match=r"/run' is a folder but not a bundle .* it has no bundle\.json.*RUN/bundle"):
         check_weights(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.h5", b"<html>404</html>", r"/a\.h5' is no Keras weights file .*its first bytes are not of one"),
+        ("a.h5", b"<html>404</html>", r"/a\.h5' is not a Keras weights file .*its first bytes are not those of such"),
         ("a.h5", b"", "its first bytes"),
         ("a.keras", b"\x89HDF\r\n\x1a\n", "its first bytes"),
-        ("a.pth", b"PK\x03\x04", "its ending is not of one"),
+        ("a.pth", b"PK\x03\x04", "its ending is not one of these"),
         ("a.h5", None, "There are no weights at '.*a.h5'. Give 'imagenet', 'none', a Keras weights file, or a bundle"),
     ],
 )

@@ -184,7 +184,9 @@ def test_features_that_hardly_differ_are_warned_of():
     flat = 250 + features / features.std(axis=0).clip(1e-3)
     alike = regression.fit(flat, labels, flat, labels, num_classes=4, balanced=False)
     (warning,) = regression.variation_warning(alike.variation)
-    assert warning.startswith("The images hardly differ in what the network sees: its median feature varies by 0.4% of")
+    assert warning.startswith(
+        "The network's features hardly differ between the images: the median feature varies by 0.4% of its size."
+    )
     constant = np.full((80, 20), 3.0, np.float32)
     assert regression.fit(constant, labels, constant, labels, num_classes=4, balanced=False).variation == 0
 

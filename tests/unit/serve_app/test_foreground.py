@@ -119,7 +119,7 @@ def test_paths_are_seen_from_the_working_directory(monkeypatch, tmp_path):
 def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port, monkeypatch):
     calls: list[bool] = []
     monkeypatch.setattr("tlray.cluster.connection.connect", lambda **_: calls.append(True))
-    with pytest.raises(BundleError, match="is no bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
+    with pytest.raises(BundleError, match="is not a bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
         pass
     assert not calls
 

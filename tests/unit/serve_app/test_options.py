@@ -44,7 +44,7 @@ def test_roots_have_one_spelling():
 
 @pytest.mark.parametrize("others", [{2: "/old"}, {0: "/old"}, {3: "/a", -1: "/b"}])
 def test_no_version_takes_the_main_ones_place(others):
-    with pytest.raises(ValidationError, match="beside version 2"):
+    with pytest.raises(ValidationError, match="must be 1 or more and differ from version 2"):
         Options(bundle="/new", version=2, other_versions=others)
 
 

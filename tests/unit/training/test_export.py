@@ -70,4 +70,6 @@ def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong
     found = check(probs, uris)
     assert found.probs == {}
     (warning,) = found.warnings
-    assert f"differ by up to {difference} from those that its features gave: the metrics are those of the" in warning
+    assert (
+        f"differ by up to {difference} from those of the stored features, so the metrics were measured with" in warning
+    )

@@ -20,7 +20,7 @@ def test_a_bundle_gives_what_its_model_gives_as_the_user_says(tmp_path):
     (tmp_path / "classes.txt").write_text("normal\nill\n")
     settings: dict[str, Any] = {"model": str(tmp_path / "own.keras"), "classes": str(tmp_path / "classes.txt")}
     settings |= {"out": str(tmp_path / "bundle"), "preprocessing": "unit", "quiet": True}
-    with pytest.raises(ConfigError, match="Say which: --outputs probabilities, or --outputs logits"):
+    with pytest.raises(ConfigError, match="Give --outputs probabilities or --outputs logits"):
         export(ExportConfig(**settings))
     assert not (tmp_path / "bundle").exists()
     export(ExportConfig(**settings, outputs="probabilities"))

@@ -36,7 +36,8 @@ def test_a_run_is_continued_with_its_own_settings(config, capsys):
     begin(config)
     assert check(config)
     assert check(dataclasses.replace(config, quiet=True))
-    with pytest.raises(ConfigError, match=r"--resume continues the (training|sweep) in .*/out with its own settings: "):
+    message = r"--resume needs the settings that the (training|sweep) in '.*/out' was started with: "
+    with pytest.raises(ConfigError, match=message):
         check(dataclasses.replace(config, seed=5))
     assert check(dataclasses.replace(config, seed=5), free=frozenset({"seed"}))
     with pytest.raises(ConfigError, match=r"epochs was (30|4) and is 9; seed was 0 and is 5\. Give those, or another"):
@@ -59,7 +60,9 @@ def test_settings_of_other_versions(config):
 def test_where_there_is_nothing_to_resume_it_is_told(config, capsys):
     assert not check(config)
     kind = "sweep" if isinstance(config, SweepConfig) else "training"
-    assert capsys.readouterr().out == f"There is no {kind} to resume in '{config.out}': it begins anew.\n"
+    assert (
+        capsys.readouterr().out == f"There is no {kind} to resume in '{config.out}', so it starts from the beginning.\n"
+    )
     assert not check(dataclasses.replace(config, quiet=True))
     assert not check(dataclasses.replace(config, resume=False))
     assert capsys.readouterr().out == ""

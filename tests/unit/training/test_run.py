@@ -69,7 +69,7 @@ def test_a_continued_run_may_ask_for_a_learning_curve(tmp_path):
 
 def test_a_divergence_is_told_by_its_epoch():
     rows = [{"epoch": epoch, "loss": loss, "num_replaced": 0.0} for epoch, loss in ((0, 0.4), (1, float("nan")))]
-    assert wording.training_warnings(rows)[0].startswith("Training diverged in epoch 1: ")
+    assert wording.training_warnings(rows)[0].startswith("Training diverged in epoch 1 (its loss is not a number)")
 
 
 def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path, monkeypatch):
@@ -113,8 +113,8 @@ def test_what_becomes_of_features_that_do_not_fit():
     capacity = make_capacity(object_store_bytes=int(5e9), smallest_object_store_bytes=int(2e9))
     network = dataclasses.replace(NETWORK, shapes=[(5, 10_000_000)])
     assert wording.describe_misfit(config, capacity, make_images(), network) == (
-        "The features that are trained on would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
-        "smallest node). Training is on images that are read and augmented in every epoch instead."
+        "The stored features for training would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
+        "smallest node). Training uses images that are read and augmented in every epoch instead."
     )
 
 

@@ -76,7 +76,7 @@ def test_a_row_that_is_cut_off_is_no_result(tmp_path):
 
 def test_the_table_of_another_version_is_refused(tmp_path):
     (tmp_path / "trials.csv").write_text("depths,loss\n1,0.5\n")
-    with pytest.raises(DataError, match=r"trials\.csv' is not as this version .* Begin anew with --overwrite"):
+    with pytest.raises(DataError, match=r"trials\.csv' does not have the columns .* Begin anew with --overwrite"):
         trial_table.read_trials(str(tmp_path))
 
 

@@ -167,7 +167,7 @@ def test_a_batch_is_followed_to_its_end(endpoint):
     assert state() == ("pending", None, "The images are being listed.")
     counts = {"done": 0, "failed": 0, "total": 9}
     endpoint.change(name, JobStatus.RUNNING, progress=counts | {"waiting": True})
-    assert state() == ("pending", counts, "A model is being loaded, or waits for a CPU: 0.25 of 2 are free.")
+    assert state() == ("pending", counts, "The model is being loaded, or waits for CPUs: 0.25 of 2 are free.")
     counts = {"done": 4, "failed": 1, "total": 9}
     endpoint.change(name, JobStatus.RUNNING, progress=counts | {"waiting": False})
     assert state() == ("running", counts, None)
@@ -215,7 +215,7 @@ def test_a_client_says_that_all_nodes_see_a_folder(endpoint):
     [
         ("tlray: '{input}/x.csv' has no uri in row 1.", "'{input}/x.csv' has no uri in row 1."),
         ("Traceback\n  File x\ntlray: The output '{output}/1' is a file.\nbye", "The output '{output}/1' is a file."),
-        ("tlray: The bundle '/srv/my bundles/1' lacks its file m.", "The bundle … lacks its file m."),
+        ("tlray: The bundle '/srv/my bundles/1' has no file m.", "The bundle … has no file m."),
         ("tlray: Not below: '{input}/l.png', '{input}2/x', '/etc/passwd'.", "Not below: '{input}/l.png', …, …."),
         ("tlray: '{input}/a.zip!/1.png' is not {input}/a.zip.", "'{input}/a.zip!/1.png' is not {input}/a.zip."),
         ("tlray: [Errno 28] s3://bucket/tmp/x: full, see /var/log/x.", "[Errno 28] … full, see …"),
@@ -225,11 +225,11 @@ def test_a_client_says_that_all_nodes_see_a_folder(endpoint):
         ),
         ("tlray: '{input}/../x' and '{input}/./y'.", "… and '{input}/./y'."),
         ("tlray: 1/2 of a/b.png, and/or c", "1/2 of a/b.png, and/or c"),
-        ("", "The job failed. The operator finds its log in Ray, under {id}."),
-        ("KeyError: '/etc'", "The job failed. The operator finds its log in Ray, under {id}."),
+        ("", "The job failed. The operator can find its log in Ray under {id}."),
+        ("KeyError: '/etc'", "The job failed. The operator can find its log in Ray under {id}."),
         (
             "KeyError: '/etc'\ntlray: this should not have happened; the lines above say where.",
-            "The job failed. The operator finds its log in Ray, under {id}.",
+            "The job failed. The operator can find its log in Ray under {id}.",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_an_ended_batch_leaves_room_for_the_next(endpoint, status):
     first = endpoint.post().json()["id"]
     busy = endpoint.post()
     assert (busy.status_code, busy.json()["error_code"]) == (409, "output_in_use")
-    assert busy.json()["error"] == f"The batch {first} is writing to this output."
+    assert busy.json()["error"] == f"The batch {first} is writing to this output. Wait until it has ended."
     other = endpoint.post(output=f"{endpoint.output}/2")
     assert (other.status_code, other.json()["error_code"], other.headers["Retry-After"]) == (429, "busy", "10")
     endpoint.change(first, status)
@@ -362,7 +362,7 @@ def test_without_roots_nothing_is_allowed(endpoint, name):
     endpoint.options[name] = []
     answer = endpoint.post()
     assert answer.status_code == 403
-    assert answer.json()["error"].startswith("Bulk scoring is off here: the operator has named no input_roots and")
+    assert answer.json()["error"].startswith("Bulk scoring is off: the operator has not set both input_roots and")
 
 
 def test_input_and_output_lie_apart(endpoint):
@@ -379,9 +379,9 @@ def test_input_and_output_lie_apart(endpoint):
     ):
         answer = endpoint.post(input=source, output=target)
         assert answer.status_code == 403, (source, target)
-        assert "must lie apart" in answer.json()["error"]
+        assert "must not contain each other" in answer.json()["error"]
     (endpoint.output / "link").symlink_to(endpoint.input)
-    assert "must lie apart" in endpoint.post(output=f"{endpoint.output}/link/1").json()["error"]
+    assert "must not contain each other" in endpoint.post(output=f"{endpoint.output}/link/1").json()["error"]
     assert endpoint.post(input=f"{inside}/a", output=f"{inside}/b").status_code == 202
 
 

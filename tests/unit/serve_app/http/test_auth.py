@@ -140,7 +140,7 @@ def make_binary(path: Path) -> None:
         (make_a_directory, "cannot be read: Is a directory."),
         (make_empty, "has no key."),
         (make_short, "has 10 characters; at least 16 are required."),
-        (make_binary, "is no UTF-8 text."),
+        (make_binary, "is not UTF-8 text."),
     ],
 )
 @pytest.mark.parametrize("also_listed", [False, True])
@@ -157,7 +157,7 @@ def test_a_file_that_can_no_longer_be_used_opens_nothing_and_is_told_once(
         assert opens(keys, TWO) == [also_listed]
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("The keys of TLRAY_API_KEYS_FILE are void: ")
+    assert record.getMessage().startswith("No key of TLRAY_API_KEYS_FILE is accepted: ")
     assert complaint in record.getMessage()
     assert not any(secret in caplog.text for secret in (ONE, TWO, "5555"))
     if path.is_dir():

@@ -126,7 +126,7 @@ def test_all_bodies_together_are_bounded_until_they_are_answered():
         limit = LimitBody(app, max_bytes=MAX_BYTES, timeout_s=10.0)
         held = [asyncio.create_task(limit(http(), parts(bytes(MAX_BYTES)), ignore)) for _ in range(MAX_BODIES)]
         await asyncio.wait(held, timeout=0.05)
-        with pytest.raises(RequestError, match="Too much is being sent") as caught:
+        with pytest.raises(RequestError, match="The server is receiving too much data at once") as caught:
             await limit(http(), parts(b"x"), ignore)
         assert (caught.value.status, caught.value.retry_after_s) == (429, body.RETRY_AFTER_S)
         event.set()

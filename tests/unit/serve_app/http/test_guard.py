@@ -48,7 +48,7 @@ def test_without_keys_requests_by_way_of_a_proxy_are_refused(model, added):
     (name,) = added
     assert (refused.status_code, refused.json()["error_code"]) == (403, "forbidden")
     assert refused.json()["error"] == (
-        "No API keys are set: requests by way of a proxy are refused. Set some in TLRAY_API_KEYS or "
+        "No API keys are set, so requests through a proxy are refused. Set keys in TLRAY_API_KEYS or "
         f"TLRAY_API_KEYS_FILE on the server. Received: the header {name.lower()}"
     )
     uploaded = ask(local_api(model), "POST", "/predict", files=upload(png(0)), headers=added)

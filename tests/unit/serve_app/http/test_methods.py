@@ -64,7 +64,7 @@ def test_an_address_tells_its_methods(model, path, methods):
     assert (told.status_code, told.content, told.headers["Allow"]) == (204, b"", methods)
     refused = call(model, "PUT", path)
     assert (refused.status_code, refused.headers["Allow"]) == (405, methods)
-    assert refused.json() == {"error": "PUT is not for this address.", "error_code": "method_not_allowed"}
+    assert refused.json() == {"error": "PUT is not allowed for this address.", "error_code": "method_not_allowed"}
 
 
 def test_what_is_not_there_has_no_methods(model):

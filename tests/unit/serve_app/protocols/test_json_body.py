@@ -30,13 +30,13 @@ def test_an_object_is_parsed():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "The body is no JSON: Expecting value: line 1 column 1"),
-        (b"{", "The body is no JSON: "),
-        (b'{"a": 1} {', "The body is no JSON: Extra data"),
-        (b"{'a': 1}", "The body is no JSON: "),
-        (b'{"a": \xff}', "The body is no JSON: 'utf-8' codec"),
-        ('{"a": 1}'.encode("utf-16"), "The body is no JSON: "),
-        ('\ufeff{"a": 1}'.encode(), "The body is no JSON: Unexpected UTF-8 BOM"),
+        (b"", "The body is not JSON: Expecting value: line 1 column 1"),
+        (b"{", "The body is not JSON: "),
+        (b'{"a": 1} {', "The body is not JSON: Extra data"),
+        (b"{'a': 1}", "The body is not JSON: "),
+        (b'{"a": \xff}', "The body is not JSON: 'utf-8' codec"),
+        ('{"a": 1}'.encode("utf-16"), "The body is not JSON: "),
+        ('\ufeff{"a": 1}'.encode(), "The body is not JSON: Unexpected UTF-8 BOM"),
         (b"[1]", "The body must be a JSON object. Received: [1]"),
         (b"null", "The body must be a JSON object. Received: None"),
         (b"[" + b"1," * 10**5 + b"1]", "The body must be a JSON object. Received: [1, 1, 1, 1, 1, 1, ...]"),
@@ -80,7 +80,7 @@ def test_nested_integers_become_an_array():
         ([[1], "2"], "x must be lists nested 2 deep"),
         ([{"a": 1}], "x must be lists nested 2 deep"),
         ([[]], "x must hold integers only, nested 2 deep. Received: nothing"),
-        ([[1, 2], [3]], "x is ragged: its lists of one level have 1 to 2 elements."),
+        ([[1, 2], [3]], "x is ragged: its lists at one level have 1 to 2 elements."),
         ([[[1]]], "x must hold integers only, nested 2 deep. Received: list"),
         ([[1, [2]]], "x must hold integers only, nested 2 deep. Received: list"),
         ([[1, 2.0]], "x must hold integers only, nested 2 deep. Received: float"),
@@ -98,6 +98,6 @@ def test_what_is_no_array_of_pixels_is_refused(values, message):
 def test_the_number_of_images_is_limited():
     json_body.check_count(3, max_images=3)
     assert refused(json_body.check_count, 0, max_images=3) == "The request has no image. Send at least one."
-    with pytest.raises(RequestError, match=r"^4 images in one request; the most are 3\.$") as caught:
+    with pytest.raises(RequestError, match=r"^The request has 4 images, but at most 3 are allowed\.$") as caught:
         json_body.check_count(4, max_images=3)
     assert caught.value.status == 413

@@ -164,7 +164,7 @@ def test_a_request_without_an_image_is_refused(num_images):
 @pytest.mark.parametrize("num_images", [5, 10**30])
 def test_too_many_images_are_refused_before_they_are_decoded(num_images):
     message = refused(files(shape=[num_images], data=["?"]), status=413)
-    assert message == f"{num_images} images in one request; the most are 4."
+    assert message == f"The request has {num_images} images, but at most 4 are allowed."
     refused(pixels(None, shape=[num_images, 2, 2, 3], **binary_size(0)), b"", status=413)
 
 
@@ -178,22 +178,22 @@ def test_too_many_images_are_refused_before_they_are_decoded(num_images):
 )
 def test_data_is_in_one_place(tensor):
     message = refused(files(1, **tensor))
-    assert message == "image must have either data or the parameter binary_data_size; shared memory is not read."
+    assert message == "image must have either data or the parameter binary_data_size; shared memory is not supported."
 
 
 @pytest.mark.parametrize("size", [7, 9, 8.0, "8", True, -8, [8], 10**40])
 def test_the_binary_data_is_as_long_as_the_tensor_says(size):
     assert refused(files(1, **binary_size(size)), b"\x04\0\0\0" + JPEG).startswith(
-        "By Inference-Header-Content-Length 8 bytes follow the JSON; binary_data_size of image must say the same."
+        "Inference-Header-Content-Length leaves 8 bytes after the JSON, so binary_data_size of image must be 8. "
     )
 
 
 def test_no_binary_data_follows_where_there_is_none():
-    assert refused(files(b64(PNG)), b"x").startswith("By Inference-Header-Content-Length 1 bytes follow the JSON; ")
+    assert refused(files(b64(PNG)), b"x").startswith("Inference-Header-Content-Length leaves 1 bytes after the JSON, ")
     assert parse(files(b64(PNG)), b"").images == [PNG]
     assert refused(files(1, **binary_size(0))) == "The binary data ends after 0 of 1 images."
     without_header = json.dumps(files(1, **binary_size(8))).encode() + b"\x04\0\0\0" + JPEG
-    with pytest.raises(RequestError, match=r"^The body is no JSON: "):
+    with pytest.raises(RequestError, match=r"^The body is not JSON: "):
         open_inference.parse_infer(without_header, header_length=None, size_px=2, max_images=4)
 
 
@@ -237,7 +237,7 @@ def test_what_the_protocol_does_not_have_is_refused(request_, message):
 )
 def test_outputs_that_there_are_not_are_refused(outputs):
     message = refused(files(b64(PNG)) | {"outputs": outputs})
-    assert message.startswith("outputs must be of probabilities, label, each at most once. Received: ")
+    assert message.startswith("outputs may be probabilities, label, each at most once. Received: ")
 
 
 @pytest.mark.parametrize(

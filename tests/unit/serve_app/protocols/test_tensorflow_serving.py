@@ -99,7 +99,7 @@ def test_what_the_protocol_does_not_have_is_refused(request_, message):
 
 
 def test_too_many_images_are_refused_before_they_are_decoded():
-    with pytest.raises(RequestError, match=r"^5 images in one request; the most are 4\.$") as caught:
+    with pytest.raises(RequestError, match=r"^The request has 5 images, but at most 4 are allowed\.$") as caught:
         parse({"instances": [{"b64": "?"}] * 5})
     assert caught.value.status == 413
 
