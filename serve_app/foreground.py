@@ -108,8 +108,8 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
         has_keys = needs_key(address, options.endpoint)
         if ApiKeys().required and not has_keys:
             raise ConfigError(
-                f"{KEYS_VARIABLE} or {FILE_VARIABLE} is set here, and not where Ray was started: its processes ask for "
-                "no key. Set it for `ray start`, or unset RAY_ADDRESS to start a local Ray."
+                f"{KEYS_VARIABLE} or {FILE_VARIABLE} is set here but not where Ray was started, so the endpoint would "
+                "require no key. Set it for `ray start`, or unset RAY_ADDRESS to start a local Ray."
             )
         yield Endpoint(
             address=address,
@@ -175,8 +175,8 @@ def check_host(config: ServeConfig) -> None:
     is_open = ApiKeys().required or config.open_without_keys
     if not is_open and not _is_loopback(config.host):
         raise ConfigError(
-            f"--host {config.host} lets other machines in, and there are no keys. Put some into {KEYS_VARIABLE} or a "
-            f"file that {FILE_VARIABLE} names (`openssl rand -hex 24` makes one), or leave --host away, or say "
+            f"--host {config.host} lets other machines in, and there are no keys. Set {KEYS_VARIABLE}, or "
+            f"{FILE_VARIABLE} to a file with keys (`openssl rand -hex 24` makes one); or omit --host; or give "
             "--open-without-keys."
         )
     try:
@@ -200,7 +200,7 @@ def check_authentication(*, is_own_ray: bool) -> None:
     """
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if is_own_ray and mode != "token":
-        raise ConfigError(f"RAY_AUTH_MODE={mode} would let other machines reach the model past the keys. Unset it.")
+        raise ConfigError(f"RAY_AUTH_MODE={mode} would let other machines reach the model without a key. Unset it.")
 
 
 def check_room(options: Options, available: capacity.Capacity) -> None:

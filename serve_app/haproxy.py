@@ -178,13 +178,13 @@ def secure(config: str, *, directory: str, token: str, address: str = "") -> str
         config, num_found = re.subn(edit.pattern, edit.replacement, config, flags=re.MULTILINE)
         if edit.is_required and not num_found:
             raise ConfigError(
-                f"Ray Serve's HAProxy configuration has no line like {edit.pattern!r} any more, so it cannot be made "
+                f"Ray Serve's HAProxy configuration no longer has a line like {edit.pattern!r}, so it cannot be made "
                 "safe. Use the version of Ray that tlray asks for, or RAY_SERVE_ENABLE_HA_PROXY=0."
             )
     left = re.search(r"^.*( backup|return status [45]\d\d content-type text/plain .*)$", config, re.MULTILINE)
     if left:
         raise ConfigError(
-            f"Ray Serve's HAProxy configuration has a line that is not known here: {left[0].strip()!r}. Use the "
+            f"Ray Serve's HAProxy configuration has an unknown line: {left[0].strip()!r}. Use the "
             "version of Ray that tlray asks for, or RAY_SERVE_ENABLE_HA_PROXY=0."
         )
     return MARK + config

@@ -175,7 +175,7 @@ def test_the_foreground_endpoint_joins_a_ray_and_takes_nothing_over(cluster, add
     with serving(*arguments, **variables, TLRAY_API_KEYS="0123456789abcdef") as (process, _, _):
         _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
-    assert errors.startswith("tlray: TLRAY_API_KEYS or TLRAY_API_KEYS_FILE is set here, and not where Ray was started")
+    assert errors.startswith("tlray: TLRAY_API_KEYS or TLRAY_API_KEYS_FILE is set here but not where Ray was started")
 
     with serving(*arguments, **variables) as (process, lines, _):
         assert f" http://127.0.0.1:{port} " in "\n".join(lines)

@@ -358,7 +358,7 @@ def test_a_diverged_training_is_no_result(phantom_set, tmp_path, capsys):
         *("--max-failures", 0, "--quiet"),
     )
     assert code == 1
-    assert "Training diverged: the validation loss is no number in any epoch." in capsys.readouterr().err
+    assert "Training diverged: the validation loss is not a number in any epoch." in capsys.readouterr().err
     assert not (out / "metrics.json").exists()
     assert not (out / "bundle").exists()
 

@@ -172,11 +172,11 @@ def tell_shortage(available: Capacity, *, num_gpus: int = 0, quiet: bool) -> Non
     """
     lacking = []
     if available.is_short:
-        lacking.append((available.num_cpus, available.held_cpus, "CPUs", f"{MIN_FREE_CPUS:g} of one node"))
+        lacking.append((available.num_cpus, available.held_cpus, "CPUs", f"{MIN_FREE_CPUS:g} on one node"))
     if available.num_gpus - available.held_gpus < num_gpus:
         lacking.append((available.num_gpus, available.held_gpus, "GPUs", f"{num_gpus}"))
     for there, held, what, needed in lacking if not quiet else []:
         print(
-            f"Waiting: the cluster has {there:g} {what}, of which others (an endpoint, other jobs) hold "
-            f"{round(held, 2):g}; this begins when {needed} are free."
+            f"Waiting: {round(held, 2):g} of the cluster's {there:g} {what} are in use by other jobs or an endpoint. "
+            f"This command starts when {needed} are free."
         )

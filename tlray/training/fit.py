@@ -150,8 +150,8 @@ def _run(task: TrainTask, plan: TrainPlan, paths: RunPaths) -> list[np.ndarray]:
     _delete_orphans(paths, result.checkpoint)
     if not any(math.isfinite(row["valid_loss"]) for row in _read_history(paths)):
         raise TlrayError(
-            f"Training diverged: the validation loss is no number in any epoch. Begin anew with a lower "
-            f"--learning-rate (it was {config.initial_learning_rate:g}) and --overwrite."
+            "Training diverged: the validation loss is not a number in any epoch. Start again with --overwrite and a "
+            f"lower --learning-rate (it was {config.initial_learning_rate:g})."
         )
     assert result.checkpoint is not None  # noqa: S101
     with result.checkpoint.as_directory() as directory:
@@ -176,8 +176,8 @@ def _explained(error: ray.train.TrainingFailedError, config: TrainConfig) -> Tlr
                 return cause
     first = str(failures[0]) if failures else str(error)
     return TlrayError(
-        f"Training failed (and is continued by itself at most --max-failures {config.max_failures} times). Mend the "
-        f"cause and continue with --resume. The last failure:\n{first.strip()[-2000:]}"
+        f"Training failed more often than --max-failures {config.max_failures} allows. Fix the cause and continue with "
+        f"--resume. The last failure:\n{first.strip()[-2000:]}"
     )
 
 

@@ -145,8 +145,8 @@ def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
         (1, ""),
         (
             2,
-            "Waiting: the cluster has 2 GPUs, of which others (an endpoint, other jobs) hold 1; this begins when 2 are "
-            "free.\n",
+            "Waiting: 1 of the cluster's 2 GPUs are in use by other jobs or an endpoint. This command starts when 2 "
+            "are free.\n",
         ),
     ],
 )
@@ -162,6 +162,6 @@ def test_a_shortage_of_cpus_is_told_with_the_sums(a_ray, capsys):
     a_ray([HEAD | {"CPU": 2.0}], free=[{"CPU": 0.2}])
     capacity.tell_shortage(capacity.measure(), quiet=False)
     assert capsys.readouterr().out == (
-        "Waiting: the cluster has 2 CPUs, of which others (an endpoint, other jobs) hold 1.8; this begins when 0.51 of "
-        "one node are free.\n"
+        "Waiting: 1.8 of the cluster's 2 CPUs are in use by other jobs or an endpoint. This command starts when 0.51 "
+        "on one node are free.\n"
     )
