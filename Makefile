@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only git, make and Python 3.11 to 3.13; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test bench soak lock
+.PHONY: help setup demo serve check test test-unit bench soak lock
 
 # The first Python that has a supported version and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -13,7 +13,8 @@ help:
 	@echo "make demo    train, export, score and reuse a model on synthetic images (WEIGHTS=imagenet or a path: fine-tune)"
 	@echo "make serve   serve the demo's model at http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    all tests"
-	@echo "make check   ruff, pyright, import layers"
+	@echo "make test-unit  the tests that start no Ray, in parallel"
+	@echo "make check   ruff, pyright, import contracts, the API reference (docs/api/tlray.html)"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
 	@echo "make soak    an endpoint under ten times its capacity; two endpoints, one killed often (DATA=, BUNDLE=)"
 	@echo "make lock    update requirements.lock"
@@ -43,9 +44,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python docs/build_api.py
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-unit: setup
+	$(BIN)/python -m pytest tests/unit -n auto
 
 bench: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
