@@ -27,6 +27,9 @@ DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
 A new replica takes seconds to load its model, so an existing one is kept for the next burst.
 """
 
+GRACE_S = 5.0
+"""Seconds beyond `Options.timeout_s` that a replica which is being replaced has to answer its last requests."""
+
 SHADOW = "shadow"
 """Key of the shadow model among the numbered versions, and part of its deployment's name."""
 
@@ -87,9 +90,15 @@ def build(options: Options) -> Application:
         "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
         "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
     }
+    # Until then a replica that is being replaced may hold requests, which may wait for a new model replica to start.
+    # Serve's default of 20 s would end it before `timeout_s`, and these requests with a plain 500.
+    of_all = {
+        "max_ongoing_requests": MAX_REQUESTS,
+        "graceful_shutdown_timeout_s": options.timeout_s + GRACE_S,
+    }
     # `serve_app.http.request_log` logs more than Serve's access log does.
     of_ingress = {
-        "max_ongoing_requests": MAX_REQUESTS,
+        **of_all,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
     if options.one_process:
@@ -98,10 +107,10 @@ def build(options: Options) -> Application:
         version: _deployment(
             Classifier,
             name=f"Classifier-{version}",
-            max_ongoing_requests=MAX_REQUESTS,
             max_queued_requests=options.max_queued_images,
             logging_config={"enable_access_log": False},
             **of_model,
+            **of_all,
         ).bind(bundle, version, **_model_settings(options, max_waiting=MAX_REQUESTS))
         for version, bundle in _bundles(options).items()
     }

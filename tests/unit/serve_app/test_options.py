@@ -105,6 +105,14 @@ def test_another_ingress_comes_before_the_largest_requests_are_refused(options, 
     assert scaling.target_ongoing_requests == target
 
 
+@pytest.mark.parametrize("options", [{}, {"one_process": True}, {"timeout_s": 120.0}, {"other_versions": {2: "/c"}}])
+def test_a_replica_that_is_replaced_has_time_for_all_that_it_holds(options):
+    """Its requests may wait as long as `timeout_s` for a model to load; ended before, they would get a plain 500."""
+    for deployment in deployments(**options).values():
+        timeout_s = options.get("timeout_s", 30.0)
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == timeout_s + 5
+
+
 def test_the_config_file_is_valid_and_complete():
     ServeDeploySchema.model_validate(CONFIG)
     options = Options.model_validate(APPLICATION["args"])
@@ -123,6 +131,8 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
     assert set(DEPLOYMENTS) == set(found)
     for name, deployment in found.items():
         assert DEPLOYMENTS[name]["max_ongoing_requests"] == deployment.max_ongoing_requests
+        grace_s = deployment._deployment_config.graceful_shutdown_timeout_s
+        assert DEPLOYMENTS[name]["graceful_shutdown_timeout_s"] == grace_s > options.timeout_s
         ours = deployment._deployment_config.autoscaling_config.model_dump()
         written = DEPLOYMENTS[name]["autoscaling_config"]
         assert set(written) == {
