@@ -143,7 +143,7 @@ BATCH_BODY = _body(
                 "required": ["input", "output"],
                 "additionalProperties": False,
                 "properties": {
-                    "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; see README"},
+                    "input": {"type": "string", "description": "A file, folder, glob, zip or table; see docs/data.md"},
                     "output": {"type": "string", "description": "A folder of its own; a path or URI"},
                     "version": {"type": ["integer", "null"], "description": "Of the model"},
                 },
