@@ -144,7 +144,7 @@ BATCH_BODY = _body(
                 "required": ["input", "output"],
                 "additionalProperties": False,
                 "properties": {
-                    "input": {"type": "string", "description": "A file, folder, glob, zip or manifest; a path or URI"},
+                    "input": {"type": "string", "description": "A file, folder, glob, zip or table; a path or URI"},
                     "output": {"type": "string", "description": "A folder for this batch alone; a path or URI"},
                     "version": {"type": ["integer", "null"], "description": "Version of the model; null: the main one"},
                 },
