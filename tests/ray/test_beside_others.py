@@ -109,4 +109,4 @@ def test_what_finds_too_little_says_so_and_goes_on_when_it_is_free(hold, common,
     monkeypatch.setattr(capacity, "tell_shortage", tell)
     result = update.extract_features(FeaturesConfig(**common, out=str(tmp_path / "features")))
     assert result.num_rows == 64
-    assert "of which others (an endpoint, other jobs) hold 1.7; this begins when 0.51 of" in capsys.readouterr().out
+    assert "Waiting: 1.7 of the cluster's 2 CPUs are in use by other jobs or an endpoint." in capsys.readouterr().out

@@ -333,7 +333,7 @@ def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     assert "Not a directory" in written["write_error"][0]
     assert written["image_id"].tolist() == ["x", "y"]
     monkeypatch.setattr("tlray.data.stream.iterate", lambda _dataset: iter([written]))
-    with pytest.raises(TlrayError, match=r"cannot be written: .*Not a directory.* run the same command again"):
+    with pytest.raises(TlrayError, match=r"cannot be written: .*Not a directory.* run the command again"):
         extract(data, backbone)
     monkeypatch.undo()
     result = extract(data, backbone)

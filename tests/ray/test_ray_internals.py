@@ -62,9 +62,12 @@ def test_the_list_has_all_that_the_module_takes():
 # test_capacity.py, ports and addresses in test_localray.py, the job server's session in test_jobs.py of the endpoint.
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_running_ray_is_found(monkeypatch):
+@pytest.mark.parametrize(("found", "expected"), [(None, True), ("192.0.2.1:6379", False)])
+def test_a_ray_is_started_where_none_is_found_or_named(monkeypatch, found, expected):
+    monkeypatch.setattr(ray_internals.services, "canonicalize_bootstrap_address", lambda _: found)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_internals.would_start() is expected
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.2:6379")
     assert not ray_internals.would_start()
 
 
