@@ -92,18 +92,17 @@ def would_start() -> bool:
 def isolated() -> Iterator[None]:
     """Makes a Ray that is started within the block listen on loopback addresses only, at ports of its own."""
     ports = dict(zip(METRICS_PORTS, map(str, free_ports(len(METRICS_PORTS))), strict=True))
-    parameters: Any = parameter
-    constants: Any = ray_constants
-    saved = parameters.RayParams, constants.ENABLE_RAY_CLUSTER
-    parameters.RayParams = functools.partial(parameters.RayParams, dashboard_agent_listen_port=0)
-    constants.ENABLE_RAY_CLUSTER = False
+    saved = parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER
+    with_free_port: Any = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    parameter.RayParams = with_free_port
+    ray_constants.ENABLE_RAY_CLUSTER = False
     variables = {CLUSTERS_VARIABLE: "0", **ports}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        parameters.RayParams, constants.ENABLE_RAY_CLUSTER = saved
+        parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = saved
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
