@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from pydantic import ValidationError
@@ -250,8 +249,7 @@ def _deploy(config: ServeConfig, options: Options) -> None:
 
 
 def _logs() -> str:
-    context: Any = ray.init(ignore_reinit_error=True)  # only returns the context of the Ray that is connected
-    return os.path.join(context.address_info["session_dir"], "logs", "serve")
+    return os.path.join(ray_internals.logs_directory(), "serve")
 
 
 def _address(config: ServeConfig) -> str:

@@ -169,4 +169,4 @@ def test_python(place, monkeypatch, capsys):
     assert predicted.shape == (1, 4)
     assert predicted.sum() == pytest.approx(1, abs=1e-5)
     assert (place / "own-bundle/bundle.json").is_file()
-    assert "--batch-size 32 is global and must be divisible by --num-workers 3" in capsys.readouterr().out
+    assert "--batch-size 32 must be divisible by --num-workers 3, which share it" in capsys.readouterr().out

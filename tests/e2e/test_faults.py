@@ -92,7 +92,11 @@ def num_epochs_done(out: Path) -> int:
 
 def raylet_pid() -> str:
     """The process that starts all workers of this Ray."""
-    return str(ray.get(ray.remote(os.getppid).options(num_cpus=0).remote()))
+
+    def parent() -> int:
+        return os.getppid()
+
+    return str(ray.get(ray.remote(parent).options(num_cpus=0).remote()))
 
 
 def poll(ended: threading.Event) -> Iterator[None]:

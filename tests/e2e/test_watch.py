@@ -22,6 +22,7 @@ from serve_app.watch.drift import STATISTICS, WINDOW
 from tests.e2e.test_serving import export
 from tests.unit.serve_app.watch.test_watch import prometheus_names, training_images, validation_predictions
 from tlray.bundle import store
+from tlray.cluster import ray_internals
 from tlray.cluster.ports import free_ports
 
 NUM_IMAGES = 64
@@ -131,8 +132,7 @@ def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
 
 
 def test_the_request_log_has_one_line_a_request(asked):  # noqa: ARG001
-    context: Any = ray.init(ignore_reinit_error=True)
-    logs = Path(context.address_info["session_dir"]) / "logs/serve"
+    logs = Path(ray_internals.logs_directory()) / "serve"
     (file,) = [path for path in logs.glob("replica_*.log") if f"{APPLICATION}_Ingress" in path.name]
     text = file.read_text()
     assert "Mustermann" not in text

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray._private import parameter, ray_constants, services
+from ray._private import parameter, ray_constants, services, worker
 from ray._private.state import state
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -30,6 +30,10 @@ NAMES = {
     "ray._private.services.canonicalize_bootstrap_address": (
         "Tells whether a Ray runs on this machine before one is started. Without it, environment variables for a Ray "
         "of tlray's own could not be set in time."
+    ),
+    "ray._private.worker._global_node": (
+        "Tells where Ray's log files are, for messages that name them. `ray.init` tells it too, but only to its first "
+        "caller; called again, it replaces the handler of SIGTERM."
     ),
     "ray._private.parameter.RayParams": (
         "Gives a local Ray a free port for its job agent. By default each Ray uses the same port, and the second Ray "
@@ -71,6 +75,12 @@ def node_types() -> list[tuple[Mapping[str, float], int]]:
     config: Any = state.get_cluster_config()
     groups = config.node_group_configs if config else ()
     return [(dict(group.resources), group.max_count) for group in groups]
+
+
+def logs_directory() -> str:
+    """Returns the directory of the log files of the connected Ray on this node."""
+    node: Any = worker._global_node
+    return node.get_logs_dir_path()
 
 
 def session_of(client: JobSubmissionClient) -> str:
