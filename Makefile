@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only git, make and Python 3.11 to 3.13; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-unit bench soak lock
+.PHONY: help setup demo serve check test test-unit test-python bench soak lock
 
 # The first Python that has a supported version and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -51,6 +51,13 @@ test: setup
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit -n auto
+
+# The unit tests on another Python: make test-python OTHER=/path/to/python3.13 VENV=.venv-3.13
+test-python: setup
+	$(BIN)/uv venv -q --clear --python $(OTHER) $(VENV)
+	$(BIN)/uv pip install -q --python $(VENV)/bin/python --constraint requirements.lock \
+		--config-setting editable_mode=compat -e . --group dev
+	$(VENV)/bin/python -m pytest tests/unit -n auto
 
 bench: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
