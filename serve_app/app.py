@@ -27,9 +27,6 @@ DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
 A new replica takes seconds to load its model, so an existing one is kept for the next burst.
 """
 
-GRACE_S = 5.0
-"""Seconds beyond `Options.timeout_s` that a replica which is being replaced has to answer its last requests."""
-
 SHADOW = "shadow"
 """Key of the shadow model among the numbered versions, and part of its deployment's name."""
 
@@ -83,6 +80,18 @@ def build(options: Options) -> Application:
     Args:
         options: The application's settings.
     """
+    # A replica that is being replaced answers what it holds, which may wait `timeout_s` to be read and as long for a
+    # new model replica to start. Serve's default of 20 s would end it before, and these requests with a plain 500.
+    return application(options, grace_s=2 * options.timeout_s)
+
+
+def application(options: Options, *, grace_s: float) -> Application:
+    """Returns the application, see `build`.
+
+    Args:
+        options: The application's settings.
+        grace_s: Seconds that a replica which is being replaced or ended has to answer what it holds.
+    """
     model_cpus = MODEL_CPUS if options.use_gpu or options.max_replicas == 1 else CPUS_PER_REPLICA
     # `RemoteModel` sends each image by itself, so that Serve's limits and autoscaling count images. With a target of
     # one full batch in progress, batches are half full on average: good throughput, and short waits.
@@ -90,11 +99,9 @@ def build(options: Options) -> Application:
         "ray_actor_options": {"num_cpus": model_cpus, "num_gpus": int(options.use_gpu)},
         "autoscaling_config": _autoscaling(options.max_replicas, target=options.max_batch_size),
     }
-    # Until then a replica that is being replaced may hold requests, which may wait for a new model replica to start.
-    # Serve's default of 20 s would end it before `timeout_s`, and these requests with a plain 500.
     of_all = {
         "max_ongoing_requests": MAX_REQUESTS,
-        "graceful_shutdown_timeout_s": options.timeout_s + GRACE_S,
+        "graceful_shutdown_timeout_s": grace_s,
     }
     # `serve_app.http.request_log` logs more than Serve's access log does.
     of_ingress = {

@@ -33,6 +33,9 @@ from tlray.files import storage
 NAME = "tlray"
 """Name of the application within Serve."""
 
+GRACE_S = 20.0
+"""Seconds that a replica has at the end to answer what it holds: less than the 30 s that `serve.shutdown` waits."""
+
 ANSWER_S = 30.0
 """Seconds within which a deployed application must answer at its address."""
 
@@ -237,12 +240,12 @@ def _verify(location: str) -> tuple[bundle.BundleSpec, str]:
 def _deploy(config: ServeConfig, options: Options) -> None:
     from ray import serve  # noqa: PLC0415
 
-    from serve_app.app import build  # noqa: PLC0415
+    from serve_app.app import application  # noqa: PLC0415
 
     host = INNER_HOST if os.environ.get(ADDRESS_VARIABLE) else config.host
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": config.port})
     try:
-        serve.run(build(options), name=NAME)
+        serve.run(application(options, grace_s=GRACE_S), name=NAME)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[-1]
         raise TlrayError(f"Ray Serve could not start the endpoint: {said} More is in {_logs()}.") from error

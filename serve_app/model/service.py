@@ -99,7 +99,7 @@ class Service:
         self._infos: dict[int, ModelInfo] = {}
         self._windows: dict[int, tuple[str, DriftWindow | None]] = {}
         self._num_held = self._num_explained = 0
-        # An overlay takes many times as long as a prediction: half of the queue stays free of them.
+        # An overlay takes many times as long as a prediction: they get half of the queue, or one largest request.
         self._max_explained = max(options.max_images_per_request, options.max_queued_images // 2)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")

@@ -1,6 +1,7 @@
 """The routes for uploads: /predict for files (`curl -F file=@scan.png ADDRESS/predict`), and /model for its model."""
 
 import base64
+import functools
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -35,7 +36,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
 
         `explain=true` adds `explanation`, a PNG in base64 that shows where the evidence for the class lies (Grad-CAM).
         """
-        await admit(request, service.check_room)
+        await admit(request, functools.partial(service.check_room, explain=explain))
         names, files = await _read_form(request, service.options.max_images_per_request)
         found = await service.predict(files, explain=explain)
         rows = _rows(found, names)

@@ -34,10 +34,13 @@ WITH_TENSORFLOW = {
     "tlray.models.devices",
     "tlray.models.explain",
     "tlray.models.files",
+    "tlray.models.graph",
     "tlray.models.trunk",
     "tlray.tuning.trial",
+    "tlray.training.batches",
     "tlray.training.own_model",
     "tlray.training.loop",
+    "tlray.training.step",
     "tlray.training.strategy",
 }
 """What nobody imports before the process that computes has chosen its devices."""

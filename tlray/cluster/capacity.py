@@ -110,12 +110,13 @@ def measure() -> Capacity:
             left[left.index(whole)] = Node(rest.num_cpus, whole.num_gpus)
     is_short = max(node.num_cpus for node in left) < MIN_FREE_CPUS - 1e-6
     total, total_later, total_free = map(_sum, (present_nodes, later_nodes, free_nodes))
+    limits = ray_internals.resource_limits()
     present_stores = [each.get("object_store_memory", 0.0) for each in present]
     later_stores = [store for each in types if (store := _store_bytes(each, present)) is not None]
     here = resources[ray.get_runtime_context().get_node_id()]
     return Capacity(
-        num_cpus=max(total.num_cpus, total_later.num_cpus),
-        num_gpus=max(total.num_gpus, total_later.num_gpus),
+        num_cpus=max(total.num_cpus, min(total_later.num_cpus, limits.get("CPU", math.inf))),
+        num_gpus=max(total.num_gpus, min(total_later.num_gpus, limits.get("GPU", math.inf))),
         nodes=tuple(nodes if is_short else left),
         object_store_bytes=int(sum(present_stores)),
         smallest_object_store_bytes=int(min(*present_stores, *later_stores, math.inf)),

@@ -66,6 +66,12 @@ def free_resources() -> dict[str, Mapping[str, float]]:
     return state.available_resources_per_node()
 
 
+def resource_limits() -> Mapping[str, float]:
+    """Returns the autoscaler's limits for the sums of resources over the cluster; empty without any."""
+    config: Any = state.get_cluster_config()
+    return dict(config.max_resources) if config else {}
+
+
 def node_types() -> list[tuple[Mapping[str, float], int]]:
     """Returns the node types of the autoscaler; none without an autoscaler.
 
@@ -120,15 +126,25 @@ def isolated() -> Iterator[None]:
                 os.environ[name] = value
 
 
+class Resting(ExecutionCallback):
+    """Rests after each round of the loop of a dataset."""
+
+    round_s = 0.0
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
+        """Called by Ray Data."""
+        time.sleep(self.round_s)
+
+
 def rest_between_rounds(round_s: float) -> None:
     """Makes the loops of all datasets that this process creates from now on rest between two rounds.
+
+    Callbacks that others have set stay.
 
     Args:
         round_s: Seconds to rest.
     """
-
-    class Resting(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
-            time.sleep(round_s)
-
-    DataContext.get_current().custom_execution_callback_classes = [Resting]
+    context = DataContext.get_current()
+    others = [each for each in context.custom_execution_callback_classes if not issubclass(each, Resting)]
+    resting = type(Resting.__name__, (Resting,), {"round_s": round_s})
+    context.custom_execution_callback_classes = [*others, resting]

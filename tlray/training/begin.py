@@ -43,7 +43,7 @@ def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
         check_weights(config.weights)
         source = dataset.stored_dataset(config.out) or dataset.list_trainable(config)
     prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
-    cache = config.cache if before is None else before.get("cache", "auto")
+    cache = config.cache if before is None else before.get("cache", config.cache)
     return Begun(config=dataclasses.replace(config, cache=cache), paths=paths, source=source, before=before)
 
 

@@ -39,7 +39,9 @@ class _TensorFlowWorkers(BackendConfig):
 
 class _TensorFlowBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
-        addresses = worker_group.execute(_free_address)
+        addresses: list[str] = []
+        while len(set(addresses)) < max(1, len(addresses)):  # workers on one node may draw the same port
+            addresses = worker_group.execute(_free_address)
         ranks = range(len(worker_group))
         told: Any = [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in ranks]
         ray.get(told)

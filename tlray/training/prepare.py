@@ -82,8 +82,8 @@ def create(config: TrainConfig, paths: RunPaths, images: Dataset) -> None:
         ConfigError: The directory must not be overwritten.
     """
     storage.prepare_output(paths.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    storage.write_text(paths.config, to_json(config))  # first: from now on the run can be continued
     dataset.write_dataset(images, paths.out)
-    storage.write_text(paths.config, to_json(config))  # last: a run with its settings can be continued
 
 
 def read_and_build(

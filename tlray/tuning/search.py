@@ -173,7 +173,7 @@ def _is_tried(config: SweepConfig) -> bool:
 
 def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> stages.TrainResult:
     best = best_config(config, trial)
-    if not storage.exists(storage.join(best.out, CONFIG)):
+    if dataset.stored_dataset(best.out) is None:
         images = dataset.stored_dataset(config.out)
         assert images is not None  # noqa: S101 (the trials were on them)
         # What an interrupted attempt has left there belongs to the sweep and may be overwritten.

@@ -16,13 +16,14 @@ WORKER = {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 1000.0 * MIB, "memory":
 def a_ray(monkeypatch):
     """Makes Ray tell of some nodes, the driver's first, of what is free on them, and of what may come."""
 
-    def tell(nodes, free=None, groups=()):
+    def tell(nodes, free=None, groups=(), limits=None):
         alive = {f"node{number}": node for number, node in enumerate(nodes)}
         listed = [{"NodeID": name, "Alive": True, "Resources": node} for name, node in alive.items()]
         listed.append({"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}})
         types = [SimpleNamespace(resources=resources, max_count=count) for resources, count in groups]
+        config = SimpleNamespace(node_group_configs=types, max_resources=limits or {})
         state = SimpleNamespace(
-            get_cluster_config=lambda: SimpleNamespace(node_group_configs=types) if groups else None,
+            get_cluster_config=lambda: config if groups else None,
             available_resources_per_node=lambda: dict(zip(alive, nodes if free is None else free, strict=True)),
         )
         monkeypatch.setattr(ray_internals, "state", state)
@@ -86,6 +87,13 @@ def test_nodes_that_may_come_are_free(a_ray):
     both_full = capacity.measure()
     assert sorted(both_full.nodes) == [(0, 0), (0, 0), (0, 1), (4, 0), (8, 1), (8, 1)]
     assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
+
+
+def test_the_autoscalers_limits_hold(a_ray):
+    a_ray([HEAD], groups=[({"CPU": 8, "GPU": 1}, 10)], limits={"CPU": 20})
+    assert (capacity.measure().num_cpus, capacity.measure().num_gpus) == (20, 10)
+    a_ray([HEAD | {"CPU": 24.0}], groups=[({"CPU": 8, "GPU": 1}, 10)], limits={"CPU": 20, "GPU": 3})
+    assert (capacity.measure().num_cpus, capacity.measure().num_gpus) == (24, 3)  # what is there is there
 
 
 def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):

@@ -301,6 +301,9 @@ def test_overlays_take_half_of_the_queue(model):
             while not model.gate._waiters:
                 await asyncio.sleep(0)
             refused = await http.post("/predict?explain=true", files=upload(png(0)))
+            form = {"Content-Type": "multipart/form-data"}
+            unread = await http.post("/predict?explain=true", content=b"not what it should be", headers=form)
+            assert unread.status_code == 429
             second = asyncio.create_task(http.post("/predict", files=upload(png(0), png(0))))
             while len(model.gate._waiters) < 2:
                 await asyncio.sleep(0)

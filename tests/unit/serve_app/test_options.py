@@ -110,7 +110,7 @@ def test_a_replica_that_is_replaced_has_time_for_all_that_it_holds(options):
     """Its requests may wait as long as `timeout_s` for a model to load; ended before, they would get a plain 500."""
     for deployment in deployments(**options).values():
         timeout_s = options.get("timeout_s", 30.0)
-        assert deployment._deployment_config.graceful_shutdown_timeout_s == timeout_s + 5
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 2 * timeout_s
 
 
 def test_the_config_file_is_valid_and_complete():
