@@ -1,5 +1,6 @@
 """Writes the API reference, `docs/api/tlray.html`, from the docstrings. A warning ends it with an error."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pdoc
 import pdoc.render
 
 import tlray
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow comes with the classes, and reports on the machine
 
 
 def main() -> None:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from tlray.data import dataset
 from tlray.evaluation import evaluate
 from tlray.files import storage
+from tlray.training.resume import CONFIG
 
 KIND = "training"
 """Kind of output that a training run's directory is marked as; see `storage.check_output`."""
-
-CONFIG = "config.json"
-"""Name of the file with the settings of a run or a sweep."""
 
 HISTORY, CHECKPOINTS, FEATURES, BUNDLE, PARTIAL_BUNDLE = (
     "history.csv",

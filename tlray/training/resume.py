@@ -9,7 +9,9 @@ from tlray.config.commands import SweepConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.files import storage
-from tlray.training.paths import CONFIG
+
+CONFIG = "config.json"
+"""Name of the file with the settings of a run or a sweep, in its directory."""
 
 # Settings that may differ between any run and its continuation.
 _FREE = frozenset({"resume", "overwrite", "quiet"})

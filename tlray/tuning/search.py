@@ -28,8 +28,9 @@ from tlray.models.weights import check_weights
 from tlray.probe import regression
 from tlray.training import model, probing, resume, run, stages
 from tlray.training.model import Untrained
-from tlray.training.paths import CONFIG, FEATURES, RunPaths
+from tlray.training.paths import FEATURES, RunPaths
 from tlray.training.prepare import create, read_and_build
+from tlray.training.resume import CONFIG
 from tlray.tuning import trial_table, tuner
 from tlray.tuning.folds import Folds, check_num_groups, groups_of, learned_from, make_folds
 from tlray.tuning.task import TrialTask
