@@ -2,9 +2,10 @@
 
 import re
 import urllib.parse
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from serve_app.errors import RequestError
 from serve_app.protocols.json_body import invalid, parse_object, shown
@@ -40,6 +41,27 @@ class Order:
     version: int | None
 
 
+def _check_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("only printable characters are allowed")
+    return value
+
+
+_Location = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_LOCATION_CHARACTERS), AfterValidator(_check_printable)
+]
+
+
+class _Fields(BaseModel):
+    """The fields of the body, as the client wrote them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: _Location
+    output: _Location
+    version: int | None = None
+
+
 def parse(body: bytes) -> Order:
     """Returns the order in the body of a request.
 
@@ -48,20 +70,21 @@ def parse(body: bytes) -> Order:
     """
     if len(body) > MAX_BODY_BYTES:
         raise invalid(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
-    fields = parse_object(body)
-    unknown = fields.keys() - {"input", "output", "version"}
-    if unknown:
-        raise invalid(f"The only fields are input, output and version. Received also: {shown(sorted(unknown))}")
-    version = fields.get("version")
-    if version is not None and type(version) is not int:
-        raise invalid(f"version must be a whole number. Received: {shown(version)}")
-    source, target = (_location(fields, name) for name in ("input", "output"))
+    try:
+        fields = _Fields.model_validate(parse_object(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise invalid(
+            f"{name}: {said}. The fields are input, output and version. Received: {shown(first['input'])}"
+        ) from None
+    source, target = (_normalized(name, getattr(fields, name)) for name in ("input", "output"))
     return Order(
         input=source,
         output=target,
-        input_uri=_as_given(source, fields["input"]),
-        output_uri=_as_given(target, fields["output"]),
-        version=version,
+        input_uri=_as_given(source, fields.input),
+        output_uri=_as_given(target, fields.output),
+        version=fields.version,
     )
 
 
@@ -71,15 +94,9 @@ def _as_given(location: str, given: str) -> str:
     return f"file://{urllib.parse.quote(location)}" if is_file_uri else location
 
 
-def _location(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_LOCATION_CHARACTERS:
-        raise invalid(
-            f"{name} must be a path or URI of at most {MAX_LOCATION_CHARACTERS} printable characters. "
-            f"Received: {shown(value)}"
-        )
+def _normalized(name: str, location: str) -> str:
     try:
-        return roots.normalize(value)
+        return roots.normalize(location)
     except ConfigError as error:
         raise forbidden(f"{name}: {error}") from None
 
