@@ -46,9 +46,8 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build_api.py
 
-# Two processes, a file at a time: each has a Ray of its own, of 2 CPUs.
-test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: test-unit
+	$(BIN)/python -m pytest tests/ray tests/e2e
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit -n auto
