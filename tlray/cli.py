@@ -74,6 +74,9 @@ def execute(command: str, arguments: list[str]) -> int:
     except TlrayError as error:
         print(f"tlray: {error}", file=sys.stderr)
         return EXIT_USER if isinstance(error, ValueError | BundleError) else EXIT_FAILURE
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return EXIT_FAILURE
     except KeyboardInterrupt:
         print(f"tlray: interrupted. {_how_to_continue(command)}", file=sys.stderr)
         return EXIT_INTERRUPTED

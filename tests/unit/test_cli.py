@@ -13,6 +13,7 @@ import re
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -398,7 +399,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         ("train --data d --out o --nope 3", "--nope"),
         ("train --data d --out o --epochs many", "--epochs"),
         ("train --data d --out o --epochs 0", "--epochs must be positive. Received: 0"),
-        ("train --data d --out o --num-workers 3", "Try --batch-size 33."),
+        ("train --data d --out o --num-workers 3", "Try --batch-size 33, or fewer workers."),
         ("train --data d --out o --batch-norm loose", "--batch-norm"),
         ("train --data d --out o --augmentation.zoom 2", "augmentation.zoom must lie in [0, 1). Received: 2.0"),
         (
@@ -554,3 +555,12 @@ def test_phantoms_are_made_and_replaced_only_on_demand(tmp_path, capsys):
     assert tlray(f"{small} --overwrite") == 2
     assert "so --overwrite does not delete them" in capsys.readouterr().err
     assert len(list(out.glob("*/patient_*/*"))) == num_files
+
+
+def test_a_reader_of_the_output_that_has_gone_is_no_fault():
+    command = [sys.executable, "-m", "tlray", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None  # noqa: PT018
+        process.stdout.close()  # as `| head` does when it has enough
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

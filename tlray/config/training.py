@@ -208,7 +208,7 @@ class TrainConfig:
         require(
             self.batch_size % self.num_workers == 0,
             f"--batch-size {self.batch_size} must be divisible by --num-workers {self.num_workers}, which share it. "
-            f"Try --batch-size {-(-self.batch_size // self.num_workers) * self.num_workers}.",
+            f"Try --batch-size {-(-self.batch_size // self.num_workers) * self.num_workers}, or fewer workers.",
         )
         require(
             not (self.resume and self.overwrite),

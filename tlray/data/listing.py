@@ -25,7 +25,7 @@ from tlray.files import roots, storage
 from tlray.files.zip_archive import member_name
 
 _TABLES = (".csv", ".tsv", ".parquet")
-_FORMS = "Give a folder of images, one image, a glob, a .zip, or a .csv, .tsv or .parquet manifest"
+_FORMS = "Give a folder, an image, a glob, a .zip, or a table (.csv, .tsv, .parquet) with a row for each image"
 _AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
 _AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
 _AS_CSV = "Save the table as CSV (UTF-8)"

@@ -92,8 +92,8 @@ CONFIGS = {
         ("train", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
         # The next multiple of 3 after 32 is 33.
         ("train", {"num_workers": 3}, "--batch-size 32 must be divisible by --num-workers 3, which share it. Try"
-            " --batch-size 33."),
-        ("train", {"num_workers": 5, "batch_size": 4}, "--num-workers 5, which share it. Try --batch-size 5."),
+            " --batch-size 33, or fewer workers."),
+        ("train", {"num_workers": 5, "batch_size": 4}, "Try --batch-size 5, or fewer workers."),
         ("train", {"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it. Give only"
             " one of them."),
         ("train", {"backbone": "my.keras"}, "--backbone my.keras is your own model, so tlray does not know the pixels"
