@@ -224,7 +224,7 @@ class Columns(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """Whether a version of the model is available."""
+    """An answer that says whether a version of the model is available."""
 
     version: str
     state: str
@@ -285,7 +285,7 @@ class ModelMetadata(BaseModel):
 
 
 class ModelReady(BaseModel):
-    """Whether a model is ready."""
+    """An answer that says whether a model is ready to predict."""
 
     name: str
     ready: bool

@@ -91,7 +91,7 @@ def connect(*, with_jobs: bool = False) -> None:
     for name, value in LOCAL_RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it logs that it is on, the default
+    ray_internals.quieten()
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.WARNING,

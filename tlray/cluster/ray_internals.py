@@ -6,6 +6,7 @@ pyproject.toml allows no later one; CONTRIBUTING.md, "Upgrading Ray", says how t
 
 import contextlib
 import functools
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ CHECKED_VERSION = "2.60"
 """Version of Ray, major and minor, in which every name of `NAMES` was checked."""
 
 NAMES = {
+    "ray._private.authentication": (
+        "Is the name of the logger that warns in every command that token authentication is on, which is the default."
+    ),
     "ray._private.state.state": (
         "Tells the free resources of each node, and the node types of the autoscaler. Public functions give only sums "
         "over the cluster; planned by sums, a worker may fit onto no node, and the run waits for ever."
@@ -81,6 +85,11 @@ def node_types() -> list[tuple[Mapping[str, float], int]]:
     config: Any = state.get_cluster_config()
     groups = config.node_group_configs if config else ()
     return [(dict(group.resources), group.max_count) for group in groups]
+
+
+def quieten() -> None:
+    """Silences the warning that token authentication is on."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def logs_directory() -> str:

@@ -143,7 +143,7 @@ class TrainConfig:
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
-    """For a CSV or Parquet manifest whose columns have other names: pairs such as uri=path,label=dx. The columns are
+    """Pairs such as uri=path,label=dx, which rename the columns of a CSV or Parquet manifest. tlray reads the columns
     uri (relative to the manifest), label, split (train, valid or test), group_id (the patient) and image_id; all but
     uri are optional."""
     intensity_range: str = "auto"
@@ -162,7 +162,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the computations in training. auto: bfloat16 on GPUs, float32 on CPUs."""
     max_failures: int = 3
-    """How many times a training that lost a worker is continued from its last checkpoint."""
+    """Maximum number of times that training continues from its last checkpoint after it has lost a worker."""
 
     resume: bool = False
     """Continue the run in --out from its last checkpoint; give the other options as before."""

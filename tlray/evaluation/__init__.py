@@ -1,1 +1,1 @@
-"""How good a model is: its metrics, their figures, and the report that shows them."""
+"""Evaluates models: computes metrics of predictions, draws their figures, and writes the report that shows them."""

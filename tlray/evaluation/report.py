@@ -29,7 +29,7 @@ class SplitEvaluation:
     """The evaluation of a model on one split."""
 
     metrics: Mapping[str, Any]
-    """What `tlray.evaluation.metrics.evaluate_predictions` returned."""
+    """The metrics of the split, see `tlray.evaluation.metrics.evaluate_predictions`."""
     labels: np.ndarray
     """True classes as indices into `classes`, integer, shape [images]."""
     probs_BK: np.ndarray
@@ -45,7 +45,7 @@ class Report:
     title: str
     """The name of the run."""
     subtitle: str = ""
-    """What the run is, in one sentence."""
+    """One sentence that describes the run, shown below the title."""
     leaks: tuple[str, ...] = ()
     """Why the metrics are too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
     notices: tuple[str, ...] = ()
