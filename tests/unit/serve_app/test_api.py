@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.api import create_api
-from serve_app.batches.job_server import JobServer
-from serve_app.batches.jobs import Batches
-from serve_app.http.auth import ApiKeys
 from serve_app.model import service
 from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels, to_batch
-from serve_app.model.service import Service
-from serve_app.options import Options
+from tests.unit.serve_app.application import local_api
 from tlray.bundle.spec import BundleSpec
 
 SIZE_PX = 8
@@ -73,8 +68,7 @@ def model():
 
 
 def client(model, environment=None, address="127.0.0.1", **options):
-    of_model = Service(Options(bundle="b", **options), {1: model})
-    api = create_api(of_model, ApiKeys(environment or {}), Batches(of_model, JobServer()))
+    api = local_api(model, environment, **options)
     transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(address, 50000))
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 

@@ -12,7 +12,6 @@ import httpx
 import pytest
 from ray.job_submission import JobStatus
 
-from serve_app.api import create_api
 from serve_app.batches import job_server
 from serve_app.batches.job_server import Job, JobServer
 from serve_app.batches.jobs import Batches
@@ -21,6 +20,7 @@ from serve_app.http.auth import ApiKeys
 from serve_app.model.classifier import ModelInfo
 from serve_app.model.service import Service
 from serve_app.options import Options
+from tests.unit.serve_app.application import create_api
 from tlray.bundle.spec import BundleSpec
 from tlray.files import storage
 

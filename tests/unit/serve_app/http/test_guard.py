@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.options import Options
-from tests.endpoint import below, local_api
+from tests.endpoint import below
+from tests.unit.serve_app.application import local_api
 from tests.unit.serve_app.test_api import KEY, Mean, png, upload
 
 SITE = "https://scans.example"

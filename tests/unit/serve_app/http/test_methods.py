@@ -3,7 +3,8 @@
 import httpx
 import pytest
 
-from tests.endpoint import listening, local_api
+from tests.endpoint import listening
+from tests.unit.serve_app.application import local_api
 from tests.unit.serve_app.test_api import KEY, Mean, call
 
 

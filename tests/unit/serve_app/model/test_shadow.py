@@ -8,7 +8,6 @@ import httpx
 import numpy as np
 import pytest
 
-from serve_app.api import create_api
 from serve_app.batches.job_server import JobServer
 from serve_app.batches.jobs import Batches
 from serve_app.errors import RequestError
@@ -18,6 +17,7 @@ from serve_app.model.service import Service
 from serve_app.model.shadow import Shadow
 from serve_app.options import Options
 from serve_app.watch.telemetry import Telemetry
+from tests.unit.serve_app.application import create_api
 from tests.unit.serve_app.test_api import Mean, info, png, run, upload
 from tests.unit.serve_app.watch.test_watch import of
 
