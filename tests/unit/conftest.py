@@ -1,9 +1,34 @@
-"""What unit tests share: a small model, and what the endpoint counts."""
+"""What unit tests share: a small model, what the endpoint counts, and how they are kept quick."""
 
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+"""Variables that limit the threads of NumPy, SciPy, scikit-learn and TensorFlow."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each process of `-n auto` one thread: together they have one for each CPU, and more wait for each other."""
+    if config.getoption("numprocesses", None):
+        for name in ONE_THREAD:
+            os.environ.setdefault(name, "1")
+
+
+def pytest_collection() -> None:
+    """Stops the garbage collector while modules are imported: nothing of them is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from going through the imported modules again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture
