@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only git, make and Python 3.11 to 3.13; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-unit test-python bench soak lock
+.PHONY: help setup demo serve check test test-unit test-python bench soak fuzz lock
 
 # The first Python that has a supported version and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -49,15 +49,16 @@ check: setup
 test: test-unit
 	$(BIN)/python -m pytest tests/ray tests/e2e
 
+# worksteal: tests of one file stay in one process, as far as possible, and share what they have built.
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit -n auto
+	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
 # The unit tests on another Python: make test-python OTHER=/path/to/python3.13 VENV=.venv-3.13
 test-python: setup
 	$(BIN)/uv venv -q --clear --python $(OTHER) $(VENV)
 	$(BIN)/uv pip install -q --python $(VENV)/bin/python --constraint requirements.lock \
 		--config-setting editable_mode=compat -e . --group dev
-	$(VENV)/bin/python -m pytest tests/unit -n auto
+	$(VENV)/bin/python -m pytest tests/unit -n auto --dist worksteal
 
 bench: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
@@ -66,7 +67,11 @@ bench: setup
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
 
-soak: setup
+# All wrong requests and images, of which the unit tests send a sample.
+fuzz: setup
+	TLRAY_FUZZ=all $(BIN)/python -m pytest tests/unit/serve_app/test_fuzz.py
+
+soak: fuzz
 	@test -d "$(DATA)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make soak DATA=DIR BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/overload.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/neighbours.py --data $(DATA) --bundle $(BUNDLE)
