@@ -80,16 +80,16 @@ def test_own_models_that_do_not_fit(own_model, changes, message):
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(75, 75, 3)).save_weights(  # pyright: ignore[reportArgumentType]
+    keras.applications.MobileNet(include_top=False, weights=None, input_shape=(75, 75, 3)).save_weights(  # pyright: ignore[reportArgumentType]
         tmp_path / "other.weights.h5"
     )
     weights = tmp_path / "other.weights.h5"
-    with pytest.raises(ConfigError, match=r"does not fit the backbone InceptionV3.*Name the --backbone.*\(.*[^:]\)$"):
-        build_backbone(make_config(weights=str(weights)))
+    with pytest.raises(ConfigError, match=r"does not fit the backbone MobileNetV2.*Name the --backbone.*\(.*[^:]\)$"):
+        build_backbone(make_config(backbone="MobileNetV2", weights=str(weights)))
     cut_off = tmp_path / "cut_off.weights.h5"
     cut_off.write_bytes(weights.read_bytes()[:1_000_000])
     with pytest.raises(ConfigError, match=r"is damaged or incomplete. Copy or download it again"):
-        build_backbone(make_config(weights=str(cut_off)))
+        build_backbone(make_config(backbone="MobileNetV2", weights=str(cut_off)))
 
 
 def test_failed_download_names_the_remedy(monkeypatch):

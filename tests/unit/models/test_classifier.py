@@ -37,8 +37,14 @@ def test_backbones_give_logits_of_uint8_images(backbone):
     assert probabilities == pytest.approx(exponentials / exponentials.sum(axis=1, keepdims=True), abs=1e-6)
 
 
-def test_temperature_divides_the_logits():
-    classifier = build_classifier(make_config(), preprocessing="unit", num_classes=2)
+@pytest.fixture(scope="module")
+def classifier() -> keras.Model:
+    """A classifier of two classes that nothing changes."""
+    config = make_config(backbone="MobileNetV2", hidden_units=(4,))
+    return build_classifier(config, preprocessing="unit", num_classes=2)
+
+
+def test_temperature_divides_the_logits(classifier):
     images = np.full((1, 75, 75, 3), 9, dtype=np.uint8)
     logits = np.asarray(classifier(images))[0]
     cold = np.asarray(models.with_probabilities(classifier, temperature=4.0)(images))[0]
@@ -63,8 +69,9 @@ def test_last_fifteen_layers_of_inception_are_trained(tmp_path):
 
 
 def test_without_weights_everything_is_trained_with_a_quick_momentum():
-    backbone = build_backbone(make_config())
-    models.set_trainable(backbone, make_config())
+    config = make_config(backbone="MobileNetV2")
+    backbone = build_backbone(config)
+    models.set_trainable(backbone, config)
     assert all(layer.trainable for layer in backbone.layers)
     norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert {layer.momentum for layer in norms} == {0.9}
@@ -184,8 +191,7 @@ def test_trained_model_with_other_classes_is_refused(own_model):
         models.from_trained(own_model[0], preprocessing="unit", num_classes=4, image_size_px=None)
 
 
-def test_mixed_precision_leaves_the_logits_alone():
-    classifier = build_classifier(make_config(hidden_units=(4,)), preprocessing="unit", num_classes=2)
+def test_mixed_precision_leaves_the_logits_alone(classifier):
     mixed = models.from_json(models.mixed_bfloat16(classifier.to_json()), models.get_weights(classifier))
     by_name = {layer.name: layer.compute_dtype for layer in models.leaf_layers(mixed)}
     assert by_name.pop("logits") == "float32"

@@ -1,5 +1,7 @@
 import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -241,14 +243,26 @@ def paper(model: keras.Model, layer: keras.Layer, images: np.ndarray, class_inde
     return np.maximum(maps[0] @ (slopes / maps[0, ..., 0].size), 0)
 
 
+def small(application: str, constructor: str, *sizes: Any) -> keras.Model:
+    """A network of the kind of a keras.applications model, with as many blocks and channels as `sizes` say."""
+    module = sys.modules[find_application(application).__module__]
+    return getattr(module, constructor)(*sizes, include_top=False, weights=None, input_shape=(96, 96, 3))
+
+
 @pytest.mark.parametrize(
-    ("backbone", "last"),
-    [("MobileNetV2", "out_relu"), ("EfficientNetB0", "top_activation"), ("DenseNet121", "relu")],
+    ("kind", "last"),
+    [
+        (("MobileNetV2", "MobileNetV2"), "out_relu"),
+        # Width 1, depth 0.1: one block at each of its seven levels. The size matters for the top alone.
+        (("EfficientNetB0", "EfficientNet", 1.0, 0.1, 224), "top_activation"),
+        (("DenseNet121", "DenseNet", [2, 2, 2, 2]), "relu"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_heat_is_that_of_the_paper(explain, backbone, last):
+def test_heat_is_that_of_the_paper(explain, kind, last):
     """EfficientNet takes averages of maps inside its blocks too, which are no last maps."""
     keras.utils.set_random_seed(1)
-    network = find_application(backbone)(include_top=False, weights=None, input_shape=(96, 96, 3))
+    network = small(*kind)
     images, x = pixels(96)
     averages = keras.layers.GlobalAveragePooling2D()(network(x))
     classifier = keras.Model(images, keras.layers.Dense(3, name="logits")(averages))

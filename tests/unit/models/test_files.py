@@ -17,13 +17,16 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
         load_keras_file(str(tmp_path / "code.keras"))
 
 
-def test_saved_artifacts_agree(tmp_path):
-    config = TrainConfig(data="d", out="o", weights="none", image_size_px=75).resolved()
+def test_saved_artifacts_agree(tmp_path, own_model):
+    config = TrainConfig(
+        data="d", out="o", weights="none", backbone=own_model[0], preprocessing="symmetric", image_size_px=32
+    )
+    config = config.resolved()
     classifier = models.with_probabilities(
         models.build_classifier(build_backbone(config), config, preprocessing="symmetric", num_classes=3)
     )
     save_artifact(classifier, tmp_path)
-    images = np.random.default_rng(4).integers(0, 256, (3, 75, 75, 3), dtype=np.uint8)
+    images = np.random.default_rng(4).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     expected = np.asarray(classifier(images))
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert np.asarray(loaded(images)) == pytest.approx(expected, abs=1e-5)  # pyright: ignore
@@ -31,6 +34,6 @@ def test_saved_artifacts_agree(tmp_path):
     (arguments, keywords), _ = signature.structured_input_signature, None
     assert arguments == ()
     (spec,) = keywords.values()
-    assert (spec.dtype, spec.shape.as_list()) == (tf.uint8, [None, 75, 75, 3])
+    assert (spec.dtype, spec.shape.as_list()) == (tf.uint8, [None, 32, 32, 3])
     (served,) = signature(tf.constant(images)).values()
     assert served.numpy() == pytest.approx(expected, abs=1e-5)
