@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
@@ -23,7 +24,7 @@ from tlray.bundle.store import load
 from tlray.cluster import capacity, plans
 from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
-from tlray.data import dataset, phantom_files, phantoms
+from tlray.data import dataset, decoding, phantom_files, phantoms
 from tlray.data.manifest import with_column
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store
@@ -64,8 +65,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     return SweepConfig(
         data=str(root / "data"), out=str(root / "out"), backbone=str(root / "own.keras"), preprocessing="symmetric",
         image_size_px=SIZE_PX, trainable_layers=2, hidden_units=8, num_trials=8, num_folds=2, epochs=2, batch_size=8,
-        seed=1,  # two of its trials do not fine-tune
-        quiet=True,
+        quiet=True, seed=1,  # two of its trials do not fine-tune
     )  # fmt: skip
 
 
@@ -111,21 +111,25 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
     best, network = share_features(config, trial, tmp_path / "derived")
     images = dataset.stored_dataset(config.out)
     assert images is not None
-    computed = dataclasses.replace(best, out=str(tmp_path / "computed"))
-    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
-    probing.compute(computed, f"{computed.out}/features", images, network, plan=plan)
 
     def compute(_, rows, *__, **___):
         assert not rows.num_rows
         return iter([])
 
     monkeypatch.setattr(extraction, "compute", compute)
+    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
     probing.compute(best, f"{best.out}/features", images, network, plan=plan)
-    first, second = (store.read_features(f"{each.out}/features").sort_by("key") for each in (best, computed))
-    assert first.column_names == second.column_names
-    assert first.drop_columns(network.names).equals(second.drop_columns(network.names))
+    found = store.read_features(f"{best.out}/features").sort_by("image_id")
+    table = images.readable.sort_by("image_id")
+    assert found.select(store.COLUMNS).to_pylist() == table.select(store.COLUMNS).to_pylist()
+    monkeypatch.setattr(devices, "use_cpus", lambda *_: None)  # this process has chosen already
+    pixels = [decoding.to_array(decoding.decode(Path(str(uri)).read_bytes(), size_px=SIZE_PX)) for uri in table["uri"]]
+    batch: dict[str, Any] = dict.fromkeys(("row", "sha256", "error_code", "error"), np.arange(len(pixels)))
+    batch["image"] = np.stack(pixels)
+    expected = extraction._Extractor([ray.put(network)], 1, False, False)(batch)
+    assert found.column_names == [*store.COLUMNS, "view", "key", *network.names]
     for name in network.names:
-        values = [each[name].combine_chunks().to_numpy_ndarray().astype(np.float32) for each in (first, second)]
+        values = [each.astype(np.float32) for each in (found[name].combine_chunks().to_numpy_ndarray(), expected[name])]
         assert np.ptp(values[0]) > 0.01
         np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)  # float16
 
@@ -163,7 +167,6 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     classifier = load_keras_file(f"{best.bundle}/model.keras")
     (backbone,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
     weights = zip(backbone.get_weights(), load_keras_file(config.backbone).get_weights(), strict=True)
-    # Kernel and bias of three layers.
     assert [not np.array_equal(*pair) for pair in weights] == [False] * (6 - 2 * num_layers) + [True] * 2 * num_layers
     layers = models.leaf_layers(classifier)
     relus = [layer for layer in layers if getattr(layer, "activation", None) is keras.activations.relu]
@@ -405,7 +408,6 @@ def test_the_training_of_the_best_settings_is_continued(config, result):
 
 
 def test_failed_trials_are_told_and_tried_again(config, result, tmp_path, monkeypatch, capfd):
-    """A sweep that has features and no trial yet."""
     shutil.copytree(config.out, tmp_path / "out", ignore=shutil.ignore_patterns("best", "trial*"))
     config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3, resume=True)
     (tmp_path / "out/config.json").write_text(to_json(config))
