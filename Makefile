@@ -46,8 +46,9 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build_api.py
 
-test: test-unit
-	$(BIN)/python -m pytest tests/ray tests/e2e
+# A process for each CPU runs one file after another, tests/e2e first: its files take longest.
+test: setup
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 
 # worksteal: tests of one file stay in one process, as far as possible, and share what they have built.
 test-unit: setup

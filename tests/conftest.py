@@ -1,12 +1,19 @@
 """What all tiers share: small data sets and where the real images are."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tlray.data import phantom_files
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C through. Programs that a shell runs in the background ignore it, and so would the tested commands."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.e2e.test_jobs import head, submit  # noqa: F401 (head is a fixture)
 from tests.e2e.test_serving import export
+from tests.head import submit
 from tlray.cluster.ports import free_ports
 from tlray.inference import predictions
 
@@ -37,6 +37,12 @@ def wait_for(look: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
         assert time.monotonic() < deadline, found
         pause.wait(0.1)
     return found
+
+
+def shut_down(http: httpx.Client, path: str) -> None:
+    """Ends Serve on a head that other tests use too; `path` is that of its REST API."""
+    http.delete(path).raise_for_status()
+    wait_for(lambda: http.get(path).raise_for_status().json()["applications"], lambda found: not found)
 
 
 class Endpoint:
@@ -99,7 +105,7 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def endpoint(head, phantom_set, tmp_path_factory) -> Iterator[Endpoint]:  # noqa: F811
+def endpoint(head, phantom_set, tmp_path_factory) -> Iterator[Endpoint]:
     """Started beside jobs/score.py, whose predictions of the phantoms then lie in `script`."""
     directory = tmp_path_factory.mktemp("batches")
     endpoint = Endpoint(head, directory)
@@ -110,12 +116,15 @@ def endpoint(head, phantom_set, tmp_path_factory) -> Iterator[Endpoint]:  # noqa
                 archive.write(path, f"{number:03d}/{path.relative_to(phantom_set)}")
     (endpoint.input / "elsewhere.csv").write_text("uri\na.png\n/etc/hostname\n")
     with endpoint.http, endpoint.serve:
-        with ThreadPoolExecutor(1) as pool:
-            arguments = ("--bundle", endpoint.bundle, "--input", phantom_set, "--out", directory / "script")
-            script = pool.submit(submit, head, "jobs/score.py", *arguments)
-            endpoint.start()
-            assert script.result().returncode == 0, script.result().stdout + script.result().stderr
-        yield endpoint
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                arguments = ("--bundle", endpoint.bundle, "--input", phantom_set, "--out", directory / "script")
+                script = pool.submit(submit, head, "jobs/score.py", *arguments)
+                endpoint.start()
+                assert script.result().returncode == 0, script.result().stdout + script.result().stderr
+            yield endpoint
+        finally:
+            shut_down(endpoint.serve, "")
 
 
 def check_predictions(endpoint: Endpoint, table: pa.Table) -> None:

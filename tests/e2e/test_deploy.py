@@ -1,7 +1,6 @@
 """`serve deploy` of the project's own config file: replicas that come and go with the load, a bundle swapped within."""
 
 import copy
-import os
 import signal
 import subprocess
 from collections import Counter
@@ -14,16 +13,13 @@ import pytest
 import yaml
 
 import serve_app
-from tests.e2e.test_batches import WAIT_S, wait_for
-from tests.e2e.test_jobs import head  # noqa: F401 (head is a fixture)
+from tests.e2e.test_batches import WAIT_S, shut_down, wait_for
 from tests.e2e.test_serving import Load, export, upload
 from tests.e2e.test_serving import wait_for as wait_for_answers
 from tests.e2e.test_start import serving
+from tests.head import DIRECTORY
 from tlray.bundle.store import read_spec
 from tlray.cluster.ports import free_ports
-
-DIRECTORY = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108
-"""Of the head's Ray."""
 
 
 class Cluster:
@@ -61,10 +57,11 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(head):  # noqa: F811
+def cluster(head):
     found = Cluster(head)
     with found.http:
         yield found
+        shut_down(found.http, "/api/serve/applications/")
 
 
 @pytest.fixture(scope="module")

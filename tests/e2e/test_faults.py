@@ -1,13 +1,10 @@
-"""A run that was killed in mid-epoch and continued gives what an uninterrupted one gives."""
+"""A run that loses a worker, then its driver, and is interrupted gives what an uninterrupted one gives."""
 
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,18 @@ import numpy as np
 import pytest
 import ray
 
+from tests.e2e.test_sweep_faults import wait_until
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.training import checkpoint, run
+from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
+from tlray.training.learn import learn
+from tlray.training.prepare import prepare
+from tlray.training.stages import Begun
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-NUM_EPOCHS = 8  # so many that a run cannot end before it is killed
-DEADLINE_S = 240.0
+NUM_EPOCHS = 12  # so many that a run cannot end before it is interrupted
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,9 @@ def with_out(config: TrainConfig, out: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def uninterrupted(local_ray: str, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> RunState:  # noqa: ARG001
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    run.train(with_out(config, out, max_failures=0))
+    begun = resume_or_begin(with_out(config, out, max_failures=0))
+    assert isinstance(begun, Begun)
+    learn(prepare(begun))
     return load_state(out)
 
 
@@ -99,71 +102,59 @@ def raylet_pid() -> str:
     return str(ray.get(ray.remote(parent).options(num_cpus=0).remote()))
 
 
-def poll(ended: threading.Event) -> Iterator[None]:
-    """Yields every 20 ms until the deadline or `ended`."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline and not ended.wait(0.02):
-        yield
+def kill_one_worker(raylet: str) -> None:
+    # Of this Ray alone: others may train on this machine, too.
+    found = subprocess.run(["pgrep", "-P", raylet, "-f", "^ray::RayTrainWorker"], capture_output=True, check=True)
+    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_replaced(config, uninterrupted, tmp_path):
-    out, ended, killed = tmp_path / "run", threading.Event(), []
-
-    def kill_one_worker() -> None:
-        for _ in poll(ended):
-            if num_epochs_done(out) >= 2:
-                # Of this Ray alone: others may train on this machine, too.
-                found = subprocess.run(
-                    ["pgrep", "-P", raylet_pid(), "-f", "^ray::RayTrainWorker"], capture_output=True, check=True
-                )
-                killed.append(int(found.stdout.split()[-1]))
-                os.kill(killed[0], signal.SIGKILL)
-                return
-
-    killer = threading.Thread(target=kill_one_worker)
-    killer.start()
-    try:
-        run.train(with_out(config, out, max_failures=1))
-    finally:
-        ended.set()
-        killer.join()
-    assert len(killed) == 1
-    assert_equal(load_state(out), uninterrupted)
-
-
-def test_a_driver_that_is_killed_and_then_interrupted_is_resumed(config, uninterrupted, local_ray, tmp_path):
+def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted, local_ray, tmp_path):
     out = tmp_path / "run"
     arguments = [
         *("--data", config.data, "--out", out, "--backbone", config.backbone, "--preprocessing", "symmetric"),
         *("--image-size-px", 64, "--trainable-layers", "all", "--batch-norm", "synchronized", "--hidden-units", 16),
         *("--dropout", 0.3, "--epochs", NUM_EPOCHS, "--batch-size", 2, "--reduce-lr-patience", 1),
-        *("--method", "fine-tune", "--learning-rate", 0.001),
+        *("--method", "fine-tune", "--learning-rate", 0.001, "--max-failures", 1),
         *("--early-stopping-patience", "None", "--no-class-weights", "--num-workers", 2, "--quiet"),
         *("--augmentation.rotation-deg", 0, "--augmentation.zoom", 0.1, "--augmentation.shift", 0),
         *("--augmentation.brightness", 0, "--augmentation.contrast", 0, "--augmentation.horizontal-flip"),
     ]
 
-    def run_until(num_epochs: int, signal_number: int, *more: str) -> tuple[int, str]:
-        """Runs the command, sends it a signal after so many epochs, and returns its status and output."""
-        driver = subprocess.Popen(
+    def start(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "tlray", "train", *map(str, arguments), *more],
             env={**os.environ, "RAY_ADDRESS": local_ray},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for _ in poll(threading.Event()):
-            if num_epochs_done(out) >= num_epochs or driver.poll() is not None:
-                driver.send_signal(signal_number)
-                break
-        output, _ = driver.communicate(timeout=60)
-        assert num_epochs <= num_epochs_done(out) < NUM_EPOCHS, output
-        assert not (out / "metrics.json").exists()
-        return driver.returncode, output
 
-    assert run_until(2, signal.SIGKILL)[0] == -signal.SIGKILL
-    status, output = run_until(num_epochs_done(out) + 2, signal.SIGINT, "--resume")
-    assert status == 130
+    def wait_for_epochs(driver: subprocess.Popen[str], num_epochs: int) -> None:
+        wait_until(lambda: num_epochs_done(out) >= num_epochs or driver.poll() is not None)
+
+    def end(driver: subprocess.Popen[str], signal_number: int) -> str:
+        """Sends a signal to a run that has not ended; returns what it has said."""
+        driver.send_signal(signal_number)
+        output, _ = driver.communicate(timeout=60)
+        assert num_epochs_done(out) < NUM_EPOCHS, output
+        assert not (out / "metrics.json").exists()
+        return output
+
+    raylet = raylet_pid()
+    driver = start()
+    wait_for_epochs(driver, 2)
+    kill_one_worker(raylet)
+    # One more epoch may be written by the worker that is left: the second one is that of its successor.
+    goal = num_epochs_done(out) + 2
+    wait_for_epochs(driver, goal)
+    output = end(driver, signal.SIGKILL)
+    assert (driver.returncode, num_epochs_done(out) >= goal) == (-signal.SIGKILL, True), output
+
+    driver, goal = start("--resume"), num_epochs_done(out) + 1
+    wait_for_epochs(driver, goal)
+    output = end(driver, signal.SIGINT)
+    assert (driver.returncode, num_epochs_done(out) >= goal) == (130, True), output
     assert "interrupted. Continue with the same command and --resume" in output
+
     run.train(with_out(config, out, resume=True))
     assert_equal(load_state(out), uninterrupted)

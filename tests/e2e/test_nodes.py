@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import pytest
 
-from tests.e2e.test_jobs import ROOT
 from tests.e2e.test_sweep_faults import processes_with, wait_until
+from tests.head import ROOT
 from tlray.cluster import connection
 from tlray.cluster.ports import free_ports
 from tlray.data import phantom_files
 from tlray.inference import predictions
-from tlray.models.backbone import find_application
 
 HIDE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
 """Runs a command in whose eyes a folder is empty: the folder, then the command."""
@@ -96,17 +96,22 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def bundle(nodes: Nodes) -> str:
-    """A probe, trained on images that all nodes see, with weights that the driver's node alone sees."""
+    """A probe, trained on images that all nodes see, of a network that the driver's node alone sees."""
     for folder in (nodes.shared, nodes.private):
         phantom_files.write_data_set(
             str(folder / "images"), num_patients_per_class=4, num_slices_per_patient=1, size_px=32, seed=1,
             num_unreadable=0,
         )  # fmt: skip
-    backbone = find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(32, 32, 3))
-    backbone.save_weights(nodes.private / "own.weights.h5")
+    x = pixels = keras.Input((32, 32, 3))
+    for num_filters in (8, 12):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
+    network = keras.Model(pixels, x)
+    network.save(nodes.private / "own.keras")
+    network.save_weights(nodes.private / "own.weights.h5")
     code, said = nodes.tlray(
         *("train", "probe", "--data", f"file://{nodes.shared}/images", "--out", f"file://{nodes.shared}/run"),
-        *("--weights", nodes.private / "own.weights.h5", "--backbone", "MobileNetV2", "--image-size-px", 32),
+        *("--weights", nodes.private / "own.weights.h5", "--backbone", nodes.private / "own.keras"),
+        *("--preprocessing", "symmetric", "--image-size-px", 32),
     )
     assert code == 0, said
     return f"file://{nodes.shared}/run/bundle"

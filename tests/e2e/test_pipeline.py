@@ -40,41 +40,29 @@ def tlray(*arguments: object) -> int:
     return int(exit_info.value.code or 0)
 
 
-@pytest.fixture(scope="module")
-def run(local_ray, phantom_set, tmp_path_factory) -> Path:  # noqa: ARG001
-    """A run of the default recipe with two workers."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    code = tlray(
-        *("train", "--data", phantom_set, "--out", out, "--weights", "none", "--backbone", "MobileNetV2"),
-        *("--image-size-px", 64, "--epochs", 2, "--num-workers", 2, "--batch-size", 16, "--max-failures", 0, "--quiet"),
-    )
-    assert code == 0
-    return out
-
-
-def test_run_directory_is_complete(run):
-    names = {path.name for path in run.iterdir()}
+def test_run_directory_is_complete(trained):
+    names = {path.name for path in trained.iterdir()}
     assert names == {
         *("config.json", "manifest.parquet", "audit.json", "history.csv", "checkpoints"),
         *("metrics.json", "figures", "report.html", "bundle", ".tlray"),
     }
-    assert sorted(path.name for path in (run / "figures").iterdir()) == [
+    assert sorted(path.name for path in (trained / "figures").iterdir()) == [
         *("confusion_matrix_test.png", "confusion_matrix_valid.png", "history.png", "roc_test.png", "roc_valid.png"),
     ]
     # Each of the unreadable phantoms is so in a way of its own.
-    report = (run / "report.html").read_text()
+    report = (trained / "report.html").read_text()
     assert re.findall(r"<code>(\w+)</code></th><td>(\d+)</td>", report) == [
         ("decode_failed", "1"), ("empty", "1"), ("truncated", "1"), ("unsupported_format", "1"),
     ]  # fmt: skip
-    with (run / "history.csv").open() as file:
+    with (trained / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2"]
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((trained / "config.json").read_text())
     assert (config["trainable_layers"], config["batch_norm"], config["precision"]) == ("all", "synchronized", "float32")
 
 
-def test_manifest_has_a_row_for_every_file_and_whole_patients(run):
-    table = pq.read_table(run / "manifest.parquet")
+def test_manifest_has_a_row_for_every_file_and_whole_patients(trained):
+    table = pq.read_table(trained / "manifest.parquet")
     assert table.num_rows == NUM_IMAGES + NUM_UNREADABLE
     assert table.num_rows - table["error_code"].null_count == NUM_UNREADABLE
     split_of: dict[str, set[str]] = {}
@@ -83,7 +71,7 @@ def test_manifest_has_a_row_for_every_file_and_whole_patients(run):
             split_of.setdefault(row["group_id"], set()).add(row["split"])
     assert all(len(splits) == 1 for splits in split_of.values())
     # 15 % of 16 images a class is 2.4: two patients of two slices for test, two for valid, four for train.
-    counts = json.loads((run / "audit.json").read_text())["counts"]
+    counts = json.loads((trained / "audit.json").read_text())["counts"]
     assert {split: set(by_class.values()) for split, by_class in counts.items()} == {
         "train": {8},
         "valid": {4},
@@ -91,9 +79,9 @@ def test_manifest_has_a_row_for_every_file_and_whole_patients(run):
     }
 
 
-def test_metrics_are_those_of_the_validation_during_training(run):
-    metrics = json.loads((run / "metrics.json").read_text())
-    with (run / "history.csv").open() as file:
+def test_metrics_are_those_of_the_validation_during_training(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    with (trained / "history.csv").open() as file:
         best = list(csv.DictReader(file))[metrics["best_epoch"] - 1]
     assert metrics["split"] == "test"
     assert metrics["accuracy"] == metrics["splits"]["test"]["accuracy"]
@@ -101,15 +89,15 @@ def test_metrics_are_those_of_the_validation_during_training(run):
     assert valid["num_images"] == 16
     assert valid["log_loss"] == pytest.approx(float(best["valid_loss"]), abs=1e-5)
     assert valid["accuracy"] == pytest.approx(float(best["valid_accuracy"]), abs=1e-6)
-    spec, _ = read_spec(str(run / "bundle"))
+    spec, _ = read_spec(str(trained / "bundle"))
     assert spec.metrics["test"]["accuracy"] == metrics["accuracy"]
     assert spec.classes == phantoms.CLASSES
 
 
-def test_the_bundle_knows_what_its_training_images_were_like(run):
-    rows = pq.read_table(run / "manifest.parquet", filters=[("split", "=", "train")]).to_pylist()
+def test_the_bundle_knows_what_its_training_images_were_like(trained):
+    rows = pq.read_table(trained / "manifest.parquet", filters=[("split", "=", "train")]).to_pylist()
     pixels = np.stack([pixels_of(Path(row["uri"]), size_px=64) for row in rows])
-    known = read_spec(str(run / "bundle"))[0].training_images
+    known = read_spec(str(trained / "bundle"))[0].training_images
     assert known is not None
     for found, values in (
         (known.grey_mean, pixels.mean(axis=(1, 2, 3))),
@@ -119,8 +107,8 @@ def test_the_bundle_knows_what_its_training_images_were_like(run):
         assert found.counts == tuple(np.histogram(values, [-1, *found.edges, 256])[0])
 
 
-def test_the_bundle_knows_what_the_model_predicts_for_validation_images(run):
-    spec, _ = read_spec(str(run / "bundle"))
+def test_the_bundle_knows_what_the_model_predicts_for_validation_images(trained):
+    spec, _ = read_spec(str(trained / "bundle"))
     assert spec.validation_predictions is not None
     predicted = np.sum(spec.metrics["valid"]["confusion_matrix"], axis=0)  # labels do not enter
     assert spec.validation_predictions.class_counts == tuple(predicted)
@@ -128,27 +116,27 @@ def test_the_bundle_knows_what_the_model_predicts_for_validation_images(run):
     assert spec.prior == (0.25, 0.25, 0.25, 0.25)
 
 
-def test_all_three_loaders_give_the_same_probabilities(run, phantom_set):
-    bundle = load(str(run / "bundle"))
+def test_all_three_loaders_give_the_same_probabilities(trained, phantom_set):
+    bundle = load(str(trained / "bundle"))
     paths = sorted(phantom_set.glob("normal/*/*"))[:6]
     images = np.stack([pixels_of(path, size_px=64) for path in paths if path.stat().st_size > 2000])
     from_keras = np.asarray(load_keras_file(str(bundle.model_path))(images))
     signature = tf.saved_model.load(str(bundle.saved_model_path)).signatures["serving_default"]
     from_saved_model = next(iter(signature(tf.constant(images)).values())).numpy()
-    from_predictor = Predictor(str(run / "bundle")).predict(images)
+    from_predictor = Predictor(str(trained / "bundle")).predict(images)
     assert from_predictor.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert from_keras == pytest.approx(from_predictor, abs=1e-5)
     assert from_saved_model == pytest.approx(from_predictor, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
-def scores(run, phantom_set, tmp_path_factory) -> Path:
+def scores(trained, phantom_set, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scores") / "folder"
-    assert tlray("score", "--bundle", run / "bundle", "--input", phantom_set, "--out", out, "--quiet") == 0
+    assert tlray("score", "--bundle", trained / "bundle", "--input", phantom_set, "--out", out, "--quiet") == 0
     return out
 
 
-def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
+def test_scores_have_a_row_for_every_file(scores, trained, phantom_set):
     table = predictions.read_predictions(str(scores))
     listed = listing.list_images(str(phantom_set)).table
     assert table["image_id"].to_pylist() == listed["image_id"].to_pylist()
@@ -157,8 +145,8 @@ def test_scores_have_a_row_for_every_file(scores, run, phantom_set):
     failed = [row for row in rows if row["error_code"]]
     assert len(failed) == NUM_UNREADABLE
     assert all(row["predicted_label"] is None and row["refer"] is None and row["error"] for row in failed)
-    bundle_sha256 = load(str(run / "bundle")).sha256
-    predictor = Predictor(str(run / "bundle"))
+    bundle_sha256 = load(str(trained / "bundle")).sha256
+    predictor = Predictor(str(trained / "bundle"))
     for row in [row for row in rows if not row["error_code"]][::9]:
         image = pixels_of(Path(row["uri"]), size_px=64)
         expected = predictor.predict(image[None])[0]
@@ -183,66 +171,60 @@ def test_other_tools_open_the_scores_with_one_path(scores):
     assert {path.name for path in scores.iterdir()} == names
 
 
-def test_a_scoring_whose_images_are_gone_fails_and_keeps_its_rows(scores, run, phantom_set, tmp_path, capsys):
-    """And goes on when they are back: what was scored is not read again, what was not found is."""
-    listed = listing.list_images(str(phantom_set)).table["uri"].to_pylist()[:9]
-    for place, uri in enumerate(listed):
-        (tmp_path / f"{place}.png").symlink_to(uri if place < 4 else tmp_path / f"gone/{place}")
+def test_a_scoring_goes_on_where_it_was(scores, trained, tmp_path, monkeypatch, capsys):
+    """It fails if most images are gone. Only images that were not found or have changed since are scored again."""
+    monkeypatch.setattr(predictions, "ROWS_PER_PART", 1)
+    rows = [row for row in predictions.read_predictions(str(scores)).to_pylist() if not row["error_code"]]
+    chosen = [row for row in rows if row["uri"].endswith(".png")][:9]
+    paths = [tmp_path / f"{place}.png" for place in range(9)]
+    for place, (path, row) in enumerate(zip(paths, chosen, strict=True)):
+        if place < 4:
+            shutil.copy(row["uri"], path)
+        else:
+            path.symlink_to(tmp_path / "gone" / path.name)
     out = tmp_path / "out"
-    arguments = ("score", "--bundle", run / "bundle", "--input", f"{tmp_path}/*.png", "--out", out, "--quiet")
+    arguments = ("score", "--bundle", trained / "bundle", "--input", f"{tmp_path}/*.png", "--out", out, "--quiet")
     assert tlray(*arguments) == 1
     message = capsys.readouterr().err
     assert f"tlray: 5 of 9 images of '{tmp_path}/*.png' were not found (the rows are in '{out}'). Check" in message
     assert "then continue with --resume." in message
     table = predictions.read_predictions(str(out))
-    assert table["error_code"].to_pylist()[4:] == ["not_found"] * 5
-    (tmp_path / "gone").mkdir()
-    for place, uri in enumerate(listed[4:], start=4):
-        (tmp_path / f"gone/{place}").symlink_to(uri)
-    assert tlray(*arguments, "--resume") == 0
-    wanted = ["sha256", "predicted_label", "error_code"]
-    found = predictions.read_predictions(str(out)).select(wanted).to_pylist()
-    assert found == predictions.read_predictions(str(scores)).select(wanted).to_pylist()[:9]
+    assert table["error_code"].to_pylist() == [None] * 4 + ["not_found"] * 5
+    parts = [(out / f"predictions/part-0000{place}.parquet") for place in range(9)]
 
-
-def test_what_is_scored_already_is_not_read_again(run, phantom_set, tmp_path, monkeypatch):
-    source = tmp_path / "in"
-    source.mkdir()
-    images = [path for path in sorted(phantom_set.glob("normal/*/*.png")) if path.stat().st_size > 2000][:3]
-    for path in images:
-        shutil.copy(path, source / f"{path.parent.name}-{path.name}")
-    paths = sorted(source.iterdir())
-    monkeypatch.setattr(predictions, "ROWS_PER_PART", 1)
-    out = tmp_path / "out"
-    arguments = ("score", "--bundle", run / "bundle", "--input", source, "--out", out, "--quiet")
-    assert tlray(*arguments) == 0
-    parts = [(out / f"predictions/part-0000{number}.parquet") for number in range(3)]
-
-    def scored_again(*options):
+    def scored_again(*options: str) -> list[bool]:
         before = [path.stat().st_mtime_ns for path in parts]
         assert tlray(*arguments, "--resume", *options) == 0
         return [path.stat().st_mtime_ns != old for path, old in zip(parts, before, strict=True)]
+
+    (tmp_path / "gone").mkdir()
+    for path, row in list(zip(paths, chosen, strict=True))[4:]:
+        shutil.copy(row["uri"], tmp_path / "gone" / path.name)
+    assert scored_again() == [False] * 4 + [True] * 5
+    found = predictions.read_predictions(str(out)).to_pylist()
+    for name in ("sha256", "predicted_label", "error_code"):
+        assert [row[name] for row in found] == [row[name] for row in chosen]
 
     status = paths[1].stat()
     content = paths[1].read_bytes()
     paths[1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size, and with the old time
     os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert scored_again() == [False, False, False]  # only its bytes would tell
-    assert scored_again("--verify") == [False, True, True]
+    assert scored_again() == [False] * 9  # only its bytes would tell
+    assert scored_again("--verify") == [False] + [True] * 8
     os.utime(paths[0])
-    assert scored_again() == [False, False, False]  # another time, and the same bytes
+    assert scored_again() == [False] * 9  # another time, and the same bytes
     shutil.copy(paths[1], paths[2])
-    assert scored_again() == [False, False, True]
+    assert scored_again() == [False] * 2 + [True] * 7
 
 
-def test_a_zip_and_a_continued_scoring_give_the_same(scores, run, phantom_set, tmp_path, monkeypatch):
+def test_a_zip_and_a_continued_scoring_give_the_same(scores, trained, phantom_set, tmp_path, monkeypatch):
     archive = tmp_path / "set.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in phantom_set.rglob("*.*"):
             file.write(path, path.relative_to(phantom_set))
     monkeypatch.setattr(predictions, "ROWS_PER_PART", 20)
     out = tmp_path / "out"
-    arguments = ("score", "--bundle", run / "bundle", "--input", archive, "--out", out, "--quiet")
+    arguments = ("score", "--bundle", trained / "bundle", "--input", archive, "--out", out, "--quiet")
     assert tlray(*arguments) == 0
     assert predictions.part_names(str(out)) == [f"part-{number:05d}.parquet" for number in range(4)]  # 68 rows
     # As a kill after the second part leaves it.
@@ -260,13 +242,13 @@ def test_a_zip_and_a_continued_scoring_give_the_same(scores, run, phantom_set, t
         assert mine == theirs | {"confidence": pytest.approx(theirs["confidence"], abs=1e-5)}
 
 
-def test_evaluation_maps_published_class_names(run, phantom_set, tmp_path):
+def test_evaluation_maps_published_class_names(trained, phantom_set, tmp_path):
     # The public data set calls the same classes differently in train and test.
     for name in phantoms.CLASSES:
         shutil.copytree(phantom_set / name, tmp_path / "data" / f"{name}_left.hilum_T1")
     out = tmp_path / "out"
     code = tlray(
-        *("evaluate", "--bundle", run / "bundle", "--data", tmp_path / "data"),
+        *("evaluate", "--bundle", trained / "bundle", "--data", tmp_path / "data"),
         *("--split", "all", "--out", out, "--quiet"),
     )
     assert code == 0
@@ -279,44 +261,11 @@ def test_evaluation_maps_published_class_names(run, phantom_set, tmp_path):
     assert {path.name for path in out.iterdir()} == names
 
 
-def test_an_earlier_bundle_is_reused(run, phantom_set, tmp_path):
-    arguments = (
-        *("train", "--data", phantom_set, "--out", tmp_path / "reuse", "--weights", run / "bundle"),
-        *("--backbone", "MobileNetV2", "--image-size-px", 64, "--epochs", 1, "--trainable-layers", 0),
-        *("--max-failures", 0, "--quiet"),
-    )
-    assert tlray(*arguments) == 0
-    backbones = []
-    for directory in (run, tmp_path / "reuse"):
-        model = load_keras_file(str(directory / "bundle/model.keras"))
-        backbones.append(next(layer for layer in model.layers if isinstance(layer, keras.Model)))
-    for mine, theirs in zip(backbones[1].get_weights(), backbones[0].get_weights(), strict=True):
-        assert np.array_equal(mine, theirs)
-
-
-def test_a_model_of_ones_own_is_exported_and_scored(phantom_set, tmp_path):
-    keras.utils.set_random_seed(5)
-    images = keras.Input((32, 32, 3))
-    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(images))
-    model = keras.Model(images, keras.layers.Dense(2, activation="softmax")(features))
-    model.save(tmp_path / "own.keras")
-    (tmp_path / "classes.txt").write_text("healthy\nill\n")
-    arguments = ("export", "--model", tmp_path / "own.keras", "--classes", tmp_path / "classes.txt")
-    bundle = tmp_path / "bundle"
-    assert tlray(*arguments, "--preprocessing", "unit", "--out", bundle, "--quiet") == 0
-    image = next(path for path in sorted(phantom_set.glob("normal/*/*.png")) if path.stat().st_size > 2000)
-    out = tmp_path / "out"
-    assert tlray("score", "--bundle", bundle, "--input", image, "--out", out, "--quiet") == 0
-    (row,) = predictions.read_predictions(str(out)).to_pylist()
-    pixels = pixels_of(image, size_px=32)[None] / np.float32(255)
-    assert [row["p_healthy"], row["p_ill"]] == pytest.approx(np.asarray(model(pixels))[0], abs=1e-5)
-
-
 # -- bad input
 
 
-def test_a_changed_byte_in_a_bundle_is_noticed(run, phantom_set, tmp_path, capsys):
-    shutil.copytree(run / "bundle", tmp_path / "bundle")
+def test_a_changed_byte_in_a_bundle_is_noticed(trained, phantom_set, tmp_path, capsys):
+    shutil.copytree(trained / "bundle", tmp_path / "bundle")
     path = tmp_path / "bundle/saved_model/saved_model.pb"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -327,16 +276,16 @@ def test_a_changed_byte_in_a_bundle_is_noticed(run, phantom_set, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bundle_lies_wherever_its_user_likes(run, phantom_set, tmp_path):
+def test_a_bundle_lies_wherever_its_user_likes(trained, phantom_set, tmp_path):
     place = tmp_path / "Bündel [1] *"
-    shutil.copytree(run / "bundle", place)
+    shutil.copytree(trained / "bundle", place)
     images = np.stack([pixels_of(path, size_px=64) for path in sorted(phantom_set.glob("normal/*/*.png"))[-2:]])
-    assert np.array_equal(Predictor(str(place)).predict(images), Predictor(str(run / "bundle")).predict(images))
+    assert np.array_equal(Predictor(str(place)).predict(images), Predictor(str(trained / "bundle")).predict(images))
 
 
-def test_an_earlier_run_is_replaced_only_once_nothing_is_wrong(run, phantom_set, tmp_path, capsys):
+def test_an_earlier_run_is_replaced_only_once_nothing_is_wrong(trained, phantom_set, tmp_path, capsys):
     out = tmp_path / "run"
-    shutil.copytree(run, out)
+    shutil.copytree(trained, out)
     files = sorted(path.relative_to(out) for path in out.rglob("*"))
     for mistake in (
         ("--data", tmp_path / "nowhere", "--weights", "none"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from tlray.features import store
 from tlray.inference import predictions
 from tlray.inference.predictor import Predictor
 from tlray.models.backbone import find_application
+from tlray.models.files import load_keras_file
 from tlray.training import export, probing
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,7 +30,19 @@ def tlray(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Options that name a small network of one's own: what does not depend on the network is tested with it."""
+    keras.utils.set_random_seed(2)
+    x = pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    for num_filters in (8, 12, 16):
+        x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
+    path = tmp_path_factory.mktemp("model") / "own.keras"
+    keras.Model(pixels, x).save(path)
+    return "--backbone", path, "--preprocessing", "symmetric"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
     """Weights of MobileNetV2 whose activations are as large as a pretrained network's."""
     keras.utils.set_random_seed(2)
     network = find_application("MobileNetV2")(include_top=False, weights=None, input_shape=(SIZE_PX, SIZE_PX, 3))
@@ -36,20 +50,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(layer, keras.layers.BatchNormalization):
             gamma, beta, mean, variance = layer.get_weights()
             layer.set_weights([gamma, beta, mean, variance * 0.02])
-    path = tmp_path_factory.mktemp("weights") / "network.weights.h5"
-    network.save_weights(path)
-    return path
+    network.save_weights(tmp_path / "network.weights.h5")
+    return tmp_path / "network.weights.h5"
 
 
 def train(data: Path, out: Path, *options: object, recipe: str = "probe") -> int:
-    network = ("--backbone", "MobileNetV2", "--image-size-px", SIZE_PX, "--quiet")
-    return tlray("train", recipe, "--data", data, "--out", out, *network, *options)
+    return tlray("train", recipe, "--data", data, "--out", out, "--image-size-px", SIZE_PX, "--quiet", *options)
 
 
 @pytest.fixture(scope="module")
-def run(local_ray, phantom_set, weights, tmp_path_factory) -> Path:  # noqa: ARG001
+def run(local_ray, phantom_set, own, tmp_path_factory) -> Path:  # noqa: ARG001
     out = tmp_path_factory.mktemp("probe") / "run"
-    assert train(phantom_set, out, "--weights", weights, "--learning-curve") == 0
+    assert train(phantom_set, out, *own, "--learning-curve") == 0
     return out
 
 
@@ -73,23 +85,33 @@ def test_the_exported_model_is_the_probe(run):
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
 
 
-@pytest.mark.parametrize("recipe", ["probe", "standard"])
-def test_two_patients_a_class_leave_no_test_split(recipe, phantom_set, weights, tmp_path):
-    """Each of two classes has one patient to train on and one to validate on, with two images each."""
+def train_on_two_patients(phantom_set: Path, place: Path, *options: object, recipe: str) -> dict[str, Any]:
+    """Trains on two classes that each have one patient to train on and one to validate on; returns the metrics."""
     for label in phantoms.CLASSES[:2]:
         for patient in sorted((phantom_set / label).iterdir())[:2]:
-            shutil.copytree(patient, tmp_path / "data" / label / patient.name)
-    options = ["--epochs", 1] if recipe == "standard" else []
-    assert (
-        train(tmp_path / "data", tmp_path / "run", "--weights", weights, *options, "--learning-curve", recipe=recipe)
-        == 0
-    )
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+            shutil.copytree(patient, place / "data" / label / patient.name)
+    network = ("--backbone", "MobileNetV2", "--learning-curve")
+    assert train(place / "data", place / "run", *network, *options, recipe=recipe) == 0
+    metrics = json.loads((place / "run/metrics.json").read_text())
     assert (metrics["split"], list(metrics["splits"]), metrics["num_images"]) == ("valid", ["valid"], 4)
-    assert metrics["num_epochs"] == len(options) / 2
     (point,) = metrics["learning_curve"]  # measured on the validation images, four of which are fitted on
     assert (point["images_per_class"], point["num_images"]) == (None, 4)
     assert point["accuracies"] == [metrics["probe"]["best"]["valid_accuracy"]]
+    return metrics
+
+
+def test_two_patients_a_class_leave_no_test_split(phantom_set, weights, tmp_path):
+    metrics = train_on_two_patients(phantom_set, tmp_path, "--weights", weights, "--epochs", 1, recipe="standard")
+    assert metrics["num_epochs"] == 1
+
+
+def test_random_weights_are_probed_too(phantom_set, tmp_path):
+    """What the demo compares a trained network with."""
+    metrics = train_on_two_patients(phantom_set, tmp_path, "--weights", "none", recipe="probe")
+    report = (tmp_path / "run/report.html").read_text()
+    assert "Trained from random weights" in report
+    assert "The probe uses features of random weights (--weights none)" in report
+    assert metrics["num_epochs"] == 0
 
 
 def test_its_bundle_scores_images(run, phantom_set, tmp_path):
@@ -121,19 +143,19 @@ def interrupted(run: Path, out: Path, **changes: object) -> Path:
     return out
 
 
-def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, weights, tmp_path):
+def test_an_interrupted_run_goes_on_with_its_features(run, phantom_set, own, tmp_path):
     out = interrupted(run, tmp_path / "run")
     parts = {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")}
-    assert train(phantom_set, out, "--weights", weights, "--resume") == 0
+    assert train(phantom_set, out, *own, "--resume") == 0
     assert {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")} == parts
     before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
     assert after["probe"] == before["probe"]
 
 
-def test_features_that_do_not_fit_into_memory_are_not_measured_on(run, phantom_set, weights, tmp_path, monkeypatch):
+def test_features_that_do_not_fit_into_memory_are_not_measured_on(run, phantom_set, own, tmp_path, monkeypatch):
     out = interrupted(run, tmp_path / "run")
     monkeypatch.setattr(probing, "MAX_CACHE_PART", 0.0)
-    assert train(phantom_set, out, "--weights", weights, "--resume") == 0
+    assert train(phantom_set, out, *own, "--resume") == 0
     before, after = (json.loads((each / "metrics.json").read_text()) for each in (run, out))
     assert after["probe"] == before["probe"]
     for split in ("valid", "test"):
@@ -142,7 +164,7 @@ def test_features_that_do_not_fit_into_memory_are_not_measured_on(run, phantom_s
         assert mine["log_loss"] != theirs["log_loss"]  # float32
 
 
-def test_images_that_have_gone_or_changed_since_their_features_were_computed(run, phantom_set, weights, tmp_path):
+def test_images_that_have_gone_or_changed_since_their_features_were_computed(run, phantom_set, own, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(phantom_set, data)
     out = interrupted(run, tmp_path / "run", data=str(data), inverse_penalty=0.01)
@@ -153,7 +175,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     rows = [row for row in table.to_pylist() if row["split"] == "valid" and not row["error_code"]]
     for row in rows:
         Path(row["uri"]).unlink()
-    assert train(data, out, "--weights", weights, "--inverse-penalty", 0.01, "--resume") == 0
+    assert train(data, out, *own, "--inverse-penalty", 0.01, "--resume") == 0
     gone = json.loads((out / "metrics.json").read_text())
     assert gone["splits"]["valid"]["log_loss"] == pytest.approx(gone["probe"]["best"]["valid_loss"], rel=5e-3)
     assert export.NOT_COMPARED[:100] in (out / "report.html").read_text()
@@ -162,7 +184,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     for row in rows:
         keras.utils.save_img(row["uri"], white, file_format="png", scale=False)
     (out / "metrics.json").unlink()
-    assert train(data, out, "--weights", weights, "--inverse-penalty", 0.01, "--resume") == 0
+    assert train(data, out, *own, "--inverse-penalty", 0.01, "--resume") == 0
     changed = json.loads((out / "metrics.json").read_text())["splits"]
     probs = Predictor(str(out / "bundle")).predict(white[None])[0]
     losses = [-np.log(probs[phantoms.CLASSES.index(row["label"])]) for row in rows]
@@ -171,32 +193,32 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     assert "the metrics were measured with the exported model on the images" in (out / "report.html").read_text()
 
 
-def test_its_backbone_is_reused(run, phantom_set, tmp_path):
-    assert train(phantom_set, tmp_path / "run", "--weights", run / "bundle") == 0
+def test_the_backbone_of_an_earlier_bundle_is_reused(trained, phantom_set, tmp_path):
+    """That of a trained network in a probe, and that of the probe in another one."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out, earlier in ((first, trained), (second, first)):
+        assert train(phantom_set, out, "--backbone", "MobileNet", "--weights", earlier / "bundle") == 0
+    backbones = []
+    for directory in (trained, first, second):
+        model = load_keras_file(str(directory / "bundle/model.keras"))
+        backbones.append(next(layer for layer in model.layers if isinstance(layer, keras.Model)))
+    for weights in zip(*(backbone.get_weights() for backbone in backbones), strict=True):
+        assert all(np.array_equal(each, weights[0]) for each in weights)
     pooled = [
         np.stack(store.read_features(str(each / "features")).sort_by("image_id")["pooled"].to_pylist())
-        for each in (run, tmp_path / "run")
+        for each in (first, second)
     ]
     assert np.array_equal(pooled[0], pooled[1])
     assert pooled[0].std() > 0.01
 
 
-def test_random_weights_are_probed_too(phantom_set, tmp_path):
-    """What the demo compares a trained network with."""
-    assert train(phantom_set, tmp_path / "run", "--weights", "none") == 0
-    report = (tmp_path / "run/report.html").read_text()
-    assert "Trained from random weights" in report
-    assert "The probe uses features of random weights (--weights none)" in report
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["num_epochs"] == 0
-
-
-def test_shared_images_are_told_before_any_figure(phantom_set, weights, tmp_path, capsys):
+def test_shared_images_are_told_before_any_figure(phantom_set, own, tmp_path, capsys):
     """A copy of a training image among the test images: in the terminal, report, model card, metrics and evaluation."""
     for split, patients in (("train", (0, 1, 2, 3)), ("valid", (4, 5)), ("test", (6, 7))):
         for folder in phantoms.CLASSES:
-            own = sorted((phantom_set / folder).glob("*/"))
+            found = sorted((phantom_set / folder).glob("*/"))
             for patient in patients:
-                shutil.copytree(own[patient], tmp_path / "data" / split / folder / own[patient].name)
+                shutil.copytree(found[patient], tmp_path / "data" / split / folder / found[patient].name)
     first = min((tmp_path / "data/train").glob("*/*/*.*"))
     copy = tmp_path / "data/test" / first.relative_to(tmp_path / "data/train").parts[0] / "patient_copy" / first.name
     copy.parent.mkdir()
@@ -204,7 +226,7 @@ def test_shared_images_are_told_before_any_figure(phantom_set, weights, tmp_path
     told = "2 images are byte for byte copies of one another in different splits (groups: 1, for example "
 
     out = tmp_path / "run"
-    network = ("--backbone", "MobileNetV2", "--image-size-px", SIZE_PX, "--weights", weights)
+    network = (*own, "--image-size-px", SIZE_PX)
     assert tlray("train", "probe", "--data", tmp_path / "data", "--out", out, *network) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
     assert notes[0].startswith(f"! {told}")

@@ -24,6 +24,7 @@ from tlray.cluster.ports import free_ports
 from tlray.data.decoding import decode, to_array
 from tlray.inference import predictions
 from tlray.inference.predictor import Predictor
+from tlray.models.files import load_keras_file
 
 SIZE_PX = 64
 
@@ -85,6 +86,8 @@ def predict(address: str, path: Path) -> list[float]:
 def test_every_door_gives_the_same(address, bundles, files, tmp_path):
     expected = Predictor(bundles[0]).predict(pixels(files))
     assert np.ptp(expected, axis=0).max() > 0.01
+    own_model = load_keras_file(f"{bundles[0]}.keras")
+    np.testing.assert_allclose(expected, own_model(pixels(files) / np.float32(255)), atol=1e-5)
     np.testing.assert_allclose([predict(address, path) for path in files], expected, atol=1e-6)
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in files]
     rows = {"instances": [{"b64": each} for each in encoded]}

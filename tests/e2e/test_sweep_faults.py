@@ -1,7 +1,6 @@
 """A sweep that is interrupted with Ctrl-C ends at once, with its Ray, and is continued with what it had."""
 
 import csv
-import dataclasses
 import os
 import re
 import signal
@@ -16,8 +15,9 @@ from pathlib import Path
 import keras
 import pytest
 
+from tlray import cli
 from tlray.config.commands import SweepConfig
-from tlray.tuning import search
+from tlray.tuning import trial_table
 
 NUM_TRIALS = 12  # so many that a sweep cannot end before it is interrupted
 DEADLINE_S = 120.0
@@ -91,8 +91,11 @@ def test_an_interrupted_sweep_is_continued(config, request):
         start_new_session=True,  # Ctrl-C reaches the processes of a terminal, Ray's too
     )
     assert wait_until(lambda: len(read_trials(config)) >= 2 or driver.poll() is not None)
-    assert any("raylet" in command for command in processes_with(mark).values())
+    os.kill(driver.pid, signal.SIGSTOP)  # no trial ends while the processes are looked for
+    started = processes_with(mark).values()
     os.killpg(driver.pid, signal.SIGINT)
+    os.kill(driver.pid, signal.SIGCONT)
+    assert any("raylet" in command for command in started)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert output.endswith("tlray: interrupted. Continue with the same command and --resume (not --overwrite).\n")
@@ -110,12 +113,12 @@ def test_an_interrupted_sweep_is_continued(config, request):
     assert {row["best_accuracy"] for row in before} == {"0.0625"}
 
     request.getfixturevalue("local_ray")  # only now: the first process shall have a Ray of its own
-    result = search.sweep(dataclasses.replace(config, resume=True))
+    assert cli.execute("sweep", [*map(str, arguments), "--resume"]) == 0
     after = read_trials(config)
-    assert len(result.trials) == len(after) == NUM_TRIALS
+    assert len(trial_table.read_trials(config.out)[0]) == len(after) == NUM_TRIALS
     # The trial that the others are compared with may be a later one.
     for row in (*before, *after):
         del row["difference_error"]
     assert all(row in after for row in before)
     assert written_at(config) == features
-    assert Path(result.best.bundle, "bundle.json").is_file()
+    assert Path(config.out, "best/bundle/bundle.json").is_file()

@@ -1,6 +1,8 @@
 """What an exported model says of images without any difference: the class shares that it is to assume, no others."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tlray.bundle import store
-from tlray.config.training import TrainConfig
+from tlray.config.training import TrainConfig, to_json
 from tlray.errors import ConfigError
 from tlray.models.files import load_keras_file
 from tlray.training import run, stages
@@ -47,8 +49,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def train(images: Path, backbone: str, out: Path, **changes) -> stages.TrainResult:
-    settings = {
+def settings(images: Path, backbone: str, out: Path, **changes) -> TrainConfig:
+    defaults = {
         "data": str(images),
         "out": str(out),
         "backbone": backbone,
@@ -61,37 +63,61 @@ def train(images: Path, backbone: str, out: Path, **changes) -> stages.TrainResu
         "max_failures": 0,
         "quiet": True,
     }
-    return run.train(TrainConfig(**(settings | changes)))
+    return TrainConfig(**(defaults | changes))
 
 
-@pytest.mark.parametrize(
-    ("settings", "tolerance"),
-    [
-        ({"method": "probe"}, 1e-4),
-        ({"method": "lp-ft", "trainable_layers": 1, "hidden_units": (5,)}, 1e-3),
-        ({"method": "lp-ft", "trainable_layers": 1, "cache": "off"}, 1e-3),
-        ({"method": "fine-tune", "trainable_layers": 0, "epochs": 60, "learning_rate": 0.03}, 1e-3),
-        ({"method": "probe", "class_weights": False}, 1e-4),
-    ],
-    ids=["probe", "tuned on features", "tuned on images", "fine-tune", "without weights"],
-)
-def test_images_without_any_difference_have_the_shares_of_training(images, backbone, tmp_path, settings, tolerance):
-    result = train(images, backbone, tmp_path / "run", **settings)
+@pytest.fixture(scope="module")
+def probed(local_ray: str, images: Path, backbone: str, tmp_path_factory: pytest.TempPathFactory) -> stages.TrainResult:  # noqa: ARG001
+    return run.train(settings(images, backbone, tmp_path_factory.mktemp("probed") / "run", method="probe"))
+
+
+def probe_again(probed: stages.TrainResult, config: TrainConfig) -> stages.TrainResult:
+    """Fits a probe with other settings on the features of the first one."""
+    shutil.copytree(f"{probed.out}/features", f"{config.out}/features")
+    for name in ("manifest.parquet", "audit.json"):
+        shutil.copy(f"{probed.out}/{name}", config.out)
+    Path(config.out, "config.json").write_text(to_json(config.resolved()))
+    return run.train(dataclasses.replace(config, resume=True))
+
+
+def check_shares(result: stages.TrainResult, *, tolerance: float) -> None:
     model = load_keras_file(f"{result.bundle}/model.keras")
     assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.9, 0.1], abs=tolerance)
     spec, _ = store.read_spec(result.bundle)
     assert spec.prior == pytest.approx((0.9, 0.1))
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    metrics = json.loads(Path(result.out, "metrics.json").read_text())
     assert metrics["prior"] == pytest.approx({"common": 0.9, "rare": 0.1})
     assert metrics["splits"]["valid"]["log_loss"] == pytest.approx(ENTROPY, abs=tolerance)
-    if "epochs" in settings or settings["method"] == "lp-ft":
-        rows = (tmp_path / "run/history.csv").read_text().splitlines()
+    if metrics["num_epochs"]:
+        rows = Path(result.out, "history.csv").read_text().splitlines()
         losses = [float(row.split(",")[rows[0].split(",").index("valid_loss")]) for row in rows[1:]]
         assert min(losses) == pytest.approx(metrics["splits"]["valid"]["log_loss"], abs=1e-5)
 
 
-def test_a_prior_that_is_named_is_that_of_the_exported_model(images, backbone, tmp_path):
-    result = train(images, backbone, tmp_path / "run", method="probe", prior="rare=0.02,common=0.98")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "lp-ft", "trainable_layers": 1, "hidden_units": (5,)},
+        {"method": "lp-ft", "trainable_layers": 1, "cache": "off"},
+        {"method": "fine-tune", "trainable_layers": 0, "epochs": 20, "learning_rate": 0.01},
+    ],
+    ids=["tuned on features", "tuned on images", "fine-tune"],
+)
+def test_a_network_that_sees_no_difference_gives_the_shares_of_training(images, backbone, tmp_path, changes):
+    result = run.train(settings(images, backbone, tmp_path / "run", **changes))
+    assert result.num_epochs == changes.get("epochs", 1)
+    check_shares(result, tolerance=1e-3)
+
+
+def test_a_probe_that_sees_no_difference_gives_the_shares_of_training(images, backbone, probed, tmp_path):
+    check_shares(probed, tolerance=1e-4)
+    config = settings(images, backbone, tmp_path / "run", method="probe", class_weights=False)
+    check_shares(probe_again(probed, config), tolerance=1e-4)
+
+
+def test_a_prior_that_is_named_is_that_of_the_exported_model(images, backbone, probed, tmp_path):
+    config = settings(images, backbone, tmp_path / "run", method="probe", prior="rare=0.02,common=0.98")
+    result = probe_again(probed, config)
     model = load_keras_file(f"{result.bundle}/model.keras")
     assert np.asarray(model(GREY[np.newaxis]))[0] == pytest.approx([0.98, 0.02], abs=1e-4)
     assert store.read_spec(result.bundle)[0].prior == pytest.approx((0.98, 0.02))
@@ -104,5 +130,5 @@ def test_a_prior_that_is_named_is_that_of_the_exported_model(images, backbone, t
 
 def test_a_prior_of_other_classes_is_refused_before_anything_is_made(images, backbone, tmp_path):
     with pytest.raises(ConfigError, match=r"a share for each class, 'common', 'rare'. Received: rare=0.5,ill=0.5"):
-        train(images, backbone, tmp_path / "run", prior="rare=0.5,ill=0.5")
+        run.train(settings(images, backbone, tmp_path / "run", prior="rare=0.5,ill=0.5"))
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,11 @@ from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.models.files import load_keras_file
 from tlray.training import checkpoint, run
+from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
+from tlray.training.learn import learn
+from tlray.training.prepare import prepare
+from tlray.training.stages import Begun
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -49,7 +54,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def train(images: Path, backbone: str, out: Path, **changes) -> tuple[list[dict[str, float]], RunState]:
+def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, **changes: Any) -> RunState:
+    """Trains and returns the last checkpoint; without an export if the run is not to be finished."""
     settings = {
         "data": str(images),
         "out": str(out),
@@ -66,21 +72,27 @@ def train(images: Path, backbone: str, out: Path, **changes) -> tuple[list[dict[
         "max_failures": 0,
         "quiet": True,
     }
-    run.train(TrainConfig(**(settings | changes)))
+    config = TrainConfig(**(settings | changes))
+    if is_finished:
+        run.train(config)
+    else:
+        begun = resume_or_begin(config)
+        assert isinstance(begun, Begun)
+        learn(prepare(begun))
     (saved,) = (out / "checkpoints").glob("checkpoint_2*")
-    state = checkpoint.load(saved)
-    return state.history, state
+    return checkpoint.load(saved)
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "synchronized"])
 def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch_norm):
-    one_history, one = train(images, backbone, tmp_path / "one", num_workers=1, batch_norm=batch_norm)
-    two_history, two = train(images, backbone, tmp_path / "two", num_workers=2, batch_norm=batch_norm)
-    assert len(one_history) == 2
-    # The validation in training, and the scoring of the exported model.
-    metrics = json.loads((tmp_path / "two/metrics.json").read_text())["splits"]["valid"]
-    assert metrics["log_loss"] == pytest.approx(min(row["valid_loss"] for row in two_history), abs=1e-5)
-    for mine, theirs in zip(two_history, one_history, strict=True):
+    is_trained = batch_norm == "synchronized"
+    one = train(images, backbone, tmp_path / "one", is_finished=False, num_workers=1, batch_norm=batch_norm)
+    two = train(images, backbone, tmp_path / "two", is_finished=is_trained, num_workers=2, batch_norm=batch_norm)
+    assert len(one.history) == 2
+    if is_trained:  # the validation in training, and the scoring of the exported model
+        metrics = json.loads((tmp_path / "two/metrics.json").read_text())["splits"]["valid"]
+        assert metrics["log_loss"] == pytest.approx(min(row["valid_loss"] for row in two.history), abs=1e-5)
+    for mine, theirs in zip(two.history, one.history, strict=True):
         for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
             assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
     start = load_keras_file(backbone).get_weights()
@@ -88,18 +100,18 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5, err_msg=str(index))
     # The backbone's weights come first in the model: [kernel, gamma, beta, mean, variance] twice, then the head.
     changed = [not np.array_equal(mine, theirs) for mine, theirs in zip(two.weights, start, strict=False)]
-    is_trained = batch_norm == "synchronized"
     assert changed == [True, is_trained, is_trained, is_trained, is_trained] * 2
 
 
-def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes) -> list[dict[str, float]]:
-    settings = {"method": "lp-ft", "trainable_layers": 3, "augmentation": Augmentation(), "learning_rate": None}
-    return train(images, backbone, out, **(settings | {"hidden_units": (4,)} | changes))[0]
+def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes: Any) -> RunState:
+    settings: dict[str, Any] = {"method": "lp-ft", "trainable_layers": 3, "hidden_units": (4,)}
+    settings |= {"augmentation": Augmentation(), "learning_rate": None}
+    return train(images, backbone, out, **(settings | changes))
 
 
 def test_training_on_features_equals_training_on_images(images, backbone, tmp_path):
-    streamed = probe_then_fine_tune(images, backbone, tmp_path / "streamed", cache="off")
-    cached = probe_then_fine_tune(images, backbone, tmp_path / "cached", num_workers=2)
+    streamed = probe_then_fine_tune(images, backbone, tmp_path / "streamed", cache="off").history
+    cached = probe_then_fine_tune(images, backbone, tmp_path / "cached", num_workers=2).history
     assert [row["epoch"] for row in cached] == [0, 1, 2]  # epoch 0 is the probe
     assert cached[2]["loss"] < cached[1]["loss"] - 1e-3
     for mine, theirs in zip(cached, streamed, strict=True):
@@ -112,35 +124,37 @@ def test_training_on_features_equals_training_on_images(images, backbone, tmp_pa
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["splits"] for name in ("cached", "streamed")]
     for split in ("valid", "test"):
         assert metrics[0][split]["log_loss"] == pytest.approx(metrics[1][split]["log_loss"], abs=1e-4)
-    assert metrics[0]["valid"]["log_loss"] == pytest.approx(min(row["valid_loss"] for row in cached), abs=1e-5)
-
-
-def test_the_losses_of_probe_and_epochs_can_be_compared(images, backbone, tmp_path):
-    """Epochs that change nothing have the loss of the probe, of classes of different size too."""
-    shutil.copytree(images, tmp_path / "images")
-    for path in sorted((tmp_path / "images/train").glob("normal/*"))[:7]:
-        shutil.rmtree(path)
-    probe, epoch = probe_then_fine_tune(
-        tmp_path / "images", backbone, tmp_path / "run", epochs=1, learning_rate=1e-12, inverse_penalty=1e-3
-    )
-    for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
-        assert epoch[name] == pytest.approx(probe[name], abs=1e-4), name
+    for splits, history in zip(metrics, (cached, streamed), strict=True):
+        assert splits["valid"]["log_loss"] == pytest.approx(min(row["valid_loss"] for row in history), abs=1e-5)
 
 
 def test_a_finished_run_goes_on_for_more_epochs(images, backbone, tmp_path):
+    """Its epochs change next to nothing, so that their loss is that of the probe, of classes of different size too."""
     handler = signal.getsignal(signal.SIGINT)
-    views = {"views": 2, "augmentation": Augmentation(rotation_deg=20)}
-    first = probe_then_fine_tune(images, backbone, tmp_path / "run", epochs=1, **views)
+    shutil.copytree(images, tmp_path / "images")
+    for path in sorted((tmp_path / "images/train").glob("normal/*"))[:7]:
+        shutil.rmtree(path)
+    out = tmp_path / "run"
+    # The second view is computed by itself, but so little brighter that its pixels are the same.
+    settings: dict[str, Any] = {"views": 2, "augmentation": Augmentation(brightness=1e-6)}
+    settings |= {"learning_rate": 1e-7, "inverse_penalty": 1e-3}
+    first = probe_then_fine_tune(tmp_path / "images", backbone, out, epochs=1, **settings)
     assert signal.getsignal(signal.SIGINT) is handler  # Ray Train leaves one of its own, which ends nothing
-    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/features").glob("part-*")}
-    continued = probe_then_fine_tune(images, backbone, tmp_path / "run", resume=True, **views)
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/features").glob("part-*")} == parts
-    assert (len(first), len(continued)) == (2, 3)
-    assert continued[:2] == first
-    assert continued[2]["loss"] < first[1]["loss"]
-    metrics = tmp_path / "run/metrics.json"
+    probe, epoch = first.history
+    for name in ("loss", "accuracy", "valid_loss", "valid_accuracy"):
+        assert epoch[name] == pytest.approx(probe[name], abs=1e-4), name
+    parts = {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")}
+    continued = probe_then_fine_tune(tmp_path / "images", backbone, out, resume=True, **settings)
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("part-*")} == parts
+    assert len(continued.history) == 3
+    assert continued.history[:2] == first.history
+    # Adam counts its steps first.
+    steps = [int(state.optimizer[0]) for state in (first, continued)]
+    assert steps[1] == 2 * steps[0] > 0
+    assert any(not np.array_equal(*weights) for weights in zip(first.weights, continued.weights, strict=True))
+    metrics = out / "metrics.json"
     assert json.loads(metrics.read_text())["num_epochs"] == 2
     # Nothing is left to do: the files stay as they are.
     before = metrics.stat().st_mtime_ns
-    probe_then_fine_tune(images, backbone, tmp_path / "run", resume=True, **views)
+    probe_then_fine_tune(tmp_path / "images", backbone, out, resume=True, **settings)
     assert metrics.stat().st_mtime_ns == before

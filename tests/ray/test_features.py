@@ -48,35 +48,45 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_backbone(tmp_path_factory.mktemp("model") / "own.keras")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two classes in three splits, 12 images and one that is none."""
+def write_images(folder: Path) -> Path:
+    """Writes two classes in three splits, 12 images and one that is none; the same ones each time."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("valid", 1), ("test", 1)):
         for label in ("a", "b"):
-            folder = tmp_path / "data" / split / label
-            folder.mkdir(parents=True)
+            (folder / split / label).mkdir(parents=True)
             for number in range(count):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                keras.utils.save_img(folder / f"{number}.png", pixels, scale=False)
-    (tmp_path / "data/train/a/broken.png").write_bytes(b"no image")
-    return tmp_path / "data"
+                keras.utils.save_img(folder / split / label / f"{number}.png", pixels, scale=False)
+    (folder / "train/a/broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def extracted(local_ray: str, backbone: str, tmp_path_factory: pytest.TempPathFactory) -> update.FeaturesResult:  # noqa: ARG001
+    """Features of such images, in parts of five rows."""
+    data = write_images(tmp_path_factory.mktemp("extracted") / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "ROWS_PER_PART", 5)
+        return extract(data, backbone)
+
+
+@pytest.fixture
+def known(data: Path, extracted: update.FeaturesResult) -> Path:
+    shutil.copytree(extracted.out, data.parent / "features")
+    return data
 
 
 def extract(data: Path, backbone: str, **changes: Any) -> update.FeaturesResult:
     settings = {
-        "data": str(data),
-        "out": str(data.parent / "features"),
-        "backbone": backbone,
-        "preprocessing": "symmetric",
-        "image_size_px": SIZE_PX,
-        "trainable_layers": 1,
-        "level": "both",
-        "views": 2,
-        "augmentation": AUGMENTATION,
-        "seed": 7,
-        "quiet": True,
-    }
+        "data": str(data), "out": str(data.parent / "features"), "backbone": backbone, "preprocessing": "symmetric",
+        "image_size_px": SIZE_PX, "trainable_layers": 1, "level": "both", "views": 2, "augmentation": AUGMENTATION,
+        "seed": 7, "quiet": True,
+    }  # fmt: skip
     return update.extract_features(FeaturesConfig(**(settings | changes)))
 
 
@@ -89,8 +99,8 @@ def files(out: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(out).glob("part-*")}
 
 
-def test_features_are_the_networks(data, backbone):
-    result = extract(data, backbone)
+def test_features_are_the_networks(extracted, backbone):
+    result, data = extracted, Path(extracted.out).parent / "data"
     assert (result.num_rows, result.num_reused, result.num_failed) == (20, 0, 1)
     assert result.shapes == {"pooled": (11,), "cut_0": (7, 7, 6)}
     rows = read(result.out)
@@ -116,8 +126,8 @@ def test_features_are_the_networks(data, backbone):
     assert len(manifest) == 13
 
 
-def test_only_what_changed_is_computed_again(data, backbone):
-    out = extract(data, backbone).out
+def test_only_what_changed_is_computed_again(known, backbone):
+    data, out = known, str(known.parent / "features")
     before, parts = read(out), files(out)
     again = extract(data, backbone)
     assert (again.num_rows, again.num_reused) == (20, 20)
@@ -141,9 +151,9 @@ def test_only_what_changed_is_computed_again(data, backbone):
     assert (other_seed.num_rows, other_seed.num_reused) == (19, 11)
 
 
-def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeypatch):
+def test_damage_and_interruption_cost_only_what_they_hit(known, backbone, monkeypatch):
     monkeypatch.setattr(store, "ROWS_PER_PART", 5)
-    out = extract(data, backbone).out
+    out = str(known.parent / "features")
     before, (damaged, lost, *_) = read(out), sorted(Path(out).glob("part-*"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
@@ -153,14 +163,14 @@ def test_damage_and_interruption_cost_only_what_they_hit(data, backbone, monkeyp
     (Path(out) / "_SUCCESS").unlink()
     with pytest.raises(DataError, match="has no _SUCCESS"):
         store.read_features(out)
-    result = extract(data, backbone)
+    result = extract(known, backbone)
     assert (result.num_rows, result.num_reused) == (20, 20 - num_lost)
     assert result.notes == (f"{damaged.name} was damaged; its features were computed again.",)
     assert read(out) == before
 
 
-def test_features_of_another_network_are_not_used(data, backbone, tmp_path):
-    out = extract(data, backbone).out
+def test_features_of_another_network_are_not_used(known, backbone, tmp_path):
+    data, out = known, str(known.parent / "features")
     parts = files(out)
     other = make_backbone(tmp_path / "other.keras", seed=4)
     with pytest.raises(ConfigError, match="holds features of another network"):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
@@ -22,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from tlray.bundle.store import load
 from tlray.cluster import capacity, plans
 from tlray.config.commands import SweepConfig
-from tlray.config.training import Augmentation, TrainConfig
-from tlray.data import dataset, phantom_files, phantoms
+from tlray.config.training import Augmentation, TrainConfig, to_json
+from tlray.data import dataset, decoding, phantom_files, phantoms
 from tlray.data.manifest import with_column
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store
@@ -62,20 +63,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
         x = keras.layers.Conv2D(num_filters, 3, strides=2, activation="relu")(x)
     keras.Model(pixels, x).save(root / "own.keras")
     return SweepConfig(
-        data=str(root / "data"),
-        out=str(root / "out"),
-        backbone=str(root / "own.keras"),
-        preprocessing="symmetric",
-        image_size_px=SIZE_PX,
-        trainable_layers=2,
-        hidden_units=8,
-        num_trials=8,
-        num_folds=2,
-        epochs=2,
-        batch_size=8,
-        seed=1,  # two of its trials do not fine-tune
-        quiet=True,
-    )
+        data=str(root / "data"), out=str(root / "out"), backbone=str(root / "own.keras"), preprocessing="symmetric",
+        image_size_px=SIZE_PX, trainable_layers=2, hidden_units=8, num_trials=8, num_folds=2, epochs=2, batch_size=8,
+        quiet=True, seed=1,  # two of its trials do not fine-tune
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -120,21 +111,25 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
     best, network = share_features(config, trial, tmp_path / "derived")
     images = dataset.stored_dataset(config.out)
     assert images is not None
-    computed = dataclasses.replace(best, out=str(tmp_path / "computed"))
-    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
-    probing.compute(computed, f"{computed.out}/features", images, network, plan=plan)
 
     def compute(_, rows, *__, **___):
         assert not rows.num_rows
         return iter([])
 
     monkeypatch.setattr(extraction, "compute", compute)
+    plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
     probing.compute(best, f"{best.out}/features", images, network, plan=plan)
-    first, second = (store.read_features(f"{each.out}/features").sort_by("key") for each in (best, computed))
-    assert first.column_names == second.column_names
-    assert first.drop_columns(network.names).equals(second.drop_columns(network.names))
+    found = store.read_features(f"{best.out}/features").sort_by("image_id")
+    table = images.readable.sort_by("image_id")
+    assert found.select(store.COLUMNS).to_pylist() == table.select(store.COLUMNS).to_pylist()
+    monkeypatch.setattr(devices, "use_cpus", lambda *_: None)  # this process has chosen already
+    pixels = [decoding.to_array(decoding.decode(Path(str(uri)).read_bytes(), size_px=SIZE_PX)) for uri in table["uri"]]
+    batch: dict[str, Any] = dict.fromkeys(("row", "sha256", "error_code", "error"), np.arange(len(pixels)))
+    batch["image"] = np.stack(pixels)
+    expected = extraction._Extractor([ray.put(network)], 1, False, False)(batch)
+    assert found.column_names == [*store.COLUMNS, "view", "key", *network.names]
     for name in network.names:
-        values = [each[name].combine_chunks().to_numpy_ndarray().astype(np.float32) for each in (first, second)]
+        values = [each.astype(np.float32) for each in (found[name].combine_chunks().to_numpy_ndarray(), expected[name])]
         assert np.ptp(values[0]) > 0.01
         np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)  # float16
 
@@ -169,7 +164,11 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     assert (settings["trainable_layers"], tuple(settings["hidden_units"])) == (num_layers, widths)
     assert settings["inverse_penalty"] == trial["inverse_penalty"]
     assert not any("differ" in warning for warning in best.warnings)  # what is exported, and what features gave
-    layers = models.leaf_layers(load_keras_file(f"{best.bundle}/model.keras"))
+    classifier = load_keras_file(f"{best.bundle}/model.keras")
+    (backbone,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
+    weights = zip(backbone.get_weights(), load_keras_file(config.backbone).get_weights(), strict=True)
+    assert [not np.array_equal(*pair) for pair in weights] == [False] * (6 - 2 * num_layers) + [True] * 2 * num_layers
+    layers = models.leaf_layers(classifier)
     relus = [layer for layer in layers if getattr(layer, "activation", None) is keras.activations.relu]
     assert tuple(layer.units for layer in relus if isinstance(layer, keras.layers.Dense)) == widths
 
@@ -408,8 +407,10 @@ def test_the_training_of_the_best_settings_is_continued(config, result):
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
-def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, capfd):
-    config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3)
+def test_failed_trials_are_told_and_tried_again(config, result, tmp_path, monkeypatch, capfd):
+    shutil.copytree(config.out, tmp_path / "out", ignore=shutil.ignore_patterns("best", "trial*"))
+    config = dataclasses.replace(config, out=str(tmp_path / "out"), num_trials=3, resume=True)
+    (tmp_path / "out/config.json").write_text(to_json(config))
     good, other, _ = (settings | {"trainable_layers": 0} for settings in search.draw_settings(config))
     broken = [settings | {"inverse_penalty": -1.0} for settings in (good, other)]
     monkeypatch.setattr(search, "draw_settings", lambda _config: broken)
@@ -418,14 +419,14 @@ def test_failed_trials_are_told_and_tried_again(config, tmp_path, monkeypatch, c
     assert not (tmp_path / "out/best").exists()
     assert "Traceback" not in capfd.readouterr().err  # Ray Tune's, of each
     monkeypatch.setattr(search, "draw_settings", lambda _config: [good, broken[1]])
-    result = search.sweep(dataclasses.replace(config, resume=True))
+    result = search.sweep(config)
     assert [trial["inverse_penalty"] for trial in result.trials] == [good["inverse_penalty"]]
     assert result.warnings[:-1] == result.best.warnings
     assert result.warnings[-1].startswith("1 of 2 trials failed and were left out. The first error: ")
     assert "The 'C' parameter of LogisticRegression must be" in result.warnings[-1]
     assert load(result.best.bundle).spec.classes == phantoms.CLASSES
     # Once the best ones are trained, a trial that might be better must not come in between.
-    again = search.sweep(dataclasses.replace(config, resume=True))
+    again = search.sweep(config)
     finished = "The run had already finished: nothing was done."
     assert again.warnings == (*result.best.warnings, finished, result.warnings[-1])
     with open(f"{config.out}/trials.csv", encoding="utf-8") as file:
