@@ -49,7 +49,7 @@ def local_ray() -> Iterator[str]:
         object_store_memory=1 * 2**30,
         log_to_driver=False,
         include_dashboard=False,
-        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT | connection.NO_API_SERVER},
     )
     connection.connect()
     yield context.address_info["gcs_address"]  # pyright: ignore[reportAttributeAccessIssue]

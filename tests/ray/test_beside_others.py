@@ -1,5 +1,8 @@
 """Commands on a cluster of 2 CPUs of which others, such as an endpoint, hold a part."""
 
+import contextlib
+import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -110,3 +113,37 @@ def test_what_finds_too_little_says_so_and_goes_on_when_it_is_free(hold, common,
     result = update.extract_features(FeaturesConfig(**common, out=str(tmp_path / "features")))
     assert result.num_rows == 64
     assert "Waiting: 1.7 of the cluster's 2 CPUs are in use by other jobs or an endpoint." in capsys.readouterr().out
+
+
+class KnowsNobody(http.server.BaseHTTPRequestHandler):
+    """The API server of another Ray, asked about an actor."""
+
+    def do_GET(self) -> None:
+        found = {"result": [], "total": 0, "num_after_truncation": 0, "num_filtered": 0}
+        content = json.dumps({"result": True, "msg": "", "data": {"result": found}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_api_server_of_another_ray_is_not_asked():
+    """Ray Train would ask there whether its controller lives, and end the training's workers if it is not known."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # another Ray listens there already, which does as well
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 8265), KnowsNobody))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+
+        @ray.remote(num_cpus=0)
+        def ask() -> str:
+            from ray.util import state
+            from ray.util.state.exception import RayStateApiException
+
+            try:
+                return repr(state.get_actor("0" * 32, timeout=5))
+            except RayStateApiException as error:
+                return type(error).__name__
+
+        assert ray.get(ask.remote()) in {"RayStateApiException", "ServerUnavailable"}

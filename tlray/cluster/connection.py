@@ -39,6 +39,12 @@ LOCAL_RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of future versions of Ray; setting it avoids a warning
 }
 
+NO_API_SERVER = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+"""Environment variable of processes of a local Ray without a dashboard: nobody answers at the discard port (RFC 863).
+
+Every second Ray Train asks Ray's API server, by default at 127.0.0.1:8265, whether its controller lives. If another Ray
+answers there, which does not know the controller, the training's workers are ended. Without an answer they go on."""
+
 KERAS_ENVIRONMENT = {"TLRAY_PROCESS": "keras"}
 """Environment variables of the processes of `start_here`, in addition to `worker_environment()`.
 
@@ -124,6 +130,8 @@ def _init(**options: Any) -> None:
     """
     _check_address(os.environ.get("RAY_ADDRESS", ""))
     is_ours = ray_internals.would_start()
+    if is_ours and not options["include_dashboard"]:
+        options["runtime_env"]["env_vars"] |= NO_API_SERVER
     with ray_internals.isolated() if is_ours else contextlib.nullcontext(), _overriding_variables():
         ray.init("local" if is_ours else None, **options)
 
