@@ -40,14 +40,16 @@ class System:
         name: Its short name.
         command: What its Python is called with, in `peers/`; {port} and {bundle} stand for those.
         how: How it is set up, for the results.
-        has_environment: It runs in a virtual environment of its own, made from `peers/NAME.txt`.
+        engine: What runs its model.
+        requirements: It runs in a virtual environment of its own, made from `peers/REQUIREMENTS.txt`; empty: in ours.
         settings: Environment variables.
     """
 
     name: str
     command: tuple[str, ...]
     how: str
-    has_environment: bool = False
+    engine: str = "tensorflow"
+    requirements: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,18 +60,28 @@ SYSTEMS = {
             name="tlray",
             command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}"),
             how="`tlray serve` with its defaults: decoding and model in one process, HAProxy before it",
+            engine="openvino",
         ),
         System(
             name="serve_batch",
             command=("serve_batch_server.py",),
             how="the same application with `@serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)` in place of "
             "its queue",
+            engine="openvino",
         ),
         System(
             name="litserve",
             command=("litserve_server.py",),
             how="max_batch_size 32, batch_timeout 0.01 s, one worker",
-            has_environment=True,
+            requirements="litserve",
+            settings={"BENCHMARK_WORKERS": "1"},
+        ),
+        System(
+            name="litserve_openvino",
+            command=("litserve_server.py",),
+            how="the same with the bundle's OpenVINO model, in the precision that tlray takes",
+            engine="openvino",
+            requirements="litserve",
             settings={"BENCHMARK_WORKERS": "1"},
         ),
         System(
@@ -77,7 +89,7 @@ SYSTEMS = {
             command=("-m", "bentoml", "serve", "bentoml_service:Endpoint", "--host", "127.0.0.1", "--port", "{port}"),
             how="one service with a batchable API that decodes and predicts, max_batch_size 32, max_latency_ms at its "
             "default of 60,000",
-            has_environment=True,
+            requirements="bentoml",
             settings={"BENTOML_DO_NOT_TRACK": "True"},
         ),
         System(
@@ -85,18 +97,18 @@ SYSTEMS = {
             command=("fastapi_server.py",),
             how="FastAPI on uvicorn (uvloop, httptools), one process, a plain function in the thread pool, no lock, "
             "no batching, which it does not have",
-            has_environment=True,
+            requirements="fastapi",
         ),
     )
 }
 
 
 def make_environment(system: System) -> Path:
-    """Returns the Python of a system, after making its virtual environment where it is not as `peers/NAME.txt` says."""
-    if not system.has_environment:
+    """Returns the Python of a system, after making its virtual environment if that is not as it should be."""
+    if not system.requirements:
         return Path(sys.executable)
-    requirements = PEERS / f"{system.name}.txt"
-    directory = ENVIRONMENTS / system.name
+    requirements = PEERS / f"{system.requirements}.txt"
+    directory = ENVIRONMENTS / system.requirements
     python, mark = directory / "bin/python", directory / "installed"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
     if not mark.exists() or mark.read_text() != digest:
@@ -125,7 +137,7 @@ class Server:
 
 
 @contextmanager
-def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator[Server]:
+def running(system: System, python: Path, bundle: str, image: bytes, *, precision: str) -> Iterator[Server]:
     """Starts a server, waits until it answers, and ends it with all its processes.
 
     Args:
@@ -133,6 +145,7 @@ def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator
         python: Its Python.
         bundle: The model.
         image: An image file to try it with.
+        precision: The numbers that its model computes with.
     """
     # A shell's background jobs ignore Ctrl-C, and so would what they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -144,6 +157,8 @@ def running(system: System, python: Path, bundle: str, image: bytes) -> Iterator
         environment |= {
             "BENCHMARK_BUNDLE": str(Path(bundle).resolve()),
             "BENCHMARK_PORT": str(port),
+            "BENCHMARK_ENGINE": system.engine,
+            "BENCHMARK_PRECISION": precision,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(PEERS)]),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "BENTOML_HOME": scratch,

@@ -3,10 +3,11 @@
     python benchmarks/serving.py --bundle BUNDLE --data DIR
 
 The same model behind `tlray serve`, the same application with plain `@serve.batch`, LitServe, BentoML and FastAPI, and
-bare, without a server (`peers/`). In each round they take turns, in another order each time: each is started in an
-environment of its own, tried, put under load (`load.py`, a process of its own), and ended. Load: JPEG uploads by 1, 8
-and 64 clients that wait for their answers (closed loop), and at random times at half and at twice the bare model's rate
-(open loop).
+bare, without a server (`peers/`). The peers run it with TensorFlow, as their users do; LitServe also with OpenVINO, to
+tell what the engine gives and what the server does. In each round they take turns, in another order each time: each is
+started in an environment of its own, tried, put under load (`load.py`, a process of its own), and ended. Load: JPEG
+uploads by 1, 8 and 64 clients that wait for their answers (closed loop), and at random times at half and at twice the
+bare engine's rate (open loop).
 
 It prints a table and writes `serving_DATE.md` and `.json` into --out. No figure makes it fail; a server that says
 something else of an image than the bare model does.
@@ -33,7 +34,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import cpu_s, memory_bytes
 from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
-from serving_results import BARE, LOADS, to_markdown
+from serving_results import BARE, ENGINES, LOADS, to_markdown
 from train_step import machine
 
 from tlray.data import listing
@@ -43,7 +44,7 @@ JPEG_QUALITY = 90
 LOAD_TIMEOUT_S = 60.0
 SAME = 1e-3
 """The largest difference of a probability between a server and the bare model."""
-PACKAGES = ("tlray", "ray", "tensorflow", "numpy", "pillow", "fastapi", "uvicorn", "aiohttp")
+PACKAGES = ("tlray", "ray", "tensorflow", "openvino", "numpy", "pillow", "fastapi", "uvicorn", "aiohttp")
 
 NEEDS = """This benchmark needs a model and images:
   --bundle DIR    a bundle that `tlray train` or `tlray export` has made
@@ -59,7 +60,7 @@ class Settings:
     data: str = ""
     """A local folder of images, at any depth; an even choice of 200 is sent, as grey JPEGs."""
     systems: tuple[str, ...] = tuple(SYSTEMS)
-    """The servers to compare, of tlray, serve_batch, litserve, bentoml and fastapi."""
+    """The servers to compare, of tlray, serve_batch, litserve, litserve_openvino, bentoml and fastapi."""
     rounds: int = 2
     """How often each is started and measured."""
     duration_s: float = 15.0
@@ -82,9 +83,9 @@ def write_images(data: str, directory: Path) -> None:
         (directory / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
 
 
-def run_bare(bundle: str, images: Path, duration_s: float) -> dict[str, Any]:
+def run_bare(bundle: str, engine: str, images: Path, duration_s: float) -> dict[str, Any]:
     """Returns what `peers/bare.py` measures."""
-    command = [sys.executable, str(PEERS / "bare.py"), bundle, str(images), str(duration_s)]
+    command = [sys.executable, str(PEERS / "bare.py"), bundle, engine, str(images), str(duration_s)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,9 +103,9 @@ def run_load(url: str, images: Path, load: Sequence[str], *, warmup_s: float, du
 def run_system(
     system: System, settings: Settings, images: Path, bare: dict[str, Any], rate_per_s: float
 ) -> dict[str, Any]:
-    """Starts a server, puts every load on it, and returns what came of each."""
+    """Starts a server, puts every load on it, and returns what came of each; `bare` is its engine alone."""
     first = sorted(images.iterdir())[0].read_bytes()
-    with running(system, make_environment(system), settings.bundle, first) as server:
+    with running(system, make_environment(system), settings.bundle, first, precision=bare["precision"]) as server:
         difference = float(np.abs(np.subtract(server.probabilities, bare["probabilities"])).max())
         if difference > SAME:
             sys.exit(f"{system.name} differs from the bare model by {difference:.2g} for the same image.")
@@ -134,16 +135,18 @@ def measure(settings: Settings, images: Path) -> dict[str, Any]:
     systems = [SYSTEMS[name] for name in settings.systems]
     for system in systems:
         make_environment(system)
-    rate_per_s = run_bare(settings.bundle, images, settings.duration_s)["images_per_s"]
+    rate_per_s = run_bare(settings.bundle, BARE, images, settings.duration_s)["images_per_s"]
     print(f"bare: {rate_per_s:.1f} images/s", flush=True)
     rounds: list[dict[str, Any]] = []
     for number in range(settings.rounds):
-        bare = run_bare(settings.bundle, images, settings.duration_s)
-        print(f"round {number + 1}/{settings.rounds}, bare: {bare['images_per_s']:.1f} images/s", flush=True)
-        found: dict[str, Any] = {BARE: bare}
+        found: dict[str, Any] = {}
+        for engine in ENGINES:
+            found[engine] = run_bare(settings.bundle, engine, images, settings.duration_s)
+            rate = f"{found[engine]['images_per_s']:.1f} images/s ({found[engine]['precision']})"
+            print(f"round {number + 1}/{settings.rounds}, bare {engine}: {rate}", flush=True)
         shift = number * max(1, len(systems) // settings.rounds) % len(systems)
         for system in systems[shift:] + systems[:shift]:
-            found[system.name] = run_system(system, settings, images, bare, rate_per_s)
+            found[system.name] = run_system(system, settings, images, found[system.engine], rate_per_s)
         rounds.append(found)
     return {"rate_per_s": rate_per_s, "rounds": rounds}
 
@@ -152,9 +155,11 @@ def describe(settings: Settings, load_before: float) -> dict[str, Any]:
     """Returns what a reader must know to repeat the measurement."""
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in settings.systems:
-        if SYSTEMS[name].has_environment:
-            pins = dict(line.split("==") for line in (PEERS / f"{name}.txt").read_text().splitlines() if "==" in line)
-            versions[f"peer {name}"] = pins[name]
+        if requirements := SYSTEMS[name].requirements:
+            pins = dict(
+                line.split("==") for line in (PEERS / f"{requirements}.txt").read_text().splitlines() if "==" in line
+            )
+            versions[f"peer {requirements}"] = pins[requirements]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python benchmarks/serving.py --bundle BUNDLE --data DIR --systems {' '.join(settings.systems)} "

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BARE = "bare"
+BARE = "openvino"
+"""The engine of tlray, by whose rate the open loops are set."""
+
+ENGINES = (BARE, "tensorflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ LOADS = (
     Load("half the bare rate", factor=0.5),
     Load("twice the bare rate", factor=2.0),
 )
-ONE, SATURATED, OVERLOADED = LOADS[0].name, LOADS[2].name, LOADS[4].name
+ONE, SATURATED = LOADS[0].name, LOADS[2].name
+
+PEERS, SAME_ENGINE = ("litserve", "bentoml", "fastapi"), "litserve_openvino"
+"""The peers with TensorFlow, and the one that shows what tlray's server, and not its engine, is worth."""
 
 
 class Figures:
@@ -47,9 +53,9 @@ class Figures:
     def __init__(self, rounds: Sequence[dict[str, Any]]) -> None:
         self._rounds = rounds
 
-    def bare(self, key: str) -> float:
-        """Returns a figure of the bare model."""
-        return statistics.median(found[BARE][key] for found in self._rounds)
+    def bare(self, key: str, engine: str = BARE) -> float:
+        """Returns a figure of a bare engine."""
+        return statistics.median(found[engine][key] for found in self._rounds)
 
     def of(self, system: str, load: str, key: str) -> float:
         """Returns a figure of a load's answer, such as `images_per_s`, or a latency, such as `p99`; inf: none."""
@@ -77,23 +83,23 @@ def goals(figures: Figures, systems: Sequence[str]) -> list[str]:
     """Returns a line for each goal: what it is, what was measured, and whether that is enough."""
     if "tlray" not in systems:
         return []
-    peers = [name for name in systems if name != "tlray"]
+    peers = [name for name in systems if name in PEERS]
     rate = figures.of("tlray", SATURATED, "images_per_s")
-    lines = [_goal("of the bare model's images/s at 64 clients", rate / figures.bare("images_per_s"), at_least=0.8)]
-    for load in (SATURATED, OVERLOADED) if peers else ():
-        rates = {name: figures.of(name, load, "images_per_s") for name in peers}
+    bare = rate / figures.bare("images_per_s")
+    lines = [_goal("of the bare engine's images/s at 64 clients", bare, at_least=0.75)]
+    if SAME_ENGINE in systems:
+        ratio = rate / figures.of(SAME_ENGINE, SATURATED, "images_per_s")
+        lines.append(_goal("times LitServe's images/s with the same engine, at 64 clients", ratio, at_least=1.0))
+    if peers:
+        rates = {name: figures.of(name, SATURATED, "images_per_s") for name in peers}
         best = max(peers, key=rates.__getitem__)
-        what = f"times the best peer's images/s ({best}), {load}"
-        lines.append(_goal(what, figures.of("tlray", load, "images_per_s") / rates[best], at_least=1.0))
-        tails = {name: figures.of(name, load, "p99") for name in peers}
-        quickest = min(peers, key=tails.__getitem__)
-        what = f"times the best peer's p99 ({quickest}), {load}"
-        lines.append(_goal(what, figures.of("tlray", load, "p99") / tails[quickest], at_most=1.0))
-    if "serve_batch" in peers:
-        ratio = rate / figures.of("serve_batch", SATURATED, "images_per_s")
-        lines.append(_goal("times the same with plain `@serve.batch`, images/s at 64 clients", ratio, at_least=1.5))
-    added_ms = figures.of("tlray", ONE, "p50") - figures.bare("single_ms") - figures.bare("decode_ms")
-    lines.append(_goal("ms at one client (p50) beyond the bare model and decoding", added_ms, at_most=10.0))
+        what = f"times the images/s of the best peer with TensorFlow ({best}), at 64 clients"
+        lines.append(_goal(what, rate / rates[best], at_least=2.0))
+    for load, key in ((SATURATED, "p99"), (ONE, "p50")) if peers else ():
+        of_peers = {name: figures.of(name, load, key) for name in peers}
+        quickest = min(peers, key=of_peers.__getitem__)
+        what = f"times the best peer's {key} ({quickest}), {load}"
+        lines.append(_goal(what, figures.of("tlray", load, key) / of_peers[quickest], at_most=1.0))
     return lines
 
 
@@ -120,8 +126,13 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "",
         f"    {about['command']}",
         "",
-        f"The bare model: **{figures.bare('images_per_s'):.1f} images/s** in batches of 32, "
-        f"{figures.bare('single_ms'):.1f} ms for a single image; decoding takes {figures.bare('decode_ms'):.1f} ms.",
+        *(
+            f"Bare {engine} ({measured['rounds'][0][engine]['precision']}): "
+            f"**{figures.bare('images_per_s', engine):.1f} images/s** in batches of 32, "
+            f"{figures.bare('single_ms', engine):.1f} ms for a single image."
+            for engine in ENGINES
+        ),
+        f"Decoding takes {figures.bare('decode_ms'):.1f} ms.",
         "",
         "| goal: tlray | wanted | measured | met |",
         "| --- | --- | --- | --- |",
@@ -147,10 +158,10 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "(`timed_out`). In the open loop latency counts from the time at which an image was to be sent.",
         f"- What is sent: {sent['num_images']} slices as grey JPEGs (quality {sent['jpeg_quality']}), one a request, "
         f"as a form. The load generator shares the machine and takes {min(own_cpus):.2f} to {max(own_cpus):.2f} CPUs.",
-        "- The same SavedModel with its variables as constants, decoding by `tlray.data.decoding`, and batches of "
-        "at most 32 everywhere; TensorFlow's threads and access logs as each server and TensorFlow have them by "
-        "default; all share the machine's CPUs. Before any load a server must say of an image what the bare model "
-        "says.",
+        "- The same model, on OpenVINO in tlray and serve_batch; in TensorFlow its variables are constants. Decoding "
+        "by `tlray.data.decoding`, and batches of at most 32 everywhere; threads and access logs as each server and "
+        "engine have them by default; all share the machine's CPUs. Before any load a server must say of an image what "
+        "its bare engine says.",
         *(f"- `{name}`: {how}; {figures.memory_gib(name):.1f} GiB." for name, how in systems.items()),
         f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB; load average over "
         f"a minute {load_average['before']} before, {load_average['after']} at the end.",

@@ -1,11 +1,11 @@
-"""The model alone, without a server: `python bare.py BUNDLE IMAGES SECONDS` prints JSON."""
+"""The model alone, without a server: `python bare.py BUNDLE ENGINE IMAGES SECONDS` prints JSON."""
 
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,8 +28,8 @@ def call_on(predictor: Predictor, images_BHWC: np.ndarray, duration_s: float) ->
 
 def main() -> None:
     """Measures images per second in full batches, the time of a single image, and that of decoding one."""
-    bundle, directory, duration_s = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-    predictor = Predictor(bundle)
+    bundle, engine, directory, duration_s = sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+    predictor = Predictor(bundle, engine=cast("Any", engine))
     size_px = predictor.bundle.spec.image_size_px
     decoded: list[np.ndarray] = []
     decode_s: list[float] = []
@@ -45,6 +45,7 @@ def main() -> None:
         "images_per_s": BATCH_SIZE * len(batches_s) / sum(batches_s),
         "single_ms": statistics.median(singles_s) * 1e3,
         "decode_ms": statistics.median(decode_s) * 1e3,
+        "precision": predictor.kind.precision,
         "probabilities": predictor.predict(batch_BHWC[:1])[0].tolist(),
     }
     print(json.dumps(result))

@@ -1,14 +1,18 @@
 """The model and the decoding, the same in every peer, so that only the servers differ.
 
-The SavedModel is loaded as `tlray.inference.predictor` does it, with its variables turned into constants, which is
-faster than `tf.saved_model.load` alone; files are decoded by `tlray.data.decoding`, which
-needs numpy and Pillow only.
+With BENCHMARK_ENGINE=tensorflow the SavedModel is loaded as `tlray.engines.tensorflow_engine` does it, with its
+variables turned into constants, which is faster than `tf.saved_model.load` alone. With openvino the bundle's files for
+OpenVINO are loaded, in the precision BENCHMARK_PRECISION. Files are decoded by `tlray.data.decoding`, which needs numpy
+and Pillow only.
 """
 
 import json
 import os
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,28 +25,48 @@ MAX_BATCH_SIZE = 32  # tlray's own
 _SPEC = json.loads((BUNDLE / "bundle.json").read_text())
 
 
+def load_openvino() -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the model on OpenVINO, for one call at a time."""
+    sys.modules.setdefault("openvino_telemetry", cast("Any", None))  # which would report to OpenVINO's makers
+    import openvino as ov  # noqa: PLC0415 (only where a model is)  # pyright: ignore[reportMissingImports]
+
+    hint = {"float32": "f32", "bfloat16": "bf16"}[os.environ["BENCHMARK_PRECISION"]]
+    options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    request = ov.Core().compile_model(str(BUNDLE / "openvino/model.xml"), "CPU", options).create_infer_request()
+    lock = threading.Lock()
+
+    def predict(images_BHWC: np.ndarray) -> np.ndarray:
+        with lock:
+            return request.infer({0: images_BHWC}, share_inputs=True)[0]
+
+    return predict
+
+
+def load_tensorflow() -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the model on TensorFlow. May be called by several threads."""
+    import tensorflow as tf  # noqa: PLC0415 (only where a model is)
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # noqa: PLC0415
+
+    loaded = tf.saved_model.load(str(BUNDLE / "saved_model"))
+    frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+    shape = (None, _SPEC["image_size_px"], _SPEC["image_size_px"], 3)
+    run = tf.function(
+        lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False
+    ).get_concrete_function()
+    return lambda images_BHWC: run(tf.constant(images_BHWC)).numpy()
+
+
 class Model:
-    """The SavedModel, warmed up. May be called by several threads."""
+    """The model, warmed up."""
 
     def __init__(self) -> None:
-        import tensorflow as tf  # noqa: PLC0415 (only where a model is)
-        from tensorflow.python.framework.convert_to_constants import (  # noqa: PLC0415
-            convert_variables_to_constants_v2,
-        )
-
-        loaded = tf.saved_model.load(str(BUNDLE / "saved_model"))
-        self._constant = tf.constant
-        frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
-        shape = (None, _SPEC["image_size_px"], _SPEC["image_size_px"], 3)
-        self._predict = tf.function(
-            lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False
-        ).get_concrete_function()
+        self._predict = load_openvino() if os.environ["BENCHMARK_ENGINE"] == "openvino" else load_tensorflow()
         for size in (1, MAX_BATCH_SIZE):
             self.predict(np.zeros((size, _SPEC["image_size_px"], _SPEC["image_size_px"], 3), np.uint8))
 
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Returns the probabilities, float32 [images, classes], of uint8 [images, size, size, 3]."""
-        return self._predict(self._constant(images_BHWC)).numpy()
+        return self._predict(images_BHWC)
 
 
 def decode(content: bytes) -> np.ndarray:

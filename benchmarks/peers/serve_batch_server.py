@@ -16,7 +16,7 @@ from ray import serve
 
 from serve_app import app, foreground
 from serve_app.model import classifier
-from tlray.config.commands import ServeConfig
+from tlray.config.prediction import ServeConfig
 
 BATCH_WAIT_TIMEOUT_S = 0.01  # the decorator's default
 

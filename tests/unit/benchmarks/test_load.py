@@ -143,25 +143,25 @@ def test_goals_are_of_medians_beside_the_best_peer():
     bare = {"images_per_s": 50.0, "single_ms": 30.0, "decode_ms": 4.0}
     rounds = [
         {
-            "bare": bare,
-            "tlray": measured(rate, 900, 43.0),
-            "serve_batch": measured(20, 2000, 60),
-            "fastapi": measured(30, 1000, 36),
+            **dict.fromkeys(serving_results.ENGINES, bare),
+            "tlray": measured(rate, 900, 33.0),
+            "serve_batch": measured(20, 100, 10),  # no peer of another project
+            "litserve_openvino": measured(40, 800, 32),
+            "litserve": measured(20, 2000, 60),
+            "fastapi": measured(22, 1000, 36),
         }
         for rate in (44, 45, 10)
     ]
     figures = serving_results.Figures(rounds)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")][2:]
-        for line in serving_results.goals(figures, ["tlray", "serve_batch", "fastapi"])
+        for line in serving_results.goals(figures, [*rounds[0]])
     ]
     assert rows == [
         ["**0.88**", "yes"],  # 44 of 50
-        ["**1.47**", "yes"],  # 44 of FastAPI's 30
+        ["**1.10**", "yes"],  # 44 of 40
+        ["**2.00**", "yes"],  # 44 of FastAPI's 22
         ["**0.90**", "yes"],
-        ["**1.47**", "yes"],
-        ["**0.90**", "yes"],
-        ["**2.20**", "yes"],  # 44 of 20
-        ["**9.00**", "yes"],  # 43 - 30 - 4
+        ["**0.92**", "yes"],  # 33 of 36
     ]
     assert figures.refused("tlray", serving_results.SATURATED) == "429: 25%"
