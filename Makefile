@@ -81,4 +81,4 @@ lock:
 	@test -n "$(PYTHON)" || { echo "tlray needs Python 3.11, 3.12 or 3.13 with venv (Debian: python3-venv)."; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-		--extra gpu --group dev pyproject.toml -o requirements.lock
+		--extra gpu --extra int8 --group dev pyproject.toml -o requirements.lock

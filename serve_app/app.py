@@ -147,6 +147,8 @@ def _model_settings(options: Options, *, max_waiting: int) -> dict[str, Any]:
     return {
         "max_batch_size": options.max_batch_size,
         "max_waiting": max_waiting,
+        "engine": options.engine,
+        "precision": options.precision,
         "use_gpu": options.use_gpu,
     }
 

@@ -11,7 +11,7 @@ from serve_app.haproxy import ADDRESS_VARIABLE, BINARY_VARIABLE, PARENT_VARIABLE
 from serve_app.http.guard import HAPROXY_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 from tlray.cluster.ports import free_block
-from tlray.config.commands import ServeConfig
+from tlray.config.prediction import ServeConfig
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve's own log files have each request's line already

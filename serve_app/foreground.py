@@ -22,11 +22,12 @@ from serve_app.haproxy import ADDRESS_VARIABLE
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE, ApiKeys
 from serve_app.http.identity import ANSWER_HEADER, name_of, new_token
 from serve_app.options import CPUS_PER_REPLICA, Options
-from tlray.bundle import spec as bundle
 from tlray.bundle import store
+from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, ray_internals
-from tlray.config.commands import ServeConfig
+from tlray.config.prediction import ServeConfig
 from tlray.config.training import flag
+from tlray.engines import choice
 from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
 
@@ -58,7 +59,7 @@ class Endpoint:
 
     address: str
     options: Options
-    spec: bundle.BundleSpec
+    spec: BundleSpec
     bundle_sha256: str
     needs_key: bool
     logs: str
@@ -82,13 +83,16 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     options = read_options(config)
     check_roots(options)
     check_host(config)
-    spec, sha256 = _verify(options.bundle)
+    bundle = store.load(options.bundle)  # a remote one's copy goes with this object
+    spec, sha256 = bundle.spec, bundle.sha256
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
     token = new_token()
     options = options.model_copy(update={"endpoint": name_of(token)})
     # A Ray that runs already has its own settings, and its replicas know no token.
     is_own_ray = ray_internals.would_start()
     check_authentication(is_own_ray=is_own_ray)
+    if is_own_ray:  # on other machines the CPU may be another
+        choice.for_bundle(bundle, options.engine, options.precision, use_gpu=options.use_gpu)
     saved = set_environment(serve_environment(scratch.name, config, token) if is_own_ray else SERVE_ENVIRONMENT)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 
@@ -145,6 +149,8 @@ def read_options(config: ServeConfig) -> Options:
             cors_origins=list(config.cors_origins),
             one_process=config.max_replicas == 1,
             loopback_only=_is_loopback(config.host),
+            engine=config.engine,
+            precision=config.precision,
             use_gpu=config.use_gpu,
             max_batch_size=config.max_batch_size,
             max_replicas=config.max_replicas,
@@ -230,11 +236,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _verify(location: str) -> tuple[bundle.BundleSpec, str]:
-    found = store.load(location)  # a remote one's copy goes with this object
-    return found.spec, found.sha256
 
 
 def _deploy(config: ServeConfig, options: Options) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.files import roots, storage
 
 ORIGIN = re.compile(r"http(://(?!.*:80$)|s://(?!.*:443$))([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?")
@@ -69,6 +70,10 @@ class Options(BaseModel):
     between processes. But the requests of a replica that dies are lost; otherwise they are retried."""
     use_gpu: bool = False
     """Each model replica uses a GPU."""
+    engine: EngineChoice = "auto"
+    """What runs the model; auto: OpenVINO on CPUs, TensorFlow on GPUs."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with. Nodes with different CPUs need float32 to give the same answers."""
     max_replicas: int = Field(default=1, ge=1)
     """Maximum number of model replicas of a version; without load there is one. A single one uses all CPUs of its node.
     Of several, each takes 4 CPUs, or a GPU; more replicas on the same cores would gain nothing."""

@@ -28,6 +28,8 @@ class LocalClassifier(Classifier):
             telemetry=ModelTelemetry(1),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            engine="auto",
+            precision="auto",
             num_threads=None,
             use_gpu=use_gpu,
         )

@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlray.config.commands import EvaluateConfig, ExportConfig, FeaturesConfig, ScoreConfig, SweepConfig
+    from tlray.config.commands import ExportConfig, FeaturesConfig, SweepConfig
+    from tlray.config.prediction import EvaluateConfig, ScoreConfig
     from tlray.config.recipes import RECIPES
     from tlray.config.training import Augmentation, TrainConfig
     from tlray.errors import BundleError, ConfigError, DataError, ImageError, TlrayError
@@ -56,7 +57,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "tlray.config.commands": ("EvaluateConfig", "ExportConfig", "FeaturesConfig", "ScoreConfig", "SweepConfig"),
+    "tlray.config.commands": ("ExportConfig", "FeaturesConfig", "SweepConfig"),
+    "tlray.config.prediction": ("EvaluateConfig", "ScoreConfig"),
     "tlray.config.recipes": ("RECIPES",),
     "tlray.config.training": ("Augmentation", "TrainConfig"),
     "tlray.errors": ("BundleError", "ConfigError", "DataError", "ImageError", "TlrayError"),

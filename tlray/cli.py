@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -15,25 +15,18 @@ from rich.table import Table
 
 from tlray import __version__
 from tlray.config import helptext
-from tlray.config.commands import (
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    PhantomConfig,
-    ScoreConfig,
-    ServeConfig,
-    SweepConfig,
-)
+from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
 from tlray.config.helptext import Config
+from tlray.config.prediction import EnginesConfig, EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.recipes import RECIPES
-from tlray.config.training import TrainConfig, to_json
-from tlray.data import phantom_files, phantoms
+from tlray.config.training import TrainConfig
+from tlray.data import phantom_files
 from tlray.errors import BundleError, ConfigError, TlrayError
-from tlray.files import storage
+
+if TYPE_CHECKING:
+    from tlray.evaluation.engine_table import EnginesResult
 
 NOTICE = "tlray is a research tool, no medical device."
-
-PHANTOM_SETTINGS = "phantoms.json"
 
 SHOWN_TRIALS = 5
 
@@ -151,19 +144,13 @@ def _train(arguments: list[str]) -> None:
     rows: list[tuple[str, str]] = []
     for split, metrics in result.metrics.items():
         low, high = metrics["accuracy_ci95"]
-        rows.append(
-            (
-                f"{split} accuracy",
-                f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)",
-            )
-        )
+        interval = f"(95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)"
+        rows.append((f"{split} accuracy", f"{metrics['accuracy']:.3f} {interval}"))
         rows.append((f"{split} balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"))
     if result.num_epochs:
         rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
-    rows += [
-        ("report", f"{result.out}/report.html"),
-        ("bundle", result.bundle),
-    ]
+    rows += [("report", f"{result.out}/report.html"), ("bundle", result.bundle)]
+    rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items() if config.timing]
     _show("Trained", rows, result.warnings, quiet=config.quiet)
 
 
@@ -293,21 +280,36 @@ def _export(arguments: list[str]) -> None:
     _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)
 
 
+def _engines(arguments: list[str]) -> None:
+    config = _parse(EnginesConfig, "engines", arguments)
+    from tlray.evaluation.engine_table import engines  # noqa: PLC0415
+
+    result = engines(config)
+    columns = ("engine", "precision", "fit", "images/s", "same label", "clear labels changed", "largest difference")
+    table = Table(*columns, "log loss", "accuracy (95 %)", title_justify="left", title=_about_engines(result))
+    for row in result.agreements:
+        table.add_row(
+            *(row.engine, row.precision, "yes" if row.is_fit else "no", f"{row.images_per_s:.0f}"),
+            *(f"{row.label_agreement:.1%}", str(row.num_clear_changed), f"{row.max_difference:.3f}"),
+            f"{row.log_loss_change:+.4f}",
+            f"{row.accuracy_change:+.3f} ({row.accuracy_change_low:+.3f} to {row.accuracy_change_high:+.3f})",
+        )
+    if not config.quiet:
+        Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
+        print(f"This machine predicts with {result.chosen}, unless --engine or --precision say otherwise.")
+
+
+def _about_engines(result: "EnginesResult") -> str:
+    if not result.agreements:
+        return "The bundle was not compared when it was made. Give --data to do it now."
+    first = result.agreements[0]
+    when = "measured now" if result.is_measured else "measured when the bundle was made"
+    return f"Engines beside TensorFlow in float32, {when}: {first.num_images} images, {first.cpu}"
+
+
 def _phantoms(arguments: list[str]) -> None:
     config = _parse(PhantomConfig, "phantoms", arguments)
-    known_names = frozenset([PHANTOM_SETTINGS]).union(*phantoms.TASKS.values())
-    storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
-    storage.write_text(storage.join(config.out, PHANTOM_SETTINGS), to_json(config))
-    num_files = phantom_files.write_data_set(
-        config.out,
-        num_patients_per_class=config.patients_per_class,
-        num_slices_per_patient=config.slices_per_patient,
-        size_px=config.image_size_px,
-        seed=config.seed,
-        num_unreadable=config.num_unreadable,
-        classes=phantoms.TASKS[config.task],
-        first_patient=config.first_patient,
-    )
+    num_files = phantom_files.make(config)
     _show("Made", [("files", str(num_files)), ("data set", config.out)], quiet=config.quiet)
 
 
@@ -337,5 +339,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "features": (_features, "compute features of images with a pretrained network"),
     "sweep": (_sweep, "try many settings on features that are computed once"),
     "export": (_export, "make a bundle from your own Keras model"),
+    "engines": (_engines, "show how fast and how exactly a bundle predicts in each precision"),
     "phantoms": (_phantoms, "make a synthetic data set for trying things out"),
 }

@@ -100,6 +100,7 @@ class Batches:
         command += ["--bundle", info.location, "--bundle-sha256", info.bundle_sha256]
         command += ["--input", order.input_uri, "--out", order.output_uri, "--roots", *self._input_roots]
         command += ["--use-gpu"] if self._options.use_gpu else []
+        command += ["--engine", self._options.engine, "--precision", self._options.precision]
         metadata = {
             "model": self._options.name,
             "version": str(version),

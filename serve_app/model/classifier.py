@@ -8,22 +8,20 @@ import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
 from serve_app.model.batching import Batcher
+from serve_app.model.explaining import Explaining
 from serve_app.watch.telemetry import ModelTelemetry
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
+from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.errors import BundleError, TlrayError
 from tlray.files import storage
-
-if TYPE_CHECKING:
-    from tlray.models.explain import Explainer
+from tlray.inference.predictor import Predictor
 
 _LOG = logging.getLogger("ray.serve")  # Serve's logger, which writes into the replica's log
 
@@ -100,12 +98,14 @@ class Model:
         telemetry: ModelTelemetry,
         max_batch_size: int,
         max_waiting: int,
+        engine: EngineChoice,
+        precision: PrecisionChoice,
         num_threads: int | None,
         use_gpu: bool,
     ) -> None:
-        from tlray.inference.predictor import Predictor  # noqa: PLC0415 (TensorFlow only where a model is)
-
-        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
+        self.predictor = Predictor(
+            location, engine=engine, precision=precision, num_threads=num_threads, use_gpu=use_gpu
+        )
         spec = self.predictor.bundle.spec
         self.info = ModelInfo(
             spec=spec,
@@ -119,12 +119,10 @@ class Model:
             max_queue=max_waiting,
             on_batch=lambda size: telemetry.started(batch_size=size, num_waiting=self.batcher.num_waiting),
         )
-        self._explainer: Explainer | BundleError | None = None
         self._num_users = 0
         self._is_unused = asyncio.Event()
         self._is_unused.set()
-        # One thread, so the network is loaded once. In the loop's own pool, waiting explanations would block the rest.
-        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        self._explaining = Explaining(self.predictor.bundle, num_threads=num_threads)
         for size in {1, max_batch_size}:  # warm up: the first call with a batch size is slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
 
@@ -142,32 +140,11 @@ class Model:
 
     async def explain(self, images: Sequence[bytes], class_indices: Sequence[int]) -> Explained:
         """Returns Grad-CAM overlays of some images, each for one class. The caller must be within `in_use`."""
-        loop = asyncio.get_running_loop()
-        overlays = []
+        images_BHWC = to_batch(images, self.info.spec.image_size_px)
         try:
-            for image, index in zip(images, class_indices, strict=True):
-                overlays.append(await loop.run_in_executor(self._explaining, self._overlay, image, index))
+            return Explained(overlays=await self._explaining.overlays([*images_BHWC], class_indices))
         except BundleError as error:
             return Explained(problem=str(error))
-        return Explained(overlays=overlays)
-
-    def _overlay(self, image: bytes, class_index: int) -> bytes:
-        """Returns the Grad-CAM overlay of an image as PNG.
-
-        Raises:
-            BundleError: The model cannot be explained.
-        """
-        from tlray.models import explain  # noqa: PLC0415
-
-        if self._explainer is None:
-            try:
-                self._explainer = explain.Explainer(self.predictor.bundle)
-            except BundleError as error:
-                self._explainer = error
-        if isinstance(self._explainer, BundleError):
-            raise self._explainer.with_traceback(None)
-        (image_HWC,) = to_batch([image], self.info.spec.image_size_px)
-        return explain.to_png(explain.overlay(image_HWC, self._explainer.heatmap(image_HWC, class_index)))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
         """Returns the probabilities of a batch, one array [classes] for each image."""
@@ -177,7 +154,7 @@ class Model:
         """Accepts no more images, and returns when all waiting predictions and explanations are done."""
         await self.batcher.close()
         await self._is_unused.wait()
-        self._explaining.shutdown(wait=False)
+        self._explaining.close()
 
 
 def to_batch(images: Sequence[bytes], size_px: int) -> np.ndarray:
@@ -194,7 +171,15 @@ class Classifier:
     """A replica with the model of one bundle, which is replaced if the deployment's `user_config` names another."""
 
     def __init__(
-        self, location: str, version: int | str, *, max_batch_size: int, max_waiting: int, use_gpu: bool
+        self,
+        location: str,
+        version: int | str,
+        *,
+        max_batch_size: int,
+        max_waiting: int,
+        engine: EngineChoice = "auto",
+        precision: PrecisionChoice = "auto",
+        use_gpu: bool = False,
     ) -> None:
         # A replica with whole CPUs uses as many threads. One with a fraction of a CPU uses all CPUs of its node.
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
@@ -203,6 +188,8 @@ class Classifier:
             telemetry=ModelTelemetry(version),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            engine=engine,
+            precision=precision,
             num_threads=int(cpus) or None,
             use_gpu=use_gpu,
         )

@@ -23,6 +23,8 @@ def trained(local_ray, phantom_set, tmp_path_factory) -> Path:  # noqa: ARG001
     arguments = [
         *("--data", phantom_set, "--out", out, "--weights", "none", "--backbone", "MobileNet"),
         *("--image-size-px", 64, "--epochs", 2, "--num-workers", 2, "--batch-size", 16, "--max-failures", 0, "--quiet"),
+        "--int8",
+        *("--inference-precision", "float32"),  # which tests compare with what training computes
     ]
     assert cli.execute("train", list(map(str, arguments))) == 0
     return out

@@ -2,9 +2,9 @@
 
 `tests/unit/test_docs.py` parses every command. Each kind of command is run by the test of what it does: `train` by
 `test_pipeline.py` (`--weights none`, an earlier bundle), `test_probe.py` (recipes probe and standard, `--resume`,
-`--learning-curve`) and `test_jobs.py` (recipe article, a weights file, as a job), `score` and `evaluate` by
-`test_pipeline.py`, `features` here, `sweep` by `test_sweep_faults.py`, `export` by `test_serving.py`, `serve` by
-`test_start.py`. Not run are benchmarks, and commands of AWS: there is no account here.
+`--learning-curve`) and `test_jobs.py` (recipe article, a weights file, as a job), `score`, `evaluate` and
+`engines` by `test_pipeline.py`, `features` here, `sweep` by `test_sweep_faults.py`, `export` by `test_serving.py`,
+`serve` by `test_start.py`. Not run are benchmarks, and commands of AWS: there is no account here.
 """
 
 import dataclasses

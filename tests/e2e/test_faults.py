@@ -15,6 +15,7 @@ import ray
 
 from tests.e2e.test_sweep_faults import wait_until
 from tlray.config.training import Augmentation, TrainConfig
+from tlray.timing import Timing
 from tlray.training import checkpoint, run
 from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
@@ -69,7 +70,8 @@ def uninterrupted(local_ray: str, config: TrainConfig, tmp_path_factory: pytest.
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     begun = resume_or_begin(with_out(config, out, max_failures=0))
     assert isinstance(begun, Begun)
-    learn(prepare(begun))
+    timing = Timing()
+    learn(prepare(begun, timing), timing)
     return load_state(out)
 
 

@@ -1,5 +1,6 @@
 """The spine: images in, an evaluated and exported classifier and scored folders out, on a Ray of exactly 2 CPUs."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,10 +8,12 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +21,11 @@ import tensorflow as tf
 
 from tlray import cli
 from tlray.bundle.store import load, read_spec
+from tlray.cluster.plans import ScorePlan
 from tlray.data import listing, phantoms
 from tlray.data.decoding import decode, to_array
-from tlray.inference import predictions
+from tlray.engines.kinds import EngineKind
+from tlray.inference import predictions, score
 from tlray.inference.predictor import Predictor
 from tlray.models.files import load_keras_file
 
@@ -123,7 +128,7 @@ def test_all_three_loaders_give_the_same_probabilities(trained, phantom_set):
     from_keras = np.asarray(load_keras_file(str(bundle.model_path))(images))
     signature = tf.saved_model.load(str(bundle.saved_model_path)).signatures["serving_default"]
     from_saved_model = next(iter(signature(tf.constant(images)).values())).numpy()
-    from_predictor = Predictor(str(trained / "bundle")).predict(images)
+    from_predictor = Predictor(str(trained / "bundle"), precision="float32").predict(images)
     assert from_predictor.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert from_keras == pytest.approx(from_predictor, abs=1e-5)
     assert from_saved_model == pytest.approx(from_predictor, abs=1e-5)
@@ -157,6 +162,34 @@ def test_scores_have_a_row_for_every_file(scores, trained, phantom_set):
         assert row["bundle_sha256"] == bundle_sha256
     with (scores / "predictions.csv").open() as file:
         assert [line["image_id"] for line in csv.DictReader(file)] == table["image_id"].to_pylist()
+
+
+def test_engines_are_measured_on_images(trained, phantom_set, capsys):
+    assert tlray("engines", "--bundle", trained / "bundle") == 0
+    shown = capsys.readouterr().out
+    assert "measured when the bundle was made: 16 images" in shown
+    assert re.search(r"openvino\W+int8\W+no\W", shown)  # 16 images cannot show that it is fit
+    assert tlray("engines", "--bundle", trained / "bundle", "--data", phantom_set, "--split", "all") == 0
+    shown = capsys.readouterr().out
+    assert "measured now: 64 images" in shown
+    assert re.search(r"openvino\W+float32\W+yes\W+\d+\W+100.0%\W+0\W+0.000", shown)
+
+
+def test_an_actor_that_scores_loads_no_tensorflow(trained, phantom_set):
+    plan = ScorePlan(max_actors=1, cpus_per_actor=0.5, gpus_per_actor=0)
+    images = pa.concat_tables([listing.list_images(str(phantom_set)).table] * 50)  # so that it still scores when seen
+    kind = EngineKind("openvino", "float32")
+    tables: Any = score.predict(str(trained / "bundle"), images, plan=plan, kind=kind, batch_size=4)
+    maps = []
+    with contextlib.closing(tables):
+        next(tables)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+                if b"_Scorer" in (process / "cmdline").read_bytes():
+                    maps.append((process / "maps").read_text())
+    (libraries,) = maps
+    assert "/site-packages/openvino/" in libraries
+    assert "/site-packages/tensorflow/" not in libraries
 
 
 def test_other_tools_open_the_scores_with_one_path(scores):

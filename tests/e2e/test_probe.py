@@ -55,7 +55,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 def train(data: Path, out: Path, *options: object, recipe: str = "probe") -> int:
-    return tlray("train", recipe, "--data", data, "--out", out, "--image-size-px", SIZE_PX, "--quiet", *options)
+    # float32, which tests compare with what they compute; in `options` the last one counts.
+    common = ("--image-size-px", SIZE_PX, "--quiet", "--inference-precision", "float32")
+    return tlray("train", recipe, "--data", data, "--out", out, *common, *options)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def train_on_two_patients(phantom_set: Path, place: Path, *options: object, reci
     for label in phantoms.CLASSES[:2]:
         for patient in sorted((phantom_set / label).iterdir())[:2]:
             shutil.copytree(patient, place / "data" / label / patient.name)
-    network = ("--backbone", "MobileNetV2", "--learning-curve")
+    network = ("--backbone", "MobileNetV2", "--learning-curve", "--inference-precision", "auto")
     assert train(place / "data", place / "run", *network, *options, recipe=recipe) == 0
     metrics = json.loads((place / "run/metrics.json").read_text())
     assert (metrics["split"], list(metrics["splits"]), metrics["num_images"]) == ("valid", ["valid"], 4)

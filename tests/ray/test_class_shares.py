@@ -61,6 +61,7 @@ def settings(images: Path, backbone: str, out: Path, **changes) -> TrainConfig:
         "batch_size": 100,  # all images in one step: they always have the same shares
         "dropout": 0.0,
         "max_failures": 0,
+        "inference_precision": "float32",
         "quiet": True,
     }
     return TrainConfig(**(defaults | changes))

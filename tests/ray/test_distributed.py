@@ -13,6 +13,7 @@ import pytest
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.models.files import load_keras_file
+from tlray.timing import Timing
 from tlray.training import checkpoint, run
 from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
@@ -70,6 +71,7 @@ def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, *
         "augmentation": Augmentation(zoom=0.1, rotation_deg=5, horizontal_flip=True),
         "class_weights": True,
         "max_failures": 0,
+        "inference_precision": "float32",
         "quiet": True,
     }
     config = TrainConfig(**(settings | changes))
@@ -78,7 +80,8 @@ def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, *
     else:
         begun = resume_or_begin(config)
         assert isinstance(begun, Begun)
-        learn(prepare(begun))
+        timing = Timing()
+        learn(prepare(begun, timing), timing)
     (saved,) = (out / "checkpoints").glob("checkpoint_2*")
     return checkpoint.load(saved)
 

@@ -26,6 +26,7 @@ from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.data import dataset, decoding, phantom_files, phantoms
 from tlray.data.manifest import with_column
+from tlray.engines.kinds import REFERENCE
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store
 from tlray.features.cache import FeatureReader
@@ -65,7 +66,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     return SweepConfig(
         data=str(root / "data"), out=str(root / "out"), backbone=str(root / "own.keras"), preprocessing="symmetric",
         image_size_px=SIZE_PX, trainable_layers=2, hidden_units=8, num_trials=8, num_folds=2, epochs=2, batch_size=8,
-        quiet=True, seed=1,  # two of its trials do not fine-tune
+        quiet=True, inference_precision="float32", seed=1,  # two of its trials do not fine-tune
     )  # fmt: skip
 
 
@@ -355,7 +356,9 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
     assert images is not None
     pixels = keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8")
     network = as_network(
-        keras.Model(pixels, [keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(pixels))]), ["pooled"]
+        keras.Model(pixels, [keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(pixels))]),
+        ["pooled"],
+        REFERENCE,
     )
     before = sorted(path.name for path in (tmp_path / "features").iterdir())
     plan = plans.plan_scoring(capacity.measure(), use_gpu=False)

@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
 from tlray.cluster import connection
-from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.config.commands import FeaturesConfig, SweepConfig
+from tlray.config.prediction import EvaluateConfig, ScoreConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, inspection, listing
 from tlray.errors import ConfigError, DataError, TlrayError

@@ -20,18 +20,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from tlray import __version__, cli
-from tlray.config.commands import (
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    PhantomConfig,
-    ScoreConfig,
-    ServeConfig,
-    SweepConfig,
-)
+from tlray.bundle.agreement import Agreement
+from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.prediction import EnginesConfig, EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.recipes import RECIPES, standard
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
+from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
 from tlray.files import storage
 
@@ -43,6 +38,7 @@ CONFIGS = {
     "features": FeaturesConfig,
     "sweep": SweepConfig,
     "export": ExportConfig,
+    "engines": EnginesConfig,
     "phantoms": PhantomConfig,
 }
 
@@ -75,7 +71,8 @@ def called(monkeypatch):
     }  # fmt: skip
     results = {
         ("training.run", "train"): SimpleNamespace(
-            out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, warnings=("Look out.",)
+            out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics},
+            warnings=("Look out.",), timing_s={"starting Ray": 2.04, "computing features": 10.96},
         ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
             out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
@@ -105,6 +102,18 @@ def called(monkeypatch):
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
         ("training.own_model", "export"): "5" * 64,
+        ("evaluation.engine_table", "engines"): SimpleNamespace(
+            agreements=(
+                Agreement(
+                    engine="openvino", precision="bfloat16", num_images=72, label_agreement=0.9722, num_clear=60,
+                    num_clear_changed=0, max_difference=0.0327, mean_difference=0.003, log_loss_change=0.0041,
+                    accuracy_change=0.0139, accuracy_change_low=-0.01, accuracy_change_high=0.04,
+                    num_referrals_changed=1, images_per_s=120.6, cpu="a CPU",
+                ),
+            ),
+            is_measured=False,
+            chosen=EngineKind("openvino", "bfloat16"),
+        ),
     }  # fmt: skip
     for (module, function), result in results.items():
         stand_in = ModuleType(f"tlray.{module}")
@@ -331,6 +340,7 @@ def test_other_commands_parse(called, command_line, expected):
             ["test accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)", "test balanced accuracy .* 0.750",
              "epochs .* 7, the best one was 4", "report .* /o/report.html", "bundle .* /o/bundle", "! Look out."],
         ),
+        ("train --data d --out o --timing", ["starting Ray .* 2.0 s", "computing features .* 11.0 s"]),
         (
             "evaluate --bundle b --data d --out o",
             ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
@@ -368,6 +378,12 @@ def test_other_commands_parse(called, command_line, expected):
              "trained, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
         ),
+        (
+            "engines --bundle b",
+            ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, a CPU",
+             "openvino .* bfloat16 .* yes .* 121 .* 97.2% .* 0 .* 0.033 .* +0.0041 .* +0.014 (-0.010 to +0.040)",
+             "This machine predicts with openvino bfloat16"],
+        ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),
     ],
 )  # fmt: skip
@@ -391,7 +407,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
         (
             "tain",
             "tlray: there is no command 'tain'. The commands: train, evaluate, score, serve, features, sweep, export, "
-            "phantoms.",
+            "engines, phantoms.",
         ),
         ("--nope", "there is no command '--nope'"),
         ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, probe, article, full."),
@@ -479,8 +495,16 @@ def test_what_should_not_happen_is_1_with_its_traceback(monkeypatch, capsys, err
 
 
 def test_termination_is_an_interruption(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "score", (lambda _arguments: signal.raise_signal(signal.SIGTERM), ""))
+    """SIGTERM itself is not sent: if it were not handled, it would end this process and with it all tests."""
+    handlers = []
+
+    def interrupted(_arguments: list[str]) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        handlers[0](signal.SIGTERM, None)
+
+    monkeypatch.setitem(cli.COMMANDS, "score", (interrupted, ""))
     assert tlray("score") == 130
+    assert handlers == [signal.default_int_handler]
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -22,8 +22,8 @@ from tests.unit.serve_app.application import local_api
 from tests.unit.serve_app.test_api import Mean
 from tlray import cli
 from tlray.bundle.spec import BundleSpec
-from tlray.config import commands as configs
-from tlray.config import helptext
+from tlray.config import commands as commands_of
+from tlray.config import helptext, prediction
 from tlray.config.recipes import RECIPES
 from tlray.config.training import TrainConfig
 from tlray.errors import ImageErrorCode
@@ -34,7 +34,12 @@ SHELL = [(page, block) for page in PAGES for block in blocks(page.read_text(), "
 COMMANDS = [(page, command) for page, block in SHELL for command in commands(block)]
 CONFIGS = (
     TrainConfig,
-    *(each for each in vars(configs).values() if isinstance(each, type) and each.__module__ == configs.__name__),
+    *(
+        each
+        for module in (commands_of, prediction)
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == module.__name__
+    ),
 )
 OTHERS_OPTIONS = {"--head", "--help"}
 """Options in the text that are no settings of tlray."""
@@ -65,7 +70,7 @@ def parsed(monkeypatch) -> list[Any]:
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=_id)
 def test_a_command_is_parsed(page, command, parsed):  # noqa: ARG001 (the page is in the test's name)
     name, *arguments = command
-    assert (ROOT / "jobs" / f"{name}.py").is_file() or name in {"serve", "phantoms"}
+    assert (ROOT / "jobs" / f"{name}.py").is_file() or name in {"engines", "phantoms", "serve"}
     assert cli.execute(name, arguments) == cli.EXIT_INTERRUPTED
     assert len(parsed) == 1
 

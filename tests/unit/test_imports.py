@@ -27,7 +27,7 @@ def without(name: str) -> set[str]:
 
 
 WITH_TENSORFLOW = {
-    "tlray.inference.predictor",
+    "tlray.engines.tensorflow_engine",
     "tlray.models.backbone",
     "tlray.models.classifier",
     "tlray.models.devices",

@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tlray import __version__
+from tlray.bundle.agreement import Agreement
 from tlray.data.drift import TrainingImages, ValidationPredictions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUNDLE_JSON = "bundle.json"
 MODEL_FILE = "model.keras"
 SAVED_MODEL_DIR = "saved_model"
+OPENVINO_DIR = "openvino"
+INT8_DIR = "openvino-int8"
 MODEL_CARD = "model_card.md"
 REPORT = "report.html"
-NAMES = frozenset({BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, MODEL_CARD, REPORT})
+NAMES = frozenset({BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, OPENVINO_DIR, INT8_DIR, MODEL_CARD, REPORT})
 
-_LIBRARIES = ("ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow")
+_LIBRARIES = ("ray", "tensorflow", "keras", "openvino", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,10 @@ class BundleSpec:
         validation_predictions: Distribution of the model's predictions for its validation images; None if there are no
             such images, or it is not known.
         metrics: Metrics by split, as `metrics.evaluate_predictions` returns them.
+        measured_with: The engine and precision that these metrics were measured with; empty: nothing was measured.
         leaks: Reasons why these metrics are too good, see `audit.leak_warnings`; empty if no leak is known.
+        engines: How the model's other engines and precisions agree with the one that it was trained in, on validation
+            images; empty if they were not compared.
         library_versions: Versions of Python and of the libraries that made the bundle.
         files: The sha256 of every other file, by its path in the bundle.
         schema_version: Version of the format of `bundle.json`.
@@ -66,7 +72,9 @@ class BundleSpec:
     training_images: TrainingImages | None = None
     validation_predictions: ValidationPredictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    measured_with: str = ""
     leaks: tuple[str, ...] = ()
+    engines: tuple[Agreement, ...] = ()
     library_versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

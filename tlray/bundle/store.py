@@ -9,6 +9,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
+from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import (
     BUNDLE_JSON,
     MODEL_FILE,
@@ -142,9 +143,9 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
     try:
         raw = json.loads(content)
         version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):  # bundles of version 1 have no files for OpenVINO
             raise BundleError(
-                f"The bundle '{location}' has schema version {version}, but this tlray reads {SCHEMA_VERSION}. "
+                f"The bundle '{location}' has schema version {version}, but this tlray reads 1 to {SCHEMA_VERSION}. "
                 "Export it again, or use the version of tlray that made it."
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
@@ -155,6 +156,7 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
             "leaks": tuple(raw.get("leaks", ())),
+            "engines": tuple(Agreement(**each) for each in raw.get("engines", ())),
             "prior": tuple(map(float, shares)) if shares is not None else None,
             "training_images": TrainingImages.from_json(images) if images is not None else None,
             "validation_predictions": (

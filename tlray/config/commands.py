@@ -1,4 +1,4 @@
-"""Settings of all commands except `train`: frozen dataclasses that define the options and their help texts."""
+"""Settings of `features`, `sweep`, `export` and `phantoms`: dataclasses that define the options and help texts."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,11 +7,11 @@ from tlray.config.training import (
     MAX_TRAINABLE_TAIL_LAYERS,
     TRAIN_PRIOR,
     Augmentation,
+    EngineChoice,
     Outputs,
     Preprocessing,
     TrainConfig,
     flag,
-    parse_columns,
     require,
 )
 
@@ -63,6 +63,10 @@ class FeaturesConfig:
     """Number of images in a batch of the model."""
     use_gpu: bool = False
     """Compute on GPUs."""
+    engine: EngineChoice = "auto"
+    """What runs the network: openvino on CPUs, tensorflow on GPUs (auto)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that the network computes with. auto: bfloat16 on CPUs that have it, float32 on others and on GPUs."""
     overwrite: bool = False
     """Replace features of another network in --out."""
     quiet: bool = False
@@ -149,6 +153,8 @@ class SweepConfig:
     """Class shares that the exported probabilities assume; see `tlray train --help`. Losses of trials assume train."""
     use_gpu: bool = False
     """Compute on GPUs, one for each trial that runs."""
+    inference_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that features are computed with, and that the best model is measured with; see `tlray train --help`."""
     resume: bool = False
     """Continue the sweep in --out: only trials without a result are run. Give the other options as before."""
     overwrite: bool = False
@@ -173,118 +179,10 @@ class SweepConfig:
         """
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
-        shared += ("views", "batch_size", "refer_below", "prior", "resume")
+        shared += ("views", "batch_size", "refer_below", "prior", "resume", "inference_precision")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
-    """Score the images of one split with a bundle and compare the predictions with the labels."""
-
-    bundle: str
-    """The exported model: a directory, a path or URI."""
-    data: str
-    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
-    out: str
-    """The output directory for metrics.json, report.html, figures/, predictions/ and predictions.csv; a path or URI."""
-    split: Literal["train", "valid", "test", "all"] = "test"
-    """The split to evaluate; all for data without splits."""
-    class_map: str | None = None
-    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
-    columns: str | None = None
-    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
-    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
-    batch_size: int = 32
-    """Number of images in a batch of the model."""
-    use_gpu: bool = False
-    """Predict on GPUs."""
-    overwrite: bool = False
-    """Replace an earlier evaluation in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        parse_columns(self.columns)
-        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreConfig:
-    """Score a file, folder, glob, zip or manifest of images. Every file gets a row, even if it cannot be read."""
-
-    bundle: str
-    """The exported model: a directory, a path or URI."""
-    input: str
-    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
-    out: str
-    """The output directory for predictions/ (Parquet), predictions.csv and _SUCCESS, written last; a path or URI."""
-    columns: str | None = None
-    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
-    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
-    batch_size: int = 32
-    """Number of images in a batch of the model."""
-    use_gpu: bool = False
-    """Predict on GPUs."""
-    bundle_sha256: str | None = None
-    """The sha256 of the bundle's bundle.json. Nothing is scored if the bundle has been replaced by another one."""
-    roots: tuple[str, ...] = ()
-    """Folders or URIs below which all images must lie. If a manifest or a symbolic link leads elsewhere, nothing is
-    scored. Without any, images may lie anywhere."""
-    resume: bool = False
-    """Continue an interrupted scoring in --out. Images that have changed since they were scored are scored again; they
-    are found by the size and time of their files."""
-    verify: bool = False
-    """With --resume: find changed images by reading every scored image again, not by sizes and times."""
-    overwrite: bool = False
-    """Replace an earlier output in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        parse_columns(self.columns)
-        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
-        both = self.resume and self.overwrite
-        require(not both, "--resume continues an earlier scoring and --overwrite deletes it. Give only one of them.")
-        require(self.resume or not self.verify, "--verify checks what --resume continues. Give --resume too.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """Serve a bundle over HTTP until Ctrl-C, on a local Ray or on the one that RAY_ADDRESS names.
-
-    API keys are read from the environment: TLRAY_API_KEYS (keys separated by commas) or TLRAY_API_KEYS_FILE (path of a
-    file with one key per line). To serve on several machines, use `serve deploy serve_app/config.yaml`.
-    """
-
-    bundle: str
-    """The exported model: a directory, a path or URI."""
-    name: str = "chest-ct"
-    """The model's name in addresses such as /v1/models/NAME."""
-    host: str = "127.0.0.1"
-    """The address to listen on. 0.0.0.0 means all addresses of this machine, and needs keys or --open-without-keys."""
-    port: int = 8000
-    """The port to listen on."""
-    open_without_keys: bool = False
-    """If there are no keys, answer other machines too: anyone who reaches the port can use the model."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins of other sites whose pages may use the model, such as https://scans.example."""
-    input_roots: tuple[str, ...] = ()
-    """Folders or URIs below which bulk scoring (POST /v1/batches) may read. Without any, bulk scoring is off."""
-    output_roots: tuple[str, ...] = ()
-    """Folders or URIs below which bulk scoring may write. Without any, bulk scoring is off."""
-    max_batch_size: int = 32
-    """Maximum number of images in a batch of the model."""
-    max_replicas: int = 1
-    """Maximum number of model replicas; there is one without load. With more than 1, each takes 4 CPUs, or a GPU."""
-    use_gpu: bool = False
-    """Predict on GPUs."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.port < 2**16, f"--port must lie in [1, 65535]. Received: {self.port}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +205,10 @@ class ExportConfig:
     """Values of 16-bit pixels that become 0 and 255: LO,HI."""
     image_size_px: int | None = None
     """Height and width of the input, for a model that accepts any."""
+    int8: bool = False
+    """Export an int8 model too. Needs --int8-images, and `pip install tlray[int8]`."""
+    int8_images: str | None = None
+    """Images like those of training that set the ranges of the int8 model: a folder, zip or manifest; a path or URI."""
     overwrite: bool = False
     """Replace an earlier bundle in --out."""
     quiet: bool = False
@@ -314,6 +216,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+        has_images = self.int8_images is not None
+        require(self.int8 == has_images, "--int8 and --int8-images go together: the images set the ranges. Give both.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

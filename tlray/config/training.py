@@ -16,6 +16,11 @@ Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 Outputs = Literal["logits", "probabilities"]
 """Kinds of outputs that a trained Keras model may have; see `tlray.models.outputs`."""
 
+EngineChoice = Literal["auto", "openvino", "tensorflow"]
+"""Names of the engines that run a network, see `tlray.engines`."""
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
+"""Names of the precisions in which an engine computes."""
+
 TRAIN_PRIOR = "train"
 """Value of `--prior` for the class shares of the training images."""
 UNIFORM_PRIOR = "uniform"
@@ -161,6 +166,11 @@ class TrainConfig:
     """Train on GPUs, one for each worker."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the computations in training. auto: bfloat16 on GPUs, float32 on CPUs."""
+    inference_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that features are computed with and the exported model is measured with. auto: bfloat16 on CPUs that have
+    it, if the exported model is fit for it. float32: the same result on every machine."""
+    int8: bool = False
+    """Export an int8 model too, with training images to set its ranges. Needs `pip install tlray[int8]`."""
     max_failures: int = 3
     """Maximum number of times that training continues from its last checkpoint after it has lost a worker."""
 
@@ -168,6 +178,8 @@ class TrainConfig:
     """Continue the run in --out from its last checkpoint; give the other options as before."""
     overwrite: bool = False
     """Replace an earlier run in --out."""
+    timing: bool = False
+    """Show how long each phase took, which metrics.json tells too."""
     quiet: bool = False
     """Print errors only."""
 

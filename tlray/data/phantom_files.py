@@ -6,9 +6,35 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from tlray.config.commands import PhantomConfig
+from tlray.config.training import to_json
 from tlray.data import phantom_drawing, phantoms
 from tlray.errors import ConfigError
 from tlray.files import storage
+
+SETTINGS = "phantoms.json"
+"""Name of the file with the settings that made a data set."""
+
+
+def make(config: PhantomConfig) -> int:
+    """Makes a data set as it is configured, and returns the number of its files.
+
+    Raises:
+        ConfigError: The output must not be touched.
+    """
+    known_names = frozenset([SETTINGS]).union(*phantoms.TASKS.values())
+    storage.prepare_output(config.out, kind="phantoms", known_names=known_names, overwrite=config.overwrite)
+    storage.write_text(storage.join(config.out, SETTINGS), to_json(config))
+    return write_data_set(
+        config.out,
+        num_patients_per_class=config.patients_per_class,
+        num_slices_per_patient=config.slices_per_patient,
+        size_px=config.image_size_px,
+        seed=config.seed,
+        num_unreadable=config.num_unreadable,
+        classes=phantoms.TASKS[config.task],
+        first_patient=config.first_patient,
+    )
 
 
 def write_data_set(

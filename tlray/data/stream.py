@@ -14,13 +14,14 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
+from ray.exceptions import RayError
 
 from tlray.config.training import Augmentation
 from tlray.data import decoding
 from tlray.data.augmentation import augment, augmentation_rng
 from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
-from tlray.errors import ImageError, ImageErrorCode
+from tlray.errors import ImageError, ImageErrorCode, TlrayError
 from tlray.files import file_stamps, storage
 
 ROWS_PER_BLOCK = 32
@@ -254,9 +255,18 @@ def iterate(dataset: ray.data.Dataset, batch_size: int | None = None) -> Iterato
     Args:
         dataset: The dataset to run.
         batch_size: Number of rows in a batch, the last one may have fewer; None: the blocks as they come.
+
+    Raises:
+        TlrayError: One that an actor or a task has raised, without Ray's wrapper.
     """
     batches = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
-    yield from cast("Iterator[dict[str, np.ndarray]]", batches)
+    try:
+        yield from cast("Iterator[dict[str, np.ndarray]]", batches)
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, TlrayError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from None
 
 
 def configure(dataset: ray.data.Dataset, share: Share | None = None) -> None:

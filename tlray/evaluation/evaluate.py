@@ -14,11 +14,12 @@ from tlray.bundle import spec as bundle
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
-from tlray.config.commands import EvaluateConfig
+from tlray.config.prediction import EvaluateConfig
 from tlray.config.training import parse_columns
 from tlray.data import audit, manifest
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
+from tlray.engines import choice
 from tlray.errors import DataError, ImageErrorCode
 from tlray.evaluation import metrics, report
 from tlray.evaluation.report import Report, SplitEvaluation
@@ -108,7 +109,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     # First the checks that need no Ray.
     storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     location = locations.input_location(config.bundle)
-    spec = store.load(location).spec
+    loaded = store.load(location)
+    spec = loaded.spec
+    kind = choice.for_bundle(loaded, config.engine, config.precision, use_gpu=config.use_gpu)
     source = locations.input_location(config.data)
     listing = list_images(source, columns=parse_columns(config.columns))
     table = select_split(listing.table, config.split)
@@ -131,7 +134,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
         predictions.write_predictions(
-            remember(score.predict(location, table, plan=plan, batch_size=config.batch_size)),
+            remember(score.predict(location, table, plan=plan, kind=kind, batch_size=config.batch_size)),
             out,
             schema=predictions.prediction_schema(spec.classes),
             progress=progress,
@@ -151,7 +154,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         Report(
             title="Evaluation",
             subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
-            config={"bundle": describe(spec)},
+            config={"engine": str(kind), "bundle": describe(spec)},
             provenance=provenance(spec, bundle_sha256),
             audit=findings,
             leaks=leaks,
@@ -160,6 +163,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         ),
     )
     content = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
+    content["engine"] = str(kind)
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
     return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings)
 

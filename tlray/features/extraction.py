@@ -16,6 +16,9 @@ from tlray.cluster.plans import ScorePlan
 from tlray.config.training import TrainConfig
 from tlray.data import stream
 from tlray.data.schedule import ViewSchedule
+from tlray.engines import networks
+from tlray.engines.kinds import EngineKind
+from tlray.engines.networks import Packed
 from tlray.errors import ImageErrorCode, TlrayError
 from tlray.features import store
 from tlray.features.store import COLUMNS, KEY
@@ -26,7 +29,7 @@ FLOAT16_MAX = 65504.0
 CHANGED = "The file has changed since it was first read. Run the same command again."
 
 MIN_ROWS_FOR_CONSTANTS = 2000
-"""Rows per actor from which on its weights are made constants (`trunk.as_constant`), which takes seconds once.
+"""Rows per actor from which on TensorFlow's weights are made constants (`trunk.as_constant`), which takes seconds once.
 Over 10,000 images `benchmarks/features_pass.py` gave 32.5 images/s in place of 30.5 (2 cores, AMD EPYC, 2026-11-28)."""
 
 WRITE_CPUS = 0.25
@@ -38,15 +41,13 @@ class Network:
     """A network that computes features, as data that any node can load.
 
     Attributes:
-        architecture: A model from uint8 images to a list of features, as JSON.
-        weights: The model's weights.
+        packed: The network itself, for the engine and precision that run it.
         names: Names of the features, in the order of the model's outputs.
         shapes: Shapes of the features, without the batch.
-        fingerprint: sha256 of architecture, names, shapes and weights.
+        fingerprint: sha256 of architecture, names, shapes, weights, engine and precision.
     """
 
-    architecture: str
-    weights: list[np.ndarray]
+    packed: Packed
     names: list[str]
     shapes: list[tuple[int, ...]]
     fingerprint: str
@@ -57,8 +58,14 @@ class Network:
         return sum(2 * math.prod(shape) for shape in self.shapes)
 
 
-def prepare(config: TrainConfig, level: str) -> Network:
-    """Builds the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`."""
+def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
+    """Builds the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`.
+
+    Args:
+        config: The settings of the network.
+        level: What it computes.
+        kind: The engine and precision that it runs in.
+    """
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray.models import classifier as models  # noqa: PLC0415
@@ -72,11 +79,17 @@ def prepare(config: TrainConfig, level: str) -> Network:
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
-    return as_network(extractor, names)
+    return as_network(extractor, names, kind)
 
 
-def as_network(extractor: Any, names: list[str]) -> Network:
-    """Converts a Keras model, from uint8 images to a list of features, into data that any node can load."""
+def as_network(extractor: Any, names: list[str], kind: EngineKind) -> Network:
+    """Converts a Keras model, from uint8 images to a list of features, into data that any node can load.
+
+    Args:
+        extractor: The model.
+        names: Names of the features.
+        kind: The engine and precision that are to run it.
+    """
     from tlray.models import classifier as models  # noqa: PLC0415
 
     extractor.trainable = False  # which layers are trainable matters for the cut only, and that has been made
@@ -85,13 +98,9 @@ def as_network(extractor: Any, names: list[str]) -> Network:
     digest = hashlib.sha256(json.dumps([_renumbered(architecture), names, shapes]).encode())
     for array in weights:
         digest.update(array.tobytes())
-    return Network(
-        architecture=architecture,
-        weights=weights,
-        names=names,
-        shapes=shapes,
-        fingerprint=digest.hexdigest(),
-    )
+    packed = networks.pack(extractor, kind, fingerprint=digest.hexdigest())
+    digest.update(str(packed.kind).encode())
+    return Network(packed=packed, names=names, shapes=shapes, fingerprint=digest.hexdigest())
 
 
 def _renumbered(architecture: str) -> str:
@@ -103,30 +112,28 @@ def _renumbered(architecture: str) -> str:
 
 
 class _Extractor:
-    """An actor of Ray Data's pool that computes features. TensorFlow is imported here and not in the driver."""
+    """An actor of Ray Data's pool that computes features."""
 
     def __init__(
         self,
         network: "list[ray.ObjectRef[Network]]",
         num_threads: int | None,
         use_gpu: bool,
-        with_constants: bool,
+        is_long: bool,
     ) -> None:
-        from tlray.models import classifier as models  # noqa: PLC0415
-        from tlray.models import devices, trunk  # noqa: PLC0415
-
-        if use_gpu:
-            devices.use_gpus()
-        else:
-            devices.use_cpus(num_threads)
         found = ray.get(network[0])
         self.names = found.names
-        model = models.from_json(found.architecture, found.weights)
-        self.run = trunk.as_constant(model) if with_constants else trunk.as_function(model)
+        self._error: TlrayError | None = None
+        try:
+            self.engine = networks.load(found.packed, num_threads=num_threads, use_gpu=use_gpu, is_long=is_long)
+        except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        features = self.run(np.ascontiguousarray(batch.pop("image")))
-        arrays = [np.clip(each.numpy().astype(np.float32), -FLOAT16_MAX, FLOAT16_MAX) for each in features]
+        if self._error is not None:
+            raise self._error
+        features = self.engine.run(np.ascontiguousarray(batch.pop("image")))
+        arrays = [np.clip(each, -FLOAT16_MAX, FLOAT16_MAX) for each in features]
         kept = {name: batch[name] for name in ("row", "sha256", "error_code", "error")}
         return kept | {name: array.astype(np.float16) for name, array in zip(self.names, arrays, strict=True)}
 

@@ -20,6 +20,7 @@ from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.data import audit, dataset, decoding, inspected, manifest, stream
+from tlray.engines import choice
 from tlray.errors import ConfigError, DataError
 from tlray.features import extraction, store
 from tlray.features.extraction import Network
@@ -68,6 +69,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     if not storage.exists(storage.join(training.out, NETWORK)):
         storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
     check_weights(training.weights)
+    kind = choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
     listed = dataset.list_classes(training)
     connection.connect()
     available = capacity.measure()
@@ -75,7 +77,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     locations.check_shared_images(training.data, training.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
-    preparing = connection.start_here(extraction.prepare, training, config.level)
+    preparing = connection.start_here(extraction.prepare, training, config.level, kind)
     table = dataset.read_images(
         listed.table,
         out=training.out,
@@ -171,7 +173,7 @@ def update(
         num_reused=len(kept),
         num_failed=table.num_rows - table["error_code"].null_count,
         shapes=dict(zip(network.names, network.shapes, strict=True)),
-        notes=tuple(notes),
+        notes=(*([network.packed.note] if network.packed.note else []), *notes),
     )
 
 
@@ -225,25 +227,32 @@ def derive(
 def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     """Prepares the output directory; features of the same network stay there."""
     location = storage.join(out, NETWORK)
-    is_same = _stored_network(location) == network.fingerprint
+    stored, kind = _stored_network(location)
+    is_same = stored == network.fingerprint
     if storage.exists(location) and not is_same and not overwrite:
         raise ConfigError(
-            f"'{out}' holds features of another network, level or image size (the files of --weights or --backbone, or "
-            "tlray itself, may have changed). Give another --out, or --overwrite."
+            f"'{out}' holds features of another network, level, image size or precision: {kind} has computed them, and "
+            f"{network.packed.kind} would now. The files of --weights or --backbone, the CPU, or tlray itself may have "
+            "changed. Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)
-        about = {"sha256": network.fingerprint, "features": dict(zip(network.names, network.shapes, strict=True))}
+        about = {
+            "sha256": network.fingerprint,
+            "engine": str(network.packed.kind),
+            "features": dict(zip(network.names, network.shapes, strict=True)),
+        }
         storage.write_text(location, json.dumps(about, indent=2) + "\n")
     storage.delete(storage.join(out, SUCCESS))
 
 
-def _stored_network(location: str) -> str | None:
-    """Returns the fingerprint in a network file, that of the network which computed the features; None: not known."""
+def _stored_network(location: str) -> tuple[str | None, str]:
+    """Returns the fingerprint of the network that computed the features (None: not known), and its engine."""
     try:
-        return json.loads(storage.read_bytes(location))["sha256"]
+        about = json.loads(storage.read_bytes(location))
+        return about["sha256"], about.get("engine", "tensorflow float32")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        return None, "an unknown engine"
 
 
 def _rows(readable: pa.Table, views: int, network: Network, pixels: stream.Pixels) -> pa.Table:

@@ -1,31 +1,10 @@
-"""Loads a bundle's SavedModel for inference in this process: pixels in, probabilities out."""
-
-import os
-import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+"""Predicts with a bundle in this process: pixels in, probabilities out."""
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlray.bundle import store
-from tlray.errors import BundleError
-from tlray.models import devices
-
-
-@contextmanager
-def _without_wildcards(path: Path) -> Iterator[Path]:
-    """Yields a path without wildcards, which TensorFlow would take for a pattern: a link where there are some."""
-    if not re.search(r"[*?\[\]\\]", os.fspath(path)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="tlray-") as directory:
-        link = Path(directory) / "saved_model"
-        link.symlink_to(path.resolve(), target_is_directory=True)
-        yield link
+from tlray.config.training import EngineChoice, PrecisionChoice
+from tlray.engines import choice
 
 
 class Predictor:
@@ -33,34 +12,33 @@ class Predictor:
 
     Args:
         location: The bundle's directory, a path or URI. Its checksums are verified.
-        num_threads: Threads of TensorFlow's pool; None: all CPUs. Only the first Predictor of a process sets it.
+        engine: What runs the model; auto: OpenVINO on CPUs, TensorFlow on GPUs.
+        precision: Numbers that the model computes with; auto: see `choice.choose`.
+        num_threads: Threads to compute with; None: all CPUs. With TensorFlow only the first Predictor of a process
+            sets it.
         use_gpu: Predict on the visible GPU; otherwise no GPU is used.
 
     Attributes:
         bundle: The verified bundle.
+        kind: The engine and precision that predict.
 
     Raises:
         BundleError: The bundle cannot be used.
+        ConfigError: This machine or this bundle does not have the engine or the precision.
     """
 
-    def __init__(self, location: str, *, num_threads: int | None = None, use_gpu: bool = False) -> None:
+    def __init__(
+        self,
+        location: str,
+        *,
+        engine: EngineChoice = "auto",
+        precision: PrecisionChoice = "auto",
+        num_threads: int | None = None,
+        use_gpu: bool = False,
+    ) -> None:
         self.bundle = store.load(location)
-        if use_gpu:
-            devices.use_gpus()
-        else:
-            devices.use_cpus(num_threads)
-        try:
-            with _without_wildcards(self.bundle.saved_model_path) as path:
-                loaded = tf.saved_model.load(os.fspath(path))
-            # With constants TensorFlow folds BatchNormalization into the convolutions.
-            frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
-            # Wrapped: called directly, `frozen` writes the images out as text each time, for an unseen error message.
-            shape = (None, self.bundle.spec.image_size_px, self.bundle.spec.image_size_px, 3)
-            self._predict = tf.function(
-                lambda images: frozen(images)[0], input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False
-            ).get_concrete_function()
-        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-            raise BundleError(f"The SavedModel of '{location}' cannot be loaded: {error}") from error
+        self.kind = choice.for_bundle(self.bundle, engine, precision, use_gpu=use_gpu)
+        self._engine = choice.load(self.bundle, self.kind, num_threads=num_threads, use_gpu=use_gpu)
 
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Predicts class probabilities.
@@ -82,4 +60,5 @@ class Predictor:
             )
         if not len(images_BHWC):
             return np.zeros((0, len(self.bundle.spec.classes)), dtype=np.float32)
-        return self._predict(tf.constant(images_BHWC)).numpy()
+        (probs_BK,) = self._engine.run(images_BHWC)
+        return probs_BK

@@ -14,15 +14,18 @@ from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
-from tlray.config.commands import ScoreConfig
-from tlray.config.training import parse_columns
+from tlray.config.prediction import ScoreConfig
+from tlray.config.training import EngineChoice, PrecisionChoice, parse_columns
 from tlray.data import inspection, manifest, stream
 from tlray.data.listing import Listing, list_images
 from tlray.data.schedule import PlainSchedule
 from tlray.data.table_uris import localize
+from tlray.engines import choice
+from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
 from tlray.files import file_stamps, roots, storage
 from tlray.inference import predictions, score_state
+from tlray.inference.predictor import Predictor
 from tlray.progress import Progress
 
 KIND = "scoring"
@@ -58,15 +61,21 @@ class ScoreResult:
 
 
 class _Scorer:
-    """An actor of Ray Data's pool that predicts. TensorFlow is imported here and not in the driver."""
+    """An actor of Ray Data's pool that predicts."""
 
-    def __init__(self, location: str, sha256: str, num_threads: int | None, use_gpu: bool) -> None:
-        from tlray.inference.predictor import Predictor  # noqa: PLC0415
-
-        self.predictor = Predictor(location, num_threads=num_threads, use_gpu=use_gpu)
-        _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
+    def __init__(self, location: str, sha256: str, kind: EngineKind, num_threads: int | None, use_gpu: bool) -> None:
+        self._error: TlrayError | None = None
+        try:
+            self.predictor = Predictor(
+                location, engine=kind.engine, precision=kind.precision, num_threads=num_threads, use_gpu=use_gpu
+            )
+            _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
+        except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
         images = batch.pop("image")
         readable = batch["error_code"] == ""
         probabilities = np.full((len(images), len(self.predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
@@ -80,6 +89,7 @@ def predict(
     table: pa.Table,
     *,
     plan: ScorePlan,
+    kind: EngineKind,
     batch_size: int,
     first_row: int = 0,
     with_stamps: bool = False,
@@ -90,6 +100,7 @@ def predict(
         bundle: The bundle's location.
         table: A manifest.
         plan: How the model and its data share the cluster.
+        kind: The engine and precision that predict.
         batch_size: Number of images that the model takes at once.
         first_row: The manifest's row to start with.
         with_stamps: Give the column `file_stamps.COLUMN` too.
@@ -105,7 +116,7 @@ def predict(
     dataset = stream.image_stream(ray.put(table), schedule, pixels, first_row=first_row, with_stamps=with_stamps)
     dataset = dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, sha256, plan.num_threads, bool(plan.gpus_per_actor)),
+        fn_constructor_args=(bundle, sha256, kind, plan.num_threads, bool(plan.gpus_per_actor)),
         batch_size=batch_size,
         **plan.pool(),
     )
@@ -135,11 +146,13 @@ def score(config: ScoreConfig) -> ScoreResult:
     spec, bundle_sha256 = store.read_spec(bundle)
     if config.bundle_sha256 is not None:
         _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
-    store.load(bundle)
+    engine, precision = _wanted(out, config)
+    kind = choice.for_bundle(store.load(bundle), engine, precision, use_gpu=config.use_gpu)
     source = locations.input_location(config.input)
     listing = _list_below_roots(source, config)
     identity = {
         "bundle_sha256": bundle_sha256,
+        "engine": str(kind),
         "input": localize(source),  # the same for every spelling of a location
         "data_fingerprint": manifest.fingerprint(listing.table),
     }
@@ -159,7 +172,13 @@ def score(config: ScoreConfig) -> ScoreResult:
         score_state.write_identity(out, identity)
     num_images = listing.table.num_rows
     tables = predict(
-        bundle, listing.table, plan=plan, batch_size=config.batch_size, first_row=num_done, with_stamps=True
+        bundle,
+        listing.table,
+        plan=plan,
+        kind=kind,
+        batch_size=config.batch_size,
+        first_row=num_done,
+        with_stamps=True,
     )
     tables = score_state.write_progress(
         tables, out, job=connection.job_name(), num_images=num_images, num_done=num_done, num_failed=num_failed
@@ -172,6 +191,15 @@ def score(config: ScoreConfig) -> ScoreResult:
     num_missing = result.num_by_error.get(ImageErrorCode.NOT_FOUND, 0)
     check_found(num_missing, num_images, source=config.input, out=config.out, remedy="continue with --resume")
     return result
+
+
+def _wanted(out: str, config: ScoreConfig) -> tuple[EngineChoice, PrecisionChoice]:
+    """Returns the wanted engine and precision: without a choice, those of the scoring to continue."""
+    found = score_state.read_identity(out) if config.resume else None
+    if found is None or "engine" not in found or (config.engine, config.precision) != ("auto", "auto"):
+        return config.engine, config.precision
+    engine, precision = found["engine"].split()
+    return engine, precision
 
 
 def check_found(num_missing: int, num_images: int, *, source: str, out: str, remedy: str) -> None:
@@ -227,9 +255,9 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
             print(f"There is no {KIND} to resume in '{out}', so it starts from the beginning.")
         return False
     if found != identity:
-        raise ConfigError(
-            f"--resume: '{out}' was made with another bundle or other images. Give another output, or --overwrite."
-        )
+        is_same = {**found, "engine": ""} == {**identity, "engine": ""}
+        other = f"in another precision ({found.get('engine')})" if is_same else "with another bundle or other images"
+        raise ConfigError(f"--resume: '{out}' was made {other}. Give what it was made with, or another output.")
     return True
 
 

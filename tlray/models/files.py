@@ -42,14 +42,19 @@ def save_artifact(classifier: keras.Model, directory: Path) -> Callable[[Any], A
     """
     directory.mkdir(parents=True, exist_ok=True)
     classifier.save(directory / spec.MODEL_FILE)
-    signature = tf.TensorSpec((None, *classifier.input_shape[1:]), tf.uint8, name="image")
+    return save_function(classifier, str(directory / spec.SAVED_MODEL_DIR))
+
+
+def save_function(model: keras.Model, directory: str) -> Callable[[Any], Any]:
+    """Writes a SavedModel of a model's inference (signature `serving_default`), and returns its function of images."""
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
 
     def predict(image: Any) -> Any:
-        return classifier(image, training=False)
+        return model(image, training=False)
 
     serve = tf.function(predict, input_signature=[signature], autograph=False)
     # Keras' own `export` writes every weight twice and takes twice the time.
     module: Any = tf.Module()
-    module.weights = [variable.value for variable in classifier.variables]
-    tf.saved_model.save(module, str(directory / spec.SAVED_MODEL_DIR), signatures=serve)
+    module.weights = [variable.value for variable in model.variables]
+    tf.saved_model.save(module, directory, signatures=serve)
     return serve

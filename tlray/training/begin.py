@@ -8,13 +8,14 @@ from typing import Any
 from tlray.cluster import locations
 from tlray.config.training import TrainConfig
 from tlray.data import dataset, prior
+from tlray.engines import quantization
 from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.training import fit, resume
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, TrainResult
 
-FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve"})
+FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve", "timing", "int8"})
 """Settings that may differ between a training run and its continuation."""
 
 
@@ -29,6 +30,8 @@ def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
         DataError: The data cannot be used.
     """
     config = locations.absolute(config.resolved())
+    if config.int8:
+        quantization.check_installed()
     paths = RunPaths(config.out)
     before = stored_settings(config)
     if before is None:
@@ -51,6 +54,8 @@ def stored_settings(config: TrainConfig) -> Mapping[str, Any] | None:
     """Returns the stored settings of the run to continue; None if there is none. See `resume.stored_settings`."""
     # A run whose features did not fit into memory was stored with the cache off.
     free = FREE_ON_RESUME | ({"cache"} if config.cache == "auto" else set())
+    if config.method == "fine-tune":  # there are no stored features, which another precision would not fit
+        free |= {"inference_precision"}
     return resume.stored_settings(config, kind=KIND, known_names=NAMES, free=free)
 
 

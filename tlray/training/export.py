@@ -1,6 +1,6 @@
 """Writes the model files of a trained classifier, and its predictions from stored features; in a process of its own."""
 
-import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray.data import decoding, stream
+from tlray.bundle.agreement import Agreement
+from tlray.config.training import PrecisionChoice
+from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
-from tlray.errors import ImageError
+from tlray.engines import choice, comparison, converted, quantization
+from tlray.engines.comparison import Compared
+from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.features.cache import FeatureCache, FeatureReader
 from tlray.files import storage
 from tlray.probe.regression import Probe
 from tlray.training.model import Untrained
 
 PREDICT_BATCH = 256
-
-
-NUM_CHECKED_IMAGES = 16
-
 
 MAX_DIFFERENCE = 0.02
 """Maximum difference between a probability of the exported model and the one computed from float16 features."""
@@ -31,6 +31,11 @@ MAX_DIFFERENCE = 0.02
 NOT_COMPARED = (
     "The exported model could not be checked, as none of the images for the check can be read any more: the metrics "
     "were computed from stored features. Check the storage, and measure the bundle with `tlray evaluate`."
+)
+
+DIFFERS = (
+    "OpenVINO computes other probabilities than TensorFlow does in the same precision, so TensorFlow will predict. "
+    "Please report this, with the backbone."
 )
 
 
@@ -49,14 +54,18 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The predictions of an exported model that were computed from stored features.
+    """What is known of an exported model.
 
     Attributes:
-        probs: Split to its probabilities, float32 [images, classes]. Empty without stored features, or where the
-            exported model gives other probabilities than they do; then the model has to be measured on images.
-        warnings: Warnings to the user about these probabilities.
+        engines: How the engines that can run it agree, on validation images; empty where none can be read.
+        kind: The engine and precision that it predicts with on this machine, if nothing else is wanted.
+        probs: Split to its probabilities, float32 [images, classes], from stored features. Empty without these, or
+            where the exported model gives other probabilities than they do; then it has to be measured on images.
+        warnings: Warnings to the user about the model and its probabilities.
     """
 
+    engines: tuple[Agreement, ...] = ()
+    kind: EngineKind = REFERENCE
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -70,8 +79,12 @@ def export(
     cache: FeatureCache | None,
     tables: Mapping[str, pa.Table],
     pixels: Pixels,
+    refer_below: float,
+    precision: PrecisionChoice,
+    calibration: pa.Table | None,
+    use_gpu: bool,
 ) -> Exported:
-    """Writes `model.keras` and `saved_model/` of a trained classifier; run by `connection.start_here`.
+    """Writes the model files of a trained classifier, and compares its engines; run by `connection.start_here`.
 
     Args:
         prepared: The classifier before training.
@@ -81,9 +94,10 @@ def export(
         cache: The features that the tail takes, if they are in memory.
         tables: Split to the table of its images, in the order of `cache.rows`.
         pixels: How files become pixels.
-
-    Returns:
-        The probabilities computed from the cache; none without a cache, and none where the written model gives others.
+        refer_below: The confidence below which a prediction is marked `refer`.
+        precision: The precision to measure the model in; see `choice.choose`.
+        calibration: Training images to set the ranges of an int8 model with; None: no such model is wanted.
+        use_gpu: The model will predict on GPUs.
     """
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
@@ -99,10 +113,41 @@ def export(
     models.shift_logits(classifier, logit_shift)  # the tail has the same layers
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
         predict = save_artifact(models.with_probabilities(classifier), Path(temporary))
+        directories, notes = converted.add_to(temporary)
+        if calibration is not None and directories:
+            found = read_some(calibration, pixels, max_images=quantization.MAX_IMAGES)
+            added, more = converted.try_int8(temporary, [*found.values()])
+            directories, notes = directories | added, (*notes, *more)
+        split = next(iter(tables))  # the validation images, where there are any
+        images = read_some(tables[split], pixels, max_images=comparison.MAX_IMAGES)
+        compared, failed = _compare_engines(directories, predict, images, tables[split], refer_below=refer_below)
+        directories, more = converted.keep_working(directories, failed)
+        notes = (*notes, *more)
         storage.copy_tree(temporary, artifact)
+    engines = tuple(each.agreement for each in compared.values())
+    if not directories:
+        precision = "auto"  # what was wanted cannot be had, and `notes` say so
+    kind = choice.choose(
+        "auto",
+        precision,
+        use_gpu=use_gpu,
+        agreements=engines,
+        converted_to=[*directories],
+        flag="--inference-precision",
+    )
+    if any(row.engine == "openvino" and row.precision == "float32" and not row.is_fit for row in engines):
+        notes = (*notes, DIFFERS)
+    of_features = prepared.network.packed.kind if prepared.network else kind
+    if cache is not None and not images:
+        kind = of_features  # nothing can be measured on images
+    exported = Exported(engines=engines, kind=kind, warnings=notes)
     if cache is None:
-        return Exported()
-    return _checked(_predict_cached(models.with_probabilities(tail), cache, tables), predict, tables, pixels)
+        return exported
+    probs = _predict_cached(models.with_probabilities(tail), cache, tables)
+    found = compared[of_features].probs_BK if of_features in compared else None
+    exported = _checked(exported, probs, found, probs[split][list(images)])
+    # Features in another precision do not tell what the model predicts in this one.
+    return exported if of_features == kind else dataclasses.replace(exported, probs={})
 
 
 def _predict_cached(tail: Any, cache: FeatureCache, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
@@ -115,25 +160,44 @@ def _predict_cached(tail: Any, cache: FeatureCache, tables: Mapping[str, pa.Tabl
     return probs
 
 
-def _checked(probs: Mapping[str, np.ndarray], predict: Any, tables: Mapping[str, pa.Table], pixels: Pixels) -> Exported:
-    """Compares the exported model, on some images, with the probabilities computed from their features."""
-    split = next(iter(tables))
-    arrays: dict[int, np.ndarray] = {}
-    uris = tables[split]["uri"].to_pylist()  # class by class
-    for place in sorted({int(place) for place in np.linspace(0, len(uris) - 1, NUM_CHECKED_IMAGES)} if uris else ()):
-        with contextlib.suppress(ImageError):  # an image that has gone since training must not fail a finished run
-            content = stream.read_file(uris[place])
-            image = decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
-            arrays[place] = decoding.to_array(image)
-    if not arrays:
-        return Exported(probs=probs, warnings=(NOT_COMPARED,))
-    found = predict(np.stack(list(arrays.values()))).numpy()
-    difference = float(np.abs(found - probs[split][list(arrays)]).max())
+def _compare_engines(
+    directories: dict[Precision, str],
+    predict: Any,
+    images: Mapping[int, np.ndarray],
+    table: pa.Table,
+    *,
+    refer_below: float,
+) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
+    if not images:
+        return {}, {}
+    return comparison.compare(
+        directories,
+        lambda batch_BHWC: predict(batch_BHWC).numpy(),
+        np.stack(list(images.values())),
+        table["class_index"].to_numpy()[list(images)],
+        refer_below=refer_below,
+    )
+
+
+def _checked(
+    exported: Exported, probs: Mapping[str, np.ndarray], found_BK: np.ndarray | None, expected_BK: np.ndarray
+) -> Exported:
+    """Compares the exported model, on some images, with the probabilities computed from their features.
+
+    Args:
+        exported: What is known of the exported model.
+        probs: The probabilities from features, by split.
+        found_BK: The probabilities of the exported model for some images; None where none could be read.
+        expected_BK: Those from the features of these images.
+    """
+    if found_BK is None:
+        return dataclasses.replace(exported, probs=probs, warnings=(*exported.warnings, NOT_COMPARED))
+    difference = float(np.abs(found_BK - expected_BK).max())
     if difference <= MAX_DIFFERENCE:
-        return Exported(probs=probs)
+        return dataclasses.replace(exported, probs=probs)
     warning = (
         f"The exported model's probabilities differ by up to {difference:.3f} from those of the stored features, so "
         "the metrics were measured with the exported model on the images. If no image file has changed since the run "
         "began, please report this; --cache off fine-tunes without stored features."
     )
-    return Exported(warnings=(warning,))
+    return dataclasses.replace(exported, warnings=(*exported.warnings, warning))

@@ -11,16 +11,17 @@ from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
-from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
 from tlray.data import audit, manifest
 from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
+from tlray.engines.kinds import EngineKind
 from tlray.evaluation import evaluate
 from tlray.evaluation.report import Report, SplitEvaluation
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
+from tlray.timing import Timing
 from tlray.training import export, plateau, probing, wording
 from tlray.training.export import Exported
 from tlray.training.paths import RunPaths
@@ -45,8 +46,14 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
     )
 
 
-def finish(run: Run, learned: Learned) -> TrainResult:
-    """Exports and evaluates the model, then publishes bundle, report and metrics."""
+def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
+    """Exports and evaluates the model, then publishes bundle, report and metrics.
+
+    Args:
+        run: The run.
+        learned: The result of its learning.
+        timing: Gets the time of each phase; goes into the metrics.
+    """
     config, images = run.config, run.images
     history, probe = learned.history, learned.trained.probe
     best_epoch = int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"]) if history else 0
@@ -54,7 +61,11 @@ def finish(run: Run, learned: Learned) -> TrainResult:
     paths = run.paths
     storage.delete(paths.partial_bundle)
     spec = make_spec(config, images, run.model.preprocessing)
-    evaluations, export_warnings = _export(run, learned, spec)
+    with timing.phase("exporting, comparing engines"):
+        exported = _export(run, learned)
+    spec = dataclasses.replace(spec, engines=exported.engines, measured_with=str(exported.kind))
+    with timing.phase("measuring the model"):
+        evaluations = _measure(run, exported, spec)
     metrics = {split: result.metrics for split, result in evaluations.items()}
     valid = evaluations.get("valid")
     spec = dataclasses.replace(
@@ -67,7 +78,7 @@ def finish(run: Run, learned: Learned) -> TrainResult:
     # The gravest first: reasons why the metrics are wrong, then reasons why the model is poor.
     warnings = (
         *spec.leaks,
-        *export_warnings,
+        *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
         *audit.warnings(images.findings)[len(spec.leaks) :],
@@ -87,12 +98,14 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         learning_curve=curve,
         evaluations=evaluations,
     )
-    evaluate.write_report(config.out, content)
-    _publish(paths, spec)
+    with timing.phase("writing report and bundle"):
+        evaluate.write_report(config.out, content)
+        _publish(paths, spec)
     headline = "test" if "test" in metrics else "valid"
     summary = {
         **metrics[headline],
         "split": headline,
+        "engine": spec.measured_with,
         "warnings": warnings,
         "epochs": config.epochs,
         "num_epochs": num_epochs,
@@ -101,6 +114,7 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         "splits": metrics,
         "probe": wording.describe_probe(probe),
         "learning_curve": curve or None,
+        "timing_s": timing.seconds,
     }
     storage.write_text(paths.metrics, json.dumps(summary, indent=2) + "\n")
     return TrainResult(
@@ -110,47 +124,57 @@ def finish(run: Run, learned: Learned) -> TrainResult:
         best_epoch=best_epoch,
         metrics=metrics,
         warnings=warnings,
+        timing_s=timing.seconds,
     )
 
 
-def _export(run: Run, learned: Learned, spec: BundleSpec) -> tuple[dict[str, SplitEvaluation], tuple[str, ...]]:
-    """Writes the model files and measures the model, from cached features where possible, otherwise by scoring images.
-
-    Returns:
-        Split to its evaluation, and warnings to the user.
-    """
-    config, images = run.config, run.images
+def _tables(images: Dataset) -> dict[str, pa.Table]:
+    """Returns the images that the model is measured on: split to table, empty splits left out."""
     tables = {split: images.split(split) for split in ("valid", "test")}
-    tables = {split: table for split, table in tables.items() if table.num_rows}
-    partial = run.paths.partial_bundle
+    return {split: table for split, table in tables.items() if table.num_rows}
+
+
+def _export(run: Run, learned: Learned) -> Exported:
+    """Writes the model files."""
+    config, images = run.config, run.images
     exporting = connection.start_here(
         export.export,
         run.model,
         learned.trained,
-        partial,
+        run.paths.partial_bundle,
         logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
         cache=learned.cache,
-        tables=tables,
+        tables=_tables(images),
         pixels=probing.pixels(config, images),
+        refer_below=config.refer_below,
+        precision=config.inference_precision,
+        calibration=images.split("train") if config.int8 else None,
+        use_gpu=config.use_gpu,
     )
-    exported: Exported = connection.get(exporting)
+    return connection.get(exporting)
+
+
+def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitEvaluation]:
+    """Measures the exported model on each split, from stored features where possible, otherwise by scoring images."""
+    images = run.images
     if not exported.probs:
-        store.seal(partial, spec)
-        return _evaluate(config, run.available, images, partial), exported.warnings
-    evaluations = {
+        store.seal(run.paths.partial_bundle, spec)
+        return _evaluate(run, exported.kind)
+    return {
         split: evaluate.measure_probabilities(table["class_index"].to_numpy(), exported.probs[split], images.classes)
-        for split, table in tables.items()
+        for split, table in _tables(images).items()
     }
-    return evaluations, exported.warnings
 
 
-def _evaluate(config: TrainConfig, available: Capacity, images: Dataset, location: str) -> dict[str, SplitEvaluation]:
+def _evaluate(run: Run, kind: EngineKind) -> dict[str, SplitEvaluation]:
     """Scores the validation and test images in one pass, and measures each split."""
+    config, images = run.config, run.images
     table = pa.concat_tables([images.split("valid"), images.split("test")])
-    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
     with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
-        for part in score.predict(location, table, plan=plan, batch_size=config.batch_size):
+        predicted = score.predict(run.paths.partial_bundle, table, plan=plan, kind=kind, batch_size=config.batch_size)
+        for part in predicted:
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
     predictions = pa.concat_tables(parts)

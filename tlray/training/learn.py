@@ -2,14 +2,19 @@
 
 from tlray.cluster import plans
 from tlray.data import manifest
+from tlray.timing import Timing
 from tlray.training import fit, probing
 from tlray.training.export import Trained
 from tlray.training.model import num_views
 from tlray.training.stages import Learned, Run
 
 
-def learn(run: Run) -> Learned:
+def learn(run: Run, timing: Timing) -> Learned:
     """Fits a probe, fine-tunes, or does one after the other, as the run's method says; continues from a checkpoint.
+
+    Args:
+        run: The run.
+        timing: Gets the time of each phase.
 
     Raises:
         DataError: Images have changed since the run began.
@@ -17,13 +22,16 @@ def learn(run: Run) -> Learned:
     """
     config, images, model = run.config, run.images, run.model
     if model.network is None:
-        history, weights = fit.fit(run)
+        with timing.phase("fine-tuning"):
+            history, weights = fit.fit(run)
         return Learned(trained=Trained(weights=weights), history=history)
     plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
-    probing.compute(config, run.paths.features, images, model.network, plan=plan)
-    pooled = probing.read_pooled(run.paths.features)
-    probe = probing.fit(config, images, pooled)
-    curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
+    with timing.phase("computing features"):
+        probing.compute(config, run.paths.features, images, model.network, plan=plan)
+    with timing.phase("fitting the probe"):
+        pooled = probing.read_pooled(run.paths.features)
+        probe = probing.fit(config, images, pooled)
+        curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
     del pooled  # training takes long and needs the memory
     cache = None
     if model.tail and probing.fits_cache(config, run.available, images, model.network):
@@ -31,6 +39,7 @@ def learn(run: Run) -> Learned:
         cache = probing.load(run.paths.features, model.tail_inputs, splits, views=num_views(config))
     if config.method == "probe":
         return Learned(trained=Trained(probe=probe), cache=cache, learning_curve=curve)
-    history, weights = fit.fit(run, start=probe, cache=cache)
+    with timing.phase("fine-tuning"):
+        history, weights = fit.fit(run, start=probe, cache=cache)
     trained = Trained(probe=probe, weights=weights)
     return Learned(trained=trained, history=history, cache=cache, learning_curve=curve)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tlray.config.training import TrainConfig
+from tlray.engines import choice
 from tlray.features.extraction import Network, as_network
 from tlray.features.store import POOLED
 
@@ -51,6 +52,7 @@ def build(config: TrainConfig, num_classes: int) -> Untrained:
     from tlray.models import devices, trunk  # noqa: PLC0415
     from tlray.models.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
 
+    kind = choice.for_features("auto", config.inference_precision, use_gpu=config.use_gpu, flag="--inference-precision")
     devices.use_cpus()  # leaves all GPUs to the workers
     keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
     keras.utils.set_random_seed(config.seed)
@@ -80,7 +82,7 @@ def build(config: TrainConfig, num_classes: int) -> Untrained:
     elif is_cached(config):
         outputs = {POOLED: pooled} | {f"cut_{number}": tensor for number, tensor in enumerate(first.outputs)}
     else:
-        network = as_network(keras.Model(first.inputs[0], [pooled]), [POOLED])
+        network = as_network(keras.Model(first.inputs[0], [pooled]), [POOLED], kind)
         return replace(prepared, network=network)
     tail_architecture = tail.to_json()  # before its layers, which the network shares, are frozen
     return replace(
@@ -89,7 +91,7 @@ def build(config: TrainConfig, num_classes: int) -> Untrained:
         tail_layers=tuple(layer.name for layer in models.trained_layers(backbone, config)),
         tail=tail_architecture,
         tail_weights=models.get_weights(tail),
-        network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs)),
+        network=as_network(keras.Model(first.inputs[0], list(outputs.values())), list(outputs), kind),
     )
 
 

@@ -1,21 +1,35 @@
 """Makes a bundle from a Keras model that was trained elsewhere (`tlray export`)."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 
 from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import ExportConfig
 from tlray.config.training import parse_intensity_range
+from tlray.data.listing import list_images
 from tlray.data.manifest import normal_form
-from tlray.errors import ConfigError
+from tlray.data.sample import read_some
+from tlray.data.stream import Pixels
+from tlray.engines import comparison, converted, quantization
+from tlray.engines.kinds import EngineKind, Precision
+from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 from tlray.models import classifier as models
 from tlray.models.files import save_artifact
+from tlray.models.outputs import trial_images
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference of a probability with which OpenVINO may replace TensorFlow in float32."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> str:
@@ -26,7 +40,10 @@ def export(config: ExportConfig) -> str:
 
     Raises:
         ConfigError: The model, the list of classes or the output cannot be used.
+        DataError: The images for --int8 cannot be used.
     """
+    if config.int8:
+        quantization.check_installed()
     classes = read_classes(config.classes)
     out = storage.absolute(config.out)
     limits = parse_intensity_range(config.intensity_range)
@@ -39,6 +56,7 @@ def export(config: ExportConfig) -> str:
         image_size_px=config.image_size_px,
         outputs=config.outputs,
     )
+    images = _calibration_images(config, logits_model.input_shape[1], limits) if config.int8 else []
     storage.prepare_output(out, kind="bundle", known_names=bundle.NAMES, overwrite=config.overwrite)
     classifier: keras.Model = models.with_probabilities(logits_model)
     spec = BundleSpec(
@@ -51,10 +69,39 @@ def export(config: ExportConfig) -> str:
         weights=os.path.basename(config.model),
     )
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        save_artifact(classifier, Path(temporary))
+        predict = save_artifact(classifier, Path(temporary))
+        directories, warnings = converted.add_to(temporary)
+        if config.int8 and directories:
+            warnings += converted.try_int8(temporary, images)[1]
+        directories, more = converted.keep_working(directories, _find_failures(directories, predict, spec))
+        warnings += more
+        for warning in warnings:
+            _LOG.warning("%s", warning)
         storage.copy_tree(temporary, out)
     storage.write_text(storage.join(out, bundle.MODEL_CARD), card.model_card(spec))
     return store.seal(out, spec)
+
+
+def _find_failures(directories: dict[Precision, str], predict: Any, spec: BundleSpec) -> dict[Precision, str]:
+    """Compares OpenVINO with TensorFlow on trial images, as there are no others."""
+    images_BHWC = np.stack(list(trial_images(spec.image_size_px)))
+    labels = np.zeros(len(images_BHWC), np.int64)
+    compared, failed = comparison.compare(
+        directories, lambda batch_BHWC: predict(batch_BHWC).numpy(), images_BHWC, labels, refer_below=spec.refer_below
+    )
+    exact = compared.get(EngineKind("openvino", "float32"))
+    if exact is not None and not exact.agreement.max_difference <= MAX_DIFFERENCE:
+        failed["float32"] = f"its probabilities differ by up to {exact.agreement.max_difference:.3g} from TensorFlow's"
+    return failed
+
+
+def _calibration_images(config: ExportConfig, size_px: int, intensity_range: tuple[float, float]) -> list[np.ndarray]:
+    listing = list_images(storage.absolute(config.int8_images or ""), labels_needed=False)
+    pixels = Pixels(size_px=size_px, intensity_range=intensity_range)
+    images = read_some(listing.table, pixels, max_images=quantization.MAX_IMAGES)
+    if not images:
+        raise DataError(f"None of the images of '{config.int8_images}' can be read. Give others for --int8-images.")
+    return list(images.values())
 
 
 def read_classes(location: str) -> tuple[str, ...]:

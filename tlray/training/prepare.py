@@ -12,17 +12,19 @@ from tlray.data.dataset import Dataset
 from tlray.data.listing import Listing
 from tlray.errors import ConfigError
 from tlray.files import storage
+from tlray.timing import Timing
 from tlray.training import probing, resume, wording
 from tlray.training.model import Untrained, build, is_cached
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, Run
 
 
-def prepare(begun: Begun, available: Capacity | None = None) -> Run:
+def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> Run:
     """Makes a run ready to learn: its part of the cluster, its images, its model, and its directory.
 
     Args:
         begun: The run, see `begin.resume_or_begin`.
+        timing: Gets the time of each phase.
         available: Resources of the connected cluster; None: connect, and measure them.
 
     Raises:
@@ -30,16 +32,18 @@ def prepare(begun: Begun, available: Capacity | None = None) -> Run:
         DataError: The images cannot be trained on.
     """
     config = begun.config
-    if available is None:
-        connection.connect()
-        available = capacity.measure()
+    with timing.phase("starting Ray"):
+        if available is None:
+            connection.connect()
+            available = capacity.measure()
     locations.check_shared(config.out, available)
     stored_uris = begun.source.table["uri"].to_pylist() if isinstance(begun.source, Dataset) else None
     locations.check_shared_images(config.data, config.columns, available, stored_uris=stored_uris)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
     refuse = partial(_check_memory, available)
-    images, model = read_and_build(config, begun.source, available, kind=KIND, refuse=refuse)
+    with timing.phase("reading images, building the model"):
+        images, model = read_and_build(config, begun.source, available, kind=KIND, refuse=refuse)
     if model.network and is_cached(config) and not probing.fits_cache(config, available, images, model.network):
         if begun.before is not None:
             raise ConfigError(
@@ -49,7 +53,8 @@ def prepare(begun: Begun, available: Capacity | None = None) -> Run:
         if not config.quiet:
             print(wording.describe_misfit(config, available, images, model.network))
         config = dataclasses.replace(config, cache="off")
-        images, model = read_and_build(config, images, available, kind=KIND, refuse=refuse)
+        with timing.phase("reading images, building the model"):
+            images, model = read_and_build(config, images, available, kind=KIND, refuse=refuse)
     # An earlier run is replaced only now that all of the user's input has been checked.
     if begun.before is None:
         create(config, begun.paths, images)

@@ -2,6 +2,7 @@
 
 from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
+from tlray.timing import Timing
 from tlray.training.begin import resume_or_begin
 from tlray.training.finish import finish
 from tlray.training.learn import learn
@@ -23,8 +24,10 @@ def train(config: TrainConfig, available: Capacity | None = None) -> TrainResult
         DataError: The data cannot be used.
         TlrayError: Training failed; the message says what to do.
     """
-    begun = resume_or_begin(config)
+    timing = Timing()
+    with timing.phase("checking settings, listing images"):
+        begun = resume_or_begin(config)
     if isinstance(begun, TrainResult):
         return begun
-    run = prepare(begun, available)
-    return finish(run, learn(run))
+    run = prepare(begun, timing, available)
+    return finish(run, learn(run, timing), timing)

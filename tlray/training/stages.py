@@ -30,6 +30,7 @@ class TrainResult:
         best_epoch: The epoch whose weights were exported, from 1; 0: the probe.
         metrics: Split to its metrics, see `metrics.evaluate_predictions`.
         warnings: Warnings about the metrics, the model and the data, the gravest first.
+        timing_s: Phase of the run to its seconds; empty where nothing was done.
     """
 
     out: str
@@ -38,6 +39,7 @@ class TrainResult:
     best_epoch: int
     metrics: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
+    timing_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

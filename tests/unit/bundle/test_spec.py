@@ -10,11 +10,17 @@ import pytest
 from tlray import __version__
 from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
+from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import BundleSpec
 from tlray.data.drift import Distribution, TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 from tlray.files import storage
 
+AGREEMENT = Agreement(
+    engine="openvino", precision="bfloat16", num_images=40, label_agreement=0.975, num_clear=30, num_clear_changed=0,
+    max_difference=0.03, mean_difference=0.002, log_loss_change=0.001, accuracy_change=0.0, accuracy_change_low=-0.05,
+    accuracy_change_high=0.05, num_referrals_changed=0, images_per_s=120.5, cpu="a CPU",
+)  # fmt: skip
 SPEC = BundleSpec(
     classes=("normal", "cancer", "böse"),
     image_size_px=96,
@@ -36,11 +42,13 @@ SPEC = BundleSpec(
         class_counts=(3, 7, 0), confidence=Distribution(edges=(0.5, 0.75), counts=(3, 4, 3))
     ),
     metrics={"valid": {"num_images": 40, "accuracy": 0.8125, "balanced_accuracy": 0.75}},
+    engines=(AGREEMENT,),
     leaks=("3 images are copies.", "Patients in two splits: 2."),
 )
 FILES = {
     "model.keras": b"keras",
     "model_card.md": b"# card",
+    "openvino/model.xml": b"<net/>",
     "saved_model/saved_model.pb": b"graph",
     "saved_model/variables/variables.index": b"",
 }
@@ -69,7 +77,7 @@ def test_sealed_bundle_comes_back(location):
     assert sha256 == hashlib.sha256(content).hexdigest()
     raw = json.loads(content)
     assert raw["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-    assert (raw["schema_version"], raw["classes"]) == (1, ["normal", "cancer", "böse"])
+    assert (raw["schema_version"], raw["classes"]) == (2, ["normal", "cancer", "böse"])
 
     loaded = store.load(location)
     assert loaded.sha256 == sha256
@@ -156,11 +164,13 @@ def test_directory_without_description_is_no_bundle(location):
         store.load(storage.join(location, "model.keras"))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [0, 3, "1"])
 def test_other_schema_version_is_refused(location, version):
     store.seal(location, SPEC)
     edit(location, schema_version=version)
-    with pytest.raises(BundleError, match=f"has schema version {version}, but this tlray reads 1. Export it again"):
+    with pytest.raises(
+        BundleError, match=f"has schema version {version}, but this tlray reads 1 to 2. Export it again"
+    ):
         store.load(location)
 
 
@@ -233,7 +243,7 @@ def test_files_beside_are_not_a_bundles(tmp_path):
 def test_library_versions():
     versions = bundle.library_versions()
     assert versions["tlray"] == __version__
-    assert set(versions) == {"tlray", "python", "ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow"}
+    assert set(versions) == {"tlray", "python", "ray", "tensorflow", "keras", "numpy", "openvino", "pillow", "pyarrow"}
     assert versions["numpy"] == __import__("numpy").__version__
 
 

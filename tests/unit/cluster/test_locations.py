@@ -13,7 +13,8 @@ import pytest
 from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
-from tlray.config.commands import EvaluateConfig, FeaturesConfig, ScoreConfig, SweepConfig
+from tlray.config.commands import FeaturesConfig, SweepConfig
+from tlray.config.prediction import EvaluateConfig, ScoreConfig
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, listing
 from tlray.errors import ConfigError

@@ -6,15 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray.config.commands import (
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    PhantomConfig,
-    ScoreConfig,
-    ServeConfig,
-    SweepConfig,
-)
+from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.training import Augmentation, TrainConfig, parse_columns, parse_intensity_range, parse_prior, to_json
 from tlray.data import phantoms
 from tlray.errors import ConfigError

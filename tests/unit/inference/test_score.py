@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
 from tlray.bundle.spec import BundleSpec
-from tlray.config.commands import ScoreConfig
+from tlray.bundle.store import Bundle
+from tlray.config.prediction import ScoreConfig
 from tlray.data.listing import list_images
 from tlray.errors import BundleError, ConfigError, DataError, TlrayError
 from tlray.files import storage
@@ -26,7 +27,8 @@ def score(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring.connection, "connect", lambda: None)
     monkeypatch.setattr(scoring.capacity, "measure", make_capacity)
     monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
-    monkeypatch.setattr(scoring.store, "load", lambda _: None)
+    bundle = Bundle(spec=SPEC, directory=tmp_path, sha256="aaa")
+    monkeypatch.setattr(scoring.store, "load", lambda _: bundle)
     monkeypatch.setattr(scoring, "predict", begin)
 
     def run(source, **options):

@@ -27,7 +27,7 @@ from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 from serve_app.options import Options
 from tlray.cluster.capacity import Capacity, Node
-from tlray.config.commands import ServeConfig
+from tlray.config.prediction import ServeConfig
 from tlray.errors import BundleError, ConfigError, TlrayError
 
 KEY = "0123456789abcdef"

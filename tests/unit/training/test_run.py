@@ -9,13 +9,20 @@ from tlray.cluster.capacity import Capacity
 from tlray.config import recipes
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.data.dataset import Dataset
+from tlray.engines.kinds import REFERENCE
+from tlray.engines.networks import KerasNetwork, Packed
 from tlray.errors import ConfigError
 from tlray.features.extraction import Network
 from tlray.training import begin, probing, wording
 from tlray.training.paths import RunPaths
 from tlray.training.stages import Begun
 
-NETWORK = Network(architecture="", weights=[], names=["pooled"], shapes=[(50,)], fingerprint="")  # 100 bytes an image
+NETWORK = Network(  # 100 bytes an image
+    packed=Packed(network=KerasNetwork(architecture="", weights=[]), kind=REFERENCE),
+    names=["pooled"],
+    shapes=[(50,)],
+    fingerprint="",
+)
 
 
 def make_capacity(**changes: Any) -> Capacity:

@@ -133,12 +133,13 @@ def test_a_batch_is_submitted(endpoint):
             *("--bundle", "/bundles/1", "--bundle-sha256", "1" * 64),
             *("--input", str(endpoint.input), "--out", f"{endpoint.output}/1"),
             *("--roots", str(endpoint.input), "s3://bucket/in"),
+            *("--engine", "auto", "--precision", "auto"),
         ]
     }
 
 
 def test_another_version_and_gpus(endpoint):
-    endpoint.options["use_gpu"] = True
+    endpoint.options |= {"use_gpu": True, "engine": "tensorflow", "precision": "float32"}
     batch = endpoint.post(version=2, input="S3://bucket/in/a%20b/").json()
     (command,) = endpoint.jobs.commands.values()
     assert command[5:12] == [
@@ -150,7 +151,7 @@ def test_another_version_and_gpus(endpoint):
         "s3://bucket/in/a%20b",
         "--out",
     ]
-    assert command[-1] == "--use-gpu"
+    assert command[-5:] == ["--use-gpu", "--engine", "tensorflow", "--precision", "float32"]
     assert (batch["version"], batch["bundle_sha256"], batch["input"]) == (2, "2" * 64, "s3://bucket/in/a%20b")
     assert endpoint.post(version=3).status_code == 404
 

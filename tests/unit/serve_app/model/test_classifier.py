@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,12 +15,14 @@ import pytest
 
 from serve_app.app import build
 from serve_app.errors import RequestError
+from serve_app.model import explaining
 from serve_app.model.classifier import Answer, Explained, Pixels, to_batch
 from serve_app.model.remote import RemoteModel
 from serve_app.model.service import Prediction, Service
 from serve_app.options import Options
 from tests.endpoint import LocalClassifier
 from tlray import cli
+from tlray.bundle import store
 from tlray.errors import BundleError
 from tlray.inference.predictor import Predictor
 from tlray.models import explain
@@ -55,10 +58,21 @@ def classifier(bundles) -> Iterator[LocalClassifier]:
     asyncio.run(replica._model.close())
 
 
+@pytest.fixture
+def explaining_here(monkeypatch) -> None:
+    """Explains in a thread, so that tests can replace the explainer."""
+    monkeypatch.setattr(explaining, "_new_pool", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(explaining, "_EXPLAINERS", {})
+
+
 def pixels(classifier: LocalClassifier) -> Pixels:
     limits = classifier._model.info.spec.intensity_range
     image = np.random.default_rng(0).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     return Pixels(images=[image.tobytes()] * 2, size_px=SIZE_PX, intensity_range=limits)
+
+
+def sha256_of(bundle: str) -> str:
+    return store.read_spec(bundle)[1]
 
 
 def sha256(classifier: LocalClassifier) -> str:
@@ -95,6 +109,7 @@ def test_a_bundle_that_is_none_stops_a_start_and_no_service(classifier, bundles)
     assert asyncio.run(classifier.predict(pixels(classifier))).probabilities is not None
 
 
+@pytest.mark.usefixtures("explaining_here")
 def test_a_model_that_cannot_be_explained_says_so_and_is_taken_apart_once(classifier, monkeypatch):
     loads: list[Any] = []
 
@@ -130,24 +145,25 @@ def heat(sha256: str, class_index: int) -> np.ndarray:
     return np.full((SIZE_PX, SIZE_PX), int(sha256[:2], 16) / 255 / (1 + class_index), np.float32)
 
 
+@pytest.mark.usefixtures("explaining_here")
 def test_an_exchange_waits_for_explanations_and_each_is_of_the_bundle_that_predicted(classifier, bundles, monkeypatch):
-    monkeypatch.setattr("tlray.models.explain.Explainer", GatedExplainer)
     images, first = pixels(classifier), classifier._model
-    first._explainer = GatedExplainer(first.predictor.bundle)
+    gated = {sha256: GatedExplainer(SimpleNamespace(sha256=sha256)) for sha256 in map(sha256_of, bundles.values())}
+    monkeypatch.setattr(explaining, "_EXPLAINERS", gated)
+    explainer = gated[first.info.bundle_sha256]
 
     async def exchange() -> tuple[Answer, Answer, Answer]:
-        explaining = asyncio.create_task(classifier.explain(images, first.info.bundle_sha256))
-        await asyncio.to_thread(first._explainer.begun.wait, DEADLINE_S)
+        answering = asyncio.create_task(classifier.explain(images, first.info.bundle_sha256))
+        await asyncio.to_thread(explainer.begun.wait, DEADLINE_S)
         exchanging = asyncio.create_task(classifier.reconfigure({"bundle": bundles["second"]}))
         while classifier._model is first:
             await asyncio.sleep(0.01)
         too_late = await classifier.explain(images, first.info.bundle_sha256)
         assert not exchanging.done()
-        first._explainer.gate.set()
-        before = await explaining
+        explainer.gate.set()
+        before = await answering
         await exchanging
-        classifier._model._explainer = GatedExplainer(classifier._model.predictor.bundle)
-        classifier._model._explainer.gate.set()
+        gated[classifier._model.info.bundle_sha256].gate.set()
         return before, too_late, await classifier.explain(images, classifier._model.info.bundle_sha256)
 
     before, too_late, after = asyncio.run(exchange())
@@ -163,13 +179,15 @@ def test_an_exchange_waits_for_explanations_and_each_is_of_the_bundle_that_predi
         assert answer.explained == Explained(overlays=overlays)
 
 
+@pytest.mark.usefixtures("explaining_here")
 @pytest.mark.parametrize("explain", [False, True])
 def test_one_replica_takes_all_that_two_full_ingresses_hold(bundles, monkeypatch, explain):
     options = Options(bundle=bundles["first"], max_replicas=3)
     _, models = cast("tuple[Any, dict[int, Any]]", build(options)._bound_deployment.init_args)
     deployment = models[1]._bound_deployment
     _, version = deployment.init_args
-    replica = LocalClassifier(options.bundle, **deployment.init_kwargs)
+    settings = deployment.init_kwargs
+    replica = LocalClassifier(options.bundle, **{name: settings[name] for name in ("max_batch_size", "max_waiting")})
     gate, predictor = threading.Event(), replica._model.predictor
     predict = predictor.predict
 

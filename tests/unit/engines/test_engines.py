@@ -1,0 +1,320 @@
+"""The engines on one small network: the same numbers, what each machine takes, and what is refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tlray.bundle import store
+from tlray.bundle.agreement import Agreement
+from tlray.bundle.spec import BundleSpec
+from tlray.config.training import TrainConfig
+from tlray.engines import choice, comparison, converted, networks, openvino_engine, quantization
+from tlray.engines.kinds import REFERENCE, EngineKind, Precision
+from tlray.errors import BundleError, ConfigError
+from tlray.inference.predictor import Predictor
+from tlray.models.files import save_artifact
+from tlray.training import begin
+
+SIZE_PX = 24
+SPEC = BundleSpec(
+    classes=("a", "b", "c"), image_size_px=SIZE_PX, preprocessing="unit", backbone="b", weights="w",
+    thresholds={"refer_below": 0.5},
+)  # fmt: skip
+HAS_BFLOAT16 = "bfloat16" in openvino_engine.cpu_precisions()
+
+
+def build_network() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    images = keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(images)
+    x = keras.layers.Conv2D(6, 3, strides=2, activation="relu")(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(images, keras.layers.Softmax()(x * 10))
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    return build_network()
+
+
+@pytest.fixture(scope="module")
+def bundle(network, tmp_path_factory) -> str:
+    """A bundle of this version."""
+    directory = tmp_path_factory.mktemp("bundle") / "bundle"
+    save_artifact(network, directory)
+    assert converted.add_to(str(directory))[1] == ()
+    store.seal(str(directory), SPEC)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def earlier(bundle, tmp_path_factory) -> str:
+    """The same as an earlier version wrote it, without files for OpenVINO."""
+    directory = tmp_path_factory.mktemp("earlier") / "bundle"
+    shutil.copytree(bundle, directory)
+    shutil.rmtree(directory / "openvino")
+    text = (directory / "bundle.json").read_text()
+    lines = text.replace('"schema_version": 2', '"schema_version": 1').splitlines()
+    lines = [line for line in lines if '"openvino/' not in line and '"engines"' not in line]
+    (directory / "bundle.json").write_text("\n".join(lines).replace('",\n  }', '"\n  }'))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+
+
+def test_both_engines_compute_what_the_network_does(bundle, network, images):
+    expected = np.asarray(network(images))
+    assert expected.max(axis=1).std() > 1e-3  # not all alike
+    for engine in ("openvino", "tensorflow"):
+        predictor = Predictor(bundle, engine=engine, precision="float32")
+        assert predictor.kind == EngineKind(engine, "float32")
+        found = predictor.predict(images)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        for size in (1, 3):  # batches of any size, in turns
+            np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16")
+def test_bfloat16_is_near_and_not_the_same(bundle, images):
+    exact = Predictor(bundle, precision="float32").predict(images)
+    found = Predictor(bundle, precision="bfloat16").predict(images)
+    difference = np.abs(found - exact).max()
+    # bfloat16 has 8 significant bits; the logits are of the size of 10.
+    assert 1e-6 < difference < 0.1
+
+
+def test_the_answer_is_a_copy(bundle, images):
+    predictor = Predictor(bundle, engine="openvino")
+    first = predictor.predict(images[:2])
+    kept = first.copy()
+    predictor.predict(images[2:4])
+    assert np.array_equal(first, kept)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_bundle_of_an_earlier_version_is_converted_once(bundle, earlier, images, cache, caplog):
+    expected = Predictor(bundle, precision="float32").predict(images)
+    for _ in range(2):
+        np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
+    (message,) = [record.getMessage() for record in caplog.records]
+    sha256 = store.read_spec(earlier)[1]
+    assert message == f"Converting the bundle {sha256[:12]}, of an earlier version, for OpenVINO: only once"
+    assert os.listdir(cache / "tlray/bundles") == [f"{sha256}-{openvino_engine.version()}"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(bundle, earlier, images, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    expected = Predictor(bundle, precision="float32").predict(images)
+    np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
+
+
+def test_a_changed_file_of_an_engine_is_noticed(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle/openvino/model.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(BundleError, match=r"was changed after its export: the sha256 of openvino/model\.bin is"):
+        Predictor(str(tmp_path / "bundle"))
+
+
+def test_a_network_that_openvino_does_not_know_is_run_by_tensorflow(images, tmp_path):
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(pixels))
+    x = keras.ops.erfinv(x)
+    network = keras.Model(pixels, keras.layers.Softmax()(x))
+    save_artifact(network, tmp_path / "bundle")
+    directories, warnings = converted.add_to(str(tmp_path / "bundle"))
+    assert directories == {}
+    assert warnings[0].startswith("OpenVINO cannot convert the model, so TensorFlow will predict")
+    store.seal(str(tmp_path / "bundle"), SPEC)
+    predictor = Predictor(str(tmp_path / "bundle"))
+    assert predictor.kind == REFERENCE
+    np.testing.assert_allclose(predictor.predict(images), np.asarray(network(images)), atol=1e-5)
+    with pytest.raises(ConfigError, match="--engine openvino: OpenVINO cannot run this model"):
+        Predictor(str(tmp_path / "bundle"), engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"precision": "int8"}, "--precision int8: this bundle has no int8 model"),
+        ({"engine": "tensorflow", "precision": "bfloat16"}, "the engine tensorflow predicts in float32"),
+        ({"engine": "openvino", "use_gpu": True}, "--engine openvino predicts on CPUs. Leave out --use-gpu"),
+    ],
+)
+def test_what_cannot_be_is_refused(bundle, wanted, message):
+    with pytest.raises(ConfigError, match=message):
+        Predictor(bundle, **wanted)
+
+
+def test_a_precision_that_the_cpu_lacks(bundle, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32"}))
+    monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "Old CPU")
+    message = r"--precision bfloat16: this machine's CPU \(Old CPU\) cannot compute in it. Give --precision float32"
+    with pytest.raises(ConfigError, match=message):
+        Predictor(bundle, precision="bfloat16")
+    assert Predictor(bundle).kind == EngineKind("openvino", "float32")
+
+
+def compared(network, bundle, images):
+    directory = os.path.join(bundle, "openvino")
+    labels = np.asarray(network(images)).argmax(axis=1)
+    found, failed = comparison.compare(
+        {"float32": directory, "bfloat16": directory},
+        lambda batch: np.asarray(network(batch)),
+        images,
+        labels,
+        refer_below=0.5,
+    )
+    assert failed == {}
+    return found
+
+
+def test_the_engines_of_a_new_model_are_compared(network, bundle, images):
+    predicted = compared(network, bundle, images)
+    precisions: list[Precision] = ["float32", "bfloat16"] if HAS_BFLOAT16 else ["float32"]
+    assert list(predicted) == [REFERENCE, *(EngineKind("openvino", precision) for precision in precisions)]
+    for kind, each in predicted.items():
+        expected = Predictor(bundle, engine=kind.engine, precision=kind.precision).predict(images)
+        np.testing.assert_allclose(each.probs_BK, expected, atol=1e-5)
+        assert (each.agreement.engine, each.agreement.precision) == (kind.engine, kind.precision)
+    found = {str(kind): each.agreement for kind, each in predicted.items()}
+    exact = found["openvino float32"]
+    assert (exact.num_images, exact.label_agreement, exact.num_clear_changed) == (40, 1.0, 0)
+    assert exact.max_difference < 1e-5
+    assert exact.is_fit
+    assert exact.images_per_s > 0
+    if HAS_BFLOAT16:
+        assert found["openvino bfloat16"].max_difference > exact.max_difference
+
+
+def agreement(precision: Precision, **changes) -> Agreement:
+    """One that is fit, unless it is changed."""
+    values = {
+        "num_images": 72, "label_agreement": 1.0, "num_clear": 60, "num_clear_changed": 0, "max_difference": 0.01,
+        "mean_difference": 0.001, "log_loss_change": 0.001, "accuracy_change": 0.0, "accuracy_change_low": -0.03,
+        "accuracy_change_high": 0.03, "num_referrals_changed": 0, "images_per_s": 50.0, "cpu": "a CPU",
+    }  # fmt: skip
+    return Agreement(engine="openvino", precision=precision, **(values | changes))
+
+
+EXACT, NEAR = agreement("float32"), agreement("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("agreements", "has", "chosen"),
+    [
+        ([EXACT, NEAR], {"float32", "bfloat16"}, EngineKind("openvino", "bfloat16")),
+        ([EXACT, NEAR], {"float32"}, EngineKind("openvino", "float32")),
+        ([EXACT, agreement("bfloat16", num_clear_changed=1)], {"float32", "bfloat16"},
+         EngineKind("openvino", "float32")),
+        ([EXACT, agreement("bfloat16", num_clear=19)], {"float32", "bfloat16"}, EngineKind("openvino", "float32")),
+        ([EXACT, NEAR, agreement("int8")], {"float32", "bfloat16", "int8"}, EngineKind("openvino", "int8")),
+        ([EXACT, NEAR, agreement("int8", accuracy_change=-0.02)], {"float32", "bfloat16", "int8"},
+         EngineKind("openvino", "bfloat16")),
+        ([agreement("float32", log_loss_change=float("nan")), NEAR], {"float32", "bfloat16"}, REFERENCE),
+        ([], {"float32", "bfloat16"}, EngineKind("openvino", "float32")),
+    ],
+    ids=["both fit", "old CPU", "a label changed", "too few", "int8", "worse int8", "wrong in float32", "not compared"],
+)  # fmt: skip
+def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chosen, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset(has))
+    everything: list[Precision] = ["float32", "bfloat16", "int8"]
+    found = choice.choose("auto", "auto", use_gpu=False, agreements=agreements, converted_to=everything)
+    assert found == chosen
+    assert choice.choose("auto", "auto", use_gpu=True, agreements=agreements) == REFERENCE
+
+
+def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images, tmp_path):
+    shutil.copytree(Path(bundle) / "openvino", tmp_path / "openvino")
+    (tmp_path / "openvino/model.xml").write_text("<net/>")
+    directory = str(tmp_path / "openvino")
+    directories: dict[Precision, str] = {"float32": directory, "bfloat16": directory}
+    labels = np.zeros(len(images), np.int64)
+    found, failed = comparison.compare(
+        directories, lambda batch: np.asarray(network(batch)), images, labels, refer_below=0.5
+    )
+    assert list(found) == [REFERENCE]
+    left, warnings = converted.keep_working(directories, failed)
+    assert left == {}
+    assert not (tmp_path / "openvino").exists()
+    assert warnings[0].startswith("OpenVINO cannot run the model in float32: ")
+
+
+def test_a_damaged_network_in_the_cache_is_made_again(network, cache, images):
+    packed = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")
+    (weights,) = (cache / "tlray/networks").glob("f-*/model.bin")
+    assert weights.parent.name == f"f-{openvino_engine.version()}"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-8])
+    again = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")
+    assert weights.read_bytes() == content
+    for each in (packed, again):
+        engine = networks.load(each, num_threads=1, use_gpu=False, is_long=False)
+        np.testing.assert_allclose(engine.run(images)[0], np.asarray(network(images)), atol=1e-5)
+
+
+def test_a_process_that_predicts_loads_no_tensorflow_and_talks_to_nobody(bundle, tmp_path):
+    """OpenVINO would report its import to its makers, and note it in the user's folder."""
+    program = """
+import sys
+import numpy as np
+from tlray import Predictor
+predictor = Predictor(sys.argv[1])
+size = predictor.bundle.spec.image_size_px
+print(predictor.predict(np.zeros((1, size, size, 3), np.uint8)).shape)
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "keras", "ray", "matplotlib"}))
+from tlray.engines import converted
+converted.add_to(sys.argv[2])
+converted.try_int8(sys.argv[2], [np.zeros((size, size, 3), np.uint8)] * 2)
+print([name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module])
+"""
+    shutil.copytree(Path(bundle) / "saved_model", tmp_path / "artifact/saved_model")
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, bundle, str(tmp_path / "artifact")],
+        env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[1], lines[-1]) == ("(1, 3)", "[]", "[]")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert {path.name for path in (tmp_path / "artifact").iterdir()} == {"saved_model", "openvino", "openvino-int8"}
+
+
+@pytest.mark.skipif("int8" not in openvino_engine.cpu_precisions(), reason="this CPU has no 8-bit arithmetic")
+def test_an_int8_model_is_near(network, bundle, images, tmp_path):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/bundle.json").unlink()
+    directories, warnings = converted.try_int8(str(tmp_path / "bundle"), [*images])
+    assert (list(directories), warnings) == (["int8"], ())
+    store.seal(str(tmp_path / "bundle"), SPEC)
+    expected = np.asarray(network(images))
+    difference = np.abs(Predictor(str(tmp_path / "bundle"), precision="int8").predict(images) - expected).max()
+    assert 1e-5 < difference < 0.2
+    # float32 stays exact, and the choice where nothing was compared.
+    predictor = Predictor(str(tmp_path / "bundle"))
+    assert predictor.kind.precision == "float32"
+    np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-5)
+
+
+def test_int8_without_nncf_is_refused_before_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"--int8 needs NNCF: pip install 'tlray\[int8\]'"):
+        begin.resume_or_begin(TrainConfig(data=str(tmp_path), out=str(tmp_path / "out"), int8=True))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,157 @@
+"""Settings of `evaluate`, `score`, `serve` and `engines`: dataclasses that define the options and help texts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tlray.config.training import EngineChoice, PrecisionChoice, parse_columns, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Score the images of one split with a bundle and compare the predictions with the labels."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    data: str
+    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The output directory for metrics.json, report.html, figures/, predictions/ and predictions.csv; a path or URI."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """The split to evaluate; all for data without splits."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    batch_size: int = 32
+    """Number of images in a batch of the model."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    engine: EngineChoice = "auto"
+    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
+    validation images and that the CPU has; float32: the same result on every machine."""
+    overwrite: bool = False
+    """Replace an earlier evaluation in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """Score a file, folder, glob, zip or manifest of images. Every file gets a row, even if it cannot be read."""
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    input: str
+    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The output directory for predictions/ (Parquet), predictions.csv and _SUCCESS, written last; a path or URI."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    batch_size: int = 32
+    """Number of images in a batch of the model."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    engine: EngineChoice = "auto"
+    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
+    validation images and that the CPU has; float32: the same result on every machine."""
+    bundle_sha256: str | None = None
+    """The sha256 of the bundle's bundle.json. Nothing is scored if the bundle has been replaced by another one."""
+    roots: tuple[str, ...] = ()
+    """Folders or URIs below which all images must lie. If a manifest or a symbolic link leads elsewhere, nothing is
+    scored. Without any, images may lie anywhere."""
+    resume: bool = False
+    """Continue an interrupted scoring in --out. Images that have changed since they were scored are scored again; they
+    are found by the size and time of their files."""
+    verify: bool = False
+    """With --resume: find changed images by reading every scored image again, not by sizes and times."""
+    overwrite: bool = False
+    """Replace an earlier output in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+        both = self.resume and self.overwrite
+        require(not both, "--resume continues an earlier scoring and --overwrite deletes it. Give only one of them.")
+        require(self.resume or not self.verify, "--verify checks what --resume continues. Give --resume too.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Serve a bundle over HTTP until Ctrl-C, on a local Ray or on the one that RAY_ADDRESS names.
+
+    API keys are read from the environment: TLRAY_API_KEYS (keys separated by commas) or TLRAY_API_KEYS_FILE (path of a
+    file with one key per line). To serve on several machines, use `serve deploy serve_app/config.yaml`.
+    """
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    name: str = "chest-ct"
+    """The model's name in addresses such as /v1/models/NAME."""
+    host: str = "127.0.0.1"
+    """The address to listen on. 0.0.0.0 means all addresses of this machine, and needs keys or --open-without-keys."""
+    port: int = 8000
+    """The port to listen on."""
+    open_without_keys: bool = False
+    """If there are no keys, answer other machines too: anyone who reaches the port can use the model."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of other sites whose pages may use the model, such as https://scans.example."""
+    input_roots: tuple[str, ...] = ()
+    """Folders or URIs below which bulk scoring (POST /v1/batches) may read. Without any, bulk scoring is off."""
+    output_roots: tuple[str, ...] = ()
+    """Folders or URIs below which bulk scoring may write. Without any, bulk scoring is off."""
+    max_batch_size: int = 32
+    """Maximum number of images in a batch of the model."""
+    max_replicas: int = 1
+    """Maximum number of model replicas; there is one without load. With more than 1, each takes 4 CPUs, or a GPU."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    engine: EngineChoice = "auto"
+    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
+    validation images and that the CPU has; float32: the same result on every machine."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 2**16, f"--port must lie in [1, 65535]. Received: {self.port}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginesConfig:
+    """Show how a bundle's engines and precisions agree, and which one predicts on this machine.
+
+    Without --data the table is the one that the bundle's export wrote. With --data everything is measured now.
+    """
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    data: str | None = None
+    """Labelled images to measure on: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    split: Literal["train", "valid", "test", "all"] = "valid"
+    """The split to measure on; all for data without splits."""
+    num_images: int = 256
+    """Maximum number of images to measure on."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.num_images > 0, f"--num-images must be positive. Received: {self.num_images}")

@@ -1,0 +1,120 @@
+"""Decides which engine and precision run a network, and loads it: the only place that tells engines apart."""
+
+from collections.abc import Collection, Sequence
+
+from tlray.bundle.agreement import Agreement
+from tlray.bundle.store import Bundle
+from tlray.config.training import EngineChoice, PrecisionChoice
+from tlray.engines import converted, openvino_engine
+from tlray.engines.kinds import REFERENCE, Engine, EngineKind, Precision
+from tlray.errors import BundleError, ConfigError
+
+FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
+"""The precisions, the fastest first on CPUs that have them in hardware."""
+
+FLAG = "--precision"
+"""The option that chooses the precision, in most commands."""
+
+
+def choose(
+    engine: EngineChoice,
+    precision: PrecisionChoice,
+    *,
+    use_gpu: bool,
+    agreements: Sequence[Agreement] = (),
+    converted_to: Collection[Precision] = ("float32", "bfloat16"),
+    flag: str = FLAG,
+) -> EngineKind:
+    """Decides which engine runs a network on this machine, and in which precision.
+
+    Args:
+        engine: The wanted engine. auto: TensorFlow on GPUs, and for networks that OpenVINO does not know or that it
+            computes otherwise; else OpenVINO.
+        precision: The wanted precision. auto: the fastest that is fit for the network (see `agreement.Agreement`) and
+            that this machine's CPU has; float32 where nothing is known about the network.
+        use_gpu: Whether the network runs on a GPU.
+        agreements: What is known about the network's precisions.
+        converted_to: The precisions in which OpenVINO has the network; empty if it cannot be converted.
+        flag: The option that chose the precision, for messages.
+
+    Raises:
+        ConfigError: This machine, the engine or the network does not have what is wanted.
+    """
+    remedy = f"Give {flag} float32, which every machine has, or auto."
+    known = [each for each in agreements if each.engine == "openvino"]
+    fit: set[Precision] = {each for each in FASTEST_FIRST if any(row.precision == each and row.is_fit for row in known)}
+    if not known:
+        fit = {"float32"}
+    if engine == "auto":
+        is_for_openvino = converted_to and not use_gpu and (precision != "auto" or "float32" in fit)
+        engine = "openvino" if is_for_openvino else "tensorflow"
+    if engine == "tensorflow":
+        if precision not in ("auto", "float32"):
+            raise ConfigError(f"{flag} {precision}: the engine tensorflow predicts in float32. {remedy}")
+        return REFERENCE
+    if use_gpu:
+        raise ConfigError("--engine openvino predicts on CPUs. Leave out --use-gpu, or give --engine tensorflow.")
+    if not converted_to:
+        raise ConfigError("--engine openvino: OpenVINO cannot run this model. Give --engine tensorflow, or auto.")
+    available = openvino_engine.cpu_precisions() & set(converted_to)
+    if precision == "auto":
+        fit |= {"float32"}  # with --engine openvino
+        return EngineKind("openvino", next(each for each in FASTEST_FIRST if each in fit & available))
+    if precision not in converted_to:
+        raise ConfigError(f"{flag} {precision}: this bundle has no {precision} model. {remedy}")
+    if precision not in available:
+        name = openvino_engine.cpu_name()
+        raise ConfigError(f"{flag} {precision}: this machine's CPU ({name}) cannot compute in it. {remedy}")
+    return EngineKind("openvino", precision)
+
+
+def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: bool, flag: str = FLAG) -> EngineKind:
+    """Decides which engine computes features; see `choose`. auto: bfloat16 where this machine's CPU has it.
+
+    Rounding a feature to bfloat16 matters less than to a prediction: the classifier is trained on the rounded ones.
+    """
+    if precision == "auto" and engine != "tensorflow" and not use_gpu:
+        precision = "bfloat16" if "bfloat16" in openvino_engine.cpu_precisions() else "float32"
+    return choose(engine, precision, use_gpu=use_gpu, flag=flag)
+
+
+def for_bundle(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: bool) -> EngineKind:
+    """Decides which engine runs a bundle's model on this machine, and in which precision; see `choose`.
+
+    A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it.
+    """
+    is_for_tensorflow = engine == "tensorflow" or (engine == "auto" and use_gpu)
+    return choose(
+        engine,
+        precision,
+        use_gpu=use_gpu,
+        agreements=bundle.spec.engines,
+        converted_to=() if is_for_tensorflow else converted.ensure(bundle),
+    )
+
+
+def load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None = None, use_gpu: bool = False) -> Engine:
+    """Loads a bundle's model.
+
+    Args:
+        bundle: The bundle.
+        kind: See `choose`.
+        num_threads: Threads to compute with; None: all CPUs.
+        use_gpu: Compute on the visible GPU.
+
+    Raises:
+        BundleError: The model cannot be loaded.
+    """
+    try:
+        if kind.engine == "openvino":
+            files = converted.directory(bundle, kind.precision)
+            return openvino_engine.OpenVinoEngine(files, precision=kind.precision, num_threads=num_threads)
+        from tlray.engines import tensorflow_engine  # noqa: PLC0415 (TensorFlow only where it predicts)
+
+        return tensorflow_engine.load_saved_model(bundle.saved_model_path, num_threads=num_threads, use_gpu=use_gpu)
+    except openvino_engine.ConversionError as error:
+        raise BundleError(
+            f"OpenVINO cannot load the model of this bundle: {error}. Give --engine tensorflow."
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"The SavedModel of this bundle cannot be loaded: {error}") from error

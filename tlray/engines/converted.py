@@ -1,0 +1,186 @@
+"""Finds the files of a bundle's model in OpenVINO's format; converts bundles of earlier versions once, into a cache."""
+
+import atexit
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tlray.bundle import spec
+from tlray.bundle.store import Bundle
+from tlray.engines import openvino_engine, quantization
+from tlray.engines.kinds import Precision
+
+_LOG = logging.getLogger(__name__)
+
+DIGEST = "sha256"
+"""Name of a file in the cache that tells whether the files beside it are whole."""
+
+CANNOT = "OpenVINO cannot convert the model, so TensorFlow will predict, more slowly: {}"
+
+
+def cache_directory() -> Path:
+    """Returns the directory for files that can be made again (XDG Base Directory Specification 0.8).
+
+    Raises:
+        RuntimeError: The user has no home directory.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given if os.path.isabs(given) else Path.home() / ".cache") / "tlray"
+
+
+def add_to(artifact: str) -> tuple[dict[Precision, str], tuple[str, ...]]:
+    """Converts the SavedModel of an exported model for OpenVINO.
+
+    Args:
+        artifact: Directory on this node with `saved_model/`; `openvino/` is written beside it.
+
+    Returns:
+        By precision, the directory of its files, see `comparison.compare`; and a warning where there are none.
+    """
+    target = os.path.join(artifact, spec.OPENVINO_DIR)
+    try:
+        openvino_engine.convert(os.path.join(artifact, spec.SAVED_MODEL_DIR), target)
+    except openvino_engine.ConversionError as error:
+        return {}, (CANNOT.format(error),)
+    return {"float32": target, "bfloat16": target}, ()
+
+
+def try_int8(artifact: str, images: Sequence[np.ndarray]) -> tuple[dict[Precision, str], tuple[str, ...]]:
+    """Adds the int8 version of a model beside its `openvino/`; see `quantization.quantize`.
+
+    Args:
+        artifact: See `add_to`.
+        images: uint8 [size, size, 3] each, training images.
+
+    Returns:
+        Its directory, as `add_to` does; or a warning why there is none, as a finished training must not fail then.
+    """
+    target = os.path.join(artifact, spec.INT8_DIR)
+    if not images:
+        return {}, ("There is no int8 model: none of the training images can be read any more.",)
+    try:
+        quantization.quantize(os.path.join(artifact, spec.OPENVINO_DIR), np.stack(images), target)
+    except Exception as error:  # NNCF raises errors of many kinds
+        shutil.rmtree(target, ignore_errors=True)
+        return {}, (f"There is no int8 model, as NNCF cannot quantize this one: {error}",)
+    return {"int8": target}, ()
+
+
+def keep_working(
+    directories: Mapping[Precision, str], failed: Mapping[Precision, str]
+) -> tuple[dict[Precision, str], tuple[str, ...]]:
+    """Deletes converted models that do not run.
+
+    Args:
+        directories: See `add_to`.
+        failed: By precision, why it does not run; see `comparison.compare`.
+
+    Returns:
+        The directories that are left, and warnings.
+    """
+    left: dict[Precision, str] = {precision: path for precision, path in directories.items() if precision not in failed}
+    if "float32" in failed:
+        left.pop("bfloat16", None)  # the same files
+    for path in set(directories.values()) - set(left.values()):
+        shutil.rmtree(path, ignore_errors=True)
+    return left, tuple(f"OpenVINO cannot run the model in {precision}: {why}" for precision, why in failed.items())
+
+
+def ensure(bundle: Bundle) -> Collection[Precision]:
+    """Converts a bundle of schema version 1, if that was not done before.
+
+    Returns:
+        The precisions in which OpenVINO has the bundle's model; empty if it cannot be converted.
+    """
+    if not _has(bundle, spec.OPENVINO_DIR):
+        if bundle.spec.schema_version > 1:
+            return ()
+        try:
+            _cached(bundle)
+        except openvino_engine.ConversionError as error:
+            _LOG.warning("OpenVINO cannot convert the model (%s): TensorFlow predicts.", error)
+            return ()
+    return ("float32", "bfloat16", "int8") if _has(bundle, spec.INT8_DIR) else ("float32", "bfloat16")
+
+
+def directory(bundle: Bundle, precision: Precision) -> str:
+    """Returns the directory of a bundle's files for OpenVINO, see `ensure`."""
+    if precision == "int8":
+        return os.fspath(bundle.directory / spec.INT8_DIR)
+    if _has(bundle, spec.OPENVINO_DIR):
+        return os.fspath(bundle.directory / spec.OPENVINO_DIR)
+    return _cached(bundle)
+
+
+def kept(folder: str, name: str, make: Callable[[str], None]) -> str:
+    """Returns a directory of the cache with a network for OpenVINO; makes it where it is missing or damaged.
+
+    Args:
+        folder: The kind of network.
+        name: The network's fingerprint. Another version of OpenVINO has a directory of its own.
+        make: Fills a new directory. What it raises is raised here.
+    """
+    place = os.path.join(folder, f"{name}-{openvino_engine.version()}")
+    try:
+        return _kept(cache_directory() / place, make)
+    except (OSError, RuntimeError):  # this process may not write there, or has no home directory
+        return _kept(_own_directory() / place, make)
+
+
+@functools.cache
+def _own_directory() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="tlray-cache-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _kept(target: Path, make: Callable[[str], None]) -> str:
+    if _is_whole(target):
+        return os.fspath(target)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as temporary:
+        directory = os.path.join(temporary, "new")
+        os.mkdir(directory)
+        make(directory)
+        Path(directory, DIGEST).write_text(_digest(Path(directory)))
+        try:
+            os.rename(directory, target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster
+                raise
+    return os.fspath(target)
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        return (directory / DIGEST).read_text() == _digest(directory)
+    except OSError:
+        return False
+
+
+def _digest(directory: Path) -> str:
+    """Returns the sha256 of a network's two files."""
+    names = (openvino_engine.STRUCTURE, openvino_engine.WEIGHTS)
+    return " ".join(hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names)
+
+
+def _has(bundle: Bundle, folder: str) -> bool:
+    return f"{folder}/{openvino_engine.STRUCTURE}" in bundle.spec.files
+
+
+def _cached(bundle: Bundle) -> str:
+    """Returns the directory of a converted bundle of an earlier version; converts it where that was not done."""
+
+    def convert(directory: str) -> None:
+        _LOG.warning("Converting the bundle %s, of an earlier version, for OpenVINO: only once", bundle.sha256[:12])
+        openvino_engine.convert(os.fspath(bundle.saved_model_path), directory)
+
+    return kept("bundles", bundle.sha256, convert)

@@ -1,0 +1,101 @@
+"""Packs networks that compute features for the processes that run them."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tlray.engines import converted, openvino_engine
+from tlray.engines.kinds import REFERENCE, Engine, EngineKind
+from tlray.engines.openvino_engine import OpenVinoNetwork
+from tlray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KerasNetwork:
+    """A network for TensorFlow, as data that any process can load.
+
+    Attributes:
+        architecture: A model from uint8 images to a list of features, as JSON.
+        weights: The model's weights.
+    """
+
+    architecture: str
+    weights: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A network, and the engine and precision that it is packed for.
+
+    Attributes:
+        network: The network.
+        kind: Its engine and precision.
+        note: A warning to the user about them; empty: none.
+    """
+
+    network: KerasNetwork | OpenVinoNetwork
+    kind: EngineKind
+    note: str = ""
+
+
+def pack(model: Any, kind: EngineKind, *, fingerprint: str) -> Packed:
+    """Packs a Keras model; in a process with TensorFlow.
+
+    Args:
+        model: From uint8 images to a list of features.
+        kind: The wanted engine and precision. A model that OpenVINO does not know is packed for TensorFlow.
+        fingerprint: Tells this model from all others. What it is converted into is kept in the cache by this name.
+    """
+    note = ""
+    if kind.engine == "openvino":
+        try:
+            return Packed(network=_converted(model, fingerprint), kind=kind)
+        except openvino_engine.ConversionError as error:
+            note = f"OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: {error}"
+    from tlray.models import classifier as models  # noqa: PLC0415
+
+    network = KerasNetwork(architecture=model.to_json(), weights=models.get_weights(model))
+    return Packed(network=network, kind=REFERENCE, note=note)
+
+
+def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
+    def convert(directory: str) -> None:
+        from tlray.models import files  # noqa: PLC0415
+
+        with tempfile.TemporaryDirectory(prefix="tlray-network-") as temporary:
+            saved_model = os.path.join(temporary, "saved_model")
+            files.save_function(model, saved_model)
+            openvino_engine.convert(saved_model, directory)
+
+    return openvino_engine.read(converted.kept("networks", fingerprint, convert))
+
+
+def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool) -> Engine:
+    """Loads a packed network.
+
+    Args:
+        packed: The network.
+        num_threads: Threads to compute with; None: all CPUs.
+        use_gpu: Compute on the visible GPU.
+        is_long: It will run on so many images that preparing it for speed is worth some seconds.
+
+    Raises:
+        ConfigError: This node's CPU does not have the precision.
+    """
+    if isinstance(packed.network, OpenVinoNetwork):
+        try:
+            return openvino_engine.OpenVinoEngine(
+                packed.network, precision=packed.kind.precision, num_threads=num_threads
+            )
+        except openvino_engine.ConversionError as error:
+            remedy = "Give --precision float32 (train and sweep: --inference-precision float32)."
+            raise ConfigError(f"{error} {remedy}") from error
+    from tlray.engines import tensorflow_engine  # noqa: PLC0415 (TensorFlow only where it computes)
+
+    found = packed.network
+    return tensorflow_engine.load_keras(
+        found.architecture, found.weights, num_threads=num_threads, use_gpu=use_gpu, is_long=is_long
+    )

@@ -1,0 +1,157 @@
+"""Runs networks with OpenVINO, which starts in a tenth of TensorFlow's time and memory. The only user of OpenVINO."""
+
+import functools
+import importlib.metadata
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from tlray.engines.kinds import Precision
+
+# OpenVINO reports each import to its makers unless this package is missing. A tool for medical images sends nothing.
+# `None` makes an import fail: https://docs.python.org/3/reference/import.html#the-module-cache
+sys.modules.setdefault("openvino_telemetry", cast("Any", None))
+
+import openvino as ov  # noqa: E402
+
+STRUCTURE, WEIGHTS = "model.xml", "model.bin"
+"""Names of the two files of a network in OpenVINO's format."""
+
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""OpenVINO's names of the precisions. An int8 network has int8 operations of its own; the others run in float32."""
+
+
+class ConversionError(Exception):
+    """OpenVINO cannot convert or run a network."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoNetwork:
+    """A network in OpenVINO's format, as data that any process can load.
+
+    Attributes:
+        structure: Content of the .xml file.
+        weights: Content of the .bin file, uint8.
+    """
+
+    structure: bytes
+    weights: np.ndarray
+
+
+def convert(saved_model: str, directory: str) -> None:
+    """Converts a SavedModel into OpenVINO's format; writes `STRUCTURE` and `WEIGHTS`.
+
+    Args:
+        saved_model: Directory of the SavedModel. Its signature `serving_default` has one input, images.
+        directory: Directory for the two files; it is made where it is missing.
+
+    Raises:
+        ConversionError: The network has an operation that OpenVINO does not know.
+        OSError: The files cannot be written.
+    """
+    try:
+        # Not `ov.convert_model`, which reports conversions to OpenVINO's makers.
+        model = ov.Core().read_model(saved_model)
+    except RuntimeError as error:
+        raise ConversionError(str(error)) from error
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    write_model(model, os.path.join(directory, STRUCTURE))
+
+
+def read(directory: str) -> OpenVinoNetwork:
+    """Reads a network from a directory with `STRUCTURE` and `WEIGHTS`."""
+    return OpenVinoNetwork(Path(directory, STRUCTURE).read_bytes(), np.fromfile(Path(directory, WEIGHTS), np.uint8))
+
+
+def version() -> str:
+    """Returns OpenVINO's version, such as 2026.4.1."""
+    return importlib.metadata.version("openvino")
+
+
+def read_model(directory: str) -> Any:
+    """Returns OpenVINO's model of a directory with `STRUCTURE` and `WEIGHTS`."""
+    return ov.Core().read_model(os.path.join(directory, STRUCTURE))
+
+
+def write_model(model: Any, path: str) -> None:
+    """Writes OpenVINO's model as an .xml file and the .bin file beside it.
+
+    Raises:
+        OSError: The files cannot be written.
+    """
+    try:
+        ov.serialize(model, path)
+    except RuntimeError as error:
+        raise OSError(f"The files of a network cannot be written: {error}") from error
+
+
+@functools.cache
+def cpu_precisions() -> frozenset[Precision]:
+    """Returns the precisions for which this machine's CPU has instructions, float32 among them."""
+    found = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names: dict[str, Precision] = {"BF16": "bfloat16", "INT8": "int8"}
+    return frozenset({"float32", *(names[name] for name in names if name in found)})
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Returns the name of this machine's CPU."""
+    return str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+
+
+class OpenVinoEngine:
+    """Runs a network with OpenVINO on the CPU, see `kinds.Engine`.
+
+    Args:
+        network: The network, or the directory of its files. Processes that load the same files share their memory.
+        names: Names of the outputs, in the order in which they are wanted.
+        precision: See `kinds.EngineKind`.
+        num_threads: Threads to compute with; None: OpenVINO decides, the cores of one socket.
+
+    Raises:
+        ConversionError: The network cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        network: OpenVinoNetwork | str,
+        *,
+        precision: Precision,
+        num_threads: int | None = None,
+    ) -> None:
+        if precision not in cpu_precisions():
+            raise ConversionError(f"This node's CPU ({cpu_name()}) cannot compute in {precision}.")
+        core = ov.Core()
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if num_threads is not None:
+            # Pinned, the threads of all processes of a node would share its first cores.
+            options |= {"INFERENCE_NUM_THREADS": num_threads, "ENABLE_CPU_PINNING": False}
+        try:
+            if isinstance(network, str):
+                model = core.read_model(os.path.join(network, STRUCTURE))
+            else:
+                model = core.read_model(network.structure, ov.Tensor(network.weights))
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise ConversionError(str(error)) from error
+        self._outputs = _ordered(self._request.model_outputs)
+        self._lock = threading.Lock()  # a request runs one call at a time
+
+    def run(self, images_BHWC: np.ndarray) -> list[np.ndarray]:
+        """Runs the network, see `kinds.Engine.run`."""
+        try:
+            with self._lock:
+                found = self._request.infer({0: np.ascontiguousarray(images_BHWC)}, share_inputs=True)
+        except RuntimeError as error:
+            raise ConversionError(str(error)) from error
+        return [found[output] for output in self._outputs]
+
+
+def _ordered(outputs: list[Any]) -> list[Any]:
+    """Returns the outputs of a converted SavedModel in the order of the function: they are named output_0, output_1."""
+    return sorted(outputs, key=lambda output: int(output.get_any_name().rpartition("_")[2]))

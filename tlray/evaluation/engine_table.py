@@ -1,0 +1,79 @@
+"""Shows how the engines and precisions of a bundle agree, as its export found, or on a user's images and machine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tlray.bundle import store
+from tlray.bundle.agreement import Agreement
+from tlray.bundle.spec import BundleSpec
+from tlray.bundle.store import Bundle
+from tlray.cluster import locations
+from tlray.config.prediction import EnginesConfig
+from tlray.config.training import parse_columns
+from tlray.data.labels import match_classes, read_class_map
+from tlray.data.listing import list_images
+from tlray.data.sample import read_some
+from tlray.data.stream import Pixels
+from tlray.engines import choice, comparison, converted
+from tlray.engines.kinds import REFERENCE, EngineKind, Precision
+from tlray.errors import DataError
+from tlray.evaluation.evaluate import select_split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginesResult:
+    """How the engines and precisions of a bundle agree.
+
+    Attributes:
+        agreements: One for each engine and precision, the reference first; empty if the bundle knows none.
+        is_measured: They were measured now, on this machine; otherwise when the bundle was made.
+        chosen: What predicts on this machine if nothing else is wanted.
+    """
+
+    agreements: tuple[Agreement, ...]
+    is_measured: bool
+    chosen: EngineKind
+
+
+def engines(config: EnginesConfig) -> EnginesResult:
+    """Returns how the engines and precisions of a bundle agree; needs no Ray.
+
+    Raises:
+        BundleError: The bundle cannot be used.
+        DataError: The images cannot be used.
+    """
+    bundle = store.load(locations.input_location(config.bundle))
+    chosen = choice.for_bundle(bundle, "auto", "auto", use_gpu=False)
+    if config.data is None:
+        return EnginesResult(agreements=bundle.spec.engines, is_measured=False, chosen=chosen)
+    images_BHWC, labels = _read(config, bundle.spec)
+    found = _compare(bundle, images_BHWC, labels)
+    return EnginesResult(agreements=found, is_measured=True, chosen=chosen)
+
+
+def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarray]:
+    listing = list_images(locations.input_location(config.data or ""), columns=parse_columns(config.columns))
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    table = match_classes(select_split(listing.table, config.split), spec.classes, class_map)
+    table = table.filter(pc.field("label").is_valid())
+    pixels = Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
+    found = read_some(table, pixels, max_images=config.num_images)
+    if not found:
+        raise DataError(f"None of the images of '{config.data}' can be read. `tlray evaluate` says why.")
+    labels = table["label"].to_pylist()
+    return np.stack(list(found.values())), np.array([spec.classes.index(labels[place]) for place in found])
+
+
+def _compare(bundle: Bundle, images_BHWC: np.ndarray, labels: np.ndarray) -> tuple[Agreement, ...]:
+    reference = choice.load(bundle, REFERENCE)
+    precisions: list[Precision] = list(converted.ensure(bundle))
+    compared, _ = comparison.compare(
+        {precision: converted.directory(bundle, precision) for precision in precisions},
+        lambda batch_BHWC: reference.run(batch_BHWC)[0],
+        images_BHWC,
+        labels,
+        refer_below=bundle.spec.refer_below,
+    )
+    return tuple(each.agreement for each in compared.values())
