@@ -186,6 +186,7 @@ def _score(arguments: list[str]) -> None:
         ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
         ("to refer", str(result.num_referred)),
         ("hidden files skipped", str(result.num_skipped)),
+        ("engine", result.engine),
         ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
     ]
     _show("Scored", rows, quiet=config.quiet)
@@ -285,18 +286,19 @@ def _engines(arguments: list[str]) -> None:
     from tlray.evaluation.engine_table import engines  # noqa: PLC0415
 
     result = engines(config)
-    columns = ("engine", "precision", "fit", "images/s", "same label", "clear labels changed", "largest difference")
-    table = Table(*columns, "log loss", "accuracy (95 %)", title_justify="left", title=_about_engines(result))
+    columns = ("engine", "precision", "fit", "images/s", "same label", "clear ones changed", "refer changed")
+    changes = ("largest difference", "change of log loss", "change of accuracy (95 %)")
+    table = Table(*columns, *changes, title_justify="left", title=_about_engines(result))
     for row in result.agreements:
         table.add_row(
             *(row.engine, row.precision, "yes" if row.is_fit else "no", f"{row.images_per_s:.0f}"),
-            *(f"{row.label_agreement:.1%}", str(row.num_clear_changed), f"{row.max_difference:.3f}"),
-            f"{row.log_loss_change:+.4f}",
+            *(f"{row.label_agreement:.1%}", str(row.num_clear_changed), str(row.num_referrals_changed)),
+            *(f"{row.max_difference:.3f}", f"{row.log_loss_change:+.4f}"),
             f"{row.accuracy_change:+.3f} ({row.accuracy_change_low:+.3f} to {row.accuracy_change_high:+.3f})",
         )
     if not config.quiet:
         Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
-        print(f"This machine predicts with {result.chosen}, unless --engine or --precision say otherwise.")
+        print(f"This machine predicts with {result.chosen}, unless --engine or --precision says otherwise.")
 
 
 def _about_engines(result: "EnginesResult") -> str:

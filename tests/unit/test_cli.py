@@ -78,7 +78,8 @@ def called(monkeypatch):
             out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
         ),
         ("inference.score", "score"): SimpleNamespace(
-            out="/o", num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
+            out="/o", engine="openvino bfloat16",
+            num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
         ),
         ("features.update", "extract_features"): SimpleNamespace(
@@ -349,7 +350,7 @@ def test_other_commands_parse(called, command_line, expected):
         (
             "score --bundle b --input i --out o",
             ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
-             "hidden files skipped .* 5"],
+             "hidden files skipped .* 5", "engine .* openvino bfloat16"],
         ),
         (
             "serve --bundle b",
@@ -381,7 +382,7 @@ def test_other_commands_parse(called, command_line, expected):
         (
             "engines --bundle b",
             ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, a CPU",
-             "openvino .* bfloat16 .* yes .* 121 .* 97.2% .* 0 .* 0.033 .* +0.0041 .* +0.014 (-0.010 to +0.040)",
+             "openvino .* bfloat16 .* yes .* 121 .* 97.2% .* 0 .* 1 .* 0.033 .* +0.0041 .* +0.014 (-0.010 to +0.040)",
              "This machine predicts with openvino bfloat16"],
         ),
         ("export --model m --classes c --out o --preprocessing unit", ["bundle .* o ", f"sha256 .* {'5' * 64}"]),

@@ -58,6 +58,11 @@ def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarr
     class_map = read_class_map(config.class_map) if config.class_map else None
     table = match_classes(select_split(listing.table, config.split), spec.classes, class_map)
     table = table.filter(pc.field("label").is_valid())
+    if not table.num_rows:
+        raise DataError(
+            f"The images of '{config.data}' have no labels, which the change of accuracy needs. Give a folder with a "
+            "folder for each class, or a table with labels."
+        )
     pixels = Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     found = read_some(table, pixels, max_images=config.num_images)
     if not found:

@@ -43,6 +43,7 @@ class ScoreResult:
 
     Attributes:
         out: The output directory with the predictions.
+        engine: The engine and precision that predicted, such as "openvino bfloat16".
         num_images: Number of rows, one for every input file.
         num_failed: Number of rows with an error code.
         num_referred: Number of rows marked `refer`.
@@ -52,6 +53,7 @@ class ScoreResult:
     """
 
     out: str
+    engine: str
     num_images: int
     num_failed: int
     num_referred: int
@@ -187,7 +189,7 @@ def score(config: ScoreConfig) -> ScoreResult:
         predictions.write_predictions(
             tables, out, schema=predictions.prediction_schema(spec.classes), num_done=num_done, progress=progress
         )
-    result = _summarize(out, spec, listing)
+    result = _summarize(out, spec, listing, engine=str(kind))
     num_missing = result.num_by_error.get(ImageErrorCode.NOT_FOUND, 0)
     check_found(num_missing, num_images, source=config.input, out=config.out, remedy="continue with --resume")
     return result
@@ -323,7 +325,7 @@ def _changed(uris: pa.ChunkedArray, before: Sequence[str], places: Sequence[int]
     return [place for place, digest in zip(places, now, strict=True) if before[place] != digest]
 
 
-def _summarize(out: str, spec: BundleSpec, listing: Listing) -> ScoreResult:
+def _summarize(out: str, spec: BundleSpec, listing: Listing, *, engine: str) -> ScoreResult:
     num_by_label = dict.fromkeys(spec.classes, 0)
     num_by_error: dict[str, int] = {}
     num_referred = 0
@@ -336,6 +338,7 @@ def _summarize(out: str, spec: BundleSpec, listing: Listing) -> ScoreResult:
                     counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
     return ScoreResult(
         out=out,
+        engine=engine,
         num_images=listing.table.num_rows,
         num_failed=sum(num_by_error.values()),
         num_referred=num_referred,
