@@ -46,9 +46,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build_api.py
 
-# A process for each CPU runs one file after another, tests/e2e first: its files take longest.
+# Two processes run one file after another, tests/e2e first: its files take longest. Each has a Ray of its own and takes
+# up to 8 GB. If one dies, the run ends: pytest-xdist would wait for its tests for ever.
 test: setup
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # worksteal: tests of one file stay in one process, as far as possible, and share what they have built.
 test-unit: setup
