@@ -71,7 +71,7 @@ class Options(BaseModel):
     use_gpu: bool = False
     """Each model replica uses a GPU."""
     engine: EngineChoice = "auto"
-    """What runs the model; auto: OpenVINO on CPUs, TensorFlow on GPUs."""
+    """The library that runs the model; auto: OpenVINO on CPUs, TensorFlow on GPUs."""
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. Nodes with different CPUs need float32 to give the same answers."""
     max_replicas: int = Field(default=1, ge=1)

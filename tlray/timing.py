@@ -1,4 +1,4 @@
-"""Where the time of a long command went."""
+"""Measures how long each phase of a command takes."""
 
 import time
 from collections.abc import Iterator

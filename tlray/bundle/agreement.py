@@ -1,4 +1,4 @@
-"""How far a model's engines and precisions agree with the one that it was trained in, and which are fit to use."""
+"""Compares the predictions of a model's engines and precisions, and tells which precisions are fit to use."""
 
 import math
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Agreement:
 
     @property
     def is_fit(self) -> bool:
-        """Whether the precision can replace the reference without a change that a user would notice."""
+        """True if the precision can replace TensorFlow in float32 without a change that a user would notice."""
         loses_little = self.precision != "int8" or self.accuracy_change >= -MAX_INT8_ACCURACY_LOSS
         has_enough = self.precision == "float32" or self.num_clear >= MIN_CLEAR
         return (

@@ -64,7 +64,7 @@ class FeaturesConfig:
     use_gpu: bool = False
     """Compute on GPUs."""
     engine: EngineChoice = "auto"
-    """What runs the network: openvino on CPUs, tensorflow on GPUs (auto)."""
+    """The library that runs the network. auto: openvino on CPUs, tensorflow on GPUs."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that the network computes with. auto: bfloat16 on CPUs that have it, float32 on others and on GPUs."""
     overwrite: bool = False

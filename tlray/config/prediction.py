@@ -28,7 +28,7 @@ class EvaluateConfig:
     use_gpu: bool = False
     """Predict on GPUs."""
     engine: EngineChoice = "auto"
-    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    """The library that runs the model. auto: openvino on CPUs, tensorflow on GPUs."""
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
     validation images and that the CPU has; float32: the same result on every machine."""
@@ -60,7 +60,7 @@ class ScoreConfig:
     use_gpu: bool = False
     """Predict on GPUs."""
     engine: EngineChoice = "auto"
-    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    """The library that runs the model. auto: openvino on CPUs, tensorflow on GPUs."""
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
     validation images and that the CPU has; float32: the same result on every machine."""
@@ -118,7 +118,7 @@ class ServeConfig:
     use_gpu: bool = False
     """Predict on GPUs."""
     engine: EngineChoice = "auto"
-    """What runs the model: openvino on CPUs, tensorflow on GPUs (auto)."""
+    """The library that runs the model. auto: openvino on CPUs, tensorflow on GPUs."""
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
     validation images and that the CPU has; float32: the same result on every machine."""

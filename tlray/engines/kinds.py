@@ -1,4 +1,4 @@
-"""What an engine is: its interface, and the names of engines and precisions."""
+"""Defines the interface of an engine, and the names of engines and precisions."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -24,7 +24,7 @@ from tlray.evaluation.evaluate import select_split
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginesResult:
-    """How the engines and precisions of a bundle agree.
+    """The agreement of a bundle's engines and precisions.
 
     Attributes:
         agreements: One for each engine and precision, the reference first; empty if the bundle knows none.

@@ -54,7 +54,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What is known of an exported model.
+    """An exported model's engines, its predictions from stored features, and warnings.
 
     Attributes:
         engines: How the engines that can run it agree, on validation images; empty where none can be read.
