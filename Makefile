@@ -16,6 +16,7 @@ help:
 	@echo "make test-unit  the tests that start no Ray, in parallel"
 	@echo "make check   ruff, pyright, import contracts, the API reference (docs/api/tlray.html)"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
+	@echo "make fuzz    all wrong requests and images, of which the unit tests send a sample"
 	@echo "make soak    an endpoint under ten times its capacity; two endpoints, one killed often (DATA=, BUNDLE=)"
 	@echo "make lock    update requirements.lock"
 

@@ -133,7 +133,7 @@ def test_the_api_server_of_another_ray_is_not_asked():
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # another Ray listens there already, which does as well
             server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 8265), KnowsNobody))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             stack.callback(server.shutdown)
 
         @ray.remote(num_cpus=0)

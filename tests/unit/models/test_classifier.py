@@ -23,7 +23,7 @@ def build_classifier(config: TrainConfig, *, preprocessing: Preprocessing, num_c
     return models.build_classifier(backbone, config, preprocessing=preprocessing, num_classes=num_classes)
 
 
-@pytest.mark.parametrize("backbone", ["InceptionV3", "MobileNetV2", "EfficientNetB0"])
+@pytest.mark.parametrize("backbone", ["MobileNetV2", "EfficientNetB0"])
 def test_backbones_give_logits_of_uint8_images(backbone):
     config = make_config(backbone=backbone, hidden_units=(8,))
     classifier = build_classifier(config, preprocessing="symmetric", num_classes=3)
@@ -129,7 +129,7 @@ def exponentials(logits):
         keras.layers.Softmax(),
         keras.ops.softmax,
         exponentials,
-        keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()]),
+        lambda logits: keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()])(logits),
         lambda logits: keras.layers.Activation("linear", dtype="float32")(keras.layers.Softmax()(logits)),
         lambda logits: keras.layers.Dropout(0.5)(keras.layers.Softmax(dtype="float32")(logits)),
     ],

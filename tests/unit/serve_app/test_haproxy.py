@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,25 +102,35 @@ class Replica(http.server.BaseHTTPRequestHandler):
 def replica(name: str) -> Iterator[int]:
     handler = type("Named", (Replica,), {"name": name})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
 
 
+def wait_until_it_listens(port: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, f"Nothing listens at port {port}."
+            time.sleep(0.02)
+
+
 def ask(port: int, **headers: str) -> httpx.Response:
     """Asks as soon as HAProxy listens."""
-    transport = httpx.HTTPTransport(retries=9)
-    with httpx.Client(transport=transport, timeout=WAIT_S) as client:
+    wait_until_it_listens(port)
+    with httpx.Client(timeout=WAIT_S) as client:
         return client.get(f"http://127.0.0.1:{port}/v2/models", headers=headers)
 
 
 def ask_until(port: int, status: int) -> httpx.Response:
     """Asks until HAProxy has seen that a server is there, or is not."""
-    pause, num_left = threading.Event(), 300
+    deadline = time.monotonic() + WAIT_S
     while (answer := ask(port)).status_code != status:
-        num_left -= 1
-        assert num_left, answer.text
-        pause.wait(0.1)
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
     return answer
 
 
