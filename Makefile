@@ -68,6 +68,7 @@ bench: setup
 	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/features_pass.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/scoring.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
 
 # All wrong requests and images, of which the unit tests send a sample.

@@ -35,7 +35,7 @@ from tlray.data import listing
 
 BARE_S = 15.0
 SAMPLE_S = 0.5
-PACKAGES = ("tlray", "ray", "tensorflow", "keras", "numpy", "pillow", "pyarrow")
+PACKAGES = ("tlray", "ray", "openvino", "tensorflow", "keras", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,8 @@ def link_images(data: str, directory: Path, num_images: int) -> None:
         (directory / f"{number:06d}{Path(uri).suffix}").symlink_to(uri)
 
 
-def run_bare(weights: str, scratch: Path) -> float:
-    """Returns the bare network's images per second."""
+def run_bare(weights: str, scratch: Path) -> dict[str, Any]:
+    """Returns the bare network's images per second, and its engine."""
     out = scratch / "rate.json"
     command = [sys.executable, str(Path(__file__).with_name("features_bare.py")), weights, str(BARE_S), str(out)]
     subprocess.run(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}, stderr=subprocess.DEVNULL, check=True)
@@ -114,9 +114,9 @@ def main() -> None:
             link_images(settings.data, images, num_images)
             measured = run_pass(settings.weights, images, Path(directory) / f"features-{num_images}")
             after = run_bare(settings.weights, Path(directory))
-            bare = statistics.mean([before, after])
-            ratio = measured["images_per_s"] / bare
-            rows.append({"num_images": num_images, "bare": [before, after], "ratio": ratio, **measured})
+            bare = [before["images_per_s"], after["images_per_s"]]
+            ratio = measured["images_per_s"] / statistics.mean(bare)
+            rows.append({"num_images": num_images, "engine": after["engine"], "bare": bare, "ratio": ratio, **measured})
             print(f"{num_images} images: {measured['images_per_s']:.1f} images/s, {ratio:.2f} of bare", flush=True)
             before = after
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -154,9 +154,10 @@ def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             for row in rows
         ),
         "",
-        "- InceptionV3 at 224 px, float32, batches of 32, pooled features of five depths. The goal is 0.9 of the bare "
-        "network; reading and decoding the images takes a part of the same cores. A short run is flattered: its rate "
-        "rests on few parts, and many of its images were decoded while the network was being built.",
+        f"- InceptionV3 at 224 px, {rows[0]['engine']}, batches of 32, pooled features of five depths. The goal "
+        "is 0.9 of the bare network; reading and decoding the images takes a part of the same cores. A short run is "
+        "flattered: its rate rests on few parts, and many of its images were decoded while the network was being "
+        "built.",
         f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
     ]
