@@ -123,13 +123,18 @@ def exponentials(logits):
     return keras.ops.divide(powers, keras.ops.sum(powers, axis=-1, keepdims=True))
 
 
+def nested(logits):
+    """Builds its layers when it is called, after the test has set the seed."""
+    return keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()])(logits)
+
+
 @pytest.mark.parametrize(
     "outputs",
     [
         keras.layers.Softmax(),
         keras.ops.softmax,
         exponentials,
-        lambda logits: keras.Sequential([keras.layers.Dense(3), keras.layers.Softmax()])(logits),
+        nested,
         lambda logits: keras.layers.Activation("linear", dtype="float32")(keras.layers.Softmax()(logits)),
         lambda logits: keras.layers.Dropout(0.5)(keras.layers.Softmax(dtype="float32")(logits)),
     ],
