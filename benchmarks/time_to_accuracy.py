@@ -23,6 +23,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -47,6 +48,8 @@ from tlray.data import labels, listing
 from tlray.errors import TlrayError
 
 NUM_PARTS = 5
+FLOAT32 = "standard, float32"
+"""Name of a way: `standard` with features that were computed in float32, whatever the machine can do."""
 NUM_TRIALS = 40
 TIME_GOALS = {"probe": 0.20, "standard": 0.30, "sweep": 1.0}
 """The part of the script's time that each way of tlray may take."""
@@ -80,6 +83,8 @@ class Settings:
     """The folder for the results; earlier ones of the same day are replaced."""
     num_images: int | None = None
     """Images in all: the given ones, and perturbed copies that stay in their original's part; without a sweep."""
+    float32: bool = False
+    """Also run `standard` with features in float32: what training on bfloat16 features changes."""
     resume: bool = False
     """Go on with an interrupted comparison of the same day: the rounds that it has written are not run again."""
 
@@ -228,6 +233,9 @@ METHODS: dict[str, Callable[[Settings, Path, int, Path], Run]] = {
     "script": run_script,
     "probe": functools.partial(run_tlray, job="train.py", arguments=["probe"], results=""),
     "standard": functools.partial(run_tlray, job="train.py", arguments=["standard"], results=""),
+    FLOAT32: functools.partial(
+        run_tlray, job="train.py", arguments=["standard", "--inference-precision", "float32"], results=""
+    ),
     "sweep": functools.partial(run_tlray, job="sweep.py", arguments=["--num-trials", NUM_TRIALS], results="best"),
 }
 
@@ -255,7 +263,8 @@ def run_process(name: str, command: Sequence[object], scratch: Path) -> tuple[fl
 
 def methods_of(fold: int, settings: Settings) -> list[str]:
     """Returns what runs when a part is held out: a sweep, which has to be quick only, runs once for each seed."""
-    return [method for method in METHODS if method != "sweep" or (fold == 0 and settings.num_images is None)]
+    is_wanted = {"sweep": fold == 0 and settings.num_images is None, FLOAT32: settings.float32}
+    return [method for method in METHODS if is_wanted.get(method, True)]
 
 
 def turned(names: list[str], number: int) -> list[str]:
@@ -308,6 +317,8 @@ def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
             "valid_accuracy": [run.valid_accuracy for run in runs],
             "mean_valid_accuracy": statistics.mean(run.valid_accuracy for run in runs),
         }
+    if FLOAT32 in summary:
+        summary[FLOAT32] |= {"changes_points": changes(rounds)}
     for method, goal in TIME_GOALS.items():
         if method not in summary:
             continue
@@ -324,6 +335,27 @@ def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
     return summary
 
 
+def changes(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """Returns by how many percentage points `standard` is above itself with float32 features, by split and round."""
+    pairs = [(each.runs["standard"], each.runs[FLOAT32]) for each in rounds if FLOAT32 in each.runs]
+    return {
+        "valid": [100 * (ours.valid_accuracy - other.valid_accuracy) for ours, other in pairs],
+        "test": [100 * (ours.test_accuracy - other.test_accuracy) for ours, other in pairs],
+    }
+
+
+def to_change_lines(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns a line about each split of `changes`."""
+    lines = []
+    for split, points in summary.get(FLOAT32, {}).get("changes_points", {}).items():
+        error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else math.nan
+        lines.append(
+            f"- `standard` with its usual features beside float32 ones, {split}: {statistics.mean(points):+.2f} points "
+            f"(standard error {error:.2f}, {len(points)} rounds)."
+        )
+    return lines
+
+
 def describe(settings: Settings, load_before: float) -> dict[str, Any]:
     """Returns what a reader must know to repeat the measurement."""
     weights = Path(settings.weights)
@@ -333,6 +365,7 @@ def describe(settings: Settings, load_before: float) -> dict[str, Any]:
             f"python benchmarks/time_to_accuracy.py --data DIR --weights {weights.name} "
             f"--seeds {settings.seeds} --folds {settings.folds} --epochs {settings.epochs}"
             + (f" --num-images {settings.num_images}" if settings.num_images is not None else "")
+            + (" --float32" if settings.float32 else "")
         ),
         "machine": machine(),
         "load_1_min": {"before": round(load_before, 2), "after": round(os.getloadavg()[0], 2)},
@@ -414,6 +447,7 @@ def to_markdown(
         "the next one is for validation. Slices of the same "
         "patient may lie in several parts, for all alike. Parts held out for different seeds overlap: rounds are not "
         "independent of one another.",
+        *to_change_lines(summary),
         "- The validation accuracy of tlray is that of the model chosen by these images, so a little too good.",
         "- The ratio and the points are those of each round's neighbours. Absolute times are this machine's on that "
         "day.",
