@@ -66,8 +66,9 @@ class Options(BaseModel):
     """Origins of other sites, such as https://scans.example, whose pages may send requests; empty: none."""
 
     one_process: bool = False
-    """Decode and predict in the same replicas. With few cores this gives some more images per second, as no image moves
-    between processes. But the requests of a replica that dies are lost; otherwise they are retried."""
+    """Decode and predict in one process, of which there is one. With few cores this gives some more images per second,
+    as no image moves between processes. But its requests are lost if it dies; otherwise they are retried. There is no
+    autoscaling, which would count its requests instead of their images."""
     use_gpu: bool = False
     """Each model replica uses a GPU."""
     engine: EngineChoice = "auto"
@@ -96,6 +97,12 @@ class Options(BaseModel):
                 f"The numbers of other_versions must be 1 or more and differ from version {self.version}. "
                 f"Received: {sorted(self.other_versions)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_process(self) -> Self:
+        if self.one_process and self.max_replicas > 1:
+            raise ValueError(f"With one_process, max_replicas must be 1. Received: {self.max_replicas}")
         return self
 
     input_roots: list[Root] = Field(default_factory=list)

@@ -57,7 +57,8 @@ ROUND_S = 0.005
 """Seconds that Ray Data's loop in this process rests between two rounds."""
 
 OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-"""Environment variable that, set to "1", lets the runtime_env of `ray.init` set variables that the Ray job sets too."""
+"""Environment variable that, set to "1", lets the runtime_env of `ray.init` set variables that the Ray job sets too;
+without it `ray.init` raises a ValueError."""
 
 OWN_VARIABLES = frozenset({"TF_USE_LEGACY_KERAS"})
 """Variables of `WORKER_ENVIRONMENT` that a job's runtime_env cannot change, because tlray needs exactly their value."""
@@ -129,11 +130,17 @@ def _init(**options: Any) -> None:
         ConnectionError: The Ray that RAY_ADDRESS names cannot be reached.
     """
     _check_address(os.environ.get("RAY_ADDRESS", ""))
-    is_ours = ray_internals.would_start()
-    if is_ours and not options["include_dashboard"]:
-        options["runtime_env"]["env_vars"] |= NO_API_SERVER
-    with ray_internals.isolated() if is_ours else contextlib.nullcontext(), _overriding_variables():
-        ray.init("local" if is_ours else None, **options)
+    if not ray_internals.would_start():
+        with _set(**{OVERRIDE_VARIABLE: "1"}):
+            ray.init(None, **options)
+        return
+    # Ray's processes inherit the variables from this one. Those that Ray starts before it knows of a job can then run
+    # any task; with a runtime_env of the job they would stay idle, and others would be started.
+    inherited = options.pop("runtime_env")["env_vars"]
+    if not options["include_dashboard"]:
+        inherited |= NO_API_SERVER
+    with ray_internals.isolated(), _set(**inherited):
+        ray.init("local", **options)
 
 
 def _check_address(address: str) -> None:
@@ -147,16 +154,18 @@ def _check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _overriding_variables() -> Iterator[None]:
-    """Lets `ray.init` set a variable that the job's runtime_env sets too; without this it raises a ValueError."""
-    before = os.environ.get(OVERRIDE_VARIABLE)
-    os.environ[OVERRIDE_VARIABLE] = "1"
+def _set(**variables: str) -> Iterator[None]:
+    """Sets environment variables of this process within the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        del os.environ[OVERRIDE_VARIABLE]
-        if before is not None:
-            os.environ[OVERRIDE_VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "ray.ObjectRef[Any]":

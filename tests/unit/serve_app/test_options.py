@@ -62,12 +62,18 @@ def test_an_ingress_holds_no_more_images_than_serve_gives_to_a_replica(number):
 
 
 def test_in_one_process_there_is_one_deployment_with_what_a_model_needs():
-    (found,) = deployments(one_process=True, max_replicas=3, use_gpu=True).values()
+    (found,) = deployments(one_process=True, use_gpu=True).values()
     assert found.name == "Ingress"
     assert found.ray_actor_options["num_gpus"] == 1
     assert found.max_ongoing_requests == deployments()["Ingress"].max_ongoing_requests
     scaling = found._deployment_config.autoscaling_config
-    assert (scaling.max_replicas, scaling.target_ongoing_requests) == (3, 32)
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 1)
+
+
+def test_one_process_does_not_scale():
+    """Serve would count its requests, of up to 64 images each."""
+    with pytest.raises(ValidationError, match="With one_process, max_replicas must be 1"):
+        Options(bundle="/b", one_process=True, max_replicas=2)
 
 
 @pytest.mark.parametrize(
