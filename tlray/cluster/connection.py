@@ -94,6 +94,7 @@ def connect(*, with_jobs: bool = False) -> None:
 
     Raises:
         ConfigError: The Ray cluster cannot be reached.
+        TlrayError: A local Ray could not be started.
     """
     for name, value in LOCAL_RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -128,6 +129,7 @@ def _init(**options: Any) -> None:
 
     Raises:
         ConnectionError: The Ray that RAY_ADDRESS names cannot be reached.
+        TlrayError: The local one could not be started.
     """
     _check_address(os.environ.get("RAY_ADDRESS", ""))
     if not ray_internals.would_start():
@@ -140,7 +142,13 @@ def _init(**options: Any) -> None:
     if not options["include_dashboard"]:
         inherited |= NO_API_SERVER
     with ray_internals.isolated(), _set(**inherited):
-        ray.init("local", **options)
+        try:
+            ray.init("local", **options)
+        except Exception as error:  # such as a plain Exception, where Ray's processes were not there in time
+            raise TlrayError(
+                f"Ray could not be started on this machine: {error} If the machine is busy, try again later. Ray's "
+                "logs are in /tmp/ray/session_latest/logs, or below RAY_TMPDIR."
+            ) from error
 
 
 def _check_address(address: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from tlray.cluster import connection
-from tlray.errors import ConfigError
+from tlray.errors import ConfigError, TlrayError
 
 
 def test_the_name_of_a_job(monkeypatch):
@@ -86,3 +86,38 @@ def test_a_job_may_set_variables_that_tlray_sets(monkeypatch, begun, job, change
     expected = {"TF_USE_LEGACY_KERAS": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
     assert begun == [(expected | changes, "1")]
     assert os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == before
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("with_jobs", [False, True])
+def test_a_local_rays_processes_inherit_their_variables(monkeypatch, with_jobs):
+    """With a runtime_env, the processes that Ray starts at once would stay idle."""
+    inherited: list[dict[str, str]] = []
+
+    def init(address: str | None, **options: Any) -> None:
+        assert address == "local"
+        assert "runtime_env" not in options
+        inherited.append(dict(os.environ))
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    connection.connect(with_jobs=with_jobs)
+    (found,) = inherited
+    assert found["TF_USE_LEGACY_KERAS"] == "0"
+    assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
+    assert ("RAY_API_SERVER_ADDRESS" in found) != with_jobs
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_local_ray_that_does_not_start_is_no_traceback(monkeypatch):
+    def init(_: str | None, **options: Any) -> None:  # noqa: ARG001
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(TlrayError, match="could not be started on this machine: The current node timed out"):
+        connection.connect()
