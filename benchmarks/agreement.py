@@ -2,10 +2,10 @@
 
     python benchmarks/agreement.py --data DIR --weights FILE
 
-InceptionV3 is trained with the recipe `probe` from its weights. The others start from random weights, since their
-published ones cannot be given as one file here, and are trained whole for a few epochs: a table of numbers that the
-precisions change, not of good classifiers. Each bundle is then measured on the images of `--split`. It prints a table
-and writes `agreement_DATE.md` and `.json` into --out. No figure makes it fail.
+InceptionV3 is trained with the recipe `probe` from its weights. The others start from random weights and are trained
+whole for a few epochs: what counts is how the precisions change their numbers, not how good they are. Each bundle
+is then measured on the images of `--split`. It prints a table and writes `agreement_DATE.md` and `.json` into --out. No
+figure makes it fail.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -43,8 +43,8 @@ class Settings:
     """A local folder of images: SPLIT/CLASS/*."""
     weights: str
     """A weights file of InceptionV3 without its top."""
-    split: str = "test"
-    """The split to measure on."""
+    split: Literal["valid", "test"] = "test"
+    """The split to measure on, which the data must have."""
     num_images: int = 512
     """Maximum number of images to measure on."""
     epochs: int = 6
@@ -84,7 +84,7 @@ def measure(settings: Settings, bundle: Path) -> list[dict[str, Any]]:
         EnginesConfig(
             bundle=str(bundle),
             data=settings.data,
-            split=settings.split,  # pyright: ignore[reportArgumentType]
+            split=settings.split,
             num_images=settings.num_images,
         )
     )
@@ -107,7 +107,9 @@ def main() -> None:
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = {
         "date": date,
-        "command": f"python benchmarks/agreement.py --data DIR --weights {Path(settings.weights).name}",
+        "command": f"python benchmarks/agreement.py --data DIR --weights {Path(settings.weights).name} --split "
+        f"{settings.split} --num-images {settings.num_images} --epochs {settings.epochs} --image-size-px "
+        f"{settings.image_size_px}",
         "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},

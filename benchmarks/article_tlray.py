@@ -30,7 +30,7 @@ def main(data: str, weights: str, epochs: str, out: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT | connection.NO_API_SERVER},
     )
     recipe = recipes.article(data, out)
     run.train(dataclasses.replace(recipe, weights=weights, epochs=int(epochs), num_workers=1, quiet=True))

@@ -65,7 +65,7 @@ def run_bare(weights: str, scratch: Path) -> dict[str, Any]:
     """Returns the bare network's images per second, and its engine."""
     out = scratch / "rate.json"
     command = [sys.executable, str(Path(__file__).with_name("features_bare.py")), weights, str(BARE_S), str(out)]
-    subprocess.run(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}, check=True)
     return json.loads(out.read_text())
 
 

@@ -1,6 +1,7 @@
 """Many different images of few: copies of real images, each turned, cropped and made brighter by a little."""
 
 import io
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ MAX_BRIGHTNESS = 0.15
 
 
 def perturb(path: Path, number: int) -> tuple[bytes, str]:
-    """Returns a perturbed copy of an image, in the image's own format, and its suffix; the same for the same number."""
+    """Returns a perturbed copy of an image, the same for the same number, and its suffix; other files than JPEG: PNG."""
     rng = np.random.default_rng(number)
     with Image.open(path) as opened:
         suffix = ".jpg" if opened.format == "JPEG" else ".png"
@@ -39,5 +40,5 @@ def write_copies(paths: list[Path], directory: Path, num_images: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     numbers = range(num_images)
     stems = [directory / f"{number:06d}" for number in numbers]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_write, [paths[number % len(paths)] for number in numbers], numbers, stems, chunksize=64))

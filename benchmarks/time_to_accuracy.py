@@ -14,8 +14,8 @@ images stay together, and so do an image and its perturbed copies (`--num-images
 out (`test`), the next one is `valid`, the rest is `train`: the same folders for all. `--folds 5` holds out every part
 in turn: repeated grouped cross-validation. Images in a test folder of DATA are left out.
 
-It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out, after each round anew. No figure makes
-it fail.
+It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out, after each round anew; with --num-images
+N their names begin with `time_to_accuracy_N`. No figure makes it fail.
 """
 
 import datetime
@@ -82,7 +82,8 @@ class Settings:
     out: str = "benchmarks/results"
     """The folder for the results; earlier ones of the same day are replaced."""
     num_images: int | None = None
-    """Images in all: the given ones, and perturbed copies that stay in their original's part; without a sweep."""
+    """Images in all: the given ones, and perturbed copies in their original's part, but for the part that is held out,
+    which has none. Without a sweep. None: the given ones."""
     float32: bool = False
     """Also run `standard` with features in float32: what training on bfloat16 features changes."""
     resume: bool = False
@@ -91,11 +92,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image file, its class, and the sha256 of its contents."""
+    """An image file, its class, the sha256 of its contents or of its original's, and whether it is a perturbed copy."""
 
     path: str
     label: str
     sha256: str
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,7 @@ def add_copies(images: list[Image], num_images: int, directory: Path) -> list[Im
     written = sorted(directory.iterdir())
     originals = [images[number % len(images)] for number in range(len(written))]
     copies = [
-        Image(path=str(path), label=original.label, sha256=original.sha256)
+        Image(path=str(path), label=original.label, sha256=original.sha256, is_copy=True)
         for path, original in zip(written, originals, strict=True)
     ]
     return [*images, *copies]
@@ -190,6 +192,9 @@ def link_images(images: Sequence[Image], parts: Sequence[Sequence[int]], fold: i
             # Even without an image: the script numbers the classes by their folders.
             (directory / split / label).mkdir(parents=True)
     for number, image in enumerate(images):
+        if image.is_copy and split_of[number] == "test":
+            del split_of[number]
+            continue
         # A number, as train and valid may have files of the same name.
         name = f"{number:05d}{Path(image.path).suffix}"
         (directory / split_of[number] / image.label / name).symlink_to(Path(image.path).resolve())
@@ -441,9 +446,10 @@ def to_markdown(
         "start, evaluation, report and bundle.",
         f"- Script: `benchmarks/article_script.py`, epochs: {settings.epochs}; its last model counts. tlray: "
         f"`jobs/train.py` with the recipes `probe` and `standard`, one worker, and `jobs/sweep.py` with {NUM_TRIALS} "
-        "trials, whose best settings are trained and evaluated; once for each seed.",
+        "trials, whose best settings are trained and evaluated; once for each seed, and not with --num-images.",
         f"- Images: those of the train and valid folders together, for each seed in {NUM_PARTS} stratified parts; "
-        "byte-identical images stay together, and so do perturbed copies with their original. One part is held out, "
+        "byte-identical images stay together, and so do perturbed copies with their original; no copies are held out. "
+        "One part is held out, "
         "the next one is for validation. Slices of the same "
         "patient may lie in several parts, for all alike. Parts held out for different seeds overlap: rounds are not "
         "independent of one another.",

@@ -78,7 +78,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     Raises:
         ConfigError: A setting cannot work, the address cannot be listened on, or Serve runs on that Ray already.
         BundleError: There is no bundle, or it is damaged.
-        TlrayError: Serve could not start the application.
+        TlrayError: Ray could not be started, or Serve could not start the application.
     """
     options = read_options(config)
     check_roots(options)

@@ -66,9 +66,9 @@ class Options(BaseModel):
     """Origins of other sites, such as https://scans.example, whose pages may send requests; empty: none."""
 
     one_process: bool = False
-    """Decode and predict in one process, of which there is one. With few cores this gives some more images per second,
-    as no image moves between processes. But its requests are lost if it dies; otherwise they are retried. There is no
-    autoscaling, which would count its requests instead of their images."""
+    """Decode and predict in a single process. With few cores this gives some more images per second, as no image moves
+    between processes. But its requests are lost if it dies; otherwise they are retried. It must not be scaled: Serve
+    would count requests, not images."""
     use_gpu: bool = False
     """Each model replica uses a GPU."""
     engine: EngineChoice = "auto"

@@ -42,7 +42,9 @@ def read_by_keras(directory: Path, size_px: int) -> Any:
         shuffle=False,
         verbose=False,
     )
-    whole = images.map(lambda batch: tf.cast(tf.clip_by_value(tf.round(batch), 0, 255), tf.uint8))
+    whole = images.map(
+        lambda batch: tf.cast(tf.clip_by_value(tf.round(batch), 0, 255), tf.uint8), num_parallel_calls=tf.data.AUTOTUNE
+    )
     return whole.prefetch(tf.data.AUTOTUNE)
 
 

@@ -27,6 +27,7 @@ from tests.e2e.test_serving import export
 from tests.e2e.test_sweep_faults import processes_with
 from tests.listening import addresses_of
 from tests.unit.serve_app.test_fuzz import OF_SERVE, wrong_requests
+from tlray.cluster import connection
 from tlray.cluster.ports import free_ports
 
 WAIT_S = 120.0
@@ -78,6 +79,15 @@ def loaded(mark: str, library: str) -> list[str]:
             if f"/site-packages/{library}/" in Path(f"/proc/{pid}/maps").read_text():
                 found.append(line)
     return found
+
+
+def assert_replicas_inherit(mark: str, variables: dict[str, str]) -> None:
+    """Environment variables of a local Ray's processes come from the process that has started it."""
+    pids = [pid for pid, line in processes_with(mark).items() if "ServeReplica" in line]
+    assert pids
+    for pid in pids:
+        found = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert {f"{name}={value}".encode() for name, value in variables.items()} <= set(found)
 
 
 def assert_haproxy_is_ours_alone(mark: str, port: int) -> None:
@@ -189,6 +199,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
             image = {"file": scan.read_bytes()}
             plain = http.post("/predict", files=image).raise_for_status().json()
             assert loaded(mark, "tensorflow") == []  # none of all processes
+            assert_replicas_inherit(mark, connection.WORKER_ENVIRONMENT)
             answer = http.post("/predict?explain=true", files=image).raise_for_status().json()
             assert answer["predictions"][0]["probabilities"] == plain["predictions"][0]["probabilities"]
             (explains,) = loaded(mark, "tensorflow")  # one of its own

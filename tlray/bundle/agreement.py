@@ -43,7 +43,7 @@ class Agreement:
         accuracy_change_low: Lower end of the 95 % interval of the change.
         accuracy_change_high: Upper end of this interval.
         num_referrals_changed: Number of images whose mark `refer` changes.
-        images_per_s: Images per second in this comparison, without the first batch.
+        images_per_s: Images per second in batches of 32 after the first one, or in the first one run again.
         cpu: Name of the CPU that it ran on.
     """
 

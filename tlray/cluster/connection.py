@@ -110,13 +110,14 @@ def connect(*, with_jobs: bool = False) -> None:
     try:
         if not ray.is_initialized():
             _init(**options)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray's own handler would exit with the signal's number
     except ConnectionError as error:
         raise ConfigError(
             f"The Ray cluster cannot be reached: {error}. Check RAY_ADDRESS and the token (RAY_AUTH_MODE=token, "
             "`ray get-auth-token`), or unset RAY_ADDRESS to start a local Ray."
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own handler would exit with the signal's number
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     ray_internals.rest_between_rounds(ROUND_S)
@@ -136,18 +137,23 @@ def _init(**options: Any) -> None:
         with _set(**{OVERRIDE_VARIABLE: "1"}):
             ray.init(None, **options)
         return
-    # Ray's processes inherit the variables from this one. Those that Ray starts before it knows of a job can then run
-    # any task; with a runtime_env of the job they would stay idle, and others would be started.
-    inherited = options.pop("runtime_env")["env_vars"]
+    variables = options["runtime_env"]["env_vars"]
     if not options["include_dashboard"]:
-        inherited |= NO_API_SERVER
-    with ray_internals.isolated(), _set(**inherited):
+        variables |= NO_API_SERVER
+    if in_job():  # whose own runtime_env would count for more than what is inherited
+        variables = {OVERRIDE_VARIABLE: "1"}
+    else:
+        # Ray's processes inherit the variables from this one. Those that Ray starts before it knows of a job can then
+        # run any task; with a runtime_env they would stay idle, and others would be started.
+        del options["runtime_env"]
+    with ray_internals.isolated(), _set(**variables):
         try:
             ray.init("local", **options)
         except Exception as error:  # such as a plain Exception, where Ray's processes were not there in time
+            why = str(error).strip().split("\n", 1)[0].rstrip(".")
             raise TlrayError(
-                f"Ray could not be started on this machine: {error} If the machine is busy, try again later. Ray's "
-                "logs are in /tmp/ray/session_latest/logs, or below RAY_TMPDIR."
+                f"Ray could not be started on this machine: {why or type(error).__name__}. A busy "
+                "machine may need a second try. Its logs are in session_latest/logs of RAY_TMPDIR, by default /tmp/ray."
             ) from error
 
 

@@ -49,9 +49,9 @@ NAMES = {
     ),
     "ray.data._internal.execution.execution_callback.ExecutionCallback": (
         "Makes Ray Data's loop rest between two rounds. When all images that may be decoded ahead are decoded, it has "
-        "no task to wait for and spins, beside the training in the same process: 32 to 37 images/s in place of 54 to "
-        "57 in two pairs of runs in turns of `benchmarks/article_tlray.py`, as `train_step.py` starts it (2 cores, AMD "
-        "EPYC, 2026-11-29)."
+        "no task to wait for and spins, beside the training in the same process. Without it: 32 to 37 images/s; with "
+        "it: 54 to 57 (`benchmarks/article_tlray.py` as `train_step.py` starts it, two pairs of runs in turns on 2 "
+        "cores of an AMD EPYC, 2026-11-29)."
     ),
     "ray.job_submission.JobSubmissionClient._do_request": (
         "Tells to which Ray a job server belongs. A Ray without a dashboard reports a port at which another Ray's job "

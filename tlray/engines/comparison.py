@@ -89,9 +89,10 @@ def _run(engine: Engine, images_BHWC: np.ndarray) -> np.ndarray:
 
 
 def _timed(predict: Callable[[np.ndarray], np.ndarray], images_BHWC: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the predictions for all images, and images per second in full batches.
+    """Returns the predictions for all images, and images per second.
 
-    The first batch, which prepares the engine, does not count. Where it is the only full one, it runs again.
+    The first batch, which prepares the engine, does not count, nor does a smaller one at the end. Where no other is
+    left, the first one runs again.
     """
     batches = list(_batches(images_BHWC))
     found = [predict(batches[0])]

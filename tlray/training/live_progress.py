@@ -11,6 +11,9 @@ import ray.train
 from tlray.config.training import TrainConfig
 from tlray.progress import Progress
 
+LOOK_INTERVAL_S = 0.5
+"""Seconds between two looks at the board."""
+
 
 class Board:
     """The state of an actor that holds what rank 0 (progress) and Ray Train's controller (failures) post."""
@@ -65,7 +68,7 @@ def shown(board: Any, config: TrainConfig, *, steps_per_epoch: int) -> Iterator[
     def watch() -> None:
         num_said = num_failures = 0
         while True:
-            is_last = stopped.wait(0.5)
+            is_last = stopped.wait(LOOK_INTERVAL_S)
             latest, failures = ray.get(board.read.remote())
             for failure in failures[num_failures:]:
                 progress.say(

@@ -119,5 +119,28 @@ def test_a_local_ray_that_does_not_start_is_no_traceback(monkeypatch):
 
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(TlrayError, match="could not be started on this machine: The current node timed out"):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    expected = r"could not be started on this machine: The current node timed out during startup\. A busy machine"
+    with pytest.raises(TlrayError, match=expected):
         connection.connect()
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_in_a_job_a_local_ray_gets_a_runtime_env(monkeypatch):
+    """Ray would give its processes the variables of the job's own one otherwise."""
+    begun: list[tuple[dict[str, str], str | None]] = []
+
+    def init(address: str | None, **options: Any) -> None:
+        assert address == "local"
+        begun.append((options["runtime_env"]["env_vars"], os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV")))
+
+    job = {"runtime_env": {"env_vars": {"TF_USE_LEGACY_KERAS": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", init)
+    connection.connect()
+    ((variables, may_override),) = begun
+    assert variables["TF_USE_LEGACY_KERAS"] == "0"
+    assert "RAY_API_SERVER_ADDRESS" in variables
+    assert may_override == "1"

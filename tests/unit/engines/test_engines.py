@@ -186,6 +186,30 @@ def compared(network, bundle, images):
     return found
 
 
+@pytest.mark.parametrize(
+    ("num_images", "sizes", "images_per_s"),
+    [
+        # Calls take 10 s, 1 s, 2 s, 3 s and so on: the first one prepares the engine.
+        (100, [32, 32, 32, 4], 64 / 3),
+        (40, [32, 8, 32], 32 / 2),
+        (5, [5, 5], 5 / 1),
+    ],
+)
+def test_the_first_and_the_last_batch_are_not_timed(monkeypatch, num_images, sizes, images_per_s):
+    now_s, called = [0.0], []
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: now_s[0])
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        now_s[0] += len(called) or 10
+        called.append(len(batch))
+        return batch.astype(np.float32)
+
+    found, rate = comparison._timed(predict, np.arange(num_images))
+    assert np.array_equal(found, np.arange(num_images))
+    assert called == sizes
+    assert rate == pytest.approx(images_per_s)
+
+
 def test_the_engines_of_a_new_model_are_compared(network, bundle, images):
     predicted = compared(network, bundle, images)
     precisions: list[Precision] = ["float32", "bfloat16"] if HAS_BFLOAT16 else ["float32"]

@@ -121,7 +121,7 @@ def wait_until_it_listens(port: int) -> None:
 def ask(port: int, **headers: str) -> httpx.Response:
     """Asks as soon as HAProxy listens."""
     wait_until_it_listens(port)
-    with httpx.Client(timeout=WAIT_S) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(retries=9), timeout=WAIT_S) as client:
         return client.get(f"http://127.0.0.1:{port}/v2/models", headers=headers)
 
 
