@@ -14,7 +14,7 @@ MAX_BRIGHTNESS = 0.15
 
 
 def perturb(path: Path, number: int) -> tuple[bytes, str]:
-    """Returns a perturbed copy of an image, the same for the same number, and its suffix; other files than JPEG: PNG."""
+    """Returns a perturbed copy of an image, the same for the same number, and its suffix; all but JPEG become PNG."""
     rng = np.random.default_rng(number)
     with Image.open(path) as opened:
         suffix = ".jpg" if opened.format == "JPEG" else ".png"
