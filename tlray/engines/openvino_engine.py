@@ -26,6 +26,12 @@ _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f
 """OpenVINO's names of the precisions. An int8 network has int8 operations of its own; the others run in float32."""
 
 
+IMAGES_PER_THREAD = 4
+"""Images that OpenVINO gets at once for each of its threads; larger batches are cut. On 2 cores it runs 152 to 154
+images/s in eights and 156 to 159 in batches of 32; while another process decodes as many, 119 to 121 and 102 to 109.
+Eights take a third of the memory (InceptionV3, bfloat16, three rounds in turns, AMD EPYC, 2026-11-29)."""
+
+
 class ConversionError(Exception):
     """OpenVINO cannot convert or run a network."""
 
@@ -136,19 +142,27 @@ class OpenVinoEngine:
                 model = core.read_model(os.path.join(network, STRUCTURE))
             else:
                 model = core.read_model(network.structure, ov.Tensor(network.weights))
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            compiled = core.compile_model(model, "CPU", options)
+            self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise ConversionError(str(error)) from error
         self._outputs = _ordered(self._request.model_outputs)
+        self._max_images = IMAGES_PER_THREAD * max(1, compiled.get_property("INFERENCE_NUM_THREADS"))
         self._lock = threading.Lock()  # a request runs one call at a time
 
     def run(self, images_BHWC: np.ndarray) -> list[np.ndarray]:
         """Runs the network, see `kinds.Engine.run`."""
+        images_BHWC = np.ascontiguousarray(images_BHWC)
+        starts = range(0, max(1, len(images_BHWC)), self._max_images)
         try:
             with self._lock:
-                found = self._request.infer({0: np.ascontiguousarray(images_BHWC)}, share_inputs=True)
+                parts = [self._infer(images_BHWC[start : start + self._max_images]) for start in starts]
         except RuntimeError as error:
             raise ConversionError(str(error)) from error
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+
+    def _infer(self, images_BHWC: np.ndarray) -> list[np.ndarray]:
+        found = self._request.infer({0: images_BHWC}, share_inputs=True)
         return [found[output] for output in self._outputs]
 
 
