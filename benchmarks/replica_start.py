@@ -48,7 +48,8 @@ def measure(root: Path, bundle: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [str(root / ".venv/bin/python"), "-m", "tlray", "serve", "--bundle", bundle, "--port", str(port)]
+    # Unbuffered: earlier versions did not flush what they print, and a pipe would keep it.
+    command = [str(root / ".venv/bin/python"), "-u", "-m", "tlray", "serve", "--bundle", bundle, "--port", str(port)]
     process = subprocess.Popen(
         command, cwd=root, env=environment | {"RAY_TMPDIR": temporary},
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,

@@ -202,7 +202,7 @@ def test_features_are_the_same_with_constants(backbone, monkeypatch):
     for with_constants in (False, True):
         batch = {"image": np.random.default_rng(0).integers(0, 256, (5, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)}
         batch |= {name: np.arange(5) for name in ("row", "sha256", "error_code", "error")}
-        results.append(extraction._Extractor([ray.put(network)], 1, False, with_constants)(batch))
+        results.append(extraction._Extractor([ray.put(network)], 1, False, with_constants, 8)(batch))
         assert len(calls) == with_constants
     for name in network.names:
         first, second = (result[name].astype(np.float32) for result in results)

@@ -127,7 +127,7 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
     pixels = [decoding.to_array(decoding.decode(Path(str(uri)).read_bytes(), size_px=SIZE_PX)) for uri in table["uri"]]
     batch: dict[str, Any] = dict.fromkeys(("row", "sha256", "error_code", "error"), np.arange(len(pixels)))
     batch["image"] = np.stack(pixels)
-    expected = extraction._Extractor([ray.put(network)], 1, False, False)(batch)
+    expected = extraction._Extractor([ray.put(network)], 1, False, False, 8)(batch)
     assert found.column_names == [*store.COLUMNS, "view", "key", *network.names]
     for name in network.names:
         values = [each.astype(np.float32) for each in (found[name].combine_chunks().to_numpy_ndarray(), expected[name])]

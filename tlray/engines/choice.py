@@ -93,7 +93,9 @@ def for_bundle(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice,
     )
 
 
-def load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None = None, use_gpu: bool = False) -> Engine:
+def load(
+    bundle: Bundle, kind: EngineKind, *, num_threads: int | None = None, use_gpu: bool = False, batch_size: int = 1
+) -> Engine:
     """Loads a bundle's model.
 
     Args:
@@ -101,6 +103,7 @@ def load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None = None, us
         kind: See `choose`.
         num_threads: Threads to compute with; None: all CPUs.
         use_gpu: Compute on the visible GPU.
+        batch_size: Number of images in most calls; see `openvino_engine.OpenVinoEngine`.
 
     Raises:
         BundleError: The model cannot be loaded.
@@ -108,7 +111,9 @@ def load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None = None, us
     try:
         if kind.engine == "openvino":
             files = converted.directory(bundle, kind.precision)
-            return openvino_engine.OpenVinoEngine(files, precision=kind.precision, num_threads=num_threads)
+            return openvino_engine.OpenVinoEngine(
+                files, precision=kind.precision, num_threads=num_threads, batch_size=batch_size
+            )
         from tlray.engines import tensorflow_engine  # noqa: PLC0415 (TensorFlow only where it predicts)
 
         return tensorflow_engine.load_saved_model(bundle.saved_model_path, num_threads=num_threads, use_gpu=use_gpu)

@@ -73,7 +73,7 @@ def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
     return openvino_engine.read(converted.kept("networks", fingerprint, convert))
 
 
-def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool) -> Engine:
+def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool, batch_size: int = 1) -> Engine:
     """Loads a packed network.
 
     Args:
@@ -81,6 +81,7 @@ def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: boo
         num_threads: Threads to compute with; None: all CPUs.
         use_gpu: Compute on the visible GPU.
         is_long: It will run on so many images that preparing it for speed is worth some seconds.
+        batch_size: Number of images in most calls; see `openvino_engine.OpenVinoEngine`.
 
     Raises:
         ConfigError: This node's CPU does not have the precision.
@@ -88,7 +89,7 @@ def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: boo
     if isinstance(packed.network, OpenVinoNetwork):
         try:
             return openvino_engine.OpenVinoEngine(
-                packed.network, precision=packed.kind.precision, num_threads=num_threads
+                packed.network, precision=packed.kind.precision, num_threads=num_threads, batch_size=batch_size
             )
         except openvino_engine.ConversionError as error:
             remedy = "Give --precision float32 (train and sweep: --inference-precision float32)."

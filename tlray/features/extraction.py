@@ -120,12 +120,15 @@ class _Extractor:
         num_threads: int | None,
         use_gpu: bool,
         is_long: bool,
+        batch_size: int,
     ) -> None:
         found = ray.get(network[0])
         self.names = found.names
         self._error: TlrayError | None = None
         try:
-            self.engine = networks.load(found.packed, num_threads=num_threads, use_gpu=use_gpu, is_long=is_long)
+            self.engine = networks.load(
+                found.packed, num_threads=num_threads, use_gpu=use_gpu, is_long=is_long, batch_size=batch_size
+            )
         except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
             self._error = error
 
@@ -158,6 +161,7 @@ def compute(
             plan.num_threads,
             bool(plan.gpus_per_actor),
             _is_long(rows.num_rows, plan),
+            batch_size,
         ),
         batch_size=batch_size,
         **plan.pool(),

@@ -17,6 +17,8 @@ class Predictor:
         num_threads: Threads to compute with; None: all CPUs. With TensorFlow only the first Predictor of a process
             sets it.
         use_gpu: Predict on the visible GPU; otherwise no GPU is used.
+        batch_size: Number of images in most calls of `predict`. With 1, a few images take the least time; with more,
+            many images do.
 
     Attributes:
         bundle: The verified bundle.
@@ -35,10 +37,13 @@ class Predictor:
         precision: PrecisionChoice = "auto",
         num_threads: int | None = None,
         use_gpu: bool = False,
+        batch_size: int = 1,
     ) -> None:
         self.bundle = store.load(location)
         self.kind = choice.for_bundle(self.bundle, engine, precision, use_gpu=use_gpu)
-        self._engine = choice.load(self.bundle, self.kind, num_threads=num_threads, use_gpu=use_gpu)
+        self._engine = choice.load(
+            self.bundle, self.kind, num_threads=num_threads, use_gpu=use_gpu, batch_size=batch_size
+        )
 
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Predicts class probabilities.

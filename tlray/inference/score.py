@@ -65,12 +65,10 @@ class ScoreResult:
 class _Scorer:
     """An actor of Ray Data's pool that predicts."""
 
-    def __init__(self, location: str, sha256: str, kind: EngineKind, num_threads: int | None, use_gpu: bool) -> None:
+    def __init__(self, location: str, sha256: str, kind: EngineKind, **options: Any) -> None:
         self._error: TlrayError | None = None
         try:
-            self.predictor = Predictor(
-                location, engine=kind.engine, precision=kind.precision, num_threads=num_threads, use_gpu=use_gpu
-            )
+            self.predictor = Predictor(location, engine=kind.engine, precision=kind.precision, **options)
             _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
         except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
             self._error = error
@@ -116,9 +114,11 @@ def predict(
     pixels = stream.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     schedule = PlainSchedule(num_rows=table.num_rows)
     dataset = stream.image_stream(ray.put(table), schedule, pixels, first_row=first_row, with_stamps=with_stamps)
+    options = {"num_threads": plan.num_threads, "use_gpu": bool(plan.gpus_per_actor), "batch_size": batch_size}
     dataset = dataset.map_batches(
         _Scorer,
-        fn_constructor_args=(bundle, sha256, kind, plan.num_threads, bool(plan.gpus_per_actor)),
+        fn_constructor_args=(bundle, sha256, kind),
+        fn_constructor_kwargs=options,
         batch_size=batch_size,
         **plan.pool(),
     )

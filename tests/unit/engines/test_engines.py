@@ -85,6 +85,15 @@ def test_both_engines_compute_what_the_network_does(bundle, network, images):
             np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-5)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3, None])
+def test_parts_that_are_computed_side_by_side_come_back_in_order(bundle, images, num_threads):
+    expected = Predictor(bundle, precision="float32").predict(images)
+    assert len(np.unique(expected.round(6), axis=0)) == len(images)  # a wrong order would show
+    predictor = Predictor(bundle, precision="float32", num_threads=num_threads, batch_size=32)
+    for size in (40, 32, 13, 4, 1, 40):
+        np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-6)
+
+
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16")
 def test_bfloat16_is_near_and_not_the_same(bundle, images):
     exact = Predictor(bundle, precision="float32").predict(images)
