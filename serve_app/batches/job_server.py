@@ -5,16 +5,17 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 from serve_app.errors import RequestError
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
-from tlray.cluster import ray_internals
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 RETRY_AFTER_S = 10
 """Seconds for the header Retry-After when there is no job server or another batch is running."""
@@ -31,14 +32,14 @@ class Job:
 
     Attributes:
         id: Submission id of the job.
-        status: Ray's status of the job.
+        status: Ray's status of the job, a value of `ray.job_submission.JobStatus` such as RUNNING.
         start_ms: Time of submission, in milliseconds since the Unix epoch.
         metadata: The metadata that were submitted with the job.
         message: For a failed job, the end of its log, for the operator.
     """
 
     id: str
-    status: JobStatus
+    status: str
     start_ms: int
     metadata: Mapping[str, str]
     message: str
@@ -96,7 +97,7 @@ class JobServer:
 def _job(details: Any) -> Job:
     return Job(
         id=details.submission_id,
-        status=details.status,
+        status=details.status.value,
         start_ms=details.start_time or 0,
         metadata=details.metadata or {},
         message=details.message or "",
@@ -104,7 +105,12 @@ def _job(details: Any) -> Job:
 
 
 @contextmanager
-def _client() -> Iterator[JobSubmissionClient]:
+def _client() -> Iterator["JobSubmissionClient"]:
+    # A replica that starts does not wait for these: they take a tenth of its time.
+    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
+
+    from tlray.cluster import ray_internals  # noqa: PLC0415
+
     context = ray.get_runtime_context()
     try:
         client = JobSubmissionClient(context.gcs_address)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from ray.job_submission import JobStatus
-
 from serve_app.batches.job_server import RETRY_AFTER_S, Job
 from serve_app.batches.order import Order, forbidden, parse
 from serve_app.errors import RequestError
@@ -30,7 +28,7 @@ NUM_THREADS = 4
 
 _LOG = logging.getLogger("ray.serve")
 
-_ENDED = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "cancelled"}
+_ENDED = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "cancelled"}
 
 _PATH = re.compile(r"'((?:\w[\w+.-]*://|/)[^']*)'|(?<![\w./])(\w[\w+.-]*://[^\s'\",]*|/[^\s'\",]+)")
 """Pattern of a path or URI in a message; only one between apostrophes may contain spaces."""
@@ -160,7 +158,7 @@ class Batches:
         state, message = _ENDED.get(job.status, "running"), None
         if state == "failed":
             message = failure(job)
-        elif state == "running" and (job.status == JobStatus.PENDING or progress is None or progress["waiting"]):
+        elif state == "running" and (job.status == "PENDING" or progress is None or progress["waiting"]):
             state, message = "pending", await self._ask(self._what_is_missing, job, progress)
         return {
             "id": job.id.removeprefix(PREFIX),
@@ -239,7 +237,7 @@ class Batches:
         raise RequestError(429, "Another batch is running. Try again when it has ended.", "busy", RETRY_AFTER_S)
 
     def _what_is_missing(self, job: Job, progress: Mapping[str, Any] | None) -> str:
-        if job.status == JobStatus.PENDING:
+        if job.status == "PENDING":
             return "The job is being started."
         if progress is None:
             return "The images are being listed."

@@ -1,5 +1,6 @@
 """Drift of the latest images and predictions of a served model, compared with its training and validation images."""
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -30,9 +31,6 @@ class DriftWindow:
     Args:
         training: Grey levels of the images that the model was trained on; None: they are not known.
         predictions: The model's predictions for validation images; None: they are not known.
-
-    Attributes:
-        chance: For each known statistic, the index that one in twenty full windows exceeds without any drift.
     """
 
     def __init__(self, training: TrainingImages | None, predictions: ValidationPredictions | None) -> None:
@@ -48,9 +46,13 @@ class DriftWindow:
                 "predicted_class": predictions.class_counts,
                 "confidence": predictions.confidence.counts,
             }
-        self.chance = {name: chance_level(expected, WINDOW) for name, expected in self._expected.items()}
         self._last: deque[tuple[int, ...]] = deque(maxlen=WINDOW)
         self._num_new = 0
+
+    @functools.cached_property
+    def chance(self) -> Mapping[str, float]:
+        """For each known statistic, the index that one in twenty full windows exceeds without any drift."""
+        return {name: chance_level(expected, WINDOW) for name, expected in self._expected.items()}
 
     def add(self, greys: Sequence[tuple[float, float]], probs_BK: np.ndarray) -> Mapping[str, float] | None:
         """Adds images to the window and returns its indices when they are due.

@@ -96,6 +96,12 @@ def test_importing_brings_no_more_than_it_should_and_does_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_replica_that_starts_waits_for_no_library_that_it_does_not_need(tmp_path):
+    later = ["ray.data", "ray.job_submission", "scipy", "sklearn", "matplotlib", "tensorflow"]
+    *complaints, _ = run([(["serve_app.app"], later)], str(tmp_path)).splitlines()
+    assert complaints == []
+
+
 def test_tensorflow_comes_with_each_module_that_is_said_to_bring_it():
     heavy = {"keras", "tensorflow"} | WITH_TENSORFLOW
     for name in WITH_TENSORFLOW:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageStat
-from scipy.special import gammaincinv
 
 NUM_BINS = 10
 """Maximum number of equal-frequency bins (deciles) of a reference distribution."""
@@ -174,5 +173,7 @@ def chance_level(expected: Sequence[int], num_found: int) -> float:
         expected: Number of images in each bin of the reference.
         num_found: Number of images now.
     """
+    from scipy.special import gammaincinv  # noqa: PLC0415 (a replica that starts does not wait for SciPy)
+
     chi_square = 2 * gammaincinv((len(expected) - 1) / 2, CHANCE)
     return float((1 / sum(expected) + 1 / num_found) * chi_square)

@@ -312,7 +312,7 @@ from tlray import Predictor
 predictor = Predictor(sys.argv[1])
 size = predictor.bundle.spec.image_size_px
 print(predictor.predict(np.zeros((1, size, size, 3), np.uint8)).shape)
-print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "keras", "ray", "matplotlib"}))
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "keras", "ray", "matplotlib", "scipy"}))
 from tlray.engines import converted
 converted.add_to(sys.argv[2])
 converted.try_int8(sys.argv[2], [np.zeros((size, size, 3), np.uint8)] * 2)

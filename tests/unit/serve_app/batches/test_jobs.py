@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from ray import job_submission
 from ray.job_submission import JobStatus
 
 from serve_app.batches import job_server
@@ -457,7 +458,7 @@ def client(monkeypatch):
         )
 
     monkeypatch.setattr(job_server.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(job_server, "JobSubmissionClient", connect)
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", connect)
     return found
 
 
