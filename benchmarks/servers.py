@@ -70,6 +70,19 @@ SYSTEMS = {
             engine="openvino",
         ),
         System(
+            name="two_processes",
+            command=("two_processes_server.py",),
+            how="`tlray serve` with decoding and model in two processes, as with several replicas",
+            engine="openvino",
+        ),
+        System(
+            name="python_proxy",
+            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}"),
+            how="`tlray serve` with Ray Serve's own proxy in place of HAProxy",
+            engine="openvino",
+            settings={"RAY_SERVE_ENABLE_HA_PROXY": "0"},
+        ),
+        System(
             name="litserve",
             command=("litserve_server.py",),
             how="max_batch_size 32, batch_timeout 0.01 s, one worker",

@@ -60,7 +60,8 @@ class Settings:
     data: str = ""
     """A local folder of images, at any depth; an even choice of 200 is sent, as grey JPEGs."""
     systems: tuple[str, ...] = tuple(SYSTEMS)
-    """The servers to compare, of tlray, serve_batch, litserve, litserve_openvino, bentoml and fastapi."""
+    """The servers to compare: tlray, what its parts are worth (serve_batch, two_processes, python_proxy), and peers
+    (litserve, litserve_openvino, bentoml, fastapi)."""
     rounds: int = 2
     """How often each is started and measured."""
     duration_s: float = 15.0
