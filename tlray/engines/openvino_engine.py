@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import sys
 import threading
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,10 +149,10 @@ class OpenVinoEngine:
             else:
                 model = core.read_model(network.structure, ov.Tensor(network.weights))
             compiled = core.compile_model(model, "CPU", options)
-            self._requests = [compiled.create_infer_request() for _ in range(num_parallel)]
         except RuntimeError as error:
             raise ConversionError(str(error)) from error
-        self._outputs = _ordered(compiled.outputs)
+        self._compiled, self._outputs = compiled, _ordered(compiled.outputs)
+        self._requests: list[Any] = []
         self._max_images = IMAGES_PER_THREAD * max(1, compiled.get_property("INFERENCE_NUM_THREADS") // num_parallel)
         self._lock = threading.Lock()  # a request runs one call at a time
 
@@ -169,20 +168,18 @@ class OpenVinoEngine:
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
     def _infer(self, parts: list[np.ndarray]) -> list[list[np.ndarray]]:
-        """Returns the outputs of each part; as many parts as there are requests are computed at a time."""
-        running: deque[Any] = deque()
-        found = []
-        for number, images_BHWC in enumerate(parts):
-            if len(running) == len(self._requests):
-                found.append(self._wait(running.popleft()))
-            request = self._requests[number % len(self._requests)]
-            request.start_async({0: images_BHWC}, share_inputs=True)
-            running.append(request)
-        return found + [self._wait(request) for request in running]
+        """Returns the outputs of each part.
 
-    def _wait(self, request: Any) -> list[np.ndarray]:
-        request.wait()
-        return [request.get_tensor(output).data.copy() for output in self._outputs]
+        OpenVINO queues all parts at once: between two of them no thread waits for Python, which may be busy elsewhere.
+        """
+        while len(self._requests) < len(parts):
+            self._requests.append(self._compiled.create_infer_request())
+        requests = self._requests[: len(parts)]
+        for request, images_BHWC in zip(requests, parts, strict=True):
+            request.start_async({0: images_BHWC}, share_inputs=True)
+        for request in requests:
+            request.wait()
+        return [[request.get_tensor(output).data.copy() for output in self._outputs] for request in requests]
 
 
 def _ordered(outputs: list[Any]) -> list[Any]:
