@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import ray
 import tensorflow as tf
 
 from tlray import cli
@@ -175,6 +176,10 @@ def test_engines_are_measured_on_images(trained, phantom_set, capsys):
     assert re.search(r"openvino\W+float32\W+yes\W+\d+\W+100.0%\W+0\W+0\W+0.000", shown)
 
 
+def parent_pid() -> int:
+    return os.getppid()
+
+
 def test_an_actor_that_scores_loads_no_tensorflow(trained, phantom_set):
     plan = ScorePlan(max_actors=1, cpus_per_actor=0.5, gpus_per_actor=0)
     images = pa.concat_tables([listing.list_images(str(phantom_set)).table] * 50)  # so that it still scores when seen
@@ -183,9 +188,11 @@ def test_an_actor_that_scores_loads_no_tensorflow(trained, phantom_set):
     maps = []
     with contextlib.closing(tables):
         next(tables)
+        parent = ray.get(ray.remote(parent_pid).options(num_cpus=0).remote())  # of this Ray's actors, not of another's
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
-                if b"_Scorer" in (process / "cmdline").read_bytes():
+                is_ours = f"PPid:\t{parent}\n" in (process / "status").read_text()
+                if is_ours and b"_Scorer" in (process / "cmdline").read_bytes():
                     maps.append((process / "maps").read_text())
     (libraries,) = maps
     assert "/site-packages/openvino/" in libraries

@@ -87,7 +87,7 @@ def test_the_commands_are_found():
     assert of_page["README"] == ["train", "score", "serve"]
     assert of_page["scoring"] == ["score", "evaluate", "score"]
     assert of_page["cluster"] == ["train", "score"]
-    assert of_page["results"] == ["train", "train", "train", "score"]
+    assert of_page["results"] == ["train", "train", "train"]
 
 
 def test_the_three_ways_are_parsed_and_the_same_in_both_places(parsed):
