@@ -106,7 +106,7 @@ def _job(details: Any) -> Job:
 
 @contextmanager
 def _client() -> Iterator["JobSubmissionClient"]:
-    # A replica that starts does not wait for these: they take a tenth of its time.
+    # Imported here, so that a replica that starts does not wait for them.
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
     from tlray.cluster import ray_internals  # noqa: PLC0415

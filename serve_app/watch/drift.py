@@ -51,7 +51,7 @@ class DriftWindow:
 
     @functools.cached_property
     def chance(self) -> Mapping[str, float]:
-        """For each known statistic, the index that one in twenty full windows exceeds without any drift."""
+        """Maps each known statistic to its population stability index that chance alone exceeds in 1 of 20 windows."""
         return {name: chance_level(expected, WINDOW) for name, expected in self._expected.items()}
 
     def add(self, greys: Sequence[tuple[float, float]], probs_BK: np.ndarray) -> Mapping[str, float] | None:

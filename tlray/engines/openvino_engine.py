@@ -1,5 +1,6 @@
 """Runs networks with OpenVINO, which starts in a tenth of TensorFlow's time and memory. The only user of OpenVINO."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -29,8 +30,8 @@ _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f
 IMAGES_PER_THREAD = 4
 """Images that OpenVINO gets at once for each of its threads; larger batches are cut. InceptionV3 in bfloat16 on 2 cores
 of an AMD EPYC, 2026-11-29, in turns: 152 to 154 images/s in eights and 156 to 159 in batches of 32; while another
-process decodes images, 121 and 102 to 109. The process takes 262 MiB with eights, 363 MiB with batches of 32. Two parts
-of four side by side take 39 CPU-seconds in place of 43 to score 3,000 images, beside the processes that decode them."""
+process decodes images, 121 and 102 to 109. Two parts of four side by side take 39 CPU-seconds in place of 43 to score
+3,000 images, beside the processes that decode them."""
 
 
 class ConversionError(Exception):
@@ -119,9 +120,9 @@ class OpenVinoEngine:
         names: Names of the outputs, in the order in which they are wanted.
         precision: See `kinds.EngineKind`.
         num_threads: Threads to compute with; None: OpenVINO decides, the cores of one socket.
-        batch_size: Number of images in most calls. Larger batches than `IMAGES_PER_THREAD` are computed in parts side
-            by side, so that threads need not wait for one another after each layer. 1: all threads compute one part,
-            so that a few images take the least time.
+        batch_size: Number of images in most calls. From twice `IMAGES_PER_THREAD` on, a batch is computed in parts
+            side by side, so that threads need not wait for one another after each layer. 1: all threads compute one
+            part, so that a few images take the least time.
 
     Raises:
         ConversionError: The network cannot be loaded.
@@ -175,10 +176,18 @@ class OpenVinoEngine:
         while len(self._requests) < len(parts):
             self._requests.append(self._compiled.create_infer_request())
         requests = self._requests[: len(parts)]
-        for request, images_BHWC in zip(requests, parts, strict=True):
-            request.start_async({0: images_BHWC}, share_inputs=True)
-        for request in requests:
-            request.wait()
+        started = []
+        try:
+            for request, images_BHWC in zip(requests, parts, strict=True):
+                request.start_async({0: images_BHWC}, share_inputs=True)
+                started.append(request)
+            for request in requests:
+                request.wait()
+        except BaseException:  # also Ctrl-C: what has started still reads the images, and the next call needs requests
+            for request in started:
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
+            raise
         return [[request.get_tensor(output).data.copy() for output in self._outputs] for request in requests]
 
 

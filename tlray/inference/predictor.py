@@ -17,8 +17,8 @@ class Predictor:
         num_threads: Threads to compute with; None: all CPUs. With TensorFlow only the first Predictor of a process
             sets it.
         use_gpu: Predict on the visible GPU; otherwise no GPU is used.
-        batch_size: Number of images in most calls of `predict`. With 1, a few images take the least time; with more,
-            many images do.
+        batch_size: Number of images in most calls of `predict`. 1 is best for calls with a few images: each of them
+            ends as soon as possible. The size of larger batches is best for them: more images are predicted a second.
 
     Attributes:
         bundle: The verified bundle.

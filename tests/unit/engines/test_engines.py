@@ -94,6 +94,23 @@ def test_parts_that_are_computed_side_by_side_come_back_in_order(bundle, images,
         np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-6)
 
 
+def test_a_call_that_is_interrupted_leaves_the_engine_usable(bundle, images):
+    """Ctrl-C while the second part is started: the first one still runs, and a request that is busy refuses work."""
+    predictor = Predictor(bundle, precision="float32", num_threads=2, batch_size=32)
+    expected = predictor.predict(images)
+    requests = predictor._engine._requests  # pyright: ignore[reportAttributeAccessIssue]
+
+    class Interrupted:
+        def start_async(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    kept, requests[1] = requests[1], Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        predictor.predict(images)
+    requests[1] = kept
+    np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-6)
+
+
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16")
 def test_bfloat16_is_near_and_not_the_same(bundle, images):
     exact = Predictor(bundle, precision="float32").predict(images)
