@@ -26,7 +26,7 @@ from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, ray_internals
 from tlray.config.prediction import ServeConfig
-from tlray.config.training import flag
+from tlray.config.values import flag
 from tlray.engines import choice
 from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage

@@ -12,15 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlray.config.commands import ExportConfig, FeaturesConfig, SweepConfig
-    from tlray.config.prediction import EvaluateConfig, ScoreConfig
+    from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, SweepConfig, VerifyConfig
+    from tlray.config.prediction import CompareConfig, EvaluateConfig, ScoreConfig, SuggestConfig
     from tlray.config.recipes import RECIPES
     from tlray.config.training import Augmentation, TrainConfig
     from tlray.errors import BundleError, ConfigError, DataError, ImageError, TlrayError
+    from tlray.evaluation.compare import CompareResult, compare
+    from tlray.evaluation.data_audit import AuditResult, audit_images
     from tlray.evaluation.evaluate import EvaluateResult, evaluate
+    from tlray.evaluation.evidence import VerifyResult, verify
     from tlray.features.update import FeaturesResult, extract_features
     from tlray.inference.predictor import Predictor
     from tlray.inference.score import ScoreResult, score
+    from tlray.inference.suggest import SuggestResult, suggest
     from tlray.training.own_model import export
     from tlray.training.run import train
     from tlray.training.stages import TrainResult
@@ -30,8 +34,12 @@ __version__ = "0.2.0"
 
 __all__ = [
     "RECIPES",
+    "AuditConfig",
+    "AuditResult",
     "Augmentation",
     "BundleError",
+    "CompareConfig",
+    "CompareResult",
     "ConfigError",
     "DataError",
     "EvaluateConfig",
@@ -43,29 +51,41 @@ __all__ = [
     "Predictor",
     "ScoreConfig",
     "ScoreResult",
+    "SuggestConfig",
+    "SuggestResult",
     "SweepConfig",
     "SweepResult",
     "TlrayError",
     "TrainConfig",
     "TrainResult",
+    "VerifyConfig",
+    "VerifyResult",
+    "audit_images",
+    "compare",
     "evaluate",
     "export",
     "extract_features",
     "score",
+    "suggest",
     "sweep",
     "train",
+    "verify",
 ]
 
 _MODULES = {
-    "tlray.config.commands": ("ExportConfig", "FeaturesConfig", "SweepConfig"),
-    "tlray.config.prediction": ("EvaluateConfig", "ScoreConfig"),
+    "tlray.config.commands": ("AuditConfig", "ExportConfig", "FeaturesConfig", "SweepConfig", "VerifyConfig"),
+    "tlray.config.prediction": ("CompareConfig", "EvaluateConfig", "ScoreConfig", "SuggestConfig"),
     "tlray.config.recipes": ("RECIPES",),
     "tlray.config.training": ("Augmentation", "TrainConfig"),
     "tlray.errors": ("BundleError", "ConfigError", "DataError", "ImageError", "TlrayError"),
+    "tlray.evaluation.compare": ("CompareResult", "compare"),
+    "tlray.evaluation.data_audit": ("AuditResult", "audit_images"),
     "tlray.evaluation.evaluate": ("EvaluateResult", "evaluate"),
+    "tlray.evaluation.evidence": ("VerifyResult", "verify"),
     "tlray.features.update": ("FeaturesResult", "extract_features"),
     "tlray.inference.predictor": ("Predictor",),
     "tlray.inference.score": ("ScoreResult", "score"),
+    "tlray.inference.suggest": ("SuggestResult", "suggest"),
     "tlray.training.own_model": ("export",),
     "tlray.training.run": ("train",),
     "tlray.training.stages": ("TrainResult",),

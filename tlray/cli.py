@@ -1,34 +1,16 @@
 """The command `tlray` and the scripts in jobs/: parse, configure, call, show, exit code."""
 
-import inspect
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import tyro
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Sequence
 
 from tlray import __version__
+from tlray.commands import COMMANDS, NOTICE
 from tlray.config import helptext
-from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
-from tlray.config.helptext import Config
-from tlray.config.prediction import EnginesConfig, EvaluateConfig, ScoreConfig, ServeConfig
-from tlray.config.recipes import RECIPES
-from tlray.config.training import TrainConfig
-from tlray.data import phantom_files
-from tlray.errors import BundleError, ConfigError, TlrayError
-
-if TYPE_CHECKING:
-    from tlray.evaluation.engine_table import EnginesResult
-
-NOTICE = "tlray is a research tool, no medical device."
-
-SHOWN_TRIALS = 5
+from tlray.errors import BundleError, TlrayError
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -85,7 +67,7 @@ def execute(command: str, arguments: list[str]) -> int:
 
 
 def _how_to_continue(command: str) -> str:
-    if command in ("features", "serve"):
+    if command in ("features", "serve", "verify"):
         return "Run the same command again."
     if command in ("train", "score", "sweep"):
         return "Continue with the same command and --resume (not --overwrite)."
@@ -100,247 +82,10 @@ def _quieten() -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10s}{summary}" for name, (_, summary) in COMMANDS.items()]
+    commands = "\n".join(f"  {name:10s}{summary}" for name, (_, summary) in COMMANDS.items())
+    codes = "Exit codes: 0 done, 1 failed, 2 wrong options, data or bundle, 130 interrupted."
     return helptext.fill(
-        "\n".join(
-            [
-                "usage: tlray COMMAND [OPTIONS]",
-                "",
-                "Distributed transfer learning on Ray for chest-CT images.",
-                "",
-                *lines,
-                "",
-                "`tlray COMMAND --help` explains a command. `tlray --version` prints the version. Exit codes: 0 done,",
-                "1 failed, 2 wrong options, data or bundle, 130 interrupted.",
-                "",
-                NOTICE,
-            ]
-        )
+        "usage: tlray COMMAND [OPTIONS]\n\nDistributed transfer learning on Ray for chest-CT images.\n\n"
+        f"{commands}\n\n`tlray COMMAND --help` explains a command. `tlray --version` prints the version. {codes}\n\n"
+        f"{NOTICE}"
     )
-
-
-# -- the commands
-
-
-def _train(arguments: list[str]) -> None:
-    name = "standard"
-    if arguments and not arguments[0].startswith("-"):
-        name, arguments = arguments[0], arguments[1:]
-        if name not in RECIPES:
-            raise ConfigError(f"There is no recipe '{name}'. The recipes: {', '.join(RECIPES)}.")
-    recipe = RECIPES[name]
-    listed = "\n".join(f"  {each}: {_first_line(function)}" for each, function in RECIPES.items())
-    config = helptext.parse(
-        TrainConfig,
-        arguments,
-        prog=f"tlray train {name}",
-        description="Fine-tune a classifier on labelled images, evaluate it and export it.\n\nusage: tlray train "
-        f"[RECIPE] --data URI --out URI. Recipes:\n{listed}\n\nThe defaults below are those of '{name}'. {NOTICE}",
-        default=recipe(tyro.MISSING, tyro.MISSING),
-    )
-    from tlray.training.run import train  # noqa: PLC0415 (Ray only when something is run)
-
-    result = train(config)
-    rows: list[tuple[str, str]] = []
-    for split, metrics in result.metrics.items():
-        low, high = metrics["accuracy_ci95"]
-        interval = f"(95 %: {low:.3f} to {high:.3f}, {metrics['num_images']} images)"
-        rows.append((f"{split} accuracy", f"{metrics['accuracy']:.3f} {interval}"))
-        rows.append((f"{split} balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"))
-    if result.num_epochs:
-        rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
-    rows += [("report", f"{result.out}/report.html"), ("bundle", result.bundle)]
-    rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items() if config.timing]
-    _show("Trained", rows, result.warnings, quiet=config.quiet)
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").strip().split("\n", 1)[0]
-
-
-def _evaluate(arguments: list[str]) -> None:
-    config = _parse(EvaluateConfig, "evaluate", arguments)
-    from tlray.evaluation.evaluate import evaluate  # noqa: PLC0415
-
-    result = evaluate(config)
-    metrics = result.metrics
-    low, high = metrics["accuracy_ci95"]
-    rows = [
-        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed"),
-        ("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"),
-        ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
-        ("log loss", f"{metrics['log_loss']:.3f}"),
-        ("report", f"{result.out}/report.html"),
-        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
-    ]
-    _show(f"Evaluated on {result.split}", rows, result.warnings, quiet=config.quiet)
-
-
-def _score(arguments: list[str]) -> None:
-    config = _parse(ScoreConfig, "score", arguments)
-    from tlray.inference.score import score  # noqa: PLC0415
-
-    result = score(config)
-    rows = [
-        ("images", f"{result.num_images}, {result.num_failed} failed{_counted(result.num_by_error)}"),
-        ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
-        ("to refer", str(result.num_referred)),
-        ("hidden files skipped", str(result.num_skipped)),
-        ("engine", result.engine),
-        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
-    ]
-    _show("Scored", rows, quiet=config.quiet)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
-    return f" ({shown})" if shown else ""
-
-
-def _serve(arguments: list[str]) -> None:
-    config = _parse(ServeConfig, "serve", arguments)
-    from serve_app.foreground import started  # noqa: PLC0415
-
-    with started(config) as endpoint:
-        options = endpoint.options
-        key = "-H 'Authorization: Bearer KEY' " if endpoint.needs_key else ""
-        who = "all requests" if options.open_without_keys else "only requests from this machine"
-        batches = "off: --input-roots and --output-roots turn it on"
-        if options.input_roots and options.output_roots:
-            batches = f"from {', '.join(options.input_roots)} to {', '.join(options.output_roots)}"
-        rows = [
-            ("address", f"{endpoint.address} (a page for trying it; /docs describes the API)"),
-            ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
-            ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
-            ("keys", "required" if endpoint.needs_key else f"none: {who} are answered"),
-            ("example", f"curl {key}-F file=@scan.png {endpoint.address}/predict"),
-            ("bulk scoring", batches),
-            ("log files", endpoint.logs),
-        ]
-        _show("Serving", rows, [NOTICE, "Ctrl-C stops it."], quiet=config.quiet)
-        try:
-            endpoint.wait()
-        except KeyboardInterrupt:  # as it is meant to end
-            if not config.quiet:
-                print("Stopping.", flush=True)
-
-
-def _features(arguments: list[str]) -> None:
-    config = _parse(FeaturesConfig, "features", arguments)
-    from tlray.features.update import extract_features  # noqa: PLC0415
-
-    result = extract_features(config)
-    shapes = ", ".join(f"{name}: {' x '.join(map(str, shape))}" for name, shape in result.shapes.items())
-    rows = [
-        ("rows", f"{result.num_rows}, {result.num_reused} of them were there already"),
-        ("images that cannot be read", f"{result.num_failed} (listed with their errors in _manifest.parquet)"),
-        ("features (float16)", shapes),
-        ("Parquet", result.out),
-    ]
-    _show("Features", rows, result.notes, quiet=config.quiet)
-
-
-def _sweep(arguments: list[str]) -> None:
-    config = _parse(SweepConfig, "sweep", arguments)
-    from tlray.tuning.search import sweep  # noqa: PLC0415
-
-    result = sweep(config)
-    rows = [
-        (f"trial {number}" if number > 1 else "best trial", _trial_line(trial))
-        for number, trial in enumerate(result.trials[:SHOWN_TRIALS], start=1)
-    ]
-    rows.append(("trained", _trial_line(result.chosen)))
-    rows += [
-        (f"trained, {split} accuracy", f"{metrics['accuracy']:.3f}") for split, metrics in result.best.metrics.items()
-    ]
-    rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
-    _show(f"Tried {len(result.trials)} settings", rows, result.warnings, quiet=config.quiet)
-
-
-def _trial_line(trial: Mapping[str, Any]) -> str:
-    probe = f"{_count(trial['depths'], 'depth')}, penalty C {trial['inverse_penalty']:.2g}"
-    tuned = (
-        f"{_count(trial['best_epoch'], 'epoch')} of {_count(trial['trainable_layers'], 'layer')} and "
-        f"{_count(trial['hidden_layers'], 'hidden layer')} at {trial['learning_rate']:.2g}, "
-        f"dropout {trial['dropout']:g}, {_count(trial['views'], 'view')}"
-        if trial["best_epoch"]
-        else "no fine-tuning"
-    )
-    return f"loss {trial['best_loss']:.3f}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _export(arguments: list[str]) -> None:
-    config = _parse(ExportConfig, "export", arguments)
-    from tlray.training.own_model import export  # noqa: PLC0415
-
-    sha256 = export(config)
-    _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)
-
-
-def _engines(arguments: list[str]) -> None:
-    config = _parse(EnginesConfig, "engines", arguments)
-    from tlray.evaluation.engine_table import engines  # noqa: PLC0415
-
-    result = engines(config)
-    columns = ("engine", "precision", "fit", "images/s", "same label", "clear ones changed", "refer changed")
-    changes = ("largest difference", "change of log loss", "change of accuracy (95 %)")
-    table = Table(*columns, *changes, title_justify="left", title=_about_engines(result))
-    for row in result.agreements:
-        table.add_row(
-            *(row.engine, row.precision, "yes" if row.is_fit else "no", f"{row.images_per_s:.0f}"),
-            *(f"{row.label_agreement:.1%}", str(row.num_clear_changed), str(row.num_referrals_changed)),
-            *(f"{row.max_difference:.3f}", f"{row.log_loss_change:+.4f}"),
-            f"{row.accuracy_change:+.3f} ({row.accuracy_change_low:+.3f} to {row.accuracy_change_high:+.3f})",
-        )
-    if not config.quiet:
-        Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
-        print(f"This machine predicts with {result.chosen}, unless --engine or --precision says otherwise.")
-
-
-def _about_engines(result: "EnginesResult") -> str:
-    if not result.agreements:
-        return "The bundle was not compared when it was made. Give --data to do it now."
-    first = result.agreements[0]
-    when = "measured now" if result.is_measured else "measured when the bundle was made"
-    return f"Engines beside TensorFlow in float32, {when}: {first.num_images} images, {first.cpu}"
-
-
-def _phantoms(arguments: list[str]) -> None:
-    config = _parse(PhantomConfig, "phantoms", arguments)
-    num_files = phantom_files.make(config)
-    _show("Made", [("files", str(num_files)), ("data set", config.out)], quiet=config.quiet)
-
-
-def _parse(config: type[Config], command: str, arguments: list[str]) -> Config:
-    description = f"{inspect.cleandoc(config.__doc__ or '')}\n\n{NOTICE}"
-    return helptext.parse(config, arguments, prog=f"tlray {command}", description=description)
-
-
-def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = (), *, quiet: bool) -> None:
-    if quiet:
-        return
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(name, value, style=None)
-    # Paths are to be copied: a narrow log must not break them.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table, highlight=False, markup=False)
-    for note in notes:
-        print(f"! {note}", flush=True)
-
-
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "train": (_train, "train a classifier on labelled images, evaluate and export it"),
-    "evaluate": (_evaluate, "measure a bundle on labelled images"),
-    "score": (_score, "score a file, folder, zip or manifest of images"),
-    "serve": (_serve, "serve a bundle over HTTP: predictions, bulk scoring, a page"),
-    "features": (_features, "compute features of images with a pretrained network"),
-    "sweep": (_sweep, "try many settings on features that are computed once"),
-    "export": (_export, "make a bundle from your own Keras model"),
-    "engines": (_engines, "show how fast and how exactly a bundle predicts in each precision"),
-    "phantoms": (_phantoms, "make a synthetic data set for trying things out"),
-}

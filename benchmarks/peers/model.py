@@ -37,7 +37,7 @@ def load_openvino() -> Callable[[np.ndarray], np.ndarray]:
 
     def predict(images_BHWC: np.ndarray) -> np.ndarray:
         with lock:
-            return request.infer({0: images_BHWC}, share_inputs=True)[0]
+            return request.infer({0: images_BHWC}, share_inputs=True)["output_0"]
 
     return predict
 

@@ -55,7 +55,7 @@ def main(bundle: str, directory: str, reader: str, out: str) -> None:
     read = {"tf.data": read_by_tf_data, "image_dataset_from_directory": read_by_keras}[reader]
     pixels = keras.Input((size_px, size_px, 3), dtype="uint8")
     layer = keras.layers.TFSMLayer(str(Path(bundle, "saved_model")), call_endpoint="serving_default")
-    (probabilities,) = layer(pixels).values()
+    probabilities = layer(pixels)["output_0"]
     model = keras.Model(pixels, probabilities)
     probs_BK = model.predict(read(Path(directory), size_px), verbose=0)  # pyright: ignore[reportArgumentType]
     names = sorted(path.name for path in Path(directory).iterdir())

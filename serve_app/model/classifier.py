@@ -61,6 +61,8 @@ class Answer:
     Attributes:
         bundle_sha256: SHA-256 of the bundle that answered.
         probabilities: float32 [images, classes]; None: the pixels were made for another model.
+        ood_scores: How foreign the images are, see `tlray.bundle.novelty`, float32 [images]; NaN where it is not known.
+            None: nothing is known.
         predict_s: Seconds from arrival to answer, including the time in the queue.
         explained: Overlays for the predicted class of each image; None: not asked for.
     """
@@ -68,6 +70,7 @@ class Answer:
     bundle_sha256: str
     probabilities: np.ndarray | None
     predict_s: float
+    ood_scores: np.ndarray | None = None
     explained: Explained | None = None
 
 
@@ -147,8 +150,9 @@ class Model:
             return Explained(problem=str(error))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
-        """Returns the probabilities of a batch, one array [classes] for each image."""
-        return list(self.predictor.predict(to_batch(images, self.info.spec.image_size_px)))
+        """Returns for each image of a batch an array [classes + 1]: its probabilities, and how foreign it is."""
+        scores = self.predictor.score(to_batch(images, self.info.spec.image_size_px))
+        return list(np.column_stack([scores.probs_BK, scores.ood_scores]))
 
     async def close(self) -> None:
         """Accepts no more images, and returns when all waiting predictions and explanations are done."""
@@ -259,11 +263,13 @@ class Classifier:
 async def _predict(model: Model, pixels: Pixels) -> Answer:
     start_s = time.monotonic()
     spec = model.info.spec
-    probabilities = None
+    probabilities = ood_scores = None
     if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
-        probabilities = np.stack(await model.batcher.submit_all(pixels.images))
+        rows = np.stack(await model.batcher.submit_all(pixels.images))
+        probabilities, ood_scores = np.ascontiguousarray(rows[:, :-1]), rows[:, -1]
     return Answer(
         bundle_sha256=model.info.bundle_sha256,
         probabilities=probabilities,
+        ood_scores=ood_scores,
         predict_s=time.monotonic() - start_s,
     )

@@ -19,6 +19,7 @@ from serve_app.model.decoding import Decoded, decode
 from serve_app.options import Options
 from serve_app.watch.drift import STATISTICS, DriftWindow
 from serve_app.watch.telemetry import Telemetry
+from tlray.bundle.judgement import Judgement, judge
 from tlray.bundle.spec import BundleSpec
 from tlray.errors import ImageError, ImageErrorCode
 
@@ -54,6 +55,8 @@ class Prediction:
     Attributes:
         info: The model that answered.
         probabilities: float32 [readable images, classes].
+        ood_scores: How foreign the readable images are, float32 [readable images]; NaN where it is not known.
+        judgement: Their judgement by the limits of the model.
         errors: The error of each image; None if it is readable.
         explanations: The Grad-CAM overlay of each readable image for its predicted class, PNG; empty: not asked for, or
             not possible.
@@ -64,6 +67,8 @@ class Prediction:
 
     info: ModelInfo
     probabilities: np.ndarray
+    ood_scores: np.ndarray
+    judgement: Judgement
     errors: Sequence[ImageError | None]
     explanations: Sequence[bytes]
     not_explained: str
@@ -224,7 +229,10 @@ class Service:
             answer = await self._ask(number, pixels, info, explain=explain)
             probs_BK = answer.probabilities
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
-                self._observe(number, info, decoded, probs_BK)
+                unknown = np.full(len(probs_BK), np.nan, np.float32)
+                ood_scores = unknown if answer.ood_scores is None else answer.ood_scores
+                judged = judge(probs_BK, ood_scores, spec.limits)
+                self._observe(number, info, decoded, probs_BK, judged)
                 if self._mirror is not None and number == self.options.version:
                     places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
                     self._mirror(info, [files[place] for place in places], pixels, probs_BK)
@@ -232,6 +240,8 @@ class Service:
                 return Prediction(
                     info=info,
                     probabilities=probs_BK,
+                    ood_scores=ood_scores,
+                    judgement=judged,
                     errors=[each if isinstance(each, ImageError) else None for each in decoded],
                     explanations=explained.overlays,
                     not_explained=explained.problem,
@@ -266,7 +276,12 @@ class Service:
         self.telemetry.held_images.set(self._num_held, {})
 
     def _observe(
-        self, number: int, info: ModelInfo, decoded: Sequence[Decoded | ImageError], probs_BK: np.ndarray
+        self,
+        number: int,
+        info: ModelInfo,
+        decoded: Sequence[Decoded | ImageError],
+        probs_BK: np.ndarray,
+        judged: Judgement,
     ) -> None:
         """Counts the images of an answered request, and adds them to the version's drift window."""
         note(bundle_sha256=info.bundle_sha256)
@@ -274,7 +289,7 @@ class Service:
         self.telemetry.predicted(
             number,
             labels=[info.spec.classes[each] for each in classes],
-            num_referred=sum(each < info.spec.refer_below for each in probs_BK.max(axis=1).tolist()),
+            reasons=[reason for reason in judged.reasons if reason],
             error_codes=[each.code.value for each in decoded if isinstance(each, ImageError)],
         )
         window = self._window(number, info)

@@ -20,7 +20,12 @@ from serve_app.protocols.json_body import invalid, shown
 INPUT = "image"
 PROBABILITIES = "probabilities"
 LABEL = "label"
-OUTPUTS = (PROBABILITIES, LABEL)
+REFER = "refer"
+REFER_REASON = "refer_reason"
+OOD_SCORE = "ood_score"
+OUTPUTS = (PROBABILITIES, LABEL, REFER, REFER_REASON, OOD_SCORE)
+DEFAULT_OUTPUTS = (PROBABILITIES, LABEL)
+"""The tensors that a request gets which names none."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header with the length of the JSON in bytes, if binary data follows it."""
@@ -116,7 +121,7 @@ def _outputs(request: dict[str, Any]) -> tuple[RequestedOutput, ...]:
     default = _flag(_parameters(request, "the request"), "binary_data_output", default=False)
     wanted = request.get("outputs")
     if wanted is None or wanted == []:
-        wanted = [{"name": name} for name in OUTPUTS]
+        wanted = [{"name": name} for name in DEFAULT_OUTPUTS]
     if not isinstance(wanted, list):
         raise invalid(f"outputs must be a list. Received: {shown(wanted)}")
     outputs: dict[str, RequestedOutput] = {}
@@ -202,8 +207,36 @@ def _pixels_of_binary(binary: memoryview, shape: list[int]) -> np.ndarray:
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predicted:
+    """What an answer says of the images of a request.
+
+    Attributes:
+        probs_BK: float32 [images, classes], finite.
+        labels: The predicted class of each image.
+        reasons: Why each image is referred to a person; empty where it is not.
+        ood_scores: How foreign each image is, float32 [images]; NaN where it is not known.
+    """
+
+    probs_BK: np.ndarray
+    labels: Sequence[str]
+    reasons: Sequence[str]
+    ood_scores: np.ndarray
+
+    def tensor(self, name: str) -> tuple[str, np.ndarray | Sequence[str]]:
+        """Returns the datatype and the values of one of `OUTPUTS`. A score that is not known is -1."""
+        known = np.isfinite(self.ood_scores)
+        return {
+            PROBABILITIES: ("FP32", self.probs_BK.astype("<f4")),
+            LABEL: ("BYTES", self.labels),
+            REFER: ("BOOL", np.array([bool(reason) for reason in self.reasons], dtype=bool)),
+            REFER_REASON: ("BYTES", self.reasons),
+            OOD_SCORE: ("FP32", np.where(known, self.ood_scores, -1).astype("<f4")),
+        }[name]
+
+
 def encode_infer(
-    request: InferRequest, *, model_name: str, model_version: str, probs_BK: np.ndarray, labels: Sequence[str]
+    request: InferRequest, *, model_name: str, model_version: str, predicted: Predicted
 ) -> tuple[bytes, dict[str, str]]:
     """Returns the answer to an inference request: its body and its headers.
 
@@ -211,21 +244,18 @@ def encode_infer(
         request: The request that is answered.
         model_name: Name of the model.
         model_version: Version of the model.
-        probs_BK: float32 [images, classes], finite.
-        labels: The predicted class of each image.
+        predicted: The predictions.
     """
     outputs, chunks = [], []
     for wanted in request.outputs:
-        if wanted.name == PROBABILITIES:
-            output = {"name": PROBABILITIES, "datatype": "FP32", "shape": list(probs_BK.shape)}
-        else:
-            output = {"name": LABEL, "datatype": "BYTES", "shape": [len(labels)]}
+        datatype, values = predicted.tensor(wanted.name)
+        shape = list(values.shape) if isinstance(values, np.ndarray) else [len(values)]
+        output: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": shape}
         if wanted.is_binary:
-            is_label = wanted.name == LABEL
-            chunks.append(_binary_text(labels) if is_label else probs_BK.astype("<f4").tobytes())
+            chunks.append(values.tobytes() if isinstance(values, np.ndarray) else _binary_text(values))
             output["parameters"] = {"binary_data_size": len(chunks[-1])}
         else:
-            output["data"] = list(labels) if wanted.name == LABEL else probs_BK.ravel().tolist()
+            output["data"] = values.ravel().tolist() if isinstance(values, np.ndarray) else list(values)
         outputs.append(output)
     answer: dict[str, Any] = {"model_name": model_name, "model_version": model_version, "outputs": outputs}
     if request.id is not None:
@@ -270,5 +300,8 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
         "outputs": [
             {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, num_classes]},
             {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
+            {"name": REFER, "datatype": "BOOL", "shape": [-1]},
+            {"name": REFER_REASON, "datatype": "BYTES", "shape": [-1]},
+            {"name": OOD_SCORE, "datatype": "FP32", "shape": [-1]},
         ],
     }

@@ -122,8 +122,12 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
             parsed,
             model_name=name,
             model_version=str(service.number(version)),
-            probs_BK=found.probabilities,
-            labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
+            predicted=open_inference.Predicted(
+                probs_BK=found.probabilities,
+                labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
+                reasons=found.judgement.reasons,
+                ood_scores=found.ood_scores,
+            ),
         )
         return Response(content, headers=headers)
 

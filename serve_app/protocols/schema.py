@@ -3,7 +3,7 @@
 Requests are not parsed by these schemas, but by other modules, which check more than the schemas can say.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -179,6 +179,7 @@ class ModelShown(BaseModel):
     bundle_sha256: str
     classes: list[str] = Field(description="Names of the classes, in the order of the model's outputs")
     refer_below: float = Field(description="Predictions with a lower confidence are marked `refer`")
+    max_ood_score: float | None = Field(description="Images with a higher `ood_score` are; null: it is not known")
 
 
 class FileRow(BaseModel):
@@ -187,7 +188,12 @@ class FileRow(BaseModel):
     file: str
     label: str | None
     confidence: float | None = Field(description="Probability of the label")
-    refer: bool | None = Field(description="Whether the confidence is low: leave the image to a specialist")
+    refer: bool | None = Field(description="Whether a specialist must look at the image")
+    refer_reason: Literal["out_of_distribution", "low_confidence", "ambiguous"] | None = Field(
+        description="Why: unlike the images of training, under the threshold, or several classes may be right"
+    )
+    prediction_set: list[str] | None = Field(description="The classes that the image may have; null: not known")
+    ood_score: float | None = Field(description="How unlike the images of training it is; null: not known")
     probabilities: dict[str, float] | None
     explanation: str = Field("", description="Grad-CAM overlay with explain=true, a PNG in base64")
     explanation_error: str = Field("", description="Why there is no explanation, with explain=true")
@@ -294,7 +300,7 @@ class ModelReady(BaseModel):
 class OutputTensor(TensorMetadata):
     """A tensor with its data, or with the number of its bytes after the JSON."""
 
-    data: list[float] | list[str] = []
+    data: list[bool] | list[float] | list[str] = []
     parameters: dict[str, int] = {}
 
 

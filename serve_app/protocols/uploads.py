@@ -2,11 +2,11 @@
 
 import base64
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from python_multipart.multipart import parse_options_header
@@ -61,6 +61,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
             "bundle_sha256": info.bundle_sha256,
             "classes": list(info.spec.classes),
             "refer_below": info.spec.refer_below,
+            "max_ood_score": info.spec.limits.max_ood_score,
         }
 
 
@@ -88,22 +89,34 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
     return [each.filename or "" for each in uploads], files
 
 
+PREDICTED = ("label", "confidence", "refer", "refer_reason", "prediction_set", "ood_score", "probabilities")
+"""What an answer says of an image; null where the image cannot be read."""
+
+
+def _predicted(found: Prediction, place: int) -> dict[str, Any]:
+    """Returns the values of `PREDICTED` for a readable image."""
+    classes, probs_K = found.info.spec.classes, found.probabilities[place]
+    best, judged, ood_score = int(probs_K.argmax()), found.judgement, float(found.ood_scores[place])
+    reason, sets_BK = judged.reasons[place], judged.sets_BK
+    values = (
+        classes[best],
+        float(probs_K[best]),
+        bool(reason),
+        reason or None,
+        None if sets_BK is None else [name for name, is_in in zip(classes, sets_BK[place], strict=True) if is_in],
+        ood_score if math.isfinite(ood_score) else None,
+        dict(zip(classes, probs_K.tolist(), strict=True)),
+    )
+    return dict(zip(PREDICTED, values, strict=True))
+
+
 def _rows(found: Prediction, names: Sequence[str]) -> list[dict[str, Any]]:
-    spec = found.info.spec
-    probabilities, explanations = iter(found.probabilities), iter(found.explanations)
+    places, explanations = iter(range(len(found.probabilities))), iter(found.explanations)
     rows: list[dict[str, Any]] = []
     for name, error in zip(names, found.errors, strict=True):
-        row: dict[str, Any] = {"file": name, "label": None, "confidence": None, "refer": None, "probabilities": None}
+        row: dict[str, Any] = {"file": name} | dict.fromkeys(PREDICTED)
         if error is None:
-            probs_K: np.ndarray = next(probabilities)
-            best = int(probs_K.argmax())
-            confidence = float(probs_K[best])
-            row |= {
-                "label": spec.classes[best],
-                "confidence": confidence,
-                "refer": confidence < spec.refer_below,
-                "probabilities": dict(zip(spec.classes, probs_K.tolist(), strict=True)),
-            }
+            row |= _predicted(found, next(places))
             if found.not_explained:
                 row["explanation_error"] = found.not_explained
             elif found.explanations:

@@ -36,7 +36,7 @@ class Telemetry:
             "tlray_predictions", "Images by predicted class.", _tags("model", "version", "label")
         )
         self.referred = Counter(
-            "tlray_referred_predictions", "Images that a specialist should see.", _tags("model", "version")
+            "tlray_referred_predictions", "Images that a specialist should see.", _tags("model", "version", "reason")
         )
         self.image_errors = Counter(
             "tlray_image_errors", "Images that cannot be decoded, by error code.", _tags("model", "version", "code")
@@ -73,14 +73,14 @@ class Telemetry:
             self.request_errors.inc(1, {"route": route, "code": code or str(status)})
 
     def predicted(
-        self, version: int, *, labels: Sequence[str], num_referred: int, error_codes: Sequence[str] = ()
+        self, version: int, *, labels: Sequence[str], reasons: Sequence[str], error_codes: Sequence[str] = ()
     ) -> None:
-        """Counts the images of a request: predictions by label, referrals, and images that cannot be decoded."""
+        """Counts the images of a request: predictions by label, referrals by reason, and what cannot be decoded."""
         tags = {"version": str(version)}
         for label, count in Tally(labels).items():
             self.predictions.inc(count, {**tags, "label": label})
-        if num_referred:
-            self.referred.inc(num_referred, tags)
+        for reason, count in Tally(reasons).items():
+            self.referred.inc(count, {**tags, "reason": reason})
         for code, count in Tally(error_codes).items():
             self.image_errors.inc(count, {**tags, "code": code})
 

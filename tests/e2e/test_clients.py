@@ -39,6 +39,9 @@ def test_nvidias_client_is_answered(tmp_path):
         "outputs": [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "refer", "datatype": "BOOL", "shape": [-1]},
+            {"name": "refer_reason", "datatype": "BYTES", "shape": [-1]},
+            {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
         ],
     }
     assert told["files"]["label"] == ["light", "light"]

@@ -4,7 +4,8 @@
 `test_pipeline.py` (`--weights none`, an earlier bundle), `test_probe.py` (recipes probe and standard, `--resume`,
 `--learning-curve`) and `test_jobs.py` (recipe article, a weights file, as a job), `score`, `evaluate` and
 `engines` by `test_pipeline.py`, `features` here, `sweep` by `test_sweep_faults.py`, `export` by `test_serving.py`,
-`serve` by `test_start.py`. Not run are benchmarks, and commands of AWS: there is no account here.
+`serve` by `test_start.py`, `suggest` by `tests/ray/test_suggest.py`. Not run are benchmarks, and commands of AWS: there
+is no account here.
 """
 
 import dataclasses

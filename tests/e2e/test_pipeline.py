@@ -49,11 +49,12 @@ def tlray(*arguments: object) -> int:
 def test_run_directory_is_complete(trained):
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        *("config.json", "manifest.parquet", "audit.json", "history.csv", "checkpoints"),
-        *("metrics.json", "figures", "report.html", "bundle", ".tlray"),
+        *("config.json", "manifest.parquet", "audit.json", "gallery.json", "history.csv", "checkpoints"),
+        *("metrics.json", "figures", "report.html", "bundle", ".tlray", "evidence.json", "evaluated.parquet"),
     }
     assert sorted(path.name for path in (trained / "figures").iterdir()) == [
         *("confusion_matrix_test.png", "confusion_matrix_valid.png", "history.png", "roc_test.png", "roc_valid.png"),
+        "trust_test.png",
     ]
     # Each of the unreadable phantoms is so in a way of its own.
     report = (trained / "report.html").read_text()
@@ -128,7 +129,7 @@ def test_all_three_loaders_give_the_same_probabilities(trained, phantom_set):
     images = np.stack([pixels_of(path, size_px=64) for path in paths if path.stat().st_size > 2000])
     from_keras = np.asarray(load_keras_file(str(bundle.model_path))(images))
     signature = tf.saved_model.load(str(bundle.saved_model_path)).signatures["serving_default"]
-    from_saved_model = next(iter(signature(tf.constant(images)).values())).numpy()
+    from_saved_model = signature(tf.constant(images))["output_0"].numpy()
     from_predictor = Predictor(str(trained / "bundle"), precision="float32").predict(images)
     assert from_predictor.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert from_keras == pytest.approx(from_predictor, abs=1e-5)
@@ -159,7 +160,7 @@ def test_scores_have_a_row_for_every_file(scores, trained, phantom_set):
         assert [row[f"p_{name}"] for name in phantoms.CLASSES] == pytest.approx(expected, abs=1e-5)
         assert row["predicted_label"] == phantoms.CLASSES[int(expected.argmax())]
         assert row["confidence"] == pytest.approx(expected.max(), abs=1e-5)
-        assert row["refer"] == (row["confidence"] < 0.5)
+        assert row["refer"] == (row["refer_reason"] is not None)
         assert row["bundle_sha256"] == bundle_sha256
     with (scores / "predictions.csv").open() as file:
         assert [line["image_id"] for line in csv.DictReader(file)] == table["image_id"].to_pylist()

@@ -19,7 +19,7 @@ def test_a_probe_of_the_public_images(shared, local_ray, tmp_path):  # noqa: ARG
     # 0.86 when this was written; 72 images: four more or fewer right are 0.06.
     assert valid["num_images"] == 72
     assert 0.80 < valid["accuracy"] < 0.95
-    assert abs(valid["log_loss"] - metrics["probe"]["best"]["valid_loss"]) < 1e-3
+    assert abs(valid["log_loss"] - metrics["probe"]["best"]["valid_loss"]) < 0.1  # which calibration changes
     audit = json.loads((out / "audit.json").read_text())
     assert audit["num_images"] == audit["num_readable"] == 685
     assert audit["duplicates"]["across_splits"]["num_groups"] == 8

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser
+from tlray.bundle.judgement import Limits
 from tlray.config.recipes import standard
-from tlray.evaluation.metrics import evaluate_predictions
-from tlray.evaluation.report import Report, SplitEvaluation, make_figures, render_report
+from tlray.evaluation.measurement import measure_probabilities
+from tlray.evaluation.report import Report, make_figures, render_report
 
 CLASSES = ("adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib", "squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa", "肺")
 
@@ -20,8 +21,14 @@ def page(tmp_path: Path) -> Path:
     """A report with all its tables, long names, and paths without a space."""
     labels = np.arange(30) % 3
     probs_BK = np.random.default_rng(0).dirichlet(np.ones(3), 30)
-    evaluation = SplitEvaluation(
-        metrics=evaluate_predictions(labels, probs_BK, CLASSES), labels=labels, probs_BK=probs_BK, classes=CLASSES
+    evaluation = measure_probabilities(
+        labels,
+        probs_BK,
+        CLASSES,
+        groups=labels.astype(str),
+        image_ids=np.arange(len(labels)).astype(str),
+        ood_scores=np.full(len(labels), np.nan, np.float32),
+        limits=Limits(refer_below=0.5),
     )
     path = "/".join(["a-long-folder-name"] * 6)
     epoch = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "valid_loss": 1.0, "valid_accuracy": 0.5, "learning_rate": 1e-3}

@@ -253,13 +253,15 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     assert np.array_equal(prepared.tail_weights[0], expected[4])
     # And other processes get them.
     table = dataset.with_splits(
-        dataset.read_images(
-            dataset.list_classes(config).table,
-            out=config.out,
-            kind="training",
-            task_cpus=1,
-            meanwhile=lambda: None,
-            quiet=True,
+        dataset.without_looks(
+            dataset.read_images(
+                dataset.list_classes(config.data, columns=None, class_map=None, quiet=True).table,
+                out=config.out,
+                kind="training",
+                task_cpus=1,
+                meanwhile=lambda: None,
+                quiet=True,
+            )
         ),
         seed=0,
     )

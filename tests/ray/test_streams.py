@@ -10,7 +10,7 @@ import ray
 from PIL import Image
 
 from tlray.config.training import Augmentation
-from tlray.data import augmentation, dataset, decoding, inspected, inspection, listing, stream
+from tlray.data import augmentation, dataset, decoding, inspected, inspection, listing, looks, stream
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
 from tlray.errors import DataError
 from tlray.files import storage
@@ -96,7 +96,8 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def read(meanwhile: Callable[[], None]) -> list[str]:
         found = dataset.read_images(table, out=out, kind="run", task_cpus=1, meanwhile=meanwhile, quiet=True)
-        assert found.column_names == [*table.drop_columns(["sha256"]).column_names, *inspection.INSPECTION_COLUMNS]
+        before = table.drop_columns(["sha256"]).column_names
+        assert found.column_names == [*before, *inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names]
         return found["sha256"].to_pylist()
 
     with pytest.raises(KeyboardInterrupt):
@@ -155,7 +156,7 @@ def test_validation_rows_of_both_ranks_together_are_all_rows_once(table):
 
 def test_inspection_has_a_row_for_every_file_in_order(table):
     found = pa.concat_tables(list(inspection.inspect_images(table)))
-    assert found.column_names == [*inspection.INSPECTION_COLUMNS, "stamp"]
+    assert found.column_names == [*inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names, "stamp"]
     assert found.num_rows == 70
     assert found["error_code"].to_pylist() == [{7: "empty", 40: "not_found"}.get(row) for row in range(70)]
     assert found["width_px"][0].as_py() == 20

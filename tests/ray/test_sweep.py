@@ -25,7 +25,6 @@ from tlray.cluster import capacity, plans
 from tlray.config.commands import SweepConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.data import dataset, decoding, phantom_files, phantoms
-from tlray.data.manifest import with_column
 from tlray.engines.kinds import REFERENCE
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store
@@ -119,7 +118,7 @@ def test_features_that_are_there_are_not_computed_again(config, result, tmp_path
 
     monkeypatch.setattr(extraction, "compute", compute)
     plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
-    probing.compute(best, f"{best.out}/features", images, network, plan=plan)
+    probing.compute(best, f"{best.out}/features", images, network, plan=plan, views=model.num_views(best))
     found = store.read_features(f"{best.out}/features").sort_by("image_id")
     table = images.readable.sort_by("image_id")
     assert found.select(store.COLUMNS).to_pylist() == table.select(store.COLUMNS).to_pylist()
@@ -164,7 +163,8 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)
     assert (settings["trainable_layers"], tuple(settings["hidden_units"])) == (num_layers, widths)
     assert settings["inverse_penalty"] == trial["inverse_penalty"]
-    assert not any("differ" in warning for warning in best.warnings)  # what is exported, and what features gave
+    # What is exported gives what the features gave.
+    assert not any("probabilities differ" in warning for warning in best.warnings)
     classifier = load_keras_file(f"{best.bundle}/model.keras")
     (backbone,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
     weights = zip(backbone.get_weights(), load_keras_file(config.backbone).get_weights(), strict=True)
@@ -331,8 +331,9 @@ def test_copies_of_an_image_are_in_the_same_fold(config, result):  # noqa: ARG00
     kept = [row for row in rows if row["label"] == label and row["split"] != "test"]
     first_of = {row["group_id"]: row for row in reversed(kept)}
     copies = {row["image_id"] for row in list(first_of.values())[:4]}
-    digests = ["copy" if row["image_id"] in copies else row["sha256"] for row in rows]
-    images = dataclasses.replace(images, table=with_column(images.table, "sha256", digests))
+    named = ["copy" if row["image_id"] in copies else row["picture"] for row in rows]
+    table = images.table.drop_columns(["picture"]).append_column("picture", pa.array(named, pa.string()))
+    images = dataclasses.replace(images, table=table)
     chosen = pa.concat_tables([images.split("train"), images.split("valid")])["image_id"].to_pylist()
     for _, held_out in folds.make_folds(images, num_folds=config.num_folds, seed=config.seed):
         assert len({chosen[place] for place in held_out} & copies) in (0, 4)
@@ -363,7 +364,7 @@ def test_a_run_does_not_go_on_with_another_network(config, result, tmp_path):  #
     before = sorted(path.name for path in (tmp_path / "features").iterdir())
     plan = plans.plan_scoring(capacity.measure(), use_gpu=False)
     with pytest.raises(ConfigError, match="features of another network"):
-        probing.compute(config.training(), str(tmp_path / "features"), images, network, plan=plan)
+        probing.compute(config.training(), str(tmp_path / "features"), images, network, plan=plan, views=1)
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == before
 
 

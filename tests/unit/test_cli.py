@@ -21,19 +21,34 @@ import pytest
 
 from tlray import __version__, cli
 from tlray.bundle.agreement import Agreement
-from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
-from tlray.config.prediction import EnginesConfig, EvaluateConfig, ScoreConfig, ServeConfig
+from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
+from tlray.config.prediction import (
+    CompareConfig,
+    EnginesConfig,
+    EvaluateConfig,
+    ScoreConfig,
+    ServeConfig,
+    SuggestConfig,
+)
 from tlray.config.recipes import RECIPES, standard
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.evaluation.compare import CompareResult
+from tlray.evaluation.data_audit import AuditResult
+from tlray.evaluation.evidence import Check, VerifyResult
 from tlray.files import storage
+from tlray.inference.suggest import SuggestResult
 
 CONFIGS = {
+    "audit": AuditConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "verify": VerifyConfig,
     "score": ScoreConfig,
+    "suggest": SuggestConfig,
     "serve": ServeConfig,
     "features": FeaturesConfig,
     "sweep": SweepConfig,
@@ -74,13 +89,53 @@ def called(monkeypatch):
             out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics},
             warnings=("Look out.",), timing_s={"starting Ray": 2.04, "computing features": 10.96},
         ),
+        ("evaluation.data_audit", "audit_images"): AuditResult(
+            out="/o", warnings=("The files tell the classes.",), num_fixed=12,
+            findings={
+                "num_images": 20, "num_readable": 19, "groups": {"across_splits": {"num_groups": 2}},
+                "copies": {
+                    "identical": {"num_groups": 1, "num_images": 2},
+                    "series": {"num_groups": 3, "num_images": 9},
+                    "copies": {
+                        "num_groups": 2, "num_images": 5,
+                        "across_splits": {"num_groups": 1, "num_images": 3},
+                        "conflicting_labels": {"num_groups": 0, "num_images": 0},
+                    },
+                },
+                "shortcuts": {"found": [{"family": "size"}, {"family": "file"}], "num_folds": 5},
+                "traits_control": {"accuracy": 0.75, "chance": 0.25, "split": "test", "num_images": 40},
+            },
+        ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
             out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
         ),
+        ("evaluation.compare", "compare"): CompareResult(
+            out="/o", split="valid", warnings=("Both bundles were trained on this data.",),
+            comparison={
+                "num_images": 40, "num_by_error": {"empty": 2, "truncated": 1}, "num_unlabelled": 5,
+                "accuracy_difference": 0.05, "accuracy_difference_ci95": [-0.0312, 0.125], "p_value": 0.28125,
+                "conclusion": "The images do not show which is better.", "num_only_bundle_right": 3,
+                "num_only_reference_right": 1, "same_label_share": 0.875, "num_refer_differs": 4,
+                "bundle_metrics": metrics | {"per_class": {"a": {"recall": 0.75, "support": 40}, "b": {"support": 0}}},
+                "reference_metrics": metrics | {"accuracy": 0.75, "per_class": {"a": {"recall": 0.7}, "b": {}}},
+            },
+        ),
+        ("evaluation.evidence", "verify"): VerifyResult(
+            checks=(Check(name="the run", is_right=True),), num_files=9, num_figures=81
+        ),
         ("inference.score", "score"): SimpleNamespace(
             out="/o", engine="openvino bfloat16",
-            num_images=9, num_failed=3, num_referred=1, num_by_label={"a": 6, "b": 0},
+            num_images=9, num_failed=3, num_referred=1, num_by_reason={"low_confidence": 1},
+            num_by_label={"a": 6, "b": 0},
             num_by_error={"empty": 2, "truncated": 1}, num_skipped=5,
+        ),
+        ("inference.suggest", "suggest"): SuggestResult(
+            out="/o", image_ids=("1.png", "2.png"), notes=("Only 2 images are suggested.",),
+            summary={
+                "num_images": 16, "num_labelled": 4, "num_skipped": 5, "num_scored": 9,
+                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_suggested": 2,
+                "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3, "engine": "openvino bfloat16",
+            },
         ),
         ("features.update", "extract_features"): SimpleNamespace(
             out="/o", num_rows=12, num_reused=5, num_failed=1, shapes={"pooled": (56,), "cut_0": (7, 7, 6)},
@@ -294,14 +349,27 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
 @pytest.mark.parametrize(
     ("command_line", "expected"),
     [
+        ("audit --data d --out o --fix --seed 3", AuditConfig(data="d", out="o", fix=True, seed=3)),
         (
             "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path",
             EvaluateConfig(bundle="b", data="d", out="o", split="all", batch_size=4, columns="uri=path"),
         ),
+        (
+            "compare --bundle b --reference r --data d --out o --split all --precision float32 --columns uri=path",
+            CompareConfig(
+                bundle="b", reference="r", data="d", out="o", split="all", precision="float32", columns="uri=path"
+            ),
+        ),
+        ("verify runs/a", VerifyConfig(run="runs/a")),
+        ("verify --run runs/a", VerifyConfig(run="runs/a")),
         ("score --bundle b --input i --out o --resume", ScoreConfig(bundle="b", input="i", out="o", resume=True)),
         (
             "score --bundle b --bundle-sha256 abc --input i --out o --roots /i s3://i",
             ScoreConfig(bundle="b", bundle_sha256="abc", input="i", out="o", roots=("/i", "s3://i")),
+        ),
+        (
+            "suggest --bundle b --input i --out o --count 5 --precision float32 --columns uri=path",
+            SuggestConfig(bundle="b", input="i", out="o", count=5, precision="float32", columns="uri=path"),
         ),
         (
             "serve --bundle b --host ::1 --port 80 --input-roots i s3://i --output-roots o --max-replicas 3",
@@ -338,19 +406,48 @@ def test_other_commands_parse(called, command_line, expected):
     [
         (
             "train --data d --out o",
-            ["test accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)", "test balanced accuracy .* 0.750",
+            ["test: accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)", "test: balanced accuracy .* 0.750",
              "epochs .* 7, the best one was 4", "report .* /o/report.html", "bundle .* /o/bundle", "! Look out."],
         ),
         ("train --data d --out o --timing", ["starting Ray .* 2.0 s", "computing features .* 11.0 s"]),
+        (
+            "audit --data d --out o --fix",
+            ["images .* 20, 1 cannot be read", "the same pixels .* 2 images in 1 group",
+             "copies of a picture .* 5 images in 2 groups", "copies in several splits .* 3 images in 1 group",
+             "copies with several labels .* none", "copies and neighbouring slices .* 9 images in 3 groups",
+             "patients in several splits .* 2", "what tells the classes .* size, file",
+             "told by the files alone .* 0.750 of 40 test images (by chance 0.250)", "report .* /o/report.html",
+             "corrected manifest .* /o/fixed.csv, 12 images (7 left out)", "! The files tell the classes."],
+        ),
         (
             "evaluate --bundle b --data d --out o",
             ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
              "! The metrics are too good."],
         ),
         (
+            "compare --bundle b --reference r --data d --out o --split valid",
+            ["Compared on valid", "images .* 40 compared, 3 failed, 5 unlabelled",
+             "accuracy of the bundle .* 0.812 (95 %: 0.700 to 0.900)", "accuracy of the reference .* 0.750 (95 %",
+             "difference .* +5.0 percentage points (95 %: -3.1 to +12.5)",
+             "conclusion .* The images do not show which is better.",
+             "only one is right .* the bundle for 3 images, the reference for 1",
+             "p value .* 0.281 (McNemar's exact test", "same label from both .* 87.5% of the images",
+             "sensitivity of 'a' .* bundle 0.750, reference 0.700",
+             "only one marks 'refer' .* 4 images", "all figures .* /o/comparison.json",
+             "image by image .* /o/comparison.csv", "! Both bundles were trained on this data."],
+        ),
+        ("verify runs/a", ["files .* 9", "figures computed again .* 81", "the run .* as it says"]),
+        (
             "score --bundle b --input i --out o",
             ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
              "hidden files skipped .* 5", "engine .* openvino bfloat16"],
+        ),
+        (
+            "suggest --bundle b --input i --out o --count 3",
+            ["images .* 9 scored, 3 failed (empty: 2, truncated: 1)", "images with a label .* 4 left out",
+             "unlike the training images .* 6 left out", "hidden files skipped .* 5", "suggested .* 2 images",
+             "their uncertainty .* 0.25 to 0.88 (0: one class is certain", "engine .* openvino bfloat16",
+             "table to fill in .* /o/suggestions.csv", "! Only 2 images are suggested."],
         ),
         (
             "serve --bundle b",
@@ -376,7 +473,7 @@ def test_other_commands_parse(called, command_line, expected):
              "1 hidden layer at 0.0002, dropout 0.3, 2 views",
              "trial 2 .* loss 0.400, accuracy 0.875: 1 depth, penalty C 0.05; no fine-tuning",
              "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
-             "trained, valid accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
+             "trained, valid: accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
         ),
         (
@@ -399,6 +496,17 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
     assert len(called) == 2
 
 
+def test_a_run_that_is_not_as_it_says_is_a_failure(monkeypatch, capsys):
+    check = Check(name="test.accuracy", is_right=False, detail="metrics.json says 0.9, and it is 0.8.")
+    stand_in = ModuleType("tlray.evaluation.evidence")
+    stand_in.__dict__["verify"] = lambda _: VerifyResult(checks=(check,), num_files=9, num_figures=81)
+    monkeypatch.setitem(sys.modules, "tlray.evaluation.evidence", stand_in)
+    assert tlray("verify runs/a") == 1
+    shown = capsys.readouterr()
+    assert re.search(r"test.accuracy\W+metrics.json says 0.9, and it is 0.8.", shown.out)
+    assert shown.err == "tlray: 'runs/a' is not as it says: test.accuracy.\n"
+
+
 # Mistakes and failures
 
 
@@ -407,8 +515,8 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
     [
         (
             "tain",
-            "tlray: there is no command 'tain'. The commands: train, evaluate, score, serve, features, sweep, export, "
-            "engines, phantoms.",
+            "tlray: there is no command 'tain'. The commands: audit, train, evaluate, compare, verify, score, suggest, "
+            "serve, features, sweep, export, engines, phantoms.",
         ),
         ("--nope", "there is no command '--nope'"),
         ("train fast --data d --out o", "There is no recipe 'fast'. The recipes: standard, probe, article, full."),
@@ -423,6 +531,7 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
             "score --bundle b --input i --out o --resume --overwrite",
             "--resume continues an earlier scoring and --overwrite",
         ),
+        ("suggest --bundle b --input i --out o --count 0", "--count must be positive. Received: 0"),
         ("serve --name n", "--bundle"),
         ("serve --bundle b --port 65536", "--port must lie in [1, 65535]. Received: 65536"),
         ("evaluate --bundle b --data d --out o --split some", "--split"),
@@ -509,7 +618,10 @@ def test_termination_is_an_interruption(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "score", "features", "sweep", "export"])
+@pytest.mark.parametrize(
+    "job",
+    ["audit", "train", "evaluate", "compare", "verify", "score", "suggest", "features", "sweep", "export"],
+)
 def test_jobs_run_their_command(monkeypatch, job):
     received: list[list[str]] = []
     monkeypatch.setitem(cli.COMMANDS, job, (received.append, ""))

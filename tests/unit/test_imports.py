@@ -28,6 +28,7 @@ def without(name: str) -> set[str]:
 
 WITH_TENSORFLOW = {
     "tlray.engines.tensorflow_engine",
+    "tlray.models.artifact",
     "tlray.models.backbone",
     "tlray.models.classifier",
     "tlray.models.devices",
@@ -44,7 +45,7 @@ WITH_TENSORFLOW = {
 }
 """What nobody imports before the process that computes has chosen its devices."""
 
-CORE = sorted(without("ray") - WITH_TENSORFLOW | {"tlray.cli"})
+CORE = sorted(without("ray") - WITH_TENSORFLOW | {"tlray.cli", "tlray.commands"})
 ON_RAY = sorted((modules_of("tlray") | modules_of("serve_app")) - WITH_TENSORFLOW - set(CORE))
 
 # Imports several lists of modules, one after the other. Prints, for each module, what of its list's forbidden ones has

@@ -1,13 +1,15 @@
 """Writes the model card of a bundle: a description of the model for people, in Markdown."""
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tlray.bundle.spec import BundleSpec
 
 
 def _inert(text: str) -> str:
     """Returns Markdown that shows a text literally, even if it looks like HTML or a link, as a file name may."""
-    return text if re.fullmatch(r"[\w.,:()\[\] +-]*", text) and "](" not in text else _code(text)
+    return text if re.fullmatch(r"[\w.,:;%()\[\] +-]*", text) and "](" not in text else _code(text)
 
 
 def _code(text: str) -> str:
@@ -21,11 +23,17 @@ def _code(text: str) -> str:
 def model_card(spec: BundleSpec) -> str:
     """Returns a short Markdown description of the model, for people."""
     results = [
-        f"| {split} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {metrics['balanced_accuracy']:.3f} |"
-        for split, metrics in spec.metrics.items()
+        f"| {name} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {metrics['balanced_accuracy']:.3f} |"
+        for name, metrics in metric_rows(spec.metrics)
     ]
     table = ["| split | images | accuracy | balanced accuracy |", "| --- | --- | --- | --- |", *results]
-    leaks = ["> **The metrics below are too good.**", *(f"> {leak}" for leak in spec.leaks), ""] if spec.leaks else []
+    leaks = []
+    if spec.leaks:
+        has_new = any(each.get("leak_free") for each in spec.metrics.values())
+        which = "of all images" if has_new else "below"
+        leaks = [f"> **The metrics {which} are too good.**", *(f"> {leak}" for leak in spec.leaks), ""]
+    if spec.shortcuts:
+        leaks = ["> **Do not believe the metrics yet.**", *(f"> {text}" for text in spec.shortcuts), "", *leaks]
     low, high = spec.intensity_range or (0, 65535)
     facts = {
         "Backbone": spec.backbone,
@@ -33,9 +41,11 @@ def model_card(spec: BundleSpec) -> str:
         "Input": f"uint8 [batch, {spec.image_size_px}, {spec.image_size_px}, 3], RGB",
         "Preprocessing (in the model)": spec.preprocessing,
         "16-bit pixel values that become 0 to 255": f"{low:g} to {high:g}",
-        "Temperature": spec.temperature,
+        "Calibration": _describe_calibration(spec),
         "Class shares that the probabilities assume": _describe_prior(spec),
-        "Refer when confidence is below": spec.refer_below,
+        "Refer when confidence is below": f"{spec.refer_below:.3g}{_why_referred(spec)}",
+        "Refer when an image is unlike those of training": "yes" if spec.limits.max_ood_score is not None else "no",
+        "Refer when several classes may be right": "yes" if spec.set_thresholds else "no",
         "Data fingerprint": spec.data_fingerprint or "unknown",
     }
     return "\n".join(
@@ -56,6 +66,43 @@ def model_card(spec: BundleSpec) -> str:
             "",
         ]
     )
+
+
+def _describe_calibration(spec: BundleSpec) -> str:
+    found = spec.trust.get("calibration")
+    if spec.temperature == 1:
+        return "none"
+    if not found:
+        return f"temperature {spec.temperature:g}"
+    return (
+        f"temperature {spec.temperature:.3g}, fitted on {found['num_images']} images; expected calibration error "
+        f"{found['ece']:.3f}, before {found['ece_before']:.3f}"
+    )
+
+
+def _why_referred(spec: BundleSpec) -> str:
+    found = spec.trust.get("referral")
+    if not found or found["max_error"] is None:
+        return ""
+    if found["note"]:
+        return " (not chosen by an error rate: too few images)"
+    return f" (then at most {100 * found['max_error']:g} % of the others are wrong, with 95 % certainty)"
+
+
+def metric_rows(metrics_of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields a name and metrics for each row of a table: images that are new to the model come first.
+
+    Args:
+        metrics_of: Split to its metrics, see `tlray.evaluation.measurement.with_leak_free`.
+    """
+    for split, metrics in metrics_of.items():
+        num_leaked, leak_free = metrics.get("num_leaked", 0), metrics.get("leak_free")
+        if leak_free is not None:
+            yield f"{split}, new images", leak_free
+        if not num_leaked:
+            yield split, metrics
+        else:
+            yield f"{split}, {'all images' if leak_free is not None else 'all known from training'}", metrics
 
 
 def _describe_prior(spec: BundleSpec) -> str:

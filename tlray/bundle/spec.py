@@ -12,9 +12,10 @@ from typing import Any
 
 from tlray import __version__
 from tlray.bundle.agreement import Agreement
+from tlray.bundle.judgement import Limits
 from tlray.data.drift import TrainingImages, ValidationPredictions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUNDLE_JSON = "bundle.json"
 MODEL_FILE = "model.keras"
 SAVED_MODEL_DIR = "saved_model"
@@ -22,7 +23,8 @@ OPENVINO_DIR = "openvino"
 INT8_DIR = "openvino-int8"
 MODEL_CARD = "model_card.md"
 REPORT = "report.html"
-NAMES = frozenset({BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, OPENVINO_DIR, INT8_DIR, MODEL_CARD, REPORT})
+NOVELTY = "novelty.npz"
+NAMES = frozenset({BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, OPENVINO_DIR, INT8_DIR, MODEL_CARD, REPORT, NOVELTY})
 
 _LIBRARIES = ("ray", "tensorflow", "keras", "openvino", "numpy", "pillow", "pyarrow")
 
@@ -37,7 +39,10 @@ class BundleSpec:
         preprocessing: How the model scales the 8-bit pixels. For information only: the model does it by itself.
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
         temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
-        thresholds: Thresholds by name. Predictions with a confidence below `refer_below` are marked `refer`.
+        thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
+        set_thresholds: The thresholds of prediction sets, see `judgement.Limits`; None: there are no sets.
+        trust: How temperature and thresholds were found, and what they are worth; see `tlray.training.judging`. Empty
+            in bundles of earlier versions, and of models that were trained elsewhere.
         backbone: Name of the architecture.
         weights: The weights that training started from.
         data_fingerprint: See `manifest.fingerprint`; None if the data is not known.
@@ -47,9 +52,11 @@ class BundleSpec:
         training_images: Distributions of the training images' grey levels; None if they are not known.
         validation_predictions: Distribution of the model's predictions for its validation images; None if there are no
             such images, or it is not known.
-        metrics: Metrics by split, as `metrics.evaluate_predictions` returns them.
+        metrics: Metrics by split, see `tlray.evaluation.measurement.with_leak_free`.
         measured_with: The engine and precision that these metrics were measured with; empty: nothing was measured.
         leaks: Reasons why these metrics are too good, see `audit.leak_warnings`; empty if no leak is known.
+        shortcuts: What tells the classes without the anatomy, see `tlray.trust.findings.shortcut_warnings`; empty if
+            nothing is known to.
         engines: How the model's other engines and precisions agree with the one that it was trained in, on validation
             images; empty if they were not compared.
         library_versions: Versions of Python and of the libraries that made the bundle.
@@ -63,6 +70,8 @@ class BundleSpec:
     intensity_range: tuple[float, float] | None = None
     temperature: float = 1.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    set_thresholds: tuple[float, ...] | None = None
+    trust: Mapping[str, Any] = field(default_factory=dict)
     backbone: str
     weights: str
     data_fingerprint: str | None = None
@@ -74,6 +83,7 @@ class BundleSpec:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     measured_with: str = ""
     leaks: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
     engines: tuple[Agreement, ...] = ()
     library_versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -81,8 +91,17 @@ class BundleSpec:
 
     @property
     def refer_below(self) -> float:
-        """The confidence, in [0, 1], below which a prediction is marked `refer`."""
+        """The confidence below which a prediction is marked `refer`."""
         return self.thresholds.get("refer_below", 0.0)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits by which predictions are judged."""
+        return Limits(
+            refer_below=self.refer_below,
+            max_ood_score=self.thresholds.get("max_ood_score"),
+            set_thresholds=self.set_thresholds,
+        )
 
 
 def library_versions() -> dict[str, str]:

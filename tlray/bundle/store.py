@@ -6,13 +6,19 @@ import json
 import shutil
 import tempfile
 import weakref
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tlray.bundle.agreement import Agreement
+from tlray.bundle.novelty import Novelty, from_arrays
 from tlray.bundle.spec import (
     BUNDLE_JSON,
     MODEL_FILE,
+    NOVELTY,
     SAVED_MODEL_DIR,
     SCHEMA_VERSION,
     BundleSpec,
@@ -58,6 +64,22 @@ class Bundle:
     def saved_model_path(self) -> Path:
         """Path of the SavedModel directory."""
         return self.directory / SAVED_MODEL_DIR
+
+    def novelty(self) -> Novelty | None:
+        """Reads the score of how foreign an image is; None: the bundle has none.
+
+        Raises:
+            BundleError: Its file is damaged.
+        """
+        threshold = self.spec.limits.max_ood_score
+        if NOVELTY not in self.spec.files or threshold is None:
+            return None
+        try:
+            with (self.directory / NOVELTY).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                return from_arrays(arrays, threshold=threshold)
+        # A DataError is a ValueError; np.load gives an array, which is no context, for a file with one.
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{NOVELTY} of the bundle cannot be read: {error} Restore the bundle.") from error
 
 
 def seal(location: str, spec: BundleSpec) -> str:
@@ -143,21 +165,23 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
     try:
         raw = json.loads(content)
         version = raw["schema_version"]
-        if version not in (1, SCHEMA_VERSION):  # bundles of version 1 have no files for OpenVINO
+        if version not in range(1, SCHEMA_VERSION + 1):  # bundles of version 1 have no files for OpenVINO
             raise BundleError(
                 f"The bundle '{location}' has schema version {version}, but this tlray reads 1 to {SCHEMA_VERSION}. "
                 "Export it again, or use the version of tlray that made it."
             )
         if not isinstance(raw["classes"], list) or not isinstance(raw["files"], dict):
             raise TypeError("classes must be a list and files an object")
-        limits, shares = raw["intensity_range"], raw.get("prior")
+        limits, shares, set_thresholds = raw["intensity_range"], raw.get("prior"), raw.get("set_thresholds")
         images, predictions = raw.get("training_images"), raw.get("validation_predictions")
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
             "leaks": tuple(raw.get("leaks", ())),
+            "shortcuts": tuple(raw.get("shortcuts", ())),
             "engines": tuple(Agreement(**each) for each in raw.get("engines", ())),
             "prior": tuple(map(float, shares)) if shares is not None else None,
+            "set_thresholds": tuple(map(float, set_thresholds)) if set_thresholds is not None else None,
             "training_images": TrainingImages.from_json(images) if images is not None else None,
             "validation_predictions": (
                 ValidationPredictions.from_json(predictions) if predictions is not None else None
@@ -169,6 +193,12 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             raise ValueError("validation_predictions must have a count for each class")
         if spec.prior is not None and len(spec.prior) != len(spec.classes):
             raise ValueError("prior must have a share for each class")
+        if spec.set_thresholds is not None and len(spec.set_thresholds) != len(spec.classes):
+            raise ValueError("set_thresholds must have a value for each class")
+        if not isinstance(spec.thresholds, dict) or not isinstance(spec.trust, dict):
+            raise TypeError("thresholds and trust must be objects")
+        if not all(isinstance(value, int | float) for value in spec.thresholds.values()):
+            raise TypeError("thresholds must be numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{BUNDLE_JSON} of '{location}' is damaged: {error}. Restore the bundle.") from error
     return spec, hashlib.sha256(content).hexdigest()

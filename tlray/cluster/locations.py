@@ -8,7 +8,8 @@ from typing import Any
 
 from tlray.cluster import connection
 from tlray.cluster.capacity import Capacity
-from tlray.config.training import TrainConfig, parse_columns
+from tlray.config.training import TrainConfig
+from tlray.config.values import parse_columns
 from tlray.data import listing
 from tlray.errors import ConfigError
 from tlray.files import storage

@@ -1,19 +1,84 @@
-"""Settings of `features`, `sweep`, `export` and `phantoms`: dataclasses that define the options and help texts."""
+"""Settings of the commands that make something of images or models: they define the options and help texts."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tlray.config.training import (
     MAX_TRAINABLE_TAIL_LAYERS,
-    TRAIN_PRIOR,
     Augmentation,
     EngineChoice,
     Outputs,
     Preprocessing,
     TrainConfig,
-    flag,
-    require,
 )
+from tlray.config.values import TRAIN_PRIOR, flag, parse_columns, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """Look for what would spoil a result: copies, patients in several splits, and files that tell the classes.
+
+    Training does this too, as its first step. It changes no image.
+    """
+
+    data: str
+    """The images: a folder (ROOT/CLASS/*, ROOT/SPLIT/CLASS/*), zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The output directory for audit.json, report.html and manifest.parquet; a path or URI."""
+    fix: bool = False
+    """Also write fixed.csv, a manifest for --data: without images that cannot be read and pictures with conflicting
+    labels, copies in one group, and groups that are in several splits in train."""
+    weights: str | None = None
+    """Weights of a network whose features find more copies, and tell what a look-up of the most similar training image
+    is worth: 'imagenet' (downloaded), a Keras weights file, or a bundle of tlray. Default: no network is used."""
+    backbone: str = "InceptionV3"
+    """With --weights: name of a model of keras.applications, or path of your own .keras file."""
+    preprocessing: Preprocessing | None = None
+    """With --weights: pixels that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
+    image_size_px: int = 224
+    """With --weights: height and width that every image is resized to."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    seed: int = 0
+    """Seed of the cross-validation that looks for files that tell the classes."""
+    overwrite: bool = False
+    """Replace an earlier audit in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(
+            self.weights != "none", "--weights none: features of random weights are of no use. Give other --weights."
+        )
+        self.features()
+
+    def features(self) -> "FeaturesConfig | None":
+        """Returns the config of the features that are wanted; None without weights.
+
+        Raises:
+            ConfigError: A setting of the network cannot work.
+        """
+        if self.weights is None:
+            return None
+        shared = ("data", "out", "weights", "backbone", "preprocessing", "image_size_px", "seed", "quiet")
+        return FeaturesConfig(**{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """Compute all figures of a finished training run again, from its stored predictions, manifest and bundle.
+
+    It needs no images and no Ray. Exit code 1 if a figure or a file is not as the run says.
+    """
+
+    run: str
+    """The directory of the run, a path or URI."""
+    quiet: bool = False
+    """Print errors only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +212,10 @@ class SweepConfig:
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
     """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
-    refer_below: float = 0.5
-    """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
+    max_error: float = 0.05
+    """Predictions that are not marked 'refer' shall be wrong at most this often; see `tlray train --help`."""
+    refer_below: float | None = None
+    """The confidence below which predictions are marked 'refer'. Default: chosen by --max-error."""
     prior: str = TRAIN_PRIOR
     """Class shares that the exported probabilities assume; see `tlray train --help`. Losses of trials assume train."""
     use_gpu: bool = False
@@ -179,7 +246,7 @@ class SweepConfig:
         """
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
-        shared += ("views", "batch_size", "refer_below", "prior", "resume", "inference_precision")
+        shared += ("views", "batch_size", "max_error", "refer_below", "prior", "resume", "inference_precision")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()

@@ -1,9 +1,10 @@
-"""Settings of `evaluate`, `score`, `serve` and `engines`: dataclasses that define the options and help texts."""
+"""Settings of the commands that use a bundle: dataclasses that define the options and help texts."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from tlray.config.training import EngineChoice, PrecisionChoice, parse_columns, require
+from tlray.config.training import EngineChoice, PrecisionChoice
+from tlray.config.values import parse_columns, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,44 @@ class EvaluateConfig:
     validation images and that the CPU has; float32: the same result on every machine."""
     overwrite: bool = False
     """Replace an earlier evaluation in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """Compare two bundles on the same labelled images: which of the two is more often right, and how sure that is."""
+
+    bundle: str
+    """The exported model to compare: a directory, a path or URI."""
+    reference: str
+    """The exported model to compare it with, which has the same classes: a directory, a path or URI."""
+    data: str
+    """The labelled images: a folder, zip, CSV or Parquet manifest; a path or URI."""
+    out: str
+    """The output directory for comparison.json and comparison.csv; a path or URI."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """The split to compare on; all for data without splits."""
+    class_map: str | None = None
+    """A JSON or two-column CSV file that maps folder names (or labels) to the bundles' classes."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    batch_size: int = 32
+    """Number of images in a batch of the model."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    engine: EngineChoice = "auto"
+    """The library that runs both models. auto: openvino on CPUs, tensorflow on GPUs."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the models compute with. auto: for each model the fastest that changed no clear prediction of its
+    validation images and that the CPU has; float32: the same result on every machine."""
+    overwrite: bool = False
+    """Replace an earlier comparison in --out."""
     quiet: bool = False
     """Print errors only."""
 
@@ -85,6 +124,45 @@ class ScoreConfig:
         both = self.resume and self.overwrite
         require(not both, "--resume continues an earlier scoring and --overwrite deletes it. Give only one of them.")
         require(self.resume or not self.verify, "--verify checks what --resume continues. Give --resume too.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuggestConfig:
+    """Suggest which unlabelled images to label next: those that a model is least certain about and that differ.
+
+    Images that are unlike the training images are left out, and so are copies of suggested ones.
+    """
+
+    bundle: str
+    """The exported model: a directory, a path or URI."""
+    input: str
+    """The images: a file, folder, glob, zip, CSV or Parquet manifest; a path or URI. Images that have a label are left
+    out."""
+    out: str
+    """The output directory for suggestions.csv, suggestions.png and suggestions.json, written last; a path or URI."""
+    count: int = 50
+    """Number of images to suggest."""
+    columns: str | None = None
+    """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
+    label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
+    batch_size: int = 32
+    """Number of images in a batch of the model."""
+    use_gpu: bool = False
+    """Predict on GPUs."""
+    engine: EngineChoice = "auto"
+    """The library that runs the model. auto: openvino on CPUs, tensorflow on GPUs."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
+    validation images and that the CPU has; float32: the same result on every machine."""
+    overwrite: bool = False
+    """Replace earlier suggestions in --out."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        parse_columns(self.columns)
+        require(self.count > 0, f"--count must be positive. Received: {self.count}")
+        require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import math
-import re
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tlray.errors import ConfigError
+from tlray.config.values import TRAIN_PRIOR, flag, parse_columns, parse_intensity_range, parse_prior, require
 
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """Names of the ways to turn 8-bit pixels into a backbone's input; see `tlray.models.backbone.preprocess`."""
@@ -21,22 +19,8 @@ EngineChoice = Literal["auto", "openvino", "tensorflow"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
 """Names of the precisions in which an engine computes."""
 
-TRAIN_PRIOR = "train"
-"""Value of `--prior` for the class shares of the training images."""
-UNIFORM_PRIOR = "uniform"
-"""Value of `--prior` for equal class shares."""
-
-MAX_PRIOR_ERROR = 0.002
-"""Largest allowed deviation from 1 of the sum of the shares in `--prior`, so that three times 0.333 is accepted."""
-
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises a ConfigError with a message unless a condition holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +100,9 @@ class TrainConfig:
     inverse_penalty: float | None = None
     """With a probe: inverse strength of the penalty (C in scikit-learn's LogisticRegression). Default: the one of 13
     values that has the lowest validation loss."""
+    folds: int = 5
+    """With a probe: number of folds of its cross-validation on training and validation images, patients and copies
+    together. It calibrates the probe, finds suspect labels, and stands beside the test split where that is small."""
     learning_curve: bool = False
     """With a probe: show in the report how accuracy grows with the number of training images, by probes on 5, 10, 20,
     50 and all images of each class."""
@@ -154,8 +141,11 @@ class TrainConfig:
     intensity_range: str = "auto"
     """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
     images)."""
-    refer_below: float = 0.5
-    """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
+    max_error: float = 0.05
+    """Predictions that are not marked 'refer' shall be wrong at most this often. The confidence below which they are
+    marked, to be left to a specialist, is chosen on images that the model was not trained on."""
+    refer_below: float | None = None
+    """The confidence below which predictions are marked 'refer'. Default: chosen by --max-error."""
     prior: str = TRAIN_PRIOR
     """Class shares that the exported probabilities assume: train (those of the training images, also with
     --class-weights), uniform, or CLASS=SHARE,... with a share for every class, such as those expected in use."""
@@ -198,13 +188,16 @@ class TrainConfig:
             self.inverse_penalty is None or 0 < self.inverse_penalty < math.inf,
             f"--inverse-penalty must be a positive number. Received: {self.inverse_penalty}",
         )
+        require(self.folds > 1, f"--folds must be at least 2. Received: {self.folds}")
         for name in ("reduce_lr_patience", "early_stopping_patience"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{flag(name)} must be positive. Received: {value}")
         require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1). Received: {self.dropout}")
         factor = self.reduce_lr_factor
         require(0 < factor < 1, f"--reduce-lr-factor must lie in (0, 1). Received: {factor}")
-        require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+        limit = self.refer_below
+        require(limit is None or 0 <= limit <= 1, f"--refer-below must lie in [0, 1]. Received: {limit}")
+        require(0 < self.max_error < 1, f"--max-error must lie between 0 and 1. Received: {self.max_error}")
         require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
         require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
         widths = self.hidden_units
@@ -279,68 +272,6 @@ class TrainConfig:
         )
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
-    """Parses `--columns uri=path,label=dx` into {"uri": "path", "label": "dx"}.
-
-    Raises:
-        ConfigError: It is not a list of OURS=THEIRS pairs.
-    """
-    if not text:
-        return {}
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if any(not ours or not theirs for ours, _, theirs in pairs):
-        raise ConfigError(f"--columns must look like uri=path,label=dx. Received: {text}")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-
-
-def parse_intensity_range(text: str) -> tuple[float, float] | None:
-    """Parses `--intensity-range LO,HI`; returns None for `auto`.
-
-    Raises:
-        ConfigError: The text is neither.
-    """
-    if text == "auto":
-        return None
-    low, _, high = text.partition(",")
-    try:
-        limits = float(low), float(high)
-    except ValueError:
-        limits = (0.0, 0.0)
-    is_range = -math.inf < limits[0] < limits[1] < math.inf
-    require(is_range, f"--intensity-range must be 'auto' or LO,HI with LO < HI. Received: {text}")
-    return limits
-
-
-def parse_prior(text: str) -> dict[str, float]:
-    """Parses `--prior CLASS=SHARE,...` into a share for each class; returns an empty dict for `train` and `uniform`.
-
-    A class name may contain commas and equals signs; it is returned in Unicode's form NFC, as labels are.
-
-    Raises:
-        ConfigError: The text is none of these, a class is named twice, or the shares are not positive with a sum of 1.
-    """
-    if text in (TRAIN_PRIOR, UNIFORM_PRIOR):
-        return {}
-    found = list(re.finditer(r"(.+?)=\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:,|$)", text))
-    is_whole = "".join(match[0] for match in found) == text
-    try:
-        shares = {unicodedata.normalize("NFC", match[1].strip()): float(match[2]) for match in found}
-    except ValueError:  # such as 0.5.5
-        shares = {}
-    require(
-        is_whole and len(shares) == len(found) > 0 and min(shares.values(), default=0) > 0,
-        f"--prior must be train, uniform, or CLASS=SHARE,... with a positive share for each class. Received: {text}",
-    )
-    total = sum(shares.values())
-    require(abs(total - 1) <= MAX_PRIOR_ERROR, f"The shares of --prior must sum to 1, not {total:g}. Received: {text}")
-    return shares
-
-
 def to_json(config: Any) -> str:
     """Returns a config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def flag(name: str) -> str:
-    """Returns a setting's name on the command line."""
-    return "--" + name.replace("_", "-")

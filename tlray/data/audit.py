@@ -178,26 +178,41 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         Texts for people, which `warnings` lists first; empty if no two splits share images or patients.
     """
     found = []
-    copies = report["duplicates"]["across_splits"]
+    # An audit that has not looked at the pictures knows only files with the same bytes.
+    is_looked = "copies" in report
+    copies = (report["copies"]["copies"] if is_looked else report["duplicates"])["across_splits"]
     if copies["num_groups"]:
+        what = (
+            "copies of one another, identical or changed a little,"
+            if is_looked
+            else "byte for byte copies of one another"
+        )
         found.append(
-            f"{copies['num_images']} images are byte for byte copies of one another in different splits "
-            f"(groups: {copies['num_groups']}, for example {_example(copies, 'split')}), so the metrics are too good. "
-            "Keep the copies of an image in one split."
+            f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
+            f"example {_example(copies, 'split')}), so the metrics of all images are too good. Keep the copies of an "
+            "image in one split."
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
         group_id = patients["examples"][0]["group_id"]
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
-            "so the metrics are too good. Split by patient."
+            "so the metrics of all images are too good. Split by patient."
+        )
+    series = report["copies"]["series"]["across_splits"] if is_looked else None
+    # A slice beside a copy that is in another split is no news; groups without such a copy are.
+    if series and series["num_groups"] > copies["num_groups"]:
+        found.append(
+            f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
+            f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). Slices of one patient in "
+            "several splits make every metric too good. Name the patients: a folder each, or group_id in a manifest."
         )
     return found
 
 
 def _label_warnings(report: dict[str, Any]) -> list[str]:
     found = []
-    conflicts = report["duplicates"]["conflicting_labels"]
+    conflicts = (report["copies"]["copies"] if "copies" in report else report["duplicates"])["conflicting_labels"]
     if conflicts["num_groups"]:
         found.append(
             f"The same image has different labels ({conflicts['num_groups']} times, for example "

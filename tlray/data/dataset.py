@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from tlray.config.training import TrainConfig, parse_columns, parse_intensity_range
-from tlray.data import audit, decoding, inspected, inspection, labels, layout, listing, manifest, prior, splits, stream
+from tlray.config.training import TrainConfig
+from tlray.config.values import parse_columns, parse_intensity_range
+from tlray.data import (
+    audit,
+    decoding,
+    inspected,
+    inspection,
+    labels,
+    layout,
+    listing,
+    looks,
+    manifest,
+    prior,
+    splits,
+    stream,
+)  # fmt: skip
 from tlray.data.drift import Distribution, TrainingImages, grey_statistics
 from tlray.errors import DataError, ImageError, some
 from tlray.files import storage
@@ -25,6 +39,9 @@ MANIFEST = "manifest.parquet"
 AUDIT = "audit.json"
 """Name of the file with the findings of the audit in a run's directory."""
 
+GALLERY = "gallery.json"
+"""Name of the file with pictures of copies in a run's directory."""
+
 MAX_MEASURED = 400
 """Maximum number of training images whose grey levels are measured. It takes one core a second, and is enough for ten
 bins; see `drift`."""
@@ -35,12 +52,15 @@ class Dataset:
     """The images of a training run and what was found about them.
 
     Attributes:
-        table: The manifest of the run, with `manifest.SCHEMA` and `inspection.INSPECTION_COLUMNS`.
-        findings: The report of `audit.audit`, with the `intensity_range` and `num_skipped` of the run.
+        table: The manifest of the run, with `manifest.SCHEMA`, `inspection.INSPECTION_COLUMNS` and `splits.PICTURE`.
+        findings: The reports of `audit.audit` and `tlray.trust.findings.find`, with the `intensity_range` and
+            `num_skipped` of the run.
+        gallery: Pictures of copies for the report, see `tlray.trust.gallery`.
     """
 
     table: pa.Table
     findings: dict[str, Any]
+    gallery: Sequence[Mapping[str, Any]] = ()
 
     @property
     def readable(self) -> pa.Table:
@@ -65,6 +85,18 @@ class Dataset:
         numbers = pa.array([index[label] for label in rows["label"].to_pylist()], pa.int32())
         return rows.append_column("class_index", numbers)
 
+    @property
+    def group_of(self) -> dict[str, str]:
+        """The group of each readable, labelled image by its id; see `splits.image_groups`."""
+        rows = self.readable
+        return dict(zip(rows["image_id"].to_pylist(), splits.image_groups(rows), strict=True))
+
+    @property
+    def leaked(self) -> frozenset[str]:
+        """Ids of the images of valid and test that the model knows from its training; see `splits.has_leaked`."""
+        rows = self.readable
+        return frozenset(rows["image_id"].filter(pa.array(splits.has_leaked(rows))).to_pylist())
+
     def class_weights(self, *, balanced: bool) -> tuple[float, ...]:
         """Returns the loss weight of each class: its inverse training frequency if `balanced`, otherwise 1."""
         return tuple(prior.class_weights(self._train_labels(), len(self.classes), balanced=balanced).tolist())
@@ -78,30 +110,43 @@ class Dataset:
         """Returns the shift to add to trained logits so that their softmax assumes the class shares of a --prior.
 
         Args:
-            wanted: A value of --prior; see `tlray.config.training.parse_prior`.
+            wanted: A value of --prior; see `tlray.config.values.parse_prior`.
             balanced: The logits were trained with balanced class weights.
 
         Returns:
             float32 [classes].
         """
+        return prior.logit_shift(self.assumed_shares(balanced=balanced), self.wanted_shares(wanted))
+
+    def assumed_shares(self, *, balanced: bool) -> np.ndarray:
+        """Returns the class shares that logits assume which were trained on the training images, float64 [classes].
+
+        Args:
+            balanced: They were trained with balanced class weights.
+        """
         labels = self._train_labels()
         weights = prior.class_weights(labels, len(self.classes), balanced=balanced)
-        return prior.weighted_logit_shift(labels, weights, self.wanted_shares(wanted))
+        return prior.class_shares(labels, len(self.classes), weights[labels])
 
     def _train_labels(self) -> np.ndarray:
         return self.split("train")["class_index"].to_numpy()
 
 
-def list_classes(config: TrainConfig) -> listing.Listing:
-    """Lists the images of a run and gives all splits the same class names.
+def list_classes(data: str, *, columns: str | None, class_map: str | None, quiet: bool) -> listing.Listing:
+    """Lists images and gives all splits the same class names.
+
+    Args:
+        data: The images, see `listing.list_images`.
+        columns: A value of --columns, see `parse_columns`.
+        class_map: Location of a class map; None: there is none.
+        quiet: Do not print which names were unified.
 
     Raises:
         DataError: There are no images, or the splits' class names do not fit together.
     """
-    listed = listing.list_images(config.data, columns=parse_columns(config.columns))
-    class_map = labels.read_class_map(config.class_map) if config.class_map else None
-    table, mapping = labels.unify_classes(listed.table, class_map)
-    if any(name != label for name, label in mapping.items()) and not config.quiet:
+    listed = listing.list_images(data, columns=parse_columns(columns))
+    table, mapping = labels.unify_classes(listed.table, labels.read_class_map(class_map) if class_map else None)
+    if any(name != label for name, label in mapping.items()) and not quiet:
         print("Classes: " + ", ".join(f"{name} -> {label}" for name, label in sorted(mapping.items())))
     return dataclasses.replace(listed, table=table)
 
@@ -113,7 +158,7 @@ def list_trainable(config: TrainConfig) -> listing.Listing:
         DataError: There are fewer than two classes, a class has no training image, or there is no validation image. See
             also `list_classes`.
     """
-    listed = list_classes(config)
+    listed = list_classes(config.data, columns=config.columns, class_map=config.class_map, quiet=config.quiet)
     splits.check_trainable(splits.assign_splits(listed.table, seed=config.seed))
     return listed
 
@@ -134,24 +179,19 @@ def as_listed(config: TrainConfig, listed: listing.Listing) -> Dataset | None:
     return Dataset(table=table, findings={})
 
 
-def read_dataset(
-    config: TrainConfig, listed: listing.Listing, *, kind: str, task_cpus: float, meanwhile: Callable[[], None]
-) -> Dataset:
-    """Reads every image once and returns the audited data set, with splits.
+def assemble(config: TrainConfig, table: pa.Table, *, num_skipped: int, before: Dataset | None = None) -> Dataset:
+    """Returns the audited data set, with splits.
 
     Args:
         config: A resolved config.
-        listed: The images, from `list_classes`.
-        kind: See `read_images`.
-        task_cpus: See `read_images`.
-        meanwhile: See `read_images`.
+        table: The images, sorted by id, with `inspection.INSPECTION_COLUMNS`; copies have the same `splits.PICTURE`.
+        num_skipped: Number of files that are no images, see `listing.Listing`.
+        before: The same images before their copies were known. Its intensity range stays, although some images may
+            have come into another split since: features in that range have been computed.
 
     Raises:
         DataError: The readable images cannot be trained on.
     """
-    table = read_images(
-        listed.table, out=config.out, kind=kind, task_cpus=task_cpus, meanwhile=meanwhile, quiet=config.quiet
-    )
     readable = table.filter(pc.field("error_code").is_null())
     lost = set(table["label"].drop_null().to_pylist()) - set(readable["label"].to_pylist())
     if lost:
@@ -159,8 +199,8 @@ def read_dataset(
         raise DataError(f"None of the images of {some(lost)} can be read, {audit.explain_failures(failed)}")
     table = with_splits(table, seed=config.seed)
     findings = audit.audit(table)
-    findings["num_skipped"] = listed.num_skipped
-    findings["intensity_range"] = find_intensity_range(config, table)
+    findings["num_skipped"] = num_skipped
+    findings["intensity_range"] = before.intensity_range if before else find_intensity_range(config, table)
     dataset = Dataset(table=table, findings=findings)
     splits.check_trainable(dataset.readable)
     return dataset
@@ -171,12 +211,18 @@ def stored_dataset(out: str) -> Dataset | None:
     manifest_file, audit_file = storage.join(out, MANIFEST), storage.join(out, AUDIT)
     if not storage.exists(manifest_file) or not storage.exists(audit_file):
         return None
-    return Dataset(table=manifest.read_manifest(manifest_file), findings=json.loads(storage.read_bytes(audit_file)))
+    gallery_file = storage.join(out, GALLERY)
+    return Dataset(
+        table=manifest.read_manifest(manifest_file),
+        findings=json.loads(storage.read_bytes(audit_file)),
+        gallery=json.loads(storage.read_bytes(gallery_file)) if storage.exists(gallery_file) else (),
+    )
 
 
 def write_dataset(dataset: Dataset, out: str) -> None:
-    """Writes `MANIFEST` and `AUDIT` into a run's directory, and deletes the partial results of reading there."""
+    """Writes `MANIFEST`, `GALLERY` and `AUDIT` into a directory, and deletes the partial results of reading there."""
     manifest.write_manifest(dataset.table, storage.join(out, MANIFEST))
+    storage.write_text(storage.join(out, GALLERY), json.dumps(list(dataset.gallery)) + "\n")
     storage.write_text(storage.join(out, AUDIT), json.dumps(dataset.findings, indent=2) + "\n")
     inspected.forget(out)
 
@@ -205,7 +251,7 @@ def read_images(
         quiet: Show no progress.
 
     Returns:
-        The manifest with `inspection.INSPECTION_COLUMNS`.
+        The manifest with `inspection.INSPECTION_COLUMNS` and those of `looks.SCHEMA`, sorted by id.
     """
     known = inspected.known_rows(out, table["uri"], inspection.INSPECTED_SCHEMA)
     keeper = inspected.Keeper(out, kind, table["uri"], known)
@@ -218,9 +264,14 @@ def read_images(
             progress.update(sum(each.num_rows for each in parts))
     found = pa.concat_tables(parts)
     table = table.drop_columns(["sha256"])
-    for name in inspection.INSPECTION_COLUMNS:
+    for name in (*inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names):
         table = table.append_column(name, found[name])
-    return table
+    return table.sort_by("image_id")
+
+
+def without_looks(table: pa.Table) -> pa.Table:
+    """Returns a table of `read_images` without the columns of `looks.SCHEMA`, which are too large to be stored."""
+    return table.drop_columns(looks.SCHEMA.names)
 
 
 def with_splits(table: pa.Table, *, seed: int) -> pa.Table:

@@ -87,12 +87,28 @@ def decode(
     Raises:
         ImageError: The image cannot be used; the error's code says why.
     """
-    image = _load(data, shrink_to_px=size_px, max_pixels=max_pixels)
+    image = load(data, shrink_to_px=size_px, max_pixels=max_pixels)
+    return to_grey_or_rgb(image, intensity_range).resize((size_px, size_px), Image.Resampling.BILINEAR)
+
+
+def to_grey_or_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> Image.Image:
+    """Converts a loaded image into 8-bit channels, at its own size; see `decode`.
+
+    Args:
+        image: An image from `load`.
+        intensity_range: See `decode`.
+
+    Returns:
+        An image of mode RGB, or of mode L if the three channels are the same.
+
+    Raises:
+        ImageError: Its pixels are of a kind that cannot be used.
+    """
     rgb = _to_rgb(image, intensity_range)
     red, green, blue = rgb.split()
     # Most slices are grey but saved as RGB: resizing and augmenting one channel is cheaper than three.
     is_grey = not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
-    return (red if is_grey else rgb).resize((size_px, size_px), Image.Resampling.BILINEAR)
+    return red if is_grey else rgb
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -100,13 +116,12 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else Image.merge("RGB", (image, image, image)))
 
 
-def inspect(data: bytes) -> ImageInfo:
-    """Decodes an image file completely and returns its size and pixel type.
+def describe(image: Image.Image) -> ImageInfo:
+    """Returns the size and pixel type of an image from `load`.
 
     Raises:
-        ImageError: The image cannot be used; the error's code says why.
+        ImageError: Its pixels are of a kind that cannot be used.
     """
-    image = _load(data)
     _to_rgb(image, (0.0, 1.0))
     return ImageInfo(width_px=image.width, height_px=image.height, is_16_bit=image.mode in _WIDE_MODES)
 
@@ -119,7 +134,7 @@ def intensity_histogram(data: bytes) -> np.ndarray:
         counts negative indices from the end. The bins `LOWEST_INTENSITY - 1` and `HIGHEST_INTENSITY + 1` count all
         lower and all higher values.
     """
-    values = np.asarray(_load(data)).astype(np.int64, copy=False)
+    values = np.asarray(load(data)).astype(np.int64, copy=False)
     clipped = np.clip(values, LOWEST_INTENSITY - 1, HIGHEST_INTENSITY + 1)
     return np.bincount(clipped.ravel() % NUM_BINS, minlength=NUM_BINS)
 
@@ -148,7 +163,17 @@ def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 9
     return float(low_value), float(max(high_value, low_value + 1))
 
 
-def _load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
+def load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """Decodes the first frame of an image file, turned as its EXIF data say.
+
+    Args:
+        data: The bytes of an image file.
+        shrink_to_px: Height and width that are needed at least: a JPEG may be decoded at a fraction of its size.
+        max_pixels: See `decode`.
+
+    Raises:
+        ImageError: The image cannot be used; the error's code says why.
+    """
     max_pixels = max_pixels or MAX_PIXELS
     if not data:
         raise ImageError(ImageErrorCode.EMPTY, "The file has zero bytes.")
@@ -211,7 +236,9 @@ def _pack_grey_with_alpha(image: Image.Image) -> bool:
 def _unpack_grey(image: Image.Image) -> Image.Image:
     """Returns the 16-bit grey image whose high and low bytes are the channels R and G."""
     bytes_HWC = np.asarray(image).astype(np.uint16)
-    return Image.fromarray(bytes_HWC[..., 0] * 256 + bytes_HWC[..., 1])
+    grey = Image.fromarray(bytes_HWC[..., 0] * 256 + bytes_HWC[..., 1])
+    grey.format = image.format
+    return grey
 
 
 def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> Image.Image:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray.data import decoding
+from tlray.data import decoding, looks
 from tlray.files import file_stamps, storage
 from tlray.files.storage import UNFINISHED
 
@@ -24,9 +24,10 @@ def stamps(uris: Sequence[str]) -> list[str]:
         uris: The files, or members of zip archives.
 
     Returns:
-        A string for each file: `decoding.DECODING` and the stamp of `file_stamps.stamps`; empty if that is not known.
+        A string for each file: `decoding.DECODING`, `looks.VERSION` and the stamp of `file_stamps.stamps`; empty if
+        that is not known.
     """
-    return [f"{decoding.DECODING}:{stamp}" if stamp else "" for stamp in file_stamps.stamps(uris)]
+    return [f"{decoding.DECODING}:{looks.VERSION}:{stamp}" if stamp else "" for stamp in file_stamps.stamps(uris)]
 
 
 def known_rows(out: str, uris: pa.ChunkedArray, schema: pa.Schema) -> pa.Table | None:

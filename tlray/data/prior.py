@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from tlray.config.training import TRAIN_PRIOR, UNIFORM_PRIOR, parse_prior
+from tlray.config.values import TRAIN_PRIOR, UNIFORM_PRIOR, parse_prior
 from tlray.errors import ConfigError, some
 
 
@@ -86,7 +86,7 @@ def wanted_shares(prior: str, classes: Sequence[str], train_shares: np.ndarray) 
     """Returns the class shares that a value of --prior means, float64 [classes], with the sum 1.
 
     Args:
-        prior: Value of --prior; see `tlray.config.training.parse_prior`.
+        prior: Value of --prior; see `tlray.config.values.parse_prior`.
         classes: Class names in the order of the model's outputs.
         train_shares: Class shares of the training images, [classes].
 

@@ -14,6 +14,11 @@ NUM_READERS = 8
 """Number of threads that read; they wait for the storage more than they work."""
 
 
+def spread(num_rows: int, max_rows: int) -> np.ndarray:
+    """Returns at most `max_rows` row numbers, evenly spread over a table, ascending, int64 [rows]."""
+    return np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64))
+
+
 def read_some(table: pa.Table, pixels: Pixels, *, max_images: int) -> dict[int, np.ndarray]:
     """Reads some images, evenly spread over a table; those that cannot be read are left out.
 
@@ -26,7 +31,7 @@ def read_some(table: pa.Table, pixels: Pixels, *, max_images: int) -> dict[int, 
         Row number to pixels, uint8 [size, size, 3].
     """
     uris = table["uri"].to_pylist()
-    places = sorted({int(place) for place in np.linspace(0, len(uris) - 1, min(len(uris), max_images))} if uris else ())
+    places = spread(len(uris), max_images).tolist()
 
     def read(place: int) -> np.ndarray | None:
         with contextlib.suppress(ImageError):

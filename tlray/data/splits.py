@@ -13,6 +13,10 @@ from scipy.sparse.csgraph import connected_components
 from tlray.data.manifest import SPLITS, column_lists, labels_by_split, with_column
 from tlray.errors import DataError, some
 
+PICTURE = "picture"
+"""Name of the column with the picture that an image shows: the id of the first of its copies. It is null for images
+that cannot be read; a table whose copies were not looked for does not have it."""
+
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
     """Fills missing splits by moving whole groups from train to them, and returns the table with the new splits.
@@ -22,9 +26,9 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     it has `fraction` of the label's images in train and at least one group. A group with several labels counts for its
     most common one (if equal, the first by name). Every label keeps a training group; if both splits are missing and a
     label has two groups, valid gets one and test none. A group with images in a given valid or test split is never
-    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share an image,
-    byte for byte, count as one, because its copies would leak from train to test otherwise. The order of rows makes no
-    difference.
+    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share a picture
+    count as one, because its copies would leak from train to test otherwise; see `image_groups`. The order of rows
+    makes no difference.
 
     Args:
         table: A manifest with unified classes.
@@ -34,41 +38,79 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     Returns:
         The table with splits for all labelled rows.
     """
-    labels, splits, groups, digests = column_lists(table, "label", "split", "group_id", "sha256")
-    groups = groups_with_copies(groups, digests)
+    labels, splits = column_lists(table, "label", "split")
+    groups = image_groups(table)
     splits = [split or ("train" if label else None) for label, split in zip(labels, splits, strict=True)]
     rows = list(zip(labels, splits, groups, strict=True))
-    given = {split for label, split, _ in rows if label}
-    missing = [split for split in ("test", "valid") if split not in given]
+    missing_splits = missing(table)
     elsewhere = {group for _, split, group in rows if split in ("valid", "test")}
     label_counts: dict[str, Counter[str]] = defaultdict(Counter)
     for label, split, group in rows:
         if label and split == "train":
             label_counts[group][label] += 1
-    cut = _cut_groups(label_counts, elsewhere, missing, seed=seed, fraction=fraction)
+    cut = _cut_groups(label_counts, elsewhere, missing_splits, seed=seed, fraction=fraction)
     return with_column(
         table, "split", [cut.get(group, split) if split == "train" else split for _, split, group in rows]
     )
 
 
-def groups_with_copies(groups: Sequence[str], digests: Sequence[str | None]) -> list[str]:
-    """Merges groups that share an image.
+def missing(table: pa.Table) -> list[str]:
+    """Returns the splits that `assign_splits` fills, in its order; none if the table has no labels."""
+    labels, splits = column_lists(table, "label", "split")
+    given = {split for label, split in zip(labels, splits, strict=True) if label}
+    return [split for split in ("test", "valid") if split not in given] if any(labels) else []
+
+
+def image_groups(table: pa.Table) -> list[str]:
+    """Returns the group of each image: its patient, joined with all patients that have a copy of one of the images.
+
+    Images of a group are not independent: they belong into one split, and count as one in an interval.
 
     Args:
-        groups: The group of each row.
-        digests: The sha256 of each row's file; None if it is not known.
+        table: A manifest. Copies have the same `PICTURE`, or, if the table does not have it, the same sha256.
 
     Returns:
-        The group of each row; groups with byte-identical images are merged and have the first of their names.
+        The group of each row; groups that share a picture are merged and have the first of their names.
     """
+    groups, pictures = column_lists(table, "group_id", PICTURE if PICTURE in table.column_names else "sha256")
+    return _merged(groups, pictures)
+
+
+LEARNED_FROM: Mapping[str, tuple[str, ...]] = {"valid": ("train",), "test": ("train", "valid")}
+"""The splits that a model has seen before it is measured on one; the validation images choose the model."""
+
+
+def has_leaked(table: pa.Table) -> np.ndarray:
+    """Tells which images of valid and test are not independent of what the model learned from.
+
+    Args:
+        table: A manifest with splits.
+
+    Returns:
+        bool [images]: true if the image's group (see `image_groups`) has images in a split of `LEARNED_FROM`.
+    """
+    splits_of: dict[str, set[str | None]] = defaultdict(set)
+    groups, splits = image_groups(table), table["split"].to_pylist()
+    for group, split in zip(groups, splits, strict=True):
+        splits_of[group].add(split)
+    return np.array(
+        [
+            not splits_of[group].isdisjoint(LEARNED_FROM.get(split or "", ()))
+            for group, split in zip(groups, splits, strict=True)
+        ],
+        dtype=bool,
+    )
+
+
+def _merged(groups: Sequence[str], pictures: Sequence[str | None]) -> list[str]:
     names, group_of_row = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
-    has_digest = np.array([digest is not None for digest in digests], dtype=bool)
-    if not has_digest.any():
+    has_picture = np.array([picture is not None for picture in pictures], dtype=bool)
+    if not has_picture.any():
         return list(groups)
-    known = [digest for digest in digests if digest is not None]
-    _, digest_of_row = np.unique(np.array(known), return_inverse=True)
-    num_nodes = len(names) + int(digest_of_row.max()) + 1
-    ends = (group_of_row[has_digest], digest_of_row + len(names))
+    known = [picture for picture in pictures if picture is not None]
+    _, picture_of_row = np.unique(np.array(known), return_inverse=True)
+    num_nodes = len(names) + int(picture_of_row.max()) + 1
+    ends = (group_of_row[has_picture], picture_of_row + len(names))
     links = coo_array((np.ones(len(known), dtype=np.int8), ends), shape=(num_nodes, num_nodes))
     _, component = connected_components(links, directed=False)
     first_name = dict(zip(component[: len(names)][::-1], names[::-1], strict=True))

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from tlray.bundle import agreement
 from tlray.bundle.agreement import Agreement
 from tlray.engines import openvino_engine
-from tlray.engines.kinds import REFERENCE, Engine, EngineKind, Precision
+from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 
 BATCH_SIZE = 32
 
@@ -33,42 +32,42 @@ class Compared:
 
 def compare(
     directories: dict[Precision, str],
-    reference: Callable[[np.ndarray], np.ndarray],
+    reference: Callable[[np.ndarray], list[np.ndarray]],
     images_BHWC: np.ndarray,
     labels: np.ndarray,
     *,
-    refer_below: float,
+    referred: Callable[[list[np.ndarray]], np.ndarray],
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     """Compares OpenVINO's predictions with those of TensorFlow in float32.
 
     Args:
         directories: By precision, the directory of the model's files for OpenVINO; empty where there are none.
-        reference: Returns TensorFlow's probabilities, float32 [batch, classes], for images.
+        reference: Returns TensorFlow's outputs for images: probabilities, float32 [batch, classes], and others.
         images_BHWC: uint8 [images, size, size, 3], at least one.
         labels: The true class indices, int [images].
-        refer_below: The confidence below which a prediction is marked `refer`.
+        referred: Returns which images are referred, bool [images], given all outputs for them.
 
     Returns:
         What each engine and precision that this machine's CPU has predicts, the reference first; and why OpenVINO
         cannot run the model in a precision.
     """
 
-    def row(kind: EngineKind, probs_BK: np.ndarray, images_per_s: float) -> Compared:
+    def row(kind: EngineKind, outputs: list[np.ndarray], images_per_s: float) -> Compared:
         found = agreement.compare(
-            probs_BK,
-            expected_BK,
+            outputs[0],
+            expected[0],
             labels,
             engine=kind.engine,
             precision=kind.precision,
-            refer_below=refer_below,
+            num_referrals_changed=int(np.sum(referred(outputs) != referred(expected))),
             images_per_s=images_per_s,
             cpu=cpu,
         )
-        return Compared(probs_BK=probs_BK, agreement=found)
+        return Compared(probs_BK=outputs[0], agreement=found)
 
     cpu = openvino_engine.cpu_name()
-    expected_BK, images_per_s = _timed(reference, images_BHWC)
-    rows = {REFERENCE: row(REFERENCE, expected_BK, images_per_s)}
+    expected, images_per_s = _timed(reference, images_BHWC)
+    rows = {REFERENCE: row(REFERENCE, expected, images_per_s)}
     available = openvino_engine.cpu_precisions()
     failed: dict[Precision, str] = {}
     for precision, directory in directories.items():
@@ -77,36 +76,31 @@ def compare(
         kind = EngineKind("openvino", precision)
         try:
             engine = openvino_engine.OpenVinoEngine(directory, precision=precision)
-            rows[kind] = row(kind, *_timed(partial(_run, engine), images_BHWC))
+            rows[kind] = row(kind, *_timed(engine.run, images_BHWC))
         except openvino_engine.ConversionError as error:
             failed[precision] = str(error)
     return rows, failed
 
 
-def _run(engine: Engine, images_BHWC: np.ndarray) -> np.ndarray:
-    (probs_BK,) = engine.run(images_BHWC)
-    return probs_BK
-
-
-def _timed(predict: Callable[[np.ndarray], np.ndarray], images_BHWC: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the predictions for all images, and images per second.
+def _timed(run: Callable[[np.ndarray], list[np.ndarray]], images_BHWC: np.ndarray) -> tuple[list[np.ndarray], float]:
+    """Returns the outputs for all images, and images per second.
 
     The first batch, which prepares the engine, does not count, nor does a smaller one at the end. Where no other is
     left, the first one runs again.
     """
     batches = list(_batches(images_BHWC))
-    found = [predict(batches[0])]
+    found = [run(batches[0])]
     num_timed, duration_s = 0, 0.0
     for batch in batches[1:]:
         start_s = time.perf_counter()
-        found.append(predict(batch))
+        found.append(run(batch))
         if len(batch) == BATCH_SIZE:
             num_timed, duration_s = num_timed + len(batch), duration_s + time.perf_counter() - start_s
     if not num_timed:
         start_s = time.perf_counter()
-        num_timed = len(predict(batches[0]))
-        duration_s = time.perf_counter() - start_s
-    return np.concatenate(found), num_timed / duration_s
+        run(batches[0])
+        num_timed, duration_s = len(batches[0]), time.perf_counter() - start_s
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)], num_timed / duration_s
 
 
 def _batches(images_BHWC: np.ndarray) -> Iterator[np.ndarray]:

@@ -79,7 +79,7 @@ def load_keras(
 
 
 def load_saved_model(path: Path, *, num_threads: int | None = None, use_gpu: bool = False) -> TensorFlowEngine:
-    """Loads a SavedModel with one output, with its weights as constants.
+    """Loads a SavedModel, with its weights as constants.
 
     Raises:
         ValueError: It cannot be loaded.

@@ -7,11 +7,13 @@ import pyarrow.compute as pc
 
 from tlray.bundle import store
 from tlray.bundle.agreement import Agreement
+from tlray.bundle.judgement import judge
+from tlray.bundle.novelty import scores_of
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.cluster import locations
 from tlray.config.prediction import EnginesConfig
-from tlray.config.training import parse_columns
+from tlray.config.values import parse_columns
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.data.sample import read_some
@@ -73,12 +75,13 @@ def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarr
 
 def _compare(bundle: Bundle, images_BHWC: np.ndarray, labels: np.ndarray) -> tuple[Agreement, ...]:
     reference = choice.load(bundle, REFERENCE)
+    novelty, limits = bundle.novelty(), bundle.spec.limits
     precisions: list[Precision] = list(converted.ensure(bundle))
     compared, _ = comparison.compare(
         {precision: converted.directory(bundle, precision) for precision in precisions},
-        lambda batch_BHWC: reference.run(batch_BHWC)[0],
+        reference.run,
         images_BHWC,
         labels,
-        refer_below=bundle.spec.refer_below,
+        referred=lambda outputs: judge(outputs[0], scores_of(outputs, novelty), limits).refer,
     )
     return tuple(each.agreement for each in compared.values())

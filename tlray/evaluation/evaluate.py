@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,14 +14,15 @@ from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.config.prediction import EvaluateConfig
-from tlray.config.training import parse_columns
+from tlray.config.values import parse_columns
 from tlray.data import audit, manifest
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.errors import DataError, ImageErrorCode
-from tlray.evaluation import metrics, report
-from tlray.evaluation.report import Report, SplitEvaluation
+from tlray.evaluation import report
+from tlray.evaluation.measurement import measure
+from tlray.evaluation.report import Report
 from tlray.files import storage
 from tlray.inference import predictions, score
 from tlray.progress import Progress
@@ -43,8 +43,7 @@ class EvaluateResult:
     Attributes:
         out: The output directory.
         split: The split that was measured.
-        metrics: Those of `metrics.evaluate_predictions`, `num_failed` (images that could not be scored) and
-            `num_unlabelled`.
+        metrics: See `measurement.SplitEvaluation`.
         warnings: Warnings about the metrics, the gravest first.
     """
 
@@ -52,46 +51,6 @@ class EvaluateResult:
     split: str
     metrics: Mapping[str, Any]
     warnings: tuple[str, ...]
-
-
-def measure(table: pa.Table, classes: tuple[str, ...]) -> SplitEvaluation:
-    """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
-
-    Args:
-        table: Predictions, see `predictions.prediction_schema`.
-        classes: The bundle's classes.
-
-    Raises:
-        DataError: No row has both a label and a prediction.
-    """
-    usable = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
-    if not usable.num_rows:
-        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
-        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
-        raise DataError(f"None of the images has both a label and a prediction{why}")
-    labels = np.array([classes.index(label) for label in usable["label"].to_pylist()])
-    probs_BK = np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes])
-    return measure_probabilities(
-        labels,
-        probs_BK,
-        classes,
-        num_failed=table.num_rows - table["error_code"].null_count,
-        num_unlabelled=table["label"].null_count,
-    )
-
-
-def measure_probabilities(
-    labels: np.ndarray,
-    probs_BK: np.ndarray,
-    classes: tuple[str, ...],
-    *,
-    num_failed: int = 0,
-    num_unlabelled: int = 0,
-) -> SplitEvaluation:
-    """Compares probabilities with class indices; see `metrics.evaluate_predictions`."""
-    values = metrics.evaluate_predictions(labels, probs_BK, classes)
-    values |= {"num_failed": num_failed, "num_unlabelled": num_unlabelled}
-    return SplitEvaluation(metrics=values, labels=labels, probs_BK=probs_BK, classes=classes)
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -144,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     score.check_found(
         num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
     )
-    evaluation = measure(predicted, spec.classes)
+    evaluation = measure(predicted, spec)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
     findings = audit.audit(_as_inspected(predicted))
     leaks = known_leaks(spec, listing.table)
@@ -158,6 +117,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             provenance=provenance(spec, bundle_sha256),
             audit=findings,
             leaks=leaks,
+            trust=spec.trust,
             warnings=warnings,
             evaluations={config.split: evaluation},
         ),
@@ -217,7 +177,7 @@ def failure_warnings(findings: dict[str, Any]) -> list[str]:
 
 def describe(spec: BundleSpec) -> dict[str, object]:
     """Returns the fields of a bundle's description that a report shows."""
-    hidden = {"files", "metrics", "leaks", "library_versions", "validation_predictions"}
+    hidden = {"files", "metrics", "leaks", "shortcuts", "library_versions", "validation_predictions", "trust"}
     return {name: value for name, value in asdict(spec).items() if name not in hidden}
 
 
@@ -233,9 +193,10 @@ def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, 
     }
 
 
-def write_report(out: str, content: Report) -> None:
-    """Writes `figures/*.png` and `report.html`."""
+def write_report(out: str, content: Report) -> dict[str, bytes]:
+    """Writes `figures/*.png` and `report.html`; returns the figures, see `report.make_figures`."""
     figures = report.make_figures(content)
     for name, png in figures.items():
         storage.write_bytes(storage.join(out, FIGURES, name), png)
     storage.write_text(storage.join(out, REPORT_HTML), report.render_report(content, figures))
+    return figures

@@ -1,4 +1,4 @@
-"""Draws figures as PNG: training history, learning curve, the trials of a sweep, confusion matrix, ROC."""
+"""Draws figures as PNG: training history, learning curve, a sweep's trials, confusion matrix, ROC."""
 
 import io
 import itertools
@@ -28,9 +28,9 @@ _MAX_TICK_LABELS = 60
 """Maximum number of labels on a side of a confusion matrix, so that each has room for one line of small print."""
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart, without its yellow, too pale for lines.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
-_MUTED = "#6b7280"
+MUTED = "#6b7280"
 
 
 def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -56,7 +56,7 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
-        for key, label, colour in ((name, "training", _COLOURS[0]), (f"valid_{name}", "validation", _COLOURS[1])):
+        for key, label, colour in ((name, "training", COLOURS[0]), (f"valid_{name}", "validation", COLOURS[1])):
             axes.plot(epochs, [row[key] for row in history], "o-", color=colour, label=label, markersize=3.5)
         if best is not None:
             label = f"best: epoch {epoch_label(best['epoch'])}"
@@ -65,24 +65,24 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
                 best[f"valid_{name}"],
                 s=170,
                 marker="*",
-                c=_COLOURS[1],
+                c=COLOURS[1],
                 ec="black",
                 zorder=3,
                 label=label,
             )
         for index, epoch in enumerate(_rate_drops(history)):
             label = "learning rate lowered" if index == 0 else None
-            axes.axvline(epoch - 0.5, color=_MUTED, linestyle=":", linewidth=1.2, label=label)
+            axes.axvline(epoch - 0.5, color=MUTED, linestyle=":", linewidth=1.2, label=label)
         axes.set_title(name.capitalize(), loc="left", fontweight="bold")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if epochs[0] == 0:
             axes.xaxis.set_major_formatter(lambda epoch, _: epoch_label(epoch).replace(" ", "\n"))
-        _tidy(axes)
+        tidy(axes)
         axes.legend(frameon=False, fontsize=9)
-    panels[1].yaxis.set_major_formatter(_percent_tick)
-    panels[1].set_title(f"learning rate {_span(rates)}", loc="right", fontsize=9, color=_MUTED)
-    return _to_png(figure)
+    panels[1].yaxis.set_major_formatter(percent_tick)
+    panels[1].set_title(f"learning rate {_span(rates)}", loc="right", fontsize=9, color=MUTED)
+    return to_png(figure)
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
@@ -96,7 +96,8 @@ def epoch_label(number: float) -> str:
     return f"{number:g}" if number else "0 (probe)"
 
 
-def _percent_tick(share: float, _: float) -> str:
+def percent_tick(share: float, _: float) -> str:
+    """Returns the label of a tick at a share in [0, 1]; for `Axis.set_major_formatter`."""
     return f"{100 * share:.4g} %"
 
 
@@ -127,18 +128,18 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     low, high = list(map(min, accuracies)), list(map(max, accuracies))
-    axes.vlines(num_images, low, high, color=_COLOURS[0], alpha=0.3, linewidth=7, label="lowest to highest draw")
-    axes.plot(num_images, list(map(np.mean, accuracies)), "o-", color=_COLOURS[0], label="mean")
+    axes.vlines(num_images, low, high, color=COLOURS[0], alpha=0.3, linewidth=7, label="lowest to highest draw")
+    axes.plot(num_images, list(map(np.mean, accuracies)), "o-", color=COLOURS[0], label="mean")
     axes.set_xscale("log")
     names = ["all" if point["images_per_class"] is None else point["images_per_class"] for point in points]
     axes.set_xticks(num_images, [f"{name}\n({count})" for name, count in zip(names, num_images, strict=True)])
     axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_formatter(_percent_tick)
+    axes.yaxis.set_major_formatter(percent_tick)
     axes.set_xlabel("training images per class (and of all classes together)")
     axes.set_title(f"Accuracy, {split}", loc="left", fontweight="bold")
-    _tidy(axes)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
@@ -169,8 +170,8 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
             continue
         values = np.array([trial[name] for trial in trials], float)
         label = "1 standard error of the difference from the best, by patient"
-        axes.errorbar(values, losses, errors, fmt="none", ecolor=_MUTED, elinewidth=1.2, alpha=0.8, label=label)
-        kinds = (("probe alone", ~tuned, "o", _COLOURS[0]), ("fine-tuned", tuned, "^", _COLOURS[1]))
+        axes.errorbar(values, losses, errors, fmt="none", ecolor=MUTED, elinewidth=1.2, alpha=0.8, label=label)
+        kinds = (("probe alone", ~tuned, "o", COLOURS[0]), ("fine-tuned", tuned, "^", COLOURS[1]))
         for label, chosen, marker, colour in kinds:
             axes.scatter(values[chosen], losses[chosen], marker=marker, s=28, c=colour, alpha=0.8, label=label)
         axes.scatter(values[0], losses[0], s=170, marker="*", c="white", ec="black", zorder=3, label="best")
@@ -179,11 +180,11 @@ def plot_trials(trials: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
         elif np.all(values == np.rint(values)):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(name.replace("_", " "))
-        _tidy(axes)
+        tidy(axes)
     for row in range(num_rows):
         panels[row * num_columns].set_ylabel("cross-validated loss")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=9)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str] | None = None) -> bytes:
@@ -212,7 +213,7 @@ def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str]
             glyphs.wrap(text, 28) + f"\nn = {support}" for text, support in zip(labels.texts, support_K, strict=True)
         ]
     else:
-        colour_bar = figure.colorbar(image, ax=axes, shrink=0.4, format=_percent_tick)
+        colour_bar = figure.colorbar(image, ax=axes, shrink=0.4, format=percent_tick)
         colour_bar.set_label("share of the true class")
         columns = rows = [glyphs.shorten(text, 28) for text in labels.texts]
     # Names fit below wide cells; many classes get small cells, and names that stand upright.
@@ -225,7 +226,7 @@ def plot_confusion_matrix(metrics: Mapping[str, Any], *, families: Sequence[str]
     axes.set_ylabel("true class", fontweight="bold", labelpad=8)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(num_classes > MAX_NAMED_CLASSES)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def _draw_cells(axes: Axes, matrix_KK: np.ndarray, share_KK: np.ndarray, *, font_size: float) -> None:
@@ -238,7 +239,7 @@ def _draw_cells(axes: Axes, matrix_KK: np.ndarray, share_KK: np.ndarray, *, font
 
 def _draw_cell(axes: Axes, row: int, column: int, count: int, share: float, *, font_size: float) -> None:
     if count == 0:
-        axes.text(column, row, "0", ha="center", va="center", color=_MUTED, fontsize=font_size * 0.85)
+        axes.text(column, row, "0", ha="center", va="center", color=MUTED, fontsize=font_size * 0.85)
         return
     colour = "white" if share > 0.68 else "black"
     weight = "bold" if row == column else "normal"
@@ -277,12 +278,12 @@ def plot_roc(
     num_lines = sum(text.count("\n") + 1 for text in texts.values())
     figure = Figure(figsize=(9.3, max(4.8, 0.17 * num_lines + 0.6)), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
     for index in curves.keys() - texts.keys():
-        axes.plot(*curves[index], color=_MUTED, alpha=0.25, linewidth=0.7)
+        axes.plot(*curves[index], color=MUTED, alpha=0.25, linewidth=0.7)
     lines, legend = [], []
     for place, (index, text) in enumerate(texts.items()):
-        colour, style = _COLOURS[place % len(_COLOURS)], _LINE_STYLES[place // len(_COLOURS) % len(_LINE_STYLES)]
+        colour, style = COLOURS[place % len(COLOURS)], _LINE_STYLES[place // len(COLOURS) % len(_LINE_STYLES)]
         if index in curves:
             lines += axes.plot(*curves[index], style, color=colour, linewidth=2, clip_on=False)
             legend.append(f"{areas[index]:.3f}   {text}")
@@ -292,23 +293,25 @@ def plot_roc(
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", anchor="NW")
     axes.set_xlabel("false positive rate (1 - specificity)")
     axes.set_ylabel("true positive rate (sensitivity)")
-    _tidy(axes)
+    tidy(axes)
     title = f"AUROC, the {len(texts)} lowest of {len(curves)}" if is_crowded else "AUROC"
     font = {"family": names.families, "size": 9}
     box = figure.legend(lines, legend, loc="outside right upper", frameon=False, prop=font, title=title)
     box.set_alignment("left")
     for text in box.get_texts():
         text.set_parse_math(False)
-    return _to_png(figure)
+    return to_png(figure)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Gives axes a light grid, and takes away their upper and right lines."""
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """Returns a figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

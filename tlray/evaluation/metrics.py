@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk_metrics
 
 from tlray.errors import DataError
+from tlray.trust import intervals
+from tlray.trust.intervals import Interval
 
 
-def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def evaluate_predictions(
+    labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str], groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Computes the metrics of predicted probabilities against the true classes.
 
     The predicted class is the most probable one, the first of equals. A value that the data does not define is None,
@@ -22,14 +25,17 @@ def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequ
         probs_BK: Probability of each class, floating point, shape [images, K], finite, in [0, 1]. Rows may miss a sum
             of 1 by rounding, as float32 does; log loss divides by the sum, in float64.
         classes: The K names, all different, at least two, in the order of the columns.
+        groups: The group of each image, [images], any values that can be sorted: the patient, or the picture of which
+            it is a copy. Images of a group are not independent, so intervals count groups. None: each image is one.
 
     Returns:
         Only str, int, float, None, list and dict:
-        `num_images`, `classes`, `accuracy`, `accuracy_ci95` ([low, high] from `confidence_interval`),
-        `balanced_accuracy`, `f1_macro`, `roc_auc_ovr_macro` (one-vs-rest, None unless every class has images),
-        `log_loss` (natural logarithm), `per_class` (class to `precision`, `recall`, `specificity`, `f1`, `roc_auc`,
-        each None where undefined, and `support`), `confusion_matrix` (rows are the truth, columns the prediction),
-        `notes` (metric to the reason why it is None or restricted).
+        `num_images`, `num_groups`, `classes`, `accuracy`, `balanced_accuracy`, `f1_macro`, `roc_auc_ovr_macro`
+        (one-vs-rest, None unless every class has images), `log_loss` (natural logarithm), each of these five with its
+        95 % interval NAME_ci95 ([low, high], each None where undefined; see `intervals.metric_intervals`),
+        `per_class` (class to `precision`, `recall`, `specificity`, `f1`, `roc_auc`, each None where undefined,
+        `recall_ci95`, `specificity_ci95`, and `support`), `confusion_matrix` (rows are the truth, columns the
+        prediction), `notes` (metric to the reason why it is None or restricted).
 
     Raises:
         DataError: No images, or arrays that do not fit together.
@@ -40,52 +46,34 @@ def evaluate_predictions(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequ
     present = np.unique(labels)
     matrix_KK = sk_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
     per_class = _per_class(labels, probs_BK, predicted, classes)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    found = intervals.metric_intervals(labels, probs_BK, groups)
+    for values, recall, specificity in zip(per_class.values(), found.sensitivities, found.specificities, strict=True):
+        values |= {"recall_ci95": _ends(recall), "specificity_ci95": _ends(specificity)}
     aucs = [values["roc_auc"] for values in per_class.values()]
     return {
         "num_images": len(labels),
+        "num_groups": len(np.unique(groups)),
         "classes": list(classes),
         "accuracy": float(sk_metrics.accuracy_score(labels, predicted)),
-        "accuracy_ci95": list(confidence_interval(int(matrix_KK.trace()), len(labels))),
+        "accuracy_ci95": _ends(found.accuracy),
         # What balanced_accuracy_score computes, without its warning about a class that is only predicted.
         "balanced_accuracy": float(sk_metrics.recall_score(labels, predicted, labels=present, average="macro")),
+        "balanced_accuracy_ci95": _ends(found.balanced_accuracy),
         "f1_macro": float(sk_metrics.f1_score(labels, predicted, labels=present, average="macro")),
+        "f1_macro_ci95": _ends(found.f1_macro),
         "roc_auc_ovr_macro": None if None in aucs else float(np.mean(aucs)),
+        "roc_auc_ovr_macro_ci95": _ends(found.auroc_macro),
         "log_loss": _log_loss(labels, probs_BK),
+        "log_loss_ci95": _ends(found.log_loss),
         "per_class": per_class,
         "confusion_matrix": matrix_KK.tolist(),
         "notes": _notes(per_class),
     }
 
 
-def confidence_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """Returns the 95 % score interval of a proportion (E. B. Wilson 1927, J. Am. Stat. Assoc. 22:209-212, p. 212).
-
-    It stays within [0, 1], holds its level for small samples, and needs no random numbers. It assumes that the images
-    are independent; several slices of one patient are not, and make it too narrow.
-
-    Args:
-        num_correct: Successes, in [0, num_images].
-        num_images: Trials, at least 1.
-
-    Returns:
-        The lower and the upper bound, in [0, 1].
-
-    Raises:
-        DataError: The counts are out of range.
-    """
-    if not 0 <= num_correct <= num_images or num_images == 0:
-        raise DataError(
-            f"A proportion needs 0 <= correct <= images and at least one image; got {num_correct} of {num_images}."
-        )
-    z = NormalDist().inv_cdf(0.975)
-    accuracy = num_correct / num_images
-    scale = 1 + z**2 / num_images
-    centre = (accuracy + z**2 / (2 * num_images)) / scale
-    half = z * math.sqrt(accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2)) / scale
-    # In exact arithmetic the bound is 0 or 1 at the ends; rounding must not put it outside or off them.
-    low = 0.0 if num_correct == 0 else centre - half
-    high = 1.0 if num_correct == num_images else centre + half
-    return low, high
+def _ends(interval: Interval) -> list[float | None]:
+    return [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
 
 
 def _check(labels: np.ndarray, probs_BK: np.ndarray, classes: Sequence[str]) -> None:

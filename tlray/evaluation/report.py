@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from tlray.bundle.card import metric_rows
 from tlray.evaluation import glyphs
 from tlray.evaluation.figures import (
     DPI,
@@ -20,22 +21,13 @@ from tlray.evaluation.figures import (
     plot_learning_curve,
     plot_roc,
 )
+from tlray.evaluation.measurement import SplitEvaluation
+from tlray.evaluation.trust_figure import plot_trust
 
 _NOTHING = "\N{EN DASH}"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SplitEvaluation:
-    """The evaluation of a model on one split."""
-
-    metrics: Mapping[str, Any]
-    """The metrics of the split, see `tlray.evaluation.metrics.evaluate_predictions`."""
-    labels: np.ndarray
-    """True classes as indices into `classes`, integer, shape [images]."""
-    probs_BK: np.ndarray
-    """Probability of each class, floating point, shape [images, K], in [0, 1]."""
-    classes: Sequence[str]
-    """The K class names in the order of the columns."""
+FEW_GROUPS = 30
+"""Number of patients or pictures below which the report says that they are few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,6 +40,8 @@ class Report:
     """One sentence that describes the run, shown below the title."""
     leaks: tuple[str, ...] = ()
     """Why the metrics are too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
+    shortcuts: tuple[str, ...] = ()
+    """What tells the classes without the anatomy, shown with `leaks`; see `tlray.trust.findings.shortcut_warnings`."""
     notices: tuple[str, ...] = ()
     """Notices that a reader must know before the metrics, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -57,8 +51,16 @@ class Report:
     audit: Mapping[str, Any] | None = None
     """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
     `tlray.data.audit.audit`."""
+    gallery: Sequence[Mapping[str, Any]] = ()
+    """Pictures of copies, see `tlray.trust.gallery`."""
+    suspects: Sequence[Mapping[str, Any]] = ()
+    """Images whose labels are likely wrong, with pictures; see `tlray.training.suspect_labels`."""
+    cross_validation: SplitEvaluation | None = None
+    """The evaluation of probes on images that they were not fitted on; None: there is none."""
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    """How predictions were calibrated and their limits found, see `tlray.training.judging.Judging`; may be empty."""
     warnings: tuple[str, ...] = ()
-    """Warnings of the audit and the run, `leaks` included, the gravest first."""
+    """Warnings of the audit and the run, `leaks` and `shortcuts` included, the gravest first."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row per epoch, see `tlray.evaluation.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()
@@ -76,7 +78,8 @@ def make_figures(report: Report, *, families: Sequence[str] | None = None) -> di
 
     Returns:
         File name to PNG: `history.png` where something was trained, `learning_curve.png` where there is one, and
-        `confusion_matrix_SPLIT.png` and `roc_SPLIT.png` for each evaluated split.
+        `confusion_matrix_SPLIT.png` and `roc_SPLIT.png` for each evaluated split, and
+        `trust_SPLIT.png` for the one whose metrics are quoted.
     """
     figures = {"history.png": plot_history(report.history)} if report.history else {}
     if report.learning_curve:
@@ -86,6 +89,10 @@ def make_figures(report: Report, *, families: Sequence[str] | None = None) -> di
         figures[f"confusion_matrix_{split}.png"] = plot_confusion_matrix(evaluation.metrics, families=families)
         roc = plot_roc(evaluation.labels, evaluation.probs_BK, evaluation.classes, families=families)
         figures[f"roc_{split}.png"] = roc
+    if report.evaluations:
+        split = headline_split(report.evaluations)
+        new, refer_below = report.evaluations[split].new, report.evaluations[split].limits.refer_below
+        figures[f"trust_{split}.png"] = plot_trust(new.labels, new.probs_BK, refer_below=refer_below)
     return figures
 
 
@@ -124,9 +131,52 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),
         errors=audit.get("errors"),
+        control=audit.get("traits_control"),
+        control_texts=_control_texts(audit),
+        copies=audit.get("copies"),
+        shortcuts=audit.get("shortcuts"),
+        alarm=_alarm(report),
+        has_new=_has_new(report),
+        few_groups=FEW_GROUPS,
+        rows=list(metric_rows({split: report.evaluations[split].metrics for split in _in_order(report.evaluations)})),
         tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
         images={name: _image(png) for name, png in figures.items()},
     )
+
+
+def _has_new(report: Report) -> bool:
+    """Tells whether a split has images that the model does not know, beside some that it knows."""
+    return any(each.metrics.get("leak_free") for each in report.evaluations.values())
+
+
+def _alarm(report: Report) -> str:
+    if not report.evaluations:
+        return "This data set would give a result that is too good"
+    if report.shortcuts:
+        return "Do not believe these numbers yet"
+    return "Some numbers of this report are too good" if _has_new(report) else "The numbers of this report are too good"
+
+
+_CONTROLS = {
+    "traits_control": "A forest that sees only how the files were made",
+    "neighbour_control": "The label of the most similar training image",
+    "permuted_control": "A probe that learns labels without meaning (it should be at chance)",
+}
+
+
+def _control_texts(audit: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each control of an audit, see `tlray.trust.controls`."""
+    found = [(text, audit[name]) for name, text in _CONTROLS.items() if audit.get(name)]
+    return [
+        f"{text} is right in {_percent(control['accuracy'])} of the {control['num_images']} {control['split']} images "
+        f"that are new to the model (by chance {_percent(control['chance'])})."
+        for text, control in found
+    ]
+
+
+def headline_split(evaluations: Mapping[str, Any]) -> str:
+    """Returns the split whose metrics are quoted: test, or else the first one in the report's order."""
+    return "test" if "test" in evaluations else _in_order(evaluations)[0]
 
 
 def _in_order(splits: Mapping[str, Any]) -> list[str]:

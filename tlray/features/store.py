@@ -1,5 +1,8 @@
 """Features on disk: Parquet parts that are written whole or not at all, with checksums that reveal damage."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,15 +30,23 @@ COLUMNS = ("image_id", "label", "split", "group_id")
 """Columns that features take over from the manifest; `view` and `key` are added to them."""
 
 
-def read_features(out: str, *, columns: list[str] | None = None) -> pa.Table:
+def read_features(out: str, *, columns: list[str] | None = None, view: int | None = None) -> pa.Table:
     """Reads finished features.
+
+    Args:
+        out: The directory of the features.
+        columns: The columns to read; None: all.
+        view: The view to read, whose column must be among `columns`; None: all views.
 
     Raises:
         DataError: The features are not complete, or a part is damaged.
     """
     if not storage.exists(storage.join(out, SUCCESS)):
         raise DataError(f"'{out}' has no {SUCCESS}: the features are not complete. Run `tlray features` again.")
-    return pa.concat_tables([read_part(out, name, columns=columns) for name in part_names(out)])
+    parts = (read_part(out, name, columns=columns) for name in part_names(out))
+    if view is not None:
+        parts = (part.take(pa.array(np.flatnonzero(part["view"].to_numpy() == view))) for part in parts)
+    return pa.concat_tables(parts)
 
 
 def part_names(out: str) -> list[str]:
@@ -96,3 +107,33 @@ def write_part(location: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="lz4", write_page_checksum=True)
     storage.write_bytes(location, sink.getvalue().to_pybytes())
+
+
+def look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
+    """Returns the pooled features of some images, not augmented.
+
+    Args:
+        table: Features with `image_id`, `view` and `pooled`, see `read_features`.
+        rows: The images, with a column `image_id`.
+
+    Returns:
+        float16 [images, features].
+
+    Raises:
+        DataError: An image has none: it has changed since it was first read, or can no longer be read.
+    """
+    views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
+    place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
+    missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
+    check_present(missing)
+    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
+    return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
+
+
+def check_present(missing: Sequence[str]) -> None:
+    """Raises a DataError if features of some images, named by their ids, are missing."""
+    if missing:
+        raise DataError(
+            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Put them back "
+            "as they were and run the command again (train and sweep: with --resume), or begin anew with --overwrite."
+        )

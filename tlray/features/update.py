@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from tlray.cluster import capacity, connection, locations, plans
+from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
-from tlray.data import audit, dataset, decoding, inspected, manifest, stream
+from tlray.config.training import TrainConfig
+from tlray.data import audit, dataset, decoding, inspected, manifest, splits, stream
 from tlray.engines import choice
+from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError
 from tlray.features import extraction, store
 from tlray.features.extraction import Network
@@ -29,6 +33,7 @@ from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.probe import regression
 from tlray.progress import Progress
+from tlray.trust import pictures
 
 SAMPLED_PARTS = 4
 
@@ -68,9 +73,10 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     training = locations.absolute(config.training())
     if not storage.exists(storage.join(training.out, NETWORK)):
         storage.check_output(training.out, kind="features", known_names=NAMES, overwrite=config.overwrite)
-    check_weights(training.weights)
-    kind = choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
-    listed = dataset.list_classes(training)
+    kind = check(config, training)
+    listed = dataset.list_classes(
+        training.data, columns=training.columns, class_map=training.class_map, quiet=training.quiet
+    )
     connection.connect()
     available = capacity.measure()
     locations.check_shared(training.out, available)
@@ -86,6 +92,11 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         meanwhile=partial(connection.check, preparing),
         quiet=config.quiet,
     )
+    # Copies matter only for the splits that are cut.
+    if splits.missing(table):
+        table = pictures.look(table, task_cpus=available.task_cpus, quiet=config.quiet).table
+    else:
+        table = dataset.without_looks(table)
     table = dataset.with_splits(table, seed=config.seed)
     if not table["error_code"].null_count:
         raise DataError(
@@ -111,6 +122,58 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
             "There are no training images (no labels, or no train split), so no augmented views were computed."
         )
     return dataclasses.replace(result, notes=tuple(notes))
+
+
+def check(config: FeaturesConfig, training: TrainConfig) -> EngineKind:
+    """Checks the settings of a network, which needs no Ray; returns the engine and precision that are to run it.
+
+    Args:
+        config: The settings.
+        training: `config.training()` with absolute locations.
+
+    Raises:
+        ConfigError: There are no such weights, or this machine does not have the engine or the precision.
+    """
+    check_weights(training.weights)
+    return choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
+
+
+def pooled_features(
+    config: FeaturesConfig,
+    network: "ray.ObjectRef[Network]",
+    table: pa.Table,
+    directory: str,
+    available: Capacity,
+) -> np.ndarray:
+    """Computes the pooled features of images that have been read, as they are.
+
+    Args:
+        config: The settings of the network.
+        network: The network, see `extraction.prepare`.
+        table: A manifest with `inspection.INSPECTION_COLUMNS`.
+        directory: The directory for the features; an interrupted run continues with what it has there.
+        available: Resources of the cluster.
+
+    Returns:
+        float16 [readable images, features], in the order of the table.
+
+    Raises:
+        DataError: An image has changed since it was read, or can no longer be read.
+    """
+    intensity_range = dataset.find_intensity_range(config.training(), table)
+    update(
+        directory,
+        table,
+        connection.get(network),
+        stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range),
+        plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
+        views=1,
+        batch_size=config.batch_size,
+        overwrite=True,
+        quiet=config.quiet,
+    )
+    found = store.read_features(directory, columns=["image_id", "view", POOLED], view=0)
+    return store.look_up(found, table.filter(table["error_code"].is_null()))
 
 
 def _variation(out: str) -> float:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from tlray.bundle.judgement import judge
 from tlray.bundle.spec import BundleSpec
 from tlray.data import manifest
 from tlray.errors import DataError, ImageErrorCode
@@ -25,6 +26,9 @@ DATA = "predictions"
 CSV = "predictions.csv"
 SUCCESS = "_SUCCESS"
 
+SET_SEPARATOR = " | "
+"""What stands between the classes of a prediction set in the CSV."""
+
 NAMES = frozenset({DATA, CSV, SUCCESS})
 """Names that `write_predictions` fills at the top level of an output."""
 
@@ -33,8 +37,10 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
     """Returns the schema of predictions.
 
     Columns: the manifest's (`label` is the truth), `predicted_label` (null on error), `confidence` (the largest
-    probability), `refer` (confidence under the bundle's threshold), `p_<class>` for each class, `error_code`, `error`
-    (null where all is well), `bundle_sha256`.
+    probability), `refer` (a person must look at the image) and `refer_reason` (see `judgement.REASONS`; null where
+    nothing is referred), `prediction_set` (the classes that it may have, in CSV joined with ` | `), `ood_score` (how
+    foreign it is), `p_<class>` for each class, `error_code`, `error` (null where all is well), `bundle_sha256`.
+    `prediction_set` and `ood_score` are null where the bundle cannot tell.
     """
     return pa.schema(
         [
@@ -42,6 +48,9 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
             pa.field("predicted_label", pa.string()),
             pa.field("confidence", pa.float32()),
             pa.field("refer", pa.bool_()),
+            pa.field("refer_reason", pa.string()),
+            pa.field("prediction_set", pa.list_(pa.string())),
+            pa.field("ood_score", pa.float32()),
             *(pa.field(f"p_{name}", pa.float32()) for name in classes),
             pa.field("error_code", pa.string()),
             pa.field("error", pa.string()),
@@ -55,8 +64,8 @@ def prediction_table(rows: pa.Table, batch: Mapping[str, Any], spec: BundleSpec,
 
     Args:
         rows: The manifest's rows.
-        batch: `probabilities` (float32 [rows, classes], NaN where there are none), and the strings `sha256`,
-            `error_code` and `error`, empty for none.
+        batch: `probabilities` (float32 [rows, classes], NaN where there are none), `ood_score` (float32 [rows], NaN
+            where it is not known), and the strings `sha256`, `error_code` and `error`, empty for none.
         spec: The bundle's description.
         bundle_sha256: The bundle's sha256, by which it is known.
     """
@@ -70,18 +79,33 @@ def prediction_table(rows: pa.Table, batch: Mapping[str, Any], spec: BundleSpec,
     confidence = np.where(valid, probs_BK.max(axis=1), np.nan)
     best = probs_BK.argmax(axis=1)
     labels = [spec.classes[k] for k in best]
+    ood_scores = np.asarray(batch["ood_score"])
+    judged = judge(np.where(valid[:, np.newaxis], probs_BK, 0), ood_scores, spec.limits)
     columns: dict[str, Any] = {
         **{name: rows[name] for name in manifest.SCHEMA.names},
         "sha256": _null_if_empty(batch["sha256"]),
         "predicted_label": pa.array(labels, pa.string(), mask=~valid),
         "confidence": pa.array(confidence, pa.float32(), mask=~valid),
-        "refer": pa.array(confidence < spec.refer_below, pa.bool_(), mask=~valid),
+        "refer": pa.array(judged.refer, pa.bool_(), mask=~valid),
+        "refer_reason": pa.array(judged.reasons, pa.string(), mask=~valid | ~judged.refer),
+        "prediction_set": pa.array(_class_sets(judged.sets_BK, valid, spec.classes), pa.list_(pa.string())),
+        "ood_score": pa.array(ood_scores, pa.float32(), mask=~valid | np.isnan(ood_scores)),
         **{f"p_{name}": pa.array(probs_BK[:, k], pa.float32(), mask=~valid) for k, name in enumerate(spec.classes)},
         "error_code": error_code,
         "error": error,
         "bundle_sha256": [bundle_sha256] * len(best),
     }
     return pa.table(columns, schema=prediction_schema(spec.classes))
+
+
+def _class_sets(sets_BK: np.ndarray | None, valid: np.ndarray, classes: Sequence[str]) -> list[list[str] | None]:
+    """Returns the classes in each prediction set; None where there is none."""
+    if sets_BK is None:
+        return [None] * len(valid)
+    return [
+        [name for name, is_in in zip(classes, row, strict=True) if is_in] if is_valid else None
+        for row, is_valid in zip(sets_BK.tolist(), valid.tolist(), strict=True)
+    ]
 
 
 def _null_if_empty(values: np.ndarray) -> list[str | None]:
@@ -163,17 +187,23 @@ def write_predictions(
 
 
 def _write_csv(out: str, schema: pa.Schema) -> None:
+    schema = _for_people(schema.empty_table()).schema
     with storage.output_stream(storage.join(out, CSV)) as sink, pv.CSVWriter(sink, schema) as writer:
         for name in part_names(out):
             writer.write_table(_for_people(read_part(out, name)))
 
 
 def _for_people(table: pa.Table) -> pa.Table:
-    """Returns a table whose texts a spreadsheet does not take for formulas; numbers stay numbers."""
+    """Returns a table of texts and numbers; no text is one that a spreadsheet takes for a formula."""
     for place, field in enumerate(table.schema):
-        if field.type == pa.string():
-            texts = [None if text is None else spreadsheet.as_text(text) for text in table[field.name].to_pylist()]
-            table = table.set_column(place, field, pa.array(texts, pa.string()))
+        is_set = pa.types.is_list(field.type)
+        if not is_set and field.type != pa.string():
+            continue
+        texts = table[field.name].to_pylist()
+        if is_set:
+            texts = [None if names is None else SET_SEPARATOR.join(names) for names in texts]
+        texts = [None if text is None else spreadsheet.as_text(text) for text in texts]
+        table = table.set_column(place, field.name, pa.array(texts, pa.string()))
     return table
 
 

@@ -1,8 +1,7 @@
 """Bulk scoring on Ray: runs a bundle's model on every image of a manifest, one output row for every input row."""
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,9 @@ from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import ScoreConfig
-from tlray.config.training import EngineChoice, PrecisionChoice, parse_columns
-from tlray.data import inspection, manifest, stream
+from tlray.config.training import EngineChoice, PrecisionChoice
+from tlray.config.values import parse_columns
+from tlray.data import manifest, stream
 from tlray.data.listing import Listing, list_images
 from tlray.data.schedule import PlainSchedule
 from tlray.data.table_uris import localize
@@ -24,7 +24,7 @@ from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
 from tlray.files import file_stamps, roots, storage
-from tlray.inference import predictions, score_state
+from tlray.inference import predictions, resumed, score_state
 from tlray.inference.predictor import Predictor
 from tlray.progress import Progress
 
@@ -47,6 +47,7 @@ class ScoreResult:
         num_images: Number of rows, one for every input file.
         num_failed: Number of rows with an error code.
         num_referred: Number of rows marked `refer`.
+        num_by_reason: Number of these by `refer_reason`.
         num_by_label: Number of rows by predicted label.
         num_by_error: Number of rows by error code.
         num_skipped: Number of hidden files that were passed over.
@@ -57,6 +58,7 @@ class ScoreResult:
     num_images: int
     num_failed: int
     num_referred: int
+    num_by_reason: Mapping[str, int]
     num_by_label: Mapping[str, int]
     num_by_error: Mapping[str, int]
     num_skipped: int
@@ -78,10 +80,12 @@ class _Scorer:
             raise self._error
         images = batch.pop("image")
         readable = batch["error_code"] == ""
-        probabilities = np.full((len(images), len(self.predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
-        probabilities[readable] = self.predictor.predict(np.ascontiguousarray(images[readable]))
+        probs_BK = np.full((len(images), len(self.predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
+        ood_scores = np.full(len(images), np.nan, dtype=np.float32)
+        scores = self.predictor.score(np.ascontiguousarray(images[readable]))
+        probs_BK[readable], ood_scores[readable] = scores.probs_BK, scores.ood_scores
         del batch["epoch"], batch["weight"]
-        return {**batch, "probabilities": probabilities}
+        return {**batch, "probabilities": probs_BK, "ood_score": ood_scores}
 
 
 def predict(
@@ -157,6 +161,7 @@ def score(config: ScoreConfig) -> ScoreResult:
         "engine": str(kind),
         "input": localize(source),  # the same for every spelling of a location
         "data_fingerprint": manifest.fingerprint(listing.table),
+        "columns": ",".join(predictions.prediction_schema(spec.classes).names),
     }
     is_continued = _check_output(out, identity, config)
     connection.connect()
@@ -168,7 +173,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     num_done = num_failed = 0
     if is_continued:
-        num_done, num_failed = _keep_unchanged(out, listing.table, verify=config.verify, quiet=config.quiet)
+        num_done, num_failed = resumed.keep_unchanged(out, listing.table, verify=config.verify, quiet=config.quiet)
     else:
         storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         score_state.write_identity(out, identity)
@@ -257,82 +262,24 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
             print(f"There is no {KIND} to resume in '{out}', so it starts from the beginning.")
         return False
     if found != identity:
-        is_same = {**found, "engine": ""} == {**identity, "engine": ""}
-        other = f"in another precision ({found.get('engine')})" if is_same else "with another bundle or other images"
+        differing = {name for name in identity if found.get(name) != identity[name]}
+        other = "with another bundle or other images"
+        if differing == {"engine"}:
+            other = f"in another precision ({found.get('engine')})"
+        elif differing <= {"columns", "engine"}:
+            other = "by another version of tlray, with other columns"
         raise ConfigError(f"--resume: '{out}' was made {other}. Give what it was made with, or another output.")
     return True
-
-
-def _keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> tuple[int, int]:
-    """Deletes the first part with an image whose file has changed since it was scored, and all parts after it.
-
-    To find it, only files whose size or time has changed are read again, and those that could not be read before.
-
-    Args:
-        out: The output.
-        table: The manifest.
-        verify: Read all files again.
-        quiet: Show nothing.
-
-    Returns:
-        The number of rows that stay, and the number of these with an error.
-    """
-    names = predictions.part_names(out)
-    parts = [predictions.read_part(out, name, columns=["sha256", "error_code"]) for name in names]
-    ends = np.cumsum([0, *(part.num_rows for part in parts)])
-    before = pa.concat_tables(parts)["sha256"].fill_null("").to_pylist() if parts else []
-    stamps = _stamps_now(table["uri"].slice(0, len(before)), quiet=quiet)
-    known = [
-        score_state.read_stamps(out, name, num_rows=part.num_rows) for name, part in zip(names, parts, strict=True)
-    ]
-    same = [bool(old and old == new) for old, new in zip(itertools.chain(*known), stamps, strict=True)]
-    doubtful = [place for place, sha256 in enumerate(before) if verify or not sha256 or not same[place]]
-    changed = _changed(table["uri"], before, doubtful, quiet=quiet)
-    num_kept = int(np.searchsorted(ends[1:], changed[0], side="right")) if changed else len(parts)
-    num_done = int(ends[num_kept])
-    if changed:
-        if not quiet:
-            print(
-                f"{len(changed)} of the {len(before)} scored images have changed. Scoring continues after image "
-                f"{num_done} of {table.num_rows}."
-            )
-        storage.delete(storage.join(out, predictions.SUCCESS))
-        for name in reversed(names[num_kept:]):
-            predictions.delete_part(out, name)
-    for number, name in enumerate(names[:num_kept]):
-        now = stamps[ends[number] : ends[number + 1]]
-        if now != known[number]:  # so that unchanged content with another time is not read again the next time
-            score_state.write_stamps(out, name, now)
-    return num_done, sum(part.num_rows - part["error_code"].null_count for part in parts[:num_kept])
-
-
-def _stamps_now(uris: pa.ChunkedArray, *, quiet: bool) -> list[str]:
-    found: list[str] = []
-    with Progress("Looking for images that have changed", len(uris), quiet=quiet) as progress:
-        for stamps in inspection.stamps(uris) if len(uris) else ():
-            found += stamps
-            progress.update(len(found))
-    return found
-
-
-def _changed(uris: pa.ChunkedArray, before: Sequence[str], places: Sequence[int], *, quiet: bool) -> list[int]:
-    """Reads the images at some places again; returns the places whose sha256 (empty: unreadable) has changed."""
-    now: list[str] = []
-    with Progress("Reading images again", len(places), quiet=quiet) as progress:
-        for digests in inspection.digests(uris.take(pa.array(places, pa.int64()))) if places else ():
-            now += digests
-            progress.update(len(now))
-    return [place for place, digest in zip(places, now, strict=True) if before[place] != digest]
 
 
 def _summarize(out: str, spec: BundleSpec, listing: Listing, *, engine: str) -> ScoreResult:
     num_by_label = dict.fromkeys(spec.classes, 0)
     num_by_error: dict[str, int] = {}
-    num_referred = 0
+    num_by_reason: dict[str, int] = {}
+    columns = (("predicted_label", num_by_label), ("refer_reason", num_by_reason), ("error_code", num_by_error))
     for name in predictions.part_names(out):
-        part = predictions.read_part(out, name, columns=["predicted_label", "refer", "error_code"])
-        num_referred += sum(1 for value in part["refer"].to_pylist() if value)
-        for key, counts in (("predicted_label", num_by_label), ("error_code", num_by_error)):
+        part = predictions.read_part(out, name, columns=[key for key, _ in columns])
+        for key, counts in columns:
             for item in part[key].value_counts().to_pylist():
                 if item["values"] is not None:
                     counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
@@ -341,7 +288,8 @@ def _summarize(out: str, spec: BundleSpec, listing: Listing, *, engine: str) -> 
         engine=engine,
         num_images=listing.table.num_rows,
         num_failed=sum(num_by_error.values()),
-        num_referred=num_referred,
+        num_referred=sum(num_by_reason.values()),
+        num_by_reason=num_by_reason,
         num_by_label=num_by_label,
         num_by_error=num_by_error,
         num_skipped=listing.num_skipped,

@@ -22,6 +22,7 @@ LOGITS_LAYER = "logits"
 HIDDEN_LOGITS_LAYER = "hidden_logits"
 SUM_LAYER = "sum_of_logits"
 STANDARDISATION_LAYER = "standardisation"
+FEATURES_LAYER = "features"
 HEAD_DROPOUT_LAYER = "head_dropout"
 MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smallest probability of which a logarithm is taken, in place of 0: the smallest normal float32."""
@@ -78,7 +79,8 @@ def build_classifier(
         num_classes: At least 2.
     """
     images = keras.Input((config.image_size_px, config.image_size_px, 3), dtype="uint8", name="image")
-    features = keras.layers.GlobalAveragePooling2D()(backbone(preprocess(images, preprocessing)))
+    maps = backbone(preprocess(images, preprocessing))
+    features = keras.layers.GlobalAveragePooling2D(name=FEATURES_LAYER)(maps)
     for num_units in config.hidden_units:
         features = keras.layers.Dense(num_units, activation="relu")(features)
         features = keras.layers.Dropout(config.dropout)(features)

@@ -1,13 +1,11 @@
-"""Reads Keras files, and writes the files of a model: `model.keras` and `saved_model/`."""
+"""Reads Keras files, and writes SavedModels."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tlray.bundle import spec
 from tlray.errors import ConfigError
 from tlray.files import storage
 
@@ -32,17 +30,6 @@ def load_keras_file(location: str) -> keras.Model:
         if isinstance(model, keras.Sequential)
         else model
     )
-
-
-def save_artifact(classifier: keras.Model, directory: Path) -> Callable[[Any], Any]:
-    """Writes `model.keras` and `saved_model/` (signature `serving_default`) of a model with probabilities.
-
-    Returns:
-        The signature's function, from uint8 images to probabilities.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    classifier.save(directory / spec.MODEL_FILE)
-    return save_function(classifier, str(directory / spec.SAVED_MODEL_DIR))
 
 
 def save_function(model: keras.Model, directory: str) -> Callable[[Any], Any]:

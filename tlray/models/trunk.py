@@ -16,6 +16,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tlray.config.training import Preprocessing
 from tlray.models import graph
 from tlray.models.backbone import preprocess
+from tlray.models.classifier import FEATURES_LAYER, STANDARDISATION_LAYER
 from tlray.models.graph import Graph
 
 MIN_BLOCKS = 8
@@ -56,7 +57,37 @@ def up_to(model: keras.Model, layer_name: str) -> keras.Model:
     """Returns the part of a model that computes the input of one of its layers, made of the same layers."""
     traced = graph.trace(model)
     (tensor,) = next(call.taken for call in traced.calls if call.layer.name == layer_name)
-    return keras.Model(traced.inputs, tensor)
+    return keras.Model(_as_in(model, traced), tensor)
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """Adds the pooled features that a classifier's head takes as a second output.
+
+    Args:
+        model: A classifier from `tlray.models.classifier`, its tail, or either of them with probabilities.
+
+    Returns:
+        A model with the same layers and inputs, to the model's output and the features [batch, n]; `model` itself where
+        its features are not known, as those of a user's own model.
+    """
+    traced = graph.trace(model)
+    features = _features(traced)
+    return keras.Model(_as_in(model, traced), [traced.output, features[0]]) if features else model
+
+
+def _features(traced: Graph) -> list[keras.KerasTensor]:
+    """Returns the pooled features of a classifier's graph; none where it has no such layer."""
+    pooling = keras.layers.GlobalAveragePooling2D
+    kinds = {STANDARDISATION_LAYER: keras.layers.BatchNormalization, FEATURES_LAYER: pooling}
+    for call in traced.calls:
+        if isinstance(call.layer, kinds.get(call.layer.name, ())):
+            return call.taken if call.layer.name == STANDARDISATION_LAYER else call.given
+    return []
+
+
+def _as_in(model: keras.Model, traced: Graph) -> Any:
+    """Returns a graph's inputs in the structure in which its model takes them: Keras warns of any other."""
+    return keras.tree.pack_sequence_as(model.input, traced.inputs)
 
 
 def level_sizes(backbone: keras.Model) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.data import prior
 
@@ -239,3 +240,49 @@ def fit(
         ),
         train_accuracy=float((prior.shifted(train_probs_BK, shift).argmax(axis=1) == train_labels).mean()),
     )
+
+
+def out_of_fold(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    num_classes: int,
+    balanced: bool,
+    inverse_penalty: float,
+    num_folds: int,
+    seed: int,
+) -> np.ndarray | None:
+    """Returns logits for images from probes that were fitted without the image's group.
+
+    Args:
+        features: Floating point [images, features].
+        labels: Class indices, int [images].
+        groups: Group of each image, str [images].
+        num_classes: At least 2.
+        balanced: See `fit`.
+        inverse_penalty: scikit-learn's C.
+        num_folds: Number of folds, at least 2; fewer where a class has fewer groups.
+        seed: Seed of the folds.
+
+    Returns:
+        float32 [images, classes]; like those of a probe that was fitted on all these images, they assume equal class
+        shares if `balanced`, otherwise those of the images. None if a class has images in one group only.
+    """
+    num_groups = min(len(np.unique(groups[labels == label])) for label in range(num_classes))
+    if num_groups < 2:
+        return None
+    # The parts without a fold can have other class shares than the whole.
+    shares = prior.class_shares(labels, num_classes)
+    logits_BK = np.zeros((len(labels), num_classes), np.float32)
+    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
+    for rest, held_out in splitter.split(features, labels, groups):
+        if len(np.unique(labels[rest])) < num_classes:  # groups with several classes can take all images of one
+            return None
+        turn = basis(features[rest])
+        model = regression(balanced=balanced)
+        solve(model, turn.turn(features[rest]), labels[rest], inverse_penalty=inverse_penalty)
+        weights, bias = coefficients(model)
+        assumed = shares if balanced else prior.class_shares(labels[rest], num_classes)
+        logits_BK[held_out] = turn.turn(features[held_out]) @ weights.T + bias + prior.logit_shift(assumed, shares)
+    return logits_BK

@@ -16,6 +16,7 @@ from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, TrainResult
 
 FREE_ON_RESUME = frozenset({"epochs", "num_workers", "max_failures", "learning_curve", "timing", "int8"})
+FREE_ON_RESUME |= {"refer_below", "max_error", "folds"}
 """Settings that may differ between a training run and its continuation."""
 
 

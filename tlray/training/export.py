@@ -9,20 +9,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy import special
 
+from tlray.bundle import spec
 from tlray.bundle.agreement import Agreement
+from tlray.bundle.judgement import Limits, judge
+from tlray.bundle.novelty import Novelty, scores_of
 from tlray.config.training import PrecisionChoice
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.engines import choice, comparison, converted, quantization
 from tlray.engines.comparison import Compared
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
-from tlray.features.cache import FeatureCache, FeatureReader
+from tlray.errors import DataError
+from tlray.features.cache import FeatureCache
 from tlray.files import storage
 from tlray.probe.regression import Probe
+from tlray.training import judging, logits
+from tlray.training.judging import Judging, Unseen, Wanted
+from tlray.training.logits import Outputs
 from tlray.training.model import Untrained
+from tlray.trust import novelty
 
-PREDICT_BATCH = 256
+GROUP, IS_NEW = "group", "is_new"
+"""Names of columns: the group of an image (`splits.image_groups`), and whether it is new to the model."""
 
 MAX_DIFFERENCE = 0.02
 """Maximum difference between a probability of the exported model and the one computed from float16 features."""
@@ -46,10 +56,13 @@ class Trained:
     Attributes:
         probe: The linear probe that is the head, or that the head started from; None where none was fitted.
         weights: The best weights of the part that was trained, tail or classifier; None where only a probe was fitted.
+        out_of_fold: What probes that were fitted without them say about training and validation images; None where
+            the validation images are to be used.
     """
 
     probe: Probe | None = None
     weights: list[np.ndarray] | None = None
+    out_of_fold: Unseen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +74,18 @@ class Exported:
         kind: The engine and precision that it predicts with on this machine, if nothing else is wanted.
         probs: Split to its probabilities, float32 [images, classes], from stored features. Empty without these, or
             where the exported model gives other probabilities than they do; then it has to be measured on images.
+        ood_scores: The same for the scores of how foreign the images are, float32 [images]; NaN where not known.
+        judging: How its predictions are calibrated and judged.
+        max_ood_score: Score above which an image is foreign; None: the score could not be fitted.
         warnings: Warnings to the user about the model and its probabilities.
     """
 
     engines: tuple[Agreement, ...] = ()
     kind: EngineKind = REFERENCE
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ood_scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    judging: Judging
+    max_ood_score: float | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -75,14 +94,14 @@ def export(
     trained: Trained,
     artifact: str,
     *,
-    logit_shift: np.ndarray,
     cache: FeatureCache | None,
     tables: Mapping[str, pa.Table],
     pixels: Pixels,
-    refer_below: float,
+    wanted: Wanted,
     precision: PrecisionChoice,
     calibration: pa.Table | None,
     use_gpu: bool,
+    seed: int,
 ) -> Exported:
     """Writes the model files of a trained classifier, and compares its engines; run by `connection.start_here`.
 
@@ -90,18 +109,19 @@ def export(
         prepared: The classifier before training.
         trained: The result of training it.
         artifact: Path or URI of the directory to write to.
-        logit_shift: Constants that are added to the trained logits, [classes]; see `prior.logit_shift`.
         cache: The features that the tail takes, if they are in memory.
-        tables: Split to the table of its images, in the order of `cache.rows`.
+        tables: Split to the table of its images, in the order of `cache.rows`: `train`, and `valid` and `test` where
+            they have images. They have the columns `GROUP` and `IS_NEW`.
         pixels: How files become pixels.
-        refer_below: The confidence below which a prediction is marked `refer`.
+        wanted: What the user wants of the predictions.
         precision: The precision to measure the model in; see `choice.choose`.
         calibration: Training images to set the ranges of an int8 model with; None: no such model is wanted.
         use_gpu: The model will predict on GPUs.
+        seed: Seed of the folds with which the predictions are calibrated.
     """
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
-    from tlray.models.files import save_artifact  # noqa: PLC0415
+    from tlray.models.artifact import save_artifact  # noqa: PLC0415
 
     devices.use_cpus()
     classifier = models.from_json(prepared.architecture, prepared.weights)
@@ -110,54 +130,109 @@ def export(
         tail.set_weights(trained.weights)
     elif trained.probe is not None:
         models.set_linear_head(tail, **trained.probe.arrays())
-    models.shift_logits(classifier, logit_shift)  # the tail has the same layers
+    if cache is None:
+        found = logits.of_images(trunk.as_function(trunk.with_features(classifier)), tables, pixels)
+    else:
+        found = logits.of_features(trunk.with_features(tail), tables, cache)
+    unseen = trained.out_of_fold or _unseen(found.get("valid"), tables, wanted)
+    judged = judging.fit(unseen, wanted, seed=seed)
+    foreign, notes = _novelty(found, tables, seed=seed)
+    limits = Limits(
+        refer_below=judged.refer_below,
+        max_ood_score=foreign.threshold if foreign else None,
+        set_thresholds=judged.set_thresholds,
+    )
+    measured = [split for split in tables if split != "train"]
+    compared_split = measured[0]  # the validation images, where there are any
+    images = read_some(tables[compared_split], pixels, max_images=comparison.MAX_IMAGES)
+    models.shift_logits(classifier, judged.shift)  # the tail has the same layers
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
-        predict = save_artifact(models.with_probabilities(classifier), Path(temporary))
-        directories, notes = converted.add_to(temporary)
-        if calibration is not None and directories:
-            found = read_some(calibration, pixels, max_images=quantization.MAX_IMAGES)
-            added, more = converted.try_int8(temporary, [*found.values()])
-            directories, notes = directories | added, (*notes, *more)
-        split = next(iter(tables))  # the validation images, where there are any
-        images = read_some(tables[split], pixels, max_images=comparison.MAX_IMAGES)
-        compared, failed = _compare_engines(directories, predict, images, tables[split], refer_below=refer_below)
-        directories, more = converted.keep_working(directories, failed)
-        notes = (*notes, *more)
+        predict = save_artifact(models.with_probabilities(classifier, temperature=judged.temperature), Path(temporary))
+        if foreign:
+            np.savez(Path(temporary, spec.NOVELTY), **foreign.arrays())  # pyright: ignore[reportArgumentType]
+        directories, more = _convert(temporary, calibration, pixels)
+        compared, failed = _compare_engines(
+            directories, predict, images, tables[compared_split], foreign=foreign, limits=limits
+        )
+        directories, not_working = converted.keep_working(directories, failed)
         storage.copy_tree(temporary, artifact)
     engines = tuple(each.agreement for each in compared.values())
-    if not directories:
-        precision = "auto"  # what was wanted cannot be had, and `notes` say so
     kind = choice.choose(
         "auto",
-        precision,
+        precision if directories else "auto",  # what was wanted cannot be had, and the warnings say so
         use_gpu=use_gpu,
         agreements=engines,
         converted_to=[*directories],
         flag="--inference-precision",
     )
-    if any(row.engine == "openvino" and row.precision == "float32" and not row.is_fit for row in engines):
-        notes = (*notes, DIFFERS)
+    differs = any(row.engine == "openvino" and row.precision == "float32" and not row.is_fit for row in engines)
     of_features = prepared.network.packed.kind if prepared.network else kind
     if cache is not None and not images:
         kind = of_features  # nothing can be measured on images
-    exported = Exported(engines=engines, kind=kind, warnings=notes)
+    exported = Exported(
+        engines=engines,
+        kind=kind,
+        judging=judged,
+        max_ood_score=limits.max_ood_score,
+        warnings=(*judged.warnings, *notes, *more, *not_working, *([DIFFERS] if differs else [])),
+    )
     if cache is None:
         return exported
-    probs = _predict_cached(models.with_probabilities(tail), cache, tables)
-    found = compared[of_features].probs_BK if of_features in compared else None
-    exported = _checked(exported, probs, found, probs[split][list(images)])
-    # Features in another precision do not tell what the model predicts in this one.
-    return exported if of_features == kind else dataclasses.replace(exported, probs={})
+    probs = {name: _softmax((found[name].logits_BK + judged.shift) / judged.temperature) for name in measured}
+    expected_BK = compared[of_features].probs_BK if of_features in compared else None
+    exported = _checked(exported, probs, expected_BK, probs[compared_split][list(images)])
+    if of_features != kind:  # features in another precision do not tell what the model predicts in this one
+        return dataclasses.replace(exported, probs={})
+    return dataclasses.replace(exported, ood_scores={name: scores_of(found[name].arrays, foreign) for name in measured})
 
 
-def _predict_cached(tail: Any, cache: FeatureCache, tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
-    reader = FeatureReader(cache)
-    probs = {}
-    for split in tables:
-        rows = cache.rows[split][:, 0]
-        batches = [rows[start : start + PREDICT_BATCH] for start in range(0, len(rows), PREDICT_BATCH)]
-        probs[split] = np.concatenate([np.asarray(tail(reader.take(batch), training=False)) for batch in batches])
-    return probs
+def _convert(
+    artifact: str, calibration: pa.Table | None, pixels: Pixels
+) -> tuple[dict[Precision, str], tuple[str, ...]]:
+    """Converts an exported model for OpenVINO, to int8 too if there are images for that; see `converted.add_to`."""
+    directories, notes = converted.add_to(artifact)
+    if calibration is None or not directories:
+        return directories, notes
+    images = read_some(calibration, pixels, max_images=quantization.MAX_IMAGES)
+    added, more = converted.try_int8(artifact, [*images.values()])
+    return directories | added, (*notes, *more)
+
+
+def _unseen(found: Outputs | None, tables: Mapping[str, pa.Table], wanted: Wanted) -> Unseen | None:
+    """Returns the validation images that are new to the model."""
+    if found is None:
+        return None
+    table = tables["valid"].take(pa.array(found.places))
+    is_new = table[IS_NEW].to_numpy()
+    return Unseen(
+        logits_BK=found.logits_BK[is_new],
+        image_ids=table.filter(table[IS_NEW])["image_id"].to_pylist(),
+        labels=table["class_index"].to_numpy()[is_new],
+        groups=np.array(table[GROUP].to_pylist(), dtype=str)[is_new],
+        assumed_shares=wanted.assumed_shares,
+        origin="validation images that the model does not know from its training",
+    )
+
+
+def _novelty(
+    found: Mapping[str, Outputs], tables: Mapping[str, pa.Table], *, seed: int
+) -> tuple[Novelty | None, tuple[str, ...]]:
+    """Fits the score of foreign images; returns it, or a warning why there is none."""
+    train, valid = found.get("train"), found.get("valid")
+    if train is None or train.features_BD is None:
+        return None, ()
+    groups = tables["train"].take(pa.array(train.places))[GROUP].to_pylist()
+    valid_BD = None
+    if valid is not None and valid.features_BD is not None:
+        valid_BD = valid.features_BD[tables["valid"].take(pa.array(valid.places))[IS_NEW].to_numpy()]
+    try:
+        return novelty.fit(train.features_BD, groups, valid_BD=valid_BD, seed=seed), ()
+    except DataError as error:
+        return None, (f"Images that are not like those of training will not be told: {error}",)
+
+
+def _softmax(logits_BK: np.ndarray) -> np.ndarray:
+    return special.softmax(logits_BK.astype(np.float32), axis=1)
 
 
 def _compare_engines(
@@ -166,16 +241,17 @@ def _compare_engines(
     images: Mapping[int, np.ndarray],
     table: pa.Table,
     *,
-    refer_below: float,
+    foreign: Novelty | None,
+    limits: Limits,
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     if not images:
         return {}, {}
     return comparison.compare(
         directories,
-        lambda batch_BHWC: predict(batch_BHWC).numpy(),
+        lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
         np.stack(list(images.values())),
         table["class_index"].to_numpy()[list(images)],
-        refer_below=refer_below,
+        referred=lambda found: judge(found[0], scores_of(found, foreign), limits).refer,
     )
 
 

@@ -3,29 +3,36 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
+from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
 from tlray.config.training import TrainConfig
 from tlray.data import audit, manifest
 from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
+from tlray.data.prior import logit_shift, shifted
 from tlray.engines.kinds import EngineKind
-from tlray.evaluation import evaluate
-from tlray.evaluation.report import Report, SplitEvaluation
+from tlray.evaluation import evaluate, evidence, measurement
+from tlray.evaluation.measurement import SplitEvaluation, with_leak_free
+from tlray.evaluation.report import Report, render_report
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
 from tlray.timing import Timing
-from tlray.training import export, plateau, probing, wording
+from tlray.training import export, plateau, probing, suspect_labels, wording
 from tlray.training.export import Exported
+from tlray.training.judging import Unseen, Wanted
 from tlray.training.paths import RunPaths
 from tlray.training.stages import Learned, Run, TrainResult
+from tlray.trust import findings
 
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
@@ -35,13 +42,13 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
         image_size_px=config.image_size_px,
         preprocessing=preprocessing,
         intensity_range=images.intensity_range,
-        thresholds={"refer_below": config.refer_below},
         backbone=os.path.basename(config.backbone),
         weights=os.path.basename(config.weights),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
-        leaks=tuple(audit.leak_warnings(images.findings)),
+        leaks=(*audit.leak_warnings(images.findings), *findings.leak_warnings(images.findings)),
+        shortcuts=tuple(findings.shortcut_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
     )
 
@@ -63,9 +70,10 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     spec = make_spec(config, images, run.model.preprocessing)
     with timing.phase("exporting, comparing engines"):
         exported = _export(run, learned)
-    spec = dataclasses.replace(spec, engines=exported.engines, measured_with=str(exported.kind))
+    spec = _with_judging(spec, exported)
     with timing.phase("measuring the model"):
-        evaluations = _measure(run, exported, spec)
+        leaked = images.leaked
+        evaluations = {split: with_leak_free(each, leaked) for split, each in _measure(run, exported, spec).items()}
     metrics = {split: result.metrics for split, result in evaluations.items()}
     valid = evaluations.get("valid")
     spec = dataclasses.replace(
@@ -74,14 +82,18 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         training_images=connection.get(run.measuring),
         validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
     )
+    crossed = _cross_validated(learned.unseen, images, spec) if learned.unseen else None
+    doubtful = suspect_labels.find(images, learned.unseen) if learned.unseen else []
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     # The gravest first: reasons why the metrics are wrong, then reasons why the model is poor.
     warnings = (
+        *spec.shortcuts,
         *spec.leaks,
         *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
-        *audit.warnings(images.findings)[len(spec.leaks) :],
+        *findings.split_warnings(images.findings),
+        *audit.warnings(images.findings)[len(audit.leak_warnings(images.findings)) :],
     )
     content = Report(
         title=os.path.basename(config.out.rstrip("/")),
@@ -93,18 +105,25 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         provenance=evaluate.provenance(spec),
         audit=images.findings,
         leaks=spec.leaks,
+        shortcuts=spec.shortcuts,
+        gallery=images.gallery,
+        suspects=suspect_labels.with_pictures(doubtful),
+        cross_validation=crossed,
+        trust=spec.trust,
         warnings=warnings,
         history=history,
         learning_curve=curve,
         evaluations=evaluations,
     )
     with timing.phase("writing report and bundle"):
-        evaluate.write_report(config.out, content)
-        _publish(paths, spec)
-    headline = "test" if "test" in metrics else "valid"
+        figures = evaluate.write_report(config.out, content)
+        # A bundle is made to be given away, and the pictures are the data's.
+        _publish(paths, spec, render_report(dataclasses.replace(content, gallery=(), suspects=()), figures))
+        if learned.unseen:
+            suspect_labels.write(config.out, doubtful)
+        evidence.write(config.out, evaluations)
     summary = {
-        **metrics[headline],
-        "split": headline,
+        **measurement.headline(metrics),
         "engine": spec.measured_with,
         "warnings": warnings,
         "epochs": config.epochs,
@@ -114,6 +133,8 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         "splits": metrics,
         "probe": wording.describe_probe(probe),
         "learning_curve": curve or None,
+        "cross_validation": crossed.metrics if crossed else None,
+        "num_suspect_labels": len(doubtful) if learned.unseen else None,
         "timing_s": timing.seconds,
     }
     storage.write_text(paths.metrics, json.dumps(summary, indent=2) + "\n")
@@ -128,10 +149,61 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     )
 
 
+def _with_judging(spec: BundleSpec, exported: Exported) -> BundleSpec:
+    """Adds what is known of the engines, and of how predictions are calibrated and judged."""
+    judged, thresholds = exported.judging, {"refer_below": exported.judging.refer_below}
+    if exported.max_ood_score is not None:
+        thresholds["max_ood_score"] = exported.max_ood_score
+    return dataclasses.replace(
+        spec,
+        engines=exported.engines,
+        measured_with=str(exported.kind),
+        temperature=judged.temperature,
+        thresholds=thresholds,
+        set_thresholds=judged.set_thresholds,
+        trust=judged.about,
+    )
+
+
+def _cross_validated(unseen: Unseen, images: Dataset, spec: BundleSpec) -> SplitEvaluation:
+    """Measures probes on images that they were not fitted on; nothing judges them, as they are not the model."""
+    return measurement.measure_probabilities(
+        unseen.labels,
+        shifted(unseen.probs_BK, logit_shift(unseen.assumed_shares, np.array(spec.prior))),
+        images.classes,
+        groups=unseen.groups,
+        image_ids=np.array(unseen.image_ids),
+        ood_scores=np.full(len(unseen.labels), np.nan, np.float32),
+        limits=Limits(),
+    )
+
+
 def _tables(images: Dataset) -> dict[str, pa.Table]:
     """Returns the images that the model is measured on: split to table, empty splits left out."""
     tables = {split: images.split(split) for split in ("valid", "test")}
     return {split: table for split, table in tables.items() if table.num_rows}
+
+
+def _with_groups(images: Dataset, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Adds the columns `export.GROUP` and `export.IS_NEW`."""
+    group_of, leaked = images.group_of, images.leaked
+    found = {}
+    for split, table in tables.items():
+        ids = table["image_id"].to_pylist()
+        groups = pa.array([group_of[image_id] for image_id in ids], pa.string())
+        is_new = pa.array([image_id not in leaked for image_id in ids], pa.bool_())
+        found[split] = table.append_column(export.GROUP, groups).append_column(export.IS_NEW, is_new)
+    return found
+
+
+def wanted(config: TrainConfig, images: Dataset) -> Wanted:
+    """Returns what a run's config wants of the predictions."""
+    return Wanted(
+        assumed_shares=images.assumed_shares(balanced=config.class_weights),
+        shares=images.wanted_shares(config.prior),
+        refer_below=config.refer_below,
+        max_error=config.max_error,
+    )
 
 
 def _export(run: Run, learned: Learned) -> Exported:
@@ -142,14 +214,14 @@ def _export(run: Run, learned: Learned) -> Exported:
         run.model,
         learned.trained,
         run.paths.partial_bundle,
-        logit_shift=images.logit_shift(config.prior, balanced=config.class_weights),
         cache=learned.cache,
-        tables=_tables(images),
+        tables=_with_groups(images, {"train": images.split("train"), **_tables(images)}),
         pixels=probing.pixels(config, images),
-        refer_below=config.refer_below,
+        wanted=wanted(config, images),
         precision=config.inference_precision,
         calibration=images.split("train") if config.int8 else None,
         use_gpu=config.use_gpu,
+        seed=config.seed,
     )
     return connection.get(exporting)
 
@@ -157,16 +229,25 @@ def _export(run: Run, learned: Learned) -> Exported:
 def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitEvaluation]:
     """Measures the exported model on each split, from stored features where possible, otherwise by scoring images."""
     images = run.images
+    group_of = images.group_of
     if not exported.probs:
         store.seal(run.paths.partial_bundle, spec)
-        return _evaluate(run, exported.kind)
+        return _evaluate(run, exported.kind, spec, group_of)
     return {
-        split: evaluate.measure_probabilities(table["class_index"].to_numpy(), exported.probs[split], images.classes)
+        split: measurement.measure_probabilities(
+            table["class_index"].to_numpy(),
+            exported.probs[split],
+            images.classes,
+            groups=np.array([group_of[each] for each in table["image_id"].to_pylist()]),
+            image_ids=np.array(table["image_id"].to_pylist()),
+            ood_scores=exported.ood_scores[split],
+            limits=spec.limits,
+        )
         for split, table in _tables(images).items()
     }
 
 
-def _evaluate(run: Run, kind: EngineKind) -> dict[str, SplitEvaluation]:
+def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[str, str]) -> dict[str, SplitEvaluation]:
     """Scores the validation and test images in one pass, and measures each split."""
     config, images = run.config, run.images
     table = pa.concat_tables([images.split("valid"), images.split("test")])
@@ -179,15 +260,15 @@ def _evaluate(run: Run, kind: EngineKind) -> dict[str, SplitEvaluation]:
             progress.update(sum(each.num_rows for each in parts))
     predictions = pa.concat_tables(parts)
     by_split = {split: predictions.filter(pc.field("split") == split) for split in ("valid", "test")}
-    return {split: evaluate.measure(rows, images.classes) for split, rows in by_split.items() if rows.num_rows}
+    return {split: measurement.measure(rows, spec, group_of) for split, rows in by_split.items() if rows.num_rows}
 
 
-def _publish(paths: RunPaths, spec: BundleSpec) -> None:
-    """Publishes the evaluated model as a bundle under its final name; `bundle.json` is written there last."""
+def _publish(paths: RunPaths, spec: BundleSpec, report: str) -> None:
+    """Publishes the model and its report as a bundle under its final name; `bundle.json` is written there last."""
     partial = paths.partial_bundle
     storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
     storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
-    storage.write_bytes(storage.join(partial, bundle.REPORT), storage.read_bytes(paths.report))
+    storage.write_text(storage.join(partial, bundle.REPORT), report)
     storage.delete(paths.bundle)
     storage.move_tree(partial, paths.bundle)
     store.seal(paths.bundle, spec)

@@ -14,7 +14,8 @@ from ray.train.backend import Backend, BackendConfig
 from tlray.cluster import connection
 from tlray.cluster.plans import TrainPlan
 from tlray.cluster.ports import free_ports
-from tlray.config.training import TRAIN_PRIOR, TrainConfig
+from tlray.config.training import TrainConfig
+from tlray.config.values import TRAIN_PRIOR
 from tlray.errors import TlrayError
 from tlray.features.cache import FeatureCache
 from tlray.files import storage

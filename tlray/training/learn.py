@@ -27,19 +27,21 @@ def learn(run: Run, timing: Timing) -> Learned:
         return Learned(trained=Trained(weights=weights), history=history)
     plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
     with timing.phase("computing features"):
-        probing.compute(config, run.paths.features, images, model.network, plan=plan)
+        probing.compute(config, run.paths.features, images, model.network, plan=plan, views=num_views(config))
     with timing.phase("fitting the probe"):
         pooled = probing.read_pooled(run.paths.features)
         probe = probing.fit(config, images, pooled)
+        unseen = probing.out_of_fold(config, images, pooled, probe)
         curve = probing.learning_curve(config, images, pooled) if config.learning_curve else ()
     del pooled  # training takes long and needs the memory
     cache = None
-    if model.tail and probing.fits_cache(config, run.available, images, model.network):
+    if run.is_cached:
         splits = {split: images.split(split) for split in manifest.SPLITS}
         cache = probing.load(run.paths.features, model.tail_inputs, splits, views=num_views(config))
     if config.method == "probe":
-        return Learned(trained=Trained(probe=probe), cache=cache, learning_curve=curve)
+        trained = Trained(probe=probe, out_of_fold=unseen)
+        return Learned(trained=trained, cache=cache, learning_curve=curve, unseen=unseen)
     with timing.phase("fine-tuning"):
         history, weights = fit.fit(run, start=probe, cache=cache)
     trained = Trained(probe=probe, weights=weights)
-    return Learned(trained=trained, history=history, cache=cache, learning_curve=curve)
+    return Learned(trained=trained, history=history, cache=cache, learning_curve=curve, unseen=unseen)

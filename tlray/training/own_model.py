@@ -13,7 +13,7 @@ from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import ExportConfig
-from tlray.config.training import parse_intensity_range
+from tlray.config.values import parse_intensity_range
 from tlray.data.listing import list_images
 from tlray.data.manifest import normal_form
 from tlray.data.sample import read_some
@@ -23,7 +23,7 @@ from tlray.engines.kinds import EngineKind, Precision
 from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 from tlray.models import classifier as models
-from tlray.models.files import save_artifact
+from tlray.models.artifact import save_artifact
 from tlray.models.outputs import trial_images
 
 MAX_DIFFERENCE = 1e-3
@@ -87,7 +87,11 @@ def _find_failures(directories: dict[Precision, str], predict: Any, spec: Bundle
     images_BHWC = np.stack(list(trial_images(spec.image_size_px)))
     labels = np.zeros(len(images_BHWC), np.int64)
     compared, failed = comparison.compare(
-        directories, lambda batch_BHWC: predict(batch_BHWC).numpy(), images_BHWC, labels, refer_below=spec.refer_below
+        directories,
+        lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
+        images_BHWC,
+        labels,
+        referred=lambda outputs: outputs[0].max(axis=1) < spec.refer_below,
     )
     exact = compared.get(EngineKind("openvino", "float32"))
     if exact is not None and not exact.agreement.max_difference <= MAX_DIFFERENCE:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from tlray.data import dataset
-from tlray.evaluation import evaluate
+from tlray.evaluation import evaluate, evidence
 from tlray.files import storage
+from tlray.training import suspect_labels
 from tlray.training.resume import CONFIG
 
 KIND = "training"
@@ -19,7 +20,8 @@ HISTORY, CHECKPOINTS, FEATURES, BUNDLE, PARTIAL_BUNDLE = (
 )
 
 NAMES = evaluate.NAMES | {
-    *(CONFIG, dataset.MANIFEST, dataset.AUDIT, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE, FEATURES)
+    *(CONFIG, dataset.MANIFEST, dataset.AUDIT, dataset.GALLERY, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE, FEATURES),
+    *(suspect_labels.FILE, evidence.EVIDENCE, evidence.EVALUATED),
 }
 """Names of everything that a training run writes into its directory."""
 

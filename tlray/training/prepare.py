@@ -2,21 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
+
+import numpy as np
+import pyarrow as pa
 
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig, to_json
-from tlray.data import dataset
+from tlray.data import dataset, splits
 from tlray.data.dataset import Dataset
 from tlray.data.listing import Listing
 from tlray.errors import ConfigError
+from tlray.features import store
 from tlray.files import storage
 from tlray.timing import Timing
 from tlray.training import probing, resume, wording
-from tlray.training.model import Untrained, build, is_cached
+from tlray.training.model import Untrained, build, is_cached, num_views
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, Run
+from tlray.trust import findings, pictures
+from tlray.trust.gallery import copies_gallery
 
 
 def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> Run:
@@ -41,27 +48,35 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
     locations.check_shared_images(config.data, config.columns, available, stored_uris=stored_uris)
     plan = plans.plan_training(available, num_workers=config.num_workers, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=config.num_workers * config.use_gpu, quiet=config.quiet)
-    refuse = partial(_check_memory, available)
+    refuse = partial(_check_memory, config, available)
     with timing.phase("reading images, building the model"):
-        images, model = read_and_build(config, begun.source, available, kind=KIND, refuse=refuse)
-    if model.network and is_cached(config) and not probing.fits_cache(config, available, images, model.network):
+        read = read_and_build(config, begun.source, available, kind=KIND, refuse=refuse)
+    images, network = read.images, read.model.network
+    has_room = network is not None and probing.fits_cache(config, available, images, network)
+    if network and is_cached(config) and not has_room:
         if begun.before is not None:
             raise ConfigError(
                 "The features that this run is trained on no longer fit into Ray's object store. Give Ray the memory "
                 "that it had, or begin anew with --overwrite."
             )
         if not config.quiet:
-            print(wording.describe_misfit(config, available, images, model.network))
+            print(wording.describe_misfit(config, available, images, network))
         config = dataclasses.replace(config, cache="off")
         with timing.phase("reading images, building the model"):
-            images, model = read_and_build(config, images, available, kind=KIND, refuse=refuse)
+            model = read_and_build(config, images, available, kind=KIND, refuse=refuse).model
+            read, has_room = dataclasses.replace(read, model=model), False
     # An earlier run is replaced only now that all of the user's input has been checked.
     if begun.before is None:
-        create(config, begun.paths, images)
+        create(config, begun.paths)
     else:
         resume.keep_new_settings(config, begun.before, begun.paths.config)
-        dataset.write_dataset(images, config.out)
     storage.delete(begun.paths.metrics)
+    with timing.phase("computing features"):
+        pooled = first_features(config, read, begun.paths.features, available)
+    with timing.phase("looking for copies and shortcuts"):
+        images = look(config, read, pooled, task_cpus=available.task_cpus)
+    del pooled  # training needs the memory
+    dataset.write_dataset(images, config.out)
     if not config.quiet:
         print(dataset.describe(images))
     return Run(
@@ -70,25 +85,39 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
         available=available,
         plan=plan,
         images=images,
-        model=model,
+        model=read.model,
+        is_cached=has_room and read.model.tail is not None,
         measuring=dataset.measure(config, images),
     )
 
 
-def create(config: TrainConfig, paths: RunPaths, images: Dataset) -> None:
-    """Creates the directory of a run, with its settings and its images that have been read.
+def create(config: TrainConfig, paths: RunPaths) -> None:
+    """Creates the directory of a run, with its settings: from now on it can be continued.
 
     Args:
         config: The settings, resolved, locations absolute.
         paths: The files of the directory.
-        images: The images.
 
     Raises:
         ConfigError: The directory must not be overwritten.
     """
     storage.prepare_output(paths.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-    storage.write_text(paths.config, to_json(config))  # first: from now on the run can be continued
-    dataset.write_dataset(images, paths.out)
+    storage.write_text(paths.config, to_json(config))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """The images of a run, read, and its untrained model.
+
+    Attributes:
+        images: The images. As long as nobody has looked for copies, `table` is there, and the splits are preliminary.
+        model: The model.
+        table: The images as `dataset.read_images` returns them; None: a run to continue had stored its images.
+    """
+
+    images: Dataset
+    model: Untrained
+    table: pa.Table | None = None
 
 
 def read_and_build(
@@ -98,7 +127,7 @@ def read_and_build(
     *,
     kind: str,
     refuse: Callable[[Dataset, Untrained], None],
-) -> tuple[Dataset, Untrained]:
+) -> Read:
     """Reads the images of a run while its model is built.
 
     Args:
@@ -115,6 +144,7 @@ def read_and_build(
     """
     num_classes = max(2, len(source.table["label"].drop_null().unique()))
     preparing = connection.start_here(build, config, num_classes)
+    table = None
     if isinstance(source, Listing):
         listed = dataset.as_listed(config, source)
 
@@ -128,12 +158,67 @@ def read_and_build(
             if connection.is_done(preparing):
                 check_listed()
 
-        source = dataset.read_dataset(config, source, kind=kind, task_cpus=available.task_cpus, meanwhile=check)
+        table = dataset.read_images(
+            source.table, out=config.out, kind=kind, task_cpus=available.task_cpus, meanwhile=check, quiet=config.quiet
+        )
+        source = dataset.assemble(config, dataset.without_looks(table), num_skipped=source.num_skipped)
     prepared = connection.get(preparing)
     refuse(source, prepared)
-    return source, prepared
+    return Read(images=source, model=prepared, table=table)
 
 
-def _check_memory(available: Capacity, images: Dataset, model: Untrained) -> None:
+def first_features(config: TrainConfig, read: Read, directory: str, available: Capacity) -> np.ndarray | None:
+    """Computes the features that tell which images are copies, before the splits are cut.
+
+    Args:
+        config: A resolved config.
+        read: The images and the model.
+        directory: The directory for the features. Learning computes there what is left: other views, if the splits are
+            yet to be cut.
+        available: Resources of the cluster.
+
+    Returns:
+        The pooled features of the readable images, float16 [images, features]; None where none are needed, or where
+        nothing computes them: a classifier that is trained on images only.
+
+    Raises:
+        DataError: An image has changed since it was read.
+    """
+    network = read.model.network
+    if read.table is None or network is None:
+        return None
+    readable = read.table.filter(read.table["error_code"].is_null())
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    views = 1 if splits.missing(readable) else num_views(config)
+    probing.compute(config, directory, read.images, network, plan=plan, views=views)
+    return store.look_up(probing.read_pooled(directory), readable)
+
+
+def look(config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_cpus: float) -> Dataset:
+    """Returns the data set of a run, with its splits, and with what its pictures and files tell.
+
+    Args:
+        config: A resolved config.
+        read: The images that have been read.
+        pooled_BD: Their features, see `first_features`.
+        task_cpus: CPUs that a task asks for, see `pictures.look`.
+
+    Raises:
+        DataError: The images cannot be trained on.
+    """
+    if read.table is None:
+        return read.images
+    seen = pictures.look(read.table, pooled_BD, task_cpus=task_cpus, quiet=config.quiet)
+    num_skipped = read.images.findings["num_skipped"]
+    images = dataset.assemble(config, seen.table, num_skipped=num_skipped, before=read.images)
+    readable = images.table.filter(images.table["error_code"].is_null())
+    return dataclasses.replace(
+        images,
+        findings=images.findings | findings.find(images.table, seen, pooled_BD, seed=config.seed),
+        gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW),
+    )
+
+
+def _check_memory(config: TrainConfig, available: Capacity, images: Dataset, model: Untrained) -> None:
     if model.network:
-        probing.check_memory(available, images, model.network)
+        probing.check_memory(config, available, images, model.network)

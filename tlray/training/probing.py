@@ -1,6 +1,6 @@
 """The features of a training run: computes them, loads them into memory, and fits the linear probe on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +9,9 @@ import ray
 from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.training import TrainConfig
-from tlray.data import stream
+from tlray.data import prior, stream
 from tlray.data.dataset import Dataset
-from tlray.errors import ConfigError, DataError
+from tlray.errors import ConfigError
 from tlray.features import store, update
 from tlray.features.cache import FeatureCache
 from tlray.features.extraction import Network
@@ -19,15 +19,21 @@ from tlray.probe import learning_curves, regression
 from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe
 from tlray.training import model
+from tlray.training.judging import Unseen
+
+ENOUGH_VALIDATION_IMAGES = 1000
+"""Number of validation images from which on they alone calibrate a probe. Training images, which take five more fits,
+would hardly change its calibration then."""
 
 MAX_CACHE_PART = 0.5
 """Maximum share of an object store for cached features. The rest is for data in flight and for Ray itself."""
 
 
-def check_memory(available: Capacity, images: Dataset, network: Network) -> None:
+def check_memory(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> None:
     """Refuses a probe that does not fit into this node's memory.
 
     Args:
+        config: A resolved config.
         available: Resources of the cluster.
         images: The run's images.
         network: The network that computes their features.
@@ -35,7 +41,7 @@ def check_memory(available: Capacity, images: Dataset, network: Network) -> None
     Raises:
         ConfigError: The probe does not fit; the message lists what is needed and what is available.
     """
-    num_images = images.split("train").num_rows
+    num_images = _num_fitted(config, images)
     (num_features,) = network.shapes[network.names.index(store.POOLED)]
     num_bytes = regression.memory_bytes(num_images, num_features, len(images.classes))
     if num_bytes > available.memory_bytes:
@@ -44,6 +50,14 @@ def check_memory(available: Capacity, images: Dataset, network: Network) -> None
             f"{num_bytes / 1e9:.1f} GB, and this node has {available.memory_bytes / 1e9:.1f} GB besides Ray's object "
             "store. Give fewer --depths, fewer images or more memory, or --method fine-tune, which needs no probe."
         )
+
+
+def _num_fitted(config: TrainConfig, images: Dataset) -> int:
+    """Returns the largest number of images that a probe of a run is fitted on: its own, or one of the folds'."""
+    num_train, num_valid = (images.split(split).num_rows for split in ("train", "valid"))
+    if num_valid >= ENOUGH_VALIDATION_IMAGES:
+        return num_train
+    return max(num_train, (num_train + num_valid) * (config.folds - 1) // config.folds)
 
 
 def fits_cache(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> bool:
@@ -61,8 +75,10 @@ def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
     return images.readable.num_rows + (model.num_views(config) - 1) * images.split("train").num_rows
 
 
-def compute(config: TrainConfig, directory: str, images: Dataset, network: Network, *, plan: ScorePlan) -> None:
-    """Computes the features of a run's images that are not there yet.
+def compute(
+    config: TrainConfig, directory: str, images: Dataset, network: Network, *, plan: ScorePlan, views: int
+) -> None:
+    """Computes the features of a run's readable images that are not there yet.
 
     Args:
         config: A resolved config.
@@ -70,17 +86,18 @@ def compute(config: TrainConfig, directory: str, images: Dataset, network: Netwo
         images: The run's images.
         network: The network that computes the features.
         plan: The pool of processes that compute them.
+        views: Number of views of each training image.
 
     Raises:
         ConfigError: The directory holds features of another network.
     """
     result = update.update(
         directory,
-        images.readable,
+        images.table,
         network,
         pixels(config, images),
         plan=plan,
-        views=model.num_views(config),
+        views=views,
         batch_size=config.batch_size,
         overwrite=False,  # another network's features are there only if a run continues with other weights
         quiet=config.quiet,
@@ -100,8 +117,8 @@ def pixels(config: TrainConfig, images: Dataset) -> stream.Pixels:
 
 
 def read_pooled(directory: str) -> pa.Table:
-    """Reads the pooled features of a run: `image_id`, `view` and `pooled`."""
-    return store.read_features(directory, columns=["image_id", "view", "pooled"])
+    """Reads the pooled features of a run's images as they are, not augmented: `image_id`, `view` and `pooled`."""
+    return store.read_features(directory, columns=["image_id", "view", "pooled"], view=0)
 
 
 def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
@@ -117,9 +134,9 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
     """
     train, valid = images.split("train"), images.split("valid")
     return regression.fit(
-        _look_up(table, train),
+        store.look_up(table, train),
         train["class_index"].to_numpy(),
-        _look_up(table, valid),
+        store.look_up(table, valid),
         valid["class_index"].to_numpy(),
         num_classes=len(images.classes),
         balanced=config.class_weights,
@@ -127,38 +144,68 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
     )
 
 
+def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Probe) -> Unseen | None:
+    """Returns what probes say about training and validation images that they were not fitted on.
+
+    Args:
+        config: A resolved config.
+        images: The run's images.
+        table: Their pooled features, see `read_pooled`.
+        probe: The run's probe, whose penalty they have.
+
+    Returns:
+        Their logits. None if there are enough new validation images without them, or if a class has too few groups to
+        hold some out.
+
+    Raises:
+        DataError: See `fit`.
+    """
+    group_of, leaked = images.group_of, images.leaked
+    valid_ids = images.split("valid")["image_id"].to_pylist()
+    if sum(image_id not in leaked for image_id in valid_ids) >= ENOUGH_VALIDATION_IMAGES:
+        return None
+    rows = pa.concat_tables([images.split("train"), images.split("valid")])
+    image_ids = rows["image_id"].to_pylist()
+    groups = np.array([group_of[image_id] for image_id in image_ids], dtype=str)
+    labels = rows["class_index"].to_numpy()
+    logits_BK = regression.out_of_fold(
+        store.look_up(table, rows),
+        labels,
+        groups,
+        num_classes=len(images.classes),
+        balanced=config.class_weights,
+        inverse_penalty=probe.best.inverse_penalty,
+        num_folds=config.folds,
+        seed=config.seed,
+    )
+    if logits_BK is None:
+        return None
+    num_classes = len(images.classes)
+    weights = prior.class_weights(labels, num_classes, balanced=config.class_weights)
+    return Unseen(
+        logits_BK=logits_BK,
+        image_ids=image_ids,
+        labels=labels,
+        groups=groups,
+        assumed_shares=prior.class_shares(labels, num_classes, weights[labels]),
+        origin="training and validation images, by probes that were fitted without them",
+    )
+
+
 def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tuple[Point, ...]:
     """Returns the learning curve of linear probes on the run's features; takes the arguments of `fit`."""
     train, valid, test = (images.split(split) for split in ("train", "valid", "test"))
     return learning_curves.learning_curve(
-        _look_up(table, train),
+        store.look_up(table, train),
         train["class_index"].to_numpy(),
-        _look_up(table, valid),
+        store.look_up(table, valid),
         valid["class_index"].to_numpy(),
-        test=_look_up(table, test),
+        test=store.look_up(table, test),
         test_labels=test["class_index"].to_numpy(),
         num_classes=len(images.classes),
         balanced=config.class_weights,
         seed=config.seed,
     )
-
-
-def _look_up(table: pa.Table, rows: pa.Table) -> np.ndarray:
-    """Returns the pooled features of some images, not augmented, float16 [images, features]."""
-    views = zip(table["image_id"].to_pylist(), table["view"].to_pylist(), strict=True)
-    place_of = {image_id: place for place, (image_id, view) in enumerate(views) if view == 0}
-    missing = [image_id for image_id in rows["image_id"].to_pylist() if image_id not in place_of]
-    _check_present(missing)
-    places = np.array([place_of[image_id] for image_id in rows["image_id"].to_pylist()], np.int64)
-    return table["pooled"].combine_chunks().to_numpy_ndarray()[places]
-
-
-def _check_present(missing: Sequence[str]) -> None:
-    if missing:
-        raise DataError(
-            f"{len(missing)} images have changed or can no longer be read, for example '{missing[0]}'. Put them back "
-            "as they were and continue with --resume, or begin anew with --overwrite."
-        )
 
 
 def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, views: int) -> FeatureCache:
@@ -187,7 +234,7 @@ def load(directory: str, names: list[str], splits: Mapping[str, pa.Table], *, vi
         num_views = views if split == "train" else 1
         wanted = [[(image_id, view) for view in range(num_views)] for image_id in table["image_id"].to_pylist()]
         missing = [keys[0][0] for keys in wanted if any(key not in place_of for key in keys)]
-        _check_present(missing)
+        store.check_present(missing)
         rows[split] = np.array([[place_of[key] for key in keys] for keys in wanted], np.int64).reshape(
             len(wanted), num_views
         )

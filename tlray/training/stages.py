@@ -15,6 +15,7 @@ from tlray.data.listing import Listing
 from tlray.features.cache import FeatureCache
 from tlray.probe.learning_curves import Point
 from tlray.training.export import Trained
+from tlray.training.judging import Unseen
 from tlray.training.model import Untrained
 from tlray.training.paths import RunPaths
 
@@ -70,6 +71,7 @@ class Run:
         plan: How the workers and their data share the cluster.
         images: The images, read and audited.
         model: The classifier before training.
+        is_cached: Its features are kept in memory. This is decided once: later the splits may have other sizes.
         measuring: A task that measures the grey levels of the training images.
     """
 
@@ -79,6 +81,7 @@ class Run:
     plan: TrainPlan
     images: Dataset
     model: Untrained
+    is_cached: bool
     measuring: "ray.ObjectRef[TrainingImages | None]"
 
 
@@ -91,9 +94,11 @@ class Learned:
         history: One row per epoch, empty for a probe.
         cache: The features that were trained on, if they are kept in memory.
         learning_curve: The learning curve of the probe, empty where none is wanted.
+        unseen: What probes say about images that they were not fitted on; None where there are none.
     """
 
     trained: Trained
     history: list[dict[str, float]] = field(default_factory=list)
     cache: FeatureCache | None = None
     learning_curve: tuple[Point, ...] = ()
+    unseen: Unseen | None = None

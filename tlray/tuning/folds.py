@@ -5,7 +5,7 @@ import pyarrow as pa
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.data.dataset import Dataset
-from tlray.data.splits import groups_with_copies
+from tlray.data.splits import image_groups
 from tlray.errors import DataError
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -55,8 +55,7 @@ def groups_of(images: Dataset) -> np.ndarray:
     A group is a patient, joined with other patients that share an image with it.
     """
     table = learned_from(images)
-    groups = groups_with_copies(table["group_id"].to_pylist(), table["sha256"].to_pylist())
-    return np.unique(np.array(groups), return_inverse=True)[1]
+    return np.unique(np.array(image_groups(table)), return_inverse=True)[1]
 
 
 def learned_from(images: Dataset) -> pa.Table:

@@ -29,7 +29,7 @@ from tlray.probe import regression
 from tlray.training import model, probing, resume, run, stages
 from tlray.training.model import Untrained
 from tlray.training.paths import FEATURES, RunPaths
-from tlray.training.prepare import create, read_and_build
+from tlray.training.prepare import create, first_features, look, read_and_build
 from tlray.training.resume import CONFIG
 from tlray.tuning import trial_table, tuner
 from tlray.tuning.folds import Folds, check_num_groups, groups_of, learned_from, make_folds
@@ -40,7 +40,7 @@ BEST = "best"
 KIND = "sweep"
 MAX_HIDDEN_LAYERS = 2
 """Maximum number of hidden layers in the head, as in the recipe `article`."""
-NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, FEATURES, BEST})
+NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, dataset.GALLERY, FEATURES, BEST})
 NAMES |= {trial_table.FILE, trial_table.LOSSES_FILE, TRIALS_PNG}
 
 
@@ -126,7 +126,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
     config = dataclasses.replace(config, **resolved)
     # First the checks that need no Ray.
-    before = resume.stored_settings(config, kind=KIND, known_names=NAMES)
+    before = resume.stored_settings(config, kind=KIND, known_names=NAMES, free={"refer_below", "max_error"})
     stored = dataset.stored_dataset(base.out) if before is not None else None
     source = None
     if before is None or not _is_tried(config):
@@ -179,7 +179,8 @@ def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capaci
         assert images is not None  # noqa: S101 (the trials were on them)
         # What an interrupted attempt has left there belongs to the sweep and may be overwritten.
         begun = locations.absolute(dataclasses.replace(best, resume=False, overwrite=True).resolved())
-        create(begun, RunPaths(begun.out), images)
+        create(begun, RunPaths(begun.out))
+        dataset.write_dataset(images, begun.out)
         _share_features(config.training(), best, images)
     return run.train(dataclasses.replace(best, resume=True, overwrite=False), available)
 
@@ -219,21 +220,26 @@ def _try_settings(
     def refuse(images: Dataset, prepared: Untrained) -> None:
         assert prepared.network is not None  # noqa: S101
         _check_memory(config, available, images, prepared.network)
-        probing.check_memory(available, images, prepared.network)
+        probing.check_memory(base, available, images, prepared.network)
 
-    images, prepared = read_and_build(base, source, available, kind=KIND, refuse=refuse)
+    read = read_and_build(base, source, available, kind=KIND, refuse=refuse)
+    prepared = read.model
     assert prepared.network is not None  # noqa: S101
-    folds = make_folds(images, num_folds=config.num_folds, seed=config.seed)
+    make_folds(read.images, num_folds=config.num_folds, seed=config.seed)  # raises an error if it cannot
     # An earlier sweep is replaced only now that all of the user's input has been checked.
     if before is None:
         storage.prepare_output(base.out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
         storage.write_text(storage.join(base.out, CONFIG), to_json(config))
     else:
         resume.keep_new_settings(config, before, storage.join(base.out, CONFIG))
-    dataset.write_dataset(images, base.out)
     directory = RunPaths(base.out).features
+    pooled = first_features(base, read, directory, available)
+    images = look(base, read, pooled, task_cpus=available.task_cpus)
+    del pooled  # the trials need the memory
+    dataset.write_dataset(images, base.out)
+    folds = make_folds(images, num_folds=config.num_folds, seed=config.seed)
     plan = plans.plan_scoring(available, use_gpu=base.use_gpu)
-    probing.compute(base, directory, images, prepared.network, plan=plan)
+    probing.compute(base, directory, images, prepared.network, plan=plan, views=model.num_views(base))
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
     task = _make_task(config, images, prepared, cache, folds)

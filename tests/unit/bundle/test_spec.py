@@ -77,7 +77,7 @@ def test_sealed_bundle_comes_back(location):
     assert sha256 == hashlib.sha256(content).hexdigest()
     raw = json.loads(content)
     assert raw["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-    assert (raw["schema_version"], raw["classes"]) == (2, ["normal", "cancer", "böse"])
+    assert (raw["schema_version"], raw["classes"]) == (3, ["normal", "cancer", "böse"])
 
     loaded = store.load(location)
     assert loaded.sha256 == sha256
@@ -164,12 +164,12 @@ def test_directory_without_description_is_no_bundle(location):
         store.load(storage.join(location, "model.keras"))
 
 
-@pytest.mark.parametrize("version", [0, 3, "1"])
+@pytest.mark.parametrize("version", [0, 4, "1"])
 def test_other_schema_version_is_refused(location, version):
     store.seal(location, SPEC)
     edit(location, schema_version=version)
     with pytest.raises(
-        BundleError, match=f"has schema version {version}, but this tlray reads 1 to 2. Export it again"
+        BundleError, match=f"has schema version {version}, but this tlray reads 1 to 3. Export it again"
     ):
         store.load(location)
 
@@ -265,7 +265,7 @@ def test_model_card():
         "- Input: uint8 [batch, 96, 96, 3], RGB",
         "- Preprocessing (in the model): symmetric",
         "- 16-bit pixel values that become 0 to 255: -1000 to 400",
-        "- Temperature: 1.5",
+        "- Calibration: temperature 1.5",
         "- Refer when confidence is below: 0.6",
         f"- Data fingerprint: {'d' * 64}",
         "| valid | 40 | 0.812 | 0.750 |",  # 0.8125 is exact in binary: rounded to the even digit

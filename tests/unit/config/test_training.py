@@ -8,7 +8,8 @@ import pytest
 
 from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
-from tlray.config.training import Augmentation, TrainConfig, parse_columns, parse_intensity_range, parse_prior, to_json
+from tlray.config.training import Augmentation, TrainConfig, to_json
+from tlray.config.values import parse_columns, parse_intensity_range, parse_prior
 from tlray.data import phantoms
 from tlray.errors import ConfigError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tlray.data import decoding, inspected
+from tlray.data import decoding, inspected, looks
 
 SCHEMA = pa.schema([("sha256", pa.string()), ("width_px", pa.int32()), ("stamp", pa.string())])
 URIS = pa.chunked_array([["a", "b"], ["c", "d"]])
@@ -31,10 +31,13 @@ def test_a_stamp_tells_size_and_time(tmp_path, monkeypatch):
     path = tmp_path / "1.png"
     path.write_bytes(b"12345")
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
-    assert inspected.stamps([str(path), f"file://{path}"]) == [f"{decoding.DECODING}:5 1700000000123456789"] * 2
+    assert (
+        inspected.stamps([str(path), f"file://{path}"])
+        == [f"{decoding.DECODING}:{looks.VERSION}:5 1700000000123456789"] * 2
+    )
     assert inspected.stamps([f"{tmp_path}/none.png", str(tmp_path), "no-such-scheme://1.png"]) == [""] * 3
     monkeypatch.setattr(decoding, "DECODING", 99)
-    assert inspected.stamps([str(path)]) == ["99:5 1700000000123456789"]
+    assert inspected.stamps([str(path)]) == [f"99:{looks.VERSION}:5 1700000000123456789"]
 
 
 def test_the_members_of_an_archive_have_its_stamp(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tlray.config.training import Augmentation
-from tlray.data import decoding, inspection, stream
+from tlray.data import decoding, inspection, looks, stream
 from tlray.data.augmentation import augment, augmentation_rng
 from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule
@@ -188,7 +188,7 @@ def test_augmentation_is_of_seed_epoch_and_image(tmp_path):
 
 def test_inspection_tells_size_or_error(table):
     found = inspection._inspect_rows({"row": np.arange(7)}, [table["uri"]], [])
-    assert tuple(found.column_names) == (*inspection.INSPECTION_COLUMNS, "stamp")
+    assert tuple(found.column_names) == (*inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names, "stamp")
     assert found["error_code"].to_pylist() == [code or None for code in CODES]
     assert found["width_px"].to_pylist() == [5, 5, 5, None, None, None, None]
     assert found["height_px"].to_pylist() == [6, 6, 6, None, None, None, None]
@@ -206,13 +206,13 @@ def test_a_file_that_is_known_is_not_read_again(table):
     first = inspection._inspect_rows({"row": np.arange(3)}, [table["uri"]], [])
     stamps = first["stamp"].to_pylist()
     known = first.set_column(0, "sha256", pa.array(["kept"] * 3))
-    known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", None]))
+    known = known.set_column(first.schema.get_field_index("stamp"), "stamp", pa.array([stamps[0], "1:0:0", None]))
     found = inspection._inspect_rows({"row": np.arange(3)}, [table["uri"]], [known])
     assert found["sha256"].to_pylist() == ["kept", *first["sha256"].to_pylist()[1:]]
     assert found["stamp"].to_pylist() == stamps
     assert found["width_px"].to_pylist() == [5, 5, 5]
     # A file that has gone has no stamp, whatever is known of it, and no stamp is like none.
-    known = known.set_column(6, "stamp", pa.array([stamps[0], "1:0:0", ""]))
+    known = known.set_column(first.schema.get_field_index("stamp"), "stamp", pa.array([stamps[0], "1:0:0", ""]))
     gone = inspection._inspect_rows({"row": np.array([4])}, [table["uri"]], [known.take([0, 0, 0, 0, 2])])
     assert (gone["error_code"].to_pylist(), gone["stamp"].to_pylist()) == (["not_found"], [""])
 

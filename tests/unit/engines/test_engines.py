@@ -18,7 +18,7 @@ from tlray.engines import choice, comparison, converted, networks, openvino_engi
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.errors import BundleError, ConfigError
 from tlray.inference.predictor import Predictor
-from tlray.models.files import save_artifact
+from tlray.models.artifact import save_artifact
 from tlray.training import begin
 
 SIZE_PX = 24
@@ -61,7 +61,7 @@ def earlier(bundle, tmp_path_factory) -> str:
     shutil.copytree(bundle, directory)
     shutil.rmtree(directory / "openvino")
     text = (directory / "bundle.json").read_text()
-    lines = text.replace('"schema_version": 2', '"schema_version": 1').splitlines()
+    lines = text.replace('"schema_version": 3', '"schema_version": 1').splitlines()
     lines = [line for line in lines if '"openvino/' not in line and '"engines"' not in line]
     (directory / "bundle.json").write_text("\n".join(lines).replace('",\n  }', '"\n  }'))
     return str(directory)
@@ -203,10 +203,10 @@ def compared(network, bundle, images):
     labels = np.asarray(network(images)).argmax(axis=1)
     found, failed = comparison.compare(
         {"float32": directory, "bfloat16": directory},
-        lambda batch: np.asarray(network(batch)),
+        lambda batch: [np.asarray(network(batch))],
         images,
         labels,
-        refer_below=0.5,
+        referred=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert failed == {}
     return found
@@ -225,13 +225,14 @@ def test_the_first_and_the_last_batch_are_not_timed(monkeypatch, num_images, siz
     now_s, called = [0.0], []
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: now_s[0])
 
-    def predict(batch: np.ndarray) -> np.ndarray:
+    def predict(batch: np.ndarray) -> list[np.ndarray]:
         now_s[0] += len(called) or 10
         called.append(len(batch))
-        return batch.astype(np.float32)
+        return [batch.astype(np.float32), batch + 1]
 
-    found, rate = comparison._timed(predict, np.arange(num_images))
+    (found, other), rate = comparison._timed(predict, np.arange(num_images))
     assert np.array_equal(found, np.arange(num_images))
+    assert np.array_equal(other, np.arange(num_images) + 1)
     assert called == sizes
     assert rate == pytest.approx(images_per_s)
 
@@ -298,7 +299,11 @@ def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images
     directories: dict[Precision, str] = {"float32": directory, "bfloat16": directory}
     labels = np.zeros(len(images), np.int64)
     found, failed = comparison.compare(
-        directories, lambda batch: np.asarray(network(batch)), images, labels, refer_below=0.5
+        directories,
+        lambda batch: [np.asarray(network(batch))],
+        images,
+        labels,
+        referred=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert list(found) == [REFERENCE]
     left, warnings = converted.keep_working(directories, failed)

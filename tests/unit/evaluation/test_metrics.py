@@ -1,16 +1,17 @@
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from tlray.errors import DataError
-from tlray.evaluation.metrics import confidence_interval, evaluate_predictions
+from tlray.evaluation.metrics import evaluate_predictions
+from tlray.trust import intervals
 
 
-def one_hot(indices: list[int], num_classes: int) -> np.ndarray:
+def one_hot(indices: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
     return np.eye(num_classes, dtype=np.float32)[indices]
 
 
@@ -47,6 +48,10 @@ FOUR_PROBS_BK = np.array(
 FOUR_CLASSES = ("adenocarcinoma", "large_cell", "normal", "squamous")
 
 
+def without_intervals(values: dict) -> dict:
+    return {name: value for name, value in values.items() if not name.endswith("_ci95")}
+
+
 def test_two_classes_by_hand():
     metrics = evaluate_predictions(TWO_LABELS, TWO_PROBS_BK, ("benign", "malignant"))
 
@@ -60,7 +65,7 @@ def test_two_classes_by_hand():
     assert metrics["roc_auc_ovr_macro"] == pytest.approx(4 / 6)
     assert metrics["log_loss"] == pytest.approx(-math.log(0.9 * 0.6 * 0.4 * 0.35 * 0.8) / 5, rel=1e-6)
     assert metrics["notes"] == {}
-    assert metrics["per_class"]["malignant"] == pytest.approx(
+    assert without_intervals(metrics["per_class"]["malignant"]) == pytest.approx(
         {"precision": 1 / 2, "recall": 1 / 2, "specificity": 2 / 3, "f1": 1 / 2, "roc_auc": 2 / 3, "support": 2}
     )
     # For two classes the specificity of the one is the recall of the other.
@@ -77,11 +82,11 @@ def test_four_classes_by_hand():
     assert metrics["f1_macro"] == pytest.approx((2 / 3 + 4 / 5 + 2 / 3 + 2 / 3) / 4)
     true_class_probs = [0.7, 0.6, 0.3, 0.8, 0.4, 0.6, 0.9, 0.3, 0.7, 0.3]
     assert metrics["log_loss"] == pytest.approx(-sum(map(math.log, true_class_probs)) / 10, rel=1e-6)
-    assert metrics["per_class"]["large_cell"] == pytest.approx(
+    assert without_intervals(metrics["per_class"]["large_cell"]) == pytest.approx(
         # Negatives: 8, of which one (row 2) is predicted large_cell. AUC: 0.8 beats all 8; 0.4 all but 0.5: 15 of 16.
         {"precision": 2 / 3, "recall": 1, "specificity": 7 / 8, "f1": 4 / 5, "roc_auc": 15 / 16, "support": 2}
     )
-    assert metrics["per_class"]["squamous"] == pytest.approx(
+    assert without_intervals(metrics["per_class"]["squamous"]) == pytest.approx(
         # AUC: both 0.7 and 0.3 beat every negative (at most 0.2).
         {"precision": 1, "recall": 1 / 2, "specificity": 1, "f1": 2 / 3, "roc_auc": 1, "support": 2}
     )
@@ -103,7 +108,7 @@ def test_perfect_predictions():
         assert metrics[name] == 1.0
     assert metrics["log_loss"] == pytest.approx(0, abs=1e-12)
     assert metrics["accuracy_ci95"][1] == 1.0
-    assert metrics["per_class"]["c"] == {
+    assert without_intervals(metrics["per_class"]["c"]) == {
         "precision": 1.0,
         "recall": 1.0,
         "specificity": 1.0,
@@ -123,8 +128,7 @@ def test_class_absent_from_labels_is_null_and_explained():
     assert metrics["roc_auc_ovr_macro"] is None
     assert "'c'" in metrics["notes"]["roc_auc_ovr_macro"]
     assert "'c'" in metrics["notes"]["per_class"]
-    absent = metrics["per_class"]["c"]
-    assert absent == {
+    assert without_intervals(metrics["per_class"]["c"]) == {
         "precision": None,
         "recall": None,
         "specificity": None,
@@ -180,39 +184,34 @@ def test_inputs_are_left_alone():
     evaluate_predictions(labels, probs_BK, FOUR_CLASSES)
 
 
-@pytest.mark.parametrize(
-    ("num_correct", "num_images", "low", "high"),
-    [
-        # z = 1.959964, z**2 = 3.841459. 3 of 5: scale 1.768292; centre (0.6 + 0.384146) / scale = 0.556552;
-        # half = z sqrt(0.24 / 5 + 3.841459 / 100) / scale = 1.959964 * 0.293964 / scale = 0.325828.
-        (3, 5, 0.230724, 0.882380),
-        # 60 of 72: scale 1.053354; centre (0.833333 + 0.026677) / scale = 0.816450;
-        # half = z sqrt(0.138889 / 72 + 3.841459 / 20736) / scale = 1.959964 * 0.045981 / scale = 0.085557.
-        (60, 72, 0.730893, 0.902006),
-        # 0 of n: the upper bound is z**2 / (n + z**2).
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-    ],
-)
-def test_wilson_interval_by_hand(num_correct: int, num_images: int, low: float, high: float):
-    assert confidence_interval(num_correct, num_images) == pytest.approx((low, high), abs=2e-6)
+def test_metrics_have_intervals_over_groups():
+    """Patients of four images each, all alike: a fourth of the images would tell as much."""
+    labels = np.tile([0, 1], 20)
+    predicted = np.where(np.arange(40) < 6, 1 - labels, labels)
+    alone = evaluate_predictions(labels, one_hot(predicted, 2), "ab")
+    assert (alone["num_images"], alone["num_groups"], alone["accuracy"]) == (40, 40, 0.85)
+    four = [np.repeat(values, 4) for values in (labels, predicted)]
+    grouped = evaluate_predictions(four[0], one_hot(four[1], 2), "ab", np.repeat(np.arange(40), 4))
+    assert (grouped["num_images"], grouped["num_groups"]) == (160, 40)
+    for name in ("accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr_macro", "log_loss"):
+        assert grouped[name] == pytest.approx(alone[name])
+        # Not the same: the variance between images has n - 1 in its denominator.
+        assert grouped[f"{name}_ci95"] == pytest.approx(alone[f"{name}_ci95"], abs=0.01)
+        low, high = alone[f"{name}_ci95"]
+        assert low < alone[name] < high
+    for name in ("recall", "specificity"):
+        assert grouped["per_class"]["a"][f"{name}_ci95"] == pytest.approx(
+            alone["per_class"]["a"][f"{name}_ci95"], abs=0.01
+        )
+    expected = intervals.metric_intervals(labels, one_hot(predicted, 2), np.arange(40)).accuracy
+    assert alone["accuracy_ci95"] == [expected.low, expected.high]
 
 
-@pytest.mark.parametrize(("num_correct", "num_images"), [(0, 1), (1, 1), (71, 72), (613, 685), (5, 10_000)])
-def test_wilson_interval_is_scipys(num_correct: int, num_images: int):
-    expected = binomtest(num_correct, num_images).proportion_ci(0.95, method="wilson")
-    assert confidence_interval(num_correct, num_images) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_accuracy_has_its_interval():
-    metrics = evaluate_predictions(TWO_LABELS, TWO_PROBS_BK, "ab")
-    assert metrics["accuracy_ci95"] == list(confidence_interval(3, 5))
-
-
-@pytest.mark.parametrize(("num_correct", "num_images"), [(0, 0), (3, 2), (-1, 2)])
-def test_interval_refuses_impossible_counts(num_correct: int, num_images: int):
-    with pytest.raises(DataError, match=f"{num_correct} of {num_images}"):
-        confidence_interval(num_correct, num_images)
+def test_an_interval_that_is_not_defined_is_none():
+    metrics = evaluate_predictions(np.array([1, 1]), one_hot([1, 0], 2), "ab")
+    assert metrics["roc_auc_ovr_macro_ci95"] == [None, None]
+    assert metrics["per_class"]["a"]["recall_ci95"] == [None, None]
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
 @pytest.mark.parametrize(

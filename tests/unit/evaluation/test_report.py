@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tlray.bundle.judgement import Limits
 from tlray.evaluation import report as reports
-from tlray.evaluation.metrics import evaluate_predictions
+from tlray.evaluation.measurement import measure_probabilities
 from tlray.evaluation.report import Report, SplitEvaluation, make_figures, render_report
 
 CLASSES = (
@@ -52,8 +53,14 @@ def evaluation(confusion_KK: list[list[int]], classes: tuple[str, ...]) -> Split
     noise_BK = np.random.default_rng(0).uniform(size=(len(labels), len(classes)))
     probs_BK = (noise_BK + 2 * np.eye(len(classes))[predicted]).astype(np.float32)
     probs_BK /= probs_BK.sum(axis=1, keepdims=True)
-    return SplitEvaluation(
-        metrics=evaluate_predictions(labels, probs_BK, classes), labels=labels, probs_BK=probs_BK, classes=classes
+    return measure_probabilities(
+        labels,
+        probs_BK,
+        classes,
+        groups=np.arange(len(labels)).astype(str),
+        image_ids=np.arange(len(labels)).astype(str),
+        ood_scores=np.full(len(labels), np.nan, np.float32),
+        limits=Limits(refer_below=0.5),
     )
 
 
@@ -96,7 +103,7 @@ def once(plot: Callable[..., bytes]) -> Callable[..., bytes]:
 def figures_are_drawn_once() -> Iterator[None]:
     """Most reports here have the same figures, which take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_history", "plot_learning_curve", "plot_confusion_matrix", "plot_roc"):
+        for name in ("plot_history", "plot_learning_curve", "plot_confusion_matrix", "plot_roc", "plot_trust"):
             patch.setattr(reports, name, once(getattr(reports, name)))
         yield
 
@@ -162,7 +169,7 @@ def test_report_is_accessible():
 
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == len(page.all("main")) == 1
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) == 7
     assert all(attributes["alt"] and attributes["width"] for attributes in page.all("img"))
     assert all(attributes["scope"] in ("col", "row", "rowgroup") for attributes in page.all("th"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -184,7 +191,7 @@ def test_report_shows_what_it_is_given():
     assert "Trained on 4 epochs only." in page.text
     # Wilson's interval of 60 of 72 is 0.730893 to 0.902006. Mean sensitivity: 17/23, 18/21, 13/13, 12/15.
     valid = next(row for row in page.rows if row[0] == "valid" and row[1] == "72")
-    assert valid[2:4] == ["83.3 %", "73.1 % to 90.2 %"]
+    assert valid[2:4] == ["83.3 %", "72.9 % to 90.3 %"]
     assert valid[5] == "84.9 %"
     # Of 49 images of other classes 4 are taken for class 0, so its precision is 17 of 21 and its F1 34 of 44.
     assert [CLASSES[0], "23", "73.9 %", "91.8 %", "81.0 %", "0.773"] in [row[:6] for row in page.rows]
@@ -226,7 +233,7 @@ def test_what_makes_the_figures_too_good_comes_before_them():
     assert re.search(
         r"Split test, 40 images:\s+These numbers are too good: see the warning at the top\.\s+Acc", page.text
     )
-    assert page.text.count("These numbers are too good: see the warning at the top.") == 4
+    assert page.text.count("These numbers are too good: see the warning at the top.") == 5
     assert page.text.count("3 images are copies, so the metrics are too good.") == 2
 
     html, page = render(dataclasses.replace(FULL, leaks=(), warnings=()))
@@ -289,6 +296,7 @@ def test_images_are_the_figures():
         "roc_test.png",
         "confusion_matrix_valid.png",
         "roc_valid.png",
+        "trust_test.png",
     ]
     page = Page(render_report(FULL, figures))
     embedded = [base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")) for image in page.all("img")]
@@ -312,7 +320,7 @@ def test_everything_is_escaped(name: str):
     assert name not in html
     assert page.text.count(name) >= 15
     assert {"b", "script"} & {tag for tag, _ in page.tags} <= {"b"}
-    assert len(page.all("img")) == 2
+    assert len(page.all("img")) == 3
     assert len(page.all("b")) == 1  # the mark on the interval
 
 
@@ -321,7 +329,7 @@ def test_smallest_report():
     assert page.all("img") == []
     assert [heading for heading in ("Summary", "Training", "Data", "Provenance") if heading in page.text] == []
     assert "Research tool, not a medical device." in page.text
-    assert "Known limits" in page.text
+    assert "Known limits" not in page.text  # there are no numbers
     assert "None" not in html
 
 
@@ -367,13 +375,13 @@ def test_learning_curve_in_numbers():
     assert ["5", "18", "3", "62.5 %", "50.0 %", "75.0 %"] in page.rows
     assert ["20", "60", "3", "79.2 %", "75.0 %", "81.2 %"] in page.rows
     assert ["all", "613", "1", "93.8 %", "93.8 %", "93.8 %"] in page.rows
-    assert "Accuracy on the test images of linear probes" in page.text
+    assert "Accuracy on all test images of linear probes" in page.text
     assert "validation images that the penalties were chosen with, so it is too high" not in page.text
     (alt,) = [str(image["alt"]) for image in page.all("img") if str(image["alt"]).startswith("Accuracy on test images")]
     assert "62.5 % with 18, 93.8 % with 613;" in alt
 
     _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
-    assert "Accuracy on the validation images of linear probes" in page.text
+    assert "Accuracy on all validation images of linear probes" in page.text
     assert "validation images that the penalties were chosen with, so it is too high" in page.text
 
     _, page = render(dataclasses.replace(FULL, learning_curve=()))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 
 import numpy as np
 import pandas
@@ -41,6 +42,7 @@ def scored(tmp_path):
     spec = BundleSpec(classes=CLASSES, image_size_px=8, preprocessing="unit", backbone="b", weights="w")
     empty = [""] * len(names)
     batch = {"probabilities": [[0.25, 0.75]] * len(names), "sha256": empty, "error_code": empty, "error": empty}
+    batch["ood_score"] = [math.nan] * len(names)
     batch["error"] = ["=cmd()", *empty[1:]]
     table = predictions.prediction_table(rows, batch, spec, "-bundle")
     with Progress("", len(names), quiet=True) as progress:
@@ -52,7 +54,7 @@ def test_no_cell_of_the_predictions_is_a_formula(scored):
     out, table = scored
     header, *rows = csv.reader(io.StringIO((out / "predictions.csv").read_bytes().decode(), newline=""))
     assert header == table.column_names
-    assert header[9:11] == ['p_=1+1,"x"', "p_-b"]
+    assert header[12:14] == ['p_=1+1,"x"', "p_-b"]
     expected = [f"'{name}" for name in FORMULAS] + PLAIN[1:]
     for column in ("image_id", "uri", "label", "group_id"):
         assert [row[header.index(column)] for row in rows] == expected

@@ -11,7 +11,7 @@ from tlray.config.prediction import ScoreConfig
 from tlray.data.listing import list_images
 from tlray.errors import BundleError, ConfigError, DataError, TlrayError
 from tlray.files import storage
-from tlray.inference import predictions, score_state
+from tlray.inference import predictions, resumed, score_state
 from tlray.inference import score as scoring
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
@@ -139,7 +139,7 @@ def stored(tmp_path, monkeypatch):
 
         def keep(self, now, touched, verify=False):
             self.now, self.touched = now, touched
-            return scoring._keep_unchanged(self.out, table, verify=verify, quiet=False)
+            return resumed.keep_unchanged(self.out, table, verify=verify, quiet=False)
 
         def stamps(self, uris):
             places = [int(uri[1:]) for uri in uris.to_pylist()]
@@ -170,15 +170,15 @@ def stored(tmp_path, monkeypatch):
     (tmp_path / "_SUCCESS").touch()
     assert predictions.read_part(str(tmp_path), "part-00000.parquet").column_names == ["sha256", "error_code"]
     stored = Stored()
-    monkeypatch.setattr(scoring.inspection, "stamps", stored.stamps)
-    monkeypatch.setattr(scoring.inspection, "digests", stored.digests)
+    monkeypatch.setattr(resumed.inspection, "stamps", stored.stamps)
+    monkeypatch.setattr(resumed.inspection, "digests", stored.digests)
     return stored
 
 
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring.inspection, "stamps", None)
-    monkeypatch.setattr(scoring.inspection, "digests", None)
-    assert scoring._keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
+    monkeypatch.setattr(resumed.inspection, "stamps", None)
+    monkeypatch.setattr(resumed.inspection, "digests", None)
+    assert resumed.keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
 
 
 @pytest.mark.parametrize(("num_missing", "num_images"), [(0, 0), (0, 1), (1, 2), (2, 4), (3, 7)])

@@ -27,7 +27,8 @@ def info(sha256="a" * 64, size_px=SIZE_PX):
         classes=("dark", "light"),
         image_size_px=size_px,
         preprocessing="unit",
-        thresholds={"refer_below": 0.6},
+        thresholds={"refer_below": 0.6, "max_ood_score": 1.5},
+        set_thresholds=(0.5, 0.7),
         backbone="b",
         weights="w",
     )
@@ -35,7 +36,7 @@ def info(sha256="a" * 64, size_px=SIZE_PX):
 
 
 class Mean:
-    """A model whose probability of `light` is the mean of the pixels."""
+    """A model whose probability of `light` is the mean of the pixels, and to which pixels of 77 are foreign."""
 
     def __init__(self):
         self.info = info()
@@ -47,11 +48,12 @@ class Mean:
 
     async def predict(self, pixels: Pixels):
         await self.gate.wait()
-        answer = None
+        answer = ood_scores = None
         if pixels.size_px == self.info.spec.image_size_px:
             light = to_batch(pixels.images, pixels.size_px).mean(axis=(1, 2, 3)) / 255
             answer = np.stack([1 - light, light], axis=1).astype(np.float32)
-        return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=answer, predict_s=0.0)
+            ood_scores = np.where(np.isclose(light, 77 / 255), 2.0, 1.0).astype(np.float32)
+        return Answer(bundle_sha256=self.info.bundle_sha256, probabilities=answer, ood_scores=ood_scores, predict_s=0.0)
 
     async def explain(self, pixels: Pixels, bundle_sha256):
         if bundle_sha256 != self.info.bundle_sha256:
@@ -109,6 +111,9 @@ def test_files_are_classified(model):
         "label": "light",
         "confidence": 1.0,
         "refer": False,
+        "refer_reason": None,
+        "prediction_set": ["light"],
+        "ood_score": 1.0,
         "probabilities": {"dark": 0.0, "light": 1.0},
         "error_code": None,
         "error": None,
@@ -118,8 +123,32 @@ def test_files_are_classified(model):
 
 def test_low_confidence_is_referred(model):
     (row,) = call(model, "POST", "/predict", files=upload(png(128))).json()["predictions"]
-    assert row["refer"] is True
+    assert (row["refer"], row["refer_reason"]) == (True, "low_confidence")
     assert row["confidence"] == pytest.approx(128 / 255)
+
+
+def test_the_reason_of_a_referral_is_told_in_the_protocols_that_have_room(model):
+    files = [png(255), png(77), png(90), b"nonsense"]
+    rows = call(model, "POST", "/predict", files=upload(*files)).json()["predictions"]
+    # Of 90 of 255 `light` has 0.353, and is in a set from 0.3 on.
+    assert [row["refer_reason"] for row in rows] == [None, "out_of_distribution", "ambiguous", None]
+    assert [row["prediction_set"] for row in rows] == [["light"], ["dark", "light"], ["dark", "light"], None]
+    assert [row["ood_score"] for row in rows] == [1.0, 2.0, 1.0, None]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [3], "data": [b64(file)["b64"] for file in files[:3]]}
+    names = ["refer", "refer_reason", "ood_score"]
+    body = {"inputs": [tensor], "outputs": [{"name": name} for name in names]}
+    outputs = call(model, "POST", "/v2/models/chest-ct/infer", json=body).json()["outputs"]
+    assert [(each["name"], each["datatype"], each["data"]) for each in outputs] == [
+        ("refer", "BOOL", [False, True, True]),
+        ("refer_reason", "BYTES", ["", "out_of_distribution", "ambiguous"]),
+        ("ood_score", "FP32", [1.0, 2.0, 1.0]),
+    ]
+
+
+def test_a_model_that_cannot_tell_says_so(model):
+    model.info = replace(model.info, spec=replace(model.info.spec, thresholds={}, set_thresholds=None))
+    (row,) = call(model, "POST", "/predict", files=upload(png(128))).json()["predictions"]
+    assert (row["refer"], row["refer_reason"], row["prediction_set"]) == (False, None, None)
 
 
 def test_a_bad_file_among_others_is_a_row_and_alone_an_error(model):
@@ -194,6 +223,7 @@ def test_the_model_that_answers_is_told_to_those_who_may_ask(model):
         "bundle_sha256": "a" * 64,
         "classes": ["dark", "light"],
         "refer_below": 0.6,
+        "max_ood_score": 1.5,
     }
     assert call(model, "GET", "/model", {"TLRAY_API_KEYS": KEY}).status_code == 401
 

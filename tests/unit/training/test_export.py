@@ -11,6 +11,7 @@ from PIL import Image
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.training import export
+from tlray.training.judging import Judging
 
 PIXELS = Pixels(size_px=8)
 
@@ -36,7 +37,10 @@ PROBS = np.array([[1, 0], [0.75, 0.25], [0.5, 0.5]])
 def check(probs: np.ndarray, uris: list[str]) -> export.Exported:
     images = read_some(pa.table({"uri": uris}), PIXELS, max_images=256)
     found = predict(np.stack(list(images.values()))).numpy() if images else None
-    return export._checked(export.Exported(), {"valid": probs, "test": probs}, found, probs[list(images)])
+    judging = Judging(shift=np.zeros(2, np.float32), temperature=1.0, refer_below=0.5)
+    return export._checked(
+        export.Exported(judging=judging), {"valid": probs, "test": probs}, found, probs[list(images)]
+    )
 
 
 @pytest.mark.parametrize("gone", [[], [0], [0, 1]])

@@ -42,5 +42,5 @@ def test_a_split_without_images_has_no_rows(directory):
     }
     assert {split: each.shape for split, each in rows.items()} == {"train": (2, 2), "valid": (1, 1), "test": (0, 1)}
     pooled = probing.read_pooled(directory)
-    assert probing._look_up(pooled, images("c", "a")).tolist() == [[4, 5], [0, 1]]
-    assert probing._look_up(pooled, images()).shape == (0, 2)
+    assert store.look_up(pooled, images("c", "a")).tolist() == [[4, 5], [0, 1]]
+    assert store.look_up(pooled, images()).shape == (0, 2)

@@ -105,14 +105,15 @@ def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(vie
 
 def test_a_probe_that_does_not_fit_into_memory_is_refused():
     """8 training images of 50 features, 32 bytes each with two classes: 12,800 bytes."""
-    probing.check_memory(make_capacity(memory_bytes=12_800), make_images(), NETWORK)
+    config = TrainConfig(data="d", out="o", method="probe")
+    probing.check_memory(config, make_capacity(memory_bytes=12_800), make_images(), NETWORK)
     network = dataclasses.replace(NETWORK, shapes=[(50_000_000,)])
     message = (
         "A linear probe on 8 training images with 50000000 features each would take 12.8 GB, and this node has 12.7 GB "
         "besides Ray's object store. Give fewer --depths, fewer images or more memory, or --method fine-tune"
     )
     with pytest.raises(ConfigError, match=message):
-        probing.check_memory(make_capacity(memory_bytes=12.7e9), make_images(), network)
+        probing.check_memory(config, make_capacity(memory_bytes=12.7e9), make_images(), network)
 
 
 def test_what_becomes_of_features_that_do_not_fit():

@@ -24,7 +24,7 @@ from tests.endpoint import LocalClassifier
 from tlray import cli
 from tlray.bundle import store
 from tlray.errors import BundleError
-from tlray.inference.predictor import Predictor
+from tlray.inference.predictor import Predictor, Scores
 from tlray.models import explain
 
 SIZE_PX = 16
@@ -189,13 +189,13 @@ def test_one_replica_takes_all_that_two_full_ingresses_hold(bundles, monkeypatch
     settings = deployment.init_kwargs
     replica = LocalClassifier(options.bundle, **{name: settings[name] for name in ("max_batch_size", "max_waiting")})
     gate, predictor = threading.Event(), replica._model.predictor
-    predict = predictor.predict
+    score = predictor.score
 
-    def predict_when_let(batch_BHWC: np.ndarray) -> np.ndarray:
+    def score_when_let(batch_BHWC: np.ndarray) -> Scores:
         assert gate.wait(DEADLINE_S)
-        return predict(batch_BHWC)
+        return score(batch_BHWC)
 
-    monkeypatch.setattr(predictor, "predict", predict_when_let)
+    monkeypatch.setattr(predictor, "score", score_when_let)
     monkeypatch.setattr("tlray.models.explain.Explainer", GatedExplainer)
     monkeypatch.setattr(GatedExplainer, "heatmap", lambda *_: np.zeros((SIZE_PX, SIZE_PX), np.float32))
     handle = SimpleNamespace(

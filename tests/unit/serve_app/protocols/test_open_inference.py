@@ -237,7 +237,8 @@ def test_what_the_protocol_does_not_have_is_refused(request_, message):
 )
 def test_outputs_that_there_are_not_are_refused(outputs):
     message = refused(files(b64(PNG)) | {"outputs": outputs})
-    assert message.startswith("outputs may be probabilities, label, each at most once. Received: ")
+    names = "probabilities, label, refer, refer_reason, ood_score"
+    assert message.startswith(f"outputs may be {names}, each at most once. Received: ")
 
 
 @pytest.mark.parametrize(
@@ -279,9 +280,13 @@ def test_the_request_chooses_outputs_and_their_form(request_, expected):
 
 def encode(outputs: tuple[RequestedOutput, ...], id_: str | None = None) -> tuple[bytes, dict[str, str]]:
     request = InferRequest(id=id_, images=[PNG, JPEG], outputs=outputs)
-    return open_inference.encode_infer(
-        request, model_name="chest-ct", model_version="3", probs_BK=PROBS, labels=["gro\u00df", "ok"]
+    predicted = open_inference.Predicted(
+        probs_BK=PROBS,
+        labels=["gro\u00df", "ok"],
+        reasons=["", "ambiguous"],
+        ood_scores=np.array([0.5, np.nan], np.float32),
     )
+    return open_inference.encode_infer(request, model_name="chest-ct", model_version="3", predicted=predicted)
 
 
 def test_an_answer_in_json():
@@ -329,6 +334,19 @@ def test_an_answer_of_both_kinds():
     assert body[length:] == PROBS.astype("<f4").tobytes()
 
 
+def test_how_predictions_are_judged():
+    names = ("refer", "refer_reason", "ood_score")
+    answer = json.loads(encode(tuple(RequestedOutput(name=name, is_binary=False) for name in names))[0])
+    assert answer["outputs"] == [
+        {"name": "refer", "datatype": "BOOL", "shape": [2], "data": [False, True]},
+        {"name": "refer_reason", "datatype": "BYTES", "shape": [2], "data": ["", "ambiguous"]},
+        {"name": "ood_score", "datatype": "FP32", "shape": [2], "data": [0.5, -1.0]},
+    ]
+    body, headers = encode(tuple(RequestedOutput(name=name, is_binary=True) for name in names))
+    length = int(headers["Inference-Header-Content-Length"])
+    assert body[length:] == b"\0\1" + b"\0\0\0\0\x09\0\0\0ambiguous" + struct.pack("<2f", 0.5, -1)
+
+
 def test_metadata():
     assert open_inference.server_metadata("0.2.0") == {
         "name": "tlray",
@@ -343,5 +361,8 @@ def test_metadata():
         "outputs": [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, 4]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "refer", "datatype": "BOOL", "shape": [-1]},
+            {"name": "refer_reason", "datatype": "BYTES", "shape": [-1]},
+            {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
         ],
     }

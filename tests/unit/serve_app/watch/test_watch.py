@@ -103,7 +103,8 @@ def test_errors_are_counted_by_code(model, recorded):
 def test_images_are_counted_by_class_and_error(model, recorded):
     assert call(model, "POST", "/predict", files=upload(png(255), png(128), b"", png(0), png(130))).status_code == 200
     assert of(recorded, "tlray_predictions", "version", "label") == {("1", "light"): 3, ("1", "dark"): 1}
-    assert of(recorded, "tlray_referred_predictions", "version") == {("1",): 2}  # 128 and 130 of 255 are below 0.6
+    # 128 and 130 of 255 are below 0.6.
+    assert of(recorded, "tlray_referred_predictions", "version", "reason") == {("1", "low_confidence"): 2}
     assert of(recorded, "tlray_image_errors", "version", "code") == {("1", "empty"): 1}
     held = [value for name, value, _ in recorded if name == "tlray_held_images"]
     assert held == [5, 0]

@@ -1,0 +1,301 @@
+"""How many planted copies of CT slices does `tlray.trust.copies` find, and what else does it take for copies?
+
+    python benchmarks/planted_copies.py --data DIR --weights FILE
+
+DIR is the public chest-CT set. The originals are its slices without repeated pixels, and phantoms, several slices of
+each patient. Some are changed in one of eight ways and added. Two images are truly copies if they come from the same
+picture; `picture_of` knows which files of the set itself do. All other pairs are of different pictures, those of
+neighbouring slices among them. The series are cut in halves. The thresholds were chosen on the half `tune`, with other
+phantoms and other changes; the figures are of the half `report`. The script prints a table in Markdown.
+"""
+
+import dataclasses
+import hashlib
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw
+from scipy.sparse import csgraph
+
+from tlray.config.commands import FeaturesConfig
+from tlray.data import looks, phantom_drawing, phantoms
+from tlray.data.decoding import decode, to_array
+from tlray.engines import choice, networks
+from tlray.features import extraction
+from tlray.trust import copies
+from tlray.trust.pixel_match import Kind
+
+NUM_PATIENTS, NUM_SLICES = 24, 3
+"""Number of phantom patients, and of slices of each."""
+MAX_LISTED = 40
+"""Maximum number of wrong pairs that are listed."""
+
+
+SAME_PICTURES = (
+    "normal 10 16", "normal 11 18", "normal 12 21 4", "normal 17 6 n8", "normal 20 3",
+    "adenocarcinoma ad1 ad17", "adenocarcinoma ad10 ad3", "adenocarcinoma ad11 ad15 ad6", "adenocarcinoma ad12 ad18",
+    "adenocarcinoma ad14 ad4 ad8", "adenocarcinoma ad16 ad21", "adenocarcinoma ad20 ad22",
+    "large.cell.carcinoma di1 l1", "large.cell.carcinoma l3 l6", "squamous.cell.carcinoma sq3 sq4",
+    "squamous.cell.carcinoma sq5 sq6",
+)  # fmt: skip
+"""Files of the public set that show one picture, as seen by eye on 2026-11-29: the class and the names' beginnings."""
+
+SAME_SUFFIXES = ("large.cell.carcinoma 3 4", "squamous.cell.carcinoma 5 7")
+"""Class, and numbers in brackets that mark two versions of a picture, as in `000003 (3).png` and `000003 (4).png`. By
+eye all of these 21 and 22 pairs are copies."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Plant copies in a data set and look for them."""
+
+    data: str = ""
+    """The public chest-CT set, a local folder `SPLIT/CLASS/*`."""
+    weights: str = ""
+    """The weights of InceptionV3 without its top."""
+    num_originals: int = 90
+    """Number of real slices that are copied; each phantom is copied, too."""
+    num_copies: int = 3
+    """Number of copies of each original, all changed differently."""
+    seed: int = 2
+    """Seed of the choice of originals, of the phantoms and of all changes."""
+
+
+def picture_of(path: Path) -> str:
+    """Returns a name for the picture that a file of the public set shows; the same for copies."""
+    label = path.parent.name.split("_")[0]
+    stem = re.sub(r"( - Copy.*| \(2\).*)", "", path.stem) if label == "normal" else path.stem
+    for line in SAME_PICTURES:
+        name, *stems = line.split()
+        if name == label and stem in stems:
+            return f"{label} {stems[0]}"
+    for line in SAME_SUFFIXES:
+        name, first, second = line.split()
+        if name == label and stem.endswith(f"({second})"):
+            stem = stem.replace(f"({second})", f"({first})")
+    is_bracketed = any(stem.endswith(f"({line.split()[1]})") for line in SAME_SUFFIXES if line.startswith(label))
+    return f"{label} {stem}" if label == "normal" or is_bracketed else str(path)
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def jpeg(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Saves as JPEG with a quality of 30 to 90."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=int(rng.integers(30, 91)))
+    return stream.getvalue()
+
+
+def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    cut = rng.uniform(0.02, 0.1, 2) * image.size
+    left, top = rng.uniform(0.0, cut)
+    box = (left, top, left + image.width - cut[0], top + image.height - cut[1])
+    return image.crop(tuple(round(x) for x in box))  # pyright: ignore[reportArgumentType]
+
+
+def crop(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Cuts off 2 to 10 % of the width and of the height, at any sides."""
+    return _png(_crop(image, rng))
+
+
+def _window(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    gain, shift = np.exp(rng.uniform(-0.4, 0.4)), rng.uniform(-35.0, 35.0)
+    values = (np.asarray(image, np.float32) - 128.0) * gain + 128.0 + shift
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def window(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Changes contrast by a factor of 0.67 to 1.5 and brightness by up to 35 of 255, and clips."""
+    return _png(_window(image, rng))
+
+
+def mirror(image: Image.Image, _: np.random.Generator) -> bytes:
+    """Swaps left and right."""
+    return _png(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+
+def scribble(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Draws one to three lines of four points, white, black or red, 0.5 to 1.5 % of the width thick."""
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(1, 4)):
+        points = np.cumsum(np.vstack([rng.uniform(0.1, 0.9, 2), rng.normal(0.0, 0.15, (3, 2))]), axis=0) * image.size
+        colour = ((255, 255, 255), (0, 0, 0), (220, 30, 30))[rng.integers(3)]
+        width_px = max(1, round(image.width * rng.uniform(0.005, 0.015)))
+        draw.line([tuple(point) for point in points.tolist()], fill=colour, width=width_px)
+    return _png(image)
+
+
+def _resize(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    factor = 2.0 ** rng.uniform(-1.0, 1.0)
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+
+def resize(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Resizes to 0.5 to 2 times the size."""
+    return _png(_resize(image, rng))
+
+
+def noise(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Adds Gaussian noise with a standard deviation of 3 to 15 of 255."""
+    values = np.asarray(image, np.float32)
+    noisy = values + rng.normal(0.0, rng.uniform(3.0, 15.0), values.shape[:2])[..., None]
+    return _png(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)))
+
+
+def mixed(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Crops, windows, resizes and saves as JPEG."""
+    return jpeg(_resize(_window(_crop(image, rng), rng), rng), rng)
+
+
+CHANGES: tuple[Callable[[Image.Image, np.random.Generator], bytes], ...] = (
+    jpeg, crop, window, mirror, scribble, resize, noise, mixed,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """An image of the set that is searched.
+
+    Attributes:
+        data: The file.
+        picture: Name of the picture that it shows.
+        series: Name of its patient, for phantoms; else empty.
+        change: Name of the change that made it; `original` for none.
+    """
+
+    data: bytes
+    picture: str
+    series: str = ""
+    change: str = "original"
+
+
+def real_slices(root: Path) -> list[Item]:
+    """Returns the files of the public set, the first one of each group with the same pixels."""
+    found: dict[str, Item] = {}
+    for path in sorted(root.glob("*/*/*")):
+        data = path.read_bytes()
+        pixels = hashlib.sha256(to_array(decode(data, size_px=224)).tobytes()).hexdigest()
+        found.setdefault(pixels, Item(data=data, picture=picture_of(path)))
+    return list(found.values())
+
+
+def phantom_slices(rng: np.random.Generator) -> list[Item]:
+    """Returns slices of phantom patients."""
+    items = []
+    for patient in range(NUM_PATIENTS):
+        anatomy = phantoms.sample_anatomy(rng)
+        lesion = phantoms.sample_lesion(phantoms.CLASSES[patient % 4], anatomy, rng)
+        for index in range(NUM_SLICES):
+            image = Image.fromarray(phantom_drawing.render_slice(anatomy, lesion, rng=rng, size_px=256))
+            items.append(Item(data=_png(image), picture=f"phantom {patient} {index}", series=f"phantom {patient}"))
+    return items
+
+
+def plant(original: Item, num_copies: int, rng: np.random.Generator) -> list[Item]:
+    """Returns changed copies of an image, of different kinds."""
+    image = Image.open(io.BytesIO(original.data)).convert("RGB")
+    changes = [CHANGES[index] for index in rng.choice(len(CHANGES), num_copies, replace=False)]
+    return [dataclasses.replace(original, data=change(image, rng), change=change.__name__) for change in changes]
+
+
+def pooled_features(items: list[Item], weights: str) -> np.ndarray:
+    """Returns the pooled features of images, float32 [images, 5632]."""
+    config = FeaturesConfig(data="", out="", weights=weights).training()
+    kind = choice.for_features("auto", "auto", use_gpu=False, flag="--precision")
+    engine = networks.load(
+        extraction.prepare(config, "pooled", kind).packed, num_threads=1, use_gpu=False, is_long=False
+    )
+    found = []
+    for start in range(0, len(items), 16):
+        images = np.stack([to_array(decode(item.data, size_px=224)) for item in items[start : start + 16]])
+        found.append(np.array(engine.run(images)[0], dtype=np.float32))
+    return np.concatenate(found)
+
+
+def report_half(features: np.ndarray) -> np.ndarray:
+    """Returns which real slices are in the half `report`, bool [images]; slices of one series are in one half.
+
+    A series here is what features connect with a cosine above 0.95.
+    """
+    rows = features / np.linalg.norm(features, axis=1, keepdims=True)
+    num_series, series = csgraph.connected_components(rows @ rows.T > 0.95)
+    return (np.random.default_rng(0).permutation(num_series) % 2)[series] == 1
+
+
+def table(items: list[Item], found: copies.Copies) -> list[str]:
+    """Returns the rows of the result in Markdown: pairs by the change of either image, and all pairs."""
+    first, second = np.triu_indices(len(items), 1)
+    pictures, series, changes = (
+        np.array([getattr(item, name) for item in items]) for name in ("picture", "series", "change")
+    )
+    is_true = pictures[first] == pictures[second]
+    is_found = found.group_of[first] == found.group_of[second]
+    lines = [
+        "| change | true pairs | found | recall | found, but other pictures | precision |",
+        "| --- " + "| ---: " * 5 + "|",
+    ]
+
+    def add(name: str, chosen: np.ndarray) -> None:
+        num_true, num_right = int(np.sum(is_true & chosen)), int(np.sum(is_true & is_found & chosen))
+        num_wrong = int(np.sum(~is_true & is_found & chosen))
+        recall, precision = num_right / max(num_true, 1), num_right / max(num_right + num_wrong, 1)
+        lines.append(f"| {name} | {num_true} | {num_right} | {recall:.3f} | {num_wrong} | {precision:.3f} |")
+
+    is_first, is_second = changes[first] == "original", changes[second] == "original"
+    for change in CHANGES:
+        # An original and its copy, or this copy and any other picture.
+        is_changed = (changes[first] == change.__name__) | (changes[second] == change.__name__)
+        add(change.__name__, is_changed & (is_first | is_second))
+    add("copies with one another", ~is_first & ~is_second)
+    add("in the data set itself", is_first & is_second)
+    add("all", np.ones(len(first), bool))
+    is_planted_phantom = (series != "") & (changes == "original")
+    pairs, kinds = found.pairs, found.kinds
+    chosen = is_planted_phantom[pairs].all(axis=1) & (kinds == Kind.NEIGHBOUR)
+    num_same = int(np.sum(series[pairs[chosen, 0]] == series[pairs[chosen, 1]]))
+    num_pairs = NUM_PATIENTS * NUM_SLICES * (NUM_SLICES - 1) // 2
+    lines += ["", f"Neighbours among the phantoms: {num_same} of {num_pairs} pairs of slices of one patient, and "]
+    lines[-1] += f"{int(chosen.sum()) - num_same} pairs of different patients."
+    return lines
+
+
+def main(settings: Settings) -> None:
+    """Plants copies, looks for them, and prints the result."""
+    rng = np.random.default_rng(settings.seed)
+    real = real_slices(Path(settings.data))
+    features = pooled_features(real, settings.weights)
+    chosen = np.flatnonzero(report_half(features))
+    real, features = [real[index] for index in chosen], features[chosen]
+    artificial = phantom_slices(rng)
+    originals = [real[index] for index in rng.choice(len(real), min(settings.num_originals, len(real)), replace=False)]
+    planted = [item for original in [*originals, *artificial] for item in plant(original, settings.num_copies, rng)]
+    items = [*real, *artificial, *planted]
+    features = np.concatenate([features, pooled_features([*artificial, *planted], settings.weights)])
+    pictures = [looks.look(item.data) for item in items]
+    thumbnails = np.stack([picture.thumbnail for picture in pictures])
+    begin_s = time.process_time()
+    found = copies.find_copies(features, thumbnails, [picture.pixels_sha256 for picture in pictures])
+    used_s = time.process_time() - begin_s
+    print(f"{len(real)} real slices, {len(artificial)} slices of phantoms, {len(planted)} planted copies.\n")
+    print("\n".join(table(items, found)))
+    print(f"\nSearch and comparison took {used_s / len(items) * 1000:.0f} CPU-seconds per 1,000 images.")
+    names = np.array([item.picture for item in items])
+    first, second = np.triu_indices(len(items), 1)
+    wrong = np.flatnonzero((found.group_of[first] == found.group_of[second]) != (names[first] == names[second]))
+    print("\nThe first wrong pairs:\n")
+    for a, b in zip(first[wrong[:MAX_LISTED]], second[wrong[:MAX_LISTED]], strict=True):
+        print(f"- {names[a]} ({items[a].change}) and {names[b]} ({items[b].change})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

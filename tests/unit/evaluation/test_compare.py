@@ -1,0 +1,209 @@
+"""Two bundles on the same images: the joined predictions, the figures by hand, and what may be concluded."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from tests.unit.data.test_manifest import make_table
+from tlray.bundle.spec import BundleSpec
+from tlray.bundle.store import Bundle
+from tlray.data import manifest
+from tlray.errors import ConfigError, DataError
+from tlray.evaluation.compare import SEEN, check_bundles, data_warnings, failure_warnings
+from tlray.evaluation.paired import conclude, csv_table, measure, pair
+from tlray.inference import predictions
+
+
+def make_spec(*classes: str, refer_below: float = 0.5) -> BundleSpec:
+    return BundleSpec(
+        classes=classes, image_size_px=8, preprocessing="unit", backbone="b", weights="w",
+        thresholds={"refer_below": refer_below},
+    )  # fmt: skip
+
+
+def predict(
+    images: pa.Table,
+    spec: BundleSpec,
+    labels: Sequence[str | None],
+    *,
+    confidences: Sequence[float] | None = None,
+    contents: Sequence[str] | None = None,
+) -> pa.Table:
+    """Predictions of some labels, as scoring gives them; None: the file is empty. Contents stand for the sha256."""
+    probs_BK = np.full((len(labels), len(spec.classes)), np.nan, np.float32)
+    for row, label, confidence in zip(probs_BK, labels, confidences or [0.9] * len(labels), strict=True):
+        if label is not None:
+            row[:] = (1 - confidence) / (len(spec.classes) - 1)
+            row[spec.classes.index(label)] = confidence
+    codes = np.array(["" if label else "empty" for label in labels])
+    batch = {
+        "probabilities": probs_BK,
+        "ood_score": np.full(len(labels), np.nan, np.float32),
+        "sha256": np.array(contents or images["image_id"].to_pylist()),
+        "error_code": codes,
+        "error": codes,
+    }
+    return predictions.prediction_table(images, batch, spec, "5" * 64)
+
+
+# Joined predictions
+
+
+def test_figures_by_hand_with_classes_and_rows_in_another_order():
+    """10 patients: both are right for 6, the bundle alone for the first 3, the reference alone for the last one."""
+    images = make_table(*((label, "test", f"p{number}") for number, label in enumerate("aaaaabbbbb")))
+    bundle, reference = make_spec("a", "b"), make_spec("b", "a", refer_below=0.7)
+    one = predict(images, bundle, list("aaaaabbbba"))
+    other = predict(images, reference, list("bbbaabbbbb"), confidences=[0.6] * 4 + [0.9] * 6)
+    paired = pair(one, other.take(pa.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])))
+    assert paired.tables["reference"]["image_id"].to_pylist() == images["image_id"].to_pylist()
+    found = measure(paired, {"bundle": bundle.classes, "reference": reference.classes})
+    assert (found["num_images"], found["num_groups"], found["num_by_error"]) == (10, 10, {})
+    assert (found["num_only_bundle_right"], found["num_only_reference_right"]) == (3, 1)
+    assert found["p_value"] == pytest.approx(2 * (1 + 4) / 2**4)  # 0 or 1 of 4, two-sided
+    assert found["accuracy_difference"] == pytest.approx(0.2)
+    # Agresti and Min, with Student's t of 9 degrees of freedom: 10 images of 10 patients, 4 of them discordant.
+    centre, half = 10 * 0.2 / 12, stats.t.ppf(0.975, 9) * (10 * 0.4 + 1 - 2**2 / 12) ** 0.5 / 12
+    assert found["accuracy_difference_ci95"] == pytest.approx([centre - half, centre + half])
+    assert found["conclusion"] == (
+        "The images do not show which is better: the bundle's accuracy may be up to 24.1 percentage points lower or up "
+        "to 57.4 higher (95 % interval)."
+    )
+    assert found["same_label_share"] == pytest.approx(0.6)
+    assert found["num_refer_differs"] == 4
+    for side, accuracy, sensitivities in (("bundle", 0.9, (1, 0.8)), ("reference", 0.7, (0.4, 1))):
+        values = found[f"{side}_metrics"]
+        assert values["accuracy"] == pytest.approx(accuracy)
+        assert [values["per_class"][name]["recall"] for name in "ab"] == pytest.approx(sensitivities)
+
+
+def test_patients_who_share_a_file_are_one_group():
+    images = make_table(("a", "test", "p1"), ("a", "test", "p2"), ("b", "test", "p3"))
+    spec, contents = make_spec("a", "b"), ["x", "y", "x"]
+    paired = pair(*(predict(images, spec, list(labels), contents=contents) for labels in ("aab", "abb")))
+    assert paired.groups.tolist() == ["p1", "p2", "p1"]
+    found = measure(paired, dict.fromkeys(("bundle", "reference"), spec.classes))
+    assert (found["num_images"], found["num_groups"]) == (3, 2)
+
+
+def test_images_without_a_label_or_a_prediction_of_both_are_left_out():
+    images = make_table(*((label, "test", "p") for label in (None, "a", "a", "a", "b", "a")))
+    spec = make_spec("a", "b")
+    bundle = predict(images, spec, [None, None, "a", "a", "a", "a"], contents=list("uvwxyz"))
+    reference = predict(images, spec, ["a", "a", None, "a", "b", "a"], contents=list("uvw!yz"))
+    paired = pair(bundle, reference)
+    assert paired.tables["bundle"]["image_id"].to_pylist() == ["00004", "00005"]
+    assert paired.tables["reference"]["predicted_label"].to_pylist() == ["b", "a"]
+    assert paired.groups.tolist() == ["p", "p"]
+    assert paired.num_by_error == {"empty": 2, "changed": 1}
+    assert failure_warnings(paired.num_by_error) == [
+        "Left out, because not both bundles could score them: 3 images (empty: 2, changed: 1)."
+    ]
+    assert failure_warnings({}) == []
+
+
+def test_where_no_image_is_left_this_is_an_error():
+    spec = make_spec("a", "b")
+    images = make_table(("a", "test", "p"))
+    with pytest.raises(DataError, match=r"and a prediction of both bundles, for example '/00000' \(empty: empty\)"):
+        pair(predict(images, spec, ["a"]), predict(images, spec, [None]))
+    images = make_table((None, "test", "p"))
+    with pytest.raises(DataError, match="and a prediction of both bundles: there is nothing to compare"):
+        pair(predict(images, spec, ["a"]), predict(images, spec, ["a"]))
+
+
+def test_the_csv_has_a_row_for_each_image_and_no_formulas():
+    images = make_table(("=a", "test", "p1"), ("b", "test", "p2"))
+    bundle, reference = make_spec("=a", "b"), make_spec("b", "=a", refer_below=0.95)
+    table = csv_table(pair(predict(images, bundle, ["=a", "=a"]), predict(images, reference, ["b", "b"])))
+    assert table.column_names == [
+        *("image_id", "label"),
+        *("predicted_label_bundle", "confidence_bundle", "refer_bundle", "is_right_bundle"),
+        *("predicted_label_reference", "confidence_reference", "refer_reference", "is_right_reference"),
+    ]
+    confidence = pytest.approx(0.9)
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("00000", "'=a", "'=a", confidence, False, True, "b", confidence, True, False),
+        ("00001", "b", "'=a", confidence, False, False, "b", confidence, True, True),
+    ]
+
+
+# What may be concluded
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sentence"),
+    [
+        (
+            0.012,
+            0.2,
+            "The bundle is better: on images like these its accuracy is 1.2 to 20.0 percentage points higher (95 % "
+            "interval).",
+        ),
+        (
+            -0.2,
+            -0.012,
+            "The reference is better: on images like these its accuracy is 1.2 to 20.0 percentage points higher (95 % "
+            "interval).",
+        ),
+        (
+            -0.05,
+            0.1,
+            "The images do not show which is better: the bundle's accuracy may be up to 5.0 percentage points lower or "
+            "up to 10.0 higher (95 % interval).",
+        ),
+        (
+            0.0,
+            0.3,
+            "The images do not show which is better: the bundle's accuracy may be up to 0.0 percentage points lower or "
+            "up to 30.0 higher (95 % interval).",
+        ),
+    ],
+)
+def test_the_conclusion_is_one_plain_sentence(low, high, sentence):
+    assert conclude(low, high) == sentence
+
+
+# What is refused, and what is warned of
+
+
+def make_bundle(*classes: str, sha256: str) -> Bundle:
+    return Bundle(spec=make_spec(*classes), directory=Path("b"), sha256=sha256)
+
+
+def test_bundles_have_the_same_classes_in_any_order():
+    check_bundles(make_bundle("a", "b", sha256="1"), make_bundle("b", "a", sha256="2"))
+    with pytest.raises(ConfigError, match=r"Only --bundle has: 'c'; only --reference has: none. Give bundles with the"):
+        check_bundles(make_bundle("a", "b", "c", sha256="1"), make_bundle("a", "b", sha256="2"))
+    with pytest.raises(ConfigError, match=r"Only --bundle has: 'a'; only --reference has: 'A'"):
+        check_bundles(make_bundle("a", "b", sha256="1"), make_bundle("A", "b", sha256="2"))
+
+
+def test_a_bundle_is_not_compared_with_itself():
+    with pytest.raises(ConfigError, match=r"are the same bundle \(sha256 1…\). Give two different ones"):
+        check_bundles(make_bundle("a", "b", sha256="1"), make_bundle("a", "b", sha256="1"))
+
+
+def test_what_is_known_of_the_data_that_a_bundle_was_trained_on():
+    listed, others = make_table(("a", None, "1"), ("b", None, "2")), make_table(("a", None, "1"))
+    known = dataclasses.replace(
+        make_spec("a", "b"), id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Sizes.",), leaks=("Copies.",)
+    )
+    more = dataclasses.replace(known, leaks=("Copies.", "Patients."))
+    assert data_warnings({"bundle": known, "reference": more}, listed, "test") == [
+        "Both bundles were trained on this data. Sizes.",
+        "Both bundles were trained on this data. Copies.",
+        "The reference was trained on this data. Patients.",
+    ]
+    exported = make_spec("a", "b")
+    assert data_warnings({"bundle": known, "reference": exported}, listed, "all") == [
+        f"The bundle was trained on this data. {SEEN.format('all')}",
+        "The bundle was trained on this data. Sizes.",
+        "The bundle was trained on this data. Copies.",
+    ]
+    assert data_warnings({"bundle": known, "reference": more}, others, "all") == []

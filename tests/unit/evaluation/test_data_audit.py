@@ -1,0 +1,81 @@
+"""The corrected manifest of an audit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tlray.data import splits
+from tlray.evaluation.data_audit import fix
+from tlray.trust.copies import Copies
+
+
+def table(*rows: tuple[str, str | None, str | None, str, str]) -> pa.Table:
+    """A manifest of (id, label, split, patient, picture)."""
+    names = ("image_id", "label", "split", "group_id", splits.PICTURE)
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    columns |= {"uri": [f"/data/{each}" for each in columns["image_id"]], "sha256": columns[splits.PICTURE]}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def copies(
+    num_images: int, *, identical: Sequence[tuple[int, int]] = (), copied: Sequence[tuple[int, int]] = ()
+) -> Copies:
+    identical_of = np.arange(num_images)
+    for first, second in identical:
+        identical_of[second] = first
+    kinds = ["identical"] * len(identical) + ["copy"] * len(copied)
+    return Copies(
+        group_of=identical_of, identical_of=identical_of, series_of=identical_of,
+        pairs=np.array([*identical, *copied], np.int64).reshape(-1, 2), kinds=np.array(kinds, dtype=str),
+        scores=np.ones(len(kinds), np.float32), is_mirrored=np.zeros(len(kinds), bool),
+    )  # fmt: skip
+
+
+def test_copies_become_a_group_in_one_split_and_conflicts_go():
+    images = table(
+        ("1", "a", "train", "p1", "1"),
+        ("2", "a", "test", "p2", "1"),  # a copy of 1
+        ("3", "a", "valid", "p2", "3"),  # the same patient as 2
+        ("4", "b", "train", "p4", "4"),
+        ("5", "a", "test", "p5", "4"),  # a copy of 4 with another label
+        ("6", "b", "test", "p6", "6"),
+        ("7", None, None, "p7", "7"),
+    )
+    found = fix(images, copies(7, copied=[(0, 1), (3, 4)])).to_pylist()
+    assert [(row["image_id"], row["split"], row["group_id"]) for row in found] == [
+        ("1", "train", "p1"),
+        ("2", "train", "p1"),
+        ("3", "train", "p1"),
+        ("6", "test", "p6"),
+        ("7", None, "p7"),
+    ]
+    assert found[1] == {"image_id": "2", "uri": "/data/2", "label": "a", "split": "train", "group_id": "p1"}
+
+
+def test_only_the_copies_with_another_label_go_not_their_whole_series():
+    """Slices of a series are a chain: 0 is a copy of 1, 1 of 2, 2 of 3; only 2 and 3 disagree."""
+    rows = [(str(place), label, None, f"p{place}", "0") for place, label in enumerate("aaabb")]
+    found = fix(table(*rows), copies(5, copied=[(0, 1), (1, 2), (2, 3)])).to_pylist()
+    assert [row["image_id"] for row in found] == ["0", "1", "4"]
+
+
+def test_of_identical_images_all_go_if_two_disagree():
+    """Each is paired with the first one only, and so is the copy 3."""
+    rows = [(str(place), label, None, f"p{place}", "0") for place, label in enumerate("abaa")]
+    found = fix(table(*rows), copies(4, identical=[(0, 1), (0, 2)], copied=[(0, 3)])).to_pylist()
+    assert found == []
+
+
+def test_a_labelled_image_without_a_split_is_one_of_train_where_there_are_splits():
+    images = table(
+        ("1", "a", None, "p1", "1"),
+        ("2", "a", "test", "p2", "1"),
+        ("3", None, "train", "p3", "3"),
+        ("4", "a", "test", "p4", "3"),  # nobody learns from the unlabelled 3
+    )
+    found = fix(images, copies(4, copied=[(0, 1), (2, 3)])).to_pylist()
+    assert [row["split"] for row in found] == ["train", "train", "train", "test"]
+    # Without any split, training cuts them, and the groups suffice.
+    without = images.set_column(images.column_names.index("split"), "split", pa.nulls(4, pa.string()))
+    assert [row["split"] for row in fix(without, copies(4, copied=[(0, 1)])).to_pylist()] == [None] * 4

@@ -1,0 +1,214 @@
+"""Suggestions beside Ray: what is selected from scored images, the table, the notes and the contact sheet."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pv
+import pytest
+from PIL import Image
+
+from tests.unit.data.test_manifest import make_table
+from tlray.bundle.novelty import Novelty
+from tlray.bundle.spec import BundleSpec
+from tlray.data.listing import list_images
+from tlray.errors import DataError
+from tlray.inference import contact_sheet, predictions, selection
+from tlray.inference import suggest as suggesting
+from tlray.inference.predictor import Scores
+from tlray.inference.selection import BY_UNCERTAINTY, Scored
+
+SPEC = BundleSpec(
+    classes=("=a", "b", "c"), image_size_px=8, preprocessing="unit", backbone="b", weights="w",
+    thresholds={"max_ood_score": 0.5},
+)  # fmt: skip
+NO_SCORE = dataclasses.replace(SPEC, thresholds={})
+
+
+def make_scored(
+    probs: Sequence[Sequence[float] | None], ood_scores: Sequence[float], places: Sequence[Sequence[float]] | None
+) -> Scored:
+    """Scored images without labels, of which the fifth one belongs to a patient; None: the file is empty."""
+    num_images = len(probs)
+    images = make_table(*((None, None, "-p" if number == 4 else f"{number:05}") for number in range(num_images)))
+    codes = np.array(["" if each else "empty" for each in probs])
+    batch = {
+        "probabilities": np.array([each or [math.nan] * 3 for each in probs], np.float32),
+        "ood_score": np.array(ood_scores, np.float32),
+        "sha256": np.array(images["image_id"].to_pylist()),
+        "error_code": codes,
+        "error": codes,
+    }
+    table = predictions.prediction_table(images, batch, SPEC, "5" * 64)
+    return Scored(predictions=table, places_BC=None if places is None else np.array(places, np.float16))
+
+
+PROBS = [[0.5, 0.4, 0.1], [0.5, 0.4, 0.1], None, [0.34, 0.33, 0.33], [0.1, 0.8, 0.1], [0.02, 0.96, 0.02]]
+"""Uncertainties: 0.859, 0.859, not known, 1.000, 0.582, 0.178."""
+
+SIX = make_scored(PROBS, [0.1, 0.1, math.nan, 0.9, 0.1, 0.1], [[1, 0], [1, 0], [math.nan] * 2, [1, 1], [0, 1], [-1, 0]])
+"""The second image is a copy of the first one, the third one is empty, the fourth one is foreign."""
+
+
+def test_every_image_is_selected_or_counted():
+    found = selection.select(SIX, SPEC, count=4)
+    assert found.rows["image_id"].to_pylist() == ["00000", "00004", "00005"]
+    assert found.probs_BK.tolist() == [pytest.approx(PROBS[place]) for place in (0, 4, 5)]
+    summary = selection.summarize(found, SPEC)
+    assert summary.pop("uncertainty_range") == pytest.approx([0.1781, 0.8587], abs=1e-4)
+    assert summary == {
+        "num_scored": 5, "num_by_error": {"empty": 1}, "num_foreign": 1, "num_suggested": 3, "is_diverse": True,
+        "max_ood_score": 0.5, "copy_distance": 0.02,
+    }  # fmt: skip
+    assert selection.notes_on(found, count=3, max_shown=200) == ()
+    assert selection.notes_on(found, count=4, max_shown=2) == (
+        "Only 3 images are suggested, not 4: the other 1 images are copies of these.",
+        "The contact sheet shows the first 2 images.",
+    )
+
+
+@pytest.mark.parametrize("places", [None, [[math.nan] * 2] * 6])
+def test_where_places_are_not_known_uncertainty_alone_counts_and_a_note_says_so(places):
+    found = selection.select(make_scored(PROBS, [math.nan] * 6, places), NO_SCORE, count=9)
+    assert found.rows["image_id"].to_pylist() == ["00003", "00000", "00001", "00004", "00005"]
+    assert (found.num_foreign, found.is_diverse) == (0, False)
+    assert selection.summarize(found, NO_SCORE)["max_ood_score"] is None
+    assert selection.notes_on(found, count=9, max_shown=200) == (
+        BY_UNCERTAINTY,
+        "Only 5 images are suggested, not 9: there are no more to choose from.",
+    )
+
+
+def test_where_nothing_can_be_selected_this_is_an_error():
+    with pytest.raises(DataError, match=r"None of the 1 images without a label could be scored, for example '/00000'"):
+        selection.select(make_scored([None], [math.nan], None), SPEC, count=1)
+    with pytest.raises(DataError, match=r"All 2 images .* \(their ood_score is above 0.5\), so none is suggested"):
+        selection.select(make_scored(PROBS[:2], [0.6, 0.7], [[1, 0], [0, 1]]), SPEC, count=1)
+
+
+def test_the_table_has_no_formulas():
+    table = selection.csv_table(selection.select(SIX, SPEC, count=2), SPEC.classes)
+    assert table.column_names == [
+        *("rank", "image_id", "uri", "label", "predicted_label", "confidence", "uncertainty", "second_label"),
+        "group_id",
+    ]
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        (1, "00000", "/00000", None, "'=a", 0.5, pytest.approx(0.8587, abs=1e-4), "b", None),
+        (2, "00004", "/00004", None, "b", pytest.approx(0.8), pytest.approx(0.5817, abs=1e-4), "'=a", "'-p"),
+    ]
+
+
+def test_the_table_is_a_manifest_once_its_labels_are_filled_in(tmp_path):
+    path = tmp_path / "suggestions.csv"
+    pv.write_csv(selection.csv_table(selection.select(SIX, SPEC, count=3), SPEC.classes), path)
+    assert list_images(str(path)).table["label"].to_pylist() == [None] * 3
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["label"], rows[2]["label"] = "b", "c"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = list_images(str(path)).table.select(["image_id", "uri", "label", "split", "group_id"])
+    assert [tuple(row.values()) for row in found.to_pylist()] == [
+        ("00000", "/00000", "b", None, "00000"),
+        ("00004", "/00004", None, None, "'-p"),
+        ("00005", "/00005", "c", None, "00005"),
+    ]
+
+
+def test_images_that_have_a_label_are_left_out():
+    table = make_table(("a", None, "1"), (None, None, "2"))
+    assert suggesting.without_labels(table, "d")["image_id"].to_pylist() == ["00001"]
+    with pytest.raises(DataError, match=r"All 1 images of 'd' have labels \(the names of folders count as labels\)"):
+        suggesting.without_labels(table.slice(0, 1), "d")
+
+
+# Scored batches
+
+NOVELTY = Novelty(mean=np.zeros(4, np.float32), basis=np.eye(2, 4, dtype=np.float32), threshold=0.5)
+PROBS_K, PLACE_C = np.array([0.5, 0.25, 0.25], np.float32), np.array([1, 2], np.float32)
+
+
+def make_predictor(novelty: Novelty | None) -> Any:
+    """A stand-in for a predictor that says the same about every image."""
+
+    def score(images_BHWC: np.ndarray) -> Scores:
+        num_images = len(images_BHWC)
+        probs_BK, ood_scores = np.tile(PROBS_K, (num_images, 1)), np.zeros(num_images, np.float32)
+        if novelty is None or not num_images:
+            return Scores(probs_BK=probs_BK, ood_scores=np.full(num_images, math.nan, np.float32))
+        return Scores(probs_BK=probs_BK, ood_scores=ood_scores, places_BC=np.tile(PLACE_C, (num_images, 1)))
+
+    return SimpleNamespace(bundle=SimpleNamespace(spec=SPEC), novelty=novelty, score=score)
+
+
+def make_batch(*codes: str) -> dict[str, Any]:
+    num_images = len(codes)
+    return {
+        "row": np.arange(num_images), "image": np.zeros((num_images, 8, 8, 3), np.uint8),
+        "epoch": np.zeros(num_images), "weight": np.ones(num_images), "sha256": np.full(num_images, "f00"),
+        "error_code": np.array(codes), "error": np.array(codes),
+    }  # fmt: skip
+
+
+def test_a_batch_tells_places_where_the_bundle_knows_them():
+    found = suggesting.score_batch(make_predictor(NOVELTY), make_batch("", "empty", ""))
+    assert set(found) == {"row", "sha256", "error_code", "error", "probabilities", "ood_score", "places"}
+    assert found["places"].dtype == np.float16
+    np.testing.assert_array_equal(found["places"], [[1, 2], [math.nan, math.nan], [1, 2]])
+    np.testing.assert_array_equal(found["ood_score"], [0, math.nan, 0])
+    np.testing.assert_array_equal(found["probabilities"], [[0.5, 0.25, 0.25], [math.nan] * 3, [0.5, 0.25, 0.25]])
+    # All batches have the same columns, also those without a readable image.
+    found = suggesting.score_batch(make_predictor(NOVELTY), make_batch("empty", "empty"))
+    assert found["places"].shape == (2, 2)
+    assert np.isnan(found["places"]).all()
+    assert "places" not in suggesting.score_batch(make_predictor(None), make_batch("", "empty"))
+
+
+# The contact sheet
+
+
+def make_images(root: Path, num_images: int) -> pa.Table:
+    """Grey images, each lighter than the one before it."""
+    for number in range(num_images):
+        Image.fromarray(np.full((10, 20), 10 * number, np.uint8)).save(root / f"{number}.png")
+    uris = [str(root / f"{number}.png") for number in range(num_images)]
+    return pa.table({"uri": uris, "predicted_label": ["b"] * num_images})
+
+
+def test_the_sheet_has_rows_of_ten_thumbnails(tmp_path):
+    rows = make_images(tmp_path, 12)
+    (tmp_path / "11.png").unlink()
+    sheet = Image.open(io.BytesIO(suggesting.draw_sheet(rows, None)))
+    assert (sheet.format, sheet.mode, sheet.size) == ("PNG", "RGB", (8 + 10 * 136, 8 + 2 * 154))
+    pixels_HWC = np.asarray(sheet)
+    middles = [(8 + 154 * (number // 10) + 64, 8 + 136 * (number % 10) + 64) for number in range(13)]
+    shown = [pixels_HWC[middle].tolist() for middle in middles]
+    assert shown[:11] == [[10 * number] * 3 for number in range(11)]
+    assert shown[11:] == [[211] * 3, [255] * 3]  # one that cannot be read any more, and the end
+    captions = [pixels_HWC[y + 64 : y + 82, x - 64 : x + 64] for y, x in middles]
+    assert [bool(caption.min() < 200) for caption in captions] == [True] * 12 + [False]
+
+
+def test_the_sheet_shows_the_first_images_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(suggesting, "MAX_SHOWN", 3)
+    sheet = Image.open(io.BytesIO(suggesting.draw_sheet(make_images(tmp_path, 5), None)))
+    assert sheet.size == (8 + 3 * 136, 8 + 154)
+
+
+@pytest.mark.parametrize("caption", ["7 " + "adenocarcinoma." * 5, "7 腺癌\nnormal é", "7 " + "癌" * 90])
+def test_a_caption_stays_below_its_thumbnail(caption):
+    sheet = contact_sheet.draw([np.zeros((128, 128, 3), np.uint8)], [caption])
+    assert sheet.size == (8 + 136, 8 + 154)
+    pixels_HWC = np.asarray(sheet)
+    assert (pixels_HWC[:, -4:] == 255).all()
+    assert (pixels_HWC[-4:] == 255).all()
+    assert (pixels_HWC[8 + 128 :] < 200).any()

@@ -1,0 +1,92 @@
+"""Logits of images from probes that do not know their patients."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tlray.probe import regression
+
+NUM_GROUPS, GROUP_SIZE = 12, 5
+
+
+def telling_features(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Features that show a class, and the patient; the label is this class, except that of the first patient.
+
+    Returns:
+        Features, labels, groups, and the classes that the features show.
+    """
+    rng = np.random.default_rng(0)
+    number = np.repeat(np.arange(NUM_GROUPS), GROUP_SIZE)
+    labels = number % num_classes
+    shown = np.where(number == 0, 1, labels)
+    classes = np.eye(num_classes)[shown] + 0.1 * rng.normal(size=(len(number), num_classes))
+    features = np.concatenate([classes, np.eye(NUM_GROUPS)[number]], axis=1).astype(np.float16)
+    return features, labels, np.array([f"patient {each}" for each in number]), shown
+
+
+def out_of_fold(features, labels, groups, num_classes, *, balanced=False, inverse_penalty=10.0, num_folds=5, seed=0):
+    return regression.out_of_fold(
+        features, labels, groups,
+        num_classes=num_classes, balanced=balanced, inverse_penalty=inverse_penalty, num_folds=num_folds, seed=seed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_no_probe_knows_the_patient(num_classes):
+    features, labels, groups, shown = telling_features(num_classes)
+    logits_BK = out_of_fold(features, labels, groups, num_classes)
+    assert logits_BK is not None
+    assert (logits_BK.shape, logits_BK.dtype) == ((60, num_classes), np.float32)
+    assert logits_BK.argmax(axis=1).tolist() == shown.tolist()
+    # A probe that knows the patients gives their labels.
+    known = regression.fit(
+        features, labels, features, labels, num_classes=num_classes, balanced=False, inverse_penalties=(10.0,)
+    )
+    assert known.train_accuracy == 1
+
+
+def test_features_that_are_always_0_change_nothing_even_if_there_are_more_than_images():
+    features, labels, groups, _ = telling_features(3)
+    wide = np.concatenate([features, np.zeros((60, 100), np.float16)], axis=1)
+    found, expected = out_of_fold(wide, labels, groups, 3), out_of_fold(features, labels, groups, 3)
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.03 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("counts", "num_folds"), [((20, 10), 5), ((20, 10), 2), ((20, 10, 10), 5)])
+def test_without_any_difference_the_logits_assume_the_shares(counts, num_folds, balanced):
+    """Each probe is fitted on the same part of each class, such as four fifths."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    groups = np.array([str(number) for number in range(len(labels))])
+    features = np.ones((len(labels), 3))
+    logits_BK = out_of_fold(features, labels, groups, len(counts), balanced=balanced, num_folds=num_folds)
+    assert logits_BK is not None
+    expected = 0 if balanced else math.log(10 / 20)
+    np.testing.assert_allclose(logits_BK[:, 1:] - logits_BK[:, :1], expected, atol=0.01)
+
+
+def test_the_seed_decides_the_folds():
+    features, labels, groups, _ = telling_features(2)
+    found = [out_of_fold(features, labels, groups, 2, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    first, again, *others = (np.asarray(logits_BK) for logits_BK in found)
+    assert np.array_equal(first, again)
+    assert not all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("of_second", "is_known"),
+    [(["x"] * 5, False), (["x", "x", "x", "y", "y"], True), ([], False)],
+    ids=["one group", "two groups", "no image"],
+)
+def test_a_class_needs_two_groups(of_second, is_known):
+    labels = np.array([0] * 10 + [1] * len(of_second))
+    groups = np.array([*map(str, range(10)), *of_second])
+    features = np.random.default_rng(0).normal(size=(len(labels), 4))
+    found = out_of_fold(features, labels, groups, 2, inverse_penalty=0.1)
+    assert (found is not None) is is_known
+    if found is not None:
+        assert np.isfinite(found).all()
+        assert (np.abs(found).sum(axis=1) > 0).all()  # each image was held out once

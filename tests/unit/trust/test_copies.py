@@ -1,0 +1,166 @@
+"""Groups of copies in small sets of phantoms, and the report on them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tlray.data import phantom_drawing, phantoms
+from tlray.data.looks import THUMBNAIL_PX
+from tlray.errors import DataError
+from tlray.trust import copies
+from tlray.trust.copies import Copies, describe, find_candidates, find_copies
+
+NUM_PATIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def thumbnails():
+    """A slice of each of 6 patients."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(NUM_PATIENTS):
+        anatomy = phantoms.sample_anatomy(rng)
+        drawn.append(phantom_drawing.render_slice(anatomy, None, rng=rng, size_px=THUMBNAIL_PX))
+    return np.stack(drawn)
+
+
+def names(thumbnails):
+    return [str(hash(thumbnail.tobytes())) for thumbnail in thumbnails]
+
+
+def test_groups_of_identical_mirrored_and_scribbled_pictures(thumbnails):
+    scribbled = thumbnails[3].copy()
+    scribbled[20:22, 10:80] = 255
+    images = np.concatenate([thumbnails, thumbnails[[1, 1]], thumbnails[2:3, :, ::-1], scribbled[None]])
+    features = np.random.default_rng(0).normal(size=(10, 40)).astype(np.float16)
+    for given in (None, features):
+        found = find_copies(given, images, names(images))
+        assert found.group_of.tolist() == [*range(6), 1, 1, 2, 3]
+        assert found.identical_of.tolist() == [*range(6), 1, 1, 8, 9]
+        is_copy = found.kinds != "neighbour"
+        assert found.pairs[is_copy].tolist() == [[1, 6], [1, 7], [2, 8], [3, 9]]
+        assert found.kinds[is_copy].tolist() == ["identical", "identical", "copy", "copy"]
+        assert found.is_mirrored[is_copy].tolist() == [False, False, True, False]
+        assert found.scores[:3] == pytest.approx([1.0, 1.0, 1.0], abs=1e-3)
+        assert 0.94 < found.scores[is_copy][3] < 1.0
+
+
+def test_a_chain_of_copies_is_one_group():
+    pairs = np.array([[0, 2], [2, 4], [3, 5]])
+    assert copies._components(pairs, 6).tolist() == [0, 1, 0, 3, 0, 3]
+    assert copies._components(np.empty((0, 2), np.int64), 3).tolist() == [0, 1, 2]
+
+
+def test_the_same_thumbnail_with_other_pixels_is_a_copy(thumbnails):
+    images = thumbnails[[0, 1, 0]]
+    found = find_copies(None, images, ["a", "b", "c"])
+    assert found.pairs[0].tolist() == [0, 2]
+    assert (found.kinds[0], found.scores[0]) == ("copy", 1.0)
+    assert found.identical_of.tolist() == [0, 1, 2]
+
+
+def test_candidates_by_features_alone_are_the_nearest_cosines(thumbnails, monkeypatch):
+    monkeypatch.setattr(copies, "_search_thumbnails", lambda *_: np.empty(0, np.int64))
+    angles = np.deg2rad([0.0, 1.0, 50.0, 53.0, 120.0])
+    lengths = np.array([1.0, 90.0, 3.0, 0.1, 7.0])
+    features = lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = find_candidates(features, thumbnails[:5], num_nearest=1)
+    assert found.tolist() == [[0, 1], [2, 3], [3, 4]]
+
+
+def test_candidates_by_thumbnails_are_those_of_a_full_search(thumbnails):
+    images = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
+    found = find_candidates(None, images, num_nearest=1)
+    assert {(index, index + NUM_PATIENTS) for index in range(NUM_PATIENTS)} <= set(map(tuple, found.tolist()))
+    rows = copies._descriptors(images)
+    cosines = rows @ rows.T - 2 * np.eye(len(rows))
+    for index, other in enumerate(cosines.argmax(axis=1).tolist()):
+        assert [min(index, other), max(index, other)] in found.tolist()
+    assert (found[:, 0] < found[:, 1]).all()
+    assert len(np.unique(found, axis=0)) == len(found)
+
+
+def test_chunks_make_no_difference(thumbnails, monkeypatch):
+    whole = find_candidates(None, thumbnails, num_nearest=2)
+    monkeypatch.setattr(copies, "_CHUNK_ROWS", 5)
+    assert find_candidates(None, thumbnails, num_nearest=2).tolist() == whole.tolist()
+
+
+def test_a_zoom_takes_the_wanted_part():
+    picture = np.broadcast_to(np.arange(100), (1, 100, 100))
+    left, right = copies._zoom(picture, 0.0, 0.5), copies._zoom(picture, 1.0, 0.5)
+    assert (left[0, 0, 0], left[0, 0, -1]) == (0, 93)
+    assert (right[0, 0, 0], right[0, 0, -1]) == (6, 99)
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_sets_without_pairs(thumbnails, num_images):
+    found = find_copies(None, thumbnails[:num_images], names(thumbnails[:num_images]))
+    assert found.group_of.tolist() == list(range(num_images))
+    assert len(found.pairs) == len(found.kinds) == 0
+
+
+def test_blank_images_are_copies_of_none(thumbnails):
+    """Each patient may have one: they would join all patients to one group."""
+    images = np.zeros((6, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    images[2:4] = 9
+    images[4:] = thumbnails[0]
+    found = find_copies(np.zeros((6, 3)), images, names(images))
+    assert found.group_of.tolist() == [0, 1, 2, 3, 4, 4]
+    assert found.pairs.tolist() == [[4, 5]]
+
+
+def test_numbers_that_do_not_fit_are_refused(thumbnails):
+    with pytest.raises(DataError, match="2 digests and 6 thumbnails"):
+        find_copies(None, thumbnails, ["a", "b"])
+    with pytest.raises(DataError, match="features of 3 images and 6 thumbnails"):
+        find_copies(np.ones((3, 2)), thumbnails, names(thumbnails))
+
+
+TABLE = pa.table(
+    {
+        "image_id": list("abcdefg"),
+        "split": ["train", "train", "test", "train", None, "train", "test"],
+        "label": ["x", "x", "x", "y", None, "x", "y"],
+    }
+)
+
+
+def test_a_report_by_hand():
+    found = Copies(
+        identical_of=np.array([0, 0, 2, 3, 4, 5, 6]),
+        group_of=np.array([0, 0, 0, 3, 4, 3, 4]),
+        series_of=np.array([0, 0, 0, 0, 4, 0, 4]),
+        pairs=np.array([[0, 1], [0, 2], [3, 5], [4, 6], [0, 3]]),
+        kinds=np.array(["identical", "copy", "copy", "copy", "neighbour"]),
+        scores=np.ones(5, np.float32),
+        is_mirrored=np.zeros(5, bool),
+    )
+    report = describe(found, TABLE)
+    assert report["num_pairs"] == {"identical": 1, "copy": 3, "neighbour": 1}
+
+    def figures(group):
+        finding = [
+            report[group],
+            *(report[group][name] for name in ("within_split", "across_splits", "conflicting_labels")),
+        ]
+        return [(found["num_groups"], found["num_images"]) for found in finding]
+
+    assert figures("identical") == [(1, 2), (1, 2), (0, 0), (0, 0)]
+    assert figures("copies") == [(3, 7), (2, 5), (1, 3), (1, 2)]  # a null label contradicts none, and a null split
+    assert figures("series") == [(2, 7), (1, 5), (1, 5), (1, 5)]
+    assert [image["image_id"] for image in report["copies"]["across_splits"]["examples"][0]["images"]] == list("acb")
+    assert report["copies"]["conflicting_labels"]["examples"] == [
+        {
+            "images": [
+                {"image_id": "d", "split": "train", "label": "y"},
+                {"image_id": "f", "split": "train", "label": "x"},
+            ]
+        }
+    ]
+
+
+def test_a_report_on_other_images_is_refused(thumbnails):
+    found = find_copies(None, thumbnails[:1], ["a"])
+    with pytest.raises(DataError, match="has 7 images, the copies are of 1"):
+        describe(found, TABLE)

@@ -1,0 +1,236 @@
+"""Intervals over groups: known values, that they cover the truth, and what they say where the data says little."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk_metrics
+
+from tlray.errors import DataError
+from tlray.trust.groups import effective_size_of_share
+from tlray.trust.intervals import bootstrap, metric_intervals
+from tlray.trust.paired_models import compare_paired
+
+
+def probabilities(predicted, num_classes=2, confidence=0.9):
+    rest = (1 - confidence) / (num_classes - 1)
+    return np.where(np.eye(num_classes, dtype=bool)[predicted], confidence, rest)
+
+
+def of(labels, probs_BK, groups=None):
+    labels = np.array(labels)
+    groups = np.arange(len(labels)) if groups is None else np.array(groups)
+    return metric_intervals(labels, probs_BK, groups)
+
+
+def simulated(rng, num_patients, num_classes=3, signal=2.0):
+    """Patients with 1 to 10 images each, which share part of their noise."""
+    labels = rng.permutation(np.arange(num_patients) % num_classes)
+    groups = np.repeat(np.arange(num_patients), rng.integers(1, 11, num_patients))
+    logits_BK = rng.normal(size=(num_patients, num_classes))[groups] + rng.normal(size=(len(groups), num_classes))
+    logits_BK[np.arange(len(groups)), labels[groups]] += signal
+    probs_BK = np.exp(logits_BK)
+    return labels[groups], probs_BK / probs_BK.sum(axis=1, keepdims=True), groups
+
+
+def test_values_are_those_of_scikit_learn():
+    labels, probs_BK, groups = simulated(np.random.default_rng(0), 60)
+    probs_BK = probs_BK.round(2) + 1e-3  # equal scores, too
+    probs_BK /= probs_BK.sum(axis=1, keepdims=True)
+    predicted = probs_BK.argmax(axis=1)
+    found = of(labels, probs_BK, groups)
+    assert found.accuracy.value == pytest.approx(sk_metrics.accuracy_score(labels, predicted))
+    assert found.balanced_accuracy.value == pytest.approx(sk_metrics.balanced_accuracy_score(labels, predicted))
+    assert found.f1_macro.value == pytest.approx(sk_metrics.f1_score(labels, predicted, average="macro"))
+    assert found.log_loss.value == pytest.approx(sk_metrics.log_loss(labels, probs_BK))
+    auroc = sk_metrics.roc_auc_score(labels, probs_BK, multi_class="ovr")
+    assert found.auroc_macro.value == pytest.approx(auroc)
+    recalls = sk_metrics.recall_score(labels, predicted, average=None)  # pyright: ignore[reportArgumentType]
+    assert [each.value for each in found.sensitivities] == pytest.approx(recalls)
+    for index, each in enumerate(found.specificities):
+        assert each.value == pytest.approx(np.mean(predicted[labels != index] != index))
+
+
+def test_accuracy_of_single_images_has_wilsons_interval_with_student_t():
+    labels = np.zeros(100, int)
+    found = of(labels, probabilities([1] * 20 + [0] * 80)).accuracy
+    t, size = stats.t.ppf(0.975, 99), 100
+    centre = (0.8 + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t * math.sqrt(0.16 / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, centre - half, centre + half))
+
+
+def test_images_of_a_patient_count_as_one_if_they_agree():
+    labels, predicted = np.zeros(100, int), np.array([1] * 20 + [0] * 80)
+    single = of(labels, probabilities(predicted)).accuracy
+    repeated = of(np.repeat(labels, 7), probabilities(np.repeat(predicted, 7)), np.repeat(np.arange(100), 7)).accuracy
+    # The variance is the same; as a share of that of independent images it makes 99.14 of them, in place of 100.
+    assert (repeated.low, repeated.high) == pytest.approx((single.low, single.high), abs=5e-4)
+
+
+@pytest.mark.parametrize(("right", "value"), [(True, 1.0), (False, 0.0)])
+def test_all_right_or_all_wrong_has_an_interval_with_a_width(right, value):
+    labels = np.arange(40) % 2
+    found = of(labels, probabilities(labels if right else 1 - labels))
+    t = stats.t.ppf(0.975, 39)
+    edge = t**2 / (40 + t**2)  # Wilson's bound of 0 of 40
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((1 - edge, 1) if right else (0, edge))
+    t = stats.t.ppf(0.975, 19)
+    edge = t**2 / (20 + t**2)  # 20 images of each class
+    for each in (found.balanced_accuracy, found.f1_macro, found.auroc_macro, *found.sensitivities):
+        assert each.value == value
+        assert (each.low, each.high) == pytest.approx((1 - edge, 1) if right else (0, edge))
+
+
+def test_groups_of_unequal_size_count_as_fewer_where_all_are_right():
+    found = of([0] * 6, probabilities([0] * 6), [0, 0, 0, 0, 1, 2]).accuracy
+    t, size = stats.t.ppf(0.975, 2), 36 / 18
+    assert (found.low, found.high) == pytest.approx((size / (size + t**2), 1))
+
+
+def test_one_group_or_one_image_tells_nothing():
+    for labels, groups in (([0], None), ([0, 1, 0, 1], [7, 7, 7, 7])):
+        found = of(labels, probabilities(labels), groups)
+        assert (found.accuracy.value, found.accuracy.low, found.accuracy.high) == (1, 0, 1)
+        assert (found.balanced_accuracy.low, found.balanced_accuracy.high) == (0, 1)
+        assert found.log_loss.value == pytest.approx(-math.log(0.9))
+        assert (found.log_loss.low, found.log_loss.high) == (0, math.inf)
+
+
+def test_a_class_without_images():
+    found = of([0, 0, 1, 1] * 5, probabilities([0, 2, 1, 1] * 5, 3))
+    assert [each.value for each in found.sensitivities] == pytest.approx([0.5, 1, math.nan], nan_ok=True)
+    assert math.isnan(found.sensitivities[2].low)
+    assert [each.value for each in found.specificities] == pytest.approx([1, 1, 0.75])
+    assert found.balanced_accuracy.value == 0.75
+    assert found.f1_macro.value == pytest.approx((2 / 3 + 1) / 2)
+    assert math.isnan(found.auroc_macro.value)
+
+
+def test_one_class_only():
+    found = of([1] * 10, probabilities([1] * 9 + [0]))
+    assert (found.accuracy.value, found.balanced_accuracy.value) == (0.9, 0.9)
+    assert math.isnan(found.specificities[1].value)
+    assert math.isnan(found.auroc_macro.high)
+
+
+def test_a_class_with_a_single_group_leaves_averages_open():
+    labels = [0] * 10 + [1]
+    found = of(labels, probabilities(labels))
+    assert (found.balanced_accuracy.low, found.balanced_accuracy.high) == (0, 1)
+    assert found.accuracy.low > 0.6
+
+
+@pytest.mark.parametrize("accuracy", [0.7, 0.85, 0.95])
+def test_the_interval_of_accuracy_covers_the_truth(accuracy):
+    """200 sets of 40 patients; each has an accuracy of its own, so that images correlate by 0.2."""
+    rng = np.random.default_rng(0)
+    num_covered = 0
+    for _ in range(200):
+        groups = np.repeat(np.arange(40), rng.integers(1, 11, 40))
+        is_right = rng.random(len(groups)) < rng.beta(4 * accuracy, 4 * (1 - accuracy), 40)[groups]
+        labels = np.zeros(len(groups), int)
+        found = metric_intervals(labels, probabilities((~is_right).astype(int)), groups)
+        num_covered += found.accuracy.low <= accuracy <= found.accuracy.high
+    assert 0.92 <= num_covered / 200 <= 0.98
+
+
+def test_the_intervals_of_averages_cover_the_truth():
+    rng = np.random.default_rng(0)
+    names = ("balanced_accuracy", "f1_macro", "auroc_macro", "log_loss")
+    truth = metric_intervals(*simulated(rng, 9000))
+    num_covered = dict.fromkeys(names, 0)
+    for _ in range(200):
+        found = metric_intervals(*simulated(rng, 60))
+        for name in names:
+            interval = getattr(found, name)
+            num_covered[name] += interval.low <= getattr(truth, name).value <= interval.high
+    assert all(0.92 <= each / 200 <= 0.99 for each in num_covered.values()), num_covered
+
+
+def test_any_metric_of_weights_can_be_bootstrapped():
+    labels, probs_BK, groups = simulated(np.random.default_rng(0), 100)
+    is_right = probs_BK.argmax(axis=1) == labels
+
+    def balanced(weights):
+        return float(
+            np.mean([np.average(is_right[labels == each], weights=weights[labels == each]) for each in range(3)])
+        )
+
+    expected = of(labels, probs_BK, groups).balanced_accuracy
+    found = bootstrap(balanced, groups, np.random.default_rng(0), labels=labels, num_resamples=1000)
+    assert found.value == pytest.approx(expected.value)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    right = bootstrap(lambda weights: float(weights.sum() / weights.sum()), np.arange(9), np.random.default_rng(0))
+    t = stats.t.ppf(0.975, 8)
+    assert (right.low, right.high) == pytest.approx((9 / (9 + t**2), 1))
+
+
+def test_a_paired_comparison_by_hand():
+    labels = np.zeros(20, int)
+    predicted = np.array([0] * 6 + [1] * 1 + [0] * 13)
+    reference = np.array([1] * 6 + [0] * 14)
+    found = compare_paired(labels, predicted, reference, np.arange(20))
+    assert (found.num_gained, found.num_lost) == (6, 1)
+    assert found.p_value == pytest.approx(2 * (1 + 7) / 2**7)  # 0 or 1 of 7, two-sided
+    # Agresti and Min, with Student's t of 19 degrees of freedom.
+    size, t = 20, stats.t.ppf(0.975, 19)
+    centre = size * 0.25 / (size + 2)
+    half = t * math.sqrt(size * 0.35 + 1 - (size * 0.25) ** 2 / (size + 2)) / (size + 2)
+    interval = found.difference
+    assert interval.value == pytest.approx(0.25)
+    assert (interval.low, interval.high) == pytest.approx((centre - half, centre + half))
+
+
+def test_two_models_that_agree_everywhere():
+    labels = np.zeros(30, int)
+    found = compare_paired(labels, labels, labels, np.arange(30))
+    assert (found.num_gained, found.num_lost, found.p_value, found.difference.value) == (0, 0, 1.0, 0.0)
+    half = stats.t.ppf(0.975, 29) / 32
+    assert (found.difference.low, found.difference.high) == pytest.approx((-half, half))
+    alone = compare_paired(labels, labels, 1 - labels, np.zeros(30)).difference
+    assert (alone.value, alone.low, alone.high) == (1, -1, 1)
+
+
+def test_the_paired_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    num_covered = 0
+    for _ in range(200):
+        groups = np.repeat(np.arange(40), rng.integers(1, 11, 40))
+        wrong = rng.random(len(groups)) < rng.beta(0.6, 3.4, 40)[groups]  # 15 % on average
+        wrong_reference = rng.random(len(groups)) < rng.beta(1, 3, 40)[groups]  # 25 %
+        labels = np.zeros(len(groups), int)
+        found = compare_paired(labels, wrong.astype(int), wrong_reference.astype(int), groups)
+        num_covered += found.difference.low <= 0.1 <= found.difference.high
+    assert 0.92 <= num_covered / 200 <= 0.98
+
+
+def test_effective_size_of_a_share():
+    assert effective_size_of_share(np.array([True, False] * 4), np.repeat(np.arange(4), 2)) == 8  # groups do not differ
+    # Groups of 2 that agree, 2 of 4 true: variance 4 (1 / 8)^2 4 / 3 = 1 / 12; independent images 0.25 / 7.
+    assert effective_size_of_share(np.array([True] * 4 + [False] * 4), np.repeat(np.arange(4), 2)) == pytest.approx(
+        8 * (0.25 / 7) / (1 / 12)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "probs", "groups", "message"),
+    [
+        ([0], [[math.nan, 0.5]], [0], "finite and in"),
+        ([0], [[1.5, 0.5]], [0], "finite and in"),
+        ([2], [[0.5, 0.5]], [0], "Labels must be integers"),
+        ([0.5], [[0.5, 0.5]], [0], "Labels must be integers"),
+        ([0, 1], [[0.5, 0.5]], [0], "must match"),
+        ([0], [[0.5, 0.5]], [0, 1], "needs a group"),
+    ],
+)
+def test_what_does_not_fit_is_refused(labels, probs, groups, message):
+    with pytest.raises(DataError, match=message):
+        of(labels, np.array(probs), groups)
+    assert issubclass(DataError, ValueError)
+
+
+def test_a_comparison_needs_predictions_of_each_image():
+    with pytest.raises(DataError, match="must predict each image"):
+        compare_paired(np.zeros(2), np.zeros(2), np.zeros(3), np.zeros(2))

@@ -1,0 +1,260 @@
+"""Compares two bundles on the same labelled images (`tlray compare`): scores the images with both, writes the result.
+
+The figures come from `tlray.evaluation.paired`.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pv
+
+from tlray.bundle import store
+from tlray.bundle.spec import BundleSpec
+from tlray.bundle.store import Bundle
+from tlray.cluster import capacity, connection, locations, plans
+from tlray.cluster.plans import ScorePlan
+from tlray.config.prediction import CompareConfig
+from tlray.config.values import parse_columns
+from tlray.data.labels import match_classes, read_class_map
+from tlray.data.listing import list_images
+from tlray.engines import choice
+from tlray.engines.kinds import EngineKind
+from tlray.errors import ConfigError, DataError, ImageErrorCode, TlrayError, some
+from tlray.evaluation import evaluate
+from tlray.evaluation.paired import SIDES, csv_table, measure, pair
+from tlray.files import storage
+from tlray.inference import score
+from tlray.progress import Progress
+
+COMPARISON_JSON = "comparison.json"
+COMPARISON_CSV = "comparison.csv"
+KIND = "comparison"
+NAMES = frozenset({COMPARISON_JSON, COMPARISON_CSV})
+
+SEEN = (
+    "--split {} includes the training images, on which an accuracy means little. Give --split test; if the training "
+    "cut the splits, the manifest.parquet of its run has them and can be given as --data."
+)
+"""Warning about a comparison on images that a bundle was trained on."""
+
+SMALLEST_P = 0.001
+"""Smallest p value that people are shown as a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareResult:
+    """The result of a comparison.
+
+    Attributes:
+        out: The output directory.
+        split: The split that the bundles were compared on.
+        comparison: The content of `comparison.json`: the figures of `tlray.evaluation.paired.measure`; `split`,
+            `num_unlabelled` (images without a label, which were not scored) and `warnings`; and the location, sha256
+            and engine of both: `bundle`, `bundle_sha256`, `bundle_engine`, and the same for `reference`.
+        warnings: Warnings about the comparison, the gravest first.
+    """
+
+    out: str
+    split: str
+    comparison: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns lines for people, a name and a text each."""
+        found = self.comparison
+        value, low, high = (100 * each for each in (found["accuracy_difference"], *found["accuracy_difference_ci95"]))
+        gained, lost = found["num_only_bundle_right"], found["num_only_reference_right"]
+        num_failed = sum(found["num_by_error"].values())
+        p_value = f"below {SMALLEST_P}" if found["p_value"] < SMALLEST_P else f"{found['p_value']:.3f}"
+        return [
+            ("images", f"{found['num_images']} compared, {num_failed} failed, {found['num_unlabelled']} unlabelled"),
+            *((f"accuracy of the {side}", _accuracy(found[f"{side}_metrics"])) for side in SIDES),
+            ("difference", f"{value:+.1f} percentage points (95 %: {low:+.1f} to {high:+.1f})"),
+            ("conclusion", found["conclusion"]),
+            ("only one is right", f"the bundle for {gained} images, the reference for {lost}"),
+            ("p value", f"{p_value} (McNemar's exact test, which takes all images for independent)"),
+            *_sensitivities(found["bundle_metrics"]["per_class"], found["reference_metrics"]["per_class"]),
+            ("same label from both", f"{found['same_label_share']:.1%} of the images"),
+            ("only one marks 'refer'", f"{found['num_refer_differs']} images"),
+            ("all figures", f"{self.out}/{COMPARISON_JSON}"),
+            ("image by image", f"{self.out}/{COMPARISON_CSV}"),
+        ]
+
+
+def _accuracy(values: Mapping[str, Any]) -> str:
+    low, high = values["accuracy_ci95"]
+    return f"{values['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"
+
+
+def _sensitivities(bundle: Mapping[str, Any], reference: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns a line for each class that has images, given the metrics `per_class` of both."""
+    return [
+        (f"sensitivity of '{name}'", f"bundle {values['recall']:.3f}, reference {reference[name]['recall']:.3f}")
+        for name, values in bundle.items()
+        if values["support"]
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """One of the two bundles: its location, the verified bundle, and the engine and precision that run it."""
+
+    location: str
+    bundle: Bundle
+    kind: EngineKind
+
+
+def compare(config: CompareConfig) -> CompareResult:
+    """Scores the images of one split with two bundles, and writes which of the two is more often right.
+
+    `comparison.json` is written last.
+
+    Raises:
+        ConfigError: A setting cannot work, the two bundles are the same, or they have different classes.
+        DataError: The data has no such split, no labels, labels that the bundles do not know, or no usable image.
+        BundleError: A bundle cannot be used.
+        TlrayError: Most images were not found.
+    """
+    out = locations.output_location(config.out)
+    # First the checks that need no Ray.
+    storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    given = {"bundle": config.bundle, "reference": config.reference}
+    candidates = {side: _open(location, config) for side, location in given.items()}
+    check_bundles(candidates["bundle"].bundle, candidates["reference"].bundle)
+    specs = {side: each.bundle.spec for side, each in candidates.items()}
+    source = locations.input_location(config.data)
+    listed = list_images(source, columns=parse_columns(config.columns)).table
+    selected = evaluate.select_split(listed, config.split)
+    table = _labelled(selected, specs["bundle"].classes, config)
+    plan = _plan(out, source, candidates, config)
+    storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    predicted = {side: _score(side, each, table, plan, config) for side, each in candidates.items()}
+    paired = pair(predicted["bundle"], predicted["reference"])
+    warnings = (*data_warnings(specs, listed, config.split), *failure_warnings(paired.num_by_error))
+    comparison: dict[str, Any] = {
+        **measure(paired, {side: spec.classes for side, spec in specs.items()}),
+        "split": config.split,
+        "num_unlabelled": selected["label"].null_count,
+        "warnings": list(warnings),
+        **given,
+        **{f"{side}_sha256": each["bundle_sha256"][0].as_py() for side, each in predicted.items()},
+        **{f"{side}_engine": str(each.kind) for side, each in candidates.items()},
+    }
+    sink = pa.BufferOutputStream()
+    pv.write_csv(csv_table(paired), sink)
+    storage.write_bytes(storage.join(out, COMPARISON_CSV), sink.getvalue().to_pybytes())
+    storage.write_text(storage.join(out, COMPARISON_JSON), json.dumps(comparison, indent=2) + "\n")
+    return CompareResult(out=out, split=config.split, comparison=comparison, warnings=warnings)
+
+
+def _open(given: str, config: CompareConfig) -> _Candidate:
+    location = locations.input_location(given)
+    bundle = store.load(location)
+    kind = choice.for_bundle(bundle, config.engine, config.precision, use_gpu=config.use_gpu)
+    return _Candidate(location=location, bundle=bundle, kind=kind)
+
+
+def check_bundles(bundle: Bundle, reference: Bundle) -> None:
+    """Refuses two bundles that cannot be compared. The order of their classes may differ.
+
+    Raises:
+        ConfigError: They are the same bundle, or have different classes.
+    """
+    if bundle.sha256 == reference.sha256:
+        raise ConfigError(
+            f"--bundle and --reference are the same bundle (sha256 {bundle.sha256[:12]}…). Give two different ones."
+        )
+    classes, others = set(bundle.spec.classes), set(reference.spec.classes)
+    if classes != others:
+        raise ConfigError(
+            "--bundle and --reference have different classes. Only --bundle has: "
+            f"{some(classes - others) or 'none'}; only --reference has: {some(others - classes) or 'none'}. Give "
+            "bundles with the same class names."
+        )
+
+
+def _labelled(selected: pa.Table, classes: Sequence[str], config: CompareConfig) -> pa.Table:
+    """Returns the labelled images of a split, with classes of the bundles as labels."""
+    labelled = selected.filter(pc.field("label").is_valid())
+    if not labelled.num_rows:
+        raise DataError(
+            f"The images of '{config.data}' have no labels, which a comparison needs. Give a folder with a folder for "
+            "each class, or a table with labels."
+        )
+    return match_classes(labelled, classes, read_class_map(config.class_map) if config.class_map else None)
+
+
+def _plan(out: str, source: str, candidates: Mapping[str, _Candidate], config: CompareConfig) -> ScorePlan:
+    """Connects to Ray, checks that all its nodes can reach the locations, and returns how scoring uses its CPUs."""
+    connection.connect()
+    available = capacity.measure()
+    locations.check_shared(out, available)
+    for side, each in candidates.items():
+        locations.check_shared(each.location, available, option=f"--{side}")
+    locations.check_shared_images(source, config.columns, available)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    return plan
+
+
+def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, config: CompareConfig) -> pa.Table:
+    """Returns the predictions of one of the bundles, a row for each row of a manifest; see `score.predict`."""
+    tables: list[pa.Table] = []
+    num_done = 0
+    found = score.predict(candidate.location, table, plan=plan, kind=candidate.kind, batch_size=config.batch_size)
+    with Progress(f"Scoring with the {side}", table.num_rows, quiet=config.quiet) as progress:
+        for each in found:
+            tables.append(each)
+            num_done += each.num_rows
+            progress.update(num_done)
+    predicted = pa.concat_tables(tables)
+    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
+    if 2 * num_missing > predicted.num_rows:
+        raise TlrayError(
+            f"{num_missing} of {predicted.num_rows} images of '{config.data}' were not found. Check that the files are "
+            "there and that every node sees them, then run the same command again."
+        )
+    return predicted
+
+
+def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table, split: str) -> list[str]:
+    """Returns warnings where a bundle was trained on the data that it is compared on, the gravest first.
+
+    Args:
+        specs: For each of `SIDES` the description of its bundle.
+        listed: The manifest of all images of the data, as it was listed.
+        split: The split that the bundles are compared on, or `all`.
+    """
+    own = {side: spec for side, spec in specs.items() if _was_trained_on(spec, listed)}
+    seen = SEEN.format(split) if split in ("train", "all") else None
+    texts_of_kinds: list[dict[str, tuple[str, ...]]] = [
+        dict.fromkeys(own, (seen,) if seen else ()),
+        {side: spec.shortcuts for side, spec in own.items()},
+        {side: spec.leaks for side, spec in own.items()},
+    ]
+    found: list[str] = []
+    for texts_of in texts_of_kinds:
+        for text in dict.fromkeys(itertools.chain.from_iterable(texts_of.values())):
+            sides = [side for side, texts in texts_of.items() if text in texts]
+            who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
+            found.append(f"{who} trained on this data. {text}")
+    return found
+
+
+def _was_trained_on(spec: BundleSpec, listed: pa.Table) -> bool:
+    # `known_leaks` gives leaks only if the data is the same, so it is asked about a bundle that has one for certain.
+    return bool(evaluate.known_leaks(dataclasses.replace(spec, leaks=("any",)), listed))
+
+
+def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:
+    """Returns a warning that counts the images that were left out, by error code; none if no image was."""
+    if not num_by_error:
+        return []
+    counted = ", ".join(f"{code}: {count}" for code, count in num_by_error.items())
+    return [f"Left out, because not both bundles could score them: {sum(num_by_error.values())} images ({counted})."]

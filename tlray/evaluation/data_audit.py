@@ -1,0 +1,192 @@
+"""Audits labelled images without training: copies, leaks between splits, and files that give the classes away."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import ray
+
+from tlray.cluster import capacity, connection, locations
+from tlray.config.commands import AuditConfig
+from tlray.data import audit, dataset, inspected, manifest, splits
+from tlray.errors import DataError
+from tlray.evaluation import evaluate
+from tlray.evaluation.report import Report
+from tlray.features import extraction, update
+from tlray.features.extraction import Network
+from tlray.files import storage
+from tlray.trust import findings, pictures
+from tlray.trust.copies import Copies
+from tlray.trust.gallery import copies_gallery
+from tlray.trust.pixel_match import Kind
+
+KIND = "audit"
+FIXED = "fixed.csv"
+"""Name of the file with the corrected manifest."""
+NAMES = frozenset({dataset.AUDIT, dataset.MANIFEST, evaluate.REPORT_HTML, evaluate.FIGURES, FIXED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditResult:
+    """The result of an audit.
+
+    Attributes:
+        out: The output directory.
+        findings: Those of `tlray.data.audit.audit` and `tlray.trust.findings.find`.
+        warnings: Warnings about the images, the gravest first.
+        num_fixed: Number of images in the corrected manifest; None: it was not asked for.
+    """
+
+    out: str
+    findings: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    num_fixed: int | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns lines for people, a name and a text each."""
+        found = self.findings
+        copies, told, control = found["copies"], found["shortcuts"], found["traits_control"]
+        families = ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
+        rows = [
+            ("images", f"{found['num_images']}, {found['num_images'] - found['num_readable']} cannot be read"),
+            ("the same pixels", _groups(copies["identical"])),
+            ("copies of a picture", _groups(copies["copies"])),
+            ("copies in several splits", _groups(copies["copies"]["across_splits"])),
+            ("copies with several labels", _groups(copies["copies"]["conflicting_labels"])),
+            ("copies and neighbouring slices", _groups(copies["series"])),
+            ("patients in several splits", str(found["groups"]["across_splits"]["num_groups"])),
+            ("what tells the classes", families if told["num_folds"] else "not tested: the images are too few"),
+        ]
+        if control is not None:
+            right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
+            rows.append(("told by the files alone", f"{right} (by chance {control['chance']:.3f})"))
+        rows.append(("report", f"{self.out}/{evaluate.REPORT_HTML}"))
+        if self.num_fixed is not None:
+            left_out = found["num_readable"] - self.num_fixed
+            rows.append(("corrected manifest", f"{self.out}/{FIXED}, {self.num_fixed} images ({left_out} left out)"))
+        return rows
+
+
+def audit_images(config: AuditConfig) -> AuditResult:
+    """Reads all images, looks for what would spoil a result, and writes `audit.json`, last, and a report.
+
+    Raises:
+        ConfigError: A setting cannot work.
+        DataError: There are no images, or none can be read.
+    """
+    out, data = locations.output_location(config.out), locations.input_location(config.data)
+    storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    listed = dataset.list_classes(data, columns=config.columns, class_map=config.class_map, quiet=config.quiet)
+    features = config.features()
+    training = None if features is None else locations.absolute(features.training())
+    kind = None if features is None or training is None else update.check(features, training)
+    connection.connect()
+    available = capacity.measure()
+    locations.check_shared(out, available)
+    locations.check_shared_images(data, config.columns, available)
+    network = None if kind is None else connection.start_here(extraction.prepare, training, "pooled", kind)
+    table = dataset.read_images(
+        listed.table,
+        out=out,
+        kind=KIND,
+        task_cpus=available.task_cpus,
+        meanwhile=partial(_check, network),
+        quiet=config.quiet,
+    )
+    if not table["error_code"].null_count:
+        raise DataError(
+            f"None of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
+        )
+    pooled = None
+    if features is not None and network is not None:
+        directory = storage.join(out, storage.UNFINISHED, "features")
+        pooled = update.pooled_features(features, network, dataset.without_looks(table), directory, available)
+    seen = pictures.look(table, pooled, task_cpus=available.task_cpus, quiet=config.quiet)
+    table, readable = seen.table, seen.table.filter(seen.table["error_code"].is_null())
+    report = audit.audit(table) | findings.find(table, seen, pooled, seed=config.seed)
+    report["num_skipped"] = listed.num_skipped
+    shortcuts, known = tuple(findings.shortcut_warnings(report)), audit.leak_warnings(report)
+    leaks = (*known, *findings.leak_warnings(report))
+    warnings = (*shortcuts, *leaks, *findings.split_warnings(report), *audit.warnings(report)[len(known) :])
+    storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
+    evaluate.write_report(
+        out,
+        Report(
+            title="Audit",
+            subtitle=config.data,
+            leaks=leaks,
+            shortcuts=shortcuts,
+            audit=report,
+            gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW),
+            warnings=warnings,
+        ),
+    )
+    manifest.write_manifest(table, storage.join(out, dataset.MANIFEST))
+    fixed = fix(readable, seen.copies) if config.fix else None
+    if fixed is not None:
+        sink = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(fixed, sink)
+        storage.write_bytes(storage.join(out, FIXED), sink.getvalue().to_pybytes())
+    storage.write_text(storage.join(out, dataset.AUDIT), json.dumps(report, indent=2) + "\n")
+    inspected.forget(out)
+    return AuditResult(out=out, findings=report, warnings=warnings, num_fixed=None if fixed is None else fixed.num_rows)
+
+
+def _check(network: "ray.ObjectRef[Network] | None") -> None:
+    """Raises the error of the building of a network as soon as it has failed."""
+    if network is not None:
+        connection.check(network)
+
+
+def fix(readable: pa.Table, found: Copies) -> pa.Table:
+    """Returns a manifest without what makes a result too good.
+
+    Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, and
+    their patients, become one group. A group with labelled images in several splits goes to train, so that the other
+    splits have only images that the training does not know. As in a training, a labelled image without a split counts
+    as one of train if any image has a split.
+
+    Args:
+        readable: A manifest of images that can be read, with `splits.PICTURE`.
+        found: Their copies.
+
+    Returns:
+        The columns `image_id`, `uri`, `label`, `split` and `group_id` of the images that are left.
+    """
+    is_clear = ~_has_conflict(readable["label"].to_pylist(), found)
+    kept = readable.filter(pa.array(is_clear))
+    groups = splits.image_groups(kept)
+    labels, given = manifest.column_lists(kept, "label", "split")
+    is_split = any(given)
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for group, label, split in zip(groups, labels, given, strict=True):
+        if label and (split or is_split):
+            splits_of[group].add(split or "train")
+    fixed = ["train" if len(splits_of[group]) > 1 else split for group, split in zip(groups, given, strict=True)]
+    kept = manifest.with_column(manifest.with_column(kept, "group_id", groups), "split", fixed)
+    return kept.select(["image_id", "uri", "label", "split", "group_id"])
+
+
+def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:
+    """Tells which images have the same pixels as, or are copies of, an image with another label; bool [images]."""
+    labels_of: dict[int, set[str]] = defaultdict(set)
+    for first, label in zip(found.identical_of.tolist(), labels, strict=True):
+        labels_of[first] |= {label} if label else set()
+    bad = {first for first, names in labels_of.items() if len(names) > 1}
+    for pair in found.pairs[found.kinds == Kind.COPY].tolist():
+        ends = found.identical_of[pair].tolist()
+        if len(labels_of[ends[0]] | labels_of[ends[1]]) > 1:
+            bad |= set(ends)
+    return np.isin(found.identical_of, list(bad))
+
+
+def _groups(found: Mapping[str, Any]) -> str:
+    if not found["num_groups"]:
+        return "none"
+    return f"{found['num_images']} images in {found['num_groups']} group{'s' * (found['num_groups'] > 1)}"

@@ -1,0 +1,160 @@
+"""Measures predictions against labels: all images of a split, and those that the model cannot know from training."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray.bundle.card import metric_rows
+from tlray.bundle.judgement import Limits
+from tlray.bundle.spec import BundleSpec
+from tlray.data import audit
+from tlray.errors import DataError
+from tlray.evaluation import metrics
+from tlray.evaluation.referrals import measure_judgement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SplitEvaluation:
+    """The evaluation of a model on one split.
+
+    Attributes:
+        metrics: See `metrics.evaluate_predictions` and `referrals.measure_judgement`; and `num_failed` (images that
+            could not be scored) and `num_unlabelled`.
+        labels: True classes as indices into `classes`, integer, shape [images].
+        probs_BK: Probability of each class, floating point, shape [images, K], in [0, 1].
+        classes: The K class names in the order of the columns.
+        groups: The group of each image, str [images]; images of a group are not independent.
+        image_ids: The id of each image, str [images].
+        ood_scores: How foreign each image is, float32 [images]; NaN where it is not known.
+        limits: The limits of the model that predicted.
+        is_new: Which images the model does not know from its training, as far as that is known; bool [images].
+    """
+
+    metrics: Mapping[str, Any]
+    labels: np.ndarray
+    probs_BK: np.ndarray
+    classes: tuple[str, ...]
+    groups: np.ndarray
+    image_ids: np.ndarray
+    ood_scores: np.ndarray
+    limits: Limits
+    is_new: np.ndarray
+
+    @property
+    def new(self) -> "SplitEvaluation":
+        """The evaluation of the images that are new to the model, without metrics; of all images if none is new."""
+        if self.is_new.all() or not self.is_new.any():
+            return self
+        arrays = ("labels", "probs_BK", "groups", "image_ids", "ood_scores", "is_new")
+        return dataclasses.replace(self, metrics={}, **{name: getattr(self, name)[self.is_new] for name in arrays})
+
+
+def measure(table: pa.Table, spec: BundleSpec, group_of: Mapping[str, str] | None = None) -> SplitEvaluation:
+    """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
+
+    Args:
+        table: Predictions, see `predictions.prediction_schema`.
+        spec: Description of the bundle that predicted.
+        group_of: The group of each image by its id; None: the column `group_id`.
+
+    Raises:
+        DataError: No row has both a label and a prediction.
+    """
+    usable = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
+    if not usable.num_rows:
+        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
+        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
+        raise DataError(f"None of the images has both a label and a prediction{why}")
+    classes, image_ids = spec.classes, usable["image_id"].to_pylist()
+    groups = usable["group_id"].to_pylist() if group_of is None else [group_of[each] for each in image_ids]
+    return measure_probabilities(
+        np.array([classes.index(label) for label in usable["label"].to_pylist()]),
+        np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes]),
+        classes,
+        groups=np.array(groups),
+        image_ids=np.array(image_ids),
+        ood_scores=usable["ood_score"].cast(pa.float32()).fill_null(math.nan).to_numpy(),
+        limits=spec.limits,
+        num_failed=table.num_rows - table["error_code"].null_count,
+        num_unlabelled=table["label"].null_count,
+    )
+
+
+def measure_probabilities(
+    labels: np.ndarray,
+    probs_BK: np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    groups: np.ndarray,
+    image_ids: np.ndarray,
+    ood_scores: np.ndarray,
+    limits: Limits,
+    num_failed: int = 0,
+    num_unlabelled: int = 0,
+) -> SplitEvaluation:
+    """Compares probabilities with class indices; takes and returns the attributes of `SplitEvaluation`."""
+    values = metrics.evaluate_predictions(labels, probs_BK, classes, groups)
+    values |= measure_judgement(labels, probs_BK, ood_scores, groups, limits)
+    values |= {"num_failed": num_failed, "num_unlabelled": num_unlabelled}
+    return SplitEvaluation(
+        metrics=values, labels=labels, probs_BK=probs_BK, classes=classes, groups=groups, image_ids=image_ids,
+        ood_scores=ood_scores, limits=limits, is_new=np.ones(len(labels), bool),
+    )  # fmt: skip
+
+
+def with_leak_free(evaluation: SplitEvaluation, leaked: Set[str]) -> SplitEvaluation:
+    """Adds the metrics of the images that the model does not know from its training.
+
+    Args:
+        evaluation: The evaluation of all images of a split.
+        leaked: Ids of images that the model knows, see `splits.has_leaked`. Slices of a series whose patient is not
+            known are not among them.
+
+    Returns:
+        The evaluation, whose metrics also have `num_leaked` and `leak_free`: the metrics of the other images; null if
+        all images of the split are known, or none.
+    """
+    is_new = np.array([each not in leaked for each in evaluation.image_ids.tolist()], dtype=bool)
+    found = dataclasses.replace(evaluation, is_new=is_new)
+    values = None
+    if found.new is not found:
+        new = found.new
+        values = metrics.evaluate_predictions(new.labels, new.probs_BK, new.classes, new.groups)
+        values |= measure_judgement(new.labels, new.probs_BK, new.ood_scores, new.groups, new.limits)
+    added = {"num_leaked": int((~is_new).sum()), "leak_free": values}
+    return dataclasses.replace(found, metrics={**evaluation.metrics, **added})
+
+
+def headline(metrics_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the metrics to quote: those of the test split, or else of valid, without images that the model knows.
+
+    Args:
+        metrics_of: Split to its metrics.
+
+    Returns:
+        The metrics, with `split` and `is_leak_free`: all the images that were measured are new to the model, as far as
+        is known. If some were left out, `all_images` has the metrics of all.
+    """
+    split = "test" if "test" in metrics_of else "valid"
+    found = metrics_of[split]
+    whole = {name: value for name, value in found.items() if name != "leak_free"}
+    quoted = {"split": split, "is_leak_free": not found.get("num_leaked") or found["leak_free"] is not None}
+    new = found.get("leak_free")
+    return {**whole, **quoted} if new is None else {**whole, **new, **quoted, "all_images": whole}
+
+
+def accuracy_rows(metrics_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Returns lines for people, a name and a text each: accuracy and balanced accuracy of each split."""
+    rows = []
+    for name, values in metric_rows(metrics_of):
+        low, high = values["accuracy_ci95"]
+        interval = f"(95 %: {low:.3f} to {high:.3f}, {values['num_images']} images)"
+        rows.append((f"{name}: accuracy", f"{values['accuracy']:.3f} {interval}"))
+        rows.append((f"{name}: balanced accuracy", f"{values['balanced_accuracy']:.3f}"))
+    return rows

@@ -1,0 +1,249 @@
+"""Calibrates a classifier's probabilities, and measures how well probabilities agree with how often they are right.
+
+A calibration is fitted on images that the model was not trained on. It divides the logits by a temperature and adds a
+bias for each class (Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2: between
+their temperature scaling, which cannot correct a shift between classes, and their vector scaling).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+from scipy.optimize import minimize
+
+from tlray.data.prior import logit_shift, shifted
+from tlray.errors import DataError
+from tlray.trust.intervals import check_predictions
+
+MIN_IMAGES_PER_CLASS = 10
+"""Images for each parameter below which it is not fitted: ten events for each variable, the usual rule of logistic
+regression (Peduzzi et al. 1996, J. Clin. Epidemiol. 49:1373-1379). A temperature alone needs this many for each class
+on average; a bias needs them in each class."""
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+"""Smallest and largest temperature. Without a bound, images that are all right would take it to 0."""
+
+PENALTY = 1.0
+"""Penalty on the squares of the biases and of the logarithm of the temperature, in images: a normal prior with the
+standard deviation 1, which matters less the more images there are. It keeps them finite if all images are right."""
+
+NUM_BINS = 10
+"""Number of bins of the calibration errors and of a reliability diagram."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A change of logits that makes their softmax agree better with how often it is right.
+
+    Attributes:
+        temperature: Divides the logits; above 1 it makes probabilities less extreme.
+        biases: Added to each class's divided logit, with the sum 0.
+        num_images: Number of images that it was fitted on.
+        note: Why the temperature or the biases were not fitted; otherwise empty.
+    """
+
+    temperature: float
+    biases: tuple[float, ...]
+    num_images: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """The rows of a reliability diagram: bins of the confidence, which is the largest probability of an image.
+
+    Attributes:
+        low: Lower end of each bin, float64 [bins]. A bin excludes it, except the first of bins with equal numbers.
+        high: Upper end of each bin, which it includes, float64 [bins].
+        num_images: Number of images in each bin, int64 [bins].
+        confidence: Mean confidence, float64 [bins], NaN in an empty bin.
+        accuracy: Share of right images, float64 [bins], NaN in an empty bin.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    num_images: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Mean of |accuracy - confidence| over bins, weighted by their images, in [0, 1] (Guo et al. 2017, eq. 3)."""
+        gap = np.abs(np.nan_to_num(self.accuracy) - np.nan_to_num(self.confidence))
+        return float(gap @ self.num_images / self.num_images.sum())
+
+
+def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | None = None) -> Calibration:
+    """Fits a temperature and a bias for each class by minimizing the penalized log loss; see `PENALTY`.
+
+    Args:
+        logits_BK: Logits, or logarithms of probabilities, floating point [images, K], finite.
+        labels: True classes, int [images], in [0, K).
+        sample_weights: Weight of each image, float [images], not negative; only their ratios count. Give 1 divided by
+            the number of the patient's images if patients have several. None: 1 for each.
+
+    Returns:
+        Only a temperature if a class has fewer than `MIN_IMAGES_PER_CLASS` images, and neither if there are fewer
+        than this many for each class on average. Weighted images count as fewer (Kish's effective sample size).
+
+    Raises:
+        DataError: Arrays that do not fit together, values that are not finite, or negative weights.
+    """
+    logits_BK = logits_BK.astype(np.float64)
+    check_logits(logits_BK)
+    check_predictions(labels, special.softmax(logits_BK, axis=1))
+    weights = np.ones(len(labels)) if sample_weights is None else sample_weights.astype(np.float64)
+    if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all() or weights.sum() == 0:
+        raise DataError(f"Each of {len(labels)} images needs a finite weight of at least 0, not all 0; got {weights}.")
+    num_classes = logits_BK.shape[1]
+    in_class_BK = labels[:, None] == np.arange(num_classes)
+    per_class = np.array([_kish(weights[rows]) for rows in in_class_BK.T])
+    size = _kish(weights)
+    if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes:
+        note = f"Not calibrated: {size:.0f} images are fewer than {MIN_IMAGES_PER_CLASS} for each class."
+        return Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=len(labels), note=note)
+    has_bias, note = bool(per_class.min() >= MIN_IMAGES_PER_CLASS), ""
+    if not has_bias:
+        note = f"No class biases: a class has {per_class.min():.0f} images, fewer than {MIN_IMAGES_PER_CLASS}."
+    parameters = _minimized(logits_BK, in_class_BK, weights / weights.sum(), PENALTY / size, has_bias=has_bias)
+    biases = parameters[1:] - parameters[1:].mean()
+    return Calibration(
+        temperature=math.exp(parameters[0]),
+        biases=tuple(float(each) for each in biases),
+        num_images=len(labels),
+        note=note,
+    )
+
+
+def apply(logits_BK: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Returns calibrated probabilities, float64 [images, K].
+
+    Args:
+        logits_BK: Logits, floating point [images, K], finite.
+        calibration: The result of `fit` for the same classes.
+
+    Raises:
+        DataError: Another number of classes, or logits that are not finite.
+    """
+    check_logits(logits_BK)
+    biases = np.asarray(calibration.biases)
+    if logits_BK.shape[1] != len(biases):
+        raise DataError(f"The calibration has {len(biases)} classes; got logits of {logits_BK.shape[1]}.")
+    return special.softmax(logits_BK.astype(np.float64) / calibration.temperature + biases, axis=1)
+
+
+def change_prior(probs_BK: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray) -> np.ndarray:
+    """Returns probabilities for other class shares; see `tlray.data.prior`.
+
+    Args:
+        probs_BK: Probabilities, floating point [images, K].
+        from_prior: Class shares that they assume, float [K], each above 0.
+        to_prior: Class shares that the result is to assume, float [K], each above 0.
+
+    Returns:
+        float64 [images, K], rows with the sum 1.
+
+    Raises:
+        DataError: A share is missing, not above 0, or the shares do not sum to 1 by more than 0.001.
+    """
+    for prior in (from_prior, to_prior):
+        if prior.shape != probs_BK.shape[1:] or not (prior > 0).all() or not abs(prior.sum() - 1) <= 1e-3:
+            raise DataError(
+                f"Class shares must be {probs_BK.shape[1]} positive numbers with the sum 1; got {prior.tolist()}."
+            )
+    return shifted(probs_BK.astype(np.float64), logit_shift(from_prior, to_prior))
+
+
+def check_logits(logits_BK: np.ndarray) -> None:
+    """Refuses logits that are not a finite matrix of at least one image and one class.
+
+    Raises:
+        DataError: The shape is another, or a value is not finite.
+    """
+    if logits_BK.ndim != 2 or logits_BK.size == 0 or not np.isfinite(logits_BK).all():
+        num_bad = int(np.sum(~np.isfinite(logits_BK)))
+        raise DataError(
+            f"Logits [images, classes] must be finite; got the shape {logits_BK.shape} with {num_bad} other values."
+        )
+
+
+def reliability(
+    probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS, equal_mass: bool = False
+) -> Reliability:
+    """Returns how often images are right, in bins of their confidence.
+
+    Args:
+        probs_BK: Probabilities, floating point [images, K].
+        labels: True classes, int [images], in [0, K).
+        num_bins: Number of bins.
+        equal_mass: Give each bin the same number of images, as far as equal confidences allow (Nixon et al. 2019,
+            Measuring Calibration in Deep Learning, arXiv:1904.01685); bins can then be fewer. Otherwise all bins have
+            the same width (Guo et al. 2017, section 2).
+
+    Raises:
+        DataError: See `tlray.trust.intervals.check_predictions`.
+    """
+    check_predictions(labels, probs_BK)
+    confidence = np.minimum(probs_BK.max(axis=1).astype(np.float64), 1)
+    is_right = probs_BK.argmax(axis=1) == labels
+    edges = np.arange(num_bins + 1) / num_bins
+    if equal_mass:
+        edges = np.unique(np.quantile(confidence, edges, method="inverted_cdf"))
+        edges = edges if len(edges) > 1 else np.repeat(edges, 2)
+    index = np.searchsorted(edges[1:-1], confidence, side="left")
+    num_images = np.bincount(index, minlength=len(edges) - 1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin: NaN
+        return Reliability(
+            low=edges[:-1],
+            high=edges[1:],
+            num_images=num_images,
+            confidence=np.bincount(index, confidence, len(edges) - 1) / num_images,
+            accuracy=np.bincount(index, is_right, len(edges) - 1) / num_images,
+        )
+
+
+def expected_calibration_error(
+    probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS, equal_mass: bool = False
+) -> float:
+    """Returns the expected calibration error, in [0, 1]. Arguments and errors: see `reliability`."""
+    return reliability(probs_BK, labels, num_bins=num_bins, equal_mass=equal_mass).error
+
+
+def brier_score(probs_BK: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean squared distance from the true class's one-hot vector, in [0, 2], after Brier (1950).
+
+    Args:
+        probs_BK: Probabilities, floating point [images, K].
+        labels: True classes, int [images], in [0, K).
+
+    Raises:
+        DataError: See `tlray.trust.intervals.check_predictions`.
+    """
+    check_predictions(labels, probs_BK)
+    true_BK = labels[:, None] == np.arange(probs_BK.shape[1])
+    return float(np.mean(np.sum((probs_BK.astype(np.float64) - true_BK) ** 2, axis=1)))
+
+
+def _kish(weights: np.ndarray) -> float:
+    return float(weights.sum() ** 2 / np.sum(weights**2)) if weights.any() else 0.0
+
+
+def _minimized(
+    logits_BK: np.ndarray, in_class_BK: np.ndarray, weights: np.ndarray, penalty: float, *, has_bias: bool
+) -> np.ndarray:
+    """Returns the log temperature and the biases, float64 [1 + K], that minimize the penalized log loss."""
+    bound = None if has_bias else 0.0
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled_BK = logits_BK / math.exp(parameters[0])
+        log_probs_BK = special.log_softmax(scaled_BK + parameters[1:], axis=1)
+        error_BK = (np.exp(log_probs_BK) - in_class_BK) * weights[:, None]  # gradient by the softmax's inputs
+        value = -float(weights @ log_probs_BK[in_class_BK]) + penalty / 2 * float(parameters @ parameters)
+        gradient = np.concatenate([[-np.sum(error_BK * scaled_BK)], error_BK.sum(axis=0)]) + penalty * parameters
+        return value, gradient
+
+    bounds = [(math.log(TEMPERATURE_RANGE[0]), math.log(TEMPERATURE_RANGE[1]))]
+    bounds += [(None if bound is None else -bound, bound)] * logits_BK.shape[1]
+    start = np.zeros(1 + logits_BK.shape[1])
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8}).x

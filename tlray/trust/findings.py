@@ -1,0 +1,196 @@
+"""What an audit of the pictures finds: copies between splits, and traits of the files that tell the classes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tlray.data import splits
+from tlray.trust import controls, copies, shortcuts
+from tlray.trust.controls import Control
+from tlray.trust.pictures import Pictures
+from tlray.trust.shortcuts import Shortcuts, TraitTest
+
+MAX_TOLD = 3
+"""Maximum number of shortcuts that the warning names."""
+
+
+def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *, seed: int) -> dict[str, Any]:
+    """Returns the findings of an audit that looks at the pictures and at the files.
+
+    Args:
+        table: The images, with splits: `seen.table` as it is, or with those that were cut.
+        seen: What was seen in them.
+        pooled_BD: Pooled features of the readable images, float16 [images, features]; None: there are none.
+        seed: Seed of the folds, forests and permutations.
+
+    Returns:
+        Findings that can be written as JSON:
+
+        - `copies`: see `copies.describe`;
+        - `shortcuts`: how well the traits of the files tell the classes, and `split_shortcuts`, the splits; each with
+          `num_images`, `num_groups`, `num_folds` (0: the images are too few), `left_out`, `together` (the test of all
+          traits; null if the images are too few) and `found` (the tests that are shortcuts, the strongest first). A
+          test has the fields of `shortcuts.TraitTest` and a `text`;
+        - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
+        - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
+          classes of the test images (of the validation images if there is no test) that the model does not know from
+          its training; with `split`, `num_images` and `is_above_chance`. Null without such images;
+        - `neighbour_control`: the same for the label of the most similar training image, and `permuted_control`, for a
+          probe on labels without meaning: above chance, it has found a leak. Null without features, too.
+    """
+    readable = table.filter(table["error_code"].is_null())
+    is_labelled = readable["label"].is_valid()
+    labelled, traits = readable.filter(is_labelled), seen.traits.filter(is_labelled)
+    labels, in_split = labelled["label"].to_pylist(), np.array(labelled["split"].fill_null("").to_pylist(), dtype=str)
+    groups = np.array(splits.image_groups(labelled), dtype=str)
+    has_leaked = splits.has_leaked(labelled)
+    is_split = in_split != ""
+    places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
+    between = shortcuts.find(
+        traits.filter(pa.array(is_split)), in_split[is_split].tolist(), groups[is_split].tolist(), seed=seed
+    )
+    return {
+        "copies": copies.describe(seen.copies, readable),
+        "shortcuts": _describe(shortcuts.find(traits, labels, groups.tolist(), seed=seed), "classes"),
+        "split_shortcuts": _describe(between, "splits"),
+        "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
+        **_controls(
+            places,
+            np.unique(np.array(labels, dtype=str), return_inverse=True)[1],
+            groups,
+            traits=traits,
+            pooled_BD=None if pooled_BD is None else pooled_BD[is_labelled.to_numpy(zero_copy_only=False)],
+            seed=seed,
+        ),
+    }
+
+
+def _describe(found: Shortcuts, noun: str) -> dict[str, Any]:
+    return {
+        "num_images": found.num_images,
+        "num_groups": found.num_groups,
+        "num_folds": found.num_folds,
+        "left_out": list(found.left_out),
+        "together": None if found.together is None else _as_json(found.together, noun),
+        "found": [_as_json(test, noun) for test in found.findings],
+    }
+
+
+def _as_json(test: TraitTest, noun: str) -> dict[str, Any]:
+    return dataclasses.asdict(test) | {"text": test.describe(noun)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Which images controls learn from, and which they are tested on: int [images] each.
+
+    Attributes:
+        train: The training images.
+        test: Images of a split that the model does not know from its training.
+        split: The name of this split.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    split: str
+
+
+def _places(in_split: np.ndarray, labels: np.ndarray, is_new: np.ndarray) -> _Places | None:
+    """Returns the places for controls, of the split test or else of valid; None where controls are not possible."""
+    train = np.flatnonzero(in_split == "train")
+    for split in ("test", "valid"):
+        test = np.flatnonzero((in_split == split) & is_new)
+        if len(np.unique(labels)) > 1 and len(train) and len(test):
+            return _Places(train=train, test=test, split=split)
+    return None
+
+
+def _controls(
+    places: _Places | None,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    traits: pa.Table,
+    pooled_BD: np.ndarray | None,
+    seed: int,
+) -> dict[str, dict[str, Any] | None]:
+    """Returns the controls of `find` by name.
+
+    Args:
+        places: What they learn from and are tested on.
+        labels: Class indices of all labelled images, int [images].
+        groups: Their groups, str [images].
+        traits: Their traits.
+        pooled_BD: Their features.
+        seed: See `find`.
+    """
+    names = ("traits_control", "neighbour_control", "permuted_control")
+    if places is None:
+        return dict.fromkeys(names)
+    train, test = places.train, places.test
+    test_groups = groups[test].tolist()
+    by_traits = controls.by_traits(
+        traits.take(train), labels[train], traits.take(test), labels[test], test_groups, seed=seed
+    )
+    found: dict[str, Control | None] = {**dict.fromkeys(names), "traits_control": by_traits}
+    if pooled_BD is not None:
+        found["neighbour_control"] = controls.by_neighbour(
+            pooled_BD[train], labels[train], pooled_BD[test], labels[test], test_groups, seed=seed
+        )
+        both = np.concatenate([train, test])
+        if len(np.unique(labels[both])) > 1:
+            found["permuted_control"] = controls.by_permuted_labels(
+                pooled_BD[both], labels[both], groups[both].tolist(), np.arange(len(both)) >= len(train), seed=seed
+            )
+    return {
+        name: None
+        if control is None
+        else dataclasses.asdict(control) | {"split": places.split, "is_above_chance": control.is_above_chance}
+        for name, control in found.items()
+    }
+
+
+def leak_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Returns a warning if labels without meaning can be predicted for test images, with a remedy; otherwise none."""
+    control = found.get("permuted_control")
+    if control is None or not control["is_above_chance"]:
+        return []
+    return [
+        f"Labels that were exchanged at random between patients can still be predicted for {control['split']} images: "
+        f"{control['accuracy']:.0%} right, {control['chance']:.0%} by chance. Training images must be related to them "
+        "in a way that is not known here, such as patients without a name. Give patients (`group_id`), and cut the "
+        "splits by them."
+    ]
+
+
+def shortcut_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Returns a warning if the findings of `find` have traits that tell the classes, with a remedy; otherwise none."""
+    told = found.get("shortcuts", {}).get("found", [])
+    if not told:
+        return []
+    return [
+        f"How the files were made tells the classes. {_listed(told)} A model can learn this in place of the disease, "
+        "and then fails on images from elsewhere. Get the images of all classes from the same sources, and save them "
+        "in the same way."
+    ]
+
+
+def split_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Returns a warning if the findings of `find` have traits that tell the splits, with a remedy; otherwise none."""
+    told = found.get("split_shortcuts", {}).get("found", [])
+    if not told:
+        return []
+    return [
+        f"The splits differ in how their files were made, so training and test images may be from different sources. "
+        f"{_listed(told)} Cut the splits from all sources alike, unless this is what you want to test."
+    ]
+
+
+def _listed(tests: list[dict[str, Any]]) -> str:
+    texts = " ".join(test["text"] for test in tests[:MAX_TOLD])
+    left = len(tests) - MAX_TOLD
+    return f"{texts} {left} more in audit.json." if left > 0 else texts

@@ -1,0 +1,80 @@
+"""Looks at the pictures of a data set as a whole: which images are copies, and what the traits of the files are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray.cluster import connection
+from tlray.data import dataset, looks, splits
+from tlray.progress import Progress
+from tlray.trust import pixel_match
+from tlray.trust.copies import Copies, find_copies
+from tlray.trust.pixel_match import Match
+
+PAIRS_PER_TASK = 1024
+"""Number of pairs that a task compares, in about a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """What was seen in the images of a data set, in the order of their ids.
+
+    Attributes:
+        table: All images, with the column `splits.PICTURE`.
+        traits: The traits of the readable ones, with `traits.SCHEMA`.
+        copies: The copies among the readable ones.
+        thumbnails_BHW: The thumbnails of the readable ones, uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX].
+    """
+
+    table: pa.Table
+    traits: pa.Table
+    copies: Copies
+    thumbnails_BHW: np.ndarray
+
+
+def look(table: pa.Table, pooled_BD: np.ndarray | None = None, *, task_cpus: float, quiet: bool) -> Pictures:
+    """Finds the copies in a table of images.
+
+    Args:
+        table: A table of `dataset.read_images`.
+        pooled_BD: Pooled features of the readable images, float16 [images, values]; None: copies are found by
+            thumbnails and the hashes of pixels alone, which finds fewer of those that were cropped.
+        task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
+        quiet: Show no progress.
+    """
+
+    def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray) -> Match:
+        return _compare(thumbnails_BHW, pairs, task_cpus=task_cpus, quiet=quiet)
+
+    is_readable = table["error_code"].is_null()
+    readable = table.filter(is_readable)
+    thumbnails = looks.thumbnails(readable)
+    found = find_copies(pooled_BD, thumbnails, readable["pixels_sha256"].to_pylist(), compare=compare)
+    names = iter(readable["image_id"].take(pa.array(found.group_of)).to_pylist())
+    pictures = [next(names) if each else None for each in is_readable.to_pylist()]
+    return Pictures(
+        table=dataset.without_looks(table).append_column(splits.PICTURE, pa.array(pictures, pa.string())),
+        traits=looks.traits_of(readable),
+        copies=found,
+        thumbnails_BHW=thumbnails,
+    )
+
+
+def _compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray, *, task_cpus: float, quiet: bool) -> Match:
+    """Does what `pixel_match.compare` does, in tasks on the cluster."""
+    reference = ray.put(thumbnails_BHW)
+    task = ray.remote(pixel_match.compare).options(num_cpus=task_cpus)
+    starts = range(0, len(pairs), PAIRS_PER_TASK)
+    running = [task.remote(reference, pairs[start : start + PAIRS_PER_TASK]) for start in starts]
+    found: list[Match] = [pixel_match.compare(thumbnails_BHW, pairs[:0])]
+    with Progress("Comparing pictures", len(pairs), quiet=quiet) as progress:
+        for each in running:
+            found.append(connection.get(each))
+            progress.update(sum(len(match.scores) for match in found))
+    return Match(
+        kinds=np.concatenate([match.kinds for match in found]),
+        scores=np.concatenate([match.scores for match in found]),
+        is_mirrored=np.concatenate([match.is_mirrored for match in found]),
+    )

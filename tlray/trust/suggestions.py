@@ -1,0 +1,109 @@
+"""Chooses the images whose labels would help a model most: uncertain ones that differ from one another.
+
+Import it to decide which unlabelled images to label next, given a model's predictions for them. It reads no image and
+runs no model; `tlray.inference.suggest` does both.
+"""
+
+import math
+
+import numpy as np
+
+COPY_DISTANCE = 0.02
+"""Cosine distance of two places, in [0, 2], below which two images count as copies. Unrelated images are about 1 apart;
+a picture that was saved again is expected to be much closer than this. The value was not measured."""
+
+_MAX_DISTANCE = 2.0  # of two directions
+_TINY = 1e-12
+
+
+def choose(
+    probs_BK: np.ndarray,
+    ood_scores: np.ndarray,
+    max_ood_score: float | None,
+    places_BC: np.ndarray | None,
+    *,
+    count: int,
+) -> list[int]:
+    """Chooses images for labelling, the most wanted first.
+
+    The first one is the most uncertain image. Each further one has the largest product of its uncertainty and its
+    distance to the nearest image chosen before: a farthest-first traversal (Gonzalez 1985, Theoretical Computer Science
+    38:293-306), weighted with the uncertainty. The distance is the cosine distance of the places.
+
+    Foreign images are left out, because their labels would teach nothing about images like those of training. So are
+    copies: images that are closer than `COPY_DISTANCE` to a chosen one. Of several images with the same product the
+    first one is chosen, so the same input always gives the same result.
+
+    The time grows with count * images * components, the memory with images * components.
+
+    Args:
+        probs_BK: Class probabilities, floating point [images, K], finite, with K of at least 2.
+        ood_scores: How foreign the images are, floating point [images]; NaN where it is not known.
+        max_ood_score: The score above which an image is foreign; None: no image counts as foreign.
+        places_BC: Where the images lie in the space that the training images span, floating point [images, components],
+            see `Novelty.place`; finite for all images that are not foreign. None: not known; the most uncertain images
+            are chosen, even if they are copies of one another.
+        count: Number of images that are wanted, positive.
+
+    Returns:
+        Indices of the chosen images; fewer than `count` if all others are foreign or copies.
+    """
+    candidates = np.flatnonzero(~is_foreign(ood_scores, max_ood_score))
+    weights = uncertainty(probs_BK[candidates])
+    if places_BC is None:
+        order = np.argsort(-weights, kind="stable")[:count]
+    else:
+        order = np.array(_traverse(weights, _directions(places_BC[candidates]), count), dtype=np.int64)
+    return candidates[order].tolist()
+
+
+def is_foreign(ood_scores: np.ndarray, max_ood_score: float | None) -> np.ndarray:
+    """Returns which images are unlike the training images, bool [images].
+
+    Args:
+        ood_scores: See `choose`.
+        max_ood_score: See `choose`.
+    """
+    return ood_scores > (math.inf if max_ood_score is None else max_ood_score)  # NaN > limit is False
+
+
+def uncertainty(probs_BK: np.ndarray) -> np.ndarray:
+    """Returns how uncertain predictions are, float32 [images], in [0, 1].
+
+    It is the entropy of the probabilities divided by log K: 0 if one class is certain, 1 if all classes are equally
+    likely.
+
+    Args:
+        probs_BK: Class probabilities, floating point [images, K], finite, with K of at least 2.
+    """
+    probs_BK = np.asarray(probs_BK, np.float32)
+    entropies = -np.sum(probs_BK * np.log(np.maximum(probs_BK, _TINY)), axis=1)
+    return np.clip(entropies / math.log(probs_BK.shape[1]), 0, 1)
+
+
+def _directions(places_BC: np.ndarray) -> np.ndarray:
+    """Returns places scaled to length 1, float32 [images, components]; a place of zeros stays zero."""
+    places_BC = np.asarray(places_BC, np.float32)
+    return places_BC / np.maximum(np.linalg.norm(places_BC, axis=1, keepdims=True), _TINY)
+
+
+def _traverse(weights: np.ndarray, directions_BC: np.ndarray, count: int) -> list[int]:
+    """Returns at most `count` indices in the order of the weighted farthest-first traversal.
+
+    Args:
+        weights: The uncertainties, float32 [images], in [0, 1].
+        directions_BC: Places of length 1, float32 [images, components].
+        count: Number of images that are wanted.
+    """
+    nearest = np.full(len(weights), _MAX_DISTANCE, np.float32)  # distance of each image to the nearest chosen one
+    is_left = np.ones(len(weights), dtype=bool)
+    chosen: list[int] = []
+    while len(chosen) < count and is_left.any():
+        place = int(np.argmax(np.where(is_left, weights * nearest, -1)))
+        chosen.append(place)
+        # Unlike `@`, einsum adds in the same order for every row and any number of threads, so equal rows stay equal.
+        cosines = np.einsum("bc,c->b", directions_BC, directions_BC[place])
+        nearest = np.minimum(nearest, 1 - cosines)
+        is_left &= nearest >= COPY_DISTANCE
+        is_left[place] = False
+    return chosen
