@@ -209,7 +209,7 @@ def _pixels_of_binary(binary: memoryview, shape: list[int]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predicted:
-    """What an answer says of the images of a request.
+    """The predictions for the images of a request, with their judgement.
 
     Attributes:
         probs_BK: float32 [images, classes], finite.

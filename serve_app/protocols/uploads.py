@@ -90,7 +90,7 @@ async def _read_form(request: Request, max_images: int) -> tuple[list[str], list
 
 
 PREDICTED = ("label", "confidence", "refer", "refer_reason", "prediction_set", "ood_score", "probabilities")
-"""What an answer says of an image; null where the image cannot be read."""
+"""Names of the values that an answer has for each image; all are null where the image cannot be read."""
 
 
 def _predicted(found: Prediction, place: int) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class AuditConfig:
 class VerifyConfig:
     """Compute all figures of a finished training run again, from its stored predictions, manifest and bundle.
 
-    It needs no images and no Ray. Exit code 1 if a figure or a file is not as the run says.
+    It needs no images and no Ray. Exit code 1 if a figure, or a file behind the figures, is not as the run says. The
+    report and its pictures are not checked: they may have been changed.
     """
 
     run: str

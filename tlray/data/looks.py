@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What was seen of a readable image file.
+    """Size, traits, thumbnail and hash of a readable image file.
 
     Attributes:
         info: Its size and pixel type.

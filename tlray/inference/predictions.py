@@ -27,7 +27,7 @@ CSV = "predictions.csv"
 SUCCESS = "_SUCCESS"
 
 SET_SEPARATOR = " | "
-"""What stands between the classes of a prediction set in the CSV."""
+"""Text between two classes of a prediction set in the CSV."""
 
 NAMES = frozenset({DATA, CSV, SUCCESS})
 """Names that `write_predictions` fills at the top level of an output."""

@@ -11,7 +11,7 @@ from tlray.engines import choice
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scores:
-    """What a model says about some images; `tlray.bundle.judgement.judge` judges it.
+    """Probabilities and other scores that a model gives images; `tlray.bundle.judgement.judge` judges them.
 
     Attributes:
         probs_BK: Class probabilities, float32 [images, classes], in the bundle's class order.

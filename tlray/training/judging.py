@@ -39,7 +39,7 @@ NOTHING_UNSEEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Unseen:
-    """What a model says about labelled images that it was not trained on.
+    """Logits of labelled images that the model, or one like it, was not trained on.
 
     Attributes:
         logits_BK: Its logits, floating point [images, K].
@@ -65,7 +65,7 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a user wants of the predictions.
+    """Settings of the user that decide how predictions are calibrated and referred.
 
     Attributes:
         assumed_shares: Class shares that the model's own logits assume, float [K].

@@ -1,4 +1,4 @@
-"""What a trained classifier gives for the images of its run, before it is calibrated: logits and pooled features."""
+"""Computes logits and pooled features of a run's images with its trained classifier, before it is calibrated."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ takes some ten seconds for InceptionV3 on two cores."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What a classifier gives for some images of a table.
+    """Logits and pooled features of some images of a table.
 
     Attributes:
         places: Rows of the table, int [images].
