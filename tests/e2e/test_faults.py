@@ -1,6 +1,7 @@
 """A run that loses a worker, then its driver, and is interrupted gives what an uninterrupted one gives."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tlray.timing import Timing
 from tlray.training import checkpoint, run
 from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
+from tlray.training.fit import SNAPSHOT
 from tlray.training.learn import learn
 from tlray.training.prepare import prepare
 from tlray.training.stages import Begun
@@ -110,6 +112,11 @@ def kill_one_worker(raylet: str) -> None:
     os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
 
 
+def trains(raylet: str) -> bool:
+    found = subprocess.run(["pgrep", "-P", raylet, "-f", "^ray::(RayTrainWorker|TrainController)"], check=False)
+    return found.returncode == 0
+
+
 def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted, local_ray, tmp_path):
     out = tmp_path / "run"
     arguments = [
@@ -157,6 +164,12 @@ def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted
     output = end(driver, signal.SIGINT)
     assert (driver.returncode, num_epochs_done(out) >= goal) == (130, True), output
     assert "interrupted. Continue with the same command and --resume" in output
+
+    # Ray Train overwrites its list of checkpoints in place: killed in that moment, it leaves an empty one.
+    wait_until(lambda: not trains(raylet))
+    snapshot = out / "checkpoints" / SNAPSHOT
+    assert json.loads(snapshot.read_text())
+    snapshot.write_text("")
 
     run.train(with_out(config, out, resume=True))
     assert_equal(load_state(out), uninterrupted)

@@ -14,6 +14,7 @@ from tlray.errors import DataError
 STATE_FILE = "state.npz"
 BEST_FILE = "best.npz"
 HISTORY_FILE = "history.json"
+SEEDS_PREFIX = "seeds_"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +52,20 @@ def load(directory: Path) -> RunState:
     )
 
 
+def count_ranks(directory: Path) -> int:
+    """Counts the ranks whose parts are whole; a worker that was killed may have left a part of a file.
+
+    Returns:
+        The number of ranks; 0 if the part of rank 0, which holds the weights, is not whole.
+    """
+    try:
+        load(directory)
+        ranks = range(len(list(directory.glob(f"{SEEDS_PREFIX}*"))))
+        return sum(load_seeds(directory, rank) is not None for rank in ranks)
+    except (OSError, ValueError, KeyError, DataError):
+        return 0
+
+
 def load_best_weights(directory: Path) -> list[np.ndarray]:
     """Reads only the weights of the best epoch from a directory."""
     return _load_arrays(directory / BEST_FILE)["weights"]
@@ -73,7 +88,7 @@ def load_seeds(directory: Path, rank: int) -> list[np.ndarray] | None:
 
 
 def _seeds_file(rank: int) -> str:
-    return f"seeds_{rank:05d}.npz"
+    return f"{SEEDS_PREFIX}{rank:05d}.npz"
 
 
 def _save_arrays(path: Path, **groups: Sequence[np.ndarray]) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ from tlray.training import checkpoint, live_progress
 from tlray.training.paths import CHECKPOINTS, RunPaths
 from tlray.training.stages import Run
 from tlray.training.task import TrainTask
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""The file in which Ray Train lists a run's checkpoints."""
 
 
 class _TensorFlowWorkers(BackendConfig):
@@ -95,6 +97,7 @@ def fit(
         architecture=architecture,
         initial_weights=[ray.put(weights)],
         start=start,
+        checkpoint=lost_checkpoint(run.paths),
         cache=cache,
         train_table=[ray.put(train_table)],
         valid_table=[ray.put(valid_table)],
@@ -116,6 +119,33 @@ def fit(
 def has_checkpoint(paths: RunPaths) -> bool:
     """Tells whether a run has saved a checkpoint to continue from."""
     return bool(_checkpoint_names(paths))
+
+
+def lost_checkpoint(paths: RunPaths) -> str | None:
+    """Returns the checkpoint to continue from after Ray Train was killed while it wrote its list of checkpoints.
+
+    Ray Train overwrites that list in place, so that an interruption may leave an empty one, with which it refuses to
+    start. Such a list is deleted here. The training continues from the last checkpoint that every rank has saved whole.
+
+    Returns:
+        The checkpoint's location; None if Ray Train can read its list, or has none.
+    """
+    snapshot = storage.join(paths.checkpoints, SNAPSHOT)
+    if not storage.exists(snapshot):
+        return None
+    try:
+        json.loads(storage.read_bytes(snapshot))
+    except ValueError:
+        storage.delete(snapshot)
+    else:
+        return None
+    num_ranks = {}
+    for location in (storage.join(paths.checkpoints, name) for name in sorted(_checkpoint_names(paths))):
+        with storage.local_copy(location) as directory:
+            num_ranks[location] = checkpoint.count_ranks(directory)
+    # The last of those with the most ranks: a later one with fewer was not finished.
+    last = max(reversed(num_ranks), key=num_ranks.__getitem__, default=None)
+    return last if last and num_ranks[last] else None
 
 
 def _checkpoint_names(paths: RunPaths) -> list[str]:
@@ -150,21 +180,22 @@ def _run(task: TrainTask, plan: TrainPlan, paths: RunPaths) -> list[np.ndarray]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explained(error, config) from error
-    _delete_orphans(paths, result.checkpoint)
+    last = result.checkpoint.path if result.checkpoint is not None else task.checkpoint
+    assert last is not None  # noqa: S101
+    _delete_orphans(paths, last)
     if not any(math.isfinite(row["valid_loss"]) for row in _read_history(paths)):
         raise TlrayError(
             "Training diverged: the validation loss is not a number in any epoch. Start again with --overwrite and a "
             f"lower --learning-rate (it was {config.initial_learning_rate:g})."
         )
-    assert result.checkpoint is not None  # noqa: S101
-    with result.checkpoint.as_directory() as directory:
-        return checkpoint.load_best_weights(Path(directory))
+    with storage.local_copy(storage.join(paths.checkpoints, os.path.basename(last))) as directory:
+        return checkpoint.load_best_weights(directory)
 
 
-def _delete_orphans(paths: RunPaths, last: ray.train.Checkpoint | None) -> None:
+def _delete_orphans(paths: RunPaths, last: str) -> None:
     """Deletes the checkpoints that killed workers left: they are large, and Ray Train does not delete them."""
     for name in _checkpoint_names(paths):
-        if last is not None and name != os.path.basename(last.path):
+        if name != os.path.basename(last):
             storage.delete(storage.join(paths.checkpoints, name))
 
 

@@ -12,6 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,17 @@ def run(task: TrainTask) -> None:
     ray_internals.rest_between_rounds(ROUND_S)
     set_up_devices(use_gpu=task.config.use_gpu, workers_on_node=context.get_local_world_size())
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    saved = ray.train.get_checkpoint()
-    with saved.as_directory() if saved else contextlib.nullcontext() as directory:
+    with _checkpoint(task) as directory:
         start = Path(directory) if directory else None
         trainer = Trainer(task, rank=rank, num_workers=num_workers, start=start)
     trainer.train()
+
+
+def _checkpoint(task: TrainTask) -> AbstractContextManager[str | Path | None]:
+    """Gives the directory of the checkpoint to continue from, None without one."""
+    if (saved := ray.train.get_checkpoint()) is not None:
+        return saved.as_directory()
+    return storage.local_copy(task.checkpoint) if task.checkpoint else contextlib.nullcontext()
 
 
 class Trainer:

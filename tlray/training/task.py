@@ -22,6 +22,7 @@ class TrainTask:
         architecture: The model to train, as JSON: the classifier (uint8 in, logits out), or its tail with a cache.
         initial_weights: The model's weights, in the object store (in a list, so that Ray passes the reference).
         start: The probe that the head starts from.
+        checkpoint: Location of the checkpoint to continue from where Ray Train knows none; see `fit.lost_checkpoint`.
         cache: Features to train the tail on, in place of images.
         train_table: `uri`, `image_id`, `class_index` of the readable training images, in the object store.
         valid_table: The same for the validation images.
@@ -40,6 +41,7 @@ class TrainTask:
     architecture: str
     initial_weights: list["ray.ObjectRef[list[np.ndarray]]"]
     start: Probe | None
+    checkpoint: str | None
     cache: FeatureCache | None
     train_table: list["ray.ObjectRef[pa.Table]"]
     valid_table: list["ray.ObjectRef[pa.Table]"]
