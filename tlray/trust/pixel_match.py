@@ -5,6 +5,7 @@ registered (mirror, scale and shift of each axis) and compared tile by tile: a c
 re-windowed, cropped, mirrored or scribbled on agrees in nearly all tiles, another slice does not.
 """
 
+import functools
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,10 +23,11 @@ NEIGHBOUR_SCORE = 0.85
 """Score from which two pictures that are no copies are neighbours. Of 90 % of the pairs of slices of one phantom
 patient the score was above 0.844 (2026-11-29). No two real pictures of different classes scored above 0.6."""
 
-MIN_COARSE_CORRELATION = 0.8
-"""Correlation of the registered pictures at 24 px below which a pair is not compared further. It was higher for 548 of
-549 copies in the same measurement."""
+MIN_COARSE_AGREEMENT = 0.75
+"""Agreement of the details at 24 px below which a registered pair is not compared further. It was higher for 1,283 of
+1,284 copies and 63 % of the other candidates (`benchmarks/planted_copies.py`, half `tune`, 2026-11-29)."""
 
+_MIN_START = 0.55  # correlation before registration below which a pair is not compared; higher for all those copies
 _COARSE_PX, _FINE_PX = THUMBNAIL_PX // 4, THUMBNAIL_PX // 2
 _CHUNK_PAIRS = 128  # pairs that are compared at once; memory: some 100 MB
 _SCALES = (0.8, 0.9, 1.0, 1.11, 1.25)  # from which registration starts, for each axis
@@ -33,7 +35,8 @@ _SCALE_PENALTY = 0.02  # a start far from scale 1 must be better than one near i
 _MIRROR_MARGIN = 0.1  # a way, mirrored or not, is left out if its best start is worse than the other's by more
 _MIN_SCALE, _MAX_SCALE, _MAX_SHIFT = 0.6, 1.6, 0.5
 _MAX_STEP = 0.15  # of a scale or shift in one iteration
-_COARSE_ITERATIONS, _FINE_ITERATIONS = 8, 5
+_COARSE_ITERATIONS, _FINE_ITERATIONS = 3, 3
+_MEDIAN_STEP = 7  # a median is taken of each seventh pixel
 _MIN_OVERLAP = 0.5  # share of the first picture that the second one must cover
 _TILE_PX = 6
 _DETAIL_PX, _SMOOTHING_PX = 2.0, 0.7  # standard deviations of the band-pass filter before tiles are compared
@@ -73,8 +76,8 @@ class Match:
 def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray) -> Match:
     """Compares pairs of pictures.
 
-    A pair takes 1.2 ms on one core of an AMD EPYC, on the public chest-CT set (2026-11-29). Thumbnails without any
-    detail match nothing but the same thumbnail.
+    A pair takes 0.6 ms on one core of an AMD EPYC, on the half `tune` of `benchmarks/planted_copies.py`
+    (2026-11-29). Thumbnails without any detail match nothing but the same thumbnail.
 
     Args:
         thumbnails_BHW: Grey thumbnails, uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX], see `looks.look`.
@@ -104,28 +107,52 @@ def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray) -> Match:
 def _score(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Registers pairs of thumbnails, float32 [pairs, height, width]; returns their scores and what is mirrored."""
     coarse_first, coarse_second = shrink(first, _COARSE_PX), shrink(second, _COARSE_PX)
-    (plain, plain_found), (mirrored, mirrored_found) = _best_scales(coarse_first, coarse_second)
+    params, is_mirrored, is_alike = _register_both_ways(coarse_first, coarse_second)
+    turned = np.where(is_mirrored[:, None, None], coarse_second[:, :, ::-1], coarse_second)
+    scores = np.zeros(len(first), np.float32)
+    rows = np.flatnonzero(is_alike)
+    rows = rows[_coarse_agreement(coarse_first[rows], turned[rows], params[rows]) >= MIN_COARSE_AGREEMENT]
+    if len(rows):
+        first = first[rows]
+        second = np.where(is_mirrored[rows, None, None], second[rows, :, ::-1], second[rows])
+        fine_first, fine_second = shrink(first, _FINE_PX), shrink(second, _FINE_PX)
+        fine, _ = _register(fine_first, fine_second, params[rows], _FINE_ITERATIONS)
+        scores[rows] = _detail_agreement(first, second, fine)
+    return scores, is_mirrored
+
+
+def _register_both_ways(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Registers pairs of coarse thumbnails as they are, and mirrored where that may fit as well.
+
+    Args:
+        first: float32 [pairs, size_px, size_px].
+        second: As `first`.
+
+    Returns:
+        The parameters of `_warp`, float32 [pairs, 4]; which of the second pictures are mirrored to fit better, bool
+        [pairs]; and which pairs are alike at all (`_MIN_START`), the others are not registered, bool [pairs].
+    """
+    (plain, plain_found), (mirrored, mirrored_found) = _best_scales(first, second)
     params, found = np.zeros((2, len(first), 4), np.float32), np.full((2, len(first)), -1.0)
+    is_alike = np.maximum(plain_found, mirrored_found) >= _MIN_START
     for way, start, is_likely in (
         (0, plain, plain_found >= mirrored_found - _MIRROR_MARGIN),
         (1, mirrored, mirrored_found > plain_found - _MIRROR_MARGIN),
     ):
-        rows = np.flatnonzero(is_likely)
-        if not len(rows):
-            continue
-        turned = coarse_second[rows, :, ::-1] if way else coarse_second[rows]
-        params[way, rows], found[way, rows] = _register(coarse_first[rows], turned, start[rows], _COARSE_ITERATIONS)
+        rows = np.flatnonzero(is_likely & is_alike)
+        if len(rows):
+            turned = second[rows, :, ::-1] if way else second[rows]
+            params[way, rows], found[way, rows] = _register(first[rows], turned, start[rows], _COARSE_ITERATIONS)
     is_mirrored = found[1] > found[0]
-    params = np.where(is_mirrored[:, None], params[1], params[0])
-    scores = np.zeros(len(first), np.float32)
-    kept = np.flatnonzero(found.max(axis=0) >= MIN_COARSE_CORRELATION)
-    if len(kept):
-        first = first[kept]
-        second = np.where(is_mirrored[kept, None, None], second[kept, :, ::-1], second[kept])
-        fine_first, fine_second = shrink(first, _FINE_PX), shrink(second, _FINE_PX)
-        params, _ = _register(fine_first, fine_second, params[kept], _FINE_ITERATIONS)
-        scores[kept] = _detail_agreement(first, second, params)
-    return scores, is_mirrored
+    return np.where(is_mirrored[:, None], params[1], params[0]), is_mirrored, is_alike
+
+
+def _coarse_agreement(first: np.ndarray, second: np.ndarray, params: np.ndarray) -> np.ndarray:
+    """Returns the correlation of the registered pictures without their coarsest parts, [pairs]."""
+    down, across, mask = _warp(params, first.shape[1])
+    coarse = _blur(first.shape[1], _DETAIL_PX)
+    details = (pictures - coarse @ pictures @ coarse.T for pictures in (first, down @ second @ across))
+    return _correlation(*details, mask)
 
 
 def shrink(pictures_BHW: np.ndarray, size_px: int) -> np.ndarray:
@@ -135,9 +162,15 @@ def shrink(pictures_BHW: np.ndarray, size_px: int) -> np.ndarray:
         pictures_BHW: Square pictures, any number type; their size is a multiple of `size_px`.
         size_px: Height and width of the result.
     """
-    factor = pictures_BHW.shape[1] // size_px
-    blocks = pictures_BHW.reshape(-1, size_px, factor, size_px, factor)
-    return blocks.mean(axis=(2, 4), dtype=np.float32)
+    pool = np.kron(np.eye(size_px), np.full(pictures_BHW.shape[1] // size_px, size_px / pictures_BHW.shape[1]))
+    pool = pool.astype(np.float32)
+    return pool @ pictures_BHW.astype(np.float32, copy=False) @ pool.T
+
+
+@functools.cache
+def _blur(size_px: int, sigma_px: float) -> np.ndarray:
+    """Returns the matrix B of a Gaussian filter: `B @ picture @ B.T` is blurred, float32 [size_px, size_px]."""
+    return ndimage.gaussian_filter1d(np.eye(size_px), sigma_px, axis=0).astype(np.float32)
 
 
 def _grid(size_px: int) -> np.ndarray:
@@ -174,7 +207,7 @@ def _correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> np.
         (pictures - ((pictures * mask).sum(axis=(1, 2)) / area)[:, None, None]) * mask for pictures in (first, second)
     )
     found = (a * b).sum(axis=(1, 2)) / np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)) + 1e-3)
-    return np.where(area >= _MIN_OVERLAP * first[0].size, found, -1.0)
+    return np.where(area >= _MIN_OVERLAP * first.shape[1] * first.shape[2], found, -1.0)
 
 
 def _best_scales(
@@ -258,7 +291,9 @@ def _register(
         a, b = (pictures - (pictures * mask).sum(axis=(1, 2), keepdims=True) / area for pictures in (first, warped))
         gain = (a * b * mask).sum(axis=(1, 2), keepdims=True) / ((b * b * mask).sum(axis=(1, 2), keepdims=True) + 1e-6)
         residual = a - gain * b
-        width = 2.385 * (1.4826 * np.median(np.abs(residual), axis=(1, 2), keepdims=True) + 2.0)
+        width = 2.385 * (
+            1.4826 * np.median(np.abs(residual.reshape(num_pairs, -1)[:, ::_MEDIAN_STEP]), axis=1)[:, None, None] + 2.0
+        )
         weights = (mask / (1 + (residual / width) ** 2)).reshape(num_pairs, 1, -1)
         slope_x, slope_y = (gain * (down @ slope @ across) for slope in (gradient_x, gradient_y))
         columns = (slope_x * grid, slope_x, slope_y * grid[:, None], slope_y, b, np.ones_like(b))
@@ -312,5 +347,6 @@ def _detail_agreement(first: np.ndarray, second: np.ndarray, params: np.ndarray)
 
 def _details(pictures: np.ndarray) -> np.ndarray:
     """Returns pictures without their coarse parts and their finest ones, which are noise."""
-    fine = pictures - ndimage.gaussian_filter(pictures, (0, _DETAIL_PX, _DETAIL_PX))
-    return ndimage.gaussian_filter(fine, (0, _SMOOTHING_PX, _SMOOTHING_PX))
+    fine = _blur(pictures.shape[1], _SMOOTHING_PX)
+    coarse = fine @ _blur(pictures.shape[1], _DETAIL_PX)
+    return fine @ pictures @ fine.T - coarse @ pictures @ coarse.T
