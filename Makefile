@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only git, make and Python 3.11 to 3.13; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-unit test-python bench soak fuzz lock
+.PHONY: help setup demo serve check test test-unit test-python bench bench-trust soak fuzz lock
 
 # The first Python that has a supported version and can make virtual environments.
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -16,6 +16,7 @@ help:
 	@echo "make test-unit  the tests that start no Ray, in parallel"
 	@echo "make check   ruff, pyright, import contracts, the API reference (docs/api/tlray.html)"
 	@echo "make bench   the benchmarks (DATA= and WEIGHTS= as in README.md, BUNDLE= a bundle to serve)"
+	@echo "make bench-trust  the benchmarks of what a model says about its errors (DATA=, WEIGHTS=, RUN= a run of probe)"
 	@echo "make fuzz    all wrong requests and images, of which the unit tests send a sample"
 	@echo "make soak    an endpoint under ten times its capacity; two endpoints, one killed often (DATA=, BUNDLE=)"
 	@echo "make lock    update requirements.lock"
@@ -70,6 +71,20 @@ bench: setup
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/scoring.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
+
+FOREIGN := runs/foreign
+bench-trust: setup
+	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(RUN)/features" || { echo "Give existing paths: make bench-trust DATA=DIR WEIGHTS=FILE RUN=DIR (of tlray train probe)"; exit 2; }
+	$(BIN)/python benchmarks/interval_coverage.py
+	$(BIN)/python benchmarks/planted_copies.py --data $(DATA) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/planted_shortcuts.py
+	$(BIN)/python benchmarks/audit_cost.py --data $(DATA) --weights $(WEIGHTS)
+	rm -rf $(FOREIGN)/images
+	$(BIN)/python benchmarks/foreign_images.py --run $(RUN) --out $(FOREIGN)/images
+	$(BIN)/tlray features --data $(FOREIGN)/images --weights $(WEIGHTS) --out $(FOREIGN)/features --overwrite
+	$(BIN)/python benchmarks/trust.py --run $(RUN) --foreign $(FOREIGN)/features
+	$(BIN)/python benchmarks/by_source.py --run $(RUN)
+	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle
 
 # All wrong requests and images, of which the unit tests send a sample.
 fuzz: setup

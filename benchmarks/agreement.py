@@ -9,11 +9,8 @@ figure makes it fail.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,7 +21,7 @@ from typing import Any, Literal
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import machine
+import result_page
 
 from tlray.config.prediction import EnginesConfig
 from tlray.evaluation.engine_table import engines
@@ -104,29 +101,19 @@ def main() -> None:
             splits = json.loads((out / "metrics.json").read_text())["splits"]
             accuracy[backbone] = splits[settings.split]["accuracy"]
             print(f"{backbone}: accuracy {accuracy[backbone]:.3f}", flush=True)
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about = {
-        "date": date,
-        "command": f"python benchmarks/agreement.py --data DIR --weights {Path(settings.weights).name} --split "
-        f"{settings.split} --num-images {settings.num_images} --epochs {settings.epochs} --image-size-px "
-        f"{settings.image_size_px}",
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    command = (
+        f"python benchmarks/agreement.py --data DIR --weights {Path(settings.weights).name} --split {settings.split} "
+        f"--num-images {settings.num_images} --epochs {settings.epochs} --image-size-px {settings.image_size_px}"
+    )
+    about = result_page.describe(command, PACKAGES)
     page = to_markdown(settings, about, found, accuracy)
-    stem = Path(settings.out) / f"agreement_{date}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(about | {"agreement": found}, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+    result_page.write(settings.out, "agreement", page, about, {"agreement": found})
 
 
 def to_markdown(
     settings: Settings, about: dict[str, Any], found: dict[str, list[dict[str, Any]]], accuracy: dict[str, float]
 ) -> str:
     """Returns the results as a page."""
-    computer = about["machine"]
     rows = []
     for backbone, agreements in found.items():
         for each in agreements:
@@ -160,8 +147,7 @@ def to_markdown(
         "float32; clear and fit as in docs/engines.md. Images/s in batches of 32, first batch left out.",
         f"- {PRETRAINED}: recipe `probe` at 224 px from pretrained weights. The others: from random weights, "
         f"{settings.epochs} epochs at {settings.image_size_px} px.",
-        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+        *result_page.machine_lines(about),
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,12 +9,9 @@ set sizes: what they share counts once), and the part of it that is Ray's object
 and no further. It prints a table and writes `features_pass_DATE.md` and `.json` into --out. No figure makes it fail.
 """
 
-import datetime
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,8 +25,9 @@ import pyarrow.parquet as pq
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
+import result_page
 from processes import memory_bytes
-from train_step import NEEDS, machine
+from train_step import NEEDS
 
 from tlray.data import listing
 
@@ -119,26 +117,16 @@ def main() -> None:
             rows.append({"num_images": num_images, "engine": after["engine"], "bare": bare, "ratio": ratio, **measured})
             print(f"{num_images} images: {measured['images_per_s']:.1f} images/s, {ratio:.2f} of bare", flush=True)
             before = after
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about = {
-        "date": date,
-        "command": f"python benchmarks/features_pass.py --data DIR --weights {Path(settings.weights).name} "
-        f"--num-images {' '.join(map(str, settings.num_images))}",
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-    page = to_markdown(about, rows)
-    stem = Path(settings.out) / f"features_pass_{date}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(about | {"runs": rows}, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+    command = (
+        f"python benchmarks/features_pass.py --data DIR --weights {Path(settings.weights).name} --num-images "
+        f"{' '.join(map(str, settings.num_images))}"
+    )
+    about = result_page.describe(command, PACKAGES)
+    result_page.write(settings.out, "features_pass", to_markdown(about, rows), about, {"runs": rows})
 
 
 def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Returns the results as a page."""
-    computer = about["machine"]
     lines = [
         f"# Feature extraction beside the bare network, {about['date']}",
         "",
@@ -158,8 +146,7 @@ def to_markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "is 0.9 of the bare network; reading and decoding the images takes a part of the same cores. A short run is "
         "flattered: its rate rests on few parts, and many of its images were decoded while the network was being "
         "built.",
-        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+        *result_page.machine_lines(about),
     ]
     return "\n".join(lines) + "\n"
 

@@ -28,8 +28,8 @@ from processes import family, memory_bytes
 
 from serve_app.app import build
 from serve_app.options import Options
+from tlray.cluster.ports import free_ports
 
-PORT = 8765
 NAME = b"ray::ServeReplica:default:Classifier"
 
 
@@ -58,14 +58,15 @@ def main() -> None:
         bundle=settings.bundle, other_versions=dict.fromkeys(range(2, settings.replicas + 1), settings.bundle)
     )
     began_s = time.monotonic()
-    serve.start(http_options={"port": PORT})
+    (port,) = free_ports(1)
+    serve.start(http_options={"port": port})
     serve.run(build(options))
     ready_s = time.monotonic() - began_s
     encoded = io.BytesIO()
     Image.new("L", (64, 64)).save(encoded, "PNG")
     body = json.dumps({"instances": [{"b64": base64.b64encode(encoded.getvalue()).decode()}]}).encode()
     for version in range(1, settings.replicas + 1):
-        address = f"http://127.0.0.1:{PORT}/v1/models/{options.name}/versions/{version}:predict"
+        address = f"http://127.0.0.1:{port}/v1/models/{options.name}/versions/{version}:predict"
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             json.load(answer)

@@ -227,7 +227,7 @@ def main() -> None:
         images = Path(directory, "images")
         write_images(settings.data, images)
         first = min(images.iterdir()).read_bytes()
-        with running(system, make_environment(system), settings.bundle, first, precision="auto") as server:
+        with running(system, make_environment(system.requirements), settings.bundle, first, precision="auto") as server:
             checks = overload(settings, server, Generators(server, images, Path(directory)), tell)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     page = to_markdown(settings, told, checks, date)

@@ -14,12 +14,9 @@ It prints a table and writes `scoring_DATE.md` and `.json` into --out. No figure
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -33,9 +30,9 @@ from typing import Any
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
+import result_page
 from perturbed import write_copies
 from processes import memory_bytes
-from train_step import machine
 
 from tlray.data import listing
 
@@ -162,31 +159,20 @@ def main() -> None:
             shutil.rmtree(images)
         for engine, found in bare.items():
             found.append(run_bare(settings.bundle, engine, scratch / "few"))
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    about = {
-        "date": date,
-        "command": f"python benchmarks/scoring.py --data DIR --bundle BUNDLE --num-images {' '.join(map(str, sizes))}",
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-    page = to_markdown(about, sizes, runs, bare)
-    stem = Path(settings.out) / f"scoring_{date}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    command = f"python benchmarks/scoring.py --data DIR --bundle BUNDLE --num-images {' '.join(map(str, sizes))}"
+    about = result_page.describe(command, PACKAGES)
     raw = {
         system: [{name: getattr(each, name) for name in Run.__dataclass_fields__} for each in found]
         for system, found in runs.items()
     }
-    stem.with_suffix(".json").write_text(json.dumps(about | {"runs": raw, "bare": bare}, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(page)
-    print(f"\n{page}\nWritten: {stem}.md, {stem}.json")
+    page = to_markdown(about, sizes, runs, bare)
+    result_page.write(settings.out, "scoring", page, about, {"runs": raw, "bare": bare})
 
 
 def to_markdown(
     about: dict[str, Any], sizes: tuple[int, ...], runs: dict[str, list[Run]], bare: dict[str, list[dict[str, Any]]]
 ) -> str:
     """Returns the results as a page."""
-    computer = about["machine"]
     rates = {engine: [each["images_per_s"] for each in found] for engine, found in bare.items()}
     limit_per_s = statistics.mean(rates["openvino"])
     steady = {system: steady_per_s(sizes, found) for system, found in runs.items()}
@@ -226,8 +212,7 @@ def to_markdown(
         "as their users do: much of the difference is the engine's, see the bare ones.",
         f"- Bare engines in batches of 32, before and after: {engines}. Decoding an image takes "
         f"{bare['openvino'][0]['decode_ms']:.1f} ms of one core (median); the bare engines decode none.",
-        f"- Machine: {computer['cpu']}, {computer['num_cores']} cores, {computer['memory_gib']} GiB.",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+        *result_page.machine_lines(about),
     ]
     return "\n".join(lines) + "\n"
 

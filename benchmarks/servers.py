@@ -116,12 +116,16 @@ SYSTEMS = {
 }
 
 
-def make_environment(system: System) -> Path:
-    """Returns the Python of a system, after making its virtual environment if that is not as it should be."""
-    if not system.requirements:
+def make_environment(name: str) -> Path:
+    """Returns the Python of a virtual environment, which is made if it is not as it should be.
+
+    Args:
+        name: It is made from `peers/NAME.txt`; empty: the Python that runs this.
+    """
+    if not name:
         return Path(sys.executable)
-    requirements = PEERS / f"{system.requirements}.txt"
-    directory = ENVIRONMENTS / system.requirements
+    requirements = PEERS / f"{name}.txt"
+    directory = ENVIRONMENTS / name
     python, mark = directory / "bin/python", directory / "installed"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
     if not mark.exists() or mark.read_text() != digest:

@@ -106,7 +106,8 @@ def run_system(
 ) -> dict[str, Any]:
     """Starts a server, puts every load on it, and returns what came of each; `bare` is its engine alone."""
     first = sorted(images.iterdir())[0].read_bytes()
-    with running(system, make_environment(system), settings.bundle, first, precision=bare["precision"]) as server:
+    python = make_environment(system.requirements)
+    with running(system, python, settings.bundle, first, precision=bare["precision"]) as server:
         difference = float(np.abs(np.subtract(server.probabilities, bare["probabilities"])).max())
         if difference > SAME:
             sys.exit(f"{system.name} differs from the bare model by {difference:.2g} for the same image.")
@@ -135,7 +136,7 @@ def measure(settings: Settings, images: Path) -> dict[str, Any]:
     """Runs all rounds and returns what each system came to in each of them, and the open loop's basis."""
     systems = [SYSTEMS[name] for name in settings.systems]
     for system in systems:
-        make_environment(system)
+        make_environment(system.requirements)
     rate_per_s = run_bare(settings.bundle, BARE, images, settings.duration_s)["images_per_s"]
     print(f"bare: {rate_per_s:.1f} images/s", flush=True)
     rounds: list[dict[str, Any]] = []

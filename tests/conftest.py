@@ -2,6 +2,7 @@
 
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,17 +41,28 @@ def local_ray() -> Iterator[str]:
     """One local Ray for all tests, of exactly 2 CPUs: the smallest machine on which everything must run."""
     import ray
 
+    from tests.processes import processes_with, wait_until
     from tlray.cluster import connection
 
     os.environ.update(connection.LOCAL_RAY_ENVIRONMENT)
-    context = ray.init(
-        "local",  # and not one that somebody has started on this machine
-        num_cpus=2,
-        object_store_memory=1 * 2**30,
-        log_to_driver=False,
-        include_dashboard=False,
-        runtime_env={"env_vars": connection.WORKER_ENVIRONMENT | connection.NO_API_SERVER},
-    )
-    connection.connect()
-    yield context.address_info["gcs_address"]  # pyright: ignore[reportAttributeAccessIssue]
-    ray.shutdown()
+    mark = uuid.uuid4().hex
+    inherited = connection.WORKER_ENVIRONMENT | connection.NO_API_SERVER | {"TLRAY_TEST_RAY": mark}
+    with pytest.MonkeyPatch.context() as patched:  # Ray's processes inherit these variables, as a command's do
+        for name, value in inherited.items():
+            patched.setenv(name, value)
+        context = ray.init(
+            "local",  # and not one that somebody has started on this machine
+            num_cpus=2,
+            object_store_memory=1 * 2**30,
+            log_to_driver=False,
+            include_dashboard=False,
+        )
+    try:
+        connection.connect()
+        yield context.address_info["gcs_address"]  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        ray.shutdown(wait_for_processes=True)
+        # A raylet that does not end within a second is killed, and may leave its workers behind.
+        if not wait_until(lambda: not processes_with(mark)):
+            for process in processes_with(mark):
+                os.kill(process, signal.SIGKILL)

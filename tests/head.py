@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.test_sweep_faults import processes_with, wait_until
+from tests.processes import processes_with, wait_until
 from tlray.cluster import connection, ports
 
 ROOT = Path(__file__).parents[1]

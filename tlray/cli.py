@@ -1,5 +1,6 @@
 """The command `tlray` and the scripts in jobs/: parse, configure, call, show, exit code."""
 
+import io
 import os
 import signal
 import sys
@@ -11,8 +12,12 @@ from tlray import __version__
 from tlray.commands import COMMANDS, NOTICE
 from tlray.config import helptext
 from tlray.errors import BundleError, TlrayError
+from tlray.files import storage
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+RESUMED_BY = {"train": "config.json", "score": "predictions", "sweep": "config.json"}
+"""Commands with `--resume`; and for each the name in its output directory without which there is nothing to resume."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +43,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_OK)
     # `ray job stop` and a closing terminal: leave as on Ctrl-C, so that Ray's processes end too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log shows each line as it is printed, not all at the end
+        sys.stdout.reconfigure(line_buffering=True)
     sys.exit(execute(command, arguments))
 
 
@@ -53,12 +60,12 @@ def execute(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        print(f"tlray: interrupted. {_how_to_continue(command)}", file=sys.stderr)
+        print(f"tlray: interrupted. {_how_to_continue(command, arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         # A full disk, a folder that may not be written, a store that does not answer: not a fault of this program.
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            print(f"tlray: {error}. Fix the cause. {_how_to_continue(command)}", file=sys.stderr)
+            print(f"tlray: {error}. Fix the cause. {_how_to_continue(command, arguments)}", file=sys.stderr)
             return EXIT_FAILURE
         traceback.print_exc()
         print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
@@ -66,12 +73,27 @@ def execute(command: str, arguments: list[str]) -> int:
     return EXIT_OK
 
 
-def _how_to_continue(command: str) -> str:
+def _how_to_continue(command: str, arguments: Sequence[str]) -> str:
     if command in ("features", "serve", "verify"):
         return "Run the same command again."
-    if command in ("train", "score", "sweep"):
+    names = _names_in_output(arguments)
+    if names is not None and names <= {storage.MARK, storage.UNFINISHED}:
+        return "Nothing was written yet: run the same command again."
+    if command in RESUMED_BY and (names is None or RESUMED_BY[command] in names):
         return "Continue with the same command and --resume (not --overwrite)."
     return "Run the same command again with --overwrite."
+
+
+def _names_in_output(arguments: Sequence[str]) -> set[str] | None:
+    """Returns the names in the directory that a command line gives as `--out`; None where that cannot be told."""
+    for place, argument in enumerate(arguments):
+        name, _, out = argument.partition("=")
+        if name == "--out":
+            try:
+                return set(storage.list_names(out or arguments[place + 1]))
+            except (IndexError, OSError, ValueError):
+                return None
+    return None
 
 
 def _quieten() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -30,12 +31,15 @@ from tlray.config.prediction import (
 from tlray.config.recipes import RECIPES
 from tlray.config.training import TrainConfig
 from tlray.data import phantom_files
-from tlray.errors import ConfigError, TlrayError
+from tlray.errors import ConfigError, TlrayError, counted
 
 if TYPE_CHECKING:
     from tlray.evaluation.engine_table import EnginesResult
 
 NOTICE = "tlray is a research tool, no medical device."
+
+LOG_WIDTH = 100
+"""Width in columns of a result's table where standard output is not a terminal. Longer texts are wrapped."""
 
 SHOWN_TRIALS = 5
 """Number of trials that `tlray sweep` shows, the best ones."""
@@ -66,7 +70,7 @@ def _train(arguments: list[str]) -> None:
         rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
     rows += [("report", f"{result.out}/report.html"), ("bundle", result.bundle)]
     rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items() if config.timing]
-    _show("Trained", rows, result.warnings, quiet=config.quiet)
+    _show("Trained", rows, warnings=result.warnings, quiet=config.quiet)
 
 
 def _first_line(function: Callable[..., Any]) -> str:
@@ -78,7 +82,7 @@ def _audit(arguments: list[str]) -> None:
     from tlray.evaluation.data_audit import audit_images  # noqa: PLC0415
 
     result = audit_images(config)
-    _show("Audited", result.rows(), result.warnings, quiet=config.quiet)
+    _show("Audited", result.rows(), warnings=result.warnings, quiet=config.quiet)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -93,10 +97,12 @@ def _evaluate(arguments: list[str]) -> None:
         ("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"),
         ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
         ("log loss", f"{metrics['log_loss']:.3f}"),
+        *([("overlays", result.overlays.text)] if result.overlays else []),
         ("report", f"{result.out}/report.html"),
-        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
+        ("predictions", f"{result.out}/predictions.csv"),
+        ("predictions as Parquet", f"{result.out}/predictions"),
     ]
-    _show(f"Evaluated on {result.split}", rows, result.warnings, quiet=config.quiet)
+    _show(f"Evaluated on {result.split}", rows, warnings=result.warnings, quiet=config.quiet)
 
 
 def _compare(arguments: list[str]) -> None:
@@ -104,7 +110,7 @@ def _compare(arguments: list[str]) -> None:
     from tlray.evaluation.compare import compare  # noqa: PLC0415
 
     result = compare(config)
-    _show(f"Compared on {result.split}", result.rows(), result.warnings, quiet=config.quiet)
+    _show(f"Compared on {result.split}", result.rows(), warnings=result.warnings, quiet=config.quiet)
 
 
 def _verify(arguments: list[str]) -> None:
@@ -128,9 +134,10 @@ def _score(arguments: list[str]) -> None:
         ("images", f"{result.num_images}, {result.num_failed} failed{_counted(result.num_by_error)}"),
         ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
         ("to refer", f"{result.num_referred}{_counted(result.num_by_reason)}"),
-        ("hidden files skipped", str(result.num_skipped)),
+        *([("hidden files skipped", str(result.num_skipped))] if result.num_skipped else []),
         ("engine", result.engine),
-        ("predictions", f"{result.out}/predictions.csv (and Parquet: {result.out}/predictions)"),
+        ("predictions", f"{result.out}/predictions.csv"),
+        ("predictions as Parquet", f"{result.out}/predictions"),
     ]
     _show("Scored", rows, quiet=config.quiet)
 
@@ -164,11 +171,11 @@ def _serve(arguments: list[str]) -> None:
             ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
             ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
             ("keys", "required" if endpoint.needs_key else f"none: {who} are answered"),
-            ("example", f"curl {key}-F file=@scan.png {endpoint.address}/predict"),
             ("bulk scoring", batches),
             ("log files", endpoint.logs),
         ]
-        _show("Serving", rows, [NOTICE, "Ctrl-C stops it."], quiet=config.quiet)
+        example = f"Try it: curl {key}-F file=@scan.png {endpoint.address}/predict"  # no row, as it is to be copied
+        _show("Serving", rows, [example, NOTICE, "Ctrl-C stops it."], quiet=config.quiet)
         try:
             endpoint.wait()
         except KeyboardInterrupt:  # as it is meant to end
@@ -204,23 +211,19 @@ def _sweep(arguments: list[str]) -> None:
     rows.append(("trained", _trial_line(result.chosen)))
     rows += [(f"trained, {name}", text) for name, text in accuracy_rows(result.best.metrics)]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
-    _show(f"Tried {len(result.trials)} settings", rows, result.warnings, quiet=config.quiet)
+    _show(f"Tried {len(result.trials)} settings", rows, warnings=result.warnings, quiet=config.quiet)
 
 
 def _trial_line(trial: Mapping[str, Any]) -> str:
-    probe = f"{_count(trial['depths'], 'depth')}, penalty C {trial['inverse_penalty']:.2g}"
+    probe = f"{counted(trial['depths'], 'depth')}, penalty C {trial['inverse_penalty']:.2g}"
     tuned = (
-        f"{_count(trial['best_epoch'], 'epoch')} of {_count(trial['trainable_layers'], 'layer')} and "
-        f"{_count(trial['hidden_layers'], 'hidden layer')} at {trial['learning_rate']:.2g}, "
-        f"dropout {trial['dropout']:g}, {_count(trial['views'], 'view')}"
+        f"{counted(trial['best_epoch'], 'epoch')} of {counted(trial['trainable_layers'], 'layer')} and "
+        f"{counted(trial['hidden_layers'], 'hidden layer')} at {trial['learning_rate']:.2g}, "
+        f"dropout {trial['dropout']:g}, {counted(trial['views'], 'view')}"
         if trial["best_epoch"]
         else "no fine-tuning"
     )
     return f"loss {trial['best_loss']:.3f}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _export(arguments: list[str]) -> None:
@@ -270,17 +273,35 @@ def _parse(config: type[Config], command: str, arguments: list[str]) -> Config:
     return helptext.parse(config, arguments, prog=f"tlray {command}", description=description)
 
 
-def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str] = (), *, quiet: bool) -> None:
+def _show(
+    title: str,
+    rows: Sequence[tuple[str, str]],
+    notes: Sequence[str] = (),
+    *,
+    warnings: Sequence[str] = (),
+    quiet: bool,
+) -> None:
+    """Prints a table, and below it warnings and remarks; the first warning, the gravest one, comes before the table."""
     if quiet:
         return
+    for warning in warnings[:1]:
+        print(f"! {warning}", flush=True)
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value, style=None)
-    # Paths are to be copied: a narrow log must not break them.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else _log_width(rows))
     console.print(table, highlight=False, markup=False)
-    for note in notes:
+    for note in (*warnings[1:], *notes):
         print(f"! {note}", flush=True)
+
+
+def _log_width(rows: Sequence[tuple[str, str]]) -> int:
+    """Returns the width of a table in a log: `LOG_WIDTH`, or more where a path, which is to be copied, would break."""
+    name = max((cell_len(name) for name, _ in rows), default=0)
+    word = max((cell_len(word) for _, value in rows for word in value.split()), default=0)
+    return max(LOG_WIDTH, name + word + 7)  # three lines of the frame, and a space on both sides of each cell
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -288,7 +309,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a classifier on labelled images, evaluate and export it"),
     "evaluate": (_evaluate, "measure a bundle on labelled images"),
     "compare": (_compare, "tell which of two bundles is better on the same labelled images"),
-    "verify": (_verify, "compute the figures of a training run again"),
+    "verify": (_verify, "check the figures and files of a finished training run"),
     "score": (_score, "score a file, folder, zip or manifest of images"),
     "suggest": (_suggest, "list the unlabelled images whose labels would help a model most"),
     "serve": (_serve, "serve a bundle over HTTP: predictions, bulk scoring, a page"),

@@ -73,3 +73,18 @@ def some(names: Iterable[str], limit: int = 10) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return ", ".join(f"'{name}'" for name in ordered[:limit]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as `1 image` or `2 images`.
+
+    Args:
+        number: The number.
+        noun: A noun in the singular whose plural ends with an added s.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def times(number: int) -> str:
+    """Returns how often something happens: `once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -1,4 +1,4 @@
-"""Progress display for long work: a bar in a terminal, or a line every few seconds in a log."""
+"""Progress display for long work: a bar in a terminal; in a log a line at the start, and one every few seconds."""
 
 import sys
 import time
@@ -48,6 +48,9 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
+        elif self.total:
+            unit = self.unit.removesuffix("s") if self.total == 1 else self.unit
+            self.say(f"{self.description}: {self.total} {unit}")
         return self
 
     def __exit__(

@@ -21,6 +21,8 @@ from tlray.bundle.spec import BundleSpec
 from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.errors import BundleError, TlrayError
 from tlray.files import storage
+from tlray.inference import lookalikes
+from tlray.inference.lookalikes import Lookalike
 from tlray.inference.predictor import Predictor
 
 _LOG = logging.getLogger("ray.serve")  # Serve's logger, which writes into the replica's log
@@ -34,11 +36,13 @@ class Pixels:
         images: The bytes of each image: uint8 [size, size, 3], RGB, or [size, size], grey, as most slices are.
         size_px: Height and width of each image.
         intensity_range: The range with which 16-bit pixels became 8-bit ones; see `tlray.data.decoding.decode`.
+        with_lookalikes: The training images that are most like each image are asked for, too.
     """
 
     images: Sequence[bytes]
     size_px: int
     intensity_range: tuple[float, float] | None
+    with_lookalikes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,8 @@ class Answer:
             None: nothing is known.
         predict_s: Seconds from arrival to answer, including the time in the queue.
         explained: Overlays for the predicted class of each image; None: not asked for.
+        lookalikes: The training images that are most like each image; none where the bundle keeps none. None: not asked
+            for.
     """
 
     bundle_sha256: str
@@ -72,6 +78,7 @@ class Answer:
     predict_s: float
     ood_scores: np.ndarray | None = None
     explained: Explained | None = None
+    lookalikes: Sequence[Sequence[Lookalike]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +116,7 @@ class Model:
         self.predictor = Predictor(
             location, engine=engine, precision=precision, num_threads=num_threads, use_gpu=use_gpu
         )
+        self._kept = self.predictor.bundle.lookalikes()
         spec = self.predictor.bundle.spec
         self.info = ModelInfo(
             spec=spec,
@@ -150,9 +158,25 @@ class Model:
             return Explained(problem=str(error))
 
     def run(self, images: list[bytes]) -> list[np.ndarray]:
-        """Returns for each image of a batch an array [classes + 1]: its probabilities, and how foreign it is."""
+        """Returns for each image of a batch an array: its probabilities, how foreign it is, and its place.
+
+        The place is what `lookalikes` takes. It has no components where the model's bundle keeps no training images.
+        """
         scores = self.predictor.score(to_batch(images, self.info.spec.image_size_px))
-        return list(np.column_stack([scores.probs_BK, scores.ood_scores]))
+        columns = [scores.probs_BK, scores.ood_scores]
+        if self._kept is not None and scores.places_BC is not None:
+            columns.append(scores.places_BC)
+        return list(np.column_stack(columns))
+
+    def lookalikes(self, places_BC: np.ndarray) -> list[list[Lookalike]]:
+        """Returns the training images that are most like each image; none where the bundle keeps none.
+
+        Args:
+            places_BC: The places of the images, float32 [images, components]; see `run`.
+        """
+        if self._kept is None or not places_BC.shape[1]:
+            return [[] for _ in places_BC]
+        return lookalikes.find(places_BC, self._kept)
 
     async def close(self) -> None:
         """Accepts no more images, and returns when all waiting predictions and explanations are done."""
@@ -263,13 +287,17 @@ class Classifier:
 async def _predict(model: Model, pixels: Pixels) -> Answer:
     start_s = time.monotonic()
     spec = model.info.spec
-    probabilities = ood_scores = None
+    probabilities = ood_scores = found = None
     if (pixels.size_px, pixels.intensity_range) == (spec.image_size_px, spec.intensity_range):
         rows = np.stack(await model.batcher.submit_all(pixels.images))
-        probabilities, ood_scores = np.ascontiguousarray(rows[:, :-1]), rows[:, -1]
+        num_classes = len(spec.classes)
+        probabilities, ood_scores = np.ascontiguousarray(rows[:, :num_classes]), rows[:, num_classes]
+        if pixels.with_lookalikes:
+            found = model.lookalikes(rows[:, num_classes + 1 :])
     return Answer(
         bundle_sha256=model.info.bundle_sha256,
         probabilities=probabilities,
         ood_scores=ood_scores,
+        lookalikes=found,
         predict_s=time.monotonic() - start_s,
     )

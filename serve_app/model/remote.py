@@ -155,12 +155,14 @@ def join(answers: Sequence[Answer]) -> Answer | None:
     parts = [answer.probabilities for answer in answers if answer.probabilities is not None]
     scores = [answer.ood_scores for answer in answers if answer.ood_scores is not None]
     explained = [answer.explained for answer in answers if answer.explained is not None]
+    lookalikes = [answer.lookalikes for answer in answers if answer.lookalikes is not None]
     return Answer(
         bundle_sha256=first.bundle_sha256,
         probabilities=np.concatenate(parts) if parts else None,
         ood_scores=np.concatenate(scores) if len(scores) == len(answers) else None,
         predict_s=max(answer.predict_s for answer in answers),
         explained=_join_explained(explained) if explained else None,
+        lookalikes=[found for each in lookalikes for found in each] if len(lookalikes) == len(answers) else None,
     )
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import functools
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,11 +18,14 @@ from serve_app.http.request_log import note
 from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels
 from serve_app.model.decoding import Decoded, decode
 from serve_app.options import Options
-from serve_app.watch.drift import STATISTICS, DriftWindow
+from serve_app.watch.drift import STATISTICS, DriftWindow, Look
 from serve_app.watch.telemetry import Telemetry
 from tlray.bundle.judgement import Judgement, judge
 from tlray.bundle.spec import BundleSpec
 from tlray.errors import ImageError, ImageErrorCode
+from tlray.inference.lookalikes import Lookalike
+
+_LOG = logging.getLogger("ray.serve")  # Serve's logger, which writes into the replica's log
 
 T = TypeVar("T")
 
@@ -61,6 +65,8 @@ class Prediction:
         explanations: The Grad-CAM overlay of each readable image for its predicted class, PNG; empty: not asked for, or
             not possible.
         not_explained: Why there are no overlays though they were asked for; otherwise empty.
+        lookalikes: The training images that are most like each readable image; none where the model's bundle keeps
+            none. None: not asked for.
         decode_s: Seconds for decoding.
         predict_s: Seconds for the queue and the model.
     """
@@ -72,6 +78,7 @@ class Prediction:
     errors: Sequence[ImageError | None]
     explanations: Sequence[bytes]
     not_explained: str
+    lookalikes: Sequence[Sequence[Lookalike]] | None
     decode_s: float
     predict_s: float
 
@@ -186,7 +193,12 @@ class Service:
             raise RequestError(504, f"The request was not parsed within {self.options.timeout_s:g} s.") from None
 
     async def predict(
-        self, files: Sequence[bytes | np.ndarray], version: int | None = None, *, explain: bool = False
+        self,
+        files: Sequence[bytes | np.ndarray],
+        version: int | None = None,
+        *,
+        explain: bool = False,
+        lookalikes: bool = False,
     ) -> Prediction:
         """Returns the predictions for the images of a request.
 
@@ -194,6 +206,7 @@ class Service:
             files: Image files, or pixels, uint8 [height, width, 3].
             version: Version of the model; None: the main one.
             explain: Whether to add Grad-CAM overlays.
+            lookalikes: Whether to add the training images that are most like each image.
 
         Raises:
             RequestError: 413: too many images; 429: too many others are waiting; 504: no answer in time.
@@ -207,13 +220,15 @@ class Service:
         self._hold(len(files), explain=explain)
         try:
             async with asyncio.timeout(self.options.timeout_s):
-                return await self._predict(number, files, explain=explain)
+                return await self._predict(number, files, explain=explain, lookalikes=lookalikes)
         except TimeoutError:
             raise RequestError(504, f"The model did not answer within {self.options.timeout_s:g} s.") from None
         finally:
             self._hold(-len(files), explain=explain)
 
-    async def _predict(self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool) -> Prediction:
+    async def _predict(
+        self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool, lookalikes: bool
+    ) -> Prediction:
         info = await self.known_info(number)
         while True:
             start_s = time.monotonic()
@@ -226,13 +241,14 @@ class Service:
                 size_px=spec.image_size_px,
                 intensity_range=spec.intensity_range,
             )
-            answer = await self._ask(number, pixels, info, explain=explain)
+            # The mirror gets the pixels alone.
+            answer = await self._ask(number, replace(pixels, with_lookalikes=lookalikes), info, explain=explain)
             probs_BK = answer.probabilities
             if probs_BK is not None and answer.bundle_sha256 == info.bundle_sha256:
                 unknown = np.full(len(probs_BK), np.nan, np.float32)
                 ood_scores = unknown if answer.ood_scores is None else answer.ood_scores
                 judged = judge(probs_BK, ood_scores, spec.limits)
-                self._observe(number, info, decoded, probs_BK, judged)
+                self._observe(number, info, decoded, probs_BK=probs_BK, ood_scores=ood_scores, judged=judged)
                 if self._mirror is not None and number == self.options.version:
                     places = [place for place, each in enumerate(decoded) if isinstance(each, Decoded)]
                     self._mirror(info, [files[place] for place in places], pixels, probs_BK)
@@ -245,6 +261,7 @@ class Service:
                     errors=[each if isinstance(each, ImageError) else None for each in decoded],
                     explanations=explained.overlays,
                     not_explained=explained.problem,
+                    lookalikes=answer.lookalikes,
                     decode_s=decode_s,
                     predict_s=answer.predict_s,
                 )
@@ -280,7 +297,9 @@ class Service:
         number: int,
         info: ModelInfo,
         decoded: Sequence[Decoded | ImageError],
+        *,
         probs_BK: np.ndarray,
+        ood_scores: np.ndarray,
         judged: Judgement,
     ) -> None:
         """Counts the images of an answered request, and adds them to the version's drift window."""
@@ -295,9 +314,11 @@ class Service:
         window = self._window(number, info)
         if window is not None:
             greys = [each.grey for each in decoded if isinstance(each, Decoded) and each.grey is not None]
-            indices = window.add(greys, probs_BK)
-            if indices is not None:
-                self.telemetry.drifted(number, indices, window.chance)
+            look = window.add(greys, probs_BK, ood_scores)
+            if look is not None:
+                self.telemetry.looked(number, look, window.chance)
+                if look.is_news:
+                    _LOG.warning("Version %s of the model %s: %s", number, self.options.name, look.describe())
 
     def _window(self, number: int, info: ModelInfo) -> DriftWindow | None:
         """Returns the drift window of a version, a new one for a new bundle; None if the bundle has no reference."""
@@ -305,8 +326,11 @@ class Service:
         if sha256 != info.bundle_sha256:
             if window is not None:
                 unknown: dict[str, float] = dict.fromkeys(STATISTICS, math.nan)
-                self.telemetry.drifted(number, unknown, unknown)
+                self.telemetry.looked(number, Look(indices=unknown, p_values=unknown), unknown)
             training, predictions = info.spec.training_images, info.spec.validation_predictions
             window = DriftWindow(training, predictions) if training or predictions else None
+            if window is not None:
+                # It loads SciPy: not in the event loop, and long before the window is full.
+                asyncio.get_running_loop().run_in_executor(self._decoders, window.prepare)
             self._windows[number] = info.bundle_sha256, window
         return window

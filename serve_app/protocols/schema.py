@@ -182,6 +182,14 @@ class ModelShown(BaseModel):
     max_ood_score: float | None = Field(description="Images with a higher `ood_score` are; null: it is not known")
 
 
+class Lookalike(BaseModel):
+    """A training image that is like the image."""
+
+    label: str = Field(description="Its label in training")
+    similarity: float = Field(description="Cosine similarity of the model's features, in [-1, 1]")
+    jpeg: str = Field(description="The training image, a small JPEG in base64")
+
+
 class FileRow(BaseModel):
     """The prediction for a file, or the error if it cannot be read."""
 
@@ -197,6 +205,7 @@ class FileRow(BaseModel):
     probabilities: dict[str, float] | None
     explanation: str = Field("", description="Grad-CAM overlay with explain=true, a PNG in base64")
     explanation_error: str = Field("", description="Why there is no explanation, with explain=true")
+    lookalikes: list[Lookalike] = Field([], description="With lookalikes=true: the most similar training images")
     error_code: str | None
     error: str | None
 

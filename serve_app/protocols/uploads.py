@@ -18,6 +18,7 @@ from serve_app.http.body import admit, check_media_type
 from serve_app.http.forms import FormParser
 from serve_app.model.service import Prediction, Service
 from serve_app.protocols.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL, ModelShown, Predictions
+from tlray.inference.lookalikes import Lookalike
 
 
 def add_uploads(router: APIRouter, service: Service) -> None:
@@ -31,14 +32,16 @@ def add_uploads(router: APIRouter, service: Service) -> None:
     @router.post(
         "/predict", openapi_extra=FORM_BODY, response_model=Predictions, responses=WITH_IMAGES, tags=["predict"]
     )
-    async def predict(request: Request, explain: bool = False) -> JSONResponse:
+    async def predict(request: Request, explain: bool = False, lookalikes: bool = False) -> JSONResponse:
         """Classifies image files: `curl -F file=@scan.png ADDRESS/predict`.
 
         `explain=true` adds `explanation`, a PNG in base64 that shows where the evidence for the class lies (Grad-CAM).
+        `lookalikes=true` adds `lookalikes`, the training images that are most like the image, if the bundle keeps some:
+        they are what the model was trained on, not evidence.
         """
         await admit(request, functools.partial(service.check_room, explain=explain))
         names, files = await _read_form(request, service.options.max_images_per_request)
-        found = await service.predict(files, explain=explain)
+        found = await service.predict(files, explain=explain, lookalikes=lookalikes)
         rows = _rows(found, names)
         if len(rows) == 1 and found.errors[0] is not None:
             raise image_error(found.errors, ["file"])
@@ -110,13 +113,24 @@ def _predicted(found: Prediction, place: int) -> dict[str, Any]:
     return dict(zip(PREDICTED, values, strict=True))
 
 
+def _shown(found: Lookalike, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "label": classes[found.class_index],
+        "similarity": found.similarity,
+        "jpeg": base64.b64encode(found.jpeg).decode(),
+    }
+
+
 def _rows(found: Prediction, names: Sequence[str]) -> list[dict[str, Any]]:
     places, explanations = iter(range(len(found.probabilities))), iter(found.explanations)
     rows: list[dict[str, Any]] = []
     for name, error in zip(names, found.errors, strict=True):
         row: dict[str, Any] = {"file": name} | dict.fromkeys(PREDICTED)
         if error is None:
-            row |= _predicted(found, next(places))
+            place = next(places)
+            row |= _predicted(found, place)
+            if found.lookalikes is not None:
+                row["lookalikes"] = [_shown(each, found.info.spec.classes) for each in found.lookalikes[place]]
             if found.not_explained:
                 row["explanation_error"] = found.not_explained
             elif found.explanations:

@@ -6,6 +6,8 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from serve_app.watch.drift import Look
+
 DURATIONS_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]
 
@@ -52,6 +54,17 @@ class Telemetry:
             "Population stability index that one in twenty windows exceeds without any drift, by statistic.",
             _tags("model", "version", "statistic"),
         )
+        self.drift_p_value = Gauge(
+            "tlray_drift_p_value",
+            "Probability that the latest images or predictions differ as much without any drift, by statistic; times "
+            "the number of statistics.",
+            _tags("model", "version", "statistic"),
+        )
+        self.drift_alarms = Counter(
+            "tlray_drift_alarms",
+            "Looks at the latest images that found drift, by statistic.",
+            _tags("model", "version", "statistic"),
+        )
         self.shadow_images = Counter(
             "tlray_shadow_images",
             "Images of shadow traffic, by outcome: agree, differ, error, dropped.",
@@ -84,11 +97,20 @@ class Telemetry:
         for code, count in Tally(error_codes).items():
             self.image_errors.inc(count, {**tags, "code": code})
 
-    def drifted(self, version: int, indices: Mapping[str, float], chance: Mapping[str, float]) -> None:
-        """Sets the gauges of a version's population stability indices and of their chance levels; NaN: not known."""
-        for gauge, values in ((self.drift, indices), (self.drift_chance, chance)):
+    def looked(self, version: int, look: Look, chance: Mapping[str, float]) -> None:
+        """Sets the gauges of a version's drift, and counts the statistics that have drifted.
+
+        Args:
+            version: The version's number.
+            look: The indices and p-values; NaN: not known.
+            chance: The chance level of each index.
+        """
+        gauges = ((self.drift, look.indices), (self.drift_p_value, look.p_values), (self.drift_chance, chance))
+        for gauge, values in gauges:
             for statistic, value in values.items():
                 gauge.set(value, {"version": str(version), "statistic": statistic})
+        for statistic in look.drifted:
+            self.drift_alarms.inc(1, {"version": str(version), "statistic": statistic})
 
     def compared(self, *, num_agreeing: int, num_differing: int, differences: float) -> None:
         """Counts images that the shadow has predicted, and adds to the sum of their mean absolute differences."""

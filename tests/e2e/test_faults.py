@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from tests.e2e.test_sweep_faults import wait_until
+from tests.processes import wait_until
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.timing import Timing
 from tlray.training import checkpoint, run

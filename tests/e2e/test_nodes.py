@@ -14,8 +14,8 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.e2e.test_sweep_faults import processes_with, wait_until
 from tests.head import ROOT
+from tests.processes import processes_with, wait_until
 from tlray.cluster import connection
 from tlray.cluster.ports import free_ports
 from tlray.data import phantom_files

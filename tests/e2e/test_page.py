@@ -6,6 +6,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from serve_app.model.classifier import Answer, Pixels
 from tests.browser import Browser
 from tests.endpoint import LocalClassifier, below, listening, local_api
 from tlray import cli
+from tlray.data import thumbnail
+from tlray.inference.lookalikes import Lookalike
 
 DEADLINE_S = 60
 KEY = "0123456789abcdef"
@@ -167,6 +171,35 @@ class Exchanged:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.classifier, name)
+
+
+class WithLookalikes(Exchanged):
+    """A model that finds three training images like each image: a light one, and two that are dark."""
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        answer = await self.classifier.predict(pixels)
+        jpeg = thumbnail.to_jpeg(np.full((96, 96), 128, np.uint8))
+        found = [
+            Lookalike(class_index=index, similarity=similarity, jpeg=jpeg)
+            for index, similarity in ((1, 0.987), (0, 0.5), (0, -0.25))
+        ]
+        return replace(answer, lookalikes=[found for _ in pixels.images] if pixels.with_lookalikes else None)
+
+
+def test_training_images_that_are_like_an_image_are_shown_beside_it(window, model, files):
+    with listening(local_api(WithLookalikes(model))) as address:
+        window.driver.get(f"{address}/")
+        window.find("#explain").click()
+        window.choose(files["dark"])
+        window.wait_until_done("1 of 1 images done")
+        card = window.card(files["dark"])
+        assert window.texts(".lookalikes .name", card) == [CLASSES[1], CLASSES[0], CLASSES[0]]
+        assert window.texts(".lookalikes .muted", card) == ["similarity 0.99", "similarity 0.50", "similarity -0.25"]
+        assert "not evidence" in card.text
+        pictures = window.find_all(".lookalikes img", card)
+        window.wait(lambda: all(each.get_property("naturalWidth") == 96 for each in pictures))
+        assert window.complaints() == []
+        window.driver.get("about:blank")
 
 
 def test_results_are_put_in_order_of_certainty(browser, address, files):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import html
 import json
 import os
 import re
@@ -68,6 +69,19 @@ def test_run_directory_is_complete(trained):
     assert (config["trainable_layers"], config["batch_norm"], config["precision"]) == ("all", "synchronized", "float32")
 
 
+def test_a_run_is_verified_and_an_edited_report_is_named(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert tlray("verify", run) == 0
+    covered = set(json.loads((run / "evidence.json").read_text())["sha256"])
+    assert covered >= {"report.html", "metrics.json", "config.json", "history.csv", "audit.json", "gallery.json"}
+    assert covered >= {f"figures/{path.name}" for path in (run / "figures").iterdir()}
+    capsys.readouterr()
+    (run / "report.html").write_text((run / "report.html").read_text().replace("Accuracy", "Accuracy 0.99", 1))
+    assert tlray("verify", run) == 1
+    assert capsys.readouterr().err == f"tlray: '{run}' is not as it says: report.html.\n"
+
+
 def test_manifest_has_a_row_for_every_file_and_whole_patients(trained):
     table = pq.read_table(trained / "manifest.parquet")
     assert table.num_rows == NUM_IMAGES + NUM_UNREADABLE
@@ -99,6 +113,12 @@ def test_metrics_are_those_of_the_validation_during_training(trained):
     spec, _ = read_spec(str(trained / "bundle"))
     assert spec.metrics["test"]["accuracy"] == metrics["accuracy"]
     assert spec.classes == phantoms.CLASSES
+    # For drift: of the same images without those that the model knows, two of each patient.
+    known, num_new = spec.validation_predictions, valid["num_images"] - valid["num_leaked"]
+    assert known is not None
+    assert sum(known.class_counts) == len(known.confidences) == num_new
+    assert known.num_independent is not None
+    assert known.num_independent <= num_new / 2
 
 
 def test_the_bundle_knows_what_its_training_images_were_like(trained):
@@ -117,9 +137,10 @@ def test_the_bundle_knows_what_its_training_images_were_like(trained):
 def test_the_bundle_knows_what_the_model_predicts_for_validation_images(trained):
     spec, _ = read_spec(str(trained / "bundle"))
     assert spec.validation_predictions is not None
-    predicted = np.sum(spec.metrics["valid"]["confusion_matrix"], axis=0)  # labels do not enter
+    new = spec.metrics["valid"]["leak_free"] or spec.metrics["valid"]
+    predicted = np.sum(new["confusion_matrix"], axis=0)  # labels do not enter
     assert spec.validation_predictions.class_counts == tuple(predicted)
-    assert sum(spec.validation_predictions.confidence.counts) == 16
+    assert sum(spec.validation_predictions.confidence.counts) == new["num_images"]
     assert spec.prior == (0.25, 0.25, 0.25, 0.25)
 
 
@@ -290,10 +311,13 @@ def test_evaluation_maps_published_class_names(trained, phantom_set, tmp_path):
     out = tmp_path / "out"
     code = tlray(
         *("evaluate", "--bundle", trained / "bundle", "--data", tmp_path / "data"),
-        *("--split", "all", "--out", out, "--quiet"),
+        *("--split", "all", "--check-overlays", "4", "--out", out, "--quiet"),
     )
     assert code == 0
     metrics = json.loads((out / "metrics.json").read_text())
+    overlays = metrics["overlays"]
+    assert overlays["num_images"] + overlays["num_without"] == 4
+    assert overlays["text"] in html.unescape((out / "report.html").read_text())
     assert (metrics["num_images"], metrics["num_failed"]) == (NUM_IMAGES, NUM_UNREADABLE)
     table = predictions.read_predictions(str(out))
     hits = [row["label"] == row["predicted_label"] for row in table.to_pylist() if not row["error_code"]]

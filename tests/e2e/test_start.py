@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.test_serving import export
-from tests.e2e.test_sweep_faults import processes_with
 from tests.listening import addresses_of
+from tests.processes import processes_with
 from tests.unit.serve_app.test_fuzz import OF_SERVE, wrong_requests
 from tlray.cluster import connection
 from tlray.cluster.ports import free_ports

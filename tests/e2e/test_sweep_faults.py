@@ -6,21 +6,18 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import pytest
 
+from tests.processes import processes_with, wait_until
 from tlray import cli
 from tlray.config.commands import SweepConfig
 from tlray.tuning import trial_table
 
 NUM_TRIALS = 12  # so many that a sweep cannot end before it is interrupted
-DEADLINE_S = 120.0
 
 
 @pytest.fixture
@@ -44,16 +41,6 @@ def config(phantom_set: Path, tmp_path: Path) -> SweepConfig:
     )
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
-    """Looks every 20 ms whether a condition holds; False: not before the deadline."""
-    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        pause.wait(0.02)
-    return True
-
-
 def read_trials(config: SweepConfig) -> list[dict[str, str]]:
     path = Path(config.out, "trials.csv")
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
@@ -61,18 +48,6 @@ def read_trials(config: SweepConfig) -> list[dict[str, str]]:
 
 def written_at(config: SweepConfig) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path(config.out, "features").glob("part-*")}
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Returns the ids and commands of all processes that have inherited a mark in their environment."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes():
-                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has just ended, or is somebody else's
-            continue
-    return found
 
 
 def test_an_interrupted_sweep_is_continued(config, request):

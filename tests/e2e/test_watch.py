@@ -123,12 +123,15 @@ def test_prometheus_is_told_of_everything(asked):  # noqa: ARG001
     assert total(outcomes, outcome="agree") + total(outcomes, outcome="differ") == num_predicted
     assert 0 < total(samples["ray_tlray_shadow_difference_total"]) < num_predicted
     drift = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift"].items()}
-    assert set(drift) == set(STATISTICS)
+    assert set(drift) == set(STATISTICS) - {"ood_score"}  # the bundle was made up without
     chance = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift_chance"].items()}
-    assert set(chance) == set(STATISTICS)
+    assert set(chance) == set(drift)
     # Of 150 validation images in three classes and 500 that were asked; 5.99: chi-square of two degrees of freedom.
     assert chance["predicted_class"] == pytest.approx(5.99 * (1 / 150 + 1 / WINDOW), rel=1e-3)
     assert drift["grey_deviation"] > 0.25  # of noise, beside the even images that the bundle was made up with
+    p_values = {dict(pairs)["statistic"]: value for pairs, value in samples["ray_tlray_drift_p_value"].items()}
+    assert p_values["grey_deviation"] < 1e-6
+    assert total(samples["ray_tlray_drift_alarms_total"], statistic="grey_deviation", version="1") >= 1
 
 
 def test_the_request_log_has_one_line_a_request(asked):  # noqa: ARG001

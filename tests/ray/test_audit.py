@@ -57,7 +57,7 @@ def test_an_audit_finds_and_mends(folder, tmp_path):
     assert json.loads((out / "audit.json").read_text()) == found
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 4
-    assert "Known limits" not in page  # there is no model
+    assert "What this report cannot tell" not in page  # there is no model
 
     rows = read_manifest(str(out / "manifest.parquet")).to_pylist()
     names = {image["image_id"] for image in across["images"]}
@@ -73,9 +73,11 @@ def test_an_audit_finds_and_mends(folder, tmp_path):
     assert again["leaked"] == {"valid": 0, "test": 0}
 
 
-def test_an_earlier_audit_is_replaced_only_if_told(folder, tmp_path):
-    config = AuditConfig(data=str(folder / "test"), out=str(tmp_path / "out"), quiet=True)
-    audit_images(config)
+def test_an_earlier_audit_is_replaced_only_if_told_and_private_images_are_not_shown(folder, tmp_path):
+    config = AuditConfig(data=str(folder), out=str(tmp_path / "out"), thumbnails=False, quiet=True)
+    found = audit_images(config).findings
+    assert found["copies"]["copies"]["num_groups"] > 0
+    assert "data:image/jpeg" not in (tmp_path / "out/report.html").read_text()
     with pytest.raises(ConfigError, match="--overwrite"):
         audit_images(config)
 

@@ -76,7 +76,7 @@ def test_the_better_bundle_is_told(config, images):
     assert found["conclusion"].startswith("The bundle is better: on images like these its accuracy is ")
     assert (found["same_label_share"], found["num_refer_differs"]) == (0.5, NUM_IMAGES)
     assert len(found["bundle_sha256"]) == len(found["reference_sha256"]) == 64
-    assert result.warnings == ("Left out, because not both bundles could score them: 1 images (empty: 1).",)
+    assert result.warnings == ("Left out, because not both bundles could score them: 1 image (empty: 1).",)
     rows = dict(result.rows())
     assert rows["p value"].startswith("below 0.001 ")
     assert rows["sensitivity of 'light'"] == "bundle 1.000, reference 0.000"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tests.e2e.test_sweep_faults import wait_until
+from tests.processes import wait_until
 from tlray.cluster import connection
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig

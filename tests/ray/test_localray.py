@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.test_sweep_faults import processes_with
 from tests.listening import addresses_of
+from tests.processes import processes_with
 
 MARK = "TLRAY_TEST_MARK"
 

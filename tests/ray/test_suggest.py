@@ -50,7 +50,9 @@ def test_the_most_uncertain_images_are_suggested_and_the_others_counted(config, 
     assert (found["num_images"], found["num_labelled"], found["num_scored"]) == (11, 1, 8)
     assert found["num_by_error"] == {"empty": 1, "not_found": 1}
     assert (found["num_foreign"], found["num_suggested"], found["max_ood_score"]) == (0, 4, None)
-    assert (found["is_diverse"], result.notes) == (False, (BY_UNCERTAINTY,))
+    assert (found["is_diverse"], result.notes[0]) == (False, BY_UNCERTAINTY)
+    # 100.png has a confidence of 0.987, as its logits differ by 40 * 100 / 255 - 20 = -4.31.
+    assert (found["num_unsure"], result.notes[1].split(" (")[0]) == (3, "The model is sure of 1 of these 4 images")
     assert len(found["bundle_sha256"]) == 64
     assert found["engine"].endswith(" float32")
     assert found["settings"] == dataclasses.asdict(config)
@@ -92,7 +94,8 @@ def test_the_most_uncertain_images_are_suggested_and_the_others_counted(config, 
     again = suggest(dataclasses.replace(config, count=20, overwrite=True))
     assert again.image_ids[:4] == result.image_ids
     assert len(again.image_ids) == 8
-    assert again.notes[1:] == ("Only 8 images are suggested, not 20: there are no more to choose from.",)
+    assert again.notes[1] == "Only 8 images are suggested, not 20: there are no more to choose from."
+    assert again.notes[2].startswith("The model is sure of 5 of these 8 images")
 
 
 def test_what_cannot_be_suggested_from_is_refused(config, pool, tmp_path):

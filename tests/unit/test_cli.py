@@ -107,7 +107,8 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
-            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",)
+            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",),
+            overlays=SimpleNamespace(text="Overlays point at what decides."),
         ),
         ("evaluation.compare", "compare"): CompareResult(
             out="/o", split="valid", warnings=("Both bundles were trained on this data.",),
@@ -121,7 +122,7 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evidence", "verify"): VerifyResult(
-            checks=(Check(name="the run", is_right=True),), num_files=9, num_figures=81
+            checks=(Check(name="the run", is_right=True),), num_files=9, num_figures=81, evidence_sha256="5" * 64
         ),
         ("inference.score", "score"): SimpleNamespace(
             out="/o", engine="openvino bfloat16",
@@ -133,7 +134,7 @@ def called(monkeypatch):
             out="/o", image_ids=("1.png", "2.png"), notes=("Only 2 images are suggested.",),
             summary={
                 "num_images": 16, "num_labelled": 4, "num_skipped": 5, "num_scored": 9,
-                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_suggested": 2,
+                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_suggested": 2, "num_unsure": 1,
                 "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3, "engine": "openvino bfloat16",
             },
         ),
@@ -349,10 +350,15 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
 @pytest.mark.parametrize(
     ("command_line", "expected"),
     [
-        ("audit --data d --out o --fix --seed 3", AuditConfig(data="d", out="o", fix=True, seed=3)),
         (
-            "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path",
-            EvaluateConfig(bundle="b", data="d", out="o", split="all", batch_size=4, columns="uri=path"),
+            "audit --data d --out o --fix --seed 3 --no-thumbnails",
+            AuditConfig(data="d", out="o", fix=True, seed=3, thumbnails=False),
+        ),
+        (
+            "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path --check-overlays 32",
+            EvaluateConfig(
+                bundle="b", data="d", out="o", split="all", batch_size=4, columns="uri=path", check_overlays=32
+            ),
         ),
         (
             "compare --bundle b --reference r --data d --out o --split all --precision float32 --columns uri=path",
@@ -401,6 +407,30 @@ def test_other_commands_parse(called, command_line, expected):
 # What is shown
 
 
+def unwrapped(shown: str) -> str:
+    """Returns tables without their frames, each text on one line."""
+    return " ".join(re.sub(r"[│┃┏┓┗┛┌┐└┘├┤┡┩╇┯┬┴┼─━┳┻]", " ", shown).split())
+
+
+@pytest.mark.parametrize(
+    "command_line", ["score --bundle b --input i --out o", "sweep --data d --out o", "train --data d --out o"]
+)
+def test_a_table_in_a_log_has_100_columns_at_most(called, capsys, command_line):
+    assert tlray(command_line) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("!")) <= 100
+    assert len(called) == 1
+
+
+def test_a_path_in_a_log_is_not_broken(monkeypatch, capsys):
+    folder = "/data/" + "a-long-name/" * 12
+    stand_in = ModuleType("tlray.training.own_model")
+    stand_in.__dict__["export"] = lambda _: "5" * 64
+    monkeypatch.setitem(sys.modules, "tlray.training.own_model", stand_in)
+    assert tlray(f"export --model m --classes c --out {folder} --preprocessing unit") == 0
+    assert f" {folder} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command_line", "facts"),
     [
@@ -422,7 +452,7 @@ def test_other_commands_parse(called, command_line, expected):
         (
             "evaluate --bundle b --data d --out o",
             ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
-             "! The metrics are too good."],
+             "overlays .* Overlays point at what decides.", "! The metrics are too good."],
         ),
         (
             "compare --bundle b --reference r --data d --out o --split valid",
@@ -436,7 +466,11 @@ def test_other_commands_parse(called, command_line, expected):
              "only one marks 'refer' .* 4 images", "all figures .* /o/comparison.json",
              "image by image .* /o/comparison.csv", "! Both bundles were trained on this data."],
         ),
-        ("verify runs/a", ["files .* 9", "figures computed again .* 81", "the run .* as it says"]),
+        (
+            "verify runs/a",
+            ["files .* 9", "figures computed again .* 81", "the run .* as it says",
+             f"sha256 of evidence.json .* {'5' * 64}"],
+        ),
         (
             "score --bundle b --input i --out o",
             ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
@@ -445,7 +479,8 @@ def test_other_commands_parse(called, command_line, expected):
         (
             "suggest --bundle b --input i --out o --count 3",
             ["images .* 9 scored, 3 failed (empty: 2, truncated: 1)", "images with a label .* 4 left out",
-             "unlike the training images .* 6 left out", "hidden files skipped .* 5", "suggested .* 2 images",
+             "unlike the training images .* 6 left out", "hidden files skipped .* 5",
+             "suggested .* 2 images; the model is unsure of 1",
              "their uncertainty .* 0.25 to 0.88 (0: one class is certain", "engine .* openvino bfloat16",
              "table to fill in .* /o/suggestions.csv", "! Only 2 images are suggested."],
         ),
@@ -489,17 +524,31 @@ def test_results_are_shown_unless_quiet(called, capsys, command_line, facts):
     assert tlray(command_line) == 0
     shown = capsys.readouterr()
     for fact in facts:
-        assert re.search(re.escape(fact).replace(r"\ \.\*\ ", r"\W+"), shown.out), fact
+        assert re.search(re.escape(fact).replace(r"\ \.\*\ ", r"\W+"), unwrapped(shown.out)), fact
     assert shown.err == ""
     assert tlray(f"{command_line} --quiet") == 0
     assert capsys.readouterr() == ("", "")
     assert len(called) == 2
 
 
+def test_the_gravest_warning_comes_before_the_figures(monkeypatch, capsys):
+    stand_in = ModuleType("tlray.evaluation.data_audit")
+    result = SimpleNamespace(rows=lambda: [("images", "20")], warnings=("Grave.", "Less grave.", "Mild."))
+    stand_in.__dict__["audit_images"] = lambda _: result
+    monkeypatch.setitem(sys.modules, "tlray.evaluation.data_audit", stand_in)
+    assert tlray("audit --data d --out o") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("! Grave.\n")
+    assert shown.endswith("! Less grave.\n! Mild.\n")
+    assert shown.index("Grave.") < shown.index("images") < shown.index("Less grave.")
+
+
 def test_a_run_that_is_not_as_it_says_is_a_failure(monkeypatch, capsys):
     check = Check(name="test.accuracy", is_right=False, detail="metrics.json says 0.9, and it is 0.8.")
     stand_in = ModuleType("tlray.evaluation.evidence")
-    stand_in.__dict__["verify"] = lambda _: VerifyResult(checks=(check,), num_files=9, num_figures=81)
+    stand_in.__dict__["verify"] = lambda _: VerifyResult(
+        checks=(check,), num_files=9, num_figures=81, evidence_sha256="5" * 64
+    )
     monkeypatch.setitem(sys.modules, "tlray.evaluation.evidence", stand_in)
     assert tlray("verify runs/a") == 1
     shown = capsys.readouterr()
@@ -549,6 +598,29 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
 
 
 @pytest.mark.parametrize(
+    ("command_line", "message"),
+    [
+        ("train --data d --out o --max-error 2", "--max-error must lie between 0 and 1. Received: 2.0"),
+        ("train probe --data d --out o --folds 1", "--folds must be at least 2. Received: 1"),
+        ("train --data d --out o --augmentation.zoom 2", "--augmentation.zoom must lie in [0, 1). Received: 2.0"),
+        (
+            "train --data d --out o --augmentation.shear-deg 90",
+            "--augmentation.shear-deg must lie in [0, 90). Received: 90.0",
+        ),
+        ("sweep --data d --out o --max-error 0", "--max-error must lie between 0 and 1. Received: 0.0"),
+        ("audit --data d --out o --seed -1", "--seed must lie in [0, 4294967295]. Received: -1"),
+        ("export --model m --classes c --out o --preprocessing unit --refer-below 2",
+         "--refer-below must lie in [0, 1]. Received: 2.0"),
+        ("suggest --bundle b --input i --out o --count 0", "--count must be positive. Received: 0"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_told_in_one_line(called, capsys, command_line, message):
+    assert tlray(command_line) == 2
+    assert capsys.readouterr() == ("", f"tlray: {message}\n")
+    assert called == []
+
+
+@pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (ConfigError("Too few."), 2, "tlray: Too few.\n"),
@@ -589,6 +661,49 @@ def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
         monkeypatch.setitem(cli.COMMANDS, command, (interrupted, ""))
         assert tlray(command) == 130
         assert capsys.readouterr().err == "tlray: interrupted. Run the same command again.\n"
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Commands that are interrupted at once."""
+
+    def interrupt(_arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    for command in ("train", "sweep", "score", "suggest"):
+        monkeypatch.setitem(cli.COMMANDS, command, (interrupt, ""))
+
+
+FROM_THE_START = "Nothing was written yet: run the same command again."
+RESUME, OVERWRITE = (
+    "Continue with the same command and --resume (not --overwrite).",
+    "Run the same command again with --overwrite.",
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "names", "remedy"),
+    [
+        ("score", [], FROM_THE_START),
+        ("score", [".tlray"], FROM_THE_START),
+        ("score", [".tlray", "_state"], OVERWRITE),
+        ("score", [".tlray", "_state", "predictions"], RESUME),
+        ("train", [".tlray", "_inspected"], FROM_THE_START),
+        ("train", [".tlray", "config.json"], RESUME),
+        ("sweep", [".tlray", "config.json"], RESUME),
+        ("suggest", [], FROM_THE_START),
+        ("suggest", [".tlray"], FROM_THE_START),
+        ("suggest", [".tlray", "suggestions.csv"], OVERWRITE),
+    ],
+)
+@pytest.mark.usefixtures("interrupted")
+def test_the_remedy_of_an_interruption_fits_what_was_written(capsys, tmp_path, command, names, remedy):
+    for name in names:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).touch()
+    for option in (f"--out {tmp_path}/out", f"--out={tmp_path}/out"):
+        assert tlray(f"{command} --bundle b {option}") == 130
+        assert capsys.readouterr().err == f"tlray: interrupted. {remedy}\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])

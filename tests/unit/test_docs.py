@@ -87,7 +87,8 @@ def test_the_commands_are_found():
     assert of_page["README"] == ["train", "score", "serve"]
     assert of_page["scoring"] == ["score", "evaluate", "score"]
     assert of_page["cluster"] == ["train", "score"]
-    assert of_page["results"] == ["train", "train", "train"]
+    assert of_page["results"] == ["train", "train", "train", "features"]
+    assert of_page["public_set"] == ["audit", "train", "verify"]
 
 
 def test_the_three_ways_are_parsed_and_the_same_in_both_places(parsed):
@@ -161,7 +162,9 @@ def test_every_make_target_is_there():
 
 
 def test_options_in_the_text_are_there():
-    known = {f"--{field.name.replace('_', '-')}" for config in CONFIGS for field in dataclasses.fields(config)}
+    fields = [field for config in CONFIGS for field in dataclasses.fields(config)]
+    known = {f"--{field.name.replace('_', '-')}" for field in fields}
+    known |= {f"--no-{field.name.replace('_', '-')}" for field in fields if field.default is True}
     for page in PAGES:
         spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
         named = {option for span in spans for option in re.findall(r"(?<!\S)--[a-z0-9-]+", span)}

@@ -5,7 +5,17 @@ import pickle
 import pytest
 
 from tlray import errors
-from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError, some
+from tlray.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    ImageError,
+    ImageErrorCode,
+    TlrayError,
+    counted,
+    some,
+    times,
+)
 
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
@@ -61,3 +71,8 @@ def test_image_error_codes_are_documented_and_named_like_their_values():
 )
 def test_some(names, expected):
     assert some(names, limit=3) == expected
+
+
+def test_numbers_go_with_their_nouns():
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [times(number) for number in (1, 2, 3)] == ["once", "twice", "3 times"]

@@ -45,13 +45,19 @@ def run(clock, updates: list[tuple[float, int]], **settings) -> None:
 def test_lines_in_a_log_by_hand(clock, capsys, updates, lines):
     run(clock, updates)
     shown = capsys.readouterr()
-    assert shown.err.splitlines() == lines
+    assert shown.err.splitlines() == ["Scoring: 100 images", *lines]  # the first one at once
     assert shown.out == ""
 
 
 def test_unit_is_named(clock, capsys):
     run(clock, [(0, 0), (10, 50)], unit="steps")
-    assert capsys.readouterr().err == "Scoring: 50 of 100 steps, 10 s left\n"
+    assert capsys.readouterr().err == "Scoring: 100 steps\nScoring: 50 of 100 steps, 10 s left\n"
+
+
+def test_nothing_to_do_is_not_announced(capsys):
+    with Progress("Scoring", 0):
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_shows_nothing(clock, capsys):
@@ -64,7 +70,7 @@ def test_quiet_shows_nothing(clock, capsys):
 def test_say_prints_as_it_is(capsys):
     with Progress("Scoring", 1) as shown:
         shown.say("epoch 1 [bold]")
-    assert capsys.readouterr().err == "epoch 1 [bold]\n"
+    assert capsys.readouterr().err == "Scoring: 1 image\nepoch 1 [bold]\n"
 
 
 def test_bar_in_a_terminal(monkeypatch):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tlray.bundle import verdicts
 from tlray.bundle.spec import BundleSpec
 
 
@@ -21,19 +22,11 @@ def _code(text: str) -> str:
 
 
 def model_card(spec: BundleSpec) -> str:
-    """Returns a short Markdown description of the model, for people."""
-    results = [
-        f"| {name} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {metrics['balanced_accuracy']:.3f} |"
-        for name, metrics in metric_rows(spec.metrics)
-    ]
-    table = ["| split | images | accuracy | balanced accuracy |", "| --- | --- | --- | --- |", *results]
-    leaks = []
-    if spec.leaks:
-        has_new = any(each.get("leak_free") for each in spec.metrics.values())
-        which = "of all images" if has_new else "below"
-        leaks = [f"> **The metrics {which} are too good.**", *(f"> {leak}" for leak in spec.leaks), ""]
-    if spec.shortcuts:
-        leaks = ["> **Do not believe the metrics yet.**", *(f"> {text}" for text in spec.shortcuts), "", *leaks]
+    """Returns a short Markdown description of the model, for people.
+
+    What may be believed comes in the order of the report: figures with intervals, of images that are new to the model
+    before those of all images, then what `verdicts` says of them, and what they cannot tell.
+    """
     low, high = spec.intensity_range or (0, 65535)
     facts = {
         "Backbone": spec.backbone,
@@ -43,7 +36,7 @@ def model_card(spec: BundleSpec) -> str:
         "16-bit pixel values that become 0 to 255": f"{low:g} to {high:g}",
         "Calibration": _describe_calibration(spec),
         "Class shares that the probabilities assume": _describe_prior(spec),
-        "Refer when confidence is below": f"{spec.refer_below:.3g}{_why_referred(spec)}",
+        "Refer when confidence is below": f"{spec.refer_below:.3g}",
         "Refer when an image is unlike those of training": "yes" if spec.limits.max_ood_score is not None else "no",
         "Refer when several classes may be right": "yes" if spec.set_thresholds else "no",
         "Data fingerprint": spec.data_fingerprint or "unknown",
@@ -52,19 +45,61 @@ def model_card(spec: BundleSpec) -> str:
         [
             "# Model card",
             "",
-            *leaks,
+            *_warnings(spec),
             "A classifier of chest-CT images made with tlray. **Research only: no medical device, not for diagnosis.**",
             "",
             "Classes, in the order of the outputs: " + ", ".join(_code(name) for name in spec.classes),
             "",
+            "## May I believe this?",
+            "",
+            *_beliefs(spec),
+            "",
+            "## How it was made",
+            "",
             *[f"- {name}: {_inert(str(value))}" for name, value in facts.items()],
             "",
-            *(table if results else ["The model has not been evaluated."]),
-            "",
-            "Metrics hold only for images like those of the data set. Evaluate the model again for other scanners, "
-            "protocols or patients (`tlray evaluate`).",
-            "",
         ]
+    )
+
+
+def _warnings(spec: BundleSpec) -> list[str]:
+    """Returns the lines that come before everything else."""
+    lines = []
+    if spec.shortcuts:
+        lines += ["> **Do not believe the metrics yet.**", *(f"> {text}" for text in spec.shortcuts), ""]
+    if spec.leaks:
+        has_new = any(each.get("leak_free") for each in spec.metrics.values())
+        which = "of all images" if has_new else "below"
+        lines += [f"> **The metrics {which} are too good.**", *(f"> {leak}" for leak in spec.leaks), ""]
+    return lines
+
+
+def _beliefs(spec: BundleSpec) -> list[str]:
+    """Returns the lines about what the model is worth."""
+    if not spec.metrics:
+        return ["The model has not been evaluated."]
+    metrics_of = {split: spec.metrics[split] for split in sorted(spec.metrics, key=lambda split: split != "test")}
+    split, metrics = next(iter(metrics_of.items()))
+    measured = verdicts.Measured(split=split, metrics=metrics, trust=spec.trust, data=spec.trust.get("data", {}))
+    return [
+        "| images | number | accuracy | 95 % interval | balanced accuracy |",
+        "| --- | --- | --- | --- | --- |",
+        *(_row(name, each) for name, each in metric_rows(metrics_of)),
+        "",
+        *(f"- **{each.question}** {_inert(each.answer)}" for each in verdicts.verdicts(measured).values()),
+        "",
+        "The figures cannot tell:",
+        "",
+        *(f"- {text}" for text in verdicts.limits(measured)),
+    ]
+
+
+def _row(name: str, metrics: Mapping[str, Any]) -> str:
+    ends = metrics.get("accuracy_ci95")
+    interval = "unknown" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return (
+        f"| {name} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {interval} | "
+        f"{metrics['balanced_accuracy']:.3f} |"
     )
 
 
@@ -78,15 +113,6 @@ def _describe_calibration(spec: BundleSpec) -> str:
         f"temperature {spec.temperature:.3g}, fitted on {found['num_images']} images; expected calibration error "
         f"{found['ece']:.3f}, before {found['ece_before']:.3f}"
     )
-
-
-def _why_referred(spec: BundleSpec) -> str:
-    found = spec.trust.get("referral")
-    if not found or found["max_error"] is None:
-        return ""
-    if found["note"]:
-        return " (not chosen by an error rate: too few images)"
-    return f" (then at most {100 * found['max_error']:g} % of the others are wrong, with 95 % certainty)"
 
 
 def metric_rows(metrics_of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,8 +1,8 @@
 """Scores how foreign an image is to the images that a bundle's model was trained on, by its pooled features.
 
 A classifier's confidence does not tell a photograph from a slice. The score is the part of an image's features that
-lies outside of the space which the training images span, after [1]; `tlray.trust.novelty` finds this space. It needs
-no training images, so that a bundle stays small.
+lies outside of the space which the training images span, after [1]; `tlray.trust.novelty_fit` finds this space. It
+needs no training images, so that a bundle stays small.
 
 [1] Wang et al. ViM: out-of-distribution with virtual-logit matching. CVPR 2022, section 3 (the score "Residual").
 [2] Arandjelović, Zisserman. Three things everyone should know to improve object retrieval. CVPR 2012, section 3.
@@ -62,10 +62,6 @@ class Novelty:
         scores = np.where(np.isfinite(outside_B), np.maximum(outside_B, 0), NOT_FINITE).astype(np.float32)
         return scores, inside_BC
 
-    def is_foreign(self, features_BD: np.ndarray) -> np.ndarray:
-        """Returns which images are foreign, bool [images]; see `score`."""
-        return self.score(features_BD) > self.threshold
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns arrays for an .npz file, without pickle and threshold; `from_arrays` reads them."""
         return {"mean": self.mean, "basis": self.basis.astype(np.float16)}
@@ -91,6 +87,19 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, threshold: float) -> Novelt
             "it again."
         )
     return Novelty(mean=mean.astype(np.float32, copy=False), basis=basis.astype(np.float32), threshold=threshold)
+
+
+def directions(places_BC: np.ndarray) -> np.ndarray:
+    """Returns the places of images scaled to length 1, so that their product is their cosine similarity.
+
+    Args:
+        places_BC: Coordinates of the images, floating point [images, components], see `Novelty.place`.
+
+    Returns:
+        float32 [images, components]; a place of zeros stays zero.
+    """
+    places_BC = np.asarray(places_BC, np.float32)
+    return places_BC / np.maximum(np.linalg.norm(places_BC, axis=1, keepdims=True), _TINY)
 
 
 def scores_of(outputs: Sequence[np.ndarray], novelty: Novelty | None) -> np.ndarray:

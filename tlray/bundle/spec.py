@@ -24,7 +24,10 @@ INT8_DIR = "openvino-int8"
 MODEL_CARD = "model_card.md"
 REPORT = "report.html"
 NOVELTY = "novelty.npz"
-NAMES = frozenset({BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, OPENVINO_DIR, INT8_DIR, MODEL_CARD, REPORT, NOVELTY})
+LOOKALIKES = "lookalikes.npz"
+NAMES = frozenset(
+    {BUNDLE_JSON, MODEL_FILE, SAVED_MODEL_DIR, OPENVINO_DIR, INT8_DIR, MODEL_CARD, REPORT, NOVELTY, LOOKALIKES}
+)
 
 _LIBRARIES = ("ray", "tensorflow", "keras", "openvino", "numpy", "pillow", "pyarrow")
 
@@ -41,8 +44,9 @@ class BundleSpec:
         temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
         thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
         set_thresholds: The thresholds of prediction sets, see `judgement.Limits`; None: there are no sets.
-        trust: How temperature and thresholds were found, and what they are worth; see `tlray.training.judging`. Empty
-            in bundles of earlier versions, and of models that were trained elsewhere.
+        trust: How temperature and thresholds were found, and what they are worth, see `tlray.training.judgement_fit`;
+            its `data` is that of `verdicts.about_data`. Empty in bundles of earlier versions, and of models that were
+            trained elsewhere.
         backbone: Name of the architecture.
         weights: The weights that training started from.
         data_fingerprint: See `manifest.fingerprint`; None if the data is not known.
@@ -50,8 +54,8 @@ class BundleSpec:
         id_fingerprint: See `manifest.id_fingerprint`; None also in bundles of earlier versions.
         prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: Distributions of the training images' grey levels; None if they are not known.
-        validation_predictions: Distribution of the model's predictions for its validation images; None if there are no
-            such images, or it is not known.
+        validation_predictions: Distribution of the model's predictions for validation images that are new to it; None
+            if there are no such images, or it is not known.
         metrics: Metrics by split, see `tlray.evaluation.measurement.with_leak_free`.
         measured_with: The engine and precision that these metrics were measured with; empty: nothing was measured.
         leaks: Reasons why these metrics are too good, see `audit.leak_warnings`; empty if no leak is known.

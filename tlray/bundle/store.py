@@ -1,6 +1,7 @@
 """Writes and reads bundles: `seal` adds checksums once all files are there, `load` verifies them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -8,15 +9,20 @@ import tempfile
 import weakref
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from tlray.bundle import lookalikes, novelty
 from tlray.bundle.agreement import Agreement
-from tlray.bundle.novelty import Novelty, from_arrays
+from tlray.bundle.lookalikes import KeptImages
+from tlray.bundle.novelty import Novelty
 from tlray.bundle.spec import (
     BUNDLE_JSON,
+    LOOKALIKES,
     MODEL_FILE,
     NOVELTY,
     SAVED_MODEL_DIR,
@@ -27,6 +33,8 @@ from tlray.bundle.spec import (
 from tlray.data.drift import TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 from tlray.files import storage
+
+T = TypeVar("T")
 
 
 class _TemporaryCopy:
@@ -74,26 +82,43 @@ class Bundle:
         threshold = self.spec.limits.max_ood_score
         if NOVELTY not in self.spec.files or threshold is None:
             return None
+        return self._read_arrays(NOVELTY, functools.partial(novelty.from_arrays, threshold=threshold))
+
+    def lookalikes(self) -> KeptImages | None:
+        """Reads the training images that may be shown beside a prediction; None: the bundle has none.
+
+        Raises:
+            BundleError: Their file is damaged.
+        """
+        if LOOKALIKES not in self.spec.files:
+            return None
+        num_classes = len(self.spec.classes)
+        return self._read_arrays(LOOKALIKES, functools.partial(lookalikes.from_arrays, num_classes=num_classes))
+
+    def _read_arrays(self, name: str, build: Callable[[Mapping[str, np.ndarray]], T]) -> T:
+        """Returns what a function makes of the arrays in an .npz file."""
         try:
-            with (self.directory / NOVELTY).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return from_arrays(arrays, threshold=threshold)
+            with (self.directory / name).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                return build(arrays)
         # A DataError is a ValueError; np.load gives an array, which is no context, for a file with one.
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{NOVELTY} of the bundle cannot be read: {error} Restore the bundle.") from error
+            raise BundleError(f"{name} of the bundle cannot be read: {error} Restore the bundle.") from error
 
 
-def seal(location: str, spec: BundleSpec) -> str:
+def seal(location: str, spec: BundleSpec, *, known: Mapping[str, str] | None = None) -> str:
     """Turns a directory with model files into a bundle: computes the checksums of all files and writes `bundle.json`.
 
     Args:
         location: The directory, with `model.keras` and `saved_model/` in it.
         spec: Description of the model. Its `files` and `library_versions` are replaced.
+        known: Checksums by file of an earlier call; these files have not changed since, and are not read again.
 
     Returns:
         The bundle's sha256, see `Bundle`.
     """
+    before = known or {}
     files = {
-        name: hashlib.sha256(storage.read_bytes(storage.join(location, name))).hexdigest()
+        name: before.get(name) or hashlib.sha256(storage.read_bytes(storage.join(location, name))).hexdigest()
         for name in storage.walk(location)
         if name not in (BUNDLE_JSON, storage.MARK)
     }

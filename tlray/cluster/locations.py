@@ -10,7 +10,7 @@ from tlray.cluster import connection
 from tlray.cluster.capacity import Capacity
 from tlray.config.training import TrainConfig
 from tlray.config.values import parse_columns
-from tlray.data import listing
+from tlray.data import tables
 from tlray.errors import ConfigError
 from tlray.files import storage
 
@@ -103,6 +103,6 @@ def check_shared_images(
     """
     if not available.has_many_nodes or (stored_uris is not None and all(map(storage.is_uri, stored_uris))):
         return
-    location = listing.plain_path(source, columns=parse_columns(columns))
+    location = tables.plain_path(source, columns=parse_columns(columns))
     if location is not None:
         check_shared(location, available, option=option)

@@ -11,7 +11,7 @@ from tlray.config.training import (
     Preprocessing,
     TrainConfig,
 )
-from tlray.config.values import TRAIN_PRIOR, flag, parse_columns, require
+from tlray.config.values import TRAIN_PRIOR, check_seed, flag, parse_columns, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,8 @@ class AuditConfig:
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     seed: int = 0
     """Seed of the cross-validation that looks for files that tell the classes."""
+    thumbnails: bool = True
+    """Show some copies in the report. --no-thumbnails: for private data."""
     overwrite: bool = False
     """Replace an earlier audit in --out."""
     quiet: bool = False
@@ -51,6 +53,8 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         parse_columns(self.columns)
+        check_seed(self.seed)
+        require(self.image_size_px > 0, f"--image-size-px must be positive. Received: {self.image_size_px}")
         require(
             self.weights != "none", "--weights none: features of random weights are of no use. Give other --weights."
         )
@@ -70,14 +74,20 @@ class AuditConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig:
-    """Compute all figures of a finished training run again, from its stored predictions, manifest and bundle.
+    """Check that a finished training run is still as it was when it ended. `tlray verify RUN` does the same.
 
-    It needs no images and no Ray. Exit code 1 if a figure, or a file behind the figures, is not as the run says. The
-    report and its pictures are not checked: they may have been changed.
+    The metrics of each split are computed again, from the stored predictions, the manifest and the bundle's limits.
+    The report, its figures and pictures, the other files that people read, and each file of the bundle, with its model
+    card, are compared with the checksums that the run wrote. It needs no images and no Ray.
+
+    It cannot tell whether the predictions are those of this model for these images: `tlray evaluate` can. Somebody who
+    changes evidence.json too can hide a change: keep the sha256 of that file, which is shown, in another place.
+
+    Exit codes: 0 everything is as the run says, 1 something is not and is named, 2 there is no finished training run.
     """
 
     run: str
-    """The directory of the run, a path or URI."""
+    """The directory of the run, which was its --out; a path or URI."""
     quiet: bool = False
     """Print errors only."""
 
@@ -223,6 +233,9 @@ class SweepConfig:
     """Compute on GPUs, one for each trial that runs."""
     inference_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that features are computed with, and that the best model is measured with; see `tlray train --help`."""
+    thumbnails: bool = True
+    """Keep small pictures of training images in the bundle, and show images in the report; --no-thumbnails: for
+    private data."""
     resume: bool = False
     """Continue the sweep in --out: only trials without a result are run. Give the other options as before."""
     overwrite: bool = False
@@ -248,6 +261,7 @@ class SweepConfig:
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
         shared += ("views", "batch_size", "max_error", "refer_below", "prior", "resume", "inference_precision")
+        shared += ("thumbnails",)
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
@@ -284,6 +298,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
+        size_px = self.image_size_px
+        require(size_px is None or size_px > 0, f"--image-size-px must be positive. Received: {size_px}")
         has_images = self.int8_images is not None
         require(self.int8 == has_images, "--int8 and --int8-images go together: the images set the ranges. Give both.")
 
@@ -320,3 +336,4 @@ class PhantomConfig:
         for name in ("num_unreadable", "first_patient"):
             value = getattr(self, name)
             require(value >= 0, f"{flag(name)} must not be negative. Received: {value}")
+        check_seed(self.seed)

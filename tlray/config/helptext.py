@@ -7,19 +7,29 @@ import itertools
 import shutil
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from tlray.errors import ConfigError
+
 Config = TypeVar("Config")
+
+
+class _RefusedError(Exception):
+    """Carries a `ConfigError` through tyro, which would print a `ValueError` in a box under the name of the class."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def parse(
     config: type[Config], arguments: Sequence[str], *, prog: str, description: str, default: Config | None = None
 ) -> Config:
-    """Returns the config that a command line describes. Exits after it has printed the help, or an error.
+    """Returns the config that a command line describes. Exits after it has printed the help, or an error of syntax.
 
     Args:
         config: A dataclass whose fields have docstrings. The fields become the options, the docstrings their help.
@@ -27,16 +37,22 @@ def parse(
         prog: The command, as the help shows it.
         description: First part of the help, to be wrapped by `fill`.
         default: The values of the options that are not given; None: the defaults of the dataclass.
+
+    Raises:
+        ConfigError: The dataclass refuses a value, or a combination of values.
     """
     registry = ConstructorRegistry()
     registry.struct_rule(_describe_dataclass)
     # Printed here, because tyro joins the lines of a description and does not wrap the result.
     if {"-h", "--help"} & set(arguments):
         print(fill(description), end="\n\n")
-    with registry:
-        if default is None:
-            return tyro.cli(config, prog=prog, description="", args=arguments)
-        return tyro.cli(config, prog=prog, description="", default=default, args=arguments)
+    try:
+        with registry:
+            if default is None:
+                return tyro.cli(config, prog=prog, description="", args=arguments)
+            return tyro.cli(config, prog=prog, description="", default=default, args=arguments)
+    except _RefusedError as refused:
+        raise refused.error from None
 
 
 def fill(text: str) -> str:
@@ -99,7 +115,19 @@ def _describe_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
         )
         for field in dataclasses.fields(info.type)
     ]
-    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+    return StructConstructorSpec(instantiate=_refusing(info.type), fields=tuple(fields))
+
+
+def _refusing(config: type) -> Callable[..., Any]:
+    """Returns a function that makes a dataclass of its fields, and raises its `ConfigError` in a `_RefusedError`."""
+
+    def make(**values: Any) -> Any:
+        try:
+            return config(**values)
+        except ConfigError as error:
+            raise _RefusedError(error) from error
+
+    return make
 
 
 def _default(field: dataclasses.Field[Any], instance: object) -> Any:

@@ -19,6 +19,9 @@ class EvaluateConfig:
     """The output directory for metrics.json, report.html, figures/, predictions/ and predictions.csv; a path or URI."""
     split: Literal["train", "valid", "test", "all"] = "test"
     """The split to evaluate; all for data without splits."""
+    check_overlays: int = 0
+    """Number of images on which to measure whether Grad-CAM overlays point at what decides a prediction; 0: none. 32
+    are usually enough. Each takes 57 predictions, and all of them a process with TensorFlow."""
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to the bundle's classes."""
     columns: str | None = None
@@ -33,6 +36,9 @@ class EvaluateConfig:
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
     validation images and that the CPU has; float32: the same result on every machine."""
+    thumbnails: bool = True
+    """Show some images in the report, each beside the most similar training images, if the bundle keeps these.
+    --no-thumbnails: for private data."""
     overwrite: bool = False
     """Replace an earlier evaluation in --out."""
     quiet: bool = False
@@ -41,6 +47,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         parse_columns(self.columns)
         require(self.batch_size > 0, f"--batch-size must be positive. Received: {self.batch_size}")
+        require(self.check_overlays >= 0, f"--check-overlays must be 0 or positive. Received: {self.check_overlays}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tlray.config.values import TRAIN_PRIOR, flag, parse_columns, parse_intensity_range, parse_prior, require
+from tlray.config.values import (
+    TRAIN_PRIOR,
+    check_seed,
+    flag,
+    parse_columns,
+    parse_intensity_range,
+    parse_prior,
+    require,
+)
 
 Preprocessing = Literal["unit", "symmetric", "imagenet", "caffe", "raw"]
 """Names of the ways to turn 8-bit pixels into a backbone's input; see `tlray.models.backbone.preprocess`."""
@@ -45,12 +53,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("zoom", "shift", "brightness", "contrast"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"augmentation.{name} must lie in [0, 1). Received: {value}")
-        for name in ("rotation_deg", "shear_deg"):
-            value = getattr(self, name)
-            in_range = 0 <= value < 90 or name == "rotation_deg"
-            require(in_range, f"augmentation.{name} must lie in [0, 90). Received: {value}")
-            require(0 <= value <= 180, f"augmentation.{name} must lie in [0, 180]. Received: {value}")
+            require(0 <= value < 1, f"{flag(f'augmentation.{name}')} must lie in [0, 1). Received: {value}")
+        rotation, shear = self.rotation_deg, self.shear_deg
+        require(0 <= rotation <= 180, f"--augmentation.rotation-deg must lie in [0, 180]. Received: {rotation}")
+        require(0 <= shear < 90, f"--augmentation.shear-deg must lie in [0, 90). Received: {shear}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,9 @@ class TrainConfig:
     it, if the exported model is fit for it. float32: the same result on every machine."""
     int8: bool = False
     """Export an int8 model too, with training images to set its ranges. Needs `pip install tlray[int8]`."""
+    thumbnails: bool = True
+    """Keep small pictures of training images in the bundle, to be shown beside predictions for images that are like
+    them, and show images in the report. --no-thumbnails: for private data; neither bundle nor report has images."""
     max_failures: int = 3
     """Maximum number of times that training continues from its last checkpoint after it has lost a worker."""
 
@@ -198,7 +207,7 @@ class TrainConfig:
         limit = self.refer_below
         require(limit is None or 0 <= limit <= 1, f"--refer-below must lie in [0, 1]. Received: {limit}")
         require(0 < self.max_error < 1, f"--max-error must lie between 0 and 1. Received: {self.max_error}")
-        require(self.seed >= 0, f"--seed must not be negative. Received: {self.seed}")
+        check_seed(self.seed)
         require(self.max_failures >= 0, f"--max-failures must not be negative. Received: {self.max_failures}")
         widths = self.hidden_units
         require(all(units > 0 for units in widths), f"--hidden-units must be positive. Received: {widths}")

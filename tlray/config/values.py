@@ -15,6 +15,10 @@ MAX_PRIOR_ERROR = 0.002
 """Largest allowed deviation from 1 of the sum of the shares in `--prior`, so that three times 0.333 is accepted."""
 
 
+MAX_SEED = 2**32 - 1
+"""Largest seed, that of NumPy's `RandomState`, which scikit-learn and Keras use."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises a ConfigError with a message unless a condition holds."""
     if not condition:
@@ -24,6 +28,15 @@ def require(condition: bool, message: str) -> None:
 def flag(name: str) -> str:
     """Returns a setting's name on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that NumPy, scikit-learn or Keras would not take.
+
+    Raises:
+        ConfigError: The seed is not in [0, MAX_SEED].
+    """
+    require(0 <= seed <= MAX_SEED, f"--seed must lie in [0, {MAX_SEED}]. Received: {seed}")
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

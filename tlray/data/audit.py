@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.errors import ImageErrorCode, some
+from tlray.errors import ImageErrorCode, some, times
 
 MAX_EXAMPLES = 20
 """Maximum number of examples of each finding in a report, and of images in each example."""
@@ -189,15 +189,15 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         )
         found.append(
             f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
-            f"example {_example(copies, 'split')}), so the metrics of all images are too good. Keep the copies of an "
-            "image in one split."
+            f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} are too good. Keep the "
+            "copies of an image in one split."
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
         group_id = patients["examples"][0]["group_id"]
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
-            "so the metrics of all images are too good. Split by patient."
+            f"so the metrics of {_measured_twice(report)} are too good. Split by patient."
         )
     series = report["copies"]["series"]["across_splits"] if is_looked else None
     # A slice beside a copy that is in another split is no news; groups without such a copy are.
@@ -205,9 +205,16 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
             f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). Slices of one patient in "
-            "several splits make every metric too good. Name the patients: a folder each, or group_id in a manifest."
+            "several splits make every metric too good. Name the patients: one folder for each, or the column "
+            "group_id of a table."
         )
     return found
+
+
+def _measured_twice(report: dict[str, Any]) -> str:
+    """Names the images whose metrics are too good: those of the splits that share images with what is learned from."""
+    leaked = [split for split, num_images in report.get("leaked", {}).items() if num_images]
+    return f"all images of {' and '.join(leaked)}" if leaked else "all images"
 
 
 def _label_warnings(report: dict[str, Any]) -> list[str]:
@@ -215,7 +222,7 @@ def _label_warnings(report: dict[str, Any]) -> list[str]:
     conflicts = (report["copies"]["copies"] if "copies" in report else report["duplicates"])["conflicting_labels"]
     if conflicts["num_groups"]:
         found.append(
-            f"The same image has different labels ({conflicts['num_groups']} times, for example "
+            f"The same image has different labels ({times(conflicts['num_groups'])}, for example "
             f"{_example(conflicts, 'label')}). Correct the labels."
         )
     counts = report["counts"]

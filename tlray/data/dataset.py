@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from tlray.data import (
     stream,
 )  # fmt: skip
 from tlray.data.drift import Distribution, TrainingImages, grey_statistics
+from tlray.data.two_samples import independent_images
 from tlray.errors import DataError, ImageError, some
 from tlray.files import storage
 from tlray.progress import Progress
@@ -52,15 +53,19 @@ class Dataset:
     """The images of a training run and what was found about them.
 
     Attributes:
-        table: The manifest of the run, with `manifest.SCHEMA`, `inspection.INSPECTION_COLUMNS` and `splits.PICTURE`.
+        table: The manifest of the run, with `manifest.SCHEMA`, `inspection.INSPECTION_COLUMNS`, `looks.KEPT`,
+            `splits.PICTURE`, and what else a table said of the images, see `tables.further_columns`.
         findings: The reports of `audit.audit` and `tlray.trust.findings.find`, with the `intensity_range` and
             `num_skipped` of the run.
         gallery: Pictures of copies for the report, see `tlray.trust.gallery`.
+        thumbnails: JPEGs of training images by their ids, see `tlray.training.lookalikes.encode`. They are not stored:
+            a run that is continued has none.
     """
 
     table: pa.Table
     findings: dict[str, Any]
     gallery: Sequence[Mapping[str, Any]] = ()
+    thumbnails: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def readable(self) -> pa.Table:
@@ -270,8 +275,8 @@ def read_images(
 
 
 def without_looks(table: pa.Table) -> pa.Table:
-    """Returns a table of `read_images` without the columns of `looks.SCHEMA`, which are too large to be stored."""
-    return table.drop_columns(looks.SCHEMA.names)
+    """Returns a table of `read_images` without most columns of `looks.SCHEMA`, which are too large to be stored."""
+    return table.drop_columns([name for name in looks.SCHEMA.names if name not in looks.KEPT])
 
 
 def with_splits(table: pa.Table, *, seed: int) -> pa.Table:
@@ -302,13 +307,17 @@ def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingIma
     train = dataset.split("train")
     num_measured = min(MAX_MEASURED, train.num_rows)
     sample = np.random.default_rng(config.seed).choice(train.num_rows, num_measured, replace=False)
-    uris = train["uri"].take(np.sort(sample)).to_pylist()
+    measured = train.take(pa.array(np.sort(sample)))
+    group_of = dataset.group_of
+    groups = [group_of[image_id] for image_id in measured["image_id"].to_pylist()]
     # The task asks for no CPU, because all CPUs are planned for other work.
     task = ray.remote(_measure).options(num_cpus=0)
-    return task.remote(uris, config.image_size_px, dataset.intensity_range)
+    return task.remote(measured["uri"].to_pylist(), groups, config.image_size_px, dataset.intensity_range)
 
 
-def _measure(uris: list[str], size_px: int, intensity_range: tuple[float, float] | None) -> TrainingImages | None:
+def _measure(
+    uris: list[str], groups: list[str], size_px: int, intensity_range: tuple[float, float] | None
+) -> TrainingImages | None:
     def grey(uri: str) -> tuple[float, float] | None:
         try:
             image = decoding.decode(stream.read_file(uri), size_px=size_px, intensity_range=intensity_range)
@@ -317,8 +326,12 @@ def _measure(uris: list[str], size_px: int, intensity_range: tuple[float, float]
         return grey_statistics(image)
 
     with ThreadPoolExecutor(stream.READ_THREADS) as pool:
-        greys = [each for each in pool.map(grey, uris) if each is not None]
-    if not greys:
+        found = [(each, group) for each, group in zip(pool.map(grey, uris), groups, strict=True) if each is not None]
+    if not found:
         return None
-    means, deviations = zip(*greys, strict=True)
-    return TrainingImages(grey_mean=Distribution.of(means), grey_deviation=Distribution.of(deviations))
+    means, deviations = zip(*(greys for greys, _ in found), strict=True)
+    return TrainingImages(
+        grey_mean=Distribution.of(means),
+        grey_deviation=Distribution.of(deviations),
+        num_independent=independent_images([group for _, group in found]),
+    )

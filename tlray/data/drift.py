@@ -2,7 +2,7 @@
 
 Served images are compared with training images. Predictions are compared with the model's own predictions for
 validation images, not with labels: a model that makes errors predicts other class shares than the labels have, without
-any drift.
+any drift. Nor with those for training images, of which a model is too sure, and which are less foreign to it.
 """
 
 import bisect
@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageStat
 
+from tlray.data.two_samples import independent_images
+
 NUM_BINS = 10
 """Maximum number of equal-frequency bins (deciles) of a reference distribution."""
 
 MIN_IMAGES_PER_BIN = 40
 """Minimum number of validation images per bin, if there are more than two bins. With that many, the index of 500 served
 images without drift is below 0.1 in 19 of 20 cases; see `chance_level`."""
+
+MAX_VALUES = 1000
+"""Maximum number of validation images whose confidences and `ood_score` a bundle keeps one by one: some 20 kB."""
 
 CHANCE = 0.95
 """Fraction of windows without drift whose index is below `chance_level`."""
@@ -70,10 +75,13 @@ class TrainingImages:
     Attributes:
         grey_mean: Distribution of the images' mean grey levels.
         grey_deviation: Distribution of the images' standard deviations of grey levels.
+        num_independent: Number of independent images that they count as, see `two_samples.independent_images`; None:
+            not known, as in bundles of earlier versions.
     """
 
     grey_mean: Distribution
     grey_deviation: Distribution
+    num_independent: int | None = None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "TrainingImages":
@@ -87,32 +95,49 @@ class TrainingImages:
         return cls(
             grey_mean=Distribution.from_json(raw["grey_mean"]),
             grey_deviation=Distribution.from_json(raw["grey_deviation"]),
+            num_independent=_num_independent(raw),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationPredictions:
-    """Distribution of a model's predictions for its validation images.
+    """Distribution of a model's predictions for its validation images, calibrated as it predicts.
+
+    Bundles of earlier versions have the first two only.
 
     Attributes:
         class_counts: Number of images for which the model predicts each class.
         confidence: Distribution of the probability of the predicted class; see `confidences`.
+        confidences: These probabilities one by one, ascending, of at most `MAX_VALUES` images; empty: not known.
+        ood_scores: How foreign the same images are, ascending; see `rounded_scores`. Empty: not known.
+        num_independent: Number of independent images that they count as, see `two_samples.independent_images`; None:
+            not known.
     """
 
     class_counts: tuple[int, ...]
     confidence: Distribution
+    confidences: tuple[float, ...] = ()
+    ood_scores: tuple[float, ...] = ()
+    num_independent: int | None = None
 
     @classmethod
-    def of(cls, probs_BK: np.ndarray) -> "ValidationPredictions":
+    def of(cls, probs_BK: np.ndarray, ood_scores: np.ndarray, groups: np.ndarray) -> "ValidationPredictions":
         """Returns the distribution of predictions.
 
         Args:
             probs_BK: Probabilities, floating point [images, classes], of at least one image.
+            ood_scores: How foreign the images are, floating point [images]; NaN where it is not known.
+            groups: The group of each image, str [images], such as its patient.
         """
-        num_bins = min(NUM_BINS, max(2, len(probs_BK) // MIN_IMAGES_PER_BIN))
+        num_kept = min(MAX_VALUES, len(probs_BK))
+        kept = np.random.default_rng(0).choice(len(probs_BK), num_kept, replace=False)
+        scores = ood_scores[kept]
         return cls(
             class_counts=tuple(np.bincount(probs_BK.argmax(axis=1), minlength=probs_BK.shape[1]).tolist()),
-            confidence=Distribution.of(confidences(probs_BK), num_bins),
+            confidence=Distribution.of(confidences(probs_BK), _num_bins(len(probs_BK))),
+            confidences=tuple(sorted(confidences(probs_BK[kept]))),
+            ood_scores=tuple(sorted(rounded_scores(scores))) if np.isfinite(scores).all() else (),
+            num_independent=independent_images(groups[kept].tolist()),
         )
 
     @classmethod
@@ -122,7 +147,18 @@ class ValidationPredictions:
         Raises:
             KeyError, TypeError, ValueError: `raw` is not such a distribution.
         """
-        return cls(class_counts=_counts(raw["class_counts"]), confidence=Distribution.from_json(raw["confidence"]))
+        return cls(
+            class_counts=_counts(raw["class_counts"]),
+            confidence=Distribution.from_json(raw["confidence"]),
+            confidences=_ascending(raw.get("confidences", ())),
+            ood_scores=_ascending(raw.get("ood_scores", ())),
+            num_independent=_num_independent(raw),
+        )
+
+    @property
+    def ood_score(self) -> Distribution | None:
+        """Distribution of `ood_scores`; None: they are not known."""
+        return Distribution.of(self.ood_scores, _num_bins(len(self.ood_scores))) if self.ood_scores else None
 
 
 def confidences(probs_BK: np.ndarray) -> list[float]:
@@ -131,6 +167,29 @@ def confidences(probs_BK: np.ndarray) -> list[float]:
     Many are 1 except for rounding errors, and 1 may be the edge of a bin.
     """
     return np.round(probs_BK.max(axis=1).astype(np.float64), 4).tolist()
+
+
+def rounded_scores(ood_scores: np.ndarray) -> list[float]:
+    """Returns scores of how foreign images are, see `tlray.bundle.novelty`, rounded to six digits, as they are kept."""
+    return np.round(ood_scores.astype(np.float64), 6).tolist()
+
+
+def _num_bins(num_images: int) -> int:
+    return min(NUM_BINS, max(2, num_images // MIN_IMAGES_PER_BIN))
+
+
+def _ascending(raw: Sequence[Any]) -> tuple[float, ...]:
+    values = tuple(map(float, raw))
+    if not all(map(math.isfinite, values)) or list(values) != sorted(values):
+        raise ValueError("values of images must be finite and ascending")
+    return values
+
+
+def _num_independent(raw: Mapping[str, Any]) -> int | None:
+    number = raw.get("num_independent")
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f"num_independent must be a whole number from 1 on. It is: {number}")
+    return number
 
 
 def _counts(raw: Sequence[Any]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Maps labels to classes: to the same names in all splits, to the classes of a model, or by a class map."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -119,6 +120,16 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
     if class_map is None:
         _refuse_merging(mapping, names, f"The model's classes are {some(classes)};")
     return _relabel(table, mapping)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns a short form of each class name, for captions of pictures.
+
+    It is the part before the first `_`, as in `unify_classes`, or the whole name where another name has the same part.
+    """
+    distinct = dict.fromkeys(names)
+    num_with = Counter(map(_prefix, distinct))
+    return {name: _prefix(name) if num_with[_prefix(name)] == 1 else name for name in distinct}
 
 
 def _prefix(label: str) -> str:

@@ -19,12 +19,11 @@ from pyarrow import fs
 from tlray.data.layout import is_hidden, read_layout, split_of
 from tlray.data.manifest import SCHEMA, normal_form, refuse_repeated
 from tlray.data.table_uris import in_stored_form, is_absolute, localize, resolve, with_slashes
-from tlray.data.tables import COLUMNS, read_table
-from tlray.errors import DataError, some
+from tlray.data.tables import COLUMNS, ENDINGS, further_columns, read_table
+from tlray.errors import DataError, counted, some
 from tlray.files import roots, storage
 from tlray.files.zip_archive import member_name
 
-_TABLES = (".csv", ".tsv", ".parquet")
 _FORMS = "Give a folder, an image, a glob, a .zip, or a table (.csv, .tsv, .parquet) with a row for each image"
 _AS_IMAGES = "Save its images as PNG or TIFF files in class folders"
 _AS_FOLDER = "Unpack it and give the folder, or pack it as .zip"
@@ -46,7 +45,7 @@ class Listing:
     """The images found at a source."""
 
     table: pa.Table
-    """The manifest, with `manifest.SCHEMA`, sorted by `image_id`."""
+    """The manifest, with `manifest.SCHEMA` and `tables.further_columns`, sorted by `image_id`."""
     num_skipped: int
     """Number of entries left out: hidden and system files, loops, pipes, loose files beside split or class folders."""
 
@@ -58,6 +57,7 @@ class _Row:
     label: str | None = None
     split: str | None = None
     group_id: str | None = None
+    further: Sequence[str | None] = ()
 
 
 def list_images(
@@ -105,7 +105,7 @@ def list_images(
     suffix = posixpath.splitext(location)[1].lower()
     try:
         kind = storage.file_info(location).type
-        is_manifest = kind == fs.FileType.File and suffix in _TABLES
+        is_manifest = kind == fs.FileType.File and suffix in ENDINGS
         if columns and not is_manifest:
             raise DataError(
                 f"--columns works with a .csv, .tsv or .parquet manifest only, and '{source}' is not one. Leave it out."
@@ -125,7 +125,8 @@ def list_images(
     except OSError as error:
         raise DataError(f"Cannot read '{source}': {error}. Check that it is there and that you may read it.") from error
     if not listing.table.num_rows:
-        raise DataError(f"'{source}' has no images ({listing.num_skipped} hidden or loose files skipped). {_FORMS}.")
+        skipped = f" ({counted(listing.num_skipped, 'hidden or loose file')} skipped)" if listing.num_skipped else ""
+        raise DataError(f"'{source}' has no images{skipped}. {_FORMS}.")
     return listing
 
 
@@ -137,7 +138,8 @@ def _list_file(location: str) -> Listing:
     return Listing(table=_to_table([_Row(image_id=name, uri=location)]), num_skipped=0)
 
 
-def _to_table(rows: Iterable[_Row]) -> pa.Table:
+def _to_table(rows: Iterable[_Row], further: Sequence[str] = ()) -> pa.Table:
+    """Returns rows as a manifest; `further` are the names of the values in `_Row.further`."""
     rows = list(rows)
     refuse_repeated((row.image_id for row in rows), "The image_id")
     counts = Counter(normal_form(row.image_id) for row in rows)
@@ -145,7 +147,7 @@ def _to_table(rows: Iterable[_Row]) -> pa.Table:
     id_of = {row.image_id: name if counts[name := normal_form(row.image_id)] == 1 else row.image_id for row in rows}
     ordered = sorted(rows, key=lambda row: id_of[row.image_id])
     try:
-        return pa.table(
+        table = pa.table(
             {
                 "image_id": [id_of[row.image_id] for row in ordered],
                 "uri": [row.uri for row in ordered],
@@ -158,6 +160,9 @@ def _to_table(rows: Iterable[_Row]) -> pa.Table:
         )
     except UnicodeEncodeError as error:
         raise DataError(f"The file name {error.object!r} is not UTF-8. Rename the file.") from error
+    for place, name in enumerate(further):
+        table = table.append_column(name, pa.array([row.further[place] for row in ordered], pa.string()))
+    return table
 
 
 def _to_listing(
@@ -306,6 +311,7 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
     uris = with_slashes(location, values[columns.get("uri", "uri")])
     values[columns.get("uri", "uri")] = in_stored_form(location, uris)
     ours = (values.get(columns.get(name, name), [None] * num_rows) for name in COLUMNS)
+    further = further_columns(values, columns)
     rows = []
     for number, (uri, label, split, group_id, image_id) in enumerate(zip(*ours, strict=True), start=1):
         if not uri:
@@ -321,30 +327,8 @@ def _list_manifest(location: str, suffix: str, columns: Mapping[str, str]) -> Li
                 label=label or None,
                 split=split_of(split) if split else None,
                 group_id=group_id,
+                further=[column[number - 1] for column in further.values()],
             )
         )
     refuse_repeated((row.uri for row in rows), f"The uri in '{location}'")
-    return Listing(table=_to_table(rows), num_skipped=0)
-
-
-def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
-    """Returns a location that is a plain path, so that other nodes may not see it; None if all locations are URIs.
-
-    Args:
-        source: See `list_images`.
-        columns: See `list_images`.
-
-    Returns:
-        The source. For a manifest: the first plain path that it lists, or its own one for an image with a relative uri.
-
-    Raises:
-        DataError: The manifest cannot be read.
-    """
-    location = localize(source)
-    suffix = posixpath.splitext(location)[1].lower()
-    if suffix not in _TABLES or storage.file_info(location).type != fs.FileType.File:
-        return None if storage.is_uri(source) else source
-    name = (columns or {}).get("uri", "uri")
-    values = read_table(location, suffix, columns or {})
-    given = (uri if is_absolute(uri) else source for uri in values.get(name, []) if uri)
-    return next((each for each in given if not storage.is_uri(each)), None)
+    return Listing(table=_to_table(rows, list(further)), num_skipped=0)

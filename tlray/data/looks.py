@@ -30,6 +30,9 @@ SCHEMA = pa.schema(
 )
 """Columns that a look adds to a table of images; null where an image cannot be read."""
 
+KEPT = tuple(TRAIT_PREFIX + name for name in traits.CATEGORIES)
+"""Names of those that a manifest keeps: the file format and the mode, which are short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:

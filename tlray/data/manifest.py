@@ -15,6 +15,9 @@ from tlray.files import storage
 SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "label", "split", "group_id", "sha256")])
 """Columns of a manifest. `sha256` is null until the file has been read; later steps append columns of their own."""
 
+FURTHER = "given_"
+"""Start of the names of columns with what else a table says of its images, such as `given_scanner`."""
+
 SPLITS = ("train", "valid", "test")
 """Values of the column `split`, besides null."""
 

@@ -1,14 +1,19 @@
-"""Reads some images of a table in this process, without Ray, for a quick comparison."""
+"""Reads some images of a table in this process, without Ray, for a quick comparison or to be shown."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from tlray.data import decoding, stream
 from tlray.data.stream import Pixels
 from tlray.errors import ImageError
+
+T = TypeVar("T")
 
 NUM_READERS = 8
 """Number of threads that read; they wait for the storage more than they work."""
@@ -17,6 +22,42 @@ NUM_READERS = 8
 def spread(num_rows: int, max_rows: int) -> np.ndarray:
     """Returns at most `max_rows` row numbers, evenly spread over a table, ascending, int64 [rows]."""
     return np.unique(np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64))
+
+
+def spread_by_class(labels: np.ndarray, max_rows: int) -> np.ndarray:
+    """Returns at most `max_rows` row numbers: of each class its share, evenly spread over the rows of the class.
+
+    Args:
+        labels: The class of each row, int [rows of the table].
+        max_rows: Maximum number of rows.
+
+    Returns:
+        Ascending row numbers, int64 [rows]; all of them if there are no more than `max_rows`.
+    """
+    return np.sort(np.argsort(labels, kind="stable")[spread(len(labels), max_rows)])
+
+
+def read_each(uris: Sequence[str], pixels: Pixels, convert: Callable[[Image.Image], T]) -> list[T | None]:
+    """Reads images in threads, and returns something else made of each.
+
+    Args:
+        uris: Locations of the image files.
+        pixels: How files become pixels; nothing is augmented.
+        convert: A function of an image as `decoding.decode` returns it. It is called in the threads, so that no more
+            than `NUM_READERS` images are in memory unless it keeps them.
+
+    Returns:
+        What `convert` returned for each image; None for those that cannot be read.
+    """
+
+    def read(uri: str) -> T | None:
+        with contextlib.suppress(ImageError):
+            content = stream.read_file(uri)
+            return convert(decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range))
+        return None
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return list(pool.map(read, uris))
 
 
 def read_some(table: pa.Table, pixels: Pixels, *, max_images: int) -> dict[int, np.ndarray]:
@@ -32,14 +73,5 @@ def read_some(table: pa.Table, pixels: Pixels, *, max_images: int) -> dict[int, 
     """
     uris = table["uri"].to_pylist()
     places = spread(len(uris), max_images).tolist()
-
-    def read(place: int) -> np.ndarray | None:
-        with contextlib.suppress(ImageError):
-            content = stream.read_file(uris[place])
-            image = decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range)
-            return decoding.to_array(image)
-        return None
-
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        found = dict(zip(places, pool.map(read, places), strict=True))
-    return {place: image for place, image in found.items() if image is not None}
+    found = zip(places, read_each([uris[place] for place in places], pixels, decoding.to_array), strict=True)
+    return {place: image for place, image in found if image is not None}

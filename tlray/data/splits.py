@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,8 +90,20 @@ def has_leaked(table: pa.Table) -> np.ndarray:
     Returns:
         bool [images]: true if the image's group (see `image_groups`) has images in a split of `LEARNED_FROM`.
     """
-    splits_of: dict[str, set[str | None]] = defaultdict(set)
-    groups, splits = image_groups(table), table["split"].to_pylist()
+    return in_learned_group(image_groups(table), table["split"].to_pylist())
+
+
+def in_learned_group(groups: Sequence[Any], splits: Sequence[str | None]) -> np.ndarray:
+    """Tells which images of valid and test are in a group with images that the model learned from.
+
+    Args:
+        groups: The group of each image, of values that can be hashed.
+        splits: The split of each image.
+
+    Returns:
+        bool [images]: true if the group has images in a split of `LEARNED_FROM`.
+    """
+    splits_of: dict[Any, set[str | None]] = defaultdict(set)
     for group, split in zip(groups, splits, strict=True):
         splits_of[group].add(split)
     return np.array(

@@ -1,20 +1,33 @@
-"""Reads tables of images (CSV of any spreadsheet, TSV or Parquet) as columns of strings."""
+"""Reads tables of images (CSV of any spreadsheet, TSV or Parquet) as columns of strings.
+
+What a table says of its images beside `COLUMNS`, such as the scanner, is kept where it has few different values, so
+that a model can be measured on each of them; see `tlray.trust.subgroups`.
+"""
 
 import codecs
 import contextlib
 import csv
 import io
+import posixpath
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
-from tlray.data.manifest import refuse_repeated
+from tlray.data.manifest import FURTHER, refuse_repeated
+from tlray.data.table_uris import is_absolute, localize
 from tlray.errors import DataError
 from tlray.files import storage
 
 COLUMNS = ("uri", "label", "split", "group_id", "image_id")
-"""Names of the columns that a table of images may have."""
+"""Names of the columns that a table of images may have, and that decide how an image is used."""
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+"""Ends of the names of files that are tables."""
+
+MAX_VALUES = 20
+"""Maximum number of different values of a further column that is kept. With more, subgroups would have few images."""
 
 
 def read_csv(data: bytes, location: str) -> dict[str, list[str | None]]:
@@ -80,7 +93,8 @@ def _reader(text: str, separator: str) -> Iterator[list[str]]:
 def read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
     """Returns the columns of a table as strings, None for missing values.
 
-    Columns of a Parquet file that are not wanted have no values.
+    Columns of a Parquet file that are not wanted have no values if they have more than `MAX_VALUES` different ones, or
+    no text form.
 
     Args:
         location: The table, a path or URI.
@@ -100,9 +114,62 @@ def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dic
     try:
         table = pq.read_table(pa.BufferReader(data))
         return {
-            name: table[name].cast(pa.string()).to_pylist() if name in wanted else [] for name in table.column_names
+            name: table[name].cast(pa.string()).to_pylist() if name in wanted else _few_texts(table[name])
+            for name in table.column_names
         }
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(
             f"'{location}' is not a Parquet manifest: {error}. Write it again, with text columns."
         ) from error
+
+
+def _few_texts(column: pa.ChunkedArray) -> list[str | None]:
+    """Returns the values of a column as strings if there are at most `MAX_VALUES` different ones; otherwise none."""
+    try:
+        if pa.types.is_dictionary(column.type):  # categories of pandas
+            column = column.cast(column.type.value_type)
+        return column.cast(pa.string()).to_pylist() if len(column.unique().drop_null()) <= MAX_VALUES else []
+    except pa.ArrowException:  # lists, structures, bytes that are no text
+        return []
+
+
+def further_columns(values: Mapping[str, list[str | None]], columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    """Returns the columns of a table beside `COLUMNS` that have two to `MAX_VALUES` different values.
+
+    Args:
+        values: The columns of the table, see `read_table`.
+        columns: Names in the table of those of `COLUMNS` that it calls otherwise.
+
+    Returns:
+        The columns, named as in the table, with `manifest.FURTHER` before it. An empty value is None.
+    """
+    ours = {columns.get(name, name) for name in COLUMNS}
+    few = {name: column for name, column in values.items() if 2 <= len({*column} - {None, ""}) <= MAX_VALUES}
+    return {
+        FURTHER + name.removeprefix(FURTHER): [value or None for value in column]
+        for name, column in few.items()
+        if name not in ours
+    }
+
+
+def plain_path(source: str, *, columns: Mapping[str, str] | None = None) -> str | None:
+    """Returns a location that is a plain path, so that other nodes may not see it; None if all locations are URIs.
+
+    Args:
+        source: See `listing.list_images`.
+        columns: See `listing.list_images`.
+
+    Returns:
+        The source. For a manifest: the first plain path that it lists, or its own one for an image with a relative uri.
+
+    Raises:
+        DataError: The manifest cannot be read.
+    """
+    location = localize(source)
+    suffix = posixpath.splitext(location)[1].lower()
+    if suffix not in ENDINGS or storage.file_info(location).type != fs.FileType.File:
+        return None if storage.is_uri(source) else source
+    name = (columns or {}).get("uri", "uri")
+    values = read_table(location, suffix, columns or {})
+    given = (uri if is_absolute(uri) else source for uri in values.get(name, []) if uri)
+    return next((each for each in given if not storage.is_uri(each)), None)

@@ -25,7 +25,7 @@ from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
-from tlray.errors import ConfigError, DataError, ImageErrorCode, TlrayError, some
+from tlray.errors import ConfigError, DataError, ImageErrorCode, counted, some
 from tlray.evaluation import evaluate
 from tlray.evaluation.paired import SIDES, csv_table, measure, pair
 from tlray.files import storage
@@ -77,11 +77,11 @@ class CompareResult:
             *((f"accuracy of the {side}", _accuracy(found[f"{side}_metrics"])) for side in SIDES),
             ("difference", f"{value:+.1f} percentage points (95 %: {low:+.1f} to {high:+.1f})"),
             ("conclusion", found["conclusion"]),
-            ("only one is right", f"the bundle for {gained} images, the reference for {lost}"),
+            ("only one is right", f"the bundle for {counted(gained, 'image')}, the reference for {lost}"),
             ("p value", f"{p_value} (McNemar's exact test, which takes all images for independent)"),
             *_sensitivities(found["bundle_metrics"]["per_class"], found["reference_metrics"]["per_class"]),
             ("same label from both", f"{found['same_label_share']:.1%} of the images"),
-            ("only one marks 'refer'", f"{found['num_refer_differs']} images"),
+            ("only one marks 'refer'", counted(found["num_refer_differs"], "image")),
             ("all figures", f"{self.out}/{COMPARISON_JSON}"),
             ("image by image", f"{self.out}/{COMPARISON_CSV}"),
         ]
@@ -215,11 +215,7 @@ def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, c
             progress.update(num_done)
     predicted = pa.concat_tables(tables)
     num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
-    if 2 * num_missing > predicted.num_rows:
-        raise TlrayError(
-            f"{num_missing} of {predicted.num_rows} images of '{config.data}' were not found. Check that the files are "
-            "there and that every node sees them, then run the same command again."
-        )
+    score.check_found(num_missing, predicted.num_rows, source=config.data, remedy="run the same command again")
     return predicted
 
 
@@ -256,5 +252,6 @@ def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:
     """Returns a warning that counts the images that were left out, by error code; none if no image was."""
     if not num_by_error:
         return []
-    counted = ", ".join(f"{code}: {count}" for code, count in num_by_error.items())
-    return [f"Left out, because not both bundles could score them: {sum(num_by_error.values())} images ({counted})."]
+    codes = ", ".join(f"{code}: {count}" for code, count in num_by_error.items())
+    images = counted(sum(num_by_error.values()), "image")
+    return [f"Left out, because not both bundles could score them: {images} ({codes})."]

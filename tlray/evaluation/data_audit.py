@@ -15,7 +15,7 @@ import ray
 from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import AuditConfig
 from tlray.data import audit, dataset, inspected, manifest, splits
-from tlray.errors import DataError
+from tlray.errors import DataError, counted
 from tlray.evaluation import evaluate
 from tlray.evaluation.report import Report
 from tlray.features import extraction, update
@@ -123,7 +123,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
             leaks=leaks,
             shortcuts=shortcuts,
             audit=report,
-            gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW),
+            gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW) if config.thumbnails else (),
             warnings=warnings,
         ),
     )
@@ -157,7 +157,8 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
         found: Their copies.
 
     Returns:
-        The columns `image_id`, `uri`, `label`, `split` and `group_id` of the images that are left.
+        The columns `image_id`, `uri`, `label`, `split` and `group_id` of the images that are left, and what else a
+        table said of them (`manifest.FURTHER`).
     """
     is_clear = ~_has_conflict(readable["label"].to_pylist(), found)
     kept = readable.filter(pa.array(is_clear))
@@ -170,7 +171,8 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
             splits_of[group].add(split or "train")
     fixed = ["train" if len(splits_of[group]) > 1 else split for group, split in zip(groups, given, strict=True)]
     kept = manifest.with_column(manifest.with_column(kept, "group_id", groups), "split", fixed)
-    return kept.select(["image_id", "uri", "label", "split", "group_id"])
+    further = [name for name in kept.column_names if name.startswith(manifest.FURTHER)]
+    return kept.select(["image_id", "uri", "label", "split", "group_id", *further])
 
 
 def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:
@@ -189,4 +191,4 @@ def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:
 def _groups(found: Mapping[str, Any]) -> str:
     if not found["num_groups"]:
         return "none"
-    return f"{found['num_images']} images in {found['num_groups']} group{'s' * (found['num_groups'] > 1)}"
+    return f"{counted(found['num_images'], 'image')} in {counted(found['num_groups'], 'group')}"

@@ -3,14 +3,15 @@
 import datetime
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from tlray.bundle import spec as bundle
-from tlray.bundle import store
+from tlray.bundle import store, verdicts
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.config.prediction import EvaluateConfig
@@ -19,13 +20,15 @@ from tlray.data import audit, manifest
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
-from tlray.errors import DataError, ImageErrorCode
-from tlray.evaluation import report
-from tlray.evaluation.measurement import measure
+from tlray.engines.kinds import EngineKind
+from tlray.errors import DataError, ImageErrorCode, counted
+from tlray.evaluation import examples, overlay_check, report
+from tlray.evaluation.measurement import SplitEvaluation, measure, with_subgroups
 from tlray.evaluation.report import Report
 from tlray.files import storage
 from tlray.inference import predictions, score
 from tlray.progress import Progress
+from tlray.trust.overlays import OverlayCheck
 
 METRICS_JSON = "metrics.json"
 REPORT_HTML = "report.html"
@@ -45,12 +48,14 @@ class EvaluateResult:
         split: The split that was measured.
         metrics: See `measurement.SplitEvaluation`.
         warnings: Warnings about the metrics, the gravest first.
+        overlays: Whether Grad-CAM overlays point at what decides; None: not wanted, or not possible (see `warnings`).
     """
 
     out: str
     split: str
     metrics: Mapping[str, Any]
     warnings: tuple[str, ...]
+    overlays: OverlayCheck | None = None
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -103,29 +108,36 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     score.check_found(
         num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
     )
-    evaluation = measure(predicted, spec)
+    evaluation = with_subgroups(measure(predicted, spec), table)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
     findings = audit.audit(_as_inspected(predicted))
     leaks = known_leaks(spec, listing.table)
-    warnings = (*leaks, *failure_warnings(findings), *([] if leaks else map(OTHER_IMAGES.format, spec.leaks)))
-    write_report(
-        out,
-        Report(
-            title="Evaluation",
-            subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
-            config={"engine": str(kind), "bundle": describe(spec)},
-            provenance=provenance(spec, bundle_sha256),
-            audit=findings,
-            leaks=leaks,
-            trust=spec.trust,
-            warnings=warnings,
-            evaluations={config.split: evaluation},
-        ),
+    overlays, notes = None, ()
+    if config.check_overlays:
+        overlays, notes = overlay_check.check_overlays(location, predicted, kind, num_images=config.check_overlays)
+    data = verdicts.about_data(findings)
+    about = verdicts.Measured(split=config.split, metrics=evaluation.metrics, trust=spec.trust, data=data)
+    others = () if leaks else map(OTHER_IMAGES.format, spec.leaks)
+    warnings = (*leaks, *verdicts.warnings(about), *failure_warnings(findings), *others, *notes)
+    content = Report(
+        title="Evaluation",
+        subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
+        config={"engine": str(kind), "bundle": describe(spec)},
+        provenance=provenance(spec, bundle_sha256),
+        audit=findings,
+        leaks=leaks,
+        trust=spec.trust,
+        overlays=overlays,
+        warnings=warnings,
+        evaluations={config.split: evaluation},
     )
-    content = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
-    content["engine"] = str(kind)
-    storage.write_text(storage.join(out, METRICS_JSON), json.dumps(content, indent=2) + "\n")
-    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings)
+    uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
+    picturing = picture_examples(content.evaluations, uri_of, location, kind) if config.thumbnails else None
+    write_report(out, content, picturing)
+    summary = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
+    summary |= {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
+    storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
+    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings, overlays=overlays)
 
 
 def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
@@ -172,7 +184,10 @@ def _as_inspected(predicted: pa.Table) -> pa.Table:
 
 def failure_warnings(findings: dict[str, Any]) -> list[str]:
     """Returns a warning for each kind of error because of which images could not be used."""
-    return [f"{value['num_images']} images could not be used: {code}." for code, value in findings["errors"].items()]
+    return [
+        f"{counted(value['num_images'], 'image')} could not be used: {code}."
+        for code, value in findings["errors"].items()
+    ]
 
 
 def describe(spec: BundleSpec) -> dict[str, object]:
@@ -193,9 +208,34 @@ def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, 
     }
 
 
-def write_report(out: str, content: Report) -> dict[str, bytes]:
-    """Writes `figures/*.png` and `report.html`; returns the figures, see `report.make_figures`."""
+def picture_examples(
+    evaluations: Mapping[str, SplitEvaluation], uri_of: Mapping[str, str], bundle: str, kind: EngineKind
+) -> "ray.ObjectRef[list[dict[str, Any]]]":
+    """Starts making pictures of examples of the split that a report quotes, and returns their reference at once.
+
+    Args:
+        evaluations: Split to its evaluation, at least one.
+        uri_of: Location of the file of each image, by its id.
+        bundle: Location of the bundle that predicted.
+        kind: The engine and precision that it predicted with.
+    """
+    chosen = examples.choose(evaluations[report.headline_split(evaluations)], uri_of)
+    return connection.start_here(examples.with_pictures, chosen, bundle, kind)
+
+
+def write_report(
+    out: str, content: Report, picturing: "ray.ObjectRef[list[dict[str, Any]]] | None" = None
+) -> dict[str, bytes]:
+    """Writes `figures/*.png` and `report.html`; returns the figures, see `report.make_figures`.
+
+    Args:
+        out: The directory to write to.
+        content: What to show.
+        picturing: A reference of `picture_examples`; None: the report shows no examples.
+    """
     figures = report.make_figures(content)
+    if picturing is not None:
+        content = replace(content, examples=connection.get(picturing))
     for name, png in figures.items():
         storage.write_bytes(storage.join(out, FIGURES, name), png)
     storage.write_text(storage.join(out, REPORT_HTML), report.render_report(content, figures))

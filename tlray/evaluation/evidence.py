@@ -1,9 +1,9 @@
-"""Keeps what a run's figures were computed from, and computes them again: `tlray verify`."""
+"""Keeps what a run's figures were computed from and checksums of its files, and checks both: `tlray verify`."""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from tlray.bundle import spec as bundle_files
 from tlray.bundle import store
@@ -21,11 +22,18 @@ from tlray.data import dataset
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.evaluation import evaluate
-from tlray.evaluation.measurement import SplitEvaluation, headline, measure_probabilities, with_leak_free
+from tlray.evaluation.measurement import (
+    SplitEvaluation,
+    headline,
+    measure_probabilities,
+    with_leak_free,
+    with_subgroups,
+)
 from tlray.files import storage
 
 EVIDENCE = "evidence.json"
-"""Name of the file with the figures of a run and the checksums of what they were computed from."""
+"""Name of the file with the figures of a run, and the checksums of what they were computed from and of what shows them.
+"""
 
 EVALUATED = "evaluated.parquet"
 """Name of the file with the predictions that a run's figures were computed from."""
@@ -35,6 +43,10 @@ BUNDLE = "bundle"
 
 FILES = (dataset.MANIFEST, EVALUATED, f"{BUNDLE}/{bundle_files.BUNDLE_JSON}")
 """The files of a run from which its figures can be computed again."""
+
+MUST_HAVE = (*FILES, evaluate.METRICS_JSON, evaluate.REPORT_HTML)
+"""The files of which `EVIDENCE` must have a checksum. Otherwise one could leave out that of a report that was changed.
+"""
 
 TOLERANCE = 1e-6
 """Largest difference of a figure that is computed again: other versions of libraries may round differently."""
@@ -67,11 +79,13 @@ class VerifyResult:
         checks: What is not as the run says, files first; `SAME` if all is.
         num_files: Number of files whose checksums were compared.
         num_figures: Number of figures that were computed again and compared.
+        evidence_sha256: The sha256 of `EVIDENCE`. A run with the same one has the same files.
     """
 
     checks: tuple[Check, ...]
     num_files: int
     num_figures: int
+    evidence_sha256: str
 
     @property
     def is_right(self) -> bool:
@@ -85,22 +99,35 @@ class VerifyResult:
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
         rows = [(check.name, "as it says" if check.is_right else check.detail) for check in self.checks]
-        return [("files", str(self.num_files)), ("figures computed again", str(self.num_figures)), *rows]
+        return [
+            ("files", str(self.num_files)),
+            ("figures computed again", str(self.num_figures)),
+            *rows,
+            (f"sha256 of {EVIDENCE}", self.evidence_sha256),
+        ]
 
 
-def write(out: str, evaluations: Mapping[str, SplitEvaluation]) -> None:
-    """Writes `EVALUATED` and `EVIDENCE` into a run's directory, once the files of `FILES` are there.
+def write(
+    out: str, evaluations: Mapping[str, SplitEvaluation], *, metrics_json: str, shown: Sequence[str] = ()
+) -> None:
+    """Writes `EVALUATED` and `EVIDENCE` into a run's directory, once all its files but `metrics.json` are there.
 
     Args:
         out: The directory.
         evaluations: Split to its evaluation.
+        metrics_json: The content that `metrics.json` will have, as it is written last.
+        shown: Names of files in the directory that people read, of which checksums are kept as well; those that are
+            not there are passed over. The report's figures need not be named.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(_predictions(evaluations), sink)
     storage.write_bytes(storage.join(out, EVALUATED), sink.getvalue().to_pybytes())
+    figures = [f"{evaluate.FIGURES}/{name}" for name in storage.walk(storage.join(out, evaluate.FIGURES))]
+    names = [*FILES, *(name for name in shown if storage.exists(storage.join(out, name))), *figures]
+    sha256 = {name: _sha256(storage.join(out, name)) for name in names}
     content = {
         "figures": {split: each.metrics for split, each in evaluations.items()},
-        "sha256": {name: _sha256(storage.join(out, name)) for name in FILES},
+        "sha256": sha256 | {evaluate.METRICS_JSON: hashlib.sha256(metrics_json.encode()).hexdigest()},
         "libraries": bundle_files.library_versions(),
     }
     storage.write_text(storage.join(out, EVIDENCE), json.dumps(content, indent=2) + "\n")
@@ -126,30 +153,29 @@ def _sha256(location: str) -> str:
 
 
 def verify(config: VerifyConfig) -> VerifyResult:
-    """Computes all figures of a finished run again, from its predictions, its manifest and its bundle's limits.
+    """Checks a finished run: computes its figures again, and compares its files with their checksums.
+
+    The figures come from the stored predictions, the manifest and the limits of the bundle.
 
     Raises:
-        DataError: The run is not finished, or is of an earlier version.
+        DataError: There is no finished training run of this version, or its files are damaged.
         BundleError: The run's bundle cannot be used.
     """
     run = locations.input_location(config.run)
+    _check_run(run, config.run)
     try:
-        claimed = json.loads(storage.read_bytes(storage.join(run, EVIDENCE)))
+        evidence = storage.read_bytes(storage.join(run, EVIDENCE))
+        claimed = json.loads(evidence)
         predicted = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, EVALUATED))))
         told = json.loads(storage.read_bytes(storage.join(run, evaluate.METRICS_JSON)))
         images = dataset.stored_dataset(run)
-        files, figures, splits = claimed["sha256"], claimed["figures"], told["splits"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"'{config.run}' cannot be verified: it has no {EVIDENCE}, {EVALUATED} or {evaluate.METRICS_JSON}. Give "
-            "the directory of a finished training run of this version."
-        ) from error
+        files, figures, splits = dict(claimed["sha256"]), claimed["figures"], told["splits"]
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"The files of '{config.run}' are damaged: {error}. Restore them.") from error
     if images is None:
         raise DataError(f"'{config.run}' has no {dataset.MANIFEST}. Give the directory of a finished training run.")
     spec, _ = store.read_spec(storage.join(run, BUNDLE))
-    checks = [_check_file(run, name, wanted) for name, wanted in files.items()]
+    checks = [_check_file(run, name, files.get(name)) for name in dict.fromkeys((*MUST_HAVE, *files))]
     checks += [_check_file(run, f"{BUNDLE}/{name}", wanted) for name, wanted in spec.files.items()]
     try:
         found = {split: each.metrics for split, each in measure_again(predicted, images, spec).items()}
@@ -163,7 +189,47 @@ def verify(config: VerifyConfig) -> VerifyResult:
         *_compare(found, spec.metrics, bundle_files.BUNDLE_JSON),
     ]
     wrong = [check for check in (*checks, *compared) if not check.is_right]
-    return VerifyResult(checks=(*wrong, *([] if wrong else [SAME])), num_files=len(checks), num_figures=len(compared))
+    return VerifyResult(
+        checks=(*wrong, *([] if wrong else [SAME])),
+        num_files=len(checks),
+        num_figures=len(compared),
+        evidence_sha256=hashlib.sha256(evidence).hexdigest(),
+    )
+
+
+def _check_run(run: str, given: str) -> None:
+    """Raises a DataError, with the remedy, unless there is a finished training run.
+
+    Args:
+        run: The location.
+        given: The location as the user gave it.
+    """
+    kind = storage.file_info(run).type
+    if kind != fs.FileType.Directory:
+        what = f"There is no directory '{given}'" if kind == fs.FileType.NotFound else f"'{given}' is not a directory"
+        raise DataError(f"{what}. Give the directory of a finished training run.")
+    names, made_as = set(storage.list_names(run)), storage.output_kind(run)
+    needed = (evaluate.METRICS_JSON, EVIDENCE, EVALUATED, dataset.MANIFEST, dataset.AUDIT, BUNDLE)
+    missing = [name for name in needed if name not in names]
+    if not missing:
+        return
+    if bundle_files.BUNDLE_JSON in names:
+        raise DataError(f"'{given}' is a bundle. Give the directory of the training run that made it.")
+    if made_as == "sweep":
+        best = storage.join(given, "best")
+        raise DataError(f"'{given}' is a sweep. Give the directory of its best training: '{best}'.")
+    if made_as == "training" and evaluate.METRICS_JSON in missing:
+        raise DataError(
+            f"The training run '{given}' is not finished: it has no {evaluate.METRICS_JSON}. Continue it with the same "
+            "`tlray train` command and --resume."
+        )
+    if made_as == "training":
+        raise DataError(
+            f"The training run '{given}' lacks {', '.join(missing)}: an earlier version of tlray made it, or somebody "
+            "deleted this. Restore it, or train again."
+        )
+    what = f"is an output of another kind ({made_as})" if made_as else f"lacks {', '.join(missing)}"
+    raise DataError(f"'{given}' is no training run: it {what}. Give the directory of a finished training run.")
 
 
 def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dict[str, SplitEvaluation]:
@@ -194,15 +260,19 @@ def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dic
             ood_scores=rows["ood_score"].to_numpy(),
             limits=spec.limits,
         )
-        found[split] = with_leak_free(evaluation, leaked)
+        found[split] = with_subgroups(with_leak_free(evaluation, leaked), images.table)
     return found
 
 
-def _check_file(run: str, name: str, wanted: str) -> Check:
+def _check_file(run: str, name: str, wanted: str | None) -> Check:
+    if wanted is None:
+        return Check(name=name, is_right=False, detail=f"{EVIDENCE} has no checksum of it.")
     try:
         found = _sha256(storage.join(run, name))
     except FileNotFoundError:
         return Check(name=name, is_right=False, detail="The file is missing.")
+    except OSError as error:
+        return Check(name=name, is_right=False, detail=f"The file cannot be read: {error}.")
     detail = "" if found == wanted else f"The file was changed: its sha256 is {found[:12]}…, not {wanted[:12]}…."
     return Check(name=name, is_right=found == wanted, detail=detail)
 

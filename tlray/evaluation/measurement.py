@@ -17,6 +17,7 @@ from tlray.data import audit
 from tlray.errors import DataError
 from tlray.evaluation import metrics
 from tlray.evaluation.referrals import measure_judgement
+from tlray.trust import subgroups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,7 +26,7 @@ class SplitEvaluation:
 
     Attributes:
         metrics: See `metrics.evaluate_predictions` and `referrals.measure_judgement`; and `num_failed` (images that
-            could not be scored) and `num_unlabelled`.
+            could not be scored) and `num_unlabelled`. See also `with_leak_free` and `with_subgroups`.
         labels: True classes as indices into `classes`, integer, shape [images].
         probs_BK: Probability of each class, floating point, shape [images, K], in [0, 1].
         classes: The K class names in the order of the columns.
@@ -131,6 +132,23 @@ def with_leak_free(evaluation: SplitEvaluation, leaked: Set[str]) -> SplitEvalua
     return dataclasses.replace(found, metrics={**evaluation.metrics, **added})
 
 
+def with_subgroups(evaluation: SplitEvaluation, table: pa.Table) -> SplitEvaluation:
+    """Adds how often the model is right on subgroups of the images that are new to it.
+
+    Args:
+        evaluation: The evaluation of a split, after `with_leak_free` where it is known which images the model knows.
+        table: A manifest with all its images, see `subgroups.columns_of`.
+
+    Returns:
+        The evaluation, whose metrics also have `subgroups`, see `subgroups.find`.
+    """
+    new = evaluation.new
+    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    rows = table.take(pa.array([place_of[image_id] for image_id in new.image_ids.tolist()], pa.int64()))
+    found = subgroups.find(subgroups.columns_of(rows), new.probs_BK.argmax(axis=1) == new.labels, new.groups)
+    return dataclasses.replace(evaluation, metrics={**evaluation.metrics, "subgroups": found})
+
+
 def headline(metrics_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the metrics to quote: those of the test split, or else of valid, without images that the model knows.
 
@@ -139,14 +157,18 @@ def headline(metrics_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The metrics, with `split` and `is_leak_free`: all the images that were measured are new to the model, as far as
-        is known. If some were left out, `all_images` has the metrics of all.
+        is known. If some were left out, `all_images` has the metrics of all, without `subgroups`, which are of the new
+        images.
     """
     split = "test" if "test" in metrics_of else "valid"
     found = metrics_of[split]
     whole = {name: value for name, value in found.items() if name != "leak_free"}
     quoted = {"split": split, "is_leak_free": not found.get("num_leaked") or found["leak_free"] is not None}
     new = found.get("leak_free")
-    return {**whole, **quoted} if new is None else {**whole, **new, **quoted, "all_images": whole}
+    if new is None:
+        return {**whole, **quoted}
+    all_images = {name: value for name, value in whole.items() if name != "subgroups"}
+    return {**whole, **new, **quoted, "all_images": all_images}
 
 
 def accuracy_rows(metrics_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

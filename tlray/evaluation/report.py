@@ -1,6 +1,7 @@
 """Renders the report of a run: one self-contained HTML file, with its figures inside."""
 
 import base64
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from tlray.bundle import verdicts
 from tlray.bundle.card import metric_rows
+from tlray.data.labels import short_names
+from tlray.errors import counted
 from tlray.evaluation import glyphs
 from tlray.evaluation.figures import (
     DPI,
@@ -23,6 +27,7 @@ from tlray.evaluation.figures import (
 )
 from tlray.evaluation.measurement import SplitEvaluation
 from tlray.evaluation.trust_figure import plot_trust
+from tlray.trust.overlays import OverlayCheck
 
 _NOTHING = "\N{EN DASH}"
 
@@ -55,18 +60,24 @@ class Report:
     """Pictures of copies, see `tlray.trust.gallery`."""
     suspects: Sequence[Mapping[str, Any]] = ()
     """Images whose labels are likely wrong, with pictures; see `tlray.training.suspect_labels`."""
+    examples: Sequence[Mapping[str, Any]] = ()
+    """Measured images with their predictions and pictures, see `tlray.evaluation.examples`."""
     cross_validation: SplitEvaluation | None = None
     """The evaluation of probes on images that they were not fitted on; None: there is none."""
     trust: Mapping[str, Any] = field(default_factory=dict)
-    """How predictions were calibrated and their limits found, see `tlray.training.judging.Judging`; may be empty."""
+    """How predictions were calibrated, and their limits found; may be empty. See
+    `tlray.training.judgement_fit.Judging`."""
+    overlays: OverlayCheck | None = None
+    """Whether Grad-CAM overlays point at what decides, see `tlray.trust.overlays`; None: not measured."""
     warnings: tuple[str, ...] = ()
-    """Warnings of the audit and the run, `leaks` and `shortcuts` included, the gravest first."""
+    """Warnings of the audit and the run, the gravest first. What the page says elsewhere, such as `leaks`, is not said
+    again."""
     history: Sequence[Mapping[str, float]] | None = None
     """One row per epoch, see `tlray.evaluation.figures.plot_history`; None or empty where nothing was trained."""
     learning_curve: Sequence[Mapping[str, Any]] = ()
     """Points for `figures.plot_learning_curve`, measured on the split test, or on valid where there is no test."""
     evaluations: Mapping[str, SplitEvaluation] = field(default_factory=dict)
-    """Split to its evaluation; shown in the order valid, test, others."""
+    """Split to its evaluation. The one whose metrics are quoted is shown first, see `headline_split`."""
 
 
 def make_figures(report: Report, *, families: Sequence[str] | None = None) -> dict[str, bytes]:
@@ -115,12 +126,15 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
-    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records}
+    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records, "counted": counted}
     audit = report.audit or {}
+    headline = headline_split(report.evaluations) if report.evaluations else None
+    measured = None if headline is None else _measured(report, headline)
+    answers = {} if measured is None else verdicts.verdicts(measured)
     return environment.get_template("report.html.j2").render(
         report=report,
         best=best_epoch(report.history or ()),
-        evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations)},
+        evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations, first=headline)},
         is_numbered={
             split: glyphs.label_classes(each.classes, families).is_numbered
             for split, each in report.evaluations.items()
@@ -131,12 +145,22 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),
         errors=audit.get("errors"),
-        control=audit.get("traits_control"),
-        control_texts=_control_texts(audit),
+        headline=headline,
+        verdicts=answers,
+        lowest=None if measured is None else verdicts.lowest_sensitivity(measured.new),
+        even_log_loss=None if measured is None else math.log(len(measured.metrics["classes"])),
+        limits=[] if measured is None else verdicts.limits(measured),
+        subgroups=[] if measured is None else measured.metrics.get("subgroups", {}).get("lowest", []),
+        num_subgroups=0 if measured is None else measured.metrics.get("subgroups", {}).get("num_looked_at", 0),
+        flattery={split: _flattery(report, split) for split in report.evaluations},
+        flattery_of_all=_flattery_of_all(report),
+        control_texts=[] if measured else verdicts.control_texts(verdicts.about_data(audit)),
         copies=audit.get("copies"),
+        has_neighbours=any(audit.get("neighbours", {}).values()),
+        short_names=short_names(_class_names(report)),
+        further_warnings=_further_warnings(report, answers),
         shortcuts=audit.get("shortcuts"),
         alarm=_alarm(report),
-        has_new=_has_new(report),
         few_groups=FEW_GROUPS,
         rows=list(metric_rows({split: report.evaluations[split].metrics for split in _in_order(report.evaluations)})),
         tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
@@ -144,34 +168,66 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
     )
 
 
-def _has_new(report: Report) -> bool:
-    """Tells whether a split has images that the model does not know, beside some that it knows."""
-    return any(each.metrics.get("leak_free") for each in report.evaluations.values())
-
-
 def _alarm(report: Report) -> str:
     if not report.evaluations:
         return "This data set would give a result that is too good"
     if report.shortcuts:
         return "Do not believe these numbers yet"
-    return "Some numbers of this report are too good" if _has_new(report) else "The numbers of this report are too good"
+    has_new = any(each.metrics.get("leak_free") for each in report.evaluations.values())
+    if has_new or not all(_flattery(report, split) for split in report.evaluations):
+        return "Some numbers of this report are too good"
+    return "The numbers of this report are too good"
 
 
-_CONTROLS = {
-    "traits_control": "A forest that sees only how the files were made",
-    "neighbour_control": "The label of the most similar training image",
-    "permuted_control": "A probe that learns labels without meaning (it should be at chance)",
-}
+def _measured(report: Report, split: str) -> verdicts.Measured:
+    """Returns what is to be judged: the figures of a split, and what is known of the data."""
+    metrics, data = report.evaluations[split].metrics, verdicts.about_data(report.audit or {})
+    return verdicts.Measured(split=split, metrics=metrics, trust=report.trust, data=data)
 
 
-def _control_texts(audit: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence for each control of an audit, see `tlray.trust.controls`."""
-    found = [(text, audit[name]) for name, text in _CONTROLS.items() if audit.get(name)]
-    return [
-        f"{text} is right in {_percent(control['accuracy'])} of the {control['num_images']} {control['split']} images "
-        f"that are new to the model (by chance {_percent(control['chance'])})."
-        for text, control in found
+def _flattery(report: Report, split: str) -> str:
+    """Returns why the figures of all images of a split are too good; empty if nothing is known to make them so."""
+    if not report.leaks:
+        return ""
+    see, metrics, audit = "see the warning at the top.", report.evaluations[split].metrics, report.audit or {}
+    if "num_leaked" not in metrics:
+        return f"These numbers are too good: {see}"
+    if metrics["num_leaked"]:
+        return f"The numbers of all images are too good: {see}"
+    if audit.get("neighbours", {}).get(split):
+        return f"These numbers are probably too good, because of neighbouring slices: {see}"
+    control = audit.get("permuted_control")
+    if control and control["split"] == split and control["is_above_chance"]:
+        return f"These numbers are too good: {see}"
+    return ""
+
+
+def _flattery_of_all(report: Report) -> str:
+    """Returns what `_flattery` says of the splits; in short, with their names, unless it says the same of all."""
+    texts = {split: _flattery(report, split) for split in _in_order(report.evaluations)}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    known = [
+        f"{split}{' (all images)' if 'all images' in text else ''}{' (probably)' if 'probably' in text else ''}"
+        for split, text in texts.items()
+        if text
     ]
+    return f"The numbers of {' and '.join(known)} are too good: see the warning at the top."
+
+
+def _further_warnings(report: Report, answers: Mapping[str, verdicts.Verdict]) -> list[str]:
+    """Returns the warnings that the page says nowhere else."""
+    told = {*report.leaks, *report.shortcuts, *(each.answer for each in answers.values())}
+    # The answer about referral says, too, that there is no threshold.
+    note = (report.trust.get("referral") or {}).get("note") if "referral" in answers else None
+    return [text for text in report.warnings if text not in told and not (note and text.startswith(note))]
+
+
+def _class_names(report: Report) -> list[str]:
+    """Returns all class names that the page has, in any order, perhaps repeated."""
+    evaluated = [name for each in report.evaluations.values() for name in each.classes]
+    listed = [str(name) for counts in (report.audit or {}).get("counts", {}).values() for name in counts]
+    return [*evaluated, *listed]
 
 
 def headline_split(evaluations: Mapping[str, Any]) -> str:
@@ -179,8 +235,8 @@ def headline_split(evaluations: Mapping[str, Any]) -> str:
     return "test" if "test" in evaluations else _in_order(evaluations)[0]
 
 
-def _in_order(splits: Mapping[str, Any]) -> list[str]:
-    known = ("train", "valid", "test")
+def _in_order(splits: Mapping[str, Any], *, first: str | None = None) -> list[str]:
+    known = (first, "train", "valid", "test")
     return sorted(splits, key=lambda split: known.index(split) if split in known else len(known))
 
 
@@ -247,7 +303,9 @@ def _value(value: object) -> str:
         return "; ".join(f"{key}: {_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _records(value: object) -> list[Mapping[str, object]] | None:

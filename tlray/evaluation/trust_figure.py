@@ -45,7 +45,7 @@ def plot_trust(labels: np.ndarray, probs_BK: np.ndarray, *, refer_below: float) 
         coverage, error = float(is_accepted.mean()), float(np.mean(~is_right[is_accepted]))
         text = f"confidence {refer_below:.2f}"
         right.scatter([coverage], [error], s=170, marker="*", c=COLOURS[1], ec="black", zorder=3, label=text)
-        right.legend(frameon=False, fontsize=9)
+        right.legend(frameon=False, fontsize=9, loc="lower right")  # the curve is highest at the right
     right.set(xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(curve.risks.max()))))
     right.set_title("Wrong among those accepted", loc="left", fontweight="bold")
     right.set_xlabel("accepted, the most confident first")

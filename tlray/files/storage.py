@@ -285,7 +285,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
         raise ConfigError(
             f"The output directory '{location}' holds a file whose name is not UTF-8. Give another one."
         ) from error
-    is_marked = MARK in names and read_bytes(join(location, MARK)) == kind.encode()
+    is_marked = output_kind(location) == kind
     if not names or (is_marked and set(names) <= {MARK, UNFINISHED}):
         return
     if not overwrite:
@@ -330,3 +330,11 @@ def mark_output(location: str, *, kind: str) -> None:
     """Creates an output directory, if it does not exist, and writes the file `MARK` with its kind into it."""
     make_directory(location)
     write_text(join(location, MARK), kind)
+
+
+def output_kind(location: str) -> str | None:
+    """Returns the kind with which `mark_output` has marked a directory; None where it is not an output of tlray."""
+    try:
+        return read_bytes(join(location, MARK)).decode()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None

@@ -15,7 +15,8 @@ from tlray.progress import Progress
 def keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> tuple[int, int]:
     """Deletes the first part with an image whose file has changed since it was scored, and all parts after it.
 
-    To find it, only files whose size or time has changed are read again, and those that could not be read before.
+    To find it, only files whose size or time has changed are read again, and those that could not be read before. Then
+    it is printed how many images were scored before.
 
     Args:
         out: The output.
@@ -48,6 +49,8 @@ def keep_unchanged(out: str, table: pa.Table, *, verify: bool, quiet: bool) -> t
         storage.delete(storage.join(out, predictions.SUCCESS))
         for name in reversed(names[num_kept:]):
             predictions.delete_part(out, name)
+    elif not quiet:
+        print(f"{num_done} of {table.num_rows} images were scored before.")
     for number, name in enumerate(names[:num_kept]):
         now = stamps[ends[number] : ends[number + 1]]
         if now != known[number]:  # so that unchanged content with another time is not read again the next time

@@ -3,11 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import ray
 
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
@@ -16,16 +13,14 @@ from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import ScoreConfig
 from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.config.values import parse_columns
-from tlray.data import manifest, stream
+from tlray.data import manifest
 from tlray.data.listing import Listing, list_images
-from tlray.data.schedule import PlainSchedule
 from tlray.data.table_uris import localize
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
-from tlray.errors import BundleError, ConfigError, DataError, ImageErrorCode, TlrayError, some
+from tlray.errors import ConfigError, DataError, ImageErrorCode, TlrayError, some
 from tlray.files import file_stamps, roots, storage
-from tlray.inference import predictions, resumed, score_state
-from tlray.inference.predictor import Predictor
+from tlray.inference import pool, predictions, resumed, score_state
 from tlray.progress import Progress
 
 KIND = "scoring"
@@ -64,30 +59,6 @@ class ScoreResult:
     num_skipped: int
 
 
-class _Scorer:
-    """An actor of Ray Data's pool that predicts."""
-
-    def __init__(self, location: str, sha256: str, kind: EngineKind, **options: Any) -> None:
-        self._error: TlrayError | None = None
-        try:
-            self.predictor = Predictor(location, engine=kind.engine, precision=kind.precision, **options)
-            _check_bundle(location, found=self.predictor.bundle.sha256, wanted=sha256)
-        except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
-            self._error = error
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if self._error is not None:
-            raise self._error
-        images = batch.pop("image")
-        readable = batch["error_code"] == ""
-        probs_BK = np.full((len(images), len(self.predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
-        ood_scores = np.full(len(images), np.nan, dtype=np.float32)
-        scores = self.predictor.score(np.ascontiguousarray(images[readable]))
-        probs_BK[readable], ood_scores[readable] = scores.probs_BK, scores.ood_scores
-        del batch["epoch"], batch["weight"]
-        return {**batch, "probabilities": probs_BK, "ood_score": ood_scores}
-
-
 def predict(
     bundle: str,
     table: pa.Table,
@@ -115,19 +86,18 @@ def predict(
     if first_row >= table.num_rows:
         return
     spec, sha256 = store.read_spec(bundle)
-    pixels = stream.Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
-    schedule = PlainSchedule(num_rows=table.num_rows)
-    dataset = stream.image_stream(ray.put(table), schedule, pixels, first_row=first_row, with_stamps=with_stamps)
-    options = {"num_threads": plan.num_threads, "use_gpu": bool(plan.gpus_per_actor), "batch_size": batch_size}
-    dataset = dataset.map_batches(
-        _Scorer,
-        fn_constructor_args=(bundle, sha256, kind),
-        fn_constructor_kwargs=options,
+    batches = pool.score_batches(
+        bundle,
+        spec,
+        sha256,
+        table,
+        plan=plan,
+        kind=kind,
         batch_size=batch_size,
-        **plan.pool(),
+        first_row=first_row,
+        with_stamps=with_stamps,
     )
-    stream.configure(dataset)
-    for batch in stream.iterate(dataset):
+    for batch in batches:
         predicted = predictions.prediction_table(table.take(batch["row"]), batch, spec, sha256)
         if with_stamps:
             predicted = predicted.append_column(file_stamps.COLUMN, pa.array(batch[file_stamps.COLUMN]))
@@ -151,7 +121,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     bundle = locations.input_location(config.bundle)
     spec, bundle_sha256 = store.read_spec(bundle)
     if config.bundle_sha256 is not None:
-        _check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
+        pool.check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
     engine, precision = _wanted(out, config)
     kind = choice.for_bundle(store.load(bundle), engine, precision, use_gpu=config.use_gpu)
     source = locations.input_location(config.input)
@@ -209,28 +179,21 @@ def _wanted(out: str, config: ScoreConfig) -> tuple[EngineChoice, PrecisionChoic
     return engine, precision
 
 
-def check_found(num_missing: int, num_images: int, *, source: str, out: str, remedy: str) -> None:
+def check_found(num_missing: int, num_images: int, *, source: str, remedy: str, out: str | None = None) -> None:
     """Raises a TlrayError if most images were not found, as the results of the others are of no use then.
 
     Args:
         num_missing: The number of images that were not found.
         num_images: The number of all images.
         source: Where the images were expected.
-        out: Where the predictions are; they have a row for every image all the same.
         remedy: What to do when the images are there.
+        out: Where the predictions are, which have a row for every image all the same; None: they are not kept.
     """
     if 2 * num_missing > num_images:
+        rows = f" (the rows are in '{out}')" if out else ""
         raise TlrayError(
-            f"{num_missing} of {num_images} images of '{source}' were not found (the rows are in '{out}'). Check that "
-            f"the files are there and that every node sees them, then {remedy}."
-        )
-
-
-def _check_bundle(location: str, *, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise BundleError(
-            f"The bundle '{location}' was replaced: its sha256 is {found[:12]}…, not {wanted[:12]}…. Score with the "
-            "present bundle, or give the location of the other one."
+            f"{num_missing} of {num_images} images of '{source}' were not found{rows}. Check that the files are there "
+            f"and that every node sees them, then {remedy}."
         )
 
 

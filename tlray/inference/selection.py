@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tlray.bundle.spec import BundleSpec
 from tlray.data import audit
-from tlray.errors import DataError
+from tlray.errors import DataError, counted
 from tlray.files import spreadsheet
 from tlray.trust import suggestions
 
@@ -59,6 +59,11 @@ class Selection:
     num_scored: int
     num_foreign: int
     is_diverse: bool
+
+    @property
+    def num_unsure(self) -> int:
+        """Number of the selected images of which the model is not sure, see `suggestions.SURE`."""
+        return int(suggestions.is_unsure(self.probs_BK).sum())
 
 
 def select(scored: Scored, spec: BundleSpec, *, count: int) -> Selection:
@@ -145,6 +150,7 @@ def summarize(selection: Selection, spec: BundleSpec) -> dict[str, Any]:
 
         - `num_scored`, `num_by_error`, `num_foreign`, `is_diverse`: see `Selection`;
         - `num_suggested`: number of selected images;
+        - `num_unsure`: number of these of which the model is not sure, see `suggestions.SURE`;
         - `uncertainty_range`: the lowest and the highest uncertainty of the selected images, each in [0, 1];
         - `max_ood_score`: the score above which an image is unlike the training images; None: it is not known;
         - `copy_distance`: see `suggestions.COPY_DISTANCE`.
@@ -155,6 +161,7 @@ def summarize(selection: Selection, spec: BundleSpec) -> dict[str, Any]:
         "num_by_error": selection.num_by_error,
         "num_foreign": selection.num_foreign,
         "num_suggested": selection.rows.num_rows,
+        "num_unsure": selection.num_unsure,
         "is_diverse": selection.is_diverse,
         "uncertainty_range": [float(found.min()), float(found.max())],
         "max_ood_score": spec.limits.max_ood_score,
@@ -174,8 +181,16 @@ def notes_on(selection: Selection, *, count: int, max_shown: int) -> tuple[str, 
     num_selected = selection.rows.num_rows
     num_copies = selection.num_scored - selection.num_foreign - num_selected
     if num_selected < count:
-        why = f"the other {num_copies} images are copies of these" if num_copies else "there are no more to choose from"
-        notes.append(f"Only {num_selected} images are suggested, not {count}: {why}.")
+        others = "the other one is a copy" if num_copies == 1 else f"the other {num_copies} images are copies"
+        why = f"{others} of these" if num_copies else "there are no more to choose from"
+        are = "is" if num_selected == 1 else "are"
+        notes.append(f"Only {counted(num_selected, 'image')} {are} suggested, not {count}: {why}.")
+    num_sure = num_selected - selection.num_unsure
+    if num_sure:
+        notes.append(
+            f"The model is sure of {num_sure} of these {num_selected} images (confidence of {suggestions.SURE:g} or "
+            "more). Their labels would help little: leave them out, or give more images to choose from."
+        )
     if num_selected > max_shown:
         notes.append(f"The contact sheet shows the first {max_shown} images.")
     return tuple(notes)

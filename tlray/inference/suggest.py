@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
-import ray
 
 from tlray.bundle import store
 from tlray.bundle.store import Bundle
@@ -22,16 +21,14 @@ from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import SuggestConfig
 from tlray.config.values import parse_columns
-from tlray.data import sample, stream
+from tlray.data import sample
 from tlray.data.listing import list_images
-from tlray.data.schedule import PlainSchedule
 from tlray.data.stream import Pixels
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
-from tlray.errors import BundleError, DataError, ImageErrorCode, TlrayError
+from tlray.errors import DataError, ImageErrorCode, counted
 from tlray.files import storage
-from tlray.inference import contact_sheet, predictions, selection
-from tlray.inference.predictor import Predictor
+from tlray.inference import contact_sheet, pool, predictions, score, selection
 from tlray.inference.selection import Scored
 from tlray.progress import Progress
 
@@ -43,11 +40,6 @@ NAMES = frozenset({SUGGESTIONS_CSV, SUGGESTIONS_PNG, SUGGESTIONS_JSON})
 
 MAX_SHOWN = 200
 """Maximum number of images on the contact sheet."""
-
-PLACES = "places"
-"""Name of the column of scored batches that says where the images lie in the space of the training images."""
-
-_KEPT = ("row", "sha256", "error_code", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +71,11 @@ class SuggestResult:
             ("images", f"{found['num_scored']} scored, {failed}"),
             ("images with a label", f"{found['num_labelled']} left out"),
             ("unlike the training images", foreign),
-            ("hidden files skipped", str(found["num_skipped"])),
-            ("suggested", f"{found['num_suggested']} images"),
+            *([("hidden files skipped", str(found["num_skipped"]))] if found["num_skipped"] else []),
+            (
+                "suggested",
+                f"{counted(found['num_suggested'], 'image')}; the model is unsure of {found['num_unsure']}",
+            ),
             ("their uncertainty", f"{low:.2f} to {high:.2f} (0: one class is certain, 1: all are equally likely)"),
             ("engine", found["engine"]),
             ("table to fill in", f"{self.out}/{SUGGESTIONS_CSV}"),
@@ -112,7 +107,9 @@ def suggest(config: SuggestConfig) -> SuggestResult:
     plan = _plan(out, location, source, config)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     scored = _score(location, bundle, unlabelled, plan=plan, kind=kind, config=config)
-    _check_found(scored.predictions, config.input)
+    num_missing = scored.predictions.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
+    num_images = scored.predictions.num_rows
+    score.check_found(num_missing, num_images, source=config.input, remedy="run the same command again")
     selected = selection.select(scored, bundle.spec, count=config.count)
     notes = selection.notes_on(selected, count=config.count, max_shown=MAX_SHOWN)
     summary: dict[str, Any] = {
@@ -167,84 +164,32 @@ def _plan(out: str, bundle: str, source: str, config: SuggestConfig) -> ScorePla
     return plan
 
 
-class _Scorer:
-    """An actor of Ray Data's pool that predicts images and says where they lie."""
-
-    def __init__(self, location: str, sha256: str, kind: EngineKind, **options: Any) -> None:
-        self._error: TlrayError | None = None
-        try:
-            self.predictor = Predictor(location, engine=kind.engine, precision=kind.precision, **options)
-            if self.predictor.bundle.sha256 != sha256:
-                raise BundleError(f"The bundle '{location}' was replaced by another one. Run the command again.")
-        except TlrayError as error:  # raised by the first call, as Ray would show an actor's death in many lines
-            self._error = error
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if self._error is not None:
-            raise self._error
-        return score_batch(self.predictor, batch)
-
-
-def score_batch(predictor: Predictor, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores a batch of `stream.image_stream`.
-
-    Returns:
-        `row`, `sha256`, `error_code` and `error` of the batch; `probabilities` (float32 [rows, K]) and `ood_score`
-        (float32 [rows]); and, if the bundle has a novelty score, the column `PLACES` (float16 [rows, components]), see
-        `Novelty.place`. Values that are not known are NaN.
-    """
-    images, readable = batch["image"], batch["error_code"] == ""
-    scores = predictor.score(np.ascontiguousarray(images[readable]))
-    probs_BK = np.full((len(images), len(predictor.bundle.spec.classes)), np.nan, dtype=np.float32)
-    ood_scores = np.full(len(images), np.nan, dtype=np.float32)
-    probs_BK[readable], ood_scores[readable] = scores.probs_BK, scores.ood_scores
-    found: dict[str, Any] = {name: batch[name] for name in _KEPT}
-    found |= {"probabilities": probs_BK, "ood_score": ood_scores}
-    if predictor.novelty is not None:
-        places_BC = np.full((len(images), len(predictor.novelty.basis)), np.nan, dtype=np.float16)
-        if scores.places_BC is not None:
-            places_BC[readable] = scores.places_BC
-        found[PLACES] = places_BC
-    return found
-
-
 def _score(
     location: str, bundle: Bundle, table: pa.Table, *, plan: ScorePlan, kind: EngineKind, config: SuggestConfig
 ) -> Scored:
     """Scores the images of a manifest on a pool of predictors, in the manifest's order."""
-    pixels = Pixels(size_px=bundle.spec.image_size_px, intensity_range=bundle.spec.intensity_range)
-    dataset = stream.image_stream(ray.put(table), PlainSchedule(num_rows=table.num_rows), pixels)
-    options = {"num_threads": plan.num_threads, "use_gpu": bool(plan.gpus_per_actor), "batch_size": config.batch_size}
-    dataset = dataset.map_batches(
-        _Scorer,
-        fn_constructor_args=(location, bundle.sha256, kind),
-        fn_constructor_kwargs=options,
+    batches = pool.score_batches(
+        location,
+        bundle.spec,
+        bundle.sha256,
+        table,
+        plan=plan,
+        kind=kind,
         batch_size=config.batch_size,
-        **plan.pool(),
+        with_places=True,
     )
-    stream.configure(dataset)
     tables: list[pa.Table] = []
     places: list[np.ndarray] = []
     num_done = 0
     with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
-        for batch in stream.iterate(dataset):
+        for batch in batches:
             rows = table.take(batch["row"])
             tables.append(predictions.prediction_table(rows, batch, bundle.spec, bundle.sha256))
-            if PLACES in batch:
-                places.append(batch[PLACES])
+            if pool.PLACES in batch:
+                places.append(batch[pool.PLACES])
             num_done += rows.num_rows
             progress.update(num_done)
     return Scored(predictions=pa.concat_tables(tables), places_BC=np.concatenate(places) if places else None)
-
-
-def _check_found(predicted: pa.Table, source: str) -> None:
-    """Raises a TlrayError if most images were not found, as a selection from the others would mean little then."""
-    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
-    if 2 * num_missing > predicted.num_rows:
-        raise TlrayError(
-            f"{num_missing} of {predicted.num_rows} images of '{source}' were not found. Check that the files are "
-            "there and that every node sees them, then run the same command again."
-        )
 
 
 def draw_sheet(rows: pa.Table, intensity_range: tuple[float, float] | None) -> bytes:

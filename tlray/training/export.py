@@ -14,6 +14,7 @@ from scipy import special
 from tlray.bundle import spec
 from tlray.bundle.agreement import Agreement
 from tlray.bundle.judgement import Limits, judge
+from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import Novelty, scores_of
 from tlray.config.training import PrecisionChoice
 from tlray.data.sample import read_some
@@ -25,11 +26,11 @@ from tlray.errors import DataError
 from tlray.features.cache import FeatureCache
 from tlray.files import storage
 from tlray.probe.regression import Probe
-from tlray.training import judging, logits
-from tlray.training.judging import Judging, Unseen, Wanted
+from tlray.training import judgement_fit, logits, lookalikes
+from tlray.training.judgement_fit import Judging, Unseen, Wanted
 from tlray.training.logits import Outputs
 from tlray.training.model import Untrained
-from tlray.trust import novelty
+from tlray.trust import novelty_fit
 
 GROUP, IS_NEW = "group", "is_new"
 """Names of columns: the group of an image (`splits.image_groups`), and whether it is new to the model."""
@@ -101,6 +102,7 @@ def export(
     precision: PrecisionChoice,
     calibration: pa.Table | None,
     use_gpu: bool,
+    thumbnails: Mapping[str, bytes] | None,
     seed: int,
 ) -> Exported:
     """Writes the model files of a trained classifier, and compares its engines; run by `connection.start_here`.
@@ -117,6 +119,8 @@ def export(
         precision: The precision to measure the model in; see `choice.choose`.
         calibration: Training images to set the ranges of an int8 model with; None: no such model is wanted.
         use_gpu: The model will predict on GPUs.
+        thumbnails: Known pictures of training images, see `lookalikes.collect`; the bundle keeps pictures, to be shown
+            beside predictions. None: it keeps none.
         seed: Seed of the folds with which the predictions are calibrated.
     """
     from tlray.models import classifier as models  # noqa: PLC0415
@@ -135,7 +139,7 @@ def export(
     else:
         found = logits.of_features(trunk.with_features(tail), tables, cache)
     unseen = trained.out_of_fold or _unseen(found.get("valid"), tables, wanted)
-    judged = judging.fit(unseen, wanted, seed=seed)
+    judged = judgement_fit.fit(unseen, wanted, seed=seed)
     foreign, notes = _novelty(found, tables, seed=seed)
     limits = Limits(
         refer_below=judged.refer_below,
@@ -149,7 +153,10 @@ def export(
     with tempfile.TemporaryDirectory(prefix="tlray-export-") as temporary:
         predict = save_artifact(models.with_probabilities(classifier, temperature=judged.temperature), Path(temporary))
         if foreign:
-            np.savez(Path(temporary, spec.NOVELTY), **foreign.arrays())  # pyright: ignore[reportArgumentType]
+            _save(Path(temporary, spec.NOVELTY), foreign)
+            if thumbnails is not None:
+                kept = lookalikes.collect(found["train"], tables["train"], foreign, pixels, thumbnails)
+                _save(Path(temporary, spec.LOOKALIKES), kept)
         directories, more = _convert(temporary, calibration, pixels)
         compared, failed = _compare_engines(
             directories, predict, images, tables[compared_split], foreign=foreign, limits=limits
@@ -226,9 +233,15 @@ def _novelty(
     if valid is not None and valid.features_BD is not None:
         valid_BD = valid.features_BD[tables["valid"].take(pa.array(valid.places))[IS_NEW].to_numpy()]
     try:
-        return novelty.fit(train.features_BD, groups, valid_BD=valid_BD, seed=seed), ()
+        return novelty_fit.fit(train.features_BD, groups, valid_BD=valid_BD, seed=seed), ()
     except DataError as error:
         return None, (f"Images that are not like those of training will not be told: {error}",)
+
+
+def _save(path: Path, content: Novelty | KeptImages | None) -> None:
+    """Writes arrays into an .npz file; no file where there is nothing to write."""
+    if content is not None:
+        np.savez(path, **content.arrays())  # pyright: ignore[reportArgumentType]
 
 
 def _softmax(logits_BK: np.ndarray) -> np.ndarray:

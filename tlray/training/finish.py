@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
-from tlray.bundle import card, store
+from tlray.bundle import card, store, verdicts
 from tlray.bundle import spec as bundle
 from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
@@ -21,7 +23,7 @@ from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
 from tlray.engines.kinds import EngineKind
 from tlray.evaluation import evaluate, evidence, measurement
-from tlray.evaluation.measurement import SplitEvaluation, with_leak_free
+from tlray.evaluation.measurement import SplitEvaluation, with_leak_free, with_subgroups
 from tlray.evaluation.report import Report, render_report
 from tlray.files import storage
 from tlray.inference import score
@@ -29,8 +31,8 @@ from tlray.progress import Progress
 from tlray.timing import Timing
 from tlray.training import export, plateau, probing, suspect_labels, wording
 from tlray.training.export import Exported
-from tlray.training.judging import Unseen, Wanted
-from tlray.training.paths import RunPaths
+from tlray.training.judgement_fit import Unseen, Wanted
+from tlray.training.paths import SHOWN, RunPaths
 from tlray.training.stages import Learned, Run, TrainResult
 from tlray.trust import findings
 
@@ -70,18 +72,22 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     spec = make_spec(config, images, run.model.preprocessing)
     with timing.phase("exporting, comparing engines"):
         exported = _export(run, learned)
-    spec = _with_judging(spec, exported)
+    spec = _with_judging(spec, exported, images)
     with timing.phase("measuring the model"):
         leaked = images.leaked
-        evaluations = {split: with_leak_free(each, leaked) for split, each in _measure(run, exported, spec).items()}
+        evaluations = {
+            split: with_subgroups(with_leak_free(each, leaked), images.table)
+            for split, each in _measure(run, exported, spec).items()
+        }
     metrics = {split: result.metrics for split, result in evaluations.items()}
     valid = evaluations.get("valid")
     spec = dataclasses.replace(
         spec,
         metrics=metrics,
         training_images=connection.get(run.measuring),
-        validation_predictions=ValidationPredictions.of(valid.probs_BK) if valid else None,
+        validation_predictions=_validation_predictions(valid) if valid else None,
     )
+    picturing = _picture_examples(run, exported, spec, evaluations)  # while this process measures and draws
     crossed = _cross_validated(learned.unseen, images, spec) if learned.unseen else None
     doubtful = suspect_labels.find(images, learned.unseen) if learned.unseen else []
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
@@ -89,6 +95,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     warnings = (
         *spec.shortcuts,
         *spec.leaks,
+        *_verdicts(spec),
         *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
@@ -107,7 +114,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         leaks=spec.leaks,
         shortcuts=spec.shortcuts,
         gallery=images.gallery,
-        suspects=suspect_labels.with_pictures(doubtful),
+        suspects=suspect_labels.with_pictures(doubtful) if config.thumbnails else (),
         cross_validation=crossed,
         trust=spec.trust,
         warnings=warnings,
@@ -116,12 +123,11 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         evaluations=evaluations,
     )
     with timing.phase("writing report and bundle"):
-        figures = evaluate.write_report(config.out, content)
-        # A bundle is made to be given away, and the pictures are the data's.
+        figures = evaluate.write_report(config.out, content, picturing)
+        # The report in the bundle has no pictures: it would give them away with the names of their files.
         _publish(paths, spec, render_report(dataclasses.replace(content, gallery=(), suspects=()), figures))
         if learned.unseen:
             suspect_labels.write(config.out, doubtful)
-        evidence.write(config.out, evaluations)
     summary = {
         **measurement.headline(metrics),
         "engine": spec.measured_with,
@@ -137,7 +143,9 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         "num_suspect_labels": len(doubtful) if learned.unseen else None,
         "timing_s": timing.seconds,
     }
-    storage.write_text(paths.metrics, json.dumps(summary, indent=2) + "\n")
+    metrics_json = json.dumps(summary, indent=2) + "\n"
+    evidence.write(config.out, evaluations, metrics_json=metrics_json, shown=SHOWN)
+    storage.write_text(paths.metrics, metrics_json)
     return TrainResult(
         out=config.out,
         bundle=paths.bundle,
@@ -149,8 +157,27 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     )
 
 
-def _with_judging(spec: BundleSpec, exported: Exported) -> BundleSpec:
-    """Adds what is known of the engines, and of how predictions are calibrated and judged."""
+def _picture_examples(
+    run: Run, exported: Exported, spec: BundleSpec, evaluations: Mapping[str, SplitEvaluation]
+) -> "ray.ObjectRef[list[dict[str, Any]]] | None":
+    """Starts making the pictures of examples, see `evaluate.picture_examples`; None: none are to be shown."""
+    if not run.config.thumbnails:
+        return None
+    bundle, table = run.paths.partial_bundle, run.images.readable
+    store.seal(bundle, spec, known=_checksums(bundle))  # the model in it looks for the look-alikes
+    uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
+    return evaluate.picture_examples(evaluations, uri_of, bundle, exported.kind)
+
+
+def _validation_predictions(valid: SplitEvaluation) -> ValidationPredictions | None:
+    """Returns what the model predicts for validation images that are new to it; None if it knows all of them."""
+    if not valid.is_new.any():
+        return None
+    return ValidationPredictions.of(valid.new.probs_BK, valid.new.ood_scores, valid.new.groups)
+
+
+def _with_judging(spec: BundleSpec, exported: Exported, images: Dataset) -> BundleSpec:
+    """Adds what is known of the engines, of how predictions are calibrated and judged, and of the data."""
     judged, thresholds = exported.judging, {"refer_below": exported.judging.refer_below}
     if exported.max_ood_score is not None:
         thresholds["max_ood_score"] = exported.max_ood_score
@@ -161,8 +188,15 @@ def _with_judging(spec: BundleSpec, exported: Exported) -> BundleSpec:
         temperature=judged.temperature,
         thresholds=thresholds,
         set_thresholds=judged.set_thresholds,
-        trust=judged.about,
+        trust={**judged.about, "data": verdicts.about_data(images.findings)},
     )
+
+
+def _verdicts(spec: BundleSpec) -> tuple[str, ...]:
+    """Returns warnings about what the figures of the split that is quoted are worth."""
+    split = measurement.headline(spec.metrics)["split"]
+    about = verdicts.Measured(split=split, metrics=spec.metrics[split], trust=spec.trust, data=spec.trust["data"])
+    return verdicts.warnings(about)
 
 
 def _cross_validated(unseen: Unseen, images: Dataset, spec: BundleSpec) -> SplitEvaluation:
@@ -221,6 +255,7 @@ def _export(run: Run, learned: Learned) -> Exported:
         precision=config.inference_precision,
         calibration=images.split("train") if config.int8 else None,
         use_gpu=config.use_gpu,
+        thumbnails=images.thumbnails if config.thumbnails else None,
         seed=config.seed,
     )
     return connection.get(exporting)
@@ -266,9 +301,16 @@ def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[st
 def _publish(paths: RunPaths, spec: BundleSpec, report: str) -> None:
     """Publishes the model and its report as a bundle under its final name; `bundle.json` is written there last."""
     partial = paths.partial_bundle
+    known = _checksums(partial)
     storage.delete(storage.join(partial, bundle.BUNDLE_JSON))
     storage.write_text(storage.join(partial, bundle.MODEL_CARD), card.model_card(spec))
     storage.write_text(storage.join(partial, bundle.REPORT), report)
     storage.delete(paths.bundle)
     storage.move_tree(partial, paths.bundle)
-    store.seal(paths.bundle, spec)
+    store.seal(paths.bundle, spec, known=known)
+
+
+def _checksums(partial: str) -> Mapping[str, str]:
+    """Returns the checksums of the model files that a partial bundle was sealed with; none if it was not."""
+    is_sealed = storage.exists(storage.join(partial, bundle.BUNDLE_JSON))
+    return store.read_spec(partial)[0].files if is_sealed else {}

@@ -39,7 +39,7 @@ def learn(run: Run, timing: Timing) -> Learned:
         splits = {split: images.split(split) for split in manifest.SPLITS}
         cache = probing.load(run.paths.features, model.tail_inputs, splits, views=num_views(config))
     if config.method == "probe":
-        trained = Trained(probe=probe, out_of_fold=unseen)
+        trained = Trained(probe=probe, out_of_fold=None if probing.has_enough_validation(images) else unseen)
         return Learned(trained=trained, cache=cache, learning_curve=curve, unseen=unseen)
     with timing.phase("fine-tuning"):
         history, weights = fit.fit(run, start=probe, cache=cache)

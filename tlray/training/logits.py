@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray.data.sample import read_some, spread
+from tlray.data.sample import read_some, spread_by_class
 from tlray.data.stream import Pixels
 from tlray.features.cache import FeatureCache, FeatureReader
 
@@ -15,7 +15,8 @@ PREDICT_BATCH, IMAGE_BATCH = 256, 32
 """Number of images whose features, and whose pixels, a model takes at once."""
 
 MAX_TRAIN_OUTPUTS = 2000
-"""Number of training images whose features the score of foreign images is fitted to; more add little."""
+"""Number of training images whose features the score of foreign images is fitted to, and which may be shown beside
+predictions; more add little. Each class has its share."""
 
 MAX_IMAGES_AGAIN = 500
 """Number of training images, and of validation images, that a model sees again if their features are not stored. It
@@ -47,13 +48,14 @@ def of_features(model: Any, tables: Mapping[str, pa.Table], cache: FeatureCache)
 
     Args:
         model: See `trunk.with_features`.
-        tables: Split to the table of its images.
+        tables: Split to the table of its images, with the column `class_index`.
         cache: The features.
     """
     reader = FeatureReader(cache)
     found = {}
     for split, table in tables.items():
-        places = spread(table.num_rows, MAX_TRAIN_OUTPUTS if split == "train" else table.num_rows)
+        max_rows = MAX_TRAIN_OUTPUTS if split == "train" else table.num_rows
+        places = spread_by_class(table["class_index"].to_numpy(), max_rows)
         rows = cache.rows[split][places, 0]
         batches = (reader.take(rows[start : start + PREDICT_BATCH]) for start in range(0, len(rows), PREDICT_BATCH))
         found[split] = _collect(places, (model(batch, training=False) for batch in batches))
@@ -67,17 +69,20 @@ def of_images(
 
     Args:
         run: The model, see `trunk.as_function`.
-        tables: Split to the table of its images.
+        tables: Split to the table of its images, with the column `class_index`.
         pixels: How files become pixels.
     """
     found = {}
     for split in ("train", "valid"):
-        read = read_some(tables[split], pixels, max_images=MAX_IMAGES_AGAIN) if split in tables else {}
+        if split not in tables:
+            continue
+        rows = spread_by_class(tables[split]["class_index"].to_numpy(), MAX_IMAGES_AGAIN)
+        read = read_some(tables[split].take(pa.array(rows)), pixels, max_images=len(rows))
         images = list(read.values())
         if images:
             starts = range(0, len(images), IMAGE_BATCH)
             outputs = (run(np.stack(images[start : start + IMAGE_BATCH])) for start in starts)
-            found[split] = _collect(np.array([*read], np.int64), outputs)
+            found[split] = _collect(rows[[*read]], outputs)
     return found
 
 

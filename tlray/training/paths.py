@@ -25,6 +25,9 @@ NAMES = evaluate.NAMES | {
 }
 """Names of everything that a training run writes into its directory."""
 
+SHOWN = (evaluate.REPORT_HTML, dataset.AUDIT, dataset.GALLERY, suspect_labels.FILE, HISTORY, CONFIG)
+"""Names of files that people read, beside the metrics and figures: `tlray verify` compares them with checksums."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:

@@ -18,7 +18,7 @@ from tlray.errors import ConfigError
 from tlray.features import store
 from tlray.files import storage
 from tlray.timing import Timing
-from tlray.training import probing, resume, wording
+from tlray.training import lookalikes, probing, resume, wording
 from tlray.training.model import Untrained, build, is_cached, num_views
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, Run
@@ -206,16 +206,21 @@ def look(config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_
     Raises:
         DataError: The images cannot be trained on.
     """
-    if read.table is None:
-        return read.images
+    if read.table is None:  # an earlier version, without --thumbnails, may have begun the run
+        return read.images if config.thumbnails else dataclasses.replace(read.images, gallery=())
     seen = pictures.look(read.table, pooled_BD, task_cpus=task_cpus, quiet=config.quiet)
     num_skipped = read.images.findings["num_skipped"]
     images = dataset.assemble(config, seen.table, num_skipped=num_skipped, before=read.images)
+    images = dataclasses.replace(
+        images, findings=images.findings | findings.find(images.table, seen, pooled_BD, seed=config.seed)
+    )
+    if not config.thumbnails:
+        return images
     readable = images.table.filter(images.table["error_code"].is_null())
     return dataclasses.replace(
         images,
-        findings=images.findings | findings.find(images.table, seen, pooled_BD, seed=config.seed),
         gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW),
+        thumbnails=lookalikes.encode(images.split("train"), readable["image_id"].to_pylist(), seen.thumbnails_BHW),
     )
 
 

@@ -19,10 +19,10 @@ from tlray.probe import learning_curves, regression
 from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe
 from tlray.training import model
-from tlray.training.judging import Unseen
+from tlray.training.judgement_fit import Unseen
 
 ENOUGH_VALIDATION_IMAGES = 1000
-"""Number of validation images from which on they alone calibrate a probe. Training images, which take five more fits,
+"""Number of validation images that are new to the model from which on they alone calibrate a probe: the training images
 would hardly change its calibration then."""
 
 MAX_CACHE_PART = 0.5
@@ -55,8 +55,6 @@ def check_memory(config: TrainConfig, available: Capacity, images: Dataset, netw
 def _num_fitted(config: TrainConfig, images: Dataset) -> int:
     """Returns the largest number of images that a probe of a run is fitted on: its own, or one of the folds'."""
     num_train, num_valid = (images.split(split).num_rows for split in ("train", "valid"))
-    if num_valid >= ENOUGH_VALIDATION_IMAGES:
-        return num_train
     return max(num_train, (num_train + num_valid) * (config.folds - 1) // config.folds)
 
 
@@ -144,6 +142,13 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
     )
 
 
+def has_enough_validation(images: Dataset) -> bool:
+    """Tells whether a run has `ENOUGH_VALIDATION_IMAGES`, so that no other images calibrate its probe."""
+    leaked = images.leaked
+    valid_ids = images.split("valid")["image_id"].to_pylist()
+    return sum(image_id not in leaked for image_id in valid_ids) >= ENOUGH_VALIDATION_IMAGES
+
+
 def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Probe) -> Unseen | None:
     """Returns what probes say about training and validation images that they were not fitted on.
 
@@ -154,16 +159,12 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
         probe: The run's probe, whose penalty they have.
 
     Returns:
-        Their logits. None if there are enough new validation images without them, or if a class has too few groups to
-        hold some out.
+        Their logits. None if a class has too few groups to hold some out.
 
     Raises:
         DataError: See `fit`.
     """
-    group_of, leaked = images.group_of, images.leaked
-    valid_ids = images.split("valid")["image_id"].to_pylist()
-    if sum(image_id not in leaked for image_id in valid_ids) >= ENOUGH_VALIDATION_IMAGES:
-        return None
+    group_of = images.group_of
     rows = pa.concat_tables([images.split("train"), images.split("valid")])
     image_ids = rows["image_id"].to_pylist()
     groups = np.array([group_of[image_id] for image_id in image_ids], dtype=str)

@@ -15,7 +15,7 @@ from tlray.data.listing import Listing
 from tlray.features.cache import FeatureCache
 from tlray.probe.learning_curves import Point
 from tlray.training.export import Trained
-from tlray.training.judging import Unseen
+from tlray.training.judgement_fit import Unseen
 from tlray.training.model import Untrained
 from tlray.training.paths import RunPaths
 

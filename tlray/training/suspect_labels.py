@@ -11,7 +11,7 @@ from tlray.data import looks, stream
 from tlray.data.dataset import Dataset
 from tlray.errors import ImageError
 from tlray.files import spreadsheet, storage
-from tlray.training.judging import Unseen
+from tlray.training.judgement_fit import Unseen
 from tlray.trust import gallery, suspects
 
 FILE = "suspect_labels.csv"

@@ -7,6 +7,7 @@ from typing import Any
 from tlray.cluster.capacity import Capacity
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.dataset import Dataset
+from tlray.errors import times
 from tlray.features.extraction import Network
 from tlray.probe.regression import Probe, variation_warning
 from tlray.training import model, probing
@@ -45,7 +46,7 @@ def training_warnings(history: list[dict[str, float]]) -> list[str]:
     if history and history[-1]["num_replaced"]:
         found.append(
             "Images that could be read before training could not be read later, and were replaced by others of their "
-            f"batch {history[-1]['num_replaced']:g} times. Check the storage."
+            f"batch {times(int(history[-1]['num_replaced']))}. Check the storage."
         )
     return found
 

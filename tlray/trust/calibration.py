@@ -12,7 +12,6 @@ import numpy as np
 from scipy import special
 from scipy.optimize import minimize
 
-from tlray.data.prior import logit_shift, shifted
 from tlray.errors import DataError
 from tlray.trust.intervals import check_predictions
 
@@ -54,7 +53,7 @@ class Reliability:
     """The rows of a reliability diagram: bins of the confidence, which is the largest probability of an image.
 
     Attributes:
-        low: Lower end of each bin, float64 [bins]. A bin excludes it, except the first of bins with equal numbers.
+        low: Lower end of each bin, which it excludes, float64 [bins].
         high: Upper end of each bin, which it includes, float64 [bins].
         num_images: Number of images in each bin, int64 [bins].
         confidence: Mean confidence, float64 [bins], NaN in an empty bin.
@@ -133,28 +132,6 @@ def apply(logits_BK: np.ndarray, calibration: Calibration) -> np.ndarray:
     return special.softmax(logits_BK.astype(np.float64) / calibration.temperature + biases, axis=1)
 
 
-def change_prior(probs_BK: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray) -> np.ndarray:
-    """Returns probabilities for other class shares; see `tlray.data.prior`.
-
-    Args:
-        probs_BK: Probabilities, floating point [images, K].
-        from_prior: Class shares that they assume, float [K], each above 0.
-        to_prior: Class shares that the result is to assume, float [K], each above 0.
-
-    Returns:
-        float64 [images, K], rows with the sum 1.
-
-    Raises:
-        DataError: A share is missing, not above 0, or the shares do not sum to 1 by more than 0.001.
-    """
-    for prior in (from_prior, to_prior):
-        if prior.shape != probs_BK.shape[1:] or not (prior > 0).all() or not abs(prior.sum() - 1) <= 1e-3:
-            raise DataError(
-                f"Class shares must be {probs_BK.shape[1]} positive numbers with the sum 1; got {prior.tolist()}."
-            )
-    return shifted(probs_BK.astype(np.float64), logit_shift(from_prior, to_prior))
-
-
 def check_logits(logits_BK: np.ndarray) -> None:
     """Refuses logits that are not a finite matrix of at least one image and one class.
 
@@ -168,18 +145,13 @@ def check_logits(logits_BK: np.ndarray) -> None:
         )
 
 
-def reliability(
-    probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS, equal_mass: bool = False
-) -> Reliability:
-    """Returns how often images are right, in bins of their confidence.
+def reliability(probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS) -> Reliability:
+    """Returns how often images are right, in bins of their confidence of equal width (Guo et al. 2017, section 2).
 
     Args:
         probs_BK: Probabilities, floating point [images, K].
         labels: True classes, int [images], in [0, K).
         num_bins: Number of bins.
-        equal_mass: Give each bin the same number of images, as far as equal confidences allow (Nixon et al. 2019,
-            Measuring Calibration in Deep Learning, arXiv:1904.01685); bins can then be fewer. Otherwise all bins have
-            the same width (Guo et al. 2017, section 2).
 
     Raises:
         DataError: See `tlray.trust.intervals.check_predictions`.
@@ -188,26 +160,21 @@ def reliability(
     confidence = np.minimum(probs_BK.max(axis=1).astype(np.float64), 1)
     is_right = probs_BK.argmax(axis=1) == labels
     edges = np.arange(num_bins + 1) / num_bins
-    if equal_mass:
-        edges = np.unique(np.quantile(confidence, edges, method="inverted_cdf"))
-        edges = edges if len(edges) > 1 else np.repeat(edges, 2)
     index = np.searchsorted(edges[1:-1], confidence, side="left")
-    num_images = np.bincount(index, minlength=len(edges) - 1)
+    num_images = np.bincount(index, minlength=num_bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin: NaN
         return Reliability(
             low=edges[:-1],
             high=edges[1:],
             num_images=num_images,
-            confidence=np.bincount(index, confidence, len(edges) - 1) / num_images,
-            accuracy=np.bincount(index, is_right, len(edges) - 1) / num_images,
+            confidence=np.bincount(index, confidence, num_bins) / num_images,
+            accuracy=np.bincount(index, is_right, num_bins) / num_images,
         )
 
 
-def expected_calibration_error(
-    probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS, equal_mass: bool = False
-) -> float:
+def expected_calibration_error(probs_BK: np.ndarray, labels: np.ndarray, *, num_bins: int = NUM_BINS) -> float:
     """Returns the expected calibration error, in [0, 1]. Arguments and errors: see `reliability`."""
-    return reliability(probs_BK, labels, num_bins=num_bins, equal_mass=equal_mass).error
+    return reliability(probs_BK, labels, num_bins=num_bins).error
 
 
 def brier_score(probs_BK: np.ndarray, labels: np.ndarray) -> float:

@@ -91,22 +91,6 @@ def fit(probs_BK: np.ndarray, labels: np.ndarray, alpha: float, groups: np.ndarr
     )
 
 
-def coverage(sets_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Returns the share of images whose set has the true class; with groups, its mean over groups.
-
-    Args:
-        sets_BK: Prediction sets, bool [images, K].
-        labels: True classes, int [images], in [0, K).
-        groups: Group of each image, [images], any values that can be sorted. None: each image is one.
-
-    Raises:
-        DataError: No images, or not every image has a group.
-    """
-    index = group_index(np.arange(len(labels)) if groups is None else groups, len(labels))
-    is_covered = sets_BK[np.arange(len(labels)), labels]
-    return float(np.mean(np.bincount(index, is_covered) / np.bincount(index)))
-
-
 def _threshold(scores: np.ndarray, index: np.ndarray, alpha: float) -> float:
     """Returns the smallest score with a weight of at least (1 - alpha) (groups + 1) up to it, otherwise 1.
 

@@ -14,9 +14,6 @@ from tlray.trust.controls import Control
 from tlray.trust.pictures import Pictures
 from tlray.trust.shortcuts import Shortcuts, TraitTest
 
-MAX_TOLD = 3
-"""Maximum number of shortcuts that the warning names."""
-
 
 def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *, seed: int) -> dict[str, Any]:
     """Returns the findings of an audit that looks at the pictures and at the files.
@@ -36,6 +33,7 @@ def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *
           traits; null if the images are too few) and `found` (the tests that are shortcuts, the strongest first). A
           test has the fields of `shortcuts.TraitTest` and a `text`;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
+        - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;
         - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
           classes of the test images (of the validation images if there is no test) that the model does not know from
           its training; with `split`, `num_images` and `is_above_chance`. Null without such images;
@@ -48,6 +46,8 @@ def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *
     labels, in_split = labelled["label"].to_pylist(), np.array(labelled["split"].fill_null("").to_pylist(), dtype=str)
     groups = np.array(splits.image_groups(labelled), dtype=str)
     has_leaked = splits.has_leaked(labelled)
+    series = seen.copies.series_of[is_labelled.to_numpy(zero_copy_only=False)].tolist()
+    is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
     is_split = in_split != ""
     places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
     between = shortcuts.find(
@@ -58,6 +58,7 @@ def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *
         "shortcuts": _describe(shortcuts.find(traits, labels, groups.tolist(), seed=seed), "classes"),
         "split_shortcuts": _describe(between, "splits"),
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
+        "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
         **_controls(
             places,
             np.unique(np.array(labels, dtype=str), return_inverse=True)[1],
@@ -167,30 +168,61 @@ def leak_warnings(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+_TRAITS = {
+    "size": "the picture size",
+    "file": "the file format and its bytes",
+    "grey levels": "the extreme grey levels",
+    "borders": "the borders",
+    "corners": "the corners",
+    "colour": "the colour",
+    shortcuts.ALL: "traits of the files (size, format, grey levels, borders, corners, colour)",
+}
+"""Names for people of what a test of `shortcuts` sees."""
+
+
 def shortcut_warnings(found: Mapping[str, Any]) -> list[str]:
     """Returns a warning if the findings of `find` have traits that tell the classes, with a remedy; otherwise none."""
-    told = found.get("shortcuts", {}).get("found", [])
-    if not told:
+    best = _strongest(found.get("shortcuts", {}))
+    if best is None:
         return []
+    told = "Classes can be told" if best["told"] is None else f"'{best['told']}' can be told from the other classes"
     return [
-        f"How the files were made tells the classes. {_listed(told)} A model can learn this in place of the disease, "
-        "and then fails on images from elsewhere. Get the images of all classes from the same sources, and save them "
-        "in the same way."
+        f"{told} without looking at the anatomy: {_reach(best)}. A model can learn this in place of the disease, and "
+        "then fails on images from elsewhere. Get the images of all classes from the same sources, and save them in "
+        "the same way."
     ]
 
 
 def split_warnings(found: Mapping[str, Any]) -> list[str]:
     """Returns a warning if the findings of `find` have traits that tell the splits, with a remedy; otherwise none."""
-    told = found.get("split_shortcuts", {}).get("found", [])
-    if not told:
+    best = _strongest(found.get("split_shortcuts", {}))
+    if best is None:
         return []
+    told = "The splits" if best["told"] is None else f"The split '{best['told']}' and the others"
     return [
-        f"The splits differ in how their files were made, so training and test images may be from different sources. "
-        f"{_listed(told)} Cut the splits from all sources alike, unless this is what you want to test."
+        f"{told} differ in how their files were made, so training and test images may be from different sources: "
+        f"{_reach(best)}. Cut the splits from all sources alike, unless this is what you want to test."
     ]
 
 
-def _listed(tests: list[dict[str, Any]]) -> str:
-    texts = " ".join(test["text"] for test in tests[:MAX_TOLD])
-    left = len(tests) - MAX_TOLD
-    return f"{texts} {left} more in audit.json." if left > 0 else texts
+def _strongest(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the test that tells most above chance: of a family that is a shortcut, or of all traits together."""
+    told = found.get("found", [])
+    if not told:
+        return None
+    together = found.get("together")
+    return max([*told, *([together] if together and together["trait"] else [])], key=_margin)
+
+
+def _margin(test: Mapping[str, Any]) -> float:
+    """Returns the balanced accuracy above chance as a share of the possible, see `shortcuts.TraitTest.margin`."""
+    return (test["balanced_accuracy"] - test["chance"]) / (1 - test["chance"])
+
+
+def _reach(test: Mapping[str, Any]) -> str:
+    """Returns how well a test tells by which traits, such as "the corners alone reach a balanced accuracy of 0.74"."""
+    verb = "reaches" if test["family"] in ("size", "colour") else "reach"
+    return (
+        f"{_TRAITS[test['family']]} alone {verb} a balanced accuracy of {test['balanced_accuracy']:.2f} (by chance "
+        f"{test['chance']:.2f})"
+    )

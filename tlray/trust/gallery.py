@@ -1,22 +1,19 @@
 """Pictures of copies for a report: some groups of images that show one picture, with their splits and labels."""
 
 import base64
-import io
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
+from tlray.data import thumbnail
 from tlray.trust.copies import Copies, in_turns
 
 MAX_GROUPS, MAX_IMAGES = 12, 6
 """Maximum number of groups in a gallery, and of images of a group."""
 
 COLUMNS = ["image_id", "split", "label"]
-
-_JPEG_QUALITY = 85
 
 
 def copies_gallery(found: Copies, table: pa.Table, thumbnails_BHW: np.ndarray) -> list[dict[str, Any]]:
@@ -57,6 +54,4 @@ def _has_several(images: list[dict[str, Any]], column: str) -> bool:
 
 def jpeg(pixels_HW: np.ndarray) -> str:
     """Returns grey pixels, uint8 [height, width], as a JPEG in base64."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels_HW).save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(stream.getvalue()).decode()
+    return base64.b64encode(thumbnail.to_jpeg(pixels_HW)).decode()

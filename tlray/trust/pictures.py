@@ -69,7 +69,7 @@ def _compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray, *, task_cpus: float,
     starts = range(0, len(pairs), PAIRS_PER_TASK)
     running = [task.remote(reference, pairs[start : start + PAIRS_PER_TASK]) for start in starts]
     found: list[Match] = [pixel_match.compare(thumbnails_BHW, pairs[:0])]
-    with Progress("Comparing pictures", len(pairs), quiet=quiet) as progress:
+    with Progress("Comparing pictures", len(pairs), unit="pairs", quiet=quiet) as progress:
         for each in running:
             found.append(connection.get(each))
             progress.update(sum(len(match.scores) for match in found))

@@ -1,8 +1,8 @@
 """Decides whether two CT pictures are the same pixels, copies, neighbouring slices of a series, or neither.
 
-The pictures are compared as small grey thumbnails, see `tlray.data.looks`. A pair is
-registered (mirror, scale and shift of each axis) and compared tile by tile: a copy that was re-encoded, resized,
-re-windowed, cropped, mirrored or scribbled on agrees in nearly all tiles, another slice does not.
+The pictures are compared as small grey thumbnails, see `tlray.data.looks`. A pair is registered (mirror, scale and
+shift of each axis) and compared tile by tile: a copy that was re-encoded, resized, re-windowed, cropped, mirrored or
+scribbled on agrees in nearly all tiles, another slice does not.
 """
 
 import functools
@@ -92,8 +92,7 @@ def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray) -> Match:
         first, second = (thumbnails_BHW[column].astype(np.float32) for column in pairs[chunk].T)
         scores[chunk], is_mirrored[chunk] = _score(first, second)
     is_same = np.zeros(len(pairs), bool)
-    maybe = np.flatnonzero(thumbnails_BHW[pairs[:, 0], 0, 0] == thumbnails_BHW[pairs[:, 1], 0, 0])
-    for index in maybe:
+    for index in np.flatnonzero(thumbnails_BHW[pairs[:, 0], 0, 0] == thumbnails_BHW[pairs[:, 1], 0, 0]):
         is_same[index] = np.array_equal(*thumbnails_BHW[pairs[index]])
     scores[is_same], is_mirrored[is_same] = 1.0, False
     kinds = np.select(
@@ -115,8 +114,7 @@ def _score(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if len(rows):
         first = first[rows]
         second = np.where(is_mirrored[rows, None, None], second[rows, :, ::-1], second[rows])
-        fine_first, fine_second = shrink(first, _FINE_PX), shrink(second, _FINE_PX)
-        fine, _ = _register(fine_first, fine_second, params[rows], _FINE_ITERATIONS)
+        fine, _ = _register(shrink(first, _FINE_PX), shrink(second, _FINE_PX), params[rows], _FINE_ITERATIONS)
         scores[rows] = _detail_agreement(first, second, fine)
     return scores, is_mirrored
 
@@ -151,8 +149,8 @@ def _coarse_agreement(first: np.ndarray, second: np.ndarray, params: np.ndarray)
     """Returns the correlation of the registered pictures without their coarsest parts, [pairs]."""
     down, across, mask = _warp(params, first.shape[1])
     coarse = _blur(first.shape[1], _DETAIL_PX)
-    details = (pictures - coarse @ pictures @ coarse.T for pictures in (first, down @ second @ across))
-    return _correlation(*details, mask)
+    first, second = (each - coarse @ each @ coarse.T for each in (first, down @ second @ across))
+    return _correlation(first, second, mask)
 
 
 def shrink(pictures_BHW: np.ndarray, size_px: int) -> np.ndarray:

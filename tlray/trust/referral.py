@@ -55,14 +55,11 @@ class RiskCoverage:
         thresholds: Confidences from high to low, float64 [images].
         coverages: Share of images accepted, float64 [images], from 1 / images to 1.
         risks: Error rate of the accepted images, float64 [images]. Images of equal confidence count as their mean.
-        aurc: Mean of `risks`: the area under the curve, in [0, 1], lower is better (Geifman, Uziel and El-Yaniv
-            2019, Bias-Reduced Uncertainty Estimation, arXiv:1805.08206).
     """
 
     thresholds: np.ndarray
     coverages: np.ndarray
     risks: np.ndarray
-    aurc: float
 
 
 def choose_threshold(
@@ -166,7 +163,6 @@ def risk_coverage(confidence: np.ndarray, is_right: np.ndarray) -> RiskCoverage:
         thresholds=confidence[order].astype(np.float64),
         coverages=num_accepted / len(confidence),
         risks=risks,
-        aurc=float(risks.mean()),
     )
 
 

@@ -8,9 +8,15 @@ import math
 
 import numpy as np
 
+from tlray.bundle.novelty import directions
+
 COPY_DISTANCE = 0.02
 """Cosine distance of two places, in [0, 2], below which two images count as copies. Unrelated images are about 1 apart;
 a picture that was saved again is expected to be much closer than this. The value was not measured."""
+
+SURE = 0.95
+"""Confidence from which on a model counts as sure of an image. If its probabilities are calibrated, at most one in
+twenty labels of such images differs from its prediction, so they tell it little."""
 
 _MAX_DISTANCE = 2.0  # of two directions
 _TINY = 1e-12
@@ -53,7 +59,7 @@ def choose(
     if places_BC is None:
         order = np.argsort(-weights, kind="stable")[:count]
     else:
-        order = np.array(_traverse(weights, _directions(places_BC[candidates]), count), dtype=np.int64)
+        order = np.array(_traverse(weights, directions(places_BC[candidates]), count), dtype=np.int64)
     return candidates[order].tolist()
 
 
@@ -81,10 +87,13 @@ def uncertainty(probs_BK: np.ndarray) -> np.ndarray:
     return np.clip(entropies / math.log(probs_BK.shape[1]), 0, 1)
 
 
-def _directions(places_BC: np.ndarray) -> np.ndarray:
-    """Returns places scaled to length 1, float32 [images, components]; a place of zeros stays zero."""
-    places_BC = np.asarray(places_BC, np.float32)
-    return places_BC / np.maximum(np.linalg.norm(places_BC, axis=1, keepdims=True), _TINY)
+def is_unsure(probs_BK: np.ndarray) -> np.ndarray:
+    """Returns of which images a model is not sure, see `SURE`, bool [images].
+
+    Args:
+        probs_BK: Class probabilities, floating point [images, K].
+    """
+    return probs_BK.max(axis=1) < SURE
 
 
 def _traverse(weights: np.ndarray, directions_BC: np.ndarray, count: int) -> list[int]:

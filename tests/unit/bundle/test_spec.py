@@ -95,6 +95,16 @@ def test_sealing_again_gives_the_same_name(location):
     assert store.load(location).spec.temperature == 2.0
 
 
+def test_checksums_that_are_known_are_kept_and_new_files_get_theirs(location):
+    """A run seals its bundle twice, first without its report."""
+    store.seal(location, SPEC)
+    known = store.read_spec(location)[0].files
+    storage.write_text(storage.join(location, "report.html"), "report")
+    sha256 = store.seal(location, SPEC, known=known)
+    assert store.seal(location, SPEC) == sha256
+    assert "report.html" in store.read_spec(location)[0].files
+
+
 def test_copy_has_the_same_name(location, tmp_path):
     sha256 = store.seal(location, SPEC)
     storage.copy_tree(location, str(tmp_path / "copy"))
@@ -268,9 +278,45 @@ def test_model_card():
         "- Calibration: temperature 1.5",
         "- Refer when confidence is below: 0.6",
         f"- Data fingerprint: {'d' * 64}",
-        "| valid | 40 | 0.812 | 0.750 |",  # 0.8125 is exact in binary: rounded to the even digit
+        "| valid | 40 | 0.812 | unknown | 0.750 |",  # 0.8125 is exact in binary: rounded to the even digit
     ):
         assert fact in lines
+
+
+def test_model_card_says_what_may_be_believed_in_order_and_once():
+    new = {
+        "num_images": 30, "accuracy": 0.8, "accuracy_ci95": [0.625, 0.9], "balanced_accuracy": 0.75, "ece": 0.125,
+        "num_referred": 3, "accepted_error_rate": 0.125, "accepted_error_rate_ci95": [0.05, 0.25],
+        "set_coverage": 0.875, "set_coverage_ci95": [0.75, 0.95], "mean_set_size": 1.5,
+    }  # fmt: skip
+    test = new | {"num_images": 40, "accuracy": 0.9, "num_leaked": 10, "leak_free": new}
+    test["subgroups"] = {"num_looked_at": 0, "lowest": []}
+    control = {"accuracy": 0.6, "chance": 0.25, "split": "test", "is_above_chance": True}
+    data = {"controls": {"traits_control": control}, "neighbours": {"test": 0}, "has_patients": True}
+    spec = dataclasses.replace(
+        SPEC,
+        metrics={**SPEC.metrics, "test": test},
+        trust={"referral": {"max_error": 0.05, "note": ""}, "sets": {"alpha": 0.1}, "data": data},
+    )
+    lines = card.model_card(spec).splitlines()
+    start = lines.index("## May I believe this?")
+    assert lines[start + 4 : start + 7] == [
+        "| test, new images | 30 | 0.800 | 0.625 to 0.900 | 0.750 |",
+        "| test, all images | 40 | 0.900 | 0.625 to 0.900 | 0.750 |",
+        "| valid | 40 | 0.812 | unknown | 0.750 |",
+    ]
+    beginnings = [line.split("**")[1] for line in lines[start:] if line.startswith("- **")]
+    assert beginnings == [
+        "Has the model seen these images before?",
+        "Does it need the anatomy?",
+        "Can its confidence be read as a probability?",
+        "Does it know when it is wrong?",
+        "Do its prediction sets have the true class?",
+        "Are there images for which it is worse?",
+    ]
+    assert start < lines.index("The figures cannot tell:") < lines.index("## How it was made")
+    told = [line for line in lines if line]
+    assert len(told) == len(set(told))
 
 
 def test_no_name_in_a_model_card_is_markup():

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray.config.commands import ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.config.values import parse_columns, parse_intensity_range, parse_prior
@@ -20,6 +20,7 @@ def with_defaults(config: Callable[..., Any], **defaults: str) -> Callable[..., 
 
 
 CONFIGS = {
+    "audit": with_defaults(AuditConfig, data="d", out="o"),
     "train": with_defaults(TrainConfig, data="d", out="o"),
     "evaluate": with_defaults(EvaluateConfig, bundle="b", data="d", out="o"),
     "score": with_defaults(ScoreConfig, bundle="b", input="i", out="o"),
@@ -50,7 +51,11 @@ CONFIGS = {
         ("train", {"reduce_lr_factor": 0.0}, "--reduce-lr-factor must lie in (0, 1). Received: 0.0"),
         ("train", {"refer_below": 1.01}, "--refer-below must lie in [0, 1]. Received: 1.01"),
         ("train", {"refer_below": -0.01}, "--refer-below must lie in [0, 1]. Received: -0.01"),
-        ("train", {"seed": -1}, "--seed must not be negative. Received: -1"),
+        *(
+            (name, {"seed": seed}, f"--seed must lie in [0, 4294967295]. Received: {seed}")
+            for name in ("audit", "train", "sweep", "features", "phantoms")
+            for seed in (-1, 2**32)
+        ),
         ("train", {"max_failures": -1}, "--max-failures must not be negative. Received: -1"),
         ("train", {"hidden_units": (8, 0)}, "--hidden-units must be positive. Received: (8, 0)"),
         ("train", {"batch_norm_momentum": 1.0}, "--batch-norm-momentum must lie in [0, 1). Received: 1.0"),
@@ -100,6 +105,7 @@ CONFIGS = {
             " layers with random weights"),
         ("train", {"weights": "none", "batch_norm": "frozen"}, "--batch-norm frozen needs the stored statistics of"),
         ("evaluate", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
+        ("evaluate", {"check_overlays": -1}, "--check-overlays must be 0 or positive. Received: -1"),
         ("score", {"batch_size": -3}, "--batch-size must be positive. Received: -3"),
         ("score", {"resume": True, "overwrite": True}, "--resume continues an earlier scoring and --overwrite deletes"
             " it. Give only one of them."),
@@ -115,6 +121,8 @@ CONFIGS = {
         ("features", {"trainable_layers": -1}, "--trainable-layers must not be negative. Received: -1"),
         ("features", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         ("export", {"refer_below": 2.0}, "--refer-below must lie in [0, 1]. Received: 2.0"),
+        ("export", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
+        ("audit", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         *(
             ("phantoms", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")
             for name in ("patients_per_class", "slices_per_patient", "image_size_px")
@@ -124,14 +132,14 @@ CONFIGS = {
             for name in ("num_unreadable", "first_patient")
         ),
         *(
-            ("augmentation", {name: value}, f"augmentation.{name} must lie in [0, 1). Received: {value}")
+            ("augmentation", {name: value}, f"--augmentation.{name} must lie in [0, 1). Received: {value}")
             for name in ("zoom", "shift", "brightness", "contrast")
             for value in (1.0, -0.1)
         ),
-        ("augmentation", {"rotation_deg": 180.5}, "augmentation.rotation_deg must lie in [0, 180]. Received: 180.5"),
-        ("augmentation", {"rotation_deg": -1.0}, "augmentation.rotation_deg must lie in [0, 180]. Received: -1.0"),
-        ("augmentation", {"shear_deg": 90.0}, "augmentation.shear_deg must lie in [0, 90). Received: 90.0"),
-        ("augmentation", {"shear_deg": -1.0}, "augmentation.shear_deg must lie in [0, 90). Received: -1.0"),
+        ("augmentation", {"rotation_deg": 180.5}, "--augmentation.rotation-deg must lie in [0, 180]. Received: 180.5"),
+        ("augmentation", {"rotation_deg": -1.0}, "--augmentation.rotation-deg must lie in [0, 180]. Received: -1.0"),
+        ("augmentation", {"shear_deg": 90.0}, "--augmentation.shear-deg must lie in [0, 90). Received: 90.0"),
+        ("augmentation", {"shear_deg": -1.0}, "--augmentation.shear-deg must lie in [0, 90). Received: -1.0"),
     ],
 )  # fmt: skip
 def test_refusals(config, settings, message):
@@ -288,3 +296,8 @@ def test_what_is_no_prior(config, text, message):
 
 def test_the_prior_of_a_sweep_is_that_of_its_trainings():
     assert SweepConfig(data="d", out="o", prior="uniform").training().prior == "uniform"
+
+
+@pytest.mark.parametrize("thumbnails", [True, False])
+def test_a_sweep_of_private_images_trains_without_their_pictures(thumbnails):
+    assert SweepConfig(data="d", out="o", thumbnails=thumbnails).training().thumbnails is thumbnails

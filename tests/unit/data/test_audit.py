@@ -204,7 +204,7 @@ def test_warnings_say_what_and_how_to_mend():
         "'00201'), so the metrics of all images are too good. Keep the copies of an image in one split.",
         "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images are too "
         "good. Split by patient.",
-        "The same image has different labels (1 times, for example '00007' and '00201'). Correct the labels.",
+        "The same image has different labels (once, for example '00007' and '00201'). Correct the labels.",
         "Classes with fewer than 20 training images ('b': 19) are learned badly. "
         "Add images, or merge classes with a class map.",
         "The valid split has no image of 'b', so nothing can be measured for it. Add images or patients.",
@@ -268,3 +268,11 @@ def test_warnings_do_not_grow_with_the_classes():
     assert found[0].startswith(f"Classes with fewer than 20 training images ({small} and 110 more) are learned badly.")
     absent = ", ".join(f"'class {index:03}'" for index in range(1, 11))
     assert found[1].startswith(f"The test split has no image of {absent} and 109 more, so nothing")
+
+
+def test_a_leak_names_the_splits_whose_metrics_are_too_good():
+    report = audit(make_table({"sha256": "x"}, {"sha256": "x", "split": "valid"}))
+    (text,) = leak_warnings(report | {"leaked": {"valid": 1, "test": 0}})
+    assert "so the metrics of all images of valid are too good" in text
+    (text,) = leak_warnings(report | {"leaked": {"valid": 1, "test": 2}})
+    assert "so the metrics of all images of valid and test are too good" in text

@@ -535,6 +535,35 @@ def test_csv_with_renamed_columns(tmp_path):
     assert rows(found, "image_id", "label") == [("1.png", "a")]
 
 
+def test_further_columns_with_few_values_are_kept(tmp_path):
+    header = "uri,scanner,site,age,path"
+    lines = [f"{number}.png,{'ab'[number % 2]},{'' if number else 'x'},{number},p{number}" for number in range(25)]
+    (tmp_path / "list.csv").write_text("\n".join([header, *lines]) + "\n")
+    found = listing.list_images(str(tmp_path / "list.csv")).table
+    assert found.column_names == [*manifest.SCHEMA.names, "given_scanner"]
+    assert rows(listing.list_images(str(tmp_path / "list.csv")), "image_id", "given_scanner")[:3] == [
+        ("0.png", "a"), ("1.png", "b"), ("10.png", "a"),
+    ]  # fmt: skip
+    # In Parquet of any type that has a text form; what was listed before keeps its name.
+    table = pa.table(
+        {
+            "uri": ["1.png", "2.png", "3.png"],
+            "kv": [100.0, 120.0, None],
+            "given_scanner": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "contrast": [True, False, True],
+            "tags": [["x"], ["y"], ["z"]],
+            "label": ["c", "d", "c"],
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    found = listing.list_images(str(tmp_path / "list.parquet"))
+    assert found.table.column_names == [*manifest.SCHEMA.names, "given_kv", "given_scanner", "given_contrast"]
+    assert rows(found, "image_id", "given_scanner", "given_contrast") == [
+        ("1.png", "a", "true"), ("2.png", "b", "false"), ("3.png", "a", "true"),
+    ]  # fmt: skip
+    assert found.table["given_kv"].null_count == 1
+
+
 def test_csv_may_point_into_a_zip(tmp_path):
     make_zip(tmp_path / "scans.zip", "a/1.png")
     (tmp_path / "list.csv").write_text("uri\nscans.zip!/a/1.png\n")
@@ -674,7 +703,7 @@ def test_missing_and_empty_sources(tmp_path):
     (tmp_path / "empty/.cache/x").touch()
     with pytest.raises(DataError, match=r"There is no file or folder '.*nowhere'\. Give a folder"):
         listing.list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"has no images \(1 hidden or loose files skipped\)\. Give a folder"):
+    with pytest.raises(DataError, match=r"has no images \(1 hidden or loose file skipped\)\. Give a folder"):
         listing.list_images(str(tmp_path / "empty"))
     for pattern in ("empty/*.png", "nowhere/*.png"):
         with pytest.raises(DataError, match="has no images"):
@@ -814,6 +843,18 @@ def test_class_map_overrides_and_may_merge():
 def test_unlabelled_table_has_no_classes():
     table = make_table((None, None, "1"))
     assert labels.unify_classes(table) == (table, {})
+
+
+def test_short_names_are_unique():
+    names = ["adenocarcinoma_left.lower.lobe_T2", "normal", "stage_1", "stage_2", "_odd"]
+    assert labels.short_names([*names, "normal"]) == {
+        "adenocarcinoma_left.lower.lobe_T2": "adenocarcinoma",
+        "normal": "normal",
+        "stage_1": "stage_1",
+        "stage_2": "stage_2",
+        "_odd": "_odd",
+    }
+    assert labels.short_names(["a", "a_b"]) == {"a": "a", "a_b": "a_b"}
 
 
 def test_match_classes():

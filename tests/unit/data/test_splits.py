@@ -46,3 +46,8 @@ def test_what_a_model_knows_before_it_is_measured():
     )
     found = splits.has_leaked(with_pictures(table, ["1", "2", "3", "4", "1", "5", "6", "7"]))
     assert found.tolist() == [False, True, False, True, True, False, False, False]
+
+
+def test_images_in_a_series_with_images_that_were_learned_from():
+    found = splits.in_learned_group([0, 0, 2, 2, 4, 5, 5], ["train", "test", "valid", "test", "test", None, "valid"])
+    assert found.tolist() == [False, True, False, True, False, False, False]

@@ -53,6 +53,14 @@ def test_copies_become_a_group_in_one_split_and_conflicts_go():
     assert found[1] == {"image_id": "2", "uri": "/data/2", "label": "a", "split": "train", "group_id": "p1"}
 
 
+def test_what_else_a_table_says_is_kept():
+    images = table(("1", "a", "train", "p1", "1"), ("2", "b", "train", "p2", "2"))
+    images = images.append_column("given_scanner", pa.array(["old", "new"])).append_column("width_px", pa.array([1, 2]))
+    found = fix(images, copies(2))
+    assert found.column_names == ["image_id", "uri", "label", "split", "group_id", "given_scanner"]
+    assert found["given_scanner"].to_pylist() == ["old", "new"]
+
+
 def test_only_the_copies_with_another_label_go_not_their_whole_series():
     """Slices of a series are a chain: 0 is a copy of 1, 1 of 2, 2 of 3; only 2 and 3 disagree."""
     rows = [(str(place), label, None, f"p{place}", "0") for place, label in enumerate("aaabb")]

@@ -1,6 +1,8 @@
-"""A run's figures, computed again from its files; and what was changed is told."""
+"""A run's figures, computed again from its files, and its files beside their checksums; what was changed is told."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from tlray.data import dataset, inspection, manifest, splits
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.evaluation import evidence
-from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free
+from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free, with_subgroups
+from tlray.files import storage
 
 CLASSES = ("a", "b")
 
@@ -36,6 +39,8 @@ def make_images() -> Dataset:
     for name in inspection.INSPECTION_COLUMNS:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(num_images, inspection.INSPECTED_SCHEMA.field(name).type))
+    scanners = ["old" if number % 4 < 2 else "new" for number in range(num_images)]
+    table = table.append_column("given_scanner", pa.array(scanners))
     pictures = [names[0] if number == 20 else name for number, name in enumerate(names)]
     return Dataset(table=table.append_column(splits.PICTURE, pa.array(pictures)), findings={"intensity_range": None})
 
@@ -58,9 +63,9 @@ def run(tmp_path: Path) -> Path:
         ood_scores=rng.random(20).astype(np.float32),
         limits=limits,
     )
-    evaluations = {"test": with_leak_free(evaluation, images.leaked)}
+    evaluations = {"test": with_subgroups(with_leak_free(evaluation, images.leaked), images.table)}
     assert evaluations["test"].metrics["num_leaked"] == 1
-    bundle = tmp_path / "bundle"
+    bundle = tmp_path / "run/bundle"
     (bundle / "saved_model").mkdir(parents=True)
     (bundle / "model.keras").touch()
     (bundle / "saved_model/saved_model.pb").touch()
@@ -75,10 +80,17 @@ def run(tmp_path: Path) -> Path:
         metrics={split: each.metrics for split, each in evaluations.items()},
     )
     store.seal(str(bundle), spec)
-    dataset.write_dataset(images, str(tmp_path))
-    evidence.write(str(tmp_path), evaluations)
-    (tmp_path / "metrics.json").write_text(json.dumps({**headline(spec.metrics), "splits": spec.metrics}))
-    return tmp_path
+    out = tmp_path / "run"
+    dataset.write_dataset(images, str(out))
+    storage.mark_output(str(out), kind="training")
+    (out / "report.html").write_text("<p>Accuracy 0.5")
+    (out / "figures").mkdir()
+    (out / "figures/roc_test.png").write_bytes(b"PNG")
+    metrics_json = json.dumps({**headline(spec.metrics), "num_suspect_labels": 3, "splits": spec.metrics})
+    shown = ("report.html", "audit.json", "gallery.json", "history.csv")  # the last one is not there
+    evidence.write(str(out), evaluations, metrics_json=metrics_json, shown=shown)
+    (out / "metrics.json").write_text(metrics_json)
+    return out
 
 
 def verify(run: Path) -> evidence.VerifyResult:
@@ -89,8 +101,14 @@ def test_an_untouched_run_is_right(run):
     found = verify(run)
     assert found.is_right
     assert found.num_figures > 50
-    assert found.num_files == 3 + 2  # those of the bundle, too
-    assert [name for name, _ in found.rows()] == ["files", "figures computed again", "the run"]
+    # Behind the figures, shown by the run (with metrics.json), of the bundle.
+    assert found.num_files == 3 + 5 + 2
+    assert dict(found.rows()) == {
+        "files": "10",
+        "figures computed again": str(found.num_figures),
+        "the run": "as it says",
+        "sha256 of evidence.json": hashlib.sha256((run / "evidence.json").read_bytes()).hexdigest(),
+    }
 
 
 @pytest.mark.parametrize("name", ["accuracy", "num_referred", "set_coverage"])
@@ -98,9 +116,41 @@ def test_a_figure_that_was_changed_is_told(run, name):
     content = json.loads((run / "metrics.json").read_text())
     content["splits"]["test"][name] += 1
     (run / "metrics.json").write_text(json.dumps(content))
-    (wrong,) = [check for check in verify(run).checks if not check.is_right]
-    assert wrong.name == f"test.{name}"
-    assert wrong.detail.startswith("metrics.json says ")
+    wrong = {check.name: check.detail for check in verify(run).checks}
+    assert list(wrong) == ["metrics.json", f"test.{name}"]
+    assert wrong[f"test.{name}"].startswith("metrics.json says ")
+
+
+@pytest.mark.parametrize("name", ["report.html", "figures/roc_test.png", "audit.json", "gallery.json"])
+def test_what_the_run_shows_is_covered(run, name):
+    with (run / name).open("ab") as file:
+        file.write(b" ")
+    (wrong,) = verify(run).checks
+    assert (wrong.name, wrong.is_right) == (name, False)
+    assert wrong.detail.startswith("The file was changed: its sha256 is ")
+
+
+def test_a_figure_that_is_gone_is_told(run):
+    (run / "figures/roc_test.png").unlink()
+    assert [(check.name, check.detail) for check in verify(run).checks] == [
+        ("figures/roc_test.png", "The file is missing."),
+    ]
+
+
+def test_what_is_in_metrics_beside_the_splits_is_covered(run):
+    content = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(content | {"num_suspect_labels": 0}))
+    assert verify(run).wrong() == ["metrics.json"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "metrics.json", "evaluated.parquet"])
+def test_a_checksum_cannot_be_left_out(run, name):
+    content = json.loads((run / "evidence.json").read_text())
+    del content["sha256"][name]
+    (run / "evidence.json").write_text(json.dumps(content))
+    assert [(check.name, check.detail) for check in verify(run).checks] == [
+        (name, "evidence.json has no checksum of it."),
+    ]
 
 
 def test_the_figures_that_people_quote_and_added_ones_are_compared_too(run):
@@ -128,6 +178,18 @@ def test_a_figure_of_the_new_images_too(run):
     assert [check.name for check in verify(run).checks if not check.is_right] == ["test.leak_free.accuracy"]
 
 
+def test_a_figure_of_a_subgroup_too(run):
+    content = json.loads((run / "metrics.json").read_text())
+    found = content["splits"]["test"]["subgroups"]
+    # Of the images 20 to 39 the first, a copy, is left out; it is of the old scanner, which has fewer than ten then.
+    assert (found["num_looked_at"], found["lowest"][0]["value"]) == (1, "new")
+    assert content["subgroups"] == found
+    assert "subgroups" not in content["all_images"]
+    found["lowest"][0]["accuracy"] = 1.5
+    (run / "metrics.json").write_text(json.dumps(content))
+    assert verify(run).wrong() == ["metrics.json", "test.subgroups.lowest.0.accuracy"]
+
+
 def test_a_file_that_was_changed_is_told(run):
     table = manifest.read_manifest(str(run / "manifest.parquet"))
     manifest.write_manifest(
@@ -138,6 +200,34 @@ def test_a_file_that_was_changed_is_told(run):
     assert any(name.startswith("test.") for name in wrong)  # all images are of one patient then
 
 
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be verified: it has no evidence\.json"):
-        verify(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "deleted", "message"),
+    [
+        ("training", ["metrics.json"], "The training run 'RUN' is not finished: it has no metrics.json. Continue it"),
+        ("training", ["evidence.json", "evaluated.parquet"],
+         "The training run 'RUN' lacks evidence.json, evaluated.parquet: an earlier version of tlray made it, or"),
+        ("training", ["audit.json"], "The training run 'RUN' lacks audit.json"),
+        ("sweep", ["metrics.json"], "'RUN' is a sweep. Give the directory of its best training: 'RUN/best'."),
+        ("scoring", ["metrics.json"], "'RUN' is no training run: it is an output of another kind (scoring)."),
+        (None, ["evidence.json"], "'RUN' is no training run: it lacks evidence.json. Give the directory of a finished"),
+    ],
+)  # fmt: skip
+def test_what_is_no_finished_run_is_refused_with_the_remedy(run, kind, deleted, message):
+    (run / ".tlray").unlink()
+    if kind:
+        storage.mark_output(str(run), kind=kind)
+    for name in deleted:
+        (run / name).unlink()
+    with pytest.raises(DataError, match=f"^{re.escape(message.replace('RUN', str(run)))}"):
+        verify(run)
+
+
+def test_a_bundle_a_file_and_nothing_are_no_run(run):
+    for name, message in (
+        ("bundle", "'{}' is a bundle. Give the directory of the training run that made it."),
+        ("metrics.json", "'{}' is not a directory. Give the directory of a finished training run."),
+        ("gone", "There is no directory '{}'. Give the directory of a finished training run."),
+    ):
+        with pytest.raises(DataError) as caught:
+            verify(run / name)
+        assert str(caught.value) == message.format(run / name)

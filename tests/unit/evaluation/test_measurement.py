@@ -1,10 +1,17 @@
 """Metrics of all images of a split, and of those that the model cannot know."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tlray.bundle.judgement import Limits
-from tlray.evaluation.measurement import accuracy_rows, headline, measure_probabilities, with_leak_free
+from tlray.evaluation.measurement import (
+    accuracy_rows,
+    headline,
+    measure_probabilities,
+    with_leak_free,
+    with_subgroups,
+)
 
 CLASSES = ("a", "b")
 
@@ -49,3 +56,20 @@ def test_where_the_model_knows_all_images_this_is_said():
     assert (found.metrics["num_leaked"], found.metrics["leak_free"]) == (3, None)
     assert headline({"test": found.metrics})["is_leak_free"] is False
     assert accuracy_rows({"test": found.metrics})[0][0] == "test, all known from training: accuracy"
+
+
+def test_subgroups_are_of_the_images_that_are_new():
+    """Image 0 is known. Of the others, 10 of scanner a are right and 10 of b are wrong; the table has another order."""
+    labels = [0] * 21
+    predicted = [0] * 11 + [1] * 10
+    ids = [str(number) for number in range(21)]
+    table = pa.table({"image_id": [*ids[::-1], "another"], "given_scanner": [*["b"] * 10, *["a"] * 11, "b"]})
+    found = with_subgroups(with_leak_free(evaluation(labels, predicted), {"0"}), table).metrics
+    assert found["subgroups"]["num_looked_at"] == 2
+    worst, best = found["subgroups"]["lowest"]
+    assert (worst["column"], worst["value"], worst["num_images"], worst["accuracy"]) == ("scanner", "b", 10, 0)
+    assert (best["value"], best["num_images"], best["accuracy"], best["is_worse"]) == ("a", 10, 1, False)
+    assert worst["is_worse"]
+    quoted = headline({"test": found})
+    assert quoted["subgroups"] == found["subgroups"]
+    assert "subgroups" not in quoted["all_images"]

@@ -13,6 +13,8 @@ from tlray.bundle.judgement import Limits
 from tlray.evaluation import report as reports
 from tlray.evaluation.measurement import measure_probabilities
 from tlray.evaluation.report import Report, SplitEvaluation, make_figures, render_report
+from tlray.trust.intervals import Interval
+from tlray.trust.overlays import CENTRE, OVERLAY, RANDOM, Areas, OverlayCheck
 
 CLASSES = (
     "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib",
@@ -111,7 +113,7 @@ def figures_are_drawn_once() -> Iterator[None]:
 class Page(HTMLParser):
     """Collects the tags, the text and the table rows of a page, and checks that tags are closed in order."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "col"})
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "col", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -194,7 +196,13 @@ def test_report_shows_what_it_is_given():
     assert valid[2:4] == ["83.3 %", "72.9 % to 90.3 %"]
     assert valid[5] == "84.9 %"
     # Of 49 images of other classes 4 are taken for class 0, so its precision is 17 of 21 and its F1 34 of 44.
-    assert [CLASSES[0], "23", "73.9 %", "91.8 %", "81.0 %", "0.773"] in [row[:6] for row in page.rows]
+    of_class = [CLASSES[0], "23", "73.9 %", "91.8 %", "81.0 %", "0.773"]
+    assert of_class in [[*row[:3], *row[4:7]] for row in page.rows]
+    ends = VALID.metrics["per_class"][CLASSES[0]]["recall_ci95"]
+    assert f"{100 * ends[0]:.1f} % to {100 * ends[1]:.1f} %" in [row[3] for row in page.rows if row[0] == CLASSES[0]]
+    # Class 0 of test: 9 of 10.
+    assert "mean sensitivity of the classeslowest: 90.0 %, adenocarcinoma" in page.text
+    assert "guessing evenly: 1.386" in page.text  # log 4
     assert "Most frequent mistake: 5 of" in page.text
     assert ["normal", "148", "13", "161"] in page.rows
     assert ["All", "613", "72", "685"] in page.rows
@@ -211,10 +219,43 @@ def test_report_shows_what_it_is_given():
     assert ["4", "0.2500", "87.5 %", "0.6000", "75.0 %", "0.0001", "1 min 05 s"] in page.rows
 
 
+def test_overlays_are_shown_with_what_they_are_worth():
+    gain = Areas(
+        deletion=Interval(value=0.25, low=0.125, high=0.375), insertion=Interval(value=0.5, low=0.25, high=0.75)
+    )
+    area = Areas(deletion=Interval(value=0.1, low=0.05, high=0.15), insertion=Interval(value=0.9, low=0.85, high=0.95))
+    found = OverlayCheck(
+        num_images=30,
+        num_groups=20,
+        num_without=2,
+        orders=dict.fromkeys((OVERLAY, RANDOM, CENTRE), area),
+        gains=dict.fromkeys((RANDOM, CENTRE), gain),
+        is_shown=True,
+        text="Overlays point at what decides: so it is.",
+    )
+    _, page = render(dataclasses.replace(FULL, overlays=found))
+    assert "Overlays point at what decides: so it is." in page.text
+    assert "30 images of 20 patients or pictures." in page.text
+    assert "2 more images have an overlay without any heat" in page.text
+    areas = [["0.100", "0.050 to 0.150"], ["0.900", "0.850 to 0.950"]]
+    gains = [["0.250", "0.125 to 0.375"], ["0.500", "0.250 to 0.750"]]
+    by_overlay = [*areas[0], "", "", *areas[1], "", ""]
+    by_chance = [*areas[0], *gains[0], *areas[1], *gains[1]]
+    rows = [[cell.strip() for cell in row] for row in page.rows]
+    assert ["by the Grad-CAM overlay", *by_overlay] in rows
+    assert ["by the overlay at a random place", *by_chance] in rows
+    assert ["from the centre outwards", *by_chance] in rows
+
+    _, page = render(FULL)
+    assert "May an overlay be believed?" not in page.text
+
+
 def test_headline_is_the_test_split_and_splits_are_in_order():
     _, page = render(FULL)
     assert re.search(r"Split test, 40 images:.*\s+Accuracy97.5 %", page.text)
-    assert page.text.index("Results: valid") < page.text.index("Results: test")
+    assert page.text.index("Results: test") < page.text.index("Results: valid")
+    (valid, test) = [row for row in page.rows if row[0] in ("valid", "test") and row[1] in ("72", "40")]
+    assert (valid[0], test[0]) == ("valid", "test")
     assert "There is no test split here" not in page.text
 
     _, page = render(dataclasses.replace(FULL, evaluations={"valid": VALID}))
@@ -229,16 +270,47 @@ def test_what_makes_the_figures_too_good_comes_before_them():
     assert [attributes for attributes in page.all("div") if attributes.get("class") == "alarm"] == [
         {"class": "alarm", "role": "note"}
     ]
-    # Beside the headline and over each table of figures; the warnings by the data have it once more.
+    # Beside the headline, over each table of figures, and by the single predictions.
     assert re.search(
         r"Split test, 40 images:\s+These numbers are too good: see the warning at the top\.\s+Acc", page.text
     )
     assert page.text.count("These numbers are too good: see the warning at the top.") == 5
-    assert page.text.count("3 images are copies, so the metrics are too good.") == 2
+    # Only there: the list of warnings by the data has the others.
+    assert page.text.count("3 images are copies, so the metrics are too good.") == 1
+    assert page.text.index("Further warnings") < page.text.index("41 near-duplicates lie in two splits.")
+    assert "Not yet. The box at the top says why" in page.text
 
     html, page = render(dataclasses.replace(FULL, leaks=(), warnings=()))
     assert "too good" not in page.text
     assert 'class="alarm"' not in html
+
+
+def test_examples_are_shown_beside_their_look_alikes():
+    jpeg = base64.b64encode(b"picture").decode()
+    alike = [{"label": "<b>normal</b>", "similarity": 0.875, "jpeg": jpeg}] * 3
+    about = {"label": "normal", "predicted": "<i>other</i>", "confidence": 0.75, "jpeg": jpeg}
+    shown = [
+        about | {"kind": "wrong", "image_id": "a.png", "reason": "", "lookalikes": alike},
+        about | {"kind": "uncertain", "image_id": "b.png", "reason": "ambiguous", "lookalikes": []},
+    ]
+    _, page = render(Report(title="run", evaluations={"test": TEST}, examples=shown))
+    assert "Wrong, and accepted all the same" in page.text
+    assert "Referred to a person as uncertain" in page.text
+    assert "Right, and accepted" not in page.text
+    assert page.text.count("predicted: <i>other</i> (75.0 %)true class: normal") == 2
+    assert page.text.count("Referred: several classes may be right.") == 1
+    assert page.text.count("in training: <b>normal</b>similarity 0.88") == 3
+    assert "not evidence" in page.text
+    assert "Some images of the split test as the model sees them" in page.text
+    pictures = [image for image in page.all("img") if str(image["src"]) == f"data:image/jpeg;base64,{jpeg}"]
+    assert [image["alt"] for image in pictures] == ["a.png", *["Training image of <b>normal</b>"] * 3, "b.png"]
+    assert page.text.index("May a single prediction be believed?") < page.text.index("Examples")
+    assert page.text.index("Examples") < page.text.index("Results: test")
+
+    _, page = render(Report(title="run", evaluations={"test": TEST}, examples=shown[1:]))
+    assert "not evidence" not in page.text  # the bundle keeps no training images
+    _, page = render(Report(title="run", evaluations={"test": TEST}))
+    assert "Examples" not in page.text
 
 
 def test_settings_are_shown_as_people_write_them():
@@ -318,7 +390,7 @@ def test_everything_is_escaped(name: str):
     )
     html, page = render(report)
     assert name not in html
-    assert page.text.count(name) >= 15
+    assert page.text.count(name) >= 14
     assert {"b", "script"} & {tag for tag, _ in page.tags} <= {"b"}
     assert len(page.all("img")) == 3
     assert len(page.all("b")) == 1  # the mark on the interval
@@ -329,7 +401,7 @@ def test_smallest_report():
     assert page.all("img") == []
     assert [heading for heading in ("Summary", "Training", "Data", "Provenance") if heading in page.text] == []
     assert "Research tool, not a medical device." in page.text
-    assert "Known limits" not in page.text  # there are no numbers
+    assert "What this report cannot tell" not in page.text  # there are no numbers
     assert "None" not in html
 
 
@@ -347,7 +419,7 @@ def test_undefined_values_are_explained():
     absent = evaluation([[3, 0, 1], [0, 4, 0], [0, 0, 0]], ("a", "b", "c"))
     _, page = render(Report(title="run", evaluations={"test": absent}))
     dash = "\N{EN DASH}"
-    assert ["c", "0", dash, dash, dash, dash, dash] in page.rows
+    assert ["c", "0", dash, f"{dash} to {dash}", dash, dash, dash, dash] in page.rows
     assert absent.metrics["notes"]["roc_auc_ovr_macro"] in page.text
 
 
@@ -395,3 +467,185 @@ def test_diverged_run_is_reported():
 
 def test_empty_history_is_no_figure():
     assert make_figures(Report(title="run", history=[])) == {}
+
+
+KNOWS = {
+    "num_leaked": 0,
+    "leak_free": None,
+    "subgroups": {
+        "num_looked_at": 7,
+        "lowest": [
+            {
+                "column": "scanner",
+                "value": value,
+                "num_images": 20,
+                "num_groups": 15,
+                "accuracy": accuracy,
+                "accuracy_ci95": [accuracy - 0.25, accuracy + 0.25],
+                "is_worse": accuracy < 0.7,
+            }
+            for value, accuracy in (("old & <worn>", 0.5), ("new", 0.75))
+        ],
+    },
+}
+
+
+def with_metrics(**changed: Any) -> SplitEvaluation:
+    return dataclasses.replace(TEST, metrics={**TEST.metrics, **KNOWS, **changed})
+
+
+def test_figures_without_leaked_images_are_not_called_too_good():
+    """Copies lie between train and valid; no test image has one."""
+    known = dataclasses.replace(VALID, metrics={**VALID.metrics, "num_leaked": 3, "leak_free": dict(VALID.metrics)})
+    report = dataclasses.replace(FULL, evaluations={"valid": known, "test": with_metrics()})
+    _, page = render(report)
+    assert "Some numbers of this report are too good" in page.text
+    assert re.search(r"Split test, 40 images:\s+Accuracy", page.text)
+    assert "None of the test images is known to have a copy, or another image of its patient," in page.text
+    # Over the results of valid, and over the table of all splits, with the split's name.
+    assert page.text.count("The numbers of all images are too good: see the warning at the top.") == 1
+    assert "The numbers of valid (all images) are too good: see the warning at the top." in page.text
+    assert "Not without care. The box at the top says why" in page.text
+    assert "These numbers are" not in page.text
+
+    audit = {**(FULL.audit or {}), "neighbours": {"valid": 0, "test": 12}}
+    _, page = render(dataclasses.replace(report, audit=audit))
+    assert "But 12 of them look like slices of the same series as images that it learned from" in page.text
+    assert "The numbers of valid (all images) and test (probably) are too good: see the warning" in page.text
+    assert page.text.count("These numbers are probably too good, because of neighbouring slices") == 3
+    assert "Not yet." in page.text
+
+
+def test_what_the_first_section_answers():
+    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": TEST}))
+    assert "May I believe this?" in page.text
+    assert "No check on this page speaks against it." in page.text
+    assert "Careful." not in page.text
+
+    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": with_metrics()}))
+    assert "Not without care. Of the 4 answers on this page, 1 is a reason for doubt, marked “Careful”." in page.text
+    assert page.text.count("Careful.") == 1
+
+
+def test_subgroups_are_listed_the_worst_first_with_how_many_were_looked_at():
+    html, page = render(dataclasses.replace(FULL, evaluations={"test": with_metrics()}))
+    rows = [[*row[:5], row[6]] for row in page.rows if row and row[0].startswith("scanner: ")]
+    assert rows == [
+        ["scanner: old & <worn>", "20", "15", "50.0 %", "25.0 % to 75.0 %", "yes"],
+        ["scanner: new", "20", "15", "75.0 %", "50.0 % to 100.0 %", "no"],
+    ]
+    assert "<worn>" not in html
+    assert "2 of 7 subgroups with at least ten images, the worst first" in page.text
+    assert "surely worse than overall (97.5 %) for scanner old & <worn> 50.0 %" in page.text
+    assert page.text.index("Subgroups of images") < page.text.index("What this report cannot tell")
+
+
+def test_sets_and_referral_are_said_in_words():
+    values = {
+        "set_coverage": 0.8,
+        "set_coverage_ci95": [0.7, 0.88],
+        "mean_set_size": 1.25,
+        "num_referred": 1,
+        "accepted_error_rate": 0.2,
+        "accepted_error_rate_ci95": [0.1, 0.3],
+    }
+    trust = {
+        "referral": {"max_error": 0.05, "note": "No threshold."},
+        "sets": {"alpha": 0.1},
+        "num_images": 584,
+        "origin": "images",
+    }
+    _, page = render(dataclasses.replace(FULL, trust=trust, evaluations={"test": with_metrics(**values)}))
+    assert re.search(
+        r"True class in the prediction set80\.0 %of the images; 90 % were wanted1\.2 classes in a set on average",
+        page.text,
+    )
+    assert "surely fewer than the 90 % that were wanted" in page.text
+    assert "No threshold keeps errors at 5 %, as far as 584 images can show" in page.text
+    assert "The threshold was chosen so that" not in page.text
+
+
+def test_shortcuts_are_a_sentence_and_a_table():
+    test = {
+        "family": "corners",
+        "told": "normal",
+        "accuracy": 0.84,
+        "majority": 0.75,
+        "balanced_accuracy": 0.8,
+        "chance": 0.5,
+        "p_value": 0.0005,
+        "trait": "top_left_mean",
+    }
+    audit = {"shortcuts": {"found": [test], "together": test, "num_images": 60, "num_folds": 5}}
+    _, page = render(Report(title="Audit", audit=audit, shortcuts=("Classes can be told: 0.80.",)))
+    assert ["corners", "normal from the rest", "0.80 (by chance 0.50)", "top left mean"] in page.rows
+    assert page.text.index("Classes can be told: 0.80.") < page.text.index("top left mean")
+    assert page.text.index("top left mean") < page.text.index("Research tool")
+    assert "tell the classes with a balanced accuracy of 0.80 (by chance 0.50). Cross-validated on 60" in page.text
+
+
+def test_the_table_of_copies_says_what_it_counts():
+    def found(num_groups: int, num_images: int, across: tuple[int, int]) -> dict[str, Any]:
+        return {
+            "num_groups": num_groups,
+            "num_images": num_images,
+            "across_splits": {"num_groups": across[0], "num_images": across[1]},
+            "conflicting_labels": {"num_groups": 1, "num_images": 2},
+        }
+
+    copies = {
+        "identical": found(59, 166, (8, 44)),
+        "copies": found(69, 270, (5, 74)),
+        "series": found(113, 505, (52, 308)),
+    }
+    _, page = render(Report(title="Audit", audit={"copies": copies}))
+    assert ["the same pixels", "59", "166", "8", "44", "1", "2"] in page.rows
+    assert ["copies: one picture, changed or not", "69", "270", "5", "74", "1", "2"] in page.rows
+    assert "a row can have fewer groups than the one above it, with more images" in page.text
+
+
+def test_copies_that_do_no_harm_are_folded_and_names_are_short_where_they_stay_unique():
+    def group(labels: list[str | None], *, has_labels: bool = False, has_splits: bool = False) -> dict[str, Any]:
+        images = [{"image_id": "a.png", "split": "train", "label": label, "jpeg": ""} for label in labels]
+        return {"has_labels": has_labels, "has_splits": has_splits, "num_images": 5, "images": images}
+
+    gallery = [group([CLASSES[0], CLASSES[1]], has_labels=True), group([None], has_splits=True), group(["normal"])]
+    nothing = {"num_groups": 0, "num_images": 0}
+    found = nothing | {"across_splits": nothing, "conflicting_labels": nothing}
+    copies = dict.fromkeys(("identical", "copies", "series"), found)
+    audit = {"copies": copies, "counts": {"train": dict.fromkeys(CLASSES, 9)}}
+    html, page = render(Report(title="Audit", audit=audit, gallery=gallery))
+    folded = page.text.index("1 more group of copies, each with one label and in one split")
+    assert page.text.index("2 of 5 images of one picture, with several labels.") < folded
+    assert page.text.index("1 of 5 images of one picture, in several splits.") < folded
+    assert folded < page.text.index("1 of 5 images of one picture.")
+    assert html.count("<details>") == 1
+    assert "trainadenocarcinoma" in page.text
+    assert {"title": CLASSES[0]} in page.all("span")
+    assert "trainno label" in page.text
+
+
+def test_a_warning_that_an_answer_gives_is_not_said_again():
+    trust = {"referral": {"max_error": 0.05, "note": "No threshold keeps errors at 5 %, so 0.5 is taken."}}
+    values = {"num_referred": 1, "accepted_error_rate": 0.2, "set_coverage": None}
+    warnings = (f"{trust['referral']['note']} Add images.", "Something else.")
+    report = Report(title="run", trust=trust, warnings=warnings, evaluations={"test": with_metrics(**values)})
+    _, page = render(report)
+    assert "Something else." in page.text
+    assert "so 0.5 is taken" not in page.text
+    assert "No threshold keeps errors at 5 %: the model refers hardly anything" in page.text
+
+
+def test_nothing_is_cut_on_paper_and_tables_scroll_on_a_phone():
+    html, _ = render(FULL)
+    style = html[html.index("<style>") : html.index("</style>")]
+    paper = style[style.index("@media print") :]
+    assert re.search(r"figure,[^{]*\btr \{ break-inside: avoid; \}", paper)
+    assert re.search(r"\* \{ print-color-adjust: exact;", paper)
+    assert ".wide { overflow: visible;" in paper
+    # Words stay whole in a table, also in a box whose text may be broken anywhere.
+    assert re.search(r"\.wide table \{ overflow-wrap: normal; \}", style)
+    # Every table but that of the settings, whose cells wrap, has its own box.
+    tables = re.findall(r"(<div class=\"wide\">)?<table( class=\"settings\")?", html)
+    assert tables
+    assert all(bool(box) != bool(settings) for box, settings in tables)

@@ -110,7 +110,7 @@ def test_images_that_have_changed_are_scored_again(stored, capsys, now, touched,
     assert predictions.part_names(stored.out) == [f"part-{number:05d}.parquet" for number in range(kept)]
     assert storage.exists(f"{stored.out}/_SUCCESS") == (kept == 3)
     line = f"1 of the 5 scored images have changed. Scoring continues after image {num_done} of 7.\n"
-    assert capsys.readouterr().out == ("" if kept == 3 else line)
+    assert capsys.readouterr().out == ("5 of 7 images were scored before.\n" if kept == 3 else line)
     if kept == 3:  # what was touched is not read again the next time
         assert stored.keep(now, touched) == (5, 1)
         assert stored.read == read + "2"
@@ -175,10 +175,13 @@ def stored(tmp_path, monkeypatch):
     return stored
 
 
-def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch):
+def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resumed.inspection, "stamps", None)
     monkeypatch.setattr(resumed.inspection, "digests", None)
     assert resumed.keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
+    assert capsys.readouterr().out == ""
+    assert resumed.keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=False) == (0, 0)
+    assert "0 of 1 images were scored before.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("num_missing", "num_images"), [(0, 0), (0, 1), (1, 2), (2, 4), (3, 7)])

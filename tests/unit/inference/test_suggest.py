@@ -20,7 +20,7 @@ from tlray.bundle.novelty import Novelty
 from tlray.bundle.spec import BundleSpec
 from tlray.data.listing import list_images
 from tlray.errors import DataError
-from tlray.inference import contact_sheet, predictions, selection
+from tlray.inference import contact_sheet, pool, predictions, selection
 from tlray.inference import suggest as suggesting
 from tlray.inference.predictor import Scores
 from tlray.inference.selection import BY_UNCERTAINTY, Scored
@@ -64,12 +64,19 @@ def test_every_image_is_selected_or_counted():
     summary = selection.summarize(found, SPEC)
     assert summary.pop("uncertainty_range") == pytest.approx([0.1781, 0.8587], abs=1e-4)
     assert summary == {
-        "num_scored": 5, "num_by_error": {"empty": 1}, "num_foreign": 1, "num_suggested": 3, "is_diverse": True,
+        "num_scored": 5, "num_by_error": {"empty": 1}, "num_foreign": 1, "num_suggested": 3, "num_unsure": 2,
+        "is_diverse": True,
         "max_ood_score": 0.5, "copy_distance": 0.02,
     }  # fmt: skip
-    assert selection.notes_on(found, count=3, max_shown=200) == ()
+    sure = (
+        "The model is sure of 1 of these 3 images (confidence of 0.95 or more). Their labels would help little: leave "
+        "them out, or give more images to choose from."
+    )
+    assert selection.notes_on(found, count=3, max_shown=200) == (sure,)
+    assert selection.notes_on(selection.select(SIX, SPEC, count=2), count=2, max_shown=200) == ()
     assert selection.notes_on(found, count=4, max_shown=2) == (
-        "Only 3 images are suggested, not 4: the other 1 images are copies of these.",
+        "Only 3 images are suggested, not 4: the other one is a copy of these.",
+        sure,
         "The contact sheet shows the first 2 images.",
     )
 
@@ -80,7 +87,7 @@ def test_where_places_are_not_known_uncertainty_alone_counts_and_a_note_says_so(
     assert found.rows["image_id"].to_pylist() == ["00003", "00000", "00001", "00004", "00005"]
     assert (found.num_foreign, found.is_diverse) == (0, False)
     assert selection.summarize(found, NO_SCORE)["max_ood_score"] is None
-    assert selection.notes_on(found, count=9, max_shown=200) == (
+    assert selection.notes_on(found, count=9, max_shown=200)[:2] == (
         BY_UNCERTAINTY,
         "Only 5 images are suggested, not 9: there are no more to choose from.",
     )
@@ -160,17 +167,18 @@ def make_batch(*codes: str) -> dict[str, Any]:
 
 
 def test_a_batch_tells_places_where_the_bundle_knows_them():
-    found = suggesting.score_batch(make_predictor(NOVELTY), make_batch("", "empty", ""))
+    found = pool.score_batch(make_predictor(NOVELTY), make_batch("", "empty", ""), with_places=True)
     assert set(found) == {"row", "sha256", "error_code", "error", "probabilities", "ood_score", "places"}
     assert found["places"].dtype == np.float16
     np.testing.assert_array_equal(found["places"], [[1, 2], [math.nan, math.nan], [1, 2]])
     np.testing.assert_array_equal(found["ood_score"], [0, math.nan, 0])
     np.testing.assert_array_equal(found["probabilities"], [[0.5, 0.25, 0.25], [math.nan] * 3, [0.5, 0.25, 0.25]])
     # All batches have the same columns, also those without a readable image.
-    found = suggesting.score_batch(make_predictor(NOVELTY), make_batch("empty", "empty"))
+    found = pool.score_batch(make_predictor(NOVELTY), make_batch("empty", "empty"), with_places=True)
     assert found["places"].shape == (2, 2)
     assert np.isnan(found["places"]).all()
-    assert "places" not in suggesting.score_batch(make_predictor(None), make_batch("", "empty"))
+    assert "places" not in pool.score_batch(make_predictor(None), make_batch("", "empty"), with_places=True)
+    assert "places" not in pool.score_batch(make_predictor(NOVELTY), make_batch("", "empty"), with_places=False)
 
 
 # The contact sheet

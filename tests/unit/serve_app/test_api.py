@@ -17,6 +17,7 @@ from serve_app.model import service
 from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels, to_batch
 from tests.unit.serve_app.application import local_api
 from tlray.bundle.spec import BundleSpec
+from tlray.inference.lookalikes import Lookalike
 
 SIZE_PX = 8
 KEY = "0123456789abcdef"
@@ -396,6 +397,39 @@ def test_predictions_are_explained_where_asked_for(model):
     assert base64.b64decode(rows[0]["explanation"]) == b"overlay 1 of 2"
     assert "explanation" not in rows[1]
     assert base64.b64decode(rows[2]["explanation"]) == b"overlay 0 of 2"
+
+
+def test_lookalikes_are_shown_where_asked_for(model):
+    predict = model.predict
+
+    async def find(pixels: Pixels):
+        found = [
+            [Lookalike(class_index=1, similarity=0.75, jpeg=b"jpeg %d" % place)] for place in range(len(pixels.images))
+        ]
+        return replace(await predict(pixels), lookalikes=found if pixels.with_lookalikes else None)
+
+    model.predict = find
+    files = upload(png(255), b"nonsense", png(0))
+    for query in ("lookalikes=true", "lookalikes=true&explain=true"):
+        first, broken, last = call(model, "POST", f"/predict?{query}", files=files).json()["predictions"]
+        expected = {"label": "light", "similarity": 0.75, "jpeg": base64.b64encode(b"jpeg 0").decode()}
+        assert (first["label"], first["lookalikes"]) == ("light", [expected])
+        assert "lookalikes" not in broken
+        assert base64.b64decode(last["lookalikes"][0]["jpeg"]) == b"jpeg 1"
+        assert ("explanation" in first) == ("explain" in query)
+    rows = call(model, "POST", "/predict?lookalikes=false", files=files).json()["predictions"]
+    assert ["lookalikes" in row for row in rows] == [False] * 3
+
+
+def test_a_bundle_without_training_images_has_no_lookalikes(model):
+    predict = model.predict
+
+    async def find(pixels: Pixels):
+        return replace(await predict(pixels), lookalikes=[[] for _ in pixels.images])
+
+    model.predict = find
+    (row,) = call(model, "POST", "/predict?lookalikes=true", files=upload(png(255))).json()["predictions"]
+    assert (row["label"], row["lookalikes"]) == ("light", [])
 
 
 def test_a_model_that_cannot_be_explained_predicts_all_the_same(model):

@@ -11,7 +11,7 @@ from PIL import Image
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.training import export
-from tlray.training.judging import Judging
+from tlray.training.judgement_fit import Judging
 
 PIXELS = Pixels(size_px=8)
 

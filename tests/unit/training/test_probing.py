@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.unit.evaluation.test_evidence import make_images
+from tlray.config.training import TrainConfig
 from tlray.features import store
 from tlray.training import probing
 
@@ -44,3 +46,25 @@ def test_a_split_without_images_has_no_rows(directory):
     pooled = probing.read_pooled(directory)
     assert store.look_up(pooled, images("c", "a")).tolist() == [[4, 5], [0, 1]]
     assert store.look_up(pooled, images()).shape == (0, 2)
+
+
+def test_probes_without_an_image_are_asked_however_many_validation_images_there_are(monkeypatch):
+    """Those of validation alone calibrate the model then, but a wrong label is looked for among all."""
+    data = make_images()
+    assert not probing.has_enough_validation(data)
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 2)
+    assert probing.has_enough_validation(data)
+    monkeypatch.setattr(type(data), "leaked", data.split("valid")["image_id"].to_pylist()[:1])
+    assert not probing.has_enough_validation(data)
+
+    rows = pa.concat_tables([data.split("train"), data.split("valid")])
+    labels = rows["class_index"].to_numpy()
+    values = (np.eye(2)[labels] + 0.1 * np.random.default_rng(0).normal(size=(len(labels), 2))).astype(np.float16)
+    table = pa.table({"image_id": rows["image_id"], "view": pa.array([0] * len(labels), pa.int32())})
+    table = table.append_column("pooled", pa.FixedShapeTensorArray.from_numpy_ndarray(values))
+    config = TrainConfig(data="d", out="o", method="probe", folds=3).resolved()
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 0)
+    found = probing.out_of_fold(config, data, table, probing.fit(config, data, table))
+    assert found is not None
+    assert found.image_ids == rows["image_id"].to_pylist()
+    assert found.logits_BK.argmax(axis=1).tolist() == labels.tolist()

@@ -12,7 +12,6 @@ from tlray.trust.calibration import (
     Calibration,
     apply,
     brier_score,
-    change_prior,
     expected_calibration_error,
     fit,
     reliability,
@@ -32,8 +31,7 @@ def simulated(seed, num_images, num_classes=3):
     return logits_BK, (rng.random((num_images, 1)) > thresholds).sum(axis=1)
 
 
-@pytest.mark.parametrize("equal_mass", [False, True])
-def test_overconfident_and_shifted_logits_come_back_calibrated(equal_mass):
+def test_overconfident_and_shifted_logits_come_back_calibrated():
     true_BK, labels = simulated(0, 4000)
     logits_BK = 3 * (true_BK + np.array([0.6, 0.0, -0.6]))
     calibration = fit(logits_BK[:2000], labels[:2000])
@@ -41,7 +39,7 @@ def test_overconfident_and_shifted_logits_come_back_calibrated(equal_mass):
     assert calibration.biases == pytest.approx((-0.6, 0, 0.6), abs=0.15)
     assert sum(calibration.biases) == pytest.approx(0, abs=1e-12)
     before, after = special.softmax(logits_BK[2000:], axis=1), apply(logits_BK[2000:], calibration)
-    errors = [expected_calibration_error(each, labels[2000:], equal_mass=equal_mass) for each in (before, after)]
+    errors = [expected_calibration_error(each, labels[2000:]) for each in (before, after)]
     assert errors[0] > 0.1
     assert errors[1] < errors[0] / 2
     assert errors[1] < 0.03
@@ -111,14 +109,6 @@ def test_applying_a_calibration_by_hand():
         apply(np.zeros((1, 3)), calibration)
 
 
-def test_a_change_of_the_prior_by_hand():
-    found = change_prior(np.array([[0.5, 0.5], [0.8, 0.2]]), np.array([0.5, 0.5]), np.array([0.9, 0.1]))
-    assert found == pytest.approx(np.array([[0.9, 0.1], [0.72 / 0.74, 0.02 / 0.74]]))
-    for wrong in ([1.0, 0.0], [0.5, 0.6], [1.0], [math.nan, 0.5]):
-        with pytest.raises(DataError, match="Class shares"):
-            change_prior(FOUR_BK, np.array([0.5, 0.5]), np.array(wrong))
-
-
 def test_bins_by_hand():
     found = reliability(FOUR_BK, FOUR)
     assert found.num_images.tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 0, 2]  # 0.7 belongs to (0.6, 0.7]
@@ -129,19 +119,16 @@ def test_bins_by_hand():
     assert expected_calibration_error(FOUR_BK, FOUR) == pytest.approx((0.325 + 0.435) / 2)
 
 
-def test_bins_of_equal_numbers_by_hand():
-    found = reliability(FOUR_BK, FOUR, num_bins=2, equal_mass=True)
-    assert found.num_images.tolist() == [2, 2]
-    assert found.error == pytest.approx((0.325 + 0.435) / 2)
-    same = reliability(np.full((5, 2), 0.5), np.array([0, 0, 0, 1, 1]), equal_mass=True)
-    assert (same.num_images.tolist(), same.accuracy.tolist()) == ([5], [0.6])
-    assert same.error == pytest.approx(0.1)
+def test_two_bins_by_hand():
+    found = reliability(FOUR_BK, FOUR, num_bins=2)
+    assert found.num_images.tolist() == [0, 4]
+    assert expected_calibration_error(FOUR_BK, FOUR, num_bins=2) == found.error == pytest.approx(0.805 - 0.75)
 
 
 def test_one_image_and_certain_probabilities():
     certain = np.array([[1.0, 0.0]])
     assert expected_calibration_error(certain, np.array([0])) == 0
-    assert expected_calibration_error(certain, np.array([1]), equal_mass=True) == 1
+    assert expected_calibration_error(certain, np.array([1])) == 1
     assert brier_score(certain, np.array([1])) == 2
 
 

@@ -95,7 +95,6 @@ def test_risk_and_coverage_by_hand():
     assert found.thresholds.tolist() == [0.9, 0.8, 0.7, 0.6]
     assert found.coverages.tolist() == [0.25, 0.5, 0.75, 1]
     assert found.risks == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
-    assert found.aurc == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
@@ -105,8 +104,8 @@ def test_images_of_equal_confidence_have_no_order(order):
 
 
 def test_all_right_all_wrong_and_one_image():
-    assert risk_coverage(np.array([0.5, 0.9]), np.ones(2, bool)).aurc == 0
-    assert risk_coverage(np.array([0.5, 0.9]), np.zeros(2, bool)).aurc == 1
+    assert risk_coverage(np.array([0.5, 0.9]), np.ones(2, bool)).risks.tolist() == [0, 0]
+    assert risk_coverage(np.array([0.5, 0.9]), np.zeros(2, bool)).risks.tolist() == [1, 1]
     assert risk_coverage(np.array([0.5]), np.ones(1, bool)).coverages.tolist() == [1]
 
 

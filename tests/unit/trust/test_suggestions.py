@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tlray.trust.suggestions import COPY_DISTANCE, choose, uncertainty
+from tlray.trust.suggestions import COPY_DISTANCE, choose, is_unsure, uncertainty
 
 
 def two(*confidences: float) -> np.ndarray:
@@ -28,6 +28,12 @@ def test_uncertainty_by_hand():
     assert found.dtype == np.float32
     assert found.tolist() == pytest.approx([1, 0, 0.5])
     assert uncertainty(two(0.9, 0.75)).tolist() == pytest.approx([0.468996, 0.811278], abs=1e-6)
+
+
+def test_a_model_is_sure_from_a_confidence_of_95_percent_on():
+    assert is_unsure(np.array([[0.95, 0.05], [0.949, 0.051], [0.01, 0.99], [0.5, 0.5]])).tolist() == [
+        *(False, True, False, True),
+    ]
 
 
 def test_the_order_by_hand():

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from serve_app.options import Options
 from tests.endpoint import LocalClassifier
 from tlray import cli
 from tlray.bundle import store
+from tlray.bundle.lookalikes import KeptImages
 from tlray.errors import BundleError
 from tlray.inference.predictor import Predictor, Scores
 from tlray.models import explain
@@ -125,6 +127,47 @@ def test_a_model_that_cannot_be_explained_says_so_and_is_taken_apart_once(classi
 
     assert asyncio.run(explain_twice()) == [Explained(problem="It has no feature map.")] * 2
     assert len(loads) == 1
+
+
+class Placed:
+    """Scores images as a bundle's predictor does, and finds dark ones at (0, 2) and light ones at (3, 0)."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def __call__(self, images_BHWC: np.ndarray) -> Scores:
+        is_light = images_BHWC.mean(axis=(1, 2, 3)) > 127
+        places_BC = np.where(is_light[:, np.newaxis], [[3.0, 0.0]], [[0.0, 2.0]]).astype(np.float32)
+        return replace(Predictor.score(self._predictor, images_BHWC), places_BC=places_BC)
+
+
+def test_lookalikes_are_found_only_if_asked_for(classifier, monkeypatch):
+    model = classifier._model
+    kept = KeptImages(directions=np.eye(2, dtype=np.float32), labels=np.array([1, 0]), jpegs=[b"light", b"dark"])
+    images = [np.full((SIZE_PX, SIZE_PX), grey, np.uint8).tobytes() for grey in (0, 255)]
+    plain = replace(pixels(classifier), images=images)
+
+    async def ask() -> list[Answer]:
+        without = await classifier.predict(replace(plain, with_lookalikes=True))
+        monkeypatch.setattr(model, "_kept", kept)
+        monkeypatch.setattr(model.predictor, "score", Placed(model.predictor))
+        unasked = await classifier.predict(plain)
+        return [without, unasked, await classifier.predict(replace(plain, with_lookalikes=True))]
+
+    without, unasked, asked = asyncio.run(ask())
+    assert without.lookalikes == [[], []]  # the bundle keeps no training images
+    assert unasked.lookalikes is None
+    assert asked.lookalikes is not None
+    assert [[(each.class_index, each.similarity, each.jpeg) for each in found] for found in asked.lookalikes] == [
+        [(0, 1.0, b"dark"), (1, 0.0, b"light")],
+        [(1, 1.0, b"light"), (0, 0.0, b"dark")],
+    ]
+    for answer in (unasked, asked):
+        assert answer.probabilities is not None
+        assert without.probabilities is not None
+        np.testing.assert_allclose(answer.probabilities, without.probabilities, atol=1e-6)
+        assert answer.ood_scores is not None
+        assert np.isnan(answer.ood_scores).tolist() == [True, True]
 
 
 class GatedExplainer:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from serve_app.errors import QueueClosed, QueueFull, RequestError
 from serve_app.model import remote
 from serve_app.model.classifier import Answer, Explained, Pixels
 from serve_app.model.remote import NUM_TRIES, RemoteModel
+from tlray.inference.lookalikes import Lookalike
 
 
 class Handle:
@@ -131,6 +133,15 @@ def test_explanations_of_several_calls_are_one():
     )
     handle = Handle(*(answer("a", [1], explained=Explained(problem="No map.")) for _ in range(2)))
     assert asyncio.run(model(handle).explain(pixels(b"0", b"1"), "a" * 64)).explained == Explained(problem="No map.")
+
+
+def test_lookalikes_of_several_calls_are_one():
+    found = [[[Lookalike(class_index=0, similarity=0.5, jpeg=jpeg)]] for jpeg in (b"x", b"y")]
+    handle = Handle(*(replace(answer("a", [1]), lookalikes=each) for each in found))
+    asked = replace(pixels(b"0", b"1"), with_lookalikes=True)
+    assert asyncio.run(model(handle).predict(asked)).lookalikes == [*found[0], *found[1]]
+    plain = Handle(answer("a", [1]), answer("a", [1]))
+    assert asyncio.run(model(plain).predict(pixels(b"0", b"1"))).lookalikes is None
 
 
 def test_images_for_another_bundle_have_no_answer():

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from serve_app.watch.drift import STATISTICS, STRIDE, WINDOW, DriftWindow
+from serve_app.watch.drift import FALSE_ALARM_RATE, STATISTICS, STRIDE, WINDOW, DriftWindow, Look
 from tlray.data.dataset import MAX_MEASURED
 from tlray.data.drift import (
+    MAX_VALUES,
     MIN_IMAGES_PER_BIN,
     NUM_BINS,
     Distribution,
@@ -24,6 +25,22 @@ from tlray.data.drift import (
 TENTHS = Distribution(edges=tuple(float(edge) for edge in range(10, 100, 10)), counts=(10,) * 10)
 TRAINING = TrainingImages(grey_mean=TENTHS, grey_deviation=TENTHS)
 PREDICTIONS = ValidationPredictions(class_counts=(40, 40), confidence=Distribution(edges=(0.75,), counts=(40, 40)))
+WITH_VALUES = dataclasses.replace(
+    PREDICTIONS, confidences=(0.5, 0.75, 1.0), ood_scores=(0.125, 0.25), num_independent=70
+)
+
+
+def validated(probs_BK: np.ndarray, groups: np.ndarray | None = None) -> ValidationPredictions:
+    """What is kept of predictions for images, each of a patient of its own; nobody knows how foreign they are."""
+    unknown = np.full(len(probs_BK), np.nan, np.float32)
+    own = np.arange(len(probs_BK)).astype(str)
+    return ValidationPredictions.of(probs_BK, unknown, own if groups is None else groups)
+
+
+def look_at(window: DriftWindow, greys: list[tuple[float, float]], probs_BK: np.ndarray) -> Look:
+    look = window.add(greys, probs_BK)
+    assert look is not None
+    return look
 
 
 def test_a_distribution_has_equal_shares():
@@ -95,7 +112,7 @@ def test_index_of_equal_sources_is_what_chance_makes_it():
 
 
 def test_what_is_written_comes_back():
-    for each in (TRAINING, PREDICTIONS):
+    for each in (TRAINING, dataclasses.replace(TRAINING, num_independent=90), PREDICTIONS, WITH_VALUES):
         assert type(each).from_json(json.loads(json.dumps(dataclasses.asdict(each)))) == each
 
 
@@ -103,7 +120,7 @@ def test_predictions_are_counted_by_class_and_by_confidence():
     confident = np.repeat([0.6, 0.8, 0.99999, 1.0], 20)
     probs_BK = np.stack([confident, 1 - confident, np.zeros(80)], axis=1)
     probs_BK[:30] = probs_BK[:30, ::-1]
-    found = ValidationPredictions.of(probs_BK.astype(np.float32))
+    found = validated(probs_BK.astype(np.float32))
     assert found.class_counts == (50, 0, 30)
     # The median of 20 times 0.6 and 0.8, 40 times 1 to four digits.
     assert found.confidence == Distribution(edges=(0.9,), counts=(40, 40))
@@ -115,7 +132,7 @@ def test_predictions_are_counted_by_class_and_by_confidence():
 )
 def test_few_predictions_have_few_bins(num_images, num_bins):
     probs = np.linspace(0.5, 1, num_images)
-    counts = ValidationPredictions.of(np.stack([probs, 1 - probs], axis=1)).confidence.counts
+    counts = validated(np.stack([probs, 1 - probs], axis=1)).confidence.counts
     assert len(counts) == num_bins
     if num_images >= 2 * MIN_IMAGES_PER_BIN:
         assert chance_level(counts, WINDOW) < 0.1
@@ -134,9 +151,8 @@ def test_index_of_a_model_that_errs_is_what_chance_makes_it_without_drift(num_va
     generator = np.random.default_rng(0)
     above = []
     for _ in range(300):
-        window = DriftWindow(None, ValidationPredictions.of(predict(generator, num_validated, 0.5)))
-        indices = window.add([], predict(generator, WINDOW, 0.5))
-        assert indices is not None
+        window = DriftWindow(None, validated(predict(generator, num_validated, 0.5)))
+        indices = look_at(window, [], predict(generator, WINDOW, 0.5)).indices
         above.append([indices[name] > window.chance[name] for name in ("predicted_class", "confidence")])
     assert np.mean(above, axis=0) == pytest.approx([0.05, 0.05], abs=0.03)
     # Beside the labels, half of which are ill, it was told to have drifted far.
@@ -146,19 +162,29 @@ def test_index_of_a_model_that_errs_is_what_chance_makes_it_without_drift(num_va
 
 def test_index_of_predictions_shows_a_real_shift():
     generator = np.random.default_rng(0)
-    validated = ValidationPredictions.of(predict(generator, 400, 0.5))
-    assert validated.class_counts == pytest.approx((280, 120), abs=20)  # 0.6 of a half is taken for ill
-    window = DriftWindow(None, validated)
-    indices = window.add([], predict(generator, WINDOW, 1.0))
-    assert indices is not None
+    before = validated(predict(generator, 400, 0.5))
+    assert before.class_counts == pytest.approx((280, 120), abs=20)  # 0.6 of a half is taken for ill
+    window = DriftWindow(None, before)
+    look = look_at(window, [], predict(generator, WINDOW, 1.0))
+    indices = look.indices
+    assert look.drifted == ("predicted_class",)
+    assert look.is_news
+    assert "predicted_class (p " in look.describe()
+    assert "confidence" not in look.describe()
     # 0.3 of the images before, 0.6 now.
     assert indices["predicted_class"] == pytest.approx(0.3 * math.log(0.6 / 0.3) + 0.3 * math.log(0.7 / 0.4), abs=0.1)
     assert indices["predicted_class"] > 0.25 > 10 * window.chance["predicted_class"]
     assert indices["confidence"] < window.chance["confidence"]
     unsure = np.full((WINDOW, 2), 0.5) + generator.uniform(-0.1, 0.1, (WINDOW, 1)) * [1, -1]
-    indices = window.add([], unsure)
-    assert indices is not None
-    assert indices["confidence"] > 1
+    look = look_at(window, [], unsure)
+    assert look.indices["confidence"] > 1
+    assert "confidence" in look.drifted
+    assert look.is_news
+    assert not look_at(window, [], unsure).is_news
+    healthy = predict(generator, WINDOW, 0.5)
+    look = look_at(window, [], healthy)
+    assert (look.drifted, look.is_news) == ((), True)
+    assert look.describe() == f"no drift any more in the latest {WINDOW} images."
 
 
 @pytest.mark.parametrize(
@@ -196,13 +222,18 @@ def like_training(count: int) -> tuple[list[tuple[float, float]], np.ndarray]:
     return list(zip(levels, levels, strict=True)), np.stack([first, 1 - first], axis=1)
 
 
+WITHOUT_SCORES = STATISTICS[:4]
+"""What is known where nothing tells how foreign an image is, as with bundles of earlier versions."""
+
+
 def test_a_window_says_nothing_until_it_is_full():
     window = DriftWindow(TRAINING, PREDICTIONS)
     assert window.add(*like_training(WINDOW - 1)) is None
     greys, probs_BK = like_training(WINDOW)
-    indices = window.add(greys[-1:], probs_BK[-1:])
-    assert indices is not None
-    assert indices == pytest.approx(dict.fromkeys(STATISTICS, 0.0), abs=1e-3)
+    look = look_at(window, greys[-1:], probs_BK[-1:])
+    assert look.indices == pytest.approx(dict.fromkeys(WITHOUT_SCORES, 0.0), abs=1e-3)
+    assert look.p_values == pytest.approx(dict.fromkeys(WITHOUT_SCORES, 1.0), abs=1e-3)
+    assert not look.is_news
 
 
 def test_a_window_forgets_and_looks_in_strides():
@@ -213,8 +244,7 @@ def test_a_window_forgets_and_looks_in_strides():
     window.add(greys[:1], probs_BK[:1])
     for _ in range(WINDOW // STRIDE - 2):
         window.add(greys, probs_BK)
-    indices = window.add(greys, probs_BK)
-    assert indices is not None
+    indices = look_at(window, greys, probs_BK).indices
     # All of the images in one of ten bins, in one of two classes, and sure.
     alone = population_stability_index([10] * 10, [WINDOW] + [0] * 9)
     assert indices["grey_mean"] == pytest.approx(alone)
@@ -226,11 +256,142 @@ def test_a_window_forgets_and_looks_in_strides():
 
 @pytest.mark.parametrize(
     ("training", "predictions", "known"),
-    [(TRAINING, None, STATISTICS[:2]), (None, PREDICTIONS, STATISTICS[2:]), (TRAINING, PREDICTIONS, STATISTICS)],
+    [
+        (TRAINING, None, STATISTICS[:2]),
+        (None, PREDICTIONS, STATISTICS[2:4]),
+        (TRAINING, PREDICTIONS, STATISTICS[:4]),
+        (TRAINING, WITH_VALUES, STATISTICS),
+    ],
 )
 def test_what_is_not_known_has_no_index(training, predictions, known):
     window = DriftWindow(training, predictions)
     greys, probs_BK = like_training(WINDOW)
-    indices = window.add(greys if training else [], probs_BK)
-    assert indices is not None
-    assert tuple(indices) == tuple(window.chance) == known
+    look = look_at(window, greys if training else [], probs_BK)
+    assert tuple(look.indices) == tuple(look.p_values) == tuple(window.chance) == known
+    # Nobody has told how foreign the images of the window are.
+    assert {name for name, value in look.p_values.items() if math.isnan(value)} == set(known[4:])
+    assert "ood_score" not in look.drifted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confidences": (0.5, math.nan)},
+        {"confidences": (0.75, 0.5)},
+        {"ood_scores": ("far",)},
+        {"num_independent": 0},
+        {"num_independent": 1.5},
+    ],
+)
+def test_other_values_are_refused(changes):
+    with pytest.raises((TypeError, ValueError)):
+        ValidationPredictions.from_json(dataclasses.asdict(WITH_VALUES) | changes)
+
+
+def test_what_is_kept_of_predictions():
+    probs_BK = np.stack([np.linspace(0.6, 0.9, 4), 1 - np.linspace(0.6, 0.9, 4)], axis=1).astype(np.float32)
+    scores = np.array([0.3, 0.1, 0.2, 0.25], np.float32)
+    found = ValidationPredictions.of(probs_BK, scores, np.array(["a", "a", "b", "c"]))
+    assert found.confidences == (0.6, 0.7, 0.8, 0.9)
+    assert found.ood_scores == (0.1, 0.2, 0.25, 0.3)  # as decimal numbers, not as float32 has them
+    assert found.num_independent == 2  # 16 / (4 + 1 + 1)
+    many = ValidationPredictions.of(
+        np.full((MAX_VALUES + 1, 2), 0.5), np.linspace(0, 1, MAX_VALUES + 1), np.arange(MAX_VALUES + 1).astype(str)
+    )
+    assert len(many.confidences) == len(many.ood_scores) == many.num_independent == MAX_VALUES
+    assert sum(many.class_counts) == MAX_VALUES + 1
+
+
+# The rate of false alarms
+
+
+SHARES = (0.5, 0.3, 0.2)
+Images = tuple[list[tuple[float, float]], np.ndarray, np.ndarray]
+
+
+def draw(
+    generator: np.random.Generator, num_images: int, *, shares: tuple[float, ...] = SHARES, foreign_share: float = 0.0
+) -> Images:
+    """Grey statistics, probabilities and foreignness of images, the latter as large as no other for foreign ones."""
+    classes = generator.choice(3, num_images, p=shares)
+    confidence = 1 - 0.6 * generator.beta(0.7, 3, num_images)
+    probs_BK = np.repeat((1 - confidence) / 2, 3).reshape(num_images, 3)
+    probs_BK[np.arange(num_images), classes] = confidence
+    scores = generator.gamma(20, 0.01, num_images)
+    scores[: round(foreign_share * num_images)] = 2.0
+    greys = generator.normal([100, 40], [10, 5], (num_images, 2))
+    return [(mean, deviation) for mean, deviation in greys.tolist()], probs_BK, scores.astype(np.float32)
+
+
+def new_window(generator: np.random.Generator, num_validated: int, *, num_copies: int = 1) -> DriftWindow:
+    """The window of a model: validated on so many images, each of which is there several times."""
+    greys, _, _ = draw(generator, MAX_MEASURED)
+    means, deviations = zip(*greys, strict=True)
+    training = TrainingImages(
+        grey_mean=Distribution.of(means), grey_deviation=Distribution.of(deviations), num_independent=MAX_MEASURED
+    )
+    _, probs_BK, scores = draw(generator, num_validated // num_copies)
+    patients = np.arange(len(probs_BK)).astype(str)
+    predictions = ValidationPredictions.of(
+        *(np.repeat(each, num_copies, axis=0) for each in (probs_BK, scores, patients))
+    )
+    return DriftWindow(training, predictions)
+
+
+@pytest.mark.parametrize(("num_validated", "num_copies"), [(72, 1), (300, 1), (300, 4)])
+def test_false_alarms_are_as_rare_as_promised(num_validated, num_copies):
+    """Nothing has drifted: a small reference is a sample like the window, and copies do not make it larger."""
+    generator, num_windows, smallest = np.random.default_rng(1), 500, []
+    for _ in range(num_windows):
+        look = new_window(generator, num_validated, num_copies=num_copies).add(*draw(generator, WINDOW))
+        assert look is not None
+        assert tuple(look.p_values) == STATISTICS
+        assert bool(look.drifted) == (min(look.p_values.values()) < FALSE_ALARM_RATE)
+        smallest.append(min(look.p_values.values()))
+    # At 0.05, too, where more windows show more.
+    for level in (FALSE_ALARM_RATE, 0.05):
+        assert sum(each < level for each in smallest) <= stats.binom.ppf(0.999, num_windows, level)
+
+
+def test_false_alarms_are_as_rare_in_windows_that_overlap():
+    """The promise is about the mean over looks: as many models, each looked at ten times in a row."""
+    generator = np.random.default_rng(2)
+    num_models, num_looks, count = 100, 10, 0
+    for _ in range(num_models):
+        window = new_window(generator, 300)
+        looks = [window.add(*draw(generator, WINDOW))]
+        looks += [window.add(*draw(generator, STRIDE)) for _ in range(num_looks - 1)]
+        count += any(look is not None and look.drifted for look in looks)
+        assert None not in looks
+    assert count <= stats.binom.ppf(0.999, num_models, num_looks * FALSE_ALARM_RATE)
+
+
+def test_a_tenth_of_foreign_images_is_found():
+    generator = np.random.default_rng(3)
+    for _ in range(20):
+        look = new_window(generator, 300).add(*draw(generator, WINDOW, foreign_share=0.1))
+        assert look is not None
+        assert "ood_score" in look.drifted
+        assert look.p_values["ood_score"] < 1e-6
+
+
+def test_a_class_that_becomes_twice_as_frequent_is_found():
+    generator = np.random.default_rng(4)
+    found = []
+    for _ in range(20):
+        look = new_window(generator, 300).add(*draw(generator, WINDOW, shares=(0.375, 0.225, 0.4)))
+        assert look is not None
+        found.append("predicted_class" in look.drifted)
+    assert sum(found) >= 18
+
+
+def test_other_images_and_doubts_are_found():
+    generator = np.random.default_rng(5)
+    window = new_window(generator, 300)
+    greys, probs_BK, scores = draw(generator, WINDOW)
+    look = window.add([(mean + 10, deviation) for mean, deviation in greys], probs_BK, scores)
+    assert look is not None
+    assert look.drifted == ("grey_mean",)
+    look = window.add(greys, 0.6 * probs_BK + 0.4 / 3, scores)
+    assert look is not None
+    assert look.drifted == ("confidence",)

@@ -168,7 +168,7 @@ def validation_predictions():
     return ValidationPredictions(class_counts=(50, 50), confidence=Distribution(edges=(0.75,), counts=(50, 50)))
 
 
-def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypatch):
+def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, lines, monkeypatch):
     monkeypatch.setattr(drift, "WINDOW", 20)
     monkeypatch.setattr(drift, "STRIDE", 10)
     plain = info()
@@ -198,6 +198,16 @@ def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypat
                 "predicted_class": chance_level([50, 50], 20),
                 "confidence": chance_level([50, 50], 20),
             }
+            p_values = dict(shown("tlray_drift_p_value"))
+            assert (p_values["grey_mean"], p_values["grey_deviation"], p_values["confidence"]) == (1, 1, 1)
+            # All of 20 images are of one class, which half of 100 were: 70 of 120 together, four statistics, two sides.
+            expected = 4 * 2 * math.comb(70, 20) / math.comb(120, 20)
+            assert p_values["predicted_class"] == pytest.approx(expected)
+            assert of(recorded, "tlray_drift_alarms", "version", "statistic") == {("1", "predicted_class"): 1}
+            (line,) = [line["message"] for line in lines() if "drift" in line["message"]]
+            assert line.startswith(
+                "Version 1 of the model chest-ct: drift in the latest 20 images: predicted_class (p "
+            )
             await http.post("/predict", files=upload(*[png(200)] * 10))
             assert dict(shown()[4:])["grey_mean"] > 0.25
             model.info = info("b" * 64, size_px=16)
@@ -208,6 +218,29 @@ def test_drift_is_shown_and_forgotten_with_its_bundle(model, recorded, monkeypat
                 assert all(map(math.isnan, forgotten.values()))
 
     run(send())
+
+
+def test_foreign_images_are_drift(model, recorded, monkeypatch):
+    monkeypatch.setattr(drift, "WINDOW", 20)
+    monkeypatch.setattr(drift, "STRIDE", 10)
+    # To the model pixels of 77 have a score of 2, and all others one of 1.
+    known = dataclasses.replace(
+        validation_predictions(), confidences=(0.75,) * 100, ood_scores=(1.0,) * 100, num_independent=100
+    )
+    model.info = dataclasses.replace(
+        model.info, spec=dataclasses.replace(model.info.spec, validation_predictions=known)
+    )
+    usual, foreign = upload(*[png(100)] * 10), upload(*[png(77)] * 10)
+    for files in ([*usual, *usual], [*usual, *foreign]):
+        call(model, "POST", "/predict", files=files)
+    found = [value for name, value, tags in recorded if (name, tags.get("statistic")) == FOREIGN]
+    assert found[0] == 1
+    # Each call is a new endpoint with a window of its own: none of the upper ten of 120 images is of the 100.
+    assert found[1] == pytest.approx(3 * 2 * math.prod((20 - each) / (120 - each) for each in range(10)))
+    assert of(recorded, "tlray_drift_alarms", "statistic")[("ood_score",)] == 1
+
+
+FOREIGN = ("tlray_drift_p_value", "ood_score")
 
 
 def test_a_bundle_that_knows_no_predictions_has_no_drift_of_them(model, recorded, monkeypatch):
@@ -258,7 +291,7 @@ def test_the_dashboard_can_be_imported():
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     ids = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(ids)) == len(ids) == 12
+    assert len(set(ids)) == len(ids) == 13
     source = {"type": "prometheus", "uid": "${datasource}"}
     for panel in dashboard["panels"]:
         assert panel["datasource"] == source

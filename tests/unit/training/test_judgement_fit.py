@@ -10,8 +10,8 @@ from scipy import special
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares
 from tlray.errors import DataError
-from tlray.training import judging
-from tlray.training.judging import Judging, Unseen, Wanted
+from tlray.training import judgement_fit
+from tlray.training.judgement_fit import Judging, Unseen, Wanted
 from tlray.trust import calibration
 
 HALVES = np.array([0.5, 0.5])
@@ -69,7 +69,7 @@ def probabilities(logits_BK: np.ndarray, judged: Judging) -> np.ndarray:
 def overconfident() -> tuple[np.ndarray, np.ndarray, Judging]:
     """True logits and labels of 4,000 images, and the judging of a model whose logits are three times too large."""
     true_BK, labels = simulated(0, 4000)
-    return true_BK, labels, judging.fit(unseen(3 * true_BK, labels), wish(class_shares(labels, 3)), seed=0)
+    return true_BK, labels, judgement_fit.fit(unseen(3 * true_BK, labels), wish(class_shares(labels, 3)), seed=0)
 
 
 def test_probabilities_of_logits():
@@ -84,10 +84,10 @@ def test_probabilities_of_logits():
 )
 def test_without_unseen_images_only_the_prior_is_changed(nothing, given):
     shares, assumed = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.25, 0.5])
-    found = judging.fit(nothing, wish(shares, assumed, refer_below=given), seed=0)
+    found = judgement_fit.fit(nothing, wish(shares, assumed, refer_below=given), seed=0)
     assert found.shift == pytest.approx(np.log([2, 1.2, 0.4]))
     assert (found.temperature, found.refer_below) == (1, given or 0.5)
-    assert (found.set_thresholds, found.about, found.warnings) == (None, {}, (judging.NOTHING_UNSEEN,))
+    assert (found.set_thresholds, found.about, found.warnings) == (None, {}, (judgement_fit.NOTHING_UNSEEN,))
 
 
 def test_logits_that_are_too_large_are_divided():
@@ -131,7 +131,7 @@ def test_logits_of_balanced_training_get_the_shares_of_the_images():
     logits_BK = 1.5 * (1.5 * np.eye(3)[labels] + rng.normal(size=(3000, 3)))
     shares = class_shares(labels, 3)
     balanced = np.full(3, 1 / 3)
-    judged = judging.fit(unseen(logits_BK, labels, assumed=balanced), wish(shares, balanced), seed=0)
+    judged = judgement_fit.fit(unseen(logits_BK, labels, assumed=balanced), wish(shares, balanced), seed=0)
     assert judged.temperature == pytest.approx(1, rel=0.15)
     assert judged.shift - judged.shift.mean() == pytest.approx(np.log(shares) - np.log(shares).mean(), abs=0.3)
     assert probabilities(logits_BK, judged).mean(axis=0) == pytest.approx(shares, abs=5e-3)
@@ -140,7 +140,7 @@ def test_logits_of_balanced_training_get_the_shares_of_the_images():
 def test_wished_shares_move_the_odds_by_their_ratio():
     true_BK, labels, judged = overconfident()
     own, other = class_shares(labels, 3), np.array([0.2, 0.3, 0.5])
-    moved = judging.fit(unseen(3 * true_BK, labels), wish(other, own), seed=0)
+    moved = judgement_fit.fit(unseen(3 * true_BK, labels), wish(other, own), seed=0)
     assert moved.temperature == judged.temperature
     ratio_BK = probabilities(3 * true_BK, moved) / probabilities(3 * true_BK, judged)
     expected = (other / own) / (other / own)[0]
@@ -153,7 +153,7 @@ def test_patients_with_many_images_do_not_change_the_prior():
     labels = np.repeat([0, 1], 600)
     x = rng.normal(2.0 * labels - 1)  # clusters at -1 and 1: the log odds are 2 x
     groups = np.r_[patients(600, size=5), np.array([f"single {number}" for number in range(600)])]
-    judged = judging.fit(unseen(np.stack([-x, x], axis=1), labels, groups), wish(HALVES), seed=0)
+    judged = judgement_fit.fit(unseen(np.stack([-x, x], axis=1), labels, groups), wish(HALVES), seed=0)
     assert judged.temperature == pytest.approx(1, abs=0.25)
     assert judged.shift[1] - judged.shift[0] == pytest.approx(0, abs=0.4)
     assert judged.about["calibration"]["ece"] < 0.1
@@ -161,7 +161,7 @@ def test_patients_with_many_images_do_not_change_the_prior():
 
 @pytest.mark.parametrize(("given", "coverage", "error_rate"), [(0.6, 0.75, 1 / 3), (0.5, 1, 1 / 4), (0.95, 0, None)])
 def test_a_given_threshold_is_kept_and_measured(given, coverage, error_rate):
-    judged = judging.fit(unseen(np.log(FOUR_BK), FOUR), wish(HALVES, refer_below=given), seed=0)
+    judged = judgement_fit.fit(unseen(np.log(FOUR_BK), FOUR), wish(HALVES, refer_below=given), seed=0)
     assert (judged.refer_below, judged.warnings) == (given, ())
     found = judged.about["referral"]
     assert (found["refer_below"], found["max_error"], found["note"]) == (given, None, "")
@@ -175,7 +175,7 @@ def test_a_given_threshold_is_kept_and_measured(given, coverage, error_rate):
 
 def test_too_few_images_are_told():
     shares, assumed = np.array([0.3, 0.7]), np.array([0.6, 0.4])
-    judged = judging.fit(unseen(np.log(FOUR_BK), FOUR, assumed=assumed), wish(shares, assumed), seed=0)
+    judged = judgement_fit.fit(unseen(np.log(FOUR_BK), FOUR, assumed=assumed), wish(shares, assumed), seed=0)
     assert judged.refer_below == 0.5
     (warning,) = judged.warnings
     note = judged.about["referral"]["note"]
@@ -193,7 +193,7 @@ def test_a_class_without_images_is_not_calibrated():
     is_kept = labels < 2
     shares, assumed = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.25, 0.5])
     some = unseen(3 * true_BK[is_kept], labels[is_kept], assumed=assumed)
-    judged = judging.fit(some, wish(shares, assumed), seed=0)
+    judged = judgement_fit.fit(some, wish(shares, assumed), seed=0)
     assert judged.temperature == 1
     assert judged.shift == pytest.approx(np.log(shares / assumed), abs=1e-6)
     found = judged.about["calibration"]
@@ -205,7 +205,7 @@ def test_a_class_without_images_is_not_calibrated():
 
 @pytest.mark.parametrize("given", [None, 0.7])
 def test_a_model_that_says_the_same_of_all_images_leaves_all_to_a_person(given):
-    judged = judging.fit(unseen(np.zeros((10, 2)), np.arange(10) % 2), wish(HALVES, refer_below=given), seed=0)
+    judged = judgement_fit.fit(unseen(np.zeros((10, 2)), np.arange(10) % 2), wish(HALVES, refer_below=given), seed=0)
     assert judged.set_thresholds == pytest.approx((0.5, 0.5))
     found = judged.about["referral"]
     assert (found["coverage"], found["error_rate"], judged.refer_below) == (0, None, given or 0.5)
@@ -217,19 +217,19 @@ def test_prediction_sets_need_nine_groups():
     right = np.array([0.95, 0.9, 0.85, 0.8, 0.75, 0.72, 0.65, 0.6, 0.3])
     labels = np.arange(9) % 2
     probs_BK = np.where(np.arange(2) == labels[:, None], right[:, None], 1 - right[:, None])
-    judged = judging.fit(unseen(np.log(probs_BK), labels), wish(class_shares(labels, 2)), seed=0)
+    judged = judgement_fit.fit(unseen(np.log(probs_BK), labels), wish(class_shares(labels, 2)), seed=0)
     assert judged.set_thresholds == pytest.approx((0.7, 0.7), abs=1e-6)
     assert judged.about["sets"]["mean_size"] == pytest.approx(12 / 9)
-    few = judging.fit(unseen(np.log(probs_BK[:8]), labels[:8]), wish(HALVES), seed=0)
+    few = judgement_fit.fit(unseen(np.log(probs_BK[:8]), labels[:8]), wish(HALVES), seed=0)
     assert (few.set_thresholds, few.about["sets"]) == (None, None)
     in_one_less = np.append(patients(8), "patient 0")
-    assert judging.fit(unseen(np.log(probs_BK), labels, in_one_less), wish(HALVES), seed=0).set_thresholds is None
+    assert judgement_fit.fit(unseen(np.log(probs_BK), labels, in_one_less), wish(HALVES), seed=0).set_thresholds is None
 
 
 def test_prediction_sets_cover_new_images():
     true_BK, labels = simulated(3, 2000)
     of_two = unseen(3 * true_BK, labels, patients(2000, size=2))
-    judged = judging.fit(of_two, wish(class_shares(labels, 3)), seed=0)
+    judged = judgement_fit.fit(of_two, wish(class_shares(labels, 3)), seed=0)
     assert judged.set_thresholds is not None
     assert judged.about["num_groups"] == 1000
     assert judged.about["sets"]["is_class_conditional"] == (True, True, True)
@@ -245,7 +245,7 @@ def test_no_group_calibrates_itself():
     groups = np.repeat(np.array(list("abcde")), [60, 140, 100, 80, 120])
     labels = np.where(groups == "c", 1 - labels, labels)
     weights = 1 / np.array([np.sum(groups == group) for group in groups])
-    fitted, probs_BK = judging._calibrated(2 * true_BK, labels, groups, weights, seed=0)
+    fitted, probs_BK = judgement_fit._calibrated(2 * true_BK, labels, groups, weights, seed=0)
     assert fitted == calibration.fit(2 * true_BK, labels, weights)
     for group in "abcde":
         own = groups == group
@@ -260,14 +260,14 @@ def test_limits_are_set_on_calibrated_probabilities_where_the_model_is_calibrate
     """Eleven images of each class calibrate a model; four fifths of them do not, nor can one group be held out."""
     true_BK, _ = simulated(6, 33)
     labels = np.arange(33) % 3
-    fitted, probs_BK = judging._calibrated(3 * true_BK, labels, groups, judging._weights(groups), seed=0)
+    fitted, probs_BK = judgement_fit._calibrated(3 * true_BK, labels, groups, judgement_fit._weights(groups), seed=0)
     is_calibrated = not np.allclose(probs_BK, special.softmax(3 * true_BK, axis=1))
     assert is_calibrated is (fitted.temperature != 1)
 
 
 def test_one_group_shows_no_limits():
     true_BK, labels = simulated(7, 300)
-    judged = judging.fit(unseen(3 * true_BK, labels, np.repeat("a", 300)), wish(class_shares(labels, 3)), seed=0)
+    judged = judgement_fit.fit(unseen(3 * true_BK, labels, np.repeat("a", 300)), wish(class_shares(labels, 3)), seed=0)
     assert judged.about["num_groups"] == 1
     assert (judged.refer_below, judged.set_thresholds) == (0.5, None)
 
@@ -276,4 +276,4 @@ def test_one_group_shows_no_limits():
 def test_logits_that_are_not_finite_are_refused(labels):
     some = unseen(np.array([[np.nan, 0.0], [1.0, 0.0]]), np.array(labels), assumed=HALVES)
     with pytest.raises(DataError, match=r"must be finite|confidence must lie in"):
-        judging.fit(some, wish(HALVES), seed=0)
+        judgement_fit.fit(some, wish(HALVES), seed=0)

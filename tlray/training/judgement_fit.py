@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares, logit_shift, shifted
+from tlray.errors import counted
 from tlray.trust import calibration, conformal, referral
 from tlray.trust.calibration import Calibration
 from tlray.trust.conformal import Conformal
@@ -191,7 +192,7 @@ def _calibrated(
     if len(np.unique(labels)) < num_classes:
         note = "Not calibrated: there are not images of every class."
     elif num_groups < NUM_FOLDS:
-        note = f"Not calibrated: the images are of {num_groups} groups, and {NUM_FOLDS} are needed."
+        note = f"Not calibrated: the images are of {counted(num_groups, 'group')}, and {NUM_FOLDS} are needed."
     if note:
         biases = (0.0,) * num_classes
         fitted = Calibration(temperature=1.0, biases=biases, num_images=len(labels), note=note)
@@ -231,11 +232,11 @@ def _threshold(
         if found.value != referral.ALL_REFERRED:
             return _describe_threshold(found, share=share, max_error=wanted.max_error, note=""), ()
     note = (
-        f"No threshold is known with which at most {100 * wanted.max_error:g} % of the accepted predictions are wrong: "
-        f"{len(labels)} images ({len(np.unique(groups))} groups) do not show one, so {REFER_BELOW:g} is taken."
+        f"No threshold keeps errors at {100 * wanted.max_error:g} % as far as {counted(len(labels), 'image')} "
+        f"({counted(len(np.unique(groups)), 'group')}) can show, so {REFER_BELOW:g} is taken, which promises nothing."
     )
     described = _describe_threshold(at(REFER_BELOW), share=share, max_error=wanted.max_error, note=note)
-    return described, (f"{note} Add validation images, or choose --refer-below.",)
+    return described, (f"{note} Add validation images of other patients, or choose --refer-below.",)
 
 
 def _describe_threshold(found: Threshold, *, share: float, max_error: float | None, note: str) -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""What the figures of a model are worth, in sentences."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tlray.bundle import verdicts
+from tlray.bundle.verdicts import Measured, Verdict
+
+TRUST = {
+    "referral": {"max_error": 0.05, "note": ""},
+    "sets": {"alpha": 0.1},
+    "num_images": 584,
+}
+CONTROL = {"accuracy": 0.6, "chance": 0.25, "split": "test", "is_above_chance": True}
+
+
+def measured(trust: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **metrics: Any) -> Measured:
+    known = {"num_images": 100, "accuracy": 0.8, "accuracy_ci95": [0.7, 0.87]} | metrics
+    return Measured(split="test", metrics=known, trust=TRUST if trust is None else trust, data=data or {})
+
+
+def judge(topic: str, *args: Any, **kwargs: Any) -> Verdict:
+    return verdicts.verdicts(measured(*args, **kwargs))[topic]
+
+
+def test_what_is_not_known_is_left_out():
+    assert verdicts.verdicts(measured({})) == {}
+    assert verdicts.warnings(measured({})) == ()
+
+
+def test_coverage_within_and_below_what_was_wanted():
+    fine = judge("coverage", set_coverage=0.92, set_coverage_ci95=[0.85, 0.96], mean_set_size=1.25)
+    assert not fine.is_warning
+    assert fine.answer.endswith("on average; 90 % were wanted.")
+    below = judge("coverage", set_coverage=0.802, set_coverage_ci95=[0.473, 0.948], mean_set_size=1.0)
+    assert below.is_warning
+    assert below.answer.startswith(
+        "The prediction set (the classes that may be right) has the true class for 80.2 % of the test images (95 % "
+        "interval 47.3 % to 94.8 %), with 1.0 classes on average: fewer, though perhaps by chance, than the 90 % that "
+        "were wanted."
+    )
+    surely = judge("coverage", set_coverage=0.7, set_coverage_ci95=[0.6, 0.8], mean_set_size=1.0)
+    assert "surely fewer than the 90 % that were wanted" in surely.answer
+    unknown = judge("coverage", {}, set_coverage=0.5, set_coverage_ci95=[0.4, 0.6], mean_set_size=1.0)
+    assert not unknown.is_warning
+
+
+NO_THRESHOLD = {"referral": {"max_error": 0.05, "note": "None."}, "num_images": 584}
+
+
+def test_without_a_threshold_this_is_said_with_the_remedy():
+    little = judge("referral", NO_THRESHOLD, num_referred=1, accepted_error_rate=0.2)
+    assert little.is_warning
+    assert little.answer.startswith(
+        "No threshold keeps errors at 5 %, as far as 584 images can show: the model refers hardly anything, 1 of 100 "
+        "images, and 1 in 5 accepted answers is wrong. Referral does nothing here."
+    )
+    assert "--refer-below" in little.answer
+    much = judge("referral", NO_THRESHOLD, num_referred=40, accepted_error_rate=0.0)
+    assert "the model refers 40 of 100 images, and none of the accepted answers here is wrong." in much.answer
+    assert "does nothing" not in much.answer
+    # Training warns of it where it looks for a threshold.
+    assert verdicts.warnings(measured(NO_THRESHOLD, num_referred=1, accepted_error_rate=0.2)) == ()
+
+
+def test_a_threshold_that_does_not_keep_its_word():
+    kept = judge("referral", num_referred=20, accepted_error_rate=0.0625, accepted_error_rate_ci95=[0.03, 0.12])
+    assert not kept.is_warning
+    assert kept.answer.endswith("(95 % interval 3.0 % to 12.0 %); at most 5 % were wanted.")
+    broken = judge("referral", num_referred=20, accepted_error_rate=0.25, accepted_error_rate_ci95=[0.2, 0.3])
+    assert broken.is_warning
+    assert "surely more than the 5 % that the threshold was chosen for" in broken.answer
+    given = judge("referral", {"referral": {"max_error": None, "note": ""}}, num_referred=20, accepted_error_rate=0.25)
+    assert not given.is_warning
+    all_referred = judge("referral", num_referred=100, accepted_error_rate=None)
+    assert "all 100 images are referred" in all_referred.answer
+
+
+def test_what_the_model_knew_before():
+    none = judge("leaks", num_leaked=0, leak_free=None)
+    assert (none.is_warning, none.answer) == (
+        False,
+        "None of the test images is known to have a copy, or another image of its patient, among those that the model "
+        "learned from.",
+    )
+    some = judge("leaks", num_leaked=10, leak_free={"num_images": 90})
+    assert some.answer.startswith("10 of the 100 test images: each has a copy, or another image of its patient,")
+    assert not some.is_warning
+    near = judge("leaks", data={"neighbours": {"test": 12}}, num_leaked=0, leak_free=None)
+    assert near.is_warning
+    assert "But 12 of them look like slices of the same series" in near.answer
+    assert near.answer.endswith("Name the patients: one folder for each, or the column group_id of a table.")
+    assert judge("leaks", num_leaked=100, leak_free=None).is_warning
+
+
+def test_controls_that_are_as_good_as_the_model():
+    worse = judge("controls", data={"controls": {"traits_control": CONTROL}})
+    assert (
+        worse.answer == "A random forest that sees only how the files were made is right in 60.0 % (by chance 25.0 %)."
+    )
+    assert not worse.is_warning
+    as_good = judge("controls", data={"controls": {"traits_control": CONTROL | {"accuracy": 0.75}}})
+    assert as_good.is_warning
+    assert as_good.answer == (
+        "These images do not show that the model needs the anatomy. It is right in 80.0 % (95 % interval 70.0 % to "
+        "87.0 %). A random forest that sees only how the files were made is right in 75.0 % (by chance 25.0 %)."
+    )
+    elsewhere = judge("controls", data={"controls": {"traits_control": CONTROL | {"accuracy": 0.75, "split": "valid"}}})
+    assert "of the new valid images" in elsewhere.answer
+    assert not elsewhere.is_warning
+
+
+def test_a_leak_that_the_permuted_control_finds_is_told_here_and_warned_of_by_the_audit():
+    data = {"controls": {"permuted_control": CONTROL}}
+    leak = judge("controls", data=data)
+    assert leak.is_warning
+    assert "training and test images must be related" in leak.answer
+    assert "as it should be" not in leak.answer
+    assert not any("must be related" in text for text in verdicts.warnings(measured(data=data)))
+    fine = judge("controls", data={"controls": {"permuted_control": CONTROL | {"is_above_chance": False}}})
+    assert fine.answer == (
+        "A linear probe that learns shuffled labels is right in 60.0 % (by chance 25.0 %), as it should be."
+    )
+
+
+def subgroup(value: str, *, is_worse: bool) -> dict[str, Any]:
+    ends = [0.4, 0.6] if is_worse else [0.6, 0.95]
+    return {"column": "scanner", "value": value, "accuracy": 0.5, "accuracy_ci95": ends, "is_worse": is_worse}
+
+
+def test_subgroups_that_are_called_out():
+    none = judge("subgroups", subgroups={"num_looked_at": 3, "lowest": [subgroup("a", is_worse=False)]})
+    assert (none.is_warning, none.answer) == (
+        False,
+        "In none of 3 subgroups of the test images (by size, format, mode, table column) is it surely worse than on "
+        "all of them.",
+    )
+    found = {"num_looked_at": 9, "lowest": [subgroup("a", is_worse=True), subgroup("b", is_worse=False)]}
+    some = judge("subgroups", subgroups=found)
+    assert some.is_warning
+    assert (
+        "overall (80.0 %) for scanner a 50.0 % (95 % interval 40.0 % to 60.0 %). This is of 9 subgroups" in some.answer
+    )
+    assert "scanner b" not in some.answer
+    many = {"num_looked_at": 9, "lowest": [subgroup(name, is_worse=True) for name in "abcde"]}
+    assert "; and 2 more." in judge("subgroups", subgroups=many).answer
+    assert judge("subgroups", subgroups={"num_looked_at": 0, "lowest": []}).answer.startswith("Not known")
+
+
+def test_the_class_that_is_found_least_often_is_named():
+    per_class = {
+        "a": {"recall": 0.9, "support": 30, "recall_ci95": [0.8, 0.95]},
+        "b": {"recall": 0.4, "support": 25, "recall_ci95": [0.1, 0.8]},
+        "absent": {"recall": None, "support": 0, "recall_ci95": [None, None]},
+    }
+    found = judge("subgroups", subgroups={"num_looked_at": 0, "lowest": []}, per_class=per_class)
+    named = "The class with the lowest sensitivity is b: 40.0 % of 25 images"
+    assert found.answer.endswith(f" {named} (95 % interval 10.0 % to 80.0 %).")
+    per_class["b"]["recall_ci95"] = [None, None]
+    unknown = judge("subgroups", subgroups={"num_looked_at": 0, "lowest": []}, per_class=per_class)
+    assert unknown.answer.endswith(f" {named}.")
+
+
+def test_warnings_have_the_gravest_first():
+    about = measured(
+        data={"controls": {"traits_control": CONTROL | {"accuracy": 0.9}}},
+        set_coverage=0.7,
+        set_coverage_ci95=[0.6, 0.8],
+        mean_set_size=1.0,
+        subgroups={"num_looked_at": 9, "lowest": [subgroup("a", is_worse=True)]},
+    )
+    assert [text.split(" ")[0] for text in verdicts.warnings(about)] == ["These", "The", "It"]
+
+
+def test_what_an_audit_knows_of_the_data():
+    findings = {
+        "traits_control": CONTROL,
+        "neighbour_control": None,
+        "neighbours": {"valid": 1, "test": 2},
+        "groups": {"num_groups": 20},
+        "num_readable": 20,
+    }
+    found = verdicts.about_data(findings)
+    assert found == {
+        "controls": {"traits_control": CONTROL},
+        "neighbours": {"valid": 1, "test": 2},
+        "has_patients": False,
+    }
+    assert json.loads(json.dumps(found)) == found
+    assert verdicts.about_data({}) == {"controls": {}, "neighbours": {}, "has_patients": None}
+
+
+@pytest.mark.parametrize(("has_patients", "is_told"), [(False, True), (True, False), (None, False)])
+def test_limits_name_what_is_missing(has_patients, is_told):
+    texts = " ".join(verdicts.limits(measured(data={"has_patients": has_patients})))
+    assert ("Which images are of one patient" in texts) == is_told
+    assert "chosen on validation images" not in texts
+    valid = Measured(split="valid", metrics={}, trust={}, data={})
+    assert "chosen on validation images" in " ".join(verdicts.limits(valid))

@@ -1,0 +1,55 @@
+"""What is said about traits of the files that tell classes or splits."""
+
+from typing import Any
+
+from tlray.data import traits
+from tlray.trust import findings, shortcuts
+
+
+def trait_test(
+    family: str, accuracy: float, balanced: float, *, told: str | None = None, trait: str | None = "x"
+) -> dict[str, Any]:
+    chance = 0.25 if told is None else 0.5
+    return {
+        "family": family, "told": told, "accuracy": accuracy, "majority": 0.32, "balanced_accuracy": balanced,
+        "chance": chance, "trait": trait,
+    }  # fmt: skip
+
+
+def warn(*found: dict[str, Any], together: dict[str, Any] | None = None) -> list[str]:
+    return findings.shortcut_warnings({"shortcuts": {"found": list(found), "together": together}})
+
+
+def test_nothing_found_is_no_warning():
+    assert findings.shortcut_warnings({}) == []
+    assert warn(together=trait_test(shortcuts.ALL, 0.5, 0.5, trait=None)) == []
+    assert findings.split_warnings({"split_shortcuts": {"found": [], "together": None}}) == []
+
+
+def test_the_strongest_figure_comes_first():
+    corners = trait_test("corners", 0.84, 0.74, told="b")
+    (text,) = warn(corners, trait_test("size", 0.49, 0.48), together=trait_test(shortcuts.ALL, 0.8, 0.81))
+    assert text.startswith(
+        "Classes can be told without looking at the anatomy: traits of the files (size, format, grey levels, borders, "
+        "corners, colour) alone reach a balanced accuracy of 0.81 (by chance 0.25). A model can learn this"
+    )
+    # All traits together that are no shortcut themselves are not quoted.
+    (text,) = warn(corners, together=trait_test(shortcuts.ALL, 0.8, 0.81, trait=None))
+    assert text.startswith(
+        "'b' can be told from the other classes without looking at the anatomy: the corners alone reach a balanced "
+        "accuracy of 0.74 (by chance 0.50)."
+    )
+    (text,) = warn(trait_test("size", 0.49, 0.48))
+    assert "the picture size alone reaches a balanced accuracy of 0.48 (by chance 0.25)" in text
+
+
+def test_every_family_has_a_name():
+    for family in (*traits.FAMILIES, shortcuts.ALL):
+        if family not in traits.ANATOMICAL:
+            assert warn(trait_test(family, 0.9, 0.9))
+
+
+def test_splits_that_differ():
+    (text,) = findings.split_warnings({"split_shortcuts": {"found": [trait_test("file", 0.9, 0.9)], "together": None}})
+    assert text.startswith("The splits differ in how their files were made, so training and test images may be from")
+    assert "the file format and its bytes alone reach a balanced accuracy of 0.90" in text

@@ -1,0 +1,84 @@
+"""Training images that a bundle keeps, to be shown beside a prediction: small pictures, labels, and where they lie.
+
+Nothing else of the images is kept: no name, no id, no metadata of their files. `tlray.inference.lookalikes` finds those
+that are most like an image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlray.bundle.novelty import directions
+from tlray.errors import DataError
+
+NUM_AXES = {"directions": 2, "labels": 1, "jpegs": 1, "ends": 1}
+"""Names of the stored arrays, with their numbers of axes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeptImages:
+    """Some training images of a model.
+
+    Attributes:
+        directions: Where they lie in the space that the training images span, scaled to length 1, float32
+            [images, components]; see `novelty.directions`.
+        labels: Their classes, integer [images], in [0, K).
+        jpegs: A thumbnail of each, JPEG.
+    """
+
+    directions: np.ndarray
+    labels: np.ndarray
+    jpegs: Sequence[bytes]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns arrays for an .npz file, without pickle; `from_arrays` reads them.
+
+        `directions` are float16, `labels` int32, `jpegs` all thumbnails one after another, uint8 [bytes], and `ends`
+        where each of them ends, int64 [images].
+        """
+        return {
+            "directions": self.directions.astype(np.float16),
+            "labels": self.labels.astype(np.int32),
+            "jpegs": np.frombuffer(b"".join(self.jpegs), np.uint8),
+            "ends": np.cumsum([len(jpeg) for jpeg in self.jpegs], dtype=np.int64),
+        }
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int) -> KeptImages:
+    """Returns what was stored by `KeptImages.arrays`.
+
+    Args:
+        arrays: The arrays.
+        num_classes: Number of classes of the model.
+
+    Raises:
+        DataError: An array is missing, or they do not fit together.
+    """
+    missing = set(NUM_AXES) - set(arrays)
+    if missing:
+        raise DataError(f"The arrays of the training images lack {sorted(missing)}.")
+    found = {name: np.asarray(arrays[name]) for name in NUM_AXES}
+    if not _fit(found, num_classes):
+        shapes = ", ".join(f"{name} {each.dtype} {list(each.shape)}" for name, each in found.items())
+        raise DataError(f"The arrays of the training images do not fit together: {shapes}.")
+    data, ends = found["jpegs"].tobytes(), found["ends"].tolist()
+    return KeptImages(
+        directions=directions(found["directions"]),  # once more, as they were rounded
+        labels=found["labels"],
+        jpegs=[data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)],
+    )
+
+
+def _fit(found: Mapping[str, np.ndarray], num_classes: int) -> bool:
+    """Tells whether arrays have the types, shapes and ranges of `KeptImages.arrays`, of at least one image."""
+    kinds = {"directions": "f", "labels": "iu", "jpegs": "u", "ends": "iu"}
+    if any(
+        found[name].ndim != num_axes or found[name].dtype.kind not in kinds[name] for name, num_axes in NUM_AXES.items()
+    ):
+        return False
+    labels, jpegs, ends = found["labels"], found["jpegs"], found["ends"]
+    if not len(found["directions"]) == len(labels) == len(ends) > 0 or jpegs.dtype != np.uint8:
+        return False
+    is_known = labels.min() >= 0 and labels.max() < num_classes and np.isfinite(found["directions"]).all()
+    return bool(is_known and ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == len(jpegs))

@@ -1,0 +1,350 @@
+"""Says in sentences what the figures of a model are worth: the answers to "May I believe this?".
+
+The report and the model card show the same sentences, in the same order. Warnings that a command prints come from here,
+too. Everything is computed from figures that were measured before; nothing is measured here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlray.errors import counted
+
+CONTROLS = ("traits_control", "neighbour_control", "permuted_control")
+"""Names of the controls in the findings of an audit, see `tlray.trust.findings.find`."""
+
+LITTLE = 0.05
+"""Share of referred images below which a model is said to refer hardly anything."""
+
+MAX_NAMED = 3
+"""Maximum number of subgroups that a sentence names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer to a question about a model's figures.
+
+    Attributes:
+        question: The question, of one line.
+        answer: One to three sentences; with the remedy if it is a warning.
+        is_warning: The answer is a reason not to believe the figures, or not to rely on a part of the model.
+    """
+
+    question: str
+    answer: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured on one split, and what is known of the data.
+
+    Attributes:
+        split: Name of the split.
+        metrics: Its metrics, see `tlray.evaluation.measurement.SplitEvaluation`. Any may be missing, as in bundles of
+            earlier versions.
+        trust: How the limits of the model were found, see `BundleSpec.trust`; may be empty.
+        data: What is known of the images, see `about_data`; empty: nothing.
+    """
+
+    split: str
+    metrics: Mapping[str, Any]
+    trust: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    @property
+    def new(self) -> Mapping[str, Any]:
+        """The metrics of the images that are new to the model; of all images where these are not told apart."""
+        return self.metrics.get("leak_free") or self.metrics
+
+    @property
+    def images(self) -> str:
+        """What the images of the split are called, such as `test images`."""
+        return "measured images" if self.split == "all" else f"{self.split} images"
+
+
+def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an audit knows about how far the figures of a model can be believed; can be written as JSON.
+
+    Args:
+        findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing.
+
+    Returns:
+        `controls`: name to the control, without those that are not known; `neighbours`: split to its number of images
+        that are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
+        several images, so that patients were named; null if it is not known.
+    """
+    groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
+    return {
+        "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
+        "neighbours": dict(findings.get("neighbours", {})),
+        "has_patients": None if groups is None or num_images is None else groups < num_images,
+    }
+
+
+def percent(value: float) -> str:
+    """Returns a share as text, such as `80.2 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def verdicts(measured: Measured) -> dict[str, Verdict]:
+    """Returns what the figures are worth, by topic, in the order in which they are to be read.
+
+    Topics are `leaks`, `controls`, `calibration`, `referral`, `coverage` and `subgroups`; those of which nothing is
+    known are left out.
+    """
+    topics: dict[str, Callable[[Measured], Verdict | None]] = {
+        "leaks": _leaks,
+        "controls": _controls,
+        "calibration": _calibration,
+        "referral": _referral,
+        "coverage": _coverage,
+        "subgroups": _subgroups,
+    }
+    found = ((topic, judge(measured)) for topic, judge in topics.items())
+    return {topic: verdict for topic, verdict in found if verdict is not None}
+
+
+def warnings(measured: Measured) -> tuple[str, ...]:
+    """Returns the answers that a user must know of, the gravest first.
+
+    That no threshold was found is not among them: training warns of it where it looks for one. Nor is it that labels
+    without meaning are told: the audit warns of that.
+    """
+    found = verdicts(measured)
+    has_threshold = not (measured.trust.get("referral") or {}).get("note")
+    controls, referral = ["controls"] * _files_do_as_well(measured), ["referral"] * has_threshold
+    topics = (*controls, *referral, "coverage", "subgroups")
+    return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
+
+
+def _interval(ends: Sequence[float | None] | None) -> str:
+    low, high = ends or (None, None)
+    return "" if low is None or high is None else f" (95 % interval {percent(low)} to {percent(high)})"
+
+
+def _leaks(measured: Measured) -> Verdict | None:
+    question = "Has the model seen these images before?"
+    num_leaked, num_images = measured.metrics.get("num_leaked"), measured.metrics.get("num_images", 0)
+    if num_leaked is None:
+        return None
+    relation = "a copy, or another image of its patient, among those that the model learned from"
+    if num_leaked and measured.metrics.get("leak_free") is None:
+        answer = f"Yes: each of the {measured.images} has {relation}. Measure it on images of other patients."
+        return Verdict(question=question, answer=answer, is_warning=True)
+    known = (
+        f"{num_leaked} of the {num_images} {measured.images}: each has {relation}. The figures are without them."
+        if num_leaked
+        else f"None of the {measured.images} is known to have {relation}."
+    )
+    near = measured.data.get("neighbours", {}).get(measured.split, 0)
+    if not near:
+        return Verdict(question=question, answer=known)
+    answer = (
+        f"{known} But {near} {'of the others' if num_leaked else 'of them'} look like slices of the same series as "
+        "images that it learned from, perhaps of the same patients, so the figures are probably too good. Name the "
+        "patients: one folder for each, or the column group_id of a table."
+    )
+    return Verdict(question=question, answer=answer, is_warning=True)
+
+
+def _controls(measured: Measured) -> Verdict | None:
+    controls, is_warning = measured.data.get("controls", {}), False
+    sentences = control_texts(measured.data, split=measured.split)
+    if not sentences:
+        return None
+    permuted = controls.get("permuted_control")
+    if permuted and permuted["is_above_chance"]:
+        is_warning = True
+        sentences.append("Shuffled labels should not be told: training and test images must be related.")
+    if _files_do_as_well(measured):
+        is_warning = True
+        right = f"{percent(measured.new['accuracy'])}{_interval(measured.new.get('accuracy_ci95'))}"
+        sentences.insert(0, f"These images do not show that the model needs the anatomy. It is right in {right}.")
+    return Verdict(question="Does it need the anatomy?", answer=" ".join(sentences), is_warning=is_warning)
+
+
+def _files_do_as_well(measured: Measured) -> bool:
+    """Tells whether the traits of the files predict the classes as well as the model may, within its interval."""
+    traits = measured.data.get("controls", {}).get("traits_control")
+    low, _ = measured.new.get("accuracy_ci95") or (1.0, 1.0)
+    return bool(
+        traits and traits["is_above_chance"] and traits["split"] == measured.split and traits["accuracy"] >= low
+    )
+
+
+def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[str]:
+    """Returns a sentence for each control: how often it is right.
+
+    Args:
+        data: See `about_data`.
+        split: The split that is known from the context. The name of another split is in the sentence.
+    """
+    texts = {
+        "traits_control": "A random forest that sees only how the files were made",
+        "neighbour_control": "The label of the most similar training image",
+        "permuted_control": "A linear probe that learns shuffled labels",
+    }
+    sentences = []
+    for name, found in data.get("controls", {}).items():
+        where = f" of the new {found['split']} images" if found["split"] != split else ""
+        as_expected = ", as it should be" if name == "permuted_control" and not found["is_above_chance"] else ""
+        by_chance = f"(by chance {percent(found['chance'])})"
+        sentences.append(f"{texts[name]} is right in {percent(found['accuracy'])}{where} {by_chance}{as_expected}.")
+    return sentences
+
+
+def _calibration(measured: Measured) -> Verdict | None:
+    error = measured.new.get("ece")
+    if error is None:
+        return None
+    answer = (
+        f"Within about {100 * error:.1f} percentage points: that is its mean distance from how often the model is "
+        "right (expected calibration error; 0 is perfect, and few images never reach it)."
+    )
+    return Verdict(question="Can its confidence be read as a probability?", answer=answer)
+
+
+def _referral(measured: Measured) -> Verdict | None:
+    new, chosen = measured.new, measured.trust.get("referral") or {}
+    num_images, num_referred, rate = new.get("num_images"), new.get("num_referred"), new.get("accepted_error_rate")
+    question = "Does it know when it is wrong?"
+    if num_images is None or num_referred is None:
+        return None
+    if rate is None:
+        answer = f"It decides nothing by itself: all {num_images} images are referred to a person."
+        return Verdict(question=question, answer=answer, is_warning=True)
+    wanted = chosen.get("max_error")
+    if wanted is not None and chosen.get("note"):
+        is_little = num_referred < LITTLE * num_images
+        refers = f"the model refers {'hardly anything, ' if is_little else ''}{num_referred} of {num_images} images"
+        num_tried = measured.trust.get("num_images")
+        shown = "" if num_tried is None else f", as far as {counted(num_tried, 'image')} can show"
+        answer = (
+            f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
+            f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
+            "look at every image, or add validation images of other patients and train again; --refer-below sets a "
+            "threshold by hand."
+        )
+        return Verdict(question=question, answer=answer, is_warning=True)
+    answer = (
+        f"It refers {num_referred} of {num_images} images to a person. Of those that it accepts, {percent(rate)} are "
+        f"wrong{_interval(new.get('accepted_error_rate_ci95'))}"
+    )
+    if wanted is None:
+        return Verdict(question=question, answer=f"{answer}.")
+    low, _ = new.get("accepted_error_rate_ci95") or (0.0, 1.0)
+    if low <= wanted:
+        return Verdict(question=question, answer=f"{answer}; at most {100 * wanted:g} % were wanted.")
+    answer = (
+        f"{answer}, surely more than the {100 * wanted:g} % that the threshold was chosen for. These images are unlike "
+        "those that it was chosen on: let a person look at every one, or train with images like these."
+    )
+    return Verdict(question=question, answer=answer, is_warning=True)
+
+
+def _one_in(rate: float) -> str:
+    """Returns an error rate with its subject and verb, such as `1 in 5 accepted answers is`."""
+    if not rate:
+        return "none of the accepted answers here is"
+    return (
+        f"1 in {round(1 / rate)} accepted answers is" if rate <= 0.5 else f"{percent(rate)} of the accepted answers are"
+    )
+
+
+def _coverage(measured: Measured) -> Verdict | None:
+    new, sets = measured.new, measured.trust.get("sets") or {}
+    covered, ends, size = new.get("set_coverage"), new.get("set_coverage_ci95"), new.get("mean_set_size")
+    if covered is None or size is None:
+        return None
+    question = "Do its prediction sets have the true class?"
+    answer = (
+        f"The prediction set (the classes that may be right) has the true class for {percent(covered)} of the "
+        f"{measured.images}{_interval(ends)}, with {size:.1f} classes on average"
+    )
+    if "alpha" not in sets:
+        return Verdict(question=question, answer=f"{answer}.")
+    wanted = 1 - sets["alpha"]
+    if covered >= wanted:
+        return Verdict(question=question, answer=f"{answer}; {100 * wanted:g} % were wanted.")
+    is_sure = ends is not None and ends[1] < wanted
+    how = "surely fewer" if is_sure else "fewer, though perhaps by chance,"
+    answer = (
+        f"{answer}: {how} than the {100 * wanted:g} % that were wanted. Do not take a set for complete; more "
+        "validation images of other patients make better sets."
+    )
+    return Verdict(question=question, answer=answer, is_warning=True)
+
+
+def _subgroups(measured: Measured) -> Verdict | None:
+    found = measured.metrics.get("subgroups")
+    if not found:
+        return None
+    looked_at = f"{counted(found['num_looked_at'], 'subgroup')} of the {measured.images}"
+    worse = [each for each in found["lowest"] if each["is_worse"]]
+    if not found["num_looked_at"]:
+        answer = (
+            "Not known: no two kinds of images (by size, format, mode or a column of the table) have enough of them. "
+            "Columns such as scanner or hospital in the table of --data are looked at."
+        )
+    elif not worse:
+        answer = f"In none of {looked_at} (by size, format, mode, table column) is it surely worse than on all of them."
+    else:
+        named = "; ".join(
+            f"{subgroup_name(each)} {percent(each['accuracy'])}{_interval(each['accuracy_ci95'])}"
+            for each in worse[:MAX_NAMED]
+        )
+        more = f"; and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
+        answer = (
+            f"It is surely worse than overall ({percent(measured.new['accuracy'])}) for {named}{more}. This is of "
+            f"{looked_at} that were looked at; about 1 in 40 would seem worse by chance. Add training images like "
+            "these, or do not use the model for them."
+        )
+    answer = f"{answer}{_lowest(measured)}"
+    return Verdict(question="Are there images for which it is worse?", answer=answer, is_warning=bool(worse))
+
+
+def lowest_sensitivity(metrics: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Returns the class with the lowest sensitivity, and its values in `per_class`; None if no class has images."""
+    known = [(name, each) for name, each in metrics.get("per_class", {}).items() if each.get("recall") is not None]
+    return min(known, key=lambda each: each[1]["recall"], default=None)
+
+
+def _lowest(measured: Measured) -> str:
+    """Returns a sentence about the class with the lowest sensitivity, with a space before it; empty: none is known."""
+    lowest = lowest_sensitivity(measured.new)
+    if lowest is None:
+        return ""
+    name, of_class = lowest
+    found = f"{percent(of_class['recall'])} of {of_class['support']} images{_interval(of_class.get('recall_ci95'))}"
+    return f" The class with the lowest sensitivity is {name}: {found}."
+
+
+def subgroup_name(found: Mapping[str, Any]) -> str:
+    """Returns the name of a subgroup for people, see `tlray.trust.subgroups.find`."""
+    return f"{found['column']} {found['value']}"
+
+
+def limits(measured: Measured) -> list[str]:
+    """Returns what the figures cannot tell, a sentence each."""
+    found = [
+        "How it does elsewhere: the images are of one data set. Evaluate the model again for another scanner, "
+        "hospital, reconstruction or population.",
+        "Whether the labels are right: the figures take them as they are given.",
+    ]
+    if measured.data.get("has_patients") is False:
+        found.append(
+            "Which images are of one patient: no patients are named, so all images but copies count as those of "
+            "different patients. Where that is wrong, the figures are too good, and the intervals too narrow."
+        )
+    if measured.split == "valid":
+        found.append(
+            "How good it is on images that chose nothing: the epoch or the settings were chosen on validation images, "
+            "so figures of those are too good."
+        )
+    return [
+        *found,
+        "What it does with another disease, or with no chest CT: every image gets one of the classes.",
+        "What a volume or a history would add: the model sees a single slice, scaled down to its input size.",
+        "What it would change for a patient: that takes a clinical study.",
+    ]
