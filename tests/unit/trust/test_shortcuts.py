@@ -17,7 +17,6 @@ IS_B = np.array(CLASSES) == "b"
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shortcuts, "NUM_TREES", 5)
-    monkeypatch.setattr(shortcuts, "NUM_PERMUTATIONS", 999)
     monkeypatch.setattr(shortcuts, "MAX_FOLDS", 3)
 
 
