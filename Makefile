@@ -77,7 +77,7 @@ bench-trust: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(RUN)/features" || { echo "Give existing paths: make bench-trust DATA=DIR WEIGHTS=FILE RUN=DIR (of tlray train probe)"; exit 2; }
 	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/planted_copies.py --data $(DATA) --weights $(WEIGHTS)
-	$(BIN)/python benchmarks/planted_shortcuts.py
+	$(BIN)/python benchmarks/planted_shortcuts.py --first-set 2000
 	$(BIN)/python benchmarks/audit_cost.py --data $(DATA) --weights $(WEIGHTS)
 	rm -rf $(FOREIGN)/images
 	$(BIN)/python benchmarks/foreign_images.py --run $(RUN) --out $(FOREIGN)/images
