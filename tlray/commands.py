@@ -120,9 +120,9 @@ def _verify(arguments: list[str]) -> None:
     from tlray.evaluation.evidence import verify  # noqa: PLC0415
 
     result = verify(config)
-    _show("Verified", result.rows(), quiet=config.quiet)
+    _show("Verified" if result.is_right else "Changed", result.rows(), quiet=config.quiet)
     if not result.is_right:
-        raise TlrayError(f"'{config.run}' is not as it says: {', '.join(result.wrong())}.")
+        raise TlrayError(f"'{config.run}' is not as it was written: {', '.join(result.wrong())}.")
 
 
 def _score(arguments: list[str]) -> None:

@@ -79,7 +79,7 @@ def test_a_run_is_verified_and_an_edited_report_is_named(trained, tmp_path, caps
     capsys.readouterr()
     (run / "report.html").write_text((run / "report.html").read_text().replace("Accuracy", "Accuracy 0.99", 1))
     assert tlray("verify", run) == 1
-    assert capsys.readouterr().err == f"tlray: '{run}' is not as it says: report.html.\n"
+    assert capsys.readouterr().err == f"tlray: '{run}' is not as it was written: report.html.\n"
 
 
 def test_manifest_has_a_row_for_every_file_and_whole_patients(trained):

@@ -284,7 +284,7 @@ def _subgroups(measured: Measured) -> Verdict | None:
     worse = [each for each in found["lowest"] if each["is_worse"]]
     if not found["num_looked_at"]:
         answer = (
-            "Not known: no two kinds of images (by size, format, mode or a column of the table) have enough of them. "
+            "Not known: nothing that is known of the images here divides them into two kinds with enough of each. "
             "Columns such as scanner or hospital in the table of --data are looked at."
         )
     elif not worse:
@@ -334,8 +334,8 @@ def limits(measured: Measured) -> list[str]:
     ]
     if measured.data.get("has_patients") is False:
         found.append(
-            "Which images are of one patient: no patients are named, so all images but copies count as those of "
-            "different patients. Where that is wrong, the figures are too good, and the intervals too narrow."
+            "Which images are of one patient: no patients are named, so images, but for known copies, count as "
+            "those of different patients. Where that is wrong, the figures are too good, and the intervals too narrow."
         )
     if measured.split == "valid":
         found.append(
