@@ -35,7 +35,7 @@ model whose validation images happen to be unusual, many looks in a row find it.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a look at a full window has found.
+    """The drift of each statistic in a full window, found by one look at it.
 
     Attributes:
         indices: Maps each known statistic to its population stability index: how large its drift is. NaN: not known.

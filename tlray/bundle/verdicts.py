@@ -37,7 +37,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was measured on one split, and what is known of the data.
+    """The metrics of a model on one split, with what is known of the model's limits and of the data.
 
     Attributes:
         split: Name of the split.
@@ -59,7 +59,7 @@ class Measured:
 
     @property
     def images(self) -> str:
-        """What the images of the split are called, such as `test images`."""
+        """The name of the split's images in a sentence, such as `test images`."""
         return "measured images" if self.split == "all" else f"{self.split} images"
 
 

@@ -19,7 +19,7 @@ PAIRS_PER_TASK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """What was seen in the images of a data set, in the order of their ids.
+    """The copies, traits and thumbnails of the images of a data set, in the order of their ids.
 
     Attributes:
         table: All images, with the column `splits.PICTURE`.

@@ -49,7 +49,7 @@ NUM_LEAVES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraitTest:
-    """How well the traits of one family tell the classes, on images that the forest was not trained on.
+    """The accuracy with which the traits of one family tell the classes, on images that the forest was not trained on.
 
     Attributes:
         family: A name from `traits.FAMILIES`, or `ALL`.
