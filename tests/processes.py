@@ -1,5 +1,7 @@
 """Other processes: which are there, and waiting until they have done something."""
 
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -28,3 +30,22 @@ def processes_with(mark: str) -> dict[int, str]:
         except OSError:  # it has just ended, or is somebody else's
             continue
     return found
+
+
+def output_at_end(process: "subprocess.Popen[str]", *, timeout_s: float) -> str:
+    """Returns what a process has printed by its end.
+
+    A process that does not end is aborted and fails the test. Started with PYTHONFAULTHANDLER=1, it first prints what
+    each of its threads was doing.
+    """
+    try:
+        return process.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        had_ended = process.poll() is not None  # then a child of it holds its output open
+        process.send_signal(signal.SIGABRT)
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            output = str(error.stdout)
+        raise AssertionError(f"No end within {timeout_s:g} s, process ended: {had_ended}. Output:\n{output}") from None

@@ -4,9 +4,11 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tlray import __version__
 from tlray.commands import COMMANDS, NOTICE
@@ -15,6 +17,10 @@ from tlray.errors import BundleError, TlrayError
 from tlray.files import storage
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+EXIT_S = 30.0
+"""Seconds in which the process ends once its command has ended. Ray usually needs 4; once a driver that was interrupted
+was still there after a minute. The processes of a local Ray end with their driver."""
 
 RESUMED_BY = {"train": "config.json", "score": "predictions", "sweep": "config.json"}
 """Commands with `--resume`; and for each the name in its output directory without which there is nothing to resume."""
@@ -45,7 +51,15 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a log shows each line as it is printed, not all at the end
         sys.stdout.reconfigure(line_buffering=True)
-    sys.exit(execute(command, arguments))
+    _exit(execute(command, arguments))
+
+
+def _exit(code: int) -> NoReturn:
+    """Exits with a code, after `EXIT_S` at the latest, even if a library waits for ever for its own processes."""
+    deadline = threading.Timer(EXIT_S, os._exit, (code,))  # without Python's own end, which is what would be waited for
+    deadline.daemon = True  # a process that ends earlier does not wait for it
+    deadline.start()
+    sys.exit(code)
 
 
 def execute(command: str, arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from tests.processes import wait_until
+from tests.processes import output_at_end, wait_until
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.timing import Timing
 from tlray.training import checkpoint, run
@@ -132,7 +132,7 @@ def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted
     def start(*more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "tlray", "train", *map(str, arguments), *more],
-            env={**os.environ, "RAY_ADDRESS": local_ray},
+            env={**os.environ, "RAY_ADDRESS": local_ray, "PYTHONFAULTHANDLER": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted
     def end(driver: subprocess.Popen[str], signal_number: int) -> str:
         """Sends a signal to a run that has not ended; returns what it has said."""
         driver.send_signal(signal_number)
-        output, _ = driver.communicate(timeout=60)
+        output = output_at_end(driver, timeout_s=60)
         assert num_epochs_done(out) < NUM_EPOCHS, output
         assert not (out / "metrics.json").exists()
         return output

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.processes import processes_with, wait_until
+from tests.processes import output_at_end, processes_with, wait_until
 from tlray import cli
 from tlray.config.commands import SweepConfig
 from tlray.tuning import trial_table
@@ -59,7 +59,7 @@ def test_an_interrupted_sweep_is_continued(config, request):
     ]
     driver = subprocess.Popen(
         [sys.executable, "-m", "tlray", "sweep", *map(str, arguments)],
-        env=os.environ | {"RAY_ADDRESS": "local", "TLRAY_TEST": mark},
+        env=os.environ | {"RAY_ADDRESS": "local", "TLRAY_TEST": mark, "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,7 +71,7 @@ def test_an_interrupted_sweep_is_continued(config, request):
     os.killpg(driver.pid, signal.SIGINT)
     os.kill(driver.pid, signal.SIGCONT)
     assert any("raylet" in command for command in started)
-    output, _ = driver.communicate(timeout=60)
+    output = output_at_end(driver, timeout_s=60)
     assert driver.returncode == 130, output
     assert output.endswith("tlray: interrupted. Continue with the same command and --resume (not --overwrite).\n")
     assert "Traceback" not in output

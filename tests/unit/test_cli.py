@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.processes import output_at_end
 from tlray import __version__, cli
 from tlray.bundle.agreement import Agreement
 from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
@@ -817,3 +818,13 @@ def test_a_reader_of_the_output_that_has_gone_is_no_fault():
         process.stdout.close()  # as `| head` does when it has enough
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_a_process_ends_although_a_library_hangs_at_its_end():
+    program = (
+        "import atexit, threading; from tlray import cli; cli.EXIT_S = 0.2; cli.execute = lambda *_: 130; "
+        "atexit.register(threading.Event().wait); cli.run('sweep', [])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE) as process:
+        assert output_at_end(process, timeout_s=60) == ""
+    assert process.returncode == 130
