@@ -7,7 +7,7 @@ accuracy as its mean; each image is right with the chance of its patient. The co
 is then 1 / (a + b + 1) of the distribution's parameters a and b, the intraclass correlation. The accuracy over all
 images has the true accuracy as its expected value, since the number of images of a patient does not depend on it.
 
-Intervals are those of `tlray.trust.intervals.metric_intervals`, which the reports use. Beside them is how often an
+Intervals are those of `tlray.trust.classification.metric_intervals`, which the reports use. Beside them is how often an
 interval covers that takes all images as independent. It writes `interval_coverage_DATE.md` into --out.
 """
 
@@ -22,7 +22,8 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent))
 from result_page import Goal, write_goals
 
-from tlray.trust.intervals import metric_intervals, share_interval
+from tlray.trust.classification import metric_intervals
+from tlray.trust.intervals import share_interval
 
 COVERAGE_RANGE = (0.92, 0.98)
 NUM_CLASSES = 4
