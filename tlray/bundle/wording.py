@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 Ends = Sequence[float | None] | None
-"""An interval [low, high] of the metrics; None, or with an end that is None, where it is not known."""
+"""An interval [low, high] of a metric. None, or with ends that are None: not known. Only the high end is None: it has
+no upper limit."""
 
 
 def percent(value: float) -> str:
@@ -17,9 +18,11 @@ def decimals(value: float, digits: int = 3) -> str:
 
 
 def span(ends: Ends, write: Callable[[float], str] = decimals) -> str:
-    """Returns an interval as text, such as `0.701 to 0.903`; empty if it is not known."""
+    """Returns an interval as text, such as `0.701 to 0.903` or `at least 0.701`; empty if it is not known."""
     low, high = ends or (None, None)
-    return "" if low is None or high is None else f"{write(low)} to {write(high)}"
+    if low is None:
+        return ""
+    return f"at least {write(low)}" if high is None else f"{write(low)} to {write(high)}"
 
 
 def bracketed(ends: Ends, write: Callable[[float], str] = percent, *, beside: str = "") -> str:

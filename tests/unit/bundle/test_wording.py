@@ -5,7 +5,7 @@ import pytest
 from tlray.bundle import wording
 
 
-@pytest.mark.parametrize("ends", [None, [None, None], [0.5, None]])
+@pytest.mark.parametrize("ends", [None, [None, None]])
 def test_an_interval_that_is_not_known_is_left_out(ends):
     assert wording.span(ends) == wording.bracketed(ends) == ""
     assert wording.bracketed(ends, beside="by chance 25.0 %") == " (by chance 25.0 %)"
@@ -21,3 +21,4 @@ def test_a_known_interval_is_in_brackets():
     assert text == " (95 % interval 0.500 to 0.875; by chance 0.250)"
     assert wording.estimate(0.75, ends) == "0.750 (95 %: 0.500 to 0.875)"
     assert wording.estimate(0.75, ends, beside="8 images") == "0.750 (95 %: 0.500 to 0.875, 8 images)"
+    assert wording.estimate(0.75, [0.0, None]) == "0.750 (95 %: at least 0.000)"  # the log loss of a single patient
