@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from tlray.bundle.wording import estimate
 from tlray.config import helptext
 from tlray.config.commands import (
     AuditConfig,
@@ -91,12 +92,10 @@ def _evaluate(arguments: list[str]) -> None:
 
     result = evaluate(config)
     metrics = result.metrics
-    low, high = metrics["accuracy_ci95"]
+    figures = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy", "log loss": "log_loss"}
     rows = [
         ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed"),
-        ("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"),
-        ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
-        ("log loss", f"{metrics['log_loss']:.3f}"),
+        *((text, estimate(metrics[name], metrics[f"{name}_ci95"])) for text, name in figures.items()),
         *([("overlays", result.overlays.text)] if result.overlays else []),
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions.csv"),
