@@ -36,7 +36,7 @@ _REFUSALS = {
     413: "The request is too large, or has too many images.",
     415: "The body has another media type, or is compressed.",
     421: "No keys are set, and the Host header is not localhost or 127.0.0.1.",
-    422: "An image cannot be decoded (`error_code` says why), or a parameter in the address is invalid.",
+    422: "An image cannot be decoded (`error_code` says why), or a parameter in the address is invalid or unknown.",
     429: "Too many images are waiting, too much is being sent, or another batch is running: see Retry-After.",
     500: "The server failed; its log says why.",
     503: "No model is ready, or there is no job server: see Retry-After.",
