@@ -41,6 +41,7 @@ def test_the_strongest_figure_comes_first():
     )
     (text,) = warn(trait_test("size", 0.49, 0.48))
     assert "the picture size alone reaches a balanced accuracy of 0.48 (by chance 0.25)" in text
+    assert text.endswith("the same way; this tells whether it has helped: `tlray audit --data DATA --out OUT`")
 
 
 def test_every_family_has_a_name():
