@@ -190,7 +190,8 @@ def first_features(config: TrainConfig, read: Read, directory: str, available: C
     readable = read.table.filter(read.table["error_code"].is_null())
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     views = 1 if splits.missing(readable) else num_views(config)
-    probing.compute(config, directory, read.images, network, plan=plan, views=views)
+    title = "Computing features for audit and training"
+    probing.compute(config, directory, read.images, network, plan=plan, views=views, title=title)
     return store.look_up(probing.read_pooled(directory), readable)
 
 
