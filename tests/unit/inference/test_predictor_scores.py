@@ -163,7 +163,8 @@ def prediction_table(spec: BundleSpec, ood_scores: np.ndarray = OOD_SCORES) -> p
     codes = np.array(["", "", "", "", "empty", ""])
     batch = {"probabilities": PROBS_BK, "ood_score": ood_scores, "error_code": codes, "error": codes}
     batch["sha256"] = np.full(6, "f00")
-    return predictions.prediction_table(pa.table(dict.fromkeys(SCHEMA.names, names), schema=SCHEMA), batch, spec, "s")
+    columns = dict.fromkeys(SCHEMA.names, names) | {"group_id": ["p1"] * 6}
+    return predictions.prediction_table(pa.table(columns, schema=SCHEMA), batch, spec, "s")
 
 
 def test_predictions_say_why_they_are_referred():
