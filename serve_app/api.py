@@ -27,8 +27,9 @@ from serve_app.http.query import check_query
 from serve_app.http.request_log import LogRequests, note
 from serve_app.model.service import Service
 from serve_app.protocols import open_inference
+from serve_app.protocols.answers import Live, Ready, ServerMetadata
+from serve_app.protocols.refusals import GUARDED, refusals
 from serve_app.protocols.routes import add_open_inference, add_tensorflow_serving
-from serve_app.protocols.schema import GUARDED, Live, Ready, ServerMetadata, refusals
 from serve_app.protocols.uploads import add_uploads
 from tlray import __version__
 
