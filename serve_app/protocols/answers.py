@@ -27,7 +27,9 @@ class ModelShown(BaseModel):
     bundle_sha256: str
     classes: list[str] = Field(description="Names of the classes, in the order of the model's outputs")
     refer_below: float = Field(description="Predictions with a lower confidence are marked `refer`")
-    max_ood_score: float | None = Field(description="Images with a higher `ood_score` are; null: it is not known")
+    max_ood_score: float | None = Field(
+        description="Limit of `ood_score`: images above it are marked `refer` as `out_of_distribution`; null: not known"
+    )
 
 
 class Lookalike(BaseModel):
@@ -43,13 +45,17 @@ class FileRow(BaseModel):
 
     file: str
     label: str | None
-    confidence: float | None = Field(description="Probability of the label")
+    confidence: float | None = Field(
+        description="Probability of the label; it means nothing if `refer_reason` is `out_of_distribution`"
+    )
     refer: bool | None = Field(description="Whether a specialist must look at the image")
     refer_reason: Literal["out_of_distribution", "low_confidence", "ambiguous"] | None = Field(
         description="Why: unlike the images of training, under the threshold, or several classes may be right"
     )
     prediction_set: list[str] | None = Field(description="The classes that the image may have; null: not known")
-    ood_score: float | None = Field(description="How unlike the images of training it is; null: not known")
+    ood_score: float | None = Field(
+        description="How unlike the images of training it is, see `max_ood_score` of /model; null: not known"
+    )
     probabilities: dict[str, float] | None
     explanation: str = Field("", description="Grad-CAM overlay with explain=true, a PNG in base64")
     explanation_error: str = Field("", description="Why there is no explanation, with explain=true")
