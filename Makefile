@@ -77,13 +77,13 @@ bench-trust: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(RUN)/features" || { echo "Give existing paths: make bench-trust DATA=DIR WEIGHTS=FILE RUN=DIR (of tlray train probe)"; exit 2; }
 	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/planted_copies.py --data $(DATA) --weights $(WEIGHTS)
-	$(BIN)/python benchmarks/planted_shortcuts.py --first-set 2000
+	$(BIN)/python benchmarks/planted_shortcuts.py
 	$(BIN)/python benchmarks/audit_cost.py --data $(DATA) --weights $(WEIGHTS)
 	rm -rf $(FOREIGN)/images
 	$(BIN)/python benchmarks/foreign_images.py --run $(RUN) --out $(FOREIGN)/images
 	$(BIN)/tlray features --data $(FOREIGN)/images --weights $(WEIGHTS) --out $(FOREIGN)/features --overwrite
 	$(BIN)/python benchmarks/trust.py --run $(RUN) --foreign $(FOREIGN)/features
-	$(BIN)/python benchmarks/by_source.py --run $(RUN)
+	$(BIN)/python benchmarks/by_source.py --run $(RUN) --out benchmarks/results
 	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle
 
 # All wrong requests and images, of which the unit tests send a sample.

@@ -5,7 +5,8 @@
 RUN is a finished `tlray train probe`. Each of its images is predicted by a probe that was fitted without the image's
 patient and without copies of it, in five parts, several times. For each kind of file the table has the classes that
 occur, the share of the most frequent one, and the accuracy. Where all files of a kind are of one class, a model that
-tells the kind is always right there, whatever it knows of the disease. It writes `by_source_DATE.md` into --out.
+tells the kind is always right there, whatever it knows of the disease. It writes `by_source_DATE.md` into --out, by
+default the folder `by_source` beside RUN.
 """
 
 import json
@@ -35,8 +36,13 @@ class Settings:
     """Widths at which a new kind of file begins."""
     seeds: int = 3
     """How often the images are cut anew."""
-    out: str = "benchmarks/results"
-    """The folder for the results."""
+    out: str = ""
+    """The folder for the results; by default `by_source` beside the run."""
+
+    @property
+    def folder(self) -> str:
+        """The folder for the results."""
+        return self.out or str(Path(self.run).absolute().parent / "by_source")
 
 
 def kind_of(uri: str, width_px: int, widths_px: tuple[int, ...]) -> str:
@@ -102,7 +108,7 @@ def main() -> None:
             "| --- | ---: | ---: | --- | ---: |" + " --- |" * settings.seeds,
             *rows,
         ],
-        out=settings.out,
+        out=settings.folder,
     )
 
 

@@ -35,7 +35,7 @@ class Settings:
 
     sets: int = 20
     """Number of sets of each kind."""
-    first_set: int = 1000
+    first_set: int = 2000
     """Number of the first set, which is its seed."""
     planted: bool = True
     """Plant shortcuts; otherwise only look for false alarms."""

@@ -23,11 +23,13 @@ from serve_app.http.guard import make_guard
 from serve_app.http.identity import Identity
 from serve_app.http.methods import AnswerHead, allow_header, show_methods
 from serve_app.http.page import load_page
+from serve_app.http.query import check_query
 from serve_app.http.request_log import LogRequests, note
 from serve_app.model.service import Service
 from serve_app.protocols import open_inference
+from serve_app.protocols.answers import Live, Ready, ServerMetadata
+from serve_app.protocols.refusals import GUARDED, refusals
 from serve_app.protocols.routes import add_open_inference, add_tensorflow_serving
-from serve_app.protocols.schema import GUARDED, Live, Ready, ServerMetadata, refusals
 from serve_app.protocols.uploads import add_uploads
 from tlray import __version__
 
@@ -102,7 +104,7 @@ def create_api(service: Service, keys: ApiKeys, batches: Batches) -> FastAPI:
     guard = make_guard(
         keys, is_open=options.open_without_keys, loopback_only=options.loopback_only, origins=options.cors_origins
     )
-    guarded = APIRouter(dependencies=[Depends(guard)], responses=GUARDED)
+    guarded = APIRouter(dependencies=[Depends(guard), Depends(check_query)], responses=GUARDED)
     _add_open(api, service)
     add_docs(api)
     add_uploads(guarded, service)

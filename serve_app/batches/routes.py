@@ -6,7 +6,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from serve_app.batches.jobs import Batches
 from serve_app.http.body import check_media_type
-from serve_app.protocols.schema import BATCH_BODY, JSON, NEW_BATCH, WITH_BATCHES, Batch, BatchList
+from serve_app.protocols.answers import Batch, BatchList
+from serve_app.protocols.bodies import BATCH_BODY, JSON
+from serve_app.protocols.refusals import NEW_BATCH, WITH_BATCHES
 
 MAX_LISTED = 100
 """Maximum number of batches in one list; the progress of each is read from storage."""

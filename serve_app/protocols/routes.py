@@ -12,14 +12,7 @@ from serve_app.errors import image_error
 from serve_app.http.body import admit, check_media_type
 from serve_app.model.service import Prediction, Service
 from serve_app.protocols import open_inference, tensorflow_serving
-from serve_app.protocols.schema import (
-    BINARY,
-    BYTES,
-    INFER_BODY,
-    JSON,
-    PREDICT_BODY,
-    WITH_IMAGES,
-    WITH_MODEL,
+from serve_app.protocols.answers import (
     Columns,
     InferAnswer,
     ModelMetadata,
@@ -29,6 +22,8 @@ from serve_app.protocols.schema import (
     Rows,
     SignatureMetadata,
 )
+from serve_app.protocols.bodies import BINARY, BYTES, INFER_BODY, JSON, PREDICT_BODY
+from serve_app.protocols.refusals import WITH_IMAGES, WITH_MODEL
 
 JSON_TYPES = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 """Media types of JSON bodies. TensorFlow Serving ignores the type, and its documentation's `curl -d` sends the second.

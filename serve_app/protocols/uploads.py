@@ -17,7 +17,9 @@ from serve_app.errors import RequestError, image_error
 from serve_app.http.body import admit, check_media_type
 from serve_app.http.forms import FormParser
 from serve_app.model.service import Prediction, Service
-from serve_app.protocols.schema import FORM, FORM_BODY, WITH_IMAGES, WITH_MODEL, ModelShown, Predictions
+from serve_app.protocols.answers import ModelShown, Predictions
+from serve_app.protocols.bodies import FORM, FORM_BODY
+from serve_app.protocols.refusals import WITH_IMAGES, WITH_MODEL
 from tlray.inference.lookalikes import Lookalike
 
 

@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from serve_app.model.classifier import Answer, Pixels
+from serve_app.model.classifier import Answer, ModelInfo, Pixels
 from tests.browser import Browser
 from tests.endpoint import LocalClassifier, below, listening, local_api
 from tlray import cli
@@ -198,6 +198,45 @@ def test_training_images_that_are_like_an_image_are_shown_beside_it(window, mode
         assert "not evidence" in card.text
         pictures = window.find_all(".lookalikes img", card)
         window.wait(lambda: all(each.get_property("naturalWidth") == 96 for each in pictures))
+        assert window.complaints() == []
+        window.driver.get("about:blank")
+
+
+class Foreign(Exchanged):
+    """A model to which light images are foreign, though it is sure of them."""
+
+    async def describe(self) -> ModelInfo:
+        info = await self.classifier.describe()
+        return replace(info, spec=replace(info.spec, thresholds={**info.spec.thresholds, "max_ood_score": 1.0}))
+
+    async def predict(self, pixels: Pixels) -> Answer:
+        answer = await self.classifier.predict(pixels)
+        assert answer.probabilities is not None
+        return replace(answer, ood_scores=np.where(answer.probabilities[:, 1] > 0.9, 2, 0).astype(np.float32))
+
+
+def test_a_foreign_image_is_called_so_before_anything_else_is_said_of_it(window, model, files):
+    with listening(local_api(Foreign(model))) as address:
+        window.driver.get(f"{address}/")
+        window.find("#explain").click()
+        window.choose(files["light"], files["unsure"])
+        window.wait_until_done("2 of 2 images done, 2 to refer to a specialist, 0 failed")
+        foreign, unsure = window.card(files["light"]), window.card(files["unsure"])
+        title, *said = (line for line in foreign.text.splitlines() if line)
+        assert (title, said[:3]) == (
+            files["light"].name,
+            ["This does not look like the images that the model was trained on.", "Refer to a specialist", CLASSES[1]],
+        )
+        assert said[3].startswith("Confidence ")
+        assert said[3].endswith(" %. It means nothing for such an image.")
+        assert "means nothing" not in unsure.text
+        grey = window.find_all("h2 + .frame + .notice + .badge + .label + .muted", foreign)[0]
+        for selector in (".label", ".bars .top"):
+            (shown,) = window.find_all(selector, foreign)
+            assert shown.value_of_css_property("color") == grey.value_of_css_property("color")
+        for value, first in (("least", "light"), ("most", "unsure")):  # though the confidence is the larger one
+            window.find(f"#order option[value={value}]").click()
+            assert window.texts(".card h2")[0] == files[first].name
         assert window.complaints() == []
         window.driver.get("about:blank")
 

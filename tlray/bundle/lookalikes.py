@@ -45,15 +45,16 @@ class KeptImages:
         }
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int) -> KeptImages:
+def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int, num_components: int | None = None) -> KeptImages:
     """Returns what was stored by `KeptImages.arrays`.
 
     Args:
         arrays: The arrays.
         num_classes: Number of classes of the model.
+        num_components: Number of components of the bundle's `novelty.Novelty`; None: it has none.
 
     Raises:
-        DataError: An array is missing, or they do not fit together.
+        DataError: An array is missing, or they do not fit together or the novelty score.
     """
     missing = set(NUM_AXES) - set(arrays)
     if missing:
@@ -62,6 +63,12 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int) -> KeptIm
     if not _fit(found, num_classes):
         shapes = ", ".join(f"{name} {each.dtype} {list(each.shape)}" for name, each in found.items())
         raise DataError(f"The arrays of the training images do not fit together: {shapes}.")
+    found_components = found["directions"].shape[1]
+    if num_components not in (None, found_components):
+        raise DataError(
+            f"The training images lie in a space of {found_components} components, but the space of the novelty score "
+            f"has {num_components}."
+        )
     data, ends = found["jpegs"].tobytes(), found["ends"].tolist()
     return KeptImages(
         directions=directions(found["directions"]),  # once more, as they were rounded

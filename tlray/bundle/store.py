@@ -88,12 +88,17 @@ class Bundle:
         """Reads the training images that may be shown beside a prediction; None: the bundle has none.
 
         Raises:
-            BundleError: Their file is damaged.
+            BundleError: Their file is damaged, or does not fit that of `novelty`.
         """
         if LOOKALIKES not in self.spec.files:
             return None
-        num_classes = len(self.spec.classes)
-        return self._read_arrays(LOOKALIKES, functools.partial(lookalikes.from_arrays, num_classes=num_classes))
+        space = self.novelty()
+        build = functools.partial(
+            lookalikes.from_arrays,
+            num_classes=len(self.spec.classes),
+            num_components=None if space is None else len(space.basis),
+        )
+        return self._read_arrays(LOOKALIKES, build)
 
     def _read_arrays(self, name: str, build: Callable[[Mapping[str, np.ndarray]], T]) -> T:
         """Returns what a function makes of the arrays in an .npz file."""

@@ -31,6 +31,9 @@ UNASSIGNED = "unassigned"
 MAX_NAMED_FAILURES = 3
 """Maximum number of unreadable images that a message names."""
 
+FIX = "tlray audit --data DATA --out OUT --fix"
+"""Command that writes a manifest with the copies of an image, and the images of a patient, in one split."""
+
 _REMEDIES: dict[str, str] = {
     ImageErrorCode.NOT_FOUND: "Write paths relative to the manifest, or absolute ones that every node has.",
     ImageErrorCode.UNREADABLE: "Check permissions and the storage, and unpack archives that have a password.",
@@ -175,7 +178,8 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         report: A report from `audit`.
 
     Returns:
-        Texts for people, which `warnings` lists first; empty if no two splits share images or patients.
+        Texts for people, which `warnings` lists first; empty if no two splits share images or patients. The first text
+        about what `FIX` mends ends with that command.
     """
     found = []
     # An audit that has not looked at the pictures knows only files with the same bytes.
@@ -190,14 +194,15 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
             f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} are too good. Keep the "
-            "copies of an image in one split."
+            f"copies of an image in one split; this writes such a table: `{FIX}`"
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
         group_id = patients["examples"][0]["group_id"]
+        end = "." if found else f"; this writes such a table: `{FIX}`"
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
-            f"so the metrics of {_measured_twice(report)} are too good. Split by patient."
+            f"so the metrics of {_measured_twice(report)} are too good. Split by patient{end}"
         )
     series = report["copies"]["series"]["across_splits"] if is_looked else None
     # A slice beside a copy that is in another split is no news; groups without such a copy are.

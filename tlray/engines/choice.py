@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from tlray.bundle.agreement import Agreement
+from tlray.bundle.spec import NOVELTY
 from tlray.bundle.store import Bundle
 from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.engines import converted, openvino_engine
@@ -106,8 +107,14 @@ def load(
         batch_size: Number of images in most calls; see `openvino_engine.OpenVinoEngine`.
 
     Raises:
-        BundleError: The model cannot be loaded.
+        BundleError: The model cannot be loaded, or the bundle's novelty score does not fit it.
     """
+    engine = _load(bundle, kind, num_threads=num_threads, use_gpu=use_gpu, batch_size=batch_size)
+    _check_features(bundle, engine)
+    return engine
+
+
+def _load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None, use_gpu: bool, batch_size: int) -> Engine:
     try:
         if kind.engine == "openvino":
             files = converted.directory(bundle, kind.precision)
@@ -123,3 +130,15 @@ def load(
         ) from error
     except ValueError as error:
         raise BundleError(f"The SavedModel of this bundle cannot be loaded: {error}") from error
+
+
+def _check_features(bundle: Bundle, engine: Engine) -> None:
+    """Raises a BundleError if the model gives another number of features than the bundle's novelty score takes."""
+    novelty, shapes = bundle.novelty(), engine.output_shapes
+    if novelty is None or len(shapes) < 2 or len(shapes[1]) != 1 or shapes[1][0] is None:
+        return
+    if shapes[1] != novelty.mean.shape:
+        raise BundleError(
+            f"{NOVELTY} of the bundle is for images with {len(novelty.mean)} features, but the bundle's model gives "
+            f"{shapes[1][0]}. Restore the bundle, or export it again."
+        )

@@ -1,5 +1,6 @@
 """Defines the interface of an engine, and the names of engines and precisions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,11 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 class Engine(Protocol):
     """A network that is ready to run. Several threads may call it."""
+
+    @property
+    def output_shapes(self) -> Sequence[tuple[int | None, ...]]:
+        """Shape of each output without the batch. A size that is not known is None; a shape that is not known, ()."""
+        ...
 
     def run(self, images_BHWC: np.ndarray) -> list[np.ndarray]:
         """Runs the network on images.

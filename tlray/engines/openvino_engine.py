@@ -153,6 +153,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise ConversionError(str(error)) from error
         self._compiled, self._outputs = compiled, _ordered(compiled.outputs)
+        self.output_shapes = [_shape(output) for output in self._outputs]
         self._requests: list[Any] = []
         self._max_images = IMAGES_PER_THREAD * max(1, compiled.get_property("INFERENCE_NUM_THREADS") // num_parallel)
         self._lock = threading.Lock()  # a request runs one call at a time
@@ -189,6 +190,12 @@ class OpenVinoEngine:
                     request.wait()
             raise
         return [[request.get_tensor(output).data.copy() for output in self._outputs] for request in requests]
+
+
+def _shape(output: Any) -> tuple[int | None, ...]:
+    """Returns the shape of an output as `kinds.Engine.output_shapes` has it."""
+    shape = output.get_partial_shape()
+    return () if shape.rank.is_dynamic else tuple(None if size.is_dynamic else size.get_length() for size in shape)[1:]
 
 
 def _ordered(outputs: list[Any]) -> list[Any]:

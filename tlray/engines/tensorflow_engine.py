@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ class TensorFlowEngine:
 
     Args:
         function: From a uint8 tensor [batch, height, width, 3] to a list of tensors.
+        outputs: Tensors of the shapes that the function gives, in this order.
     """
 
-    def __init__(self, function: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, function: Callable[[Any], list[Any]], outputs: Sequence[Any]) -> None:
         self._function = function
+        shapes = [tf.TensorShape(each.shape) for each in outputs]
+        self.output_shapes = [() if shape.rank is None else tuple(shape.as_list()[1:]) for shape in shapes]
 
     def run(self, images_BHWC: np.ndarray) -> list[np.ndarray]:
         """Runs the network, see `kinds.Engine.run`."""
@@ -75,7 +78,7 @@ def load_keras(
     """
     set_up(num_threads=num_threads, use_gpu=use_gpu)
     model = models.from_json(architecture, weights)
-    return TensorFlowEngine(trunk.as_constant(model) if is_long else trunk.as_function(model))
+    return TensorFlowEngine(trunk.as_constant(model) if is_long else trunk.as_function(model), model.outputs)
 
 
 def load_saved_model(path: Path, *, num_threads: int | None = None, use_gpu: bool = False) -> TensorFlowEngine:
@@ -97,4 +100,4 @@ def load_saved_model(path: Path, *, num_threads: int | None = None, use_gpu: boo
     predict = tf.function(
         lambda images: [*frozen(images)], input_signature=[signature], autograph=False
     ).get_concrete_function()
-    return TensorFlowEngine(predict)
+    return TensorFlowEngine(predict, frozen.outputs)

@@ -195,6 +195,7 @@ def update(
     batch_size: int,
     overwrite: bool,
     quiet: bool,
+    title: str = "Computing features",
 ) -> FeaturesResult:
     """Brings the features in a directory up to date.
 
@@ -207,7 +208,8 @@ def update(
         views: Number of views of each training image.
         batch_size: Number of images that the network takes at once.
         overwrite: Replace features of another network.
-        quiet: Show no progress.
+        quiet: Show no progress. None is shown either if no features are missing.
+        title: Name of the work in the progress display.
 
     Raises:
         ConfigError: The directory holds features of another network.
@@ -217,7 +219,7 @@ def update(
     kept, notes = store.keep(out, rows)
     missing = rows.filter(pa.array([key not in kept for key in rows[KEY].to_pylist()], pa.bool_()))
     failures: list[dict[str, Any]] = []
-    with Progress("Computing features", rows.num_rows, quiet=quiet) as progress:
+    with Progress(title, rows.num_rows, quiet=quiet or not missing.num_rows) as progress:
         progress.update(len(kept))
         for batch in extraction.compute(out, missing, network, pixels, plan, batch_size=batch_size):
             progress.update(len(kept) + batch["num_done"])

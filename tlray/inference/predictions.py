@@ -36,7 +36,8 @@ NAMES = frozenset({DATA, CSV, SUCCESS})
 def prediction_schema(classes: Sequence[str]) -> pa.Schema:
     """Returns the schema of predictions.
 
-    Columns: the manifest's (`label` is the truth), `predicted_label` (null on error), `confidence` (the largest
+    Columns: the manifest's (`label` is the truth; `group_id` is the patient: the image's own id where none is known,
+    and null in what `write_predictions` writes), `predicted_label` (null on error), `confidence` (the largest
     probability), `refer` (a person must look at the image) and `refer_reason` (see `judgement.REASONS`; null where
     nothing is referred), `prediction_set` (the classes that it may have, in CSV joined with ` | `), `ood_score` (how
     foreign it is), `p_<class>` for each class, `error_code`, `error` (null where all is well), `bundle_sha256`.
@@ -158,6 +159,8 @@ def write_predictions(
 ) -> None:
     """Writes predictions as Parquet parts, then the CSV, then `_SUCCESS`.
 
+    Where no patient is named, a manifest has the image's own id as `group_id`. It is written as null.
+
     Args:
         tables: The predictions.
         out: The output. Parts that are there already stay, and the new ones follow them.
@@ -171,7 +174,7 @@ def write_predictions(
     waiting: list[pa.Table] = []
     num_waiting, num_parts = 0, len(part_names(out))
     for table in tables:
-        waiting.append(table)
+        waiting.append(_without_own_groups(table))
         num_waiting += table.num_rows
         while num_waiting >= ROWS_PER_PART:
             whole = pa.concat_tables(waiting)
@@ -184,6 +187,15 @@ def write_predictions(
         write_part(out, num_parts, pa.concat_tables(waiting) if waiting else schema.empty_table())
     _write_csv(out, schema)
     storage.write_text(storage.join(out, SUCCESS), "")
+
+
+def _without_own_groups(table: pa.Table) -> pa.Table:
+    """Returns predictions with a null `group_id` where it is the image's own id: no patient is known."""
+    if "group_id" not in table.column_names:
+        return table
+    ids, groups = manifest.column_lists(table, "image_id", "group_id")
+    known = [None if group == own else group for group, own in zip(groups, ids, strict=True)]
+    return manifest.with_column(table, "group_id", known)
 
 
 def _write_csv(out: str, schema: pa.Schema) -> None:

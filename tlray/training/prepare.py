@@ -74,7 +74,7 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
     with timing.phase("computing features"):
         pooled = first_features(config, read, begun.paths.features, available)
     with timing.phase("looking for copies and shortcuts"):
-        images = look(config, read, pooled, task_cpus=available.task_cpus)
+        images = look(config, read, pooled, task_cpus=available.task_cpus, for_bundle=True)
     del pooled  # training needs the memory
     dataset.write_dataset(images, config.out)
     if not config.quiet:
@@ -190,11 +190,14 @@ def first_features(config: TrainConfig, read: Read, directory: str, available: C
     readable = read.table.filter(read.table["error_code"].is_null())
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     views = 1 if splits.missing(readable) else num_views(config)
-    probing.compute(config, directory, read.images, network, plan=plan, views=views)
+    title = "Computing features for audit and training"
+    probing.compute(config, directory, read.images, network, plan=plan, views=views, title=title)
     return store.look_up(probing.read_pooled(directory), readable)
 
 
-def look(config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_cpus: float) -> Dataset:
+def look(
+    config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_cpus: float, for_bundle: bool
+) -> Dataset:
     """Returns the data set of a run, with its splits, and with what its pictures and files tell.
 
     Args:
@@ -202,6 +205,7 @@ def look(config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_
         read: The images that have been read.
         pooled_BD: Their features, see `first_features`.
         task_cpus: CPUs that a task asks for, see `pictures.look`.
+        for_bundle: Whether a bundle is made of this very data set, so that the thumbnails for it are encoded.
 
     Raises:
         DataError: The images cannot be trained on.
@@ -217,11 +221,12 @@ def look(config: TrainConfig, read: Read, pooled_BD: np.ndarray | None, *, task_
     if not config.thumbnails:
         return images
     readable = images.table.filter(images.table["error_code"].is_null())
-    return dataclasses.replace(
-        images,
-        gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW),
-        thumbnails=lookalikes.encode(images.split("train"), readable["image_id"].to_pylist(), seen.thumbnails_BHW),
-    )
+    images = dataclasses.replace(images, gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW))
+    if not for_bundle:
+        return images
+    image_ids = readable["image_id"].to_pylist()
+    encoded = lookalikes.encode(images.split("train"), image_ids, seen.thumbnails_BHW)
+    return dataclasses.replace(images, thumbnails=encoded)
 
 
 def _check_memory(config: TrainConfig, available: Capacity, images: Dataset, model: Untrained) -> None:

@@ -74,7 +74,14 @@ def num_cache_rows(config: TrainConfig, images: Dataset) -> int:
 
 
 def compute(
-    config: TrainConfig, directory: str, images: Dataset, network: Network, *, plan: ScorePlan, views: int
+    config: TrainConfig,
+    directory: str,
+    images: Dataset,
+    network: Network,
+    *,
+    plan: ScorePlan,
+    views: int,
+    title: str = "Computing features",
 ) -> None:
     """Computes the features of a run's readable images that are not there yet.
 
@@ -85,6 +92,7 @@ def compute(
         network: The network that computes the features.
         plan: The pool of processes that compute them.
         views: Number of views of each training image.
+        title: Name of the work in the progress display.
 
     Raises:
         ConfigError: The directory holds features of another network.
@@ -99,6 +107,7 @@ def compute(
         batch_size=config.batch_size,
         overwrite=False,  # another network's features are there only if a run continues with other weights
         quiet=config.quiet,
+        title=title,
     )
     for note in result.notes if not config.quiet else ():
         print(note)

@@ -15,6 +15,9 @@ from tlray.trust.controls import Control
 from tlray.trust.pictures import Pictures
 from tlray.trust.shortcuts import Shortcuts, TraitTest
 
+AUDIT = "tlray audit --data DATA --out OUT"
+"""Command that looks for traits of the files that tell the classes."""
+
 
 def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *, seed: int) -> dict[str, Any]:
     """Returns the findings of an audit that looks at the pictures and at the files.
@@ -185,7 +188,10 @@ _TRAITS = {
 
 
 def shortcut_warnings(found: Mapping[str, Any]) -> list[str]:
-    """Returns a warning if the findings of `find` have traits that tell the classes, with a remedy; otherwise none."""
+    """Returns a warning if the findings of `find` have traits that tell the classes; otherwise none.
+
+    It ends with a remedy and with the command that checks the images anew.
+    """
     best = _strongest(found.get("shortcuts", {}))
     if best is None:
         return []
@@ -193,7 +199,7 @@ def shortcut_warnings(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{told} without looking at the anatomy: {_reach(best)}. A model can learn this in place of the disease, and "
         "then fails on images from elsewhere. Get the images of all classes from the same sources, and save them in "
-        "the same way."
+        f"the same way; this tells whether it has helped: `{AUDIT}`"
     ]
 
 

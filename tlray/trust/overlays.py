@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from tlray.errors import DataError
+from tlray.errors import DataError, counted
 from tlray.trust.groups import bootstrap_variance, evidence_of, group_index, resample, student
 from tlray.trust.intervals import NUM_RESAMPLES, Interval
 
@@ -59,7 +59,7 @@ class OverlayCheck:
         orders: Maps `OVERLAY`, `RANDOM` and `CENTRE` to their areas; empty without images.
         gains: Maps `RANDOM` and `CENTRE` to the gains of the overlay over them, image by image; empty without images.
         is_shown: Deletion and insertion are both surely better than with `RANDOM`: their intervals are above 0.
-        text: The result for people.
+        text: The result for people, with the number of images.
     """
 
     num_images: int
@@ -197,14 +197,15 @@ def _summary(areas_BO2: np.ndarray, index: np.ndarray, *, num_without: int, rng:
             " But it is not shown to lower it more than deleting from the centre outwards "
             f"({_figures(by_place.deletion)}): an overlay may tell little more than where the middle of the image is."
         )
+    num_images, num_groups = len(areas_BO2), len(np.unique(index))
     return OverlayCheck(
-        num_images=len(areas_BO2),
-        num_groups=len(np.unique(index)),
+        num_images=num_images,
+        num_groups=num_groups,
         num_without=num_without,
         orders=orders,
         gains=gains,
         is_shown=is_shown,
-        text=text,
+        text=f"{text} Measured on {counted(num_images, 'image')} in {counted(num_groups, 'group')}.",
     )
 
 

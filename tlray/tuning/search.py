@@ -234,7 +234,7 @@ def _try_settings(
         resume.keep_new_settings(config, before, storage.join(base.out, CONFIG))
     directory = RunPaths(base.out).features
     pooled = first_features(base, read, directory, available)
-    images = look(base, read, pooled, task_cpus=available.task_cpus)
+    images = look(base, read, pooled, task_cpus=available.task_cpus, for_bundle=False)  # trials make none
     del pooled  # the trials need the memory
     dataset.write_dataset(images, base.out)
     folds = make_folds(images, num_folds=config.num_folds, seed=config.seed)

@@ -1,9 +1,11 @@
 """What the benchmarks of trust draw and compute: simulated patients, synthetic rows, means over groups."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks import audit_cost, by_source, interval_coverage, other_anatomy, trust
+from benchmarks import audit_cost, by_source, interval_coverage, other_anatomy, planted_shortcuts, trust
 from tlray.trust.intervals import Interval
 
 
@@ -106,3 +108,17 @@ def test_other_anatomy_is_a_body_in_air(draw):
     assert (pixels.shape, pixels.dtype) == ((64, 64), np.uint8)
     assert pixels[:4, :4].mean() < 20
     assert pixels[24:40, 24:40].mean() > 60
+
+
+def test_results_by_source_lie_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert by_source.Settings(run="runs/probe").folder == str(tmp_path / "runs/by_source")
+    assert by_source.Settings(run="/data/runs/probe/").folder == "/data/runs/by_source"
+    assert by_source.Settings(run="runs/probe", out="elsewhere").folder == "elsewhere"
+
+
+def test_the_published_shortcuts_are_those_of_the_defaults():
+    settings = planted_shortcuts.Settings()
+    newest = max(Path(planted_shortcuts.__file__).parent.glob("results/planted_shortcuts_*.md"))
+    command = f"python benchmarks/planted_shortcuts.py --sets {settings.sets} --first-set {settings.first_set}"
+    assert command in newest.read_text().splitlines()[2]

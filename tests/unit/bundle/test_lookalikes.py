@@ -1,5 +1,6 @@
 """The training images that a bundle keeps: how they are stored, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 
 from tlray.bundle import lookalikes
 from tlray.bundle.lookalikes import KeptImages
-from tlray.bundle.novelty import directions
-from tlray.bundle.spec import LOOKALIKES, NAMES, BundleSpec
+from tlray.bundle.novelty import Novelty, directions
+from tlray.bundle.spec import LOOKALIKES, NAMES, NOVELTY, BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.errors import BundleError, DataError
 
@@ -48,6 +49,21 @@ def test_stored_and_read(kept, tmp_path):
     assert found.labels.tolist() == [1, 0, 1]
     np.testing.assert_allclose(found.directions, kept.directions, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_components", "is_fit"), [(4, True), (3, False)])
+def test_another_space_than_that_of_the_novelty_score_is_refused(kept, tmp_path, num_components, is_fit):
+    save(tmp_path, kept.arrays())
+    basis = np.eye(num_components, 6, dtype=np.float32)
+    stored: dict[str, Any] = dict(Novelty(mean=np.zeros(6, np.float32), basis=basis, threshold=0.5).arrays())
+    np.savez(tmp_path / NOVELTY, **stored)
+    bundle = opened(tmp_path)
+    spec = replace(bundle.spec, files=dict.fromkeys((LOOKALIKES, NOVELTY), "0" * 64), thresholds={"max_ood_score": 0.5})
+    if is_fit:
+        assert replace(bundle, spec=spec).lookalikes() is not None
+        return
+    with pytest.raises(BundleError, match=rf"{LOOKALIKES} .* of 4 components, .* has 3\. Restore the bundle\."):
+        replace(bundle, spec=spec).lookalikes()
 
 
 def test_the_file_is_one_of_a_bundle_and_may_be_missing(tmp_path):

@@ -201,7 +201,8 @@ def test_warnings_say_what_and_how_to_mend():
     ]
     assert warnings(audit(make_table(*images))) == [
         "3 images are byte for byte copies of one another in different splits (groups: 1, for example '00007' and "
-        "'00201'), so the metrics of all images are too good. Keep the copies of an image in one split.",
+        "'00201'), so the metrics of all images are too good. Keep the copies of an image in one split; this writes "
+        "such a table: `tlray audit --data DATA --out OUT --fix`",
         "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images are too "
         "good. Split by patient.",
         "The same image has different labels (once, for example '00007' and '00201'). Correct the labels.",
@@ -259,6 +260,16 @@ def test_leaks_are_the_first_warnings():
     assert all("so the metrics of all images are too good" in text for text in found[:2])
     assert not any("too good" in text for text in found[2:])
     assert leak_warnings(audit(make_table({"sha256": "x"}, {"sha256": "x"}))) == []
+
+
+def test_the_first_leak_that_can_be_mended_ends_with_the_command():
+    patients = make_table({"group_id": "p"}, {"group_id": "p", "split": "test"})
+    (text,) = leak_warnings(audit(patients))
+    assert text.endswith(
+        "Split by patient; this writes such a table: `tlray audit --data DATA --out OUT --fix`",
+    )
+    both = make_table({"sha256": "x", "group_id": "p"}, {"sha256": "x", "group_id": "p", "split": "test"})
+    assert ["--fix" in text for text in leak_warnings(audit(both))] == [True, False]
 
 
 def test_warnings_do_not_grow_with_the_classes():

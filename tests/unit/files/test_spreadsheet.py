@@ -38,7 +38,8 @@ CLASSES = ('=1+1,"x"', "-b")
 def scored(tmp_path):
     """Predictions of files, groups and classes whose names are formulas, as they are written and read."""
     names = [*FORMULAS, *PLAIN[1:]]
-    rows = pa.table(dict.fromkeys(SCHEMA.names, names), schema=SCHEMA)
+    columns = dict.fromkeys(SCHEMA.names, names) | {"group_id": names[::-1]}  # an image's own id would be left out
+    rows = pa.table(columns, schema=SCHEMA)
     spec = BundleSpec(classes=CLASSES, image_size_px=8, preprocessing="unit", backbone="b", weights="w")
     empty = [""] * len(names)
     batch = {"probabilities": [[0.25, 0.75]] * len(names), "sha256": empty, "error_code": empty, "error": empty}
@@ -56,8 +57,9 @@ def test_no_cell_of_the_predictions_is_a_formula(scored):
     assert header == table.column_names
     assert header[12:14] == ['p_=1+1,"x"', "p_-b"]
     expected = [f"'{name}" for name in FORMULAS] + PLAIN[1:]
-    for column in ("image_id", "uri", "label", "group_id"):
+    for column in ("image_id", "uri", "label"):
         assert [row[header.index(column)] for row in rows] == expected
+    assert [row[header.index("group_id")] for row in rows] == expected[::-1]
     first = dict(zip(header, rows[0], strict=True))
     assert (first["predicted_label"], first["error"], first["bundle_sha256"]) == ("'-b", "'=cmd()", "'-bundle")
     assert (first["confidence"], first["p_-b"], first["refer"]) == ("0.75", "0.75", "false")

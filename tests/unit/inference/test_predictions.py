@@ -46,6 +46,18 @@ def test_what_a_killed_writer_has_left_goes(tmp_path, monkeypatch):
     assert predictions.read_predictions(str(tmp_path))["image_id"].to_pylist() == ["a", "b"]
 
 
+def test_the_group_of_an_image_without_a_patient_is_empty(tmp_path):
+    """In memory it is the image's own id, by which intervals count the image alone."""
+    schema = SCHEMA.append(pa.field("group_id", pa.string()))
+    table = rows("a/1.png", "a/2.png", "b/1.png", group_id=["p1", "a/2.png", "a/2.png"])
+    with Progress("", 0, quiet=True) as progress:
+        predictions.write_predictions(iter([table]), str(tmp_path), schema=schema, progress=progress)
+    assert predictions.read_predictions(str(tmp_path))["group_id"].to_pylist() == ["p1", None, "a/2.png"]
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[1:] == ['"a/1.png",,"p1"', '"a/2.png",,', '"b/1.png",,"a/2.png"']
+    assert table["group_id"].to_pylist() == ["p1", "a/2.png", "a/2.png"]
+
+
 def test_no_row_is_an_output_too(tmp_path):
     write(tmp_path)
     assert predictions.read_predictions(str(tmp_path)).equals(SCHEMA.empty_table())

@@ -148,6 +148,16 @@ def test_a_damaged_file_is_refused(copied, novelty, how):
         Predictor(str(copied))
 
 
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_a_score_for_another_number_of_features_is_refused_on_load(copied, engine: EngineChoice):
+    basis = np.eye(2, NUM_FEATURES + 1, dtype=np.float32)
+    save(copied / NOVELTY, Novelty(mean=np.zeros(NUM_FEATURES + 1, np.float32), basis=basis, threshold=0.25).arrays())
+    store.seal(str(copied), SPEC)
+    told = f"{NOVELTY} of the bundle is for images with 7 features, but the bundle's model gives 6"
+    with pytest.raises(BundleError, match=told):
+        Predictor(str(copied), engine=engine, precision="float32")
+
+
 ABOUT = BundleSpec(
     classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w",
     thresholds={"refer_below": 0.7, "max_ood_score": 0.5}, set_thresholds=(0.75, 0.75),
@@ -163,7 +173,8 @@ def prediction_table(spec: BundleSpec, ood_scores: np.ndarray = OOD_SCORES) -> p
     codes = np.array(["", "", "", "", "empty", ""])
     batch = {"probabilities": PROBS_BK, "ood_score": ood_scores, "error_code": codes, "error": codes}
     batch["sha256"] = np.full(6, "f00")
-    return predictions.prediction_table(pa.table(dict.fromkeys(SCHEMA.names, names), schema=SCHEMA), batch, spec, "s")
+    columns = dict.fromkeys(SCHEMA.names, names) | {"group_id": ["p1"] * 6}
+    return predictions.prediction_table(pa.table(columns, schema=SCHEMA), batch, spec, "s")
 
 
 def test_predictions_say_why_they_are_referred():

@@ -600,6 +600,36 @@ def test_what_is_no_number_is_refused_as_everything_else_is(model):
     assert answer.json()["error"].startswith("path.version: ")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "parameter", "known"),
+    [
+        ("POST", "/predict?lookalike=true", "lookalike", "Known parameters: explain, lookalikes."),
+        ("POST", "/predict?explain=perhaps&Explain=true", "Explain", "Known parameters: explain, lookalikes."),
+        ("POST", "/predict?version=2", "version", "Known parameters: explain, lookalikes."),
+        ("POST", "/v1/models/chest-ct:predict?versions=2", "versions", "Known parameters: version."),
+        ("GET", "/v1/models/chest-ct/versions/1?version=2", "version", "This address takes no parameters."),
+        ("HEAD", "/v2/models/chest-ct/ready?v=2", "v", "Known parameters: version."),
+        ("GET", "/v1/batches?offset=2", "offset", "Known parameters: limit."),
+        ("GET", "/model?version=2", "version", "This address takes no parameters."),
+    ],
+)
+def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named(model, method, path, parameter, known):
+    answer = call(model, method, path, **({"files": upload(png(255))} if method == "POST" else {}))
+    assert answer.status_code == 422
+    if method != "HEAD":
+        error = f"The address has the unknown parameter '{parameter}'. {known}"
+        assert answer.json() == {"error": error, "error_code": "invalid_request"}
+
+
+def test_an_unknown_parameter_is_told_to_those_only_who_have_a_key(model):
+    assert call(model, "GET", "/model?x=1", {"TLRAY_API_KEYS": KEY}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/v2", "/v2/health/live", "/v2/health/ready"])
+def test_the_open_addresses_ignore_parameters_which_monitors_and_links_add(model, path):
+    assert call(model, "GET", f"{path}?_=1").status_code == 200
+
+
 def test_compressed_bodies_are_refused(model):
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     answer = call(model, "POST", "/v1/models/chest-ct:predict", content=gzip.compress(b"{}"), headers=headers)

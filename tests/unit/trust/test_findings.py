@@ -44,6 +44,7 @@ def test_the_strongest_figure_comes_first():
     assert "a balanced accuracy of 0.74 (95 % interval 0.66 to 0.81; by chance 0.50)." in text
     (text,) = warn(trait_test("size", 0.49, 0.48))
     assert "the picture size alone reaches a balanced accuracy of 0.48 (by chance 0.25)" in text
+    assert text.endswith("the same way; this tells whether it has helped: `tlray audit --data DATA --out OUT`")
 
 
 def test_a_leak_is_told_with_its_interval():

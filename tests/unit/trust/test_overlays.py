@@ -57,7 +57,7 @@ def test_overlays_of_what_decides_are_told_from_chance():
     gain = found.gains[RANDOM].deletion
     assert found.text == (
         f"Overlays point at what decides: deleting by the overlay lowers the probability by {gain.value:.3f} more than "
-        f"deleting at random (95 %: {gain.low:.3f} to {gain.high:.3f})."
+        f"deleting at random (95 %: {gain.low:.3f} to {gain.high:.3f}). Measured on 16 images in 16 groups."
     )
 
 
@@ -126,6 +126,7 @@ def test_images_without_heat_are_left_out():
     heatmaps_BHW[:3] = 0
     found = check(images_BHWC, heatmaps_BHW)
     assert (found.num_images, found.num_groups, found.num_without) == (1, 1, 3)
+    assert found.text.endswith(" Measured on 1 image in 1 group.")
     found = check(images_BHWC, np.zeros_like(heatmaps_BHW))
     assert (found.num_images, found.num_without, found.is_shown, found.orders, found.gains) == (0, 4, False, {}, {})
     assert found.text == f"{NOT_SHOWN} None of the 4 images has one."

@@ -9,7 +9,7 @@ from PIL import Image
 from tlray.data import phantom_drawing, phantoms
 from tlray.data.looks import THUMBNAIL_PX, look
 from tlray.errors import ImageError
-from tlray.trust import pixel_match
+from tlray.trust import pixel_match, registration
 from tlray.trust.pixel_match import compare
 
 
@@ -66,7 +66,7 @@ def test_an_unreadable_file_is_refused():
 
 
 def test_shrink_averages():
-    assert pixel_match.shrink(np.arange(16).reshape(1, 4, 4), 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
+    assert registration.shrink(np.arange(16).reshape(1, 4, 4), 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
 
 
 def test_changed_pictures_are_copies_and_another_slice_is_a_neighbour(patient):
@@ -87,10 +87,10 @@ def test_changed_pictures_are_copies_and_another_slice_is_a_neighbour(patient):
 
 
 def test_registration_finds_the_crop(patient):
-    small = pixel_match.shrink(patient[:1], 48)
+    small = registration.shrink(patient[:1], 48)
     cropped = np.asarray(Image.fromarray(patient[0][0:180, 12:192]).resize((48, 48), Image.Resampling.BOX))
     start = np.array([[1, 0, 1, 0]], np.float32)
-    params, correlation = pixel_match._register(cropped[None].astype(np.float32), small, start, 13)
+    params, correlation = registration.register(cropped[None].astype(np.float32), small, start, 13)
     # 180 of 192 pixels: a scale of 0.9375; the middle is moved by 6 of 96 pixels, to the right and to the top.
     assert params[0] == pytest.approx([0.9375, 0.0625, 0.9375, -0.0625], abs=0.003)
     assert correlation[0] == pytest.approx(0.99, abs=0.005)  # not 1: the pixels of the two are not the same ones
