@@ -1,5 +1,6 @@
 """The training images that a bundle keeps: how they are stored, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def test_stored_and_read(kept, tmp_path):
     assert found.labels.tolist() == [1, 0, 1]
     np.testing.assert_allclose(found.directions, kept.directions, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [None, 3, 2000])
+def test_the_number_of_all_training_pictures_is_kept_where_it_is_known(kept, tmp_path, number):
+    save(tmp_path, dataclasses.replace(kept, num_pictures=number).arrays())
+    found = opened(tmp_path).lookalikes()
+    assert found is not None
+    assert found.num_pictures == number
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.float64(3), np.array([3, 4])])
+def test_a_number_of_pictures_that_does_not_fit(kept, number):
+    with pytest.raises(DataError, match="number of training pictures"):
+        lookalikes.from_arrays(kept.arrays() | {"num_pictures": number}, num_classes=2)
 
 
 def test_the_file_is_one_of_a_bundle_and_may_be_missing(tmp_path):
