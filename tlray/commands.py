@@ -91,11 +91,14 @@ def _evaluate(arguments: list[str]) -> None:
 
     result = evaluate(config)
     metrics = result.metrics
-    low, high = metrics["accuracy_ci95"]
+    everything = metrics.get("all_images")
+    which = ", new images" if everything else ""
+    left_out = f", {metrics['num_leaked']} known from training" if everything else ""
     rows = [
-        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed"),
-        ("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"),
-        ("balanced accuracy", f"{metrics['balanced_accuracy']:.3f}"),
+        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed{left_out}"),
+        (f"accuracy{which}", _accuracy(metrics)),
+        *([("accuracy, all images", _accuracy(everything))] if everything else []),
+        (f"balanced accuracy{which}", f"{metrics['balanced_accuracy']:.3f}"),
         ("log loss", f"{metrics['log_loss']:.3f}"),
         *([("overlays", result.overlays.text)] if result.overlays else []),
         ("report", f"{result.out}/report.html"),
@@ -103,6 +106,11 @@ def _evaluate(arguments: list[str]) -> None:
         ("predictions as Parquet", f"{result.out}/predictions"),
     ]
     _show(f"Evaluated on {result.split}", rows, warnings=result.warnings, quiet=config.quiet)
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> str:
+    low, high = metrics["accuracy_ci95"]
+    return f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"
 
 
 def _compare(arguments: list[str]) -> None:
