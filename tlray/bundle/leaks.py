@@ -15,6 +15,11 @@ them that the bundle keeps, or nothing."""
 COPY_OR_PATIENT = "a copy, or another image of its patient, among those that the model learned from"
 """What an image has that the model knows."""
 
+NAME_PATIENTS = "Name the patients: one folder for each, or the column group_id of a table."
+OTHER_PATIENTS = "Measure it on images of other patients."
+"""What to do about images that the model may know: with its own data, and with other data, as bundles know no patients.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakSearch:
@@ -99,7 +104,7 @@ def answer(
         return None if search is None else (f"Not known.{how}", search.is_blind)
     relation = COPY_OR_PATIENT if search is None else search.relation
     if num_leaked and metrics.get("leak_free") is None:
-        return f"Yes: each of the {images} has {relation}. Measure it on images of other patients.", True
+        return f"Yes: each of the {images} has {relation}. {OTHER_PATIENTS}", True
     known = (
         f"{num_leaked} of the {metrics.get('num_images', 0)} {images}: each has {relation}. The figures are without "
         f"them.{how}"
@@ -108,10 +113,10 @@ def answer(
     )
     if not num_near:
         return known, search is not None and search.is_blind
+    remedy = NAME_PATIENTS if search is None or search.knows_splits else OTHER_PATIENTS
     return (
         f"{known} But {num_near} {'of the others' if num_leaked else 'of them'} look like slices of the same series as "
-        "images that it learned from, perhaps of the same patients, so the figures are probably too good. Name the "
-        "patients: one folder for each, or the column group_id of a table."
+        f"images that it learned from, perhaps of the same patients, so the figures are probably too good. {remedy}"
     ), True
 
 

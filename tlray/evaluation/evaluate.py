@@ -16,6 +16,7 @@ import ray
 
 from tlray.bundle import spec as bundle
 from tlray.bundle import store, verdicts
+from tlray.bundle.leaks import verb
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
@@ -181,8 +182,8 @@ def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     if metrics["leak_free"] is None:
         return (f"The model knows all {num_images} images from its training: measure it on images of other patients.",)
     return (
-        f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images may "
-        "be too good: quote those of the new images.",
+        f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images "
+        f"{verb({'all': metrics})} too good: quote those of the new images.",
     )
 
 

@@ -15,7 +15,7 @@ from tlray.data.manifest import SCHEMA, with_column
 
 MAX_LEARNED = 4000
 """Maximum number of images that the model learned from which are read in addition to those that are measured, where
-these are of the same data set. It takes about a minute on two cores."""
+these are of the same data set. It takes one to two minutes on two cores."""
 
 LEARNED_FROM = {**splits.LEARNED_FROM, "train": ("train",), "all": ("train", "valid")}
 """The splits of its own data that a model has learned from, by the split that it is measured on."""
@@ -73,7 +73,7 @@ def choose(spec: BundleSpec, listed: pa.Table, chosen: pa.Table, split: str) -> 
         everything = np.ones(measured.num_rows, dtype=bool)
         return Scope(table=table, is_measured=everything, is_read=everything, is_own=own)
     rest = listed.select(SCHEMA.names).filter(pc.field("label").is_valid())
-    rest = rest.filter(pc.invert(pc.is_in(rest["image_id"], value_set=measured["image_id"].combine_chunks())))
+    rest = rest.filter(~pc.field("image_id").isin(measured["image_id"].combine_chunks()))
     table = pa.concat_tables([measured, with_column(rest, "label", [None] * rest.num_rows)])
     given = [split_of[image_id] for image_id in table["image_id"].to_pylist()]
     is_measured = np.arange(table.num_rows) < measured.num_rows

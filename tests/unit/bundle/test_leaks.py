@@ -52,6 +52,20 @@ def test_a_model_on_its_own_data_of_which_nothing_tells_what_it_learned_from(num
         assert ("give the manifest.parquet of its run as --data" in found[0]) == is_blind
 
 
+def test_what_helps_against_slices_of_the_same_series_depends_on_the_data():
+    """A bundle knows no patients."""
+    own = LeakSearch(among=IMAGES, num_compared=70, is_own=True, knows_splits=True)
+    for search, remedy in (
+        (None, "Name the patients: one folder for each, or the column group_id of a table."),
+        (own, "Name the patients: one folder for each, or the column group_id of a table."),
+        (LeakSearch(among=PICTURES, num_compared=70), "Measure it on images of other patients."),
+    ):
+        found = answer("test images", NONE, num_near=3, search=search)
+        assert found is not None
+        assert found[1]
+        assert found[0].endswith(f"so the figures are probably too good. {remedy}")
+
+
 def test_without_any_knowledge_nothing_is_said():
     assert answer("test images", {"num_images": 20}) is None
 

@@ -532,6 +532,27 @@ def test_figures_without_leaked_images_are_not_called_too_good():
     assert "Not yet." in page.text
 
 
+def test_an_evaluation_says_how_it_searched_for_images_that_the_model_knows():
+    search = {"among": "nothing", "num_compared": 0, "num_pictures": None, "is_own": False, "knows_splits": False}
+    report = Report(title="Evaluation", audit={"leak_search": search}, evaluations={"all": TEST})
+    _, page = render(report)
+    assert "Has the model seen these images before? Not known. The bundle keeps no pictures" in page.text
+    assert "No check on this page speaks against it." in page.text
+
+    blind = {**search, "is_own": True}
+    _, page = render(dataclasses.replace(report, audit={"leak_search": blind}))
+    assert "Has the model seen these images before? Careful. Not known." in page.text
+    assert "give the manifest.parquet of its run as --data." in page.text
+
+    new = {**TEST.metrics, "num_images": 30}
+    some = dataclasses.replace(TEST, metrics={**TEST.metrics, "num_leaked": 10, "leak_free": new})
+    pictures = {**search, "among": "pictures", "num_compared": 70, "num_pictures": 70}
+    _, page = render(dataclasses.replace(report, audit={"leak_search": pictures}, evaluations={"all": some}))
+    assert "the 30 of 40 images that are new to the model" in page.text
+    assert "10 of the 40 measured images: each has a copy among the training images." in page.text
+    assert "They were compared with pictures of all training images (70 in the bundle)." in page.text
+
+
 def test_what_the_first_section_answers():
     _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": TEST}))
     assert "May I believe this?" in page.text
