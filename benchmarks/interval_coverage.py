@@ -1,14 +1,20 @@
-"""How often the 95 % interval of the accuracy, as reports have it, covers the true accuracy of simulated patients.
+"""How often the 95 % intervals of a report cover the true figures of simulated patients.
 
     python benchmarks/interval_coverage.py
 
-Each case is simulated many times. A patient has a chance of being right, drawn from a beta distribution with the true
-accuracy as its mean; each image is right with the chance of its patient. The correlation of two images of one patient
-is then 1 / (a + b + 1) of the distribution's parameters a and b, the intraclass correlation. The accuracy over all
-images has the true accuracy as its expected value, since the number of images of a patient does not depend on it.
+First the accuracy. Each case is simulated many times. A patient has a chance of being right, drawn from a beta
+distribution with the true accuracy as its mean; each image is right with the chance of its patient. The correlation of
+two images of one patient is then 1 / (a + b + 1) of the distribution's parameters a and b, the intraclass correlation.
+The accuracy over all images has the true accuracy as its expected value, since the number of images of a patient does
+not depend on it. Intervals are those of `tlray.trust.classification.metric_intervals`, which the reports use. Beside
+them is how often an interval covers that takes all images as independent.
 
-Intervals are those of `tlray.trust.intervals.metric_intervals`, which the reports use. Beside them is how often an
-interval covers that takes all images as independent. It writes `interval_coverage_DATE.md` into --out.
+Then every other figure. Here the logits of an image are simulated, so that there are probabilities. Images of one
+patient share half of the variance of their noise. With the sharpness 1, the probabilities are perfectly calibrated: the
+noise of a logit has the variance 2, so its likelihood is the softmax of the logits times half of the signal. Then the
+true calibration error is 0. All other true figures are those of `TRUTH_GROUPS` patients.
+
+It writes `interval_coverage_DATE.md` into --out.
 """
 
 import itertools
@@ -18,14 +24,25 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from scipy import special
 
 sys.path.insert(0, str(Path(__file__).parent))
 from result_page import Goal, write_goals
 
-from tlray.trust.intervals import metric_intervals, share_interval
+from tlray.trust.calibration import brier_interval, calibration_error_interval
+from tlray.trust.classification import metric_intervals
+from tlray.trust.intervals import Interval, mean_interval, share_interval
 
 COVERAGE_RANGE = (0.92, 0.98)
 NUM_CLASSES = 4
+TRUTH_GROUPS = 20_000
+"""Number of patients whose figures count as the true ones."""
+
+IN_SET = 0.2
+"""Probability above which a class is in a prediction set here."""
+
+REFER_BELOW = 0.7
+"""Confidence below which an image is referred here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +142,87 @@ def measure(case: Case, num_sets: int, rng: np.random.Generator) -> Covered:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitCase:
+    """A kind of data set with probabilities.
+
+    Attributes:
+        num_groups: Number of patients, with 1 to 10 images each.
+        signal: How much the logit of the true class is above the others, on average, before it is scaled.
+        sharpness: Factor of the logits: 1 is perfectly calibrated, 2 overconfident, 0.5 not confident enough.
+    """
+
+    num_groups: int
+    signal: float
+    sharpness: float
+
+
+LOGIT_CASES = tuple(
+    LogitCase(num_groups=num_groups, signal=signal, sharpness=sharpness)
+    for num_groups, signal, sharpness in itertools.product((40, 80, 150), (2.0, 3.5), (0.5, 1.0, 2.0))
+)
+
+
+def simulate_logits(
+    case: LogitCase, num_groups: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws a set of some patients: labels int [images], probabilities float64 [images, K], and groups int [images]."""
+    groups = np.repeat(np.arange(num_groups), rng.integers(1, 11, num_groups))
+    labels = groups % NUM_CLASSES
+    logits_BK = rng.normal(size=(num_groups, NUM_CLASSES))[groups] + rng.normal(size=(len(groups), NUM_CLASSES))
+    logits_BK[np.arange(len(groups)), labels] += case.signal
+    return labels, special.softmax(logits_BK * case.signal / 2 * case.sharpness, axis=1), groups
+
+
+def figures(labels: np.ndarray, probs_BK: np.ndarray, groups: np.ndarray) -> dict[str, Interval]:
+    """Returns the figures of a report with their intervals; those of classes are of the first class."""
+    found = metric_intervals(labels, probs_BK, groups)
+    sets_BK = probs_BK > IN_SET
+    sizes = np.maximum(sets_BK.sum(axis=1), 1)
+    return {
+        "accuracy": found.accuracy,
+        "balanced accuracy": found.balanced_accuracy,
+        "macro F1": found.f1_macro,
+        "macro AUROC": found.auroc_macro,
+        "log loss": found.log_loss,
+        "Brier score": brier_interval(probs_BK, labels, groups),
+        "calibration error": calibration_error_interval(probs_BK, labels, groups),
+        "share referred": share_interval(probs_BK.max(axis=1) < REFER_BELOW, groups),
+        "set coverage": share_interval(sets_BK[np.arange(len(labels)), labels], groups),
+        "set size": mean_interval(sizes, groups, low=1.0, high=float(max(2, sizes.max()))),
+        "sensitivity": found.sensitivities[0],
+        "specificity": found.specificities[0],
+        "precision": found.precisions[0],
+        "F1": found.f1s[0],
+        "AUROC": found.aurocs[0],
+    }
+
+
+def measure_figures(case: LogitCase, num_sets: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Simulates the sets of a case; returns coverage and mean width of the interval of each figure."""
+    truth = {name: each.value for name, each in figures(*simulate_logits(case, TRUTH_GROUPS, rng)).items()}
+    if case.sharpness == 1:
+        truth["calibration error"] = 0.0
+    found = [figures(*simulate_logits(case, case.num_groups, rng)) for _ in range(num_sets)]
+    return {
+        name: (
+            float(np.mean([each[name].low <= value <= each[name].high for each in found])),
+            float(np.mean([each[name].high - each[name].low for each in found])),
+        )
+        for name, value in truth.items()
+    }
+
+
 def main() -> None:
     """Simulates all cases and writes the table."""
     settings = tyro.cli(Settings, prog="interval_coverage.py", description=__doc__)
     found = [
         measure(case, settings.sets, np.random.default_rng([settings.seed, number]))
         for number, case in enumerate(CASES)
+    ]
+    of_figures = [
+        measure_figures(case, settings.sets, np.random.default_rng([settings.seed, len(CASES) + number]))
+        for number, case in enumerate(LOGIT_CASES)
     ]
     low, high = COVERAGE_RANGE
     goals = []
@@ -150,9 +242,18 @@ def main() -> None:
                 is_met=not outside,
             ),
         ]
+    coverages_of = {name: [each[name][0] for each in of_figures] for name in of_figures[0]}
+    goals += [
+        Goal(
+            wanted=f"{name}: coverage at least {low:.0%} over all {len(LOGIT_CASES)} cases with probabilities",
+            found=f"{np.mean(coverages):.1%}; in each case {min(coverages):.1%} to {max(coverages):.1%}",
+            is_met=float(np.mean(coverages)) >= low,
+        )
+        for name, coverages in coverages_of.items()
+    ]
     write_goals(
         "interval_coverage",
-        "Coverage of 95 % intervals of the accuracy",
+        "Coverage of 95 % intervals",
         f"python benchmarks/interval_coverage.py --sets {settings.sets} --seed {settings.seed}",
         goals=goals,
         lines=[
@@ -165,6 +266,15 @@ def main() -> None:
                 f"| {case.num_groups} {case.kind} | {each.num_images:.0f} | {case.accuracy:g} | {case.correlation:g} "
                 f"| {each.coverage:.1%} | {each.width:.3f} | {each.as_independent:.1%} |"
                 for case, each in zip(CASES, found, strict=True)
+            ),
+            "",
+            "Every other figure: coverage, and mean width in brackets. The columns are patients, signal, sharpness.",
+            "",
+            f"| figure | {' | '.join(f'{c.num_groups}, {c.signal:g}, {c.sharpness:g}' for c in LOGIT_CASES)} |",
+            f"| --- | {'---: | ' * len(LOGIT_CASES)}".rstrip(),
+            *(
+                f"| {name} | {' | '.join('{:.1%} ({:.3f})'.format(*each[name]) for each in of_figures)} |"
+                for name in coverages_of
             ),
         ],
         out=settings.out,

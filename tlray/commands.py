@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from tlray.bundle.wording import estimate
 from tlray.config import helptext
 from tlray.config.commands import (
     AuditConfig,
@@ -94,23 +95,21 @@ def _evaluate(arguments: list[str]) -> None:
     everything = metrics.get("all_images")
     which = ", new images" if everything else ""
     left_out = f", {metrics['num_leaked']} known from training" if everything else ""
+    figures = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy", "log loss": "log_loss"}
     rows = [
         ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed{left_out}"),
-        (f"accuracy{which}", _accuracy(metrics)),
-        *([("accuracy, all images", _accuracy(everything))] if everything else []),
-        (f"balanced accuracy{which}", f"{metrics['balanced_accuracy']:.3f}"),
-        ("log loss", f"{metrics['log_loss']:.3f}"),
+        *((f"{text}{which}", estimate(metrics[name], metrics[f"{name}_ci95"])) for text, name in figures.items()),
+        *(
+            [("accuracy, all images", estimate(everything["accuracy"], everything["accuracy_ci95"]))]
+            if everything
+            else []
+        ),
         *([("overlays", result.overlays.text)] if result.overlays else []),
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions.csv"),
         ("predictions as Parquet", f"{result.out}/predictions"),
     ]
     _show(f"Evaluated on {result.split}", rows, warnings=result.warnings, quiet=config.quiet)
-
-
-def _accuracy(metrics: Mapping[str, Any]) -> str:
-    low, high = metrics["accuracy_ci95"]
-    return f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"
 
 
 def _compare(arguments: list[str]) -> None:

@@ -82,8 +82,12 @@ def called(monkeypatch):
     received: list = []
     metrics = {
         "num_images": 40, "num_failed": 2, "accuracy": 0.8125, "accuracy_ci95": (0.7, 0.9),
-        "balanced_accuracy": 0.75, "log_loss": 0.5,
+        "balanced_accuracy": 0.75, "balanced_accuracy_ci95": (0.625, 0.875), "log_loss": 0.5,
+        "log_loss_ci95": (0.375, None),
     }  # fmt: skip
+    recall, other_recall = (
+        {"recall": value, "recall_ci95": [value - 0.25, value + 0.125], "support": 40} for value in (0.75, 0.5)
+    )
     results = {
         ("training.run", "train"): SimpleNamespace(
             out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics},
@@ -103,7 +107,9 @@ def called(monkeypatch):
                     },
                 },
                 "shortcuts": {"found": [{"family": "size"}, {"family": "file"}], "num_folds": 5},
-                "traits_control": {"accuracy": 0.75, "chance": 0.25, "split": "test", "num_images": 40},
+                "traits_control": {
+                    "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test", "num_images": 40,
+                },
             },
         ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
@@ -116,9 +122,10 @@ def called(monkeypatch):
                 "num_images": 40, "num_by_error": {"empty": 2, "truncated": 1}, "num_unlabelled": 5,
                 "accuracy_difference": 0.05, "accuracy_difference_ci95": [-0.0312, 0.125], "p_value": 0.28125,
                 "conclusion": "The images do not show which is better.", "num_only_bundle_right": 3,
-                "num_only_reference_right": 1, "same_label_share": 0.875, "num_refer_differs": 4,
-                "bundle_metrics": metrics | {"per_class": {"a": {"recall": 0.75, "support": 40}, "b": {"support": 0}}},
-                "reference_metrics": metrics | {"accuracy": 0.75, "per_class": {"a": {"recall": 0.7}, "b": {}}},
+                "num_only_reference_right": 1, "same_label_share": 0.875, "same_label_share_ci95": [0.75, 0.9375],
+                "num_refer_differs": 4,
+                "bundle_metrics": metrics | {"per_class": {"a": recall, "b": {"support": 0}}},
+                "reference_metrics": metrics | {"accuracy": 0.75, "per_class": {"a": other_recall, "b": {}}},
             },
         ),
         ("evaluation.evidence", "verify"): VerifyResult(
@@ -434,7 +441,8 @@ def test_a_path_in_a_log_is_not_broken(monkeypatch, capsys):
 def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch, capsys):
     assert called == []
     stand_in = sys.modules["tlray.evaluation.evaluate"]
-    metrics = {"accuracy": 0.9, "accuracy_ci95": [0.8, 1.0], "balanced_accuracy": 0.85, "log_loss": 0.25}
+    metrics = {"accuracy": 0.9, "balanced_accuracy": 0.85, "log_loss": 0.25}
+    metrics |= {f"{name}_ci95": [0.2, 1.0] for name in metrics}
     counts = {"num_images": 30, "num_failed": 2, "num_leaked": 10}
     result = SimpleNamespace(
         out="/o", split="all", warnings=(), overlays=None, metrics={**metrics, **counts, "all_images": metrics}
@@ -443,8 +451,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
     assert tlray("evaluate --bundle b --data d --out o") == 0
     shown = unwrapped(capsys.readouterr().out)
     facts = (
-        "images 30 measured, 2 failed, 10 known from training", "accuracy, new images 0.900 (95 %: 0.800 to 1.000)",
-        "accuracy, all images 0.900", "balanced accuracy, new images 0.850", "log loss 0.250",
+        "images 30 measured, 2 failed, 10 known from training", "accuracy, new images 0.900 (95 %: 0.200 to 1.000)",
+        "balanced accuracy, new images 0.850", "log loss, new images 0.250", "accuracy, all images 0.900",
     )  # fmt: skip
     assert [shown.find(fact) for fact in facts] == sorted(shown.find(fact) for fact in facts)
     assert -1 not in [shown.find(fact) for fact in facts]
@@ -455,7 +463,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
     [
         (
             "train --data d --out o",
-            ["test: accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)", "test: balanced accuracy .* 0.750",
+            ["test: accuracy .* 0.812 (95 %: 0.700 to 0.900, 40 images)",
+             "test: balanced accuracy .* 0.750 (95 %: 0.625 to 0.875)",
              "epochs .* 7, the best one was 4", "report .* /o/report.html", "bundle .* /o/bundle", "! Look out."],
         ),
         ("train --data d --out o --timing", ["starting Ray .* 2.0 s", "computing features .* 11.0 s"]),
@@ -465,12 +474,14 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
              "copies of a picture .* 5 images in 2 groups", "copies in several splits .* 3 images in 1 group",
              "copies with several labels .* none", "copies and neighbouring slices .* 9 images in 3 groups",
              "patients in several splits .* 2", "what tells the classes .* size, file",
-             "told by the files alone .* 0.750 of 40 test images (by chance 0.250)", "report .* /o/report.html",
+             "told by the files alone .* 0.750 of 40 test images (95 % interval 0.500 to 0.875; by chance 0.250)",
+             "report .* /o/report.html",
              "corrected manifest .* /o/fixed.csv, 12 images (7 left out)", "! The files tell the classes."],
         ),
         (
             "evaluate --bundle b --data d --out o",
-            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)", "log loss .* 0.500",
+            ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)",
+             "balanced accuracy .* 0.750 (95 %: 0.625 to 0.875)", "log loss .* 0.500 (95 %: at least 0.375)",
              "overlays .* Overlays point at what decides.", "! The metrics are too good."],
         ),
         (
@@ -480,8 +491,9 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
              "difference .* +5.0 percentage points (95 %: -3.1 to +12.5)",
              "conclusion .* The images do not show which is better.",
              "only one is right .* the bundle for 3 images, the reference for 1",
-             "p value .* 0.281 (McNemar's exact test", "same label from both .* 87.5% of the images",
-             "sensitivity of 'a' .* bundle 0.750, reference 0.700",
+             "p value .* 0.281 (McNemar's exact test",
+             "same label from both .* 87.5 % of the images (95 % interval 75.0 % to 93.8 %)",
+             "sensitivity of 'a' .* bundle 0.750 (95 %: 0.500 to 0.875), reference 0.500 (95 %: 0.250 to 0.625)",
              "only one marks 'refer' .* 4 images", "all figures .* /o/comparison.json",
              "image by image .* /o/comparison.csv", "! Both bundles were trained on this data."],
         ),

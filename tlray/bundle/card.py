@@ -6,6 +6,7 @@ from typing import Any
 
 from tlray.bundle import leaks, verdicts
 from tlray.bundle.spec import BundleSpec
+from tlray.bundle.wording import decimals, estimate, span
 
 
 def _inert(text: str) -> str:
@@ -83,8 +84,8 @@ def _beliefs(spec: BundleSpec) -> list[str]:
     split, metrics = next(iter(metrics_of.items()))
     measured = verdicts.Measured(split=split, metrics=metrics, trust=spec.trust, data=spec.trust.get("data", {}))
     return [
-        "| images | number | accuracy | 95 % interval | balanced accuracy |",
-        "| --- | --- | --- | --- | --- |",
+        "| images | number | accuracy | 95 % interval | balanced accuracy | 95 % interval |",
+        "| --- | --- | --- | --- | --- | --- |",
         *(_row(name, each) for name, each in metric_rows(metrics_of)),
         "",
         *(f"- **{each.question}** {_inert(each.answer)}" for each in verdicts.verdicts(measured).values()),
@@ -96,12 +97,10 @@ def _beliefs(spec: BundleSpec) -> list[str]:
 
 
 def _row(name: str, metrics: Mapping[str, Any]) -> str:
-    ends = metrics.get("accuracy_ci95")
-    interval = "unknown" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-    return (
-        f"| {name} | {metrics['num_images']} | {metrics['accuracy']:.3f} | {interval} | "
-        f"{metrics['balanced_accuracy']:.3f} |"
-    )
+    cells = [name, str(metrics["num_images"])]
+    for metric in ("accuracy", "balanced_accuracy"):
+        cells += [decimals(metrics[metric]), span(metrics.get(f"{metric}_ci95")) or "unknown"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _describe_calibration(spec: BundleSpec) -> str:
@@ -112,7 +111,8 @@ def _describe_calibration(spec: BundleSpec) -> str:
         return f"temperature {spec.temperature:g}"
     return (
         f"temperature {spec.temperature:.3g}, fitted on {found['num_images']} images; expected calibration error "
-        f"{found['ece']:.3f}, before {found['ece_before']:.3f}"
+        f"{estimate(found['ece'], found.get('ece_ci95'))}, before "
+        f"{estimate(found['ece_before'], found.get('ece_before_ci95'))}"
     )
 
 

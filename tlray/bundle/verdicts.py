@@ -4,12 +4,13 @@ The report and the model card show the same sentences, in the same order. Warnin
 too. Everything is computed from figures that were measured before; nothing is measured here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tlray.bundle import leaks
 from tlray.bundle.leaks import LeakSearch
+from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
 
 CONTROLS = ("traits_control", "neighbour_control", "permuted_control")
@@ -86,11 +87,6 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     return about | {name: findings[name] for name in ("leak_search",) if name in findings}
 
 
-def percent(value: float) -> str:
-    """Returns a share as text, such as `80.2 %`."""
-    return f"{100 * value:.1f} %"
-
-
 def verdicts(measured: Measured) -> dict[str, Verdict]:
     """Returns what the figures are worth, by topic, in the order in which they are to be read.
 
@@ -122,11 +118,6 @@ def warnings(measured: Measured) -> tuple[str, ...]:
     return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
 
 
-def _interval(ends: Sequence[float | None] | None) -> str:
-    low, high = ends or (None, None)
-    return "" if low is None or high is None else f" (95 % interval {percent(low)} to {percent(high)})"
-
-
 def _leaks(measured: Measured) -> Verdict | None:
     search = measured.data.get("leak_search")
     found = leaks.answer(
@@ -152,7 +143,7 @@ def _controls(measured: Measured) -> Verdict | None:
         sentences.append("Shuffled labels should not be told: training and test images must be related.")
     if _files_do_as_well(measured):
         is_warning = True
-        right = f"{percent(measured.new['accuracy'])}{_interval(measured.new.get('accuracy_ci95'))}"
+        right = f"{percent(measured.new['accuracy'])}{bracketed(measured.new.get('accuracy_ci95'))}"
         sentences.insert(0, f"These images do not show that the model needs the anatomy. It is right in {right}.")
     return Verdict(question="Does it need the anatomy?", answer=" ".join(sentences), is_warning=is_warning)
 
@@ -182,8 +173,8 @@ def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[
     for name, found in data.get("controls", {}).items():
         where = f" of the new {found['split']} images" if found["split"] != split else ""
         as_expected = ", as it should be" if name == "permuted_control" and not found["is_above_chance"] else ""
-        by_chance = f"(by chance {percent(found['chance'])})"
-        sentences.append(f"{texts[name]} is right in {percent(found['accuracy'])}{where} {by_chance}{as_expected}.")
+        about = bracketed(found.get("accuracy_ci95"), beside=f"by chance {percent(found['chance'])}")
+        sentences.append(f"{texts[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
     return sentences
 
 
@@ -191,9 +182,10 @@ def _calibration(measured: Measured) -> Verdict | None:
     error = measured.new.get("ece")
     if error is None:
         return None
+    ends = bracketed(measured.new.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
     answer = (
-        f"Within about {100 * error:.1f} percentage points: that is its mean distance from how often the model is "
-        "right (expected calibration error; 0 is perfect, and few images never reach it)."
+        f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
+        "is right (expected calibration error; 0 is perfect, and few images never reach it)."
     )
     return Verdict(question="Can its confidence be read as a probability?", answer=answer)
 
@@ -221,8 +213,8 @@ def _referral(measured: Measured) -> Verdict | None:
         )
         return Verdict(question=question, answer=answer, is_warning=True)
     answer = (
-        f"It refers {num_referred} of {num_images} images to a person. Of those that it accepts, {percent(rate)} are "
-        f"wrong{_interval(new.get('accepted_error_rate_ci95'))}"
+        f"It refers {num_referred} of {num_images} images to a person{bracketed(new.get('referred_share_ci95'))}. Of "
+        f"those that it accepts, {percent(rate)} are wrong{bracketed(new.get('accepted_error_rate_ci95'))}"
     )
     if wanted is None:
         return Verdict(question=question, answer=f"{answer}.")
@@ -251,9 +243,10 @@ def _coverage(measured: Measured) -> Verdict | None:
     if covered is None or size is None:
         return None
     question = "Do its prediction sets have the true class?"
+    of_size = bracketed(new.get("mean_set_size_ci95"), lambda end: f"{end:.1f}")
     answer = (
         f"The prediction set (the classes that may be right) has the true class for {percent(covered)} of the "
-        f"{measured.images}{_interval(ends)}, with {size:.1f} classes on average"
+        f"{measured.images}{bracketed(ends)}, with {size:.1f} classes on average{of_size}"
     )
     if "alpha" not in sets:
         return Verdict(question=question, answer=f"{answer}.")
@@ -284,7 +277,7 @@ def _subgroups(measured: Measured) -> Verdict | None:
         answer = f"In none of {looked_at} (by size, format, mode, table column) is it surely worse than on all of them."
     else:
         named = "; ".join(
-            f"{subgroup_name(each)} {percent(each['accuracy'])}{_interval(each['accuracy_ci95'])}"
+            f"{subgroup_name(each)} {percent(each['accuracy'])}{bracketed(each['accuracy_ci95'])}"
             for each in worse[:MAX_NAMED]
         )
         more = f"; and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
@@ -309,7 +302,7 @@ def _lowest(measured: Measured) -> str:
     if lowest is None:
         return ""
     name, of_class = lowest
-    found = f"{percent(of_class['recall'])} of {of_class['support']} images{_interval(of_class.get('recall_ci95'))}"
+    found = f"{percent(of_class['recall'])} of {of_class['support']} images{bracketed(of_class.get('recall_ci95'))}"
     return f" The class with the lowest sensitivity is {name}: {found}."
 
 

@@ -17,6 +17,7 @@ import pyarrow.csv as pv
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
+from tlray.bundle.wording import bracketed, estimate, percent
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import CompareConfig
@@ -69,33 +70,36 @@ class CompareResult:
         """Returns lines for people, a name and a text each."""
         found = self.comparison
         value, low, high = (100 * each for each in (found["accuracy_difference"], *found["accuracy_difference_ci95"]))
+        same = found["same_label_share_ci95"]
         gained, lost = found["num_only_bundle_right"], found["num_only_reference_right"]
         num_failed = sum(found["num_by_error"].values())
         p_value = f"below {SMALLEST_P}" if found["p_value"] < SMALLEST_P else f"{found['p_value']:.3f}"
         return [
             ("images", f"{found['num_images']} compared, {num_failed} failed, {found['num_unlabelled']} unlabelled"),
-            *((f"accuracy of the {side}", _accuracy(found[f"{side}_metrics"])) for side in SIDES),
+            *((f"accuracy of the {side}", _estimate(found[f"{side}_metrics"], "accuracy")) for side in SIDES),
             ("difference", f"{value:+.1f} percentage points (95 %: {low:+.1f} to {high:+.1f})"),
             ("conclusion", found["conclusion"]),
             ("only one is right", f"the bundle for {counted(gained, 'image')}, the reference for {lost}"),
             ("p value", f"{p_value} (McNemar's exact test, which takes all images for independent)"),
             *_sensitivities(found["bundle_metrics"]["per_class"], found["reference_metrics"]["per_class"]),
-            ("same label from both", f"{found['same_label_share']:.1%} of the images"),
+            ("same label from both", f"{percent(found['same_label_share'])} of the images{bracketed(same)}"),
             ("only one marks 'refer'", counted(found["num_refer_differs"], "image")),
             ("all figures", f"{self.out}/{COMPARISON_JSON}"),
             ("image by image", f"{self.out}/{COMPARISON_CSV}"),
         ]
 
 
-def _accuracy(values: Mapping[str, Any]) -> str:
-    low, high = values["accuracy_ci95"]
-    return f"{values['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})"
+def _estimate(values: Mapping[str, Any], name: str) -> str:
+    return estimate(values[name], values[f"{name}_ci95"])
 
 
 def _sensitivities(bundle: Mapping[str, Any], reference: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns a line for each class that has images, given the metrics `per_class` of both."""
     return [
-        (f"sensitivity of '{name}'", f"bundle {values['recall']:.3f}, reference {reference[name]['recall']:.3f}")
+        (
+            f"sensitivity of '{name}'",
+            f"bundle {_estimate(values, 'recall')}, reference {_estimate(reference[name], 'recall')}",
+        )
         for name, values in bundle.items()
         if values["support"]
     ]

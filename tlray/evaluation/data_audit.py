@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import ray
 
+from tlray.bundle.wording import bracketed, decimals
 from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import AuditConfig
 from tlray.data import audit, dataset, inspected, manifest, splits
@@ -64,8 +65,9 @@ class AuditResult:
             ("what tells the classes", families if told["num_folds"] else "not tested: the images are too few"),
         ]
         if control is not None:
+            about = bracketed(control["accuracy_ci95"], decimals, beside=f"by chance {control['chance']:.3f}")
             right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
-            rows.append(("told by the files alone", f"{right} (by chance {control['chance']:.3f})"))
+            rows.append(("told by the files alone", f"{right}{about}"))
         rows.append(("report", f"{self.out}/{evaluate.REPORT_HTML}"))
         if self.num_fixed is not None:
             left_out = found["num_readable"] - self.num_fixed

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tlray.bundle.card import metric_rows
 from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
+from tlray.bundle.wording import estimate
 from tlray.data import audit
 from tlray.errors import DataError
 from tlray.evaluation import metrics
@@ -189,8 +190,8 @@ def accuracy_rows(metrics_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[str
     """Returns lines for people, a name and a text each: accuracy and balanced accuracy of each split."""
     rows = []
     for name, values in metric_rows(metrics_of):
-        low, high = values["accuracy_ci95"]
-        interval = f"(95 %: {low:.3f} to {high:.3f}, {values['num_images']} images)"
-        rows.append((f"{name}: accuracy", f"{values['accuracy']:.3f} {interval}"))
-        rows.append((f"{name}: balanced accuracy", f"{values['balanced_accuracy']:.3f}"))
+        images = f"{values['num_images']} images"
+        rows.append((f"{name}: accuracy", estimate(values["accuracy"], values["accuracy_ci95"], beside=images)))
+        balanced = estimate(values["balanced_accuracy"], values["balanced_accuracy_ci95"])
+        rows.append((f"{name}: balanced accuracy", balanced))
     return rows

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn import metrics as sk_metrics
 
 from tlray.errors import DataError
-from tlray.trust import intervals
+from tlray.trust import classification
 from tlray.trust.intervals import Interval
 
 
@@ -32,10 +32,10 @@ def evaluate_predictions(
         Only str, int, float, None, list and dict:
         `num_images`, `num_groups`, `classes`, `accuracy`, `balanced_accuracy`, `f1_macro`, `roc_auc_ovr_macro`
         (one-vs-rest, None unless every class has images), `log_loss` (natural logarithm), each of these five with its
-        95 % interval NAME_ci95 ([low, high], each None where undefined; see `intervals.metric_intervals`),
-        `per_class` (class to `precision`, `recall`, `specificity`, `f1`, `roc_auc`, each None where undefined,
-        `recall_ci95`, `specificity_ci95`, and `support`), `confusion_matrix` (rows are the truth, columns the
-        prediction), `notes` (metric to the reason why it is None or restricted).
+        95 % interval NAME_ci95 ([low, high], each None where undefined; see `classification.metric_intervals`),
+        `per_class` (class to `precision`, `recall`, `specificity`, `f1`, `roc_auc`, each None where undefined, and each
+        with its interval NAME_ci95; and `support`), `confusion_matrix` (rows are the truth, columns the prediction),
+        `notes` (metric to the reason why it is None or restricted).
 
     Raises:
         DataError: No images, or arrays that do not fit together.
@@ -47,9 +47,17 @@ def evaluate_predictions(
     matrix_KK = sk_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
     per_class = _per_class(labels, probs_BK, predicted, classes)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    found = intervals.metric_intervals(labels, probs_BK, groups)
-    for values, recall, specificity in zip(per_class.values(), found.sensitivities, found.specificities, strict=True):
-        values |= {"recall_ci95": _ends(recall), "specificity_ci95": _ends(specificity)}
+    found = classification.metric_intervals(labels, probs_BK, groups)
+    intervals_of = {
+        "precision": found.precisions,
+        "recall": found.sensitivities,
+        "specificity": found.specificities,
+        "f1": found.f1s,
+        "roc_auc": found.aurocs,
+    }
+    for index, values in enumerate(per_class.values()):
+        for name, intervals in intervals_of.items():
+            values[f"{name}_ci95"] = [None, None] if values[name] is None else _ends(intervals[index])
     aucs = [values["roc_auc"] for values in per_class.values()]
     return {
         "num_images": len(labels),

@@ -8,7 +8,8 @@ import numpy as np
 
 from tlray.bundle.judgement import REASONS, Limits, judge
 from tlray.trust import calibration
-from tlray.trust.intervals import Interval, share_interval
+from tlray.trust.groups import group_index
+from tlray.trust.intervals import UNDEFINED, Interval, mean_interval, share_interval
 
 
 def measure_judgement(
@@ -24,28 +25,49 @@ def measure_judgement(
         limits: The limits of the model that predicted.
 
     Returns:
-        Only str, int, float, None, list and dict: `num_referred`, `num_by_reason` (each of `judgement.REASONS`),
-        `accepted_error_rate` (share of wrong ones among the images that are not referred, null if there are none) and
-        `set_coverage` (share of images whose prediction set has the true class), each with its 95 % interval NAME_ci95;
-        `mean_set_size`; these three are null where the model has no sets. `ece` and `brier`: see
-        `calibration.expected_calibration_error` and `calibration.brier_score`.
+        Only str, int, float, None, list and dict: `num_referred`, `num_by_reason` (each of `judgement.REASONS`), and
+        these, each with its 95 % interval NAME_ci95 ([low, high]):
+
+        - `referred_share`: share of images that are referred;
+        - `accepted_error_rate`: share of wrong ones among the others; it and its interval are null if there are none;
+        - `ece` and `brier`: see `calibration.calibration_error_interval` and `calibration.brier_interval`;
+        - `set_coverage`: share of images whose prediction set has the true class, and `mean_set_size`: mean number of
+          classes in a set. They and their intervals are null where the model has no sets.
     """
     judged = judge(probs_BK, ood_scores, limits)
+    groups = group_index(groups, len(labels))  # numbers sort faster than names
     is_accepted = ~judged.refer
     is_wrong = probs_BK.argmax(axis=1) != labels
     counts = Counter(judged.reasons)
     found: dict[str, Any] = {
         "num_referred": int(judged.refer.sum()),
         "num_by_reason": {reason: counts[reason] for reason in REASONS},
+        **_named("referred_share", share_interval(judged.refer, groups)),
         **_named("accepted_error_rate", share_interval(is_wrong[is_accepted], groups[is_accepted])),
-        "ece": calibration.expected_calibration_error(probs_BK, labels),
-        "brier": calibration.brier_score(probs_BK, labels),
+        **_named("ece", calibration.calibration_error_interval(probs_BK, labels, groups)),
+        **_named("brier", calibration.brier_interval(probs_BK, labels, groups)),
     }
-    if judged.sets_BK is None:
-        return found | {"set_coverage": None, "set_coverage_ci95": None, "mean_set_size": None}
-    is_covered = judged.sets_BK[np.arange(len(labels)), labels]
-    found |= _named("set_coverage", share_interval(is_covered, groups))
-    return found | {"mean_set_size": float(judged.sets_BK.sum(axis=1).mean())}
+    covered = size = UNDEFINED
+    if judged.sets_BK is not None:
+        covered = share_interval(judged.sets_BK[np.arange(len(labels)), labels], groups)
+        size = _size_interval(judged.sets_BK, groups)
+    return found | _named("set_coverage", covered) | _named("mean_set_size", size)
+
+
+def _size_interval(sets_BK: np.ndarray, groups: np.ndarray) -> Interval:
+    """Returns the mean size of prediction sets, which have at least one class, with its 95 % interval over groups.
+
+    The interval takes it that no set is larger than the largest one that was seen, but that a set may have two classes.
+    Otherwise a single image might need all of many classes, which would make every interval wide. With one group the
+    interval goes up to all classes.
+
+    Args:
+        sets_BK: Which classes are in the set of each image, bool [images, K].
+        groups: Number of each image's group, int [images], from 0 without gaps.
+    """
+    sizes = sets_BK.sum(axis=1)
+    largest = max(2, int(sizes.max())) if groups.any() else sets_BK.shape[1]
+    return mean_interval(sizes, groups, low=1.0, high=float(largest))
 
 
 def _named(name: str, interval: Interval) -> dict[str, Any]:

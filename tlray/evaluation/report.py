@@ -11,6 +11,7 @@ import numpy as np
 
 from tlray.bundle import leaks, verdicts
 from tlray.bundle.card import metric_rows
+from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
 from tlray.data.labels import short_names
 from tlray.errors import counted
 from tlray.evaluation import glyphs
@@ -126,6 +127,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
+    environment.filters |= {"span": _span, "bracketed": _bracketed}
     environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records, "counted": counted}
     audit = report.audit or {}
     headline = headline_split(report.evaluations) if report.evaluations else None
@@ -289,6 +291,24 @@ def _percent(value: float | None) -> str:
 
 def _decimals(value: float | None, digits: int = 3) -> str:
     return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+_FORMS = {
+    "percent": percent,
+    "bare percent": lambda value: f"{100 * value:.1f}",
+    "decimals": decimals,
+    "two decimals": lambda value: decimals(value, 2),
+    "one decimal": lambda value: decimals(value, 1),
+}
+"""How the ends of an interval are written, by the names that the template uses."""
+
+
+def _span(ends: Ends, form: str = "percent") -> str:
+    return span(ends, _FORMS[form])
+
+
+def _bracketed(ends: Ends, form: str = "percent", beside: str = "") -> str:
+    return bracketed(ends, _FORMS[form], beside=beside)
 
 
 def _duration(seconds: float) -> str:

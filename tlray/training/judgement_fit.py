@@ -94,11 +94,11 @@ class Judging:
         set_thresholds: See `judgement.Limits`.
         about: How they were found and what they are worth; can be written as JSON. `calibration`: the fields of
             `Calibration`, and `ece`, `ece_before`, `brier`, `brier_before` (expected calibration error in
-            `calibration.NUM_BINS` bins and Brier score, after it and before). `referral`: `refer_below`, `max_error`
-            (null: the user gave the threshold), `coverage` (share of images that are not under it, nor ambiguous),
-            `error_rate` of these (null: none), `error_rate_high` (its upper bound) and `note`. `sets`: the fields of
-            `Conformal`, and `mean_size`; null without sets. `num_images`, `num_groups` and `origin`: what all this was
-            fitted on. Empty: there were no such images.
+            `calibration.NUM_BINS` bins and Brier score, after it and before), each with its 95 % interval NAME_ci95
+            ([low, high]). `referral`: `refer_below`, `max_error` (null: the user gave the threshold), `coverage` (share
+            of images that are not under it, nor ambiguous), `error_rate` of these (null: none), `error_rate_high` (its
+            upper bound) and `note`. `sets`: the fields of `Conformal`, and `mean_size`; null without sets.
+            `num_images`, `num_groups` and `origin`: what all this was fitted on. Empty: there were no such images.
         warnings: Warnings to the user.
     """
 
@@ -141,12 +141,8 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
     chosen, warnings = _threshold(probs_BK, labels, groups, sets, wanted)
     about = {
         "calibration": dataclasses.asdict(fitted)
-        | {
-            "ece": calibration.expected_calibration_error(after_BK, labels),
-            "ece_before": calibration.expected_calibration_error(before_BK, labels),
-            "brier": calibration.brier_score(after_BK, labels),
-            "brier_before": calibration.brier_score(before_BK, labels),
-        },
+        | _describe_errors(after_BK, labels, groups)
+        | _describe_errors(before_BK, labels, groups, end="_before"),
         "referral": chosen,
         "sets": _describe_sets(sets, probs_BK),
         "num_images": len(labels),
@@ -162,6 +158,17 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
         about=about,
         warnings=warnings,
     )
+
+
+def _describe_errors(probs_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, end: str = "") -> dict[str, Any]:
+    """Returns `ece` and `brier` with their 95 % intervals NAME_ci95, [low, high]; `end` is added to both names."""
+    found = {
+        f"ece{end}": calibration.calibration_error_interval(probs_BK, labels, groups),
+        f"brier{end}": calibration.brier_interval(probs_BK, labels, groups),
+    }
+    return {name: each.value for name, each in found.items()} | {
+        f"{name}_ci95": [each.low, each.high] for name, each in found.items()
+    }
 
 
 def _weights(groups: np.ndarray) -> np.ndarray:

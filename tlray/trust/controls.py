@@ -16,6 +16,7 @@ from tlray.errors import DataError
 from tlray.probe import regression
 from tlray.trust import shortcuts
 from tlray.trust.groups import permuted
+from tlray.trust.intervals import mean_interval
 
 MAX_P_VALUE = 0.01
 """Largest p-value with which a control is surely above chance."""
@@ -43,6 +44,7 @@ class Control:
     Attributes:
         name: `traits`, `nearest neighbour` or `permuted labels`.
         accuracy: Share of right predictions, in [0, 1]; a mean over the probes with permuted labels.
+        accuracy_ci95: Its 95 % interval over groups, (low, high). It is for other test images and this same predictor.
         chance: Accuracy of the same predictions if the labels of the test images are exchanged between groups.
         majority: Share of the test images of the largest class.
         p_value: Probability of this accuracy, or a better one, by chance.
@@ -52,6 +54,7 @@ class Control:
 
     name: str
     accuracy: float
+    accuracy_ci95: tuple[float, float]
     chance: float
     majority: float
     p_value: float
@@ -218,13 +221,15 @@ def _judge(name: str, predicted_PB: np.ndarray, labels_PB: np.ndarray, groups: n
     for predicted, labels in zip(predicted_PB, labels_PB, strict=True):
         shuffled += [np.mean(permuted(labels, groups, rng) == predicted) for _ in range(NUM_PERMUTATIONS)]
     shuffled /= len(predicted_PB)
-    accuracy = float(np.mean(predicted_PB == labels_PB))
+    # With several probes, each image counts by the share of them that are right.
+    interval = mean_interval(np.mean(predicted_PB == labels_PB, axis=0), groups)
     return Control(
         name=name,
-        accuracy=accuracy,
+        accuracy=interval.value,
+        accuracy_ci95=(interval.low, interval.high),
         chance=float(shuffled.mean()),
         majority=float(np.mean([np.bincount(labels).max() for labels in labels_PB]) / labels_PB.shape[1]),
-        p_value=float((1 + np.sum(shuffled >= accuracy - 1e-9)) / (1 + NUM_PERMUTATIONS)),
+        p_value=float((1 + np.sum(shuffled >= interval.value - 1e-9)) / (1 + NUM_PERMUTATIONS)),
         num_images=labels_PB.shape[1],
         num_groups=int(groups.max()) + 1,
     )

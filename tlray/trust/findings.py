@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tlray.bundle.wording import bracketed, decimals, percent
 from tlray.data import splits
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
@@ -82,7 +83,8 @@ def _describe(found: Shortcuts, noun: str) -> dict[str, Any]:
 
 
 def _as_json(test: TraitTest, noun: str) -> dict[str, Any]:
-    return dataclasses.asdict(test) | {"text": test.describe(noun)}
+    ends = {"balanced_accuracy_ci95": list(test.balanced_accuracy_ci95)}
+    return dataclasses.asdict(test) | ends | {"text": test.describe(noun)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +150,13 @@ def _controls(
                 pooled_BD[both], labels[both], groups[both].tolist(), np.arange(len(both)) >= len(train), seed=seed
             )
     return {
-        name: None
-        if control is None
-        else dataclasses.asdict(control) | {"split": places.split, "is_above_chance": control.is_above_chance}
-        for name, control in found.items()
+        name: None if control is None else _control_as_json(control, places.split) for name, control in found.items()
     }
+
+
+def _control_as_json(control: Control, split: str) -> dict[str, Any]:
+    ends = {"accuracy_ci95": list(control.accuracy_ci95)}
+    return dataclasses.asdict(control) | ends | {"split": split, "is_above_chance": control.is_above_chance}
 
 
 def leak_warnings(found: Mapping[str, Any]) -> list[str]:
@@ -160,11 +164,11 @@ def leak_warnings(found: Mapping[str, Any]) -> list[str]:
     control = found.get("permuted_control")
     if control is None or not control["is_above_chance"]:
         return []
+    about = bracketed(control.get("accuracy_ci95"), beside=f"by chance {percent(control['chance'])}")
     return [
         f"Labels that were exchanged at random between patients can still be predicted for {control['split']} images: "
-        f"{control['accuracy']:.0%} right, {control['chance']:.0%} by chance. Training images must be related to them "
-        "in a way that is not known here, such as patients without a name. Give patients (`group_id`), and cut the "
-        "splits by them."
+        f"{percent(control['accuracy'])} right{about}. Training images must be related to them in a way that is not "
+        "known here, such as patients without a name. Give patients (`group_id`), and cut the splits by them."
     ]
 
 
@@ -222,7 +226,9 @@ def _margin(test: Mapping[str, Any]) -> float:
 def _reach(test: Mapping[str, Any]) -> str:
     """Returns how well a test tells by which traits, such as "the corners alone reach a balanced accuracy of 0.74"."""
     verb = "reaches" if test["family"] in ("size", "colour") else "reach"
-    return (
-        f"{_TRAITS[test['family']]} alone {verb} a balanced accuracy of {test['balanced_accuracy']:.2f} (by chance "
-        f"{test['chance']:.2f})"
-    )
+    about = bracketed(test.get("balanced_accuracy_ci95"), _hundredths, beside=f"by chance {test['chance']:.2f}")
+    return f"{_TRAITS[test['family']]} alone {verb} a balanced accuracy of {test['balanced_accuracy']:.2f}{about}"
+
+
+def _hundredths(value: float) -> str:
+    return decimals(value, 2)

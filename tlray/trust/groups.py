@@ -49,7 +49,8 @@ def group_index(groups: np.ndarray, num_images: int) -> np.ndarray:
 
 def evidence_of(index: np.ndarray) -> Evidence:
     """Counts the images and groups of group numbers, int [images], which may leave numbers out."""
-    sizes_G = np.unique(index, return_counts=True)[1].astype(np.float64)
+    sizes_G = np.bincount(index).astype(np.float64)
+    sizes_G = sizes_G[sizes_G > 0]
     effective = float(sizes_G.sum() ** 2 / np.sum(sizes_G**2)) if len(sizes_G) else 0.0
     return Evidence(num_images=len(index), num_groups=len(sizes_G), effective_groups=effective)
 

@@ -3,11 +3,11 @@
 Images of one patient, or near-duplicates of one image, are not independent. So the intervals come from how much groups
 of images differ. An image without others is a group of its own.
 
-The variance of a metric comes from leaving out one group at a time (the delete-one jackknife); only `bootstrap`, for
-metrics that this module does not know, draws resamples. The variance gives the effective sample size: how many
-independent images would show the metric as exactly. The interval is Wilson's for this size, with Student's t of
-(groups - 1) degrees of freedom (Franco et al. 2019, J. Surv. Stat. Methodol. 7:334-364, recommend Wilson's form with
-the effective sample size).
+The variance of a metric comes from leaving out one group at a time (the delete-one jackknife), or from how much each
+group moves the metric, which is nearly the same. Only `bootstrap`, for any other metric, draws resamples. The variance
+gives the effective sample size: how many independent images would show the metric as exactly. The interval is Wilson's
+for this size, with Student's t of (groups - 1) degrees of freedom (Franco et al. 2019, J. Surv. Stat. Methodol.
+7:334-364, recommend Wilson's form with the effective sample size).
 
 Coverage of 95 % intervals of the accuracy, measured on simulated sets of 20 to 100 patients with 1 to 10 images each,
 true accuracy 0.7 to 0.95, correlation within a patient 0 to 0.5, 400 or more sets for each of 27 cases:
@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from tlray.errors import DataError
 from tlray.trust.groups import (
@@ -34,7 +33,6 @@ from tlray.trust.groups import (
     effective_size,
     evidence_of,
     group_index,
-    jackknife_variance,
     linear_variance,
     resample,
     student,
@@ -60,30 +58,8 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricIntervals:
-    """Metrics of a model's predictions, each with its 95 % interval.
-
-    The interval of an average over classes counts as many groups as the class with the fewest groups has.
-
-    Attributes:
-        accuracy: Share of images whose most probable class is the true one.
-        balanced_accuracy: Mean sensitivity of the classes that have images.
-        f1_macro: Mean F1 of the classes that have images.
-        auroc_macro: Mean one-versus-rest AUROC, NaN unless every class has images.
-        log_loss: Mean negative natural logarithm of the true class's probability. Losses are skewed, so this interval
-            is symmetric in the logarithm of the mean (delta method), with Student's t.
-        sensitivities: Of each class, NaN for a class without images.
-        specificities: Of each class, NaN for a class that all images have.
-    """
-
-    accuracy: Interval
-    balanced_accuracy: Interval
-    f1_macro: Interval
-    auroc_macro: Interval
-    log_loss: Interval
-    sensitivities: tuple[Interval, ...]
-    specificities: tuple[Interval, ...]
+UNDEFINED = Interval(value=math.nan, low=math.nan, high=math.nan)
+"""The interval of a metric that the data does not define."""
 
 
 def check_predictions(labels: np.ndarray, probs_BK: np.ndarray) -> None:
@@ -147,54 +123,7 @@ def bootstrap(
         for chunk_RG in resample(int(index.max()) + 1, rng, num_resamples)
         for weights_G in chunk_RG
     ]
-    return _score_interval(metric(np.ones(len(index))), bootstrap_variance(np.array(replicates), evidence), evidence)
-
-
-def metric_intervals(
-    labels: np.ndarray,
-    probs_BK: np.ndarray,
-    groups: np.ndarray,
-) -> MetricIntervals:
-    """Computes the usual metrics of predicted probabilities with their 95 % intervals.
-
-    Args:
-        labels: True classes, int [images], in [0, K).
-        probs_BK: Probabilities, floating point [images, K]. The most probable class is the predicted one.
-        groups: Group of each image, [images], any values that can be sorted.
-
-    Returns:
-        Where fewer than two groups have the images that a metric needs, its interval is the whole range, since one
-        group does not show how much groups differ.
-
-    Raises:
-        DataError: See `check_predictions`, or not every image has a group.
-    """
-    check_predictions(labels, probs_BK)
-    index = group_index(groups, len(labels))
-    num_classes, num_groups = probs_BK.shape[1], int(index.max()) + 1
-    cells = (index * num_classes + labels) * num_classes + probs_BK.argmax(axis=1)
-    confusion_GS = np.bincount(cells, minlength=num_groups * num_classes**2).reshape(num_groups, -1)
-    sums_GS = np.concatenate([confusion_GS, np.bincount(index, _losses(labels, probs_BK))[:, None]], axis=1)
-
-    every, weakest = evidence_of(index), weakest_class(labels, index)
-    evidences = [every, weakest, weakest]
-    evidences += [evidence_of(index[labels == each]) for each in range(num_classes)]
-    evidences += [evidence_of(index[labels != each]) for each in range(num_classes)]
-    totals = sums_GS.sum(axis=0, keepdims=True)
-    values, without_GM = _metrics(totals)[0], _metrics(totals - sums_GS)
-    found = [
-        _score_interval(float(value), jackknife_variance(without_G, each), each)
-        for value, without_G, each in zip(values[1:], without_GM.T[1:], evidences, strict=True)
-    ]
-    return MetricIntervals(
-        accuracy=found[0],
-        balanced_accuracy=found[1],
-        f1_macro=found[2],
-        auroc_macro=_auroc_interval(labels, probs_BK, index, weakest),
-        log_loss=_log_interval(float(values[0]), jackknife_variance(without_GM[:, 0], every), every),
-        sensitivities=tuple(found[3 : 3 + num_classes]),
-        specificities=tuple(found[3 + num_classes :]),
-    )
+    return score_interval(metric(np.ones(len(index))), bootstrap_variance(np.array(replicates), evidence), evidence)
 
 
 def share_interval(is_true: np.ndarray, groups: np.ndarray) -> Interval:
@@ -210,83 +139,75 @@ def share_interval(is_true: np.ndarray, groups: np.ndarray) -> Interval:
     Raises:
         DataError: Arrays of different lengths.
     """
-    if not len(is_true):
-        return Interval(value=math.nan, low=math.nan, high=math.nan)
-    index = group_index(groups, len(is_true))
-    value = float(np.mean(is_true))
-    return _score_interval(value, linear_variance((is_true - value) / len(is_true), index), evidence_of(index))
+    return mean_interval(is_true, groups)
 
 
-def _metrics(sums_RS: np.ndarray) -> np.ndarray:
-    """Returns metrics [rows, metrics] of sums: the confusion matrix, in which rows are the truth, then the log loss.
+def mean_interval(values: np.ndarray, groups: np.ndarray, *, low: float = 0.0, high: float = 1.0) -> Interval:
+    """Returns the mean of values in a known range with its 95 % interval.
 
-    The metrics are log loss, accuracy, balanced accuracy, macro F1, and the sensitivities and specificities.
+    It is Wilson's interval of the mean m, with the range scaled to [0, 1]. The variance of such values is at most
+    m (1 - m), that of values which are all 0 or 1 (Bhatia and Davis 2000, Am. Math. Monthly 107:353-357). Values that
+    vary less have a larger effective sample size, by the ratio of the two variances. Their variance is computed with
+    two more values, one at each end of the range, so that it is above 0 where all values are alike: a model that was
+    right and sure on 40 images can be wrong and sure on the next one.
+
+    Args:
+        values: bool, integer or floating point [images].
+        groups: Group of each image, [images], any values that can be sorted.
+        low: Least possible value. A value outside the range, by a rounding, counts as the end of the range.
+        high: Largest possible value.
+
+    Returns:
+        NaN without images. With one group the interval is the whole range.
+
+    Raises:
+        DataError: Arrays of different lengths.
     """
-    num_classes = math.isqrt(sums_RS.shape[1] - 1)
-    matrices_RKK = sums_RS[:, :-1].reshape(-1, num_classes, num_classes)
-    truth_RK, found_RK = matrices_RKK.sum(axis=2), matrices_RKK.sum(axis=1)
-    right_RK = np.diagonal(matrices_RKK, axis1=1, axis2=2)
-    total_R1 = truth_RK.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # 0 / 0 without images or of a class without images: NaN
-        sensitivity_RK = right_RK / truth_RK
-        specificity_RK = (total_R1 - truth_RK - found_RK + right_RK) / (total_R1 - truth_RK)
-        f1_RK = 2 * right_RK / (truth_RK + found_RK)
-        num_present_R1 = (truth_RK > 0).sum(axis=1, keepdims=True)
-        averages = [sums_RS[:, -1:] / total_R1, right_RK.sum(axis=1, keepdims=True) / total_R1]
-        averages += [
-            each_RK.sum(axis=1, keepdims=True, where=truth_RK > 0) / num_present_R1
-            for each_RK in (sensitivity_RK, f1_RK)
-        ]
-    return np.concatenate([*averages, sensitivity_RK, specificity_RK], axis=1)
+    if not len(values):
+        return UNDEFINED
+    index = group_index(groups, len(values))
+    evidence = evidence_of(index)
+    scaled = np.clip((values - low) / (high - low), 0, 1)
+    mean = float(np.mean(scaled))
+    first, last = 0.0, 1.0
+    if evidence.num_groups >= 2:
+        variance = float(np.mean((scaled - mean) ** 2))
+        size = effective_size(variance, linear_variance((scaled - mean) / len(scaled), index), evidence)
+        variance = (variance * len(scaled) + mean**2 + (1 - mean) ** 2) / (len(scaled) + 2)
+        first, last = _wilson(mean, size * max(1.0, mean * (1 - mean) / variance), student(evidence))
+    value = float(np.mean(values))
+    ends = low + first * (high - low), low + last * (high - low)
+    return Interval(value=value, low=min(value, ends[0]), high=max(value, ends[1]))
 
 
-def _losses(labels: np.ndarray, probs_BK: np.ndarray) -> np.ndarray:
-    """Returns the log loss of each image; a probability of 0 counts as 2.2e-16, as in scikit-learn."""
-    chosen = probs_BK[np.arange(len(labels)), labels].astype(np.float64) / probs_BK.sum(axis=1, dtype=np.float64)
-    return -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1))
+def score_interval(value: float, variance: float, evidence: Evidence) -> Interval:
+    """Returns Wilson's interval (1927, J. Am. Stat. Assoc. 22:209-212) for the effective sample size.
 
-
-def _auroc_interval(labels: np.ndarray, probs_BK: np.ndarray, index: np.ndarray, evidence: Evidence) -> Interval:
-    """Returns the interval of the mean AUROC, with the variance of Obuchowski 1997 (Biometrics 53:567-578).
-
-    An image moves the AUROC of a class by its placement: the share of the other side's images that it is ranked
-    rightly against, equal scores counting half (DeLong et al. 1988). The moves are summed over classes and groups.
+    Args:
+        value: The metric, in [0, 1], or NaN.
+        variance: Its variance over groups, unbiased.
+        evidence: The images and groups that it rests on. With fewer than two groups the interval is [0, 1].
     """
-    num_classes = probs_BK.shape[1]
-    if num_classes < 2 or len(np.unique(labels)) < num_classes:
-        return Interval(value=math.nan, low=math.nan, high=math.nan)
-    value, influence = 0.0, np.zeros(len(labels))
-    for each in range(num_classes):
-        is_positive, ranks = labels == each, stats.rankdata(probs_BK[:, each])
-        num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
-        own_ranks = np.empty(len(labels))
-        own_ranks[is_positive] = stats.rankdata(probs_BK[is_positive, each])
-        own_ranks[~is_positive] = stats.rankdata(probs_BK[~is_positive, each])
-        below = ranks - own_ranks  # images of the other side with a lower score
-        placement = np.where(is_positive, below / num_negative, 1 - below / num_positive)
-        auroc = float(placement[is_positive].mean())
-        value += auroc / num_classes
-        influence += (placement - auroc) / np.where(is_positive, num_positive, num_negative) / num_classes
-    return _score_interval(value, linear_variance(influence, index), evidence)
-
-
-def _score_interval(value: float, variance: float, evidence: Evidence) -> Interval:
-    """Returns Wilson's interval (1927, J. Am. Stat. Assoc. 22:209-212) for the effective sample size."""
     if math.isnan(value):
-        return Interval(value=math.nan, low=math.nan, high=math.nan)
+        return UNDEFINED
     if evidence.num_groups < 2:
         return Interval(value=value, low=0.0, high=1.0)
-    size = effective_size(value * (1 - value), variance, evidence)
-    t = student(evidence)
-    scale = 1 + t**2 / size
-    centre = (value + t**2 / (2 * size)) / scale
-    half = t * math.sqrt(value * (1 - value) / size + t**2 / (4 * size**2)) / scale
-    # In exact arithmetic the ends include the value and lie in [0, 1].
-    return Interval(value=value, low=max(0.0, min(value, centre - half)), high=min(1.0, max(value, centre + half)))
+    low, high = _wilson(value, effective_size(value * (1 - value), variance, evidence), student(evidence))
+    return Interval(value=value, low=low, high=high)
 
 
-def _log_interval(value: float, variance: float, evidence: Evidence) -> Interval:
+def log_interval(value: float, variance: float, evidence: Evidence) -> Interval:
+    """Returns an interval that is symmetric in the logarithm of a mean above 0; arguments: see `score_interval`."""
     if evidence.num_groups < 2:
         return Interval(value=value, low=0.0, high=math.inf)
     factor = math.exp(student(evidence) * math.sqrt(variance) / value) if value else 1.0
     return Interval(value=value, low=value / factor, high=value * factor)
+
+
+def _wilson(value: float, size: float, t: float) -> tuple[float, float]:
+    """Returns the ends of Wilson's interval of a share among `size` independent images."""
+    scale = 1 + t**2 / size
+    centre = (value + t**2 / (2 * size)) / scale
+    half = t * math.sqrt(value * (1 - value) / size + t**2 / (4 * size**2)) / scale
+    # In exact arithmetic the ends include the value and lie in [0, 1].
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))

@@ -15,6 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from tlray.data import traits
 from tlray.errors import DataError
+from tlray.trust.classification import balanced_accuracy_interval
 from tlray.trust.groups import permuted
 
 ALL = "all traits"
@@ -57,6 +58,9 @@ class TraitTest:
         accuracy: Share of images that are told, in [0, 1].
         majority: Share of the images of the largest class (or of the rest, if it is larger), in [0, 1].
         balanced_accuracy: Mean sensitivity of the classes when all count as equally frequent, in [0, 1].
+        balanced_accuracy_ci95: Its 95 % interval over groups, (low, high). It takes the forests of the folds as given:
+            other training images would give others, which no interval of one cross-validation can count (Bengio and
+            Grandvalet 2004, J. Mach. Learn. Res. 5:1089-1105).
         chance: Balanced accuracy by chance: 1 / number of classes, and 0.5 for one against the rest.
         p_value: Probability of such a result, or a better one of any of the tests, if the traits do not depend on the
             class. It is corrected for the number of tests.
@@ -69,6 +73,7 @@ class TraitTest:
     accuracy: float
     majority: float
     balanced_accuracy: float
+    balanced_accuracy_ci95: tuple[float, float]
     chance: float
     p_value: float
     trait: str | None = None
@@ -98,10 +103,11 @@ class TraitTest:
         most = ""
         if self.trait is not None:
             most = f" '{self.trait}' alone: {self.trait_balanced_accuracy:.2f}."
+        low, high = self.balanced_accuracy_ci95
         return (
             f"A forest that sees {self.family} only tells {told} in {self.accuracy:.0%} of the images (always the "
-            f"largest: {self.majority:.0%}; balanced accuracy {self.balanced_accuracy:.2f}, by chance "
-            f"{self.chance:.2f}, p = {self.p_value:.4f}).{most}"
+            f"largest: {self.majority:.0%}; balanced accuracy {self.balanced_accuracy:.2f}, 95 % interval {low:.2f} "
+            f"to {high:.2f}, by chance {self.chance:.2f}, p = {self.p_value:.4f}).{most}"
         )
 
 
@@ -224,6 +230,10 @@ def _test(
     shuffled = np.stack([permuted(labels, groups, rng) for _ in range(NUM_PERMUTATIONS)])
     p_values = _corrected(found, _balanced_accuracies(guesses_BT, shuffled, told_of, num_classes))
     shares = np.bincount(labels, minlength=num_classes) / len(labels)
+    intervals = [
+        balanced_accuracy_interval(labels if one is None else (labels == one).astype(int), guesses, groups)
+        for guesses, one in zip(guesses_BT.T, told_of, strict=True)
+    ]
     tests = [
         TraitTest(
             family=list(families)[place // len(told)],
@@ -231,6 +241,7 @@ def _test(
             accuracy=float(np.ravel(accuracies)[place]),
             majority=float(shares.max() if one is None else max(shares[one], 1 - shares[one])),
             balanced_accuracy=float(found[place]),
+            balanced_accuracy_ci95=(intervals[place].low, intervals[place].high),
             chance=1 / num_classes if one is None else 0.5,
             p_value=float(p_values[place]),
         )

@@ -24,6 +24,24 @@ def test_groups_of_copies_are_mostly_single_images():
     assert (sizes[sizes > 1].min(), sizes.max()) == (5, 20)
 
 
+def test_simulated_probabilities_are_calibrated_unless_they_are_sharpened():
+    calibrated = interval_coverage.LogitCase(num_groups=4000, signal=2.0, sharpness=1.0)
+    found = interval_coverage.figures(*interval_coverage.simulate_logits(calibrated, 4000, np.random.default_rng(0)))
+    assert found["calibration error"].value < 0.02
+    assert found["calibration error"].low == 0
+    sharp = interval_coverage.LogitCase(num_groups=4000, signal=2.0, sharpness=2.0)
+    sharpened = interval_coverage.figures(*interval_coverage.simulate_logits(sharp, 4000, np.random.default_rng(0)))
+    assert sharpened["calibration error"].low > 0.1
+    assert sharpened["accuracy"] == found["accuracy"]
+
+
+def test_figures_of_simulated_sets_are_covered_mostly(monkeypatch):
+    monkeypatch.setattr(interval_coverage, "TRUTH_GROUPS", 2000)
+    case = interval_coverage.LogitCase(num_groups=40, signal=2.0, sharpness=1.0)
+    found = interval_coverage.measure_figures(case, 20, np.random.default_rng(0))
+    assert all(coverage >= 0.75 and 0 < width < 1 for coverage, width in found.values()), found
+
+
 def test_the_mean_over_groups_counts_a_group_once():
     found = trust.mean_over_groups(np.array([1, 1, 1, 0]), np.array(["a", "a", "a", "b"]))
     half = 1.96 * np.sqrt(0.5) / np.sqrt(2)  # the deviation of 1 and 0, of two groups

@@ -278,16 +278,19 @@ def test_model_card():
         "- Calibration: temperature 1.5",
         "- Refer when confidence is below: 0.6",
         f"- Data fingerprint: {'d' * 64}",
-        "| valid | 40 | 0.812 | unknown | 0.750 |",  # 0.8125 is exact in binary: rounded to the even digit
+        "| valid | 40 | 0.812 | unknown | 0.750 | unknown |",  # 0.8125 is exact in binary: rounded to the even digit
     ):
         assert fact in lines
 
 
 def test_model_card_says_what_may_be_believed_in_order_and_once():
     new = {
-        "num_images": 30, "accuracy": 0.8, "accuracy_ci95": [0.625, 0.9], "balanced_accuracy": 0.75, "ece": 0.125,
-        "num_referred": 3, "accepted_error_rate": 0.125, "accepted_error_rate_ci95": [0.05, 0.25],
+        "num_images": 30, "accuracy": 0.8, "accuracy_ci95": [0.625, 0.9], "balanced_accuracy": 0.75,
+        "balanced_accuracy_ci95": [0.5, 0.875], "ece": 0.125, "ece_ci95": [0.0, 0.25],
+        "num_referred": 3, "referred_share_ci95": [0.0625, 0.25],
+        "accepted_error_rate": 0.125, "accepted_error_rate_ci95": [0.05, 0.25],
         "set_coverage": 0.875, "set_coverage_ci95": [0.75, 0.95], "mean_set_size": 1.5,
+        "mean_set_size_ci95": [1.25, 2.0],
     }  # fmt: skip
     test = new | {"num_images": 40, "accuracy": 0.9, "num_leaked": 10, "leak_free": new}
     test["subgroups"] = {"num_looked_at": 0, "lowest": []}
@@ -300,10 +303,17 @@ def test_model_card_says_what_may_be_believed_in_order_and_once():
     )
     lines = card.model_card(spec).splitlines()
     start = lines.index("## May I believe this?")
+    told = " ".join(lines)
+    for figure in (
+        "Within about 12.5 percentage points (95 % interval 0.0 to 25.0):",
+        "It refers 3 of 30 images to a person (95 % interval 6.2 % to 25.0 %).",
+        "with 1.5 classes on average (95 % interval 1.2 to 2.0)",
+    ):
+        assert figure in told
     assert lines[start + 4 : start + 7] == [
-        "| test, new images | 30 | 0.800 | 0.625 to 0.900 | 0.750 |",
-        "| test, all images | 40 | 0.900 | 0.625 to 0.900 | 0.750 |",
-        "| valid | 40 | 0.812 | unknown | 0.750 |",
+        "| test, new images | 30 | 0.800 | 0.625 to 0.900 | 0.750 | 0.500 to 0.875 |",
+        "| test, all images | 40 | 0.900 | 0.625 to 0.900 | 0.750 | 0.500 to 0.875 |",
+        "| valid | 40 | 0.812 | unknown | 0.750 | unknown |",
     ]
     beginnings = [line.split("**")[1] for line in lines[start:] if line.startswith("- **")]
     assert beginnings == [

@@ -120,6 +120,8 @@ def test_controls_that_are_as_good_as_the_model():
         worse.answer == "A random forest that sees only how the files were made is right in 60.0 % (by chance 25.0 %)."
     )
     assert not worse.is_warning
+    known = judge("controls", data={"controls": {"traits_control": CONTROL | {"accuracy_ci95": [0.5, 0.69]}}})
+    assert known.answer.endswith("is right in 60.0 % (95 % interval 50.0 % to 69.0 %; by chance 25.0 %).")
     as_good = judge("controls", data={"controls": {"traits_control": CONTROL | {"accuracy": 0.75}}})
     assert as_good.is_warning
     assert as_good.answer == (

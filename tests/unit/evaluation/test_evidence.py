@@ -1,9 +1,11 @@
 """A run's figures, computed again from its files, and its files beside their checksums; what was changed is told."""
 
+import dataclasses
 import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,9 +47,20 @@ def make_images() -> Dataset:
     return Dataset(table=table.append_column(splits.PICTURE, pa.array(pictures)), findings={"intensity_range": None})
 
 
+def without_later(values: Any) -> Any:
+    """Returns figures as an earlier version has computed them."""
+    if not isinstance(values, dict):
+        return values
+    return {name: without_later(value) for name, value in values.items() if name not in evidence.LATER}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The directory of a finished run, without what is of no matter here."""
+    return make_run(tmp_path)
+
+
+def make_run(tmp_path: Path, *, is_older: bool = False) -> Path:
+    """Makes the directory of a finished run, without what is of no matter here."""
     images = make_images()
     rows = images.split("test")
     ids = rows["image_id"].to_pylist()
@@ -65,6 +78,9 @@ def run(tmp_path: Path) -> Path:
     )
     evaluations = {"test": with_subgroups(with_leak_free(evaluation, images.leaked), images.table)}
     assert evaluations["test"].metrics["num_leaked"] == 1
+    if is_older:
+        old = without_later(evaluations["test"].metrics)
+        evaluations["test"] = dataclasses.replace(evaluations["test"], metrics=old)
     bundle = tmp_path / "run/bundle"
     (bundle / "saved_model").mkdir(parents=True)
     (bundle / "model.keras").touch()
@@ -109,6 +125,43 @@ def test_an_untouched_run_is_right(run):
         "the run": "as it says",
         "sha256 of evidence.json": hashlib.sha256((run / "evidence.json").read_bytes()).hexdigest(),
     }
+
+
+def test_a_run_of_an_earlier_version_is_compared_without_the_figures_that_it_lacks(tmp_path):
+    new, old = verify(make_run(tmp_path / "new")), verify(make_run(tmp_path / "old", is_older=True))
+    assert (old.is_right, old.is_older, new.is_older) == (True, True, False)
+    assert 50 < old.num_figures < new.num_figures
+    assert dict(old.rows())["not compared"] == "intervals that the earlier version which made the run lacks"
+    content = json.loads((tmp_path / "old/run/evidence.json").read_text())
+    content["figures"]["test"]["accuracy"] = 1.0
+    (tmp_path / "old/run/evidence.json").write_text(json.dumps(content))
+    assert verify(tmp_path / "old/run").wrong() == ["test.accuracy"]
+
+
+def test_a_new_figure_cannot_be_left_out(run):
+    content = json.loads((run / "evidence.json").read_text())
+    del content["figures"]["test"]["ece_ci95"]
+    (run / "evidence.json").write_text(json.dumps(content))
+    assert verify(run).wrong() == ["test.ece_ci95.0", "test.ece_ci95.1"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["referred_share", "ece_ci95", "brier_ci95", "mean_set_size_ci95", "precision_ci95", "f1_ci95", "roc_auc_ci95"],
+)
+def test_a_new_figure_that_was_changed_is_told(run, name):
+    content = json.loads((run / "evidence.json").read_text())
+    figures = content["figures"]["test"]
+    of_class = "" if name in figures else "per_class.a."
+    values = figures if name in figures else figures["per_class"]["a"]
+    changed = f"test.{of_class}{name}"
+    if isinstance(values[name], list):
+        values[name][1] += 0.01
+        changed += ".1"
+    else:
+        values[name] += 0.01
+    (run / "evidence.json").write_text(json.dumps(content))
+    assert verify(run).wrong() == [changed]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "num_referred", "set_coverage"])

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from tlray.errors import DataError
 from tlray.evaluation.metrics import evaluate_predictions
-from tlray.trust import intervals
+from tlray.trust import classification
 
 
 def one_hot(indices: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
@@ -199,18 +199,21 @@ def test_metrics_have_intervals_over_groups():
         assert grouped[f"{name}_ci95"] == pytest.approx(alone[f"{name}_ci95"], abs=0.01)
         low, high = alone[f"{name}_ci95"]
         assert low < alone[name] < high
-    for name in ("recall", "specificity"):
-        assert grouped["per_class"]["a"][f"{name}_ci95"] == pytest.approx(
-            alone["per_class"]["a"][f"{name}_ci95"], abs=0.01
-        )
-    expected = intervals.metric_intervals(labels, one_hot(predicted, 2), np.arange(40)).accuracy
+    for name in ("precision", "recall", "specificity", "f1", "roc_auc"):
+        of_class, of_grouped = alone["per_class"]["a"], grouped["per_class"]["a"]
+        assert of_grouped[f"{name}_ci95"] == pytest.approx(of_class[f"{name}_ci95"], abs=0.01)
+        low, high = of_class[f"{name}_ci95"]
+        assert low < of_class[name] < high
+    expected = classification.metric_intervals(labels, one_hot(predicted, 2), np.arange(40)).accuracy
     assert alone["accuracy_ci95"] == [expected.low, expected.high]
 
 
 def test_an_interval_that_is_not_defined_is_none():
     metrics = evaluate_predictions(np.array([1, 1]), one_hot([1, 0], 2), "ab")
     assert metrics["roc_auc_ovr_macro_ci95"] == [None, None]
-    assert metrics["per_class"]["a"]["recall_ci95"] == [None, None]
+    of_class = metrics["per_class"]["a"]  # predicted once, and without images
+    for name in ("precision", "recall", "specificity", "f1", "roc_auc"):
+        assert (of_class[name], of_class[f"{name}_ci95"]) == (None, [None, None])
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 

@@ -194,12 +194,20 @@ def test_report_shows_what_it_is_given():
     # Wilson's interval of 60 of 72 is 0.730893 to 0.902006. Mean sensitivity: 17/23, 18/21, 13/13, 12/15.
     valid = next(row for row in page.rows if row[0] == "valid" and row[1] == "72")
     assert valid[2:4] == ["83.3 %", "72.9 % to 90.3 %"]
-    assert valid[5] == "84.9 %"
+    low, high = VALID.metrics["balanced_accuracy_ci95"]
+    assert valid[5] == f"84.9 % {100 * low:.1f} to {100 * high:.1f}"
+    low, high = VALID.metrics["log_loss_ci95"]
+    assert valid[8] == f"{VALID.metrics['log_loss']:.3f} {low:.3f} to {high:.3f}"
     # Of 49 images of other classes 4 are taken for class 0, so its precision is 17 of 21 and its F1 34 of 44.
-    of_class = [CLASSES[0], "23", "73.9 %", "91.8 %", "81.0 %", "0.773"]
-    assert of_class in [[*row[:3], *row[4:7]] for row in page.rows]
-    ends = VALID.metrics["per_class"][CLASSES[0]]["recall_ci95"]
-    assert f"{100 * ends[0]:.1f} % to {100 * ends[1]:.1f} %" in [row[3] for row in page.rows if row[0] == CLASSES[0]]
+    of_class = VALID.metrics["per_class"][CLASSES[0]]
+    figures = {"recall": "73.9 %", "specificity": "91.8 %", "precision": "81.0 %", "f1": "0.773"}
+    figures |= {"roc_auc": f"{of_class['roc_auc']:.3f}"}
+    with_intervals = []
+    for name, figure in figures.items():
+        low, high = of_class[f"{name}_ci95"]
+        ends = f"{100 * low:.1f} to {100 * high:.1f}" if figure.endswith("%") else f"{low:.3f} to {high:.3f}"
+        with_intervals.append(f"{figure} {ends}")
+    assert [CLASSES[0], "23", *with_intervals] in page.rows
     # Class 0 of test: 9 of 10.
     assert "mean sensitivity of the classeslowest: 90.0 %, adenocarcinoma" in page.text
     assert "guessing evenly: 1.386" in page.text  # log 4
@@ -419,7 +427,7 @@ def test_undefined_values_are_explained():
     absent = evaluation([[3, 0, 1], [0, 4, 0], [0, 0, 0]], ("a", "b", "c"))
     _, page = render(Report(title="run", evaluations={"test": absent}))
     dash = "\N{EN DASH}"
-    assert ["c", "0", dash, f"{dash} to {dash}", dash, dash, dash, dash] in page.rows
+    assert ["c", "0", dash, dash, dash, dash, dash] in page.rows
     assert absent.metrics["notes"]["roc_auc_ovr_macro"] in page.text
 
 
@@ -582,6 +590,7 @@ def test_sets_and_referral_are_said_in_words():
         "set_coverage": 0.8,
         "set_coverage_ci95": [0.7, 0.88],
         "mean_set_size": 1.25,
+        "mean_set_size_ci95": [1.0, 1.5],
         "num_referred": 1,
         "accepted_error_rate": 0.2,
         "accepted_error_rate_ci95": [0.1, 0.3],
@@ -594,12 +603,51 @@ def test_sets_and_referral_are_said_in_words():
     }
     _, page = render(dataclasses.replace(FULL, trust=trust, evaluations={"test": with_metrics(**values)}))
     assert re.search(
-        r"True class in the prediction set80\.0 %of the images; 90 % were wanted1\.2 classes in a set on average",
+        r"True class in the prediction set80\.0 %95 % interval70\.0 % to 88\.0 %of the images; 90 % were wanted\s+"
+        r"Classes in a set1\.295 % interval1\.0 to 1\.5on average, of 4\s",
         page.text,
     )
+    assert "with 1.2 classes on average (95 % interval 1.0 to 1.5)" in page.text
     assert "surely fewer than the 90 % that were wanted" in page.text
     assert "No threshold keeps errors at 5 %, as far as 584 images can show" in page.text
     assert "The threshold was chosen so that" not in page.text
+
+
+def test_every_tile_has_the_interval_of_its_figure():
+    values = {
+        "set_coverage": 0.8,
+        "set_coverage_ci95": [0.7, 0.88],
+        "mean_set_size": 1.25,
+        "mean_set_size_ci95": [1, 2],
+    }
+    values |= {"referred_share": 0.25, "referred_share_ci95": [0.125, 0.5]}
+    html, page = render(dataclasses.replace(FULL, evaluations={"test": with_metrics(**values)}))
+    tiles = re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", html)
+    assert [name for name, _ in tiles] == [
+        *("Accuracy", "Balanced accuracy", "Macro F1", "ROC AUC", "Log loss", "Accepted", "Wrong among those"),
+        *("Calibration error", "Brier score", "True class in the prediction set", "Classes in a set"),
+    ]
+    assert all(
+        re.search(r"^[\d.]+( %)?<small>95 % interval<br>[\d. %]+ to [\d. %]+</small>", tile) for _, tile in tiles
+    )
+    # The interval of the accepted is that of the referred, the other way round.
+    assert "Accepted75.0 %95 % interval50.0 % to 87.5 %" in page.text
+    low = TEST.metrics["ece_ci95"][0]
+    assert f"Calibration error{100 * TEST.metrics['ece']:.1f} %95 % interval{100 * low:.1f} % to " in page.text
+    assert "at most 2guessing evenly: 0.750" in page.text
+
+
+def test_a_calibration_is_told_with_its_intervals():
+    calibration = {"temperature": 1.5, "ece_before": 0.125, "ece": 0.0625, "note": ""}
+    trust = {"calibration": calibration, "num_images": 584, "origin": "images"}
+    _, page = render(dataclasses.replace(FULL, trust=trust))
+    assert "was 12.5 % before and is 6.2 % after." in page.text  # a bundle of an earlier version
+    calibration |= {"ece_before_ci95": [0.0625, 0.25], "ece_ci95": [0.0, 0.125]}
+    _, page = render(dataclasses.replace(FULL, trust=trust))
+    assert (
+        "was 12.5 % (95 % interval 6.2 % to 25.0 %) before and is 6.2 % (95 % interval 0.0 % to 12.5 %) after."
+        in page.text
+    )
 
 
 def test_shortcuts_are_a_sentence_and_a_table():
@@ -609,16 +657,18 @@ def test_shortcuts_are_a_sentence_and_a_table():
         "accuracy": 0.84,
         "majority": 0.75,
         "balanced_accuracy": 0.8,
+        "balanced_accuracy_ci95": [0.75, 0.875],
         "chance": 0.5,
         "p_value": 0.0005,
         "trait": "top_left_mean",
     }
     audit = {"shortcuts": {"found": [test], "together": test, "num_images": 60, "num_folds": 5}}
     _, page = render(Report(title="Audit", audit=audit, shortcuts=("Classes can be told: 0.80.",)))
-    assert ["corners", "normal from the rest", "0.80 (by chance 0.50)", "top left mean"] in page.rows
+    assert ["corners", "normal from the rest", "0.80 (by chance 0.50) 0.75 to 0.88", "top left mean"] in page.rows
     assert page.text.index("Classes can be told: 0.80.") < page.text.index("top left mean")
     assert page.text.index("top left mean") < page.text.index("Research tool")
-    assert "tell the classes with a balanced accuracy of 0.80 (by chance 0.50). Cross-validated on 60" in page.text
+    told = "tell the classes with a balanced accuracy of 0.80 (95 % interval 0.75 to 0.88; by chance 0.50). Cross"
+    assert told in page.text
 
 
 def test_the_table_of_copies_says_what_it_counts():

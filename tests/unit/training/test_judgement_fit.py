@@ -98,6 +98,10 @@ def test_logits_that_are_too_large_are_divided():
     assert found["ece_before"] > 0.1
     assert found["ece"] < found["ece_before"] / 2
     assert found["brier"] < found["brier_before"]
+    for name in ("ece", "ece_before", "brier", "brier_before"):
+        low, high = found[f"{name}_ci95"]
+        assert low < found[name] < high
+    assert found["ece_ci95"][1] < found["ece_before_ci95"][0]
     probs_BK = probabilities(3 * true_BK, judged)
     assert probs_BK.mean(axis=0) == pytest.approx(class_shares(labels, 3), abs=1e-3)
     assert np.abs(probs_BK - special.softmax(true_BK, axis=1)).mean() < 0.03

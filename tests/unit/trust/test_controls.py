@@ -7,6 +7,7 @@ import pytest
 from tlray.data import traits
 from tlray.errors import DataError
 from tlray.trust import controls
+from tlray.trust.intervals import share_interval
 
 NUM_CLASSES = 3
 LABELS = np.arange(90) % NUM_CLASSES
@@ -42,6 +43,8 @@ def test_neighbour_finds_copies():
     found = controls.by_neighbour(train, LABELS, train[:30], LABELS[:30], GROUPS[:30])
     assert (found.name, found.accuracy, found.num_images, found.num_groups) == ("nearest neighbour", 1, 30, 30)
     assert found.majority == pytest.approx(1 / 3)
+    expected = share_interval(np.ones(30, bool), np.arange(30))
+    assert found.accuracy_ci95 == pytest.approx((expected.low, 1))
     assert found.chance == pytest.approx(1 / 3, abs=0.01)
     assert found.p_value == 1 / (1 + controls.NUM_PERMUTATIONS)
     assert found.is_above_chance
@@ -56,6 +59,7 @@ def test_neighbour_of_random_features_is_at_chance():
 def test_one_patient_says_nothing_however_many_images_it_has():
     found = controls.by_neighbour(features(), LABELS, features()[:60:3], LABELS[:60:3], ["one"] * 20)
     assert (found.accuracy, found.num_groups, found.p_value) == (1, 1, 1)
+    assert found.accuracy_ci95 == (0, 1)
     assert not found.is_above_chance
 
 
@@ -79,6 +83,8 @@ def test_permuted_labels_are_at_chance_without_a_leak(seed: int):
     found = controls.by_permuted_labels(told, LABELS, GROUPS, IS_TEST, seed=seed)
     assert not found.is_above_chance
     assert found.accuracy == pytest.approx(found.chance, abs=0.12)
+    low, high = found.accuracy_ci95
+    assert 0 < low < found.accuracy < high < 1
 
 
 def test_permuted_labels_show_copies_in_training():

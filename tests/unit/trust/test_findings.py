@@ -9,6 +9,7 @@ from tlray.trust import findings, shortcuts
 def trait_test(
     family: str, accuracy: float, balanced: float, *, told: str | None = None, trait: str | None = "x"
 ) -> dict[str, Any]:
+    """A test as an audit of an earlier version has it, without an interval."""
     chance = 0.25 if told is None else 0.5
     return {
         "family": family, "told": told, "accuracy": accuracy, "majority": 0.32, "balanced_accuracy": balanced,
@@ -39,8 +40,17 @@ def test_the_strongest_figure_comes_first():
         "'b' can be told from the other classes without looking at the anatomy: the corners alone reach a balanced "
         "accuracy of 0.74 (by chance 0.50)."
     )
+    (text,) = warn(corners | {"balanced_accuracy_ci95": [0.655, 0.8125]})
+    assert "a balanced accuracy of 0.74 (95 % interval 0.66 to 0.81; by chance 0.50)." in text
     (text,) = warn(trait_test("size", 0.49, 0.48))
     assert "the picture size alone reaches a balanced accuracy of 0.48 (by chance 0.25)" in text
+
+
+def test_a_leak_is_told_with_its_interval():
+    control = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test"}
+    (text,) = findings.leak_warnings({"permuted_control": control | {"is_above_chance": True}})
+    assert "for test images: 75.0 % right (95 % interval 50.0 % to 87.5 %; by chance 25.0 %)." in text
+    assert findings.leak_warnings({"permuted_control": control | {"is_above_chance": False}}) == []
 
 
 def test_every_family_has_a_name():

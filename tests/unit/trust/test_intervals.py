@@ -8,8 +8,10 @@ from scipy import stats
 from sklearn import metrics as sk_metrics
 
 from tlray.errors import DataError
+from tlray.trust.calibration import brier_interval, calibration_error_interval, expected_calibration_error
+from tlray.trust.classification import balanced_accuracy_interval, metric_intervals
 from tlray.trust.groups import effective_size_of_share
-from tlray.trust.intervals import bootstrap, metric_intervals
+from tlray.trust.intervals import Interval, bootstrap, mean_interval, share_interval
 from tlray.trust.paired_models import compare_paired
 
 
@@ -25,7 +27,11 @@ def of(labels, probs_BK, groups=None):
 
 
 def simulated(rng, num_patients, num_classes=3, signal=2.0):
-    """Patients with 1 to 10 images each, which share part of their noise."""
+    """Patients with 1 to 10 images each, which share part of their noise.
+
+    With the signal 2, the probabilities are perfectly calibrated: for noise with the variance 2, the logarithm of a
+    class's likelihood is its logit, up to a constant.
+    """
     labels = rng.permutation(np.arange(num_patients) % num_classes)
     groups = np.repeat(np.arange(num_patients), rng.integers(1, 11, num_patients))
     logits_BK = rng.normal(size=(num_patients, num_classes))[groups] + rng.normal(size=(len(groups), num_classes))
@@ -50,6 +56,57 @@ def test_values_are_those_of_scikit_learn():
     assert [each.value for each in found.sensitivities] == pytest.approx(recalls)
     for index, each in enumerate(found.specificities):
         assert each.value == pytest.approx(np.mean(predicted[labels != index] != index))
+    precisions = sk_metrics.precision_score(labels, predicted, average=None)  # pyright: ignore[reportArgumentType]
+    assert [each.value for each in found.precisions] == pytest.approx(precisions)
+    f1s = sk_metrics.f1_score(labels, predicted, average=None)  # pyright: ignore[reportArgumentType]
+    assert [each.value for each in found.f1s] == pytest.approx(f1s)
+    for index, each in enumerate(found.aurocs):
+        assert each.value == pytest.approx(sk_metrics.roc_auc_score(labels == index, probs_BK[:, index]))
+        assert 0 < each.low < each.value < each.high < 1
+    alone = balanced_accuracy_interval(labels, predicted, groups)
+    assert alone.value == pytest.approx(found.balanced_accuracy.value)
+    # Its variance is linear, not a jackknife.
+    ends = found.balanced_accuracy.low, found.balanced_accuracy.high
+    assert (alone.low, alone.high) == pytest.approx(ends, abs=0.005)
+
+
+def wilson(value, size, num_groups):
+    t = stats.t.ppf(0.975, num_groups - 1)
+    centre = (value + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t * math.sqrt(value * (1 - value) / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
+    return centre - half, centre + half
+
+
+def test_precision_and_f1_by_hand():
+    """Of class 0: 6 images found, 2 missed, 3 of class 1 taken for it; 9 are of class 1 and taken for it."""
+    found = of([0] * 8 + [1] * 12, probabilities([0] * 6 + [1] * 2 + [0] * 3 + [1] * 9))
+    precision, f1 = found.precisions[0], found.f1s[0]
+    # The jackknife of a share of single images has its variance, and 9 images rest on as many groups.
+    assert (precision.value, precision.low, precision.high) == pytest.approx((6 / 9, *wilson(6 / 9, 9, 9)))
+    # The Jaccard index is 6 / 11. Its interval counts the 8 groups of the class.
+    assert f1.value == pytest.approx(12 / 17)
+    assert (f1.low, f1.high) == pytest.approx([2 * end / (1 + end) for end in wilson(6 / 11, 11, 8)])
+
+
+def test_a_class_that_is_never_predicted():
+    found = of([0] * 20 + [1] * 20, probabilities([1] * 40))
+    assert math.isnan(found.precisions[0].value)
+    assert (found.f1s[0].value, found.f1s[0].low) == (0, 0)
+    upper = wilson(0, 20, 20)[1]
+    assert found.f1s[0].high == pytest.approx(2 * upper / (1 + upper))
+    assert found.precisions[1].value == 0.5
+
+
+def test_images_of_one_group_predicted_as_a_class_leave_its_precision_open():
+    found = of([0, 0, 1, 1, 1], probabilities([0, 0, 0, 1, 1]), [1, 1, 1, 2, 3])
+    assert (found.precisions[0].value, found.precisions[0].low, found.precisions[0].high) == (
+        pytest.approx(2 / 3),
+        0,
+        1,
+    )
+    assert (found.f1s[0].low, found.f1s[0].high) == (0, 1)  # the class has one group
+    assert (found.aurocs[0].low, found.aurocs[0].high) == (0, 1)
+    assert found.precisions[1].low > 0
 
 
 def test_accuracy_of_single_images_has_wilsons_interval_with_student_t():
@@ -106,6 +163,9 @@ def test_a_class_without_images():
     assert found.balanced_accuracy.value == 0.75
     assert found.f1_macro.value == pytest.approx((2 / 3 + 1) / 2)
     assert math.isnan(found.auroc_macro.value)
+    assert [each.value for each in found.precisions] == pytest.approx([1, 1, 0])
+    assert [each.value for each in found.f1s] == pytest.approx([2 / 3, 1, math.nan], nan_ok=True)
+    assert [each.value for each in found.aurocs] == pytest.approx([0.75, 1, math.nan], nan_ok=True)
 
 
 def test_one_class_only():
@@ -147,6 +207,72 @@ def test_the_intervals_of_averages_cover_the_truth():
             interval = getattr(found, name)
             num_covered[name] += interval.low <= getattr(truth, name).value <= interval.high
     assert all(0.92 <= each / 200 <= 0.99 for each in num_covered.values()), num_covered
+
+
+def judged(labels, probs_BK, groups) -> dict[str, Interval]:
+    """The other intervals of a report. A set has the classes with a probability above 0.2."""
+    found = metric_intervals(labels, probs_BK, groups)
+    overconfident_BK = probs_BK**2 / np.sum(probs_BK**2, axis=1, keepdims=True)
+    sizes = (probs_BK > 0.2).sum(axis=1)
+    return {
+        "precision": found.precisions[0],
+        "f1": found.f1s[0],
+        "auroc": found.aurocs[0],
+        "calibration error": calibration_error_interval(probs_BK, labels, groups),
+        "calibration error of an overconfident model": calibration_error_interval(overconfident_BK, labels, groups),
+        "Brier score": brier_interval(probs_BK, labels, groups),
+        "set size": mean_interval(sizes, groups, low=1, high=3),
+        "referred": share_interval(probs_BK.max(axis=1) < 0.7, groups),
+    }
+
+
+def test_the_other_intervals_of_a_report_cover_the_truth():
+    """That of the calibration error is wide on purpose, so that it covers the 0 of a perfectly calibrated model."""
+    rng = np.random.default_rng(0)
+    truth = {name: each.value for name, each in judged(*simulated(rng, 9000)).items()}
+    assert truth["calibration error"] < 0.01
+    truth["calibration error"] = 0.0
+    assert truth["calibration error of an overconfident model"] > 0.1
+    num_covered = dict.fromkeys(truth, 0)
+    for _ in range(200):
+        for name, interval in judged(*simulated(rng, 60)).items():
+            assert interval.low <= interval.value <= interval.high
+            num_covered[name] += interval.low <= truth[name] <= interval.high
+    assert all(0.92 <= each / 200 <= 0.995 for each in num_covered.values()), num_covered
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.99])
+def test_the_calibration_error_of_a_model_that_is_always_right_has_an_interval_with_a_width(confidence):
+    labels = np.arange(40) % 2
+    found = calibration_error_interval(probabilities(labels, confidence=confidence), labels, np.arange(40))
+    assert found.value == pytest.approx(1 - confidence)
+    # As many more images as Agresti and Coull add, half of them wrong.
+    t = stats.t.ppf(0.975, 39)
+    added = (confidence**2 + (1 - confidence) ** 2) / 2
+    half = t * math.sqrt(t**2 * added) / (40 + t**2)
+    assert (found.low, found.high) == pytest.approx((max(0, found.value - half), found.value + half))
+
+
+def test_a_calibration_error_that_is_sure_by_hand():
+    """All 400 images have the confidence 0.8; 160 are right. The gap is 16 standard errors, so its bias is 0."""
+    labels = np.zeros(400, int)
+    probs_BK = probabilities((np.arange(400) >= 160).astype(int), confidence=0.8)
+    found = calibration_error_interval(probs_BK, labels, np.arange(400))
+    assert found.value == pytest.approx(expected_calibration_error(probs_BK, labels)) == pytest.approx(0.4)
+    t, size, variance = stats.t.ppf(0.975, 399), 400, 0.4 * 0.6
+    half = t * math.sqrt(size * variance + t**2 * (0.8**2 + 0.2**2) / 2) / (size + t**2)
+    assert (found.low, found.high) == pytest.approx((0.4 - half, 0.4 + half))
+
+
+def test_calibration_error_and_brier_score_of_one_group():
+    labels, probs_BK = np.array([0, 1, 0]), probabilities([0, 1, 1])
+    found = calibration_error_interval(probs_BK, labels, np.zeros(3))
+    assert (found.value, found.low, found.high) == (pytest.approx(0.9 - 2 / 3), 0, 1)
+    found = brier_interval(probs_BK, labels, np.zeros(3))
+    assert (found.value, found.low, found.high) == (pytest.approx((2 * 2 * 0.01 + 2 * 0.81) / 3), 0, 2)
+    for interval in (calibration_error_interval, brier_interval):
+        with pytest.raises(DataError, match="needs a group"):
+            interval(probs_BK, labels, np.zeros(2))
 
 
 def test_any_metric_of_weights_can_be_bootstrapped():

@@ -1,4 +1,4 @@
-"""A share with its interval, and a given threshold, by hand."""
+"""A share and a mean with their intervals, and a given threshold, by hand."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tlray.errors import DataError
-from tlray.trust.intervals import share_interval
+from tlray.trust.intervals import mean_interval, share_interval
 from tlray.trust.referral import at_threshold, choose_threshold
 
 TEN = np.arange(10) < 3
@@ -52,6 +52,34 @@ def test_no_images_and_one_group():
     assert dataclasses.astuple(share_interval(np.array([True]), np.array(["a"]))) == (1, 0, 1)
     with pytest.raises(DataError, match="needs a group"):
         share_interval(TEN, np.arange(9))
+
+
+def test_a_mean_of_values_that_are_at_the_ends_of_their_range_is_a_share():
+    groups = np.repeat(np.arange(5), 2)
+    share, mean = share_interval(TEN, groups), mean_interval(np.where(TEN, 6.0, 2.0), groups, low=2, high=6)
+    assert dataclasses.astuple(mean) == pytest.approx([2 + 4 * end for end in dataclasses.astuple(share)])
+
+
+def test_values_that_vary_less_than_a_share_have_a_narrower_interval():
+    """Half are 0.4 and half 0.6, so the variance is 0.01 in place of 0.25; two more values are 0 and 1."""
+    values, size = np.repeat([0.4, 0.6], 50), 100
+    found = mean_interval(values, np.arange(size))
+    larger = size * 0.25 / ((size * 0.01 + 2 * 0.25) / (size + 2))
+    assert dataclasses.astuple(found) == pytest.approx(wilson(0.5, larger, size))
+
+
+def test_values_that_are_all_alike_have_an_interval_with_a_width():
+    found = mean_interval(np.full(40, 1e-4), np.arange(40))
+    t = stats.t.ppf(0.975, 39)
+    assert found.low == pytest.approx(0, abs=1e-4)
+    assert found.high == pytest.approx(t**2 / (40 + t**2), rel=0.01)  # that of none of 40
+
+
+def test_a_rounding_out_of_the_range_is_no_error():
+    found = mean_interval(np.array([2.000001, 2.000001, 2.0]), np.arange(3), high=2)
+    assert found.value <= found.high
+    assert found.low < 2
+    assert dataclasses.astuple(mean_interval(np.array([1, 3]), np.zeros(2), low=1, high=4)) == (2, 1, 4)
 
 
 CONFIDENCE = np.array([0.6, 0.9, 0.8, 0.7])

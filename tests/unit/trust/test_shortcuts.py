@@ -7,6 +7,7 @@ import pytest
 from tlray.data import traits
 from tlray.errors import DataError
 from tlray.trust import shortcuts
+from tlray.trust.intervals import share_interval
 
 NUM_IMAGES = 120
 CLASSES = [("a", "b", "c")[place % 3] for place in range(NUM_IMAGES)]
@@ -50,6 +51,9 @@ def test_planted_shortcut_is_named(family: str, trait: str, values):
     assert test.p_value == 1 / (1 + shortcuts.NUM_PERMUTATIONS)
     assert test.balanced_accuracy > 0.85
     assert test.majority == pytest.approx(2 / 3)
+    low, high = test.balanced_accuracy_ci95
+    assert 0.5 < low < test.balanced_accuracy <= high
+    assert f"balanced accuracy {test.balanced_accuracy:.2f}, 95 % interval {low:.2f} to {high:.2f}" in test.describe()
     assert f"A forest that sees {family} only tells 'b' from the rest in" in test.describe()
     assert f"'{trait}'" in test.describe()
     assert (found.num_images, found.num_groups, found.num_folds, found.left_out) == (120, 60, 3, ())
@@ -62,6 +66,9 @@ def test_perfect_shortcut_has_the_figures_by_hand():
     )
     (test,) = shortcuts.find(table, CLASSES, GROUPS).findings
     assert (test.accuracy, test.balanced_accuracy, test.margin, test.trait_balanced_accuracy) == (1, 1, 1, 1)
+    # As of 20 of 20 groups of b, which has fewer than the rest.
+    expected = share_interval(np.ones(20, bool), np.arange(20))
+    assert test.balanced_accuracy_ci95 == pytest.approx((expected.low, 1))
 
 
 def test_random_traits_are_no_shortcut():
