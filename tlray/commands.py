@@ -92,10 +92,18 @@ def _evaluate(arguments: list[str]) -> None:
 
     result = evaluate(config)
     metrics = result.metrics
+    everything = metrics.get("all_images")
+    which = ", new images" if everything else ""
+    left_out = f", {metrics['num_leaked']} known from training" if everything else ""
     figures = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy", "log loss": "log_loss"}
     rows = [
-        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed"),
-        *((text, estimate(metrics[name], metrics[f"{name}_ci95"])) for text, name in figures.items()),
+        ("images", f"{metrics['num_images']} measured, {metrics['num_failed']} failed{left_out}"),
+        *((f"{text}{which}", estimate(metrics[name], metrics[f"{name}_ci95"])) for text, name in figures.items()),
+        *(
+            [("accuracy, all images", estimate(everything["accuracy"], everything["accuracy_ci95"]))]
+            if everything
+            else []
+        ),
         *([("overlays", result.overlays.text)] if result.overlays else []),
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions.csv"),

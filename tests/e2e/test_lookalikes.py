@@ -4,6 +4,7 @@
 """
 
 import base64
+import json
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from tests.endpoint import LocalClassifier, listening, local_api
 from tlray import cli
 from tlray.bundle import store
+from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.spec import LOOKALIKES
 from tlray.data import manifest, phantom_files
 
@@ -57,10 +59,25 @@ def rows_of(run: Path, split: str) -> list[dict[str, str]]:
     return [row for row in table.to_pylist() if row["split"] == split]
 
 
+def kept_by(run: Path) -> KeptImages:
+    kept = store.load(str(run / "bundle")).lookalikes()
+    assert kept is not None
+    return kept
+
+
+def test_with_the_splits_of_the_training_its_groups_and_new_images_are_found_again(run, tmp_path):
+    data = ("--data", run / "manifest.parquet", "--split", "test", "--out", tmp_path / "out", "--quiet")
+    assert tlray("evaluate", "--bundle", run / "bundle", *data) == 0
+    again, before = (json.loads((each / "metrics.json").read_text()) for each in (tmp_path / "out", run))
+    counts = ("split", "num_images", "num_groups", "num_leaked", "is_leak_free")
+    assert [again[name] for name in counts] == [before[name] for name in counts]
+    assert (again["leak_search"]["among"], again["leak_search"]["knows_splits"]) == ("images", True)
+
+
 def test_the_bundle_keeps_each_training_image_and_no_name(run):
     bundle = store.load(str(run / "bundle"))
-    kept, rows = bundle.lookalikes(), rows_of(run, "train")
-    assert kept is not None
+    kept, rows = kept_by(run), rows_of(run, "train")
+    assert len(kept.jpegs) == kept.num_pictures
     assert len(kept.jpegs) == len({row["picture"] for row in rows}) >= 20
     labels = [bundle.spec.classes[index] for index in kept.labels.tolist()]
     assert set(labels) == set(bundle.spec.classes)
@@ -77,7 +94,13 @@ def test_reports_show_them_except_for_the_one_that_goes_with_the_bundle(run, dat
     assert JPEG not in (run / "bundle/report.html").read_text()
     evaluate = ("evaluate", "--bundle", run / "bundle", "--data", data, "--split", "all", "--quiet")
     assert tlray(*evaluate, "--out", tmp_path / "shown") == 0
-    assert "in training: " in (tmp_path / "shown/report.html").read_text()
+    shown = (tmp_path / "shown/report.html").read_text()
+    assert "in training: " in shown
+    # All training images are found by the pictures of them, so that the others are the figures to quote.
+    found = json.loads((tmp_path / "shown/metrics.json").read_text())
+    num_known = len(rows_of(run, "train"))
+    assert (found["num_leaked"], found["all_images"]["num_images"]) == (num_known, found["num_images"] + num_known)
+    assert f"They were compared with pictures of all training images ({len(kept_by(run).jpegs)} in the bundle)" in shown
     assert tlray(*evaluate, "--out", tmp_path / "private", "--no-thumbnails") == 0
     assert JPEG not in (tmp_path / "private/report.html").read_text()
 

@@ -318,7 +318,10 @@ def test_evaluation_maps_published_class_names(trained, phantom_set, tmp_path):
     overlays = metrics["overlays"]
     assert overlays["num_images"] + overlays["num_without"] == 4
     assert overlays["text"] in html.unescape((out / "report.html").read_text())
+    # The training had too few patients for the bundle to keep pictures, by which these images would be known.
     assert (metrics["num_images"], metrics["num_failed"]) == (NUM_IMAGES, NUM_UNREADABLE)
+    assert (metrics["leak_search"]["among"], metrics["is_leak_free"]) == ("nothing", None)
+    assert metrics["num_groups"] <= NUM_IMAGES / 2  # two of each patient
     table = predictions.read_predictions(str(out))
     hits = [row["label"] == row["predicted_label"] for row in table.to_pylist() if not row["error_code"]]
     assert metrics["accuracy"] == pytest.approx(sum(hits) / NUM_IMAGES)

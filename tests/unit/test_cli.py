@@ -439,6 +439,26 @@ def test_a_path_in_a_log_is_not_broken(monkeypatch, capsys):
     assert f" {folder} " in capsys.readouterr().out
 
 
+def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch, capsys):
+    assert called == []
+    stand_in = sys.modules["tlray.evaluation.evaluate"]
+    metrics = {"accuracy": 0.9, "balanced_accuracy": 0.85, "log_loss": 0.25}
+    metrics |= {f"{name}_ci95": [0.2, 1.0] for name in metrics}
+    counts = {"num_images": 30, "num_failed": 2, "num_leaked": 10}
+    result = SimpleNamespace(
+        out="/o", split="all", warnings=(), overlays=None, metrics={**metrics, **counts, "all_images": metrics}
+    )
+    monkeypatch.setattr(stand_in, "evaluate", lambda _: result)
+    assert tlray("evaluate --bundle b --data d --out o") == 0
+    shown = unwrapped(capsys.readouterr().out)
+    facts = (
+        "images 30 measured, 2 failed, 10 known from training", "accuracy, new images 0.900 (95 %: 0.200 to 1.000)",
+        "balanced accuracy, new images 0.850", "log loss, new images 0.250", "accuracy, all images 0.900",
+    )  # fmt: skip
+    assert [shown.find(fact) for fact in facts] == sorted(shown.find(fact) for fact in facts)
+    assert -1 not in [shown.find(fact) for fact in facts]
+
+
 @pytest.mark.parametrize(
     ("command_line", "facts"),
     [

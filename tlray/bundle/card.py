@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tlray.bundle import verdicts
+from tlray.bundle import leaks, verdicts
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.wording import decimals, estimate, span
 
@@ -71,7 +71,8 @@ def _warnings(spec: BundleSpec) -> list[str]:
     if spec.leaks:
         has_new = any(each.get("leak_free") for each in spec.metrics.values())
         which = "of all images" if has_new else "below"
-        lines += [f"> **The metrics {which} are too good.**", *(f"> {leak}" for leak in spec.leaks), ""]
+        lines += [f"> **The metrics {which} {leaks.verb(spec.metrics)} too good.**"]
+        lines += [*(f"> {leak}" for leak in spec.leaks), ""]
     return lines
 
 

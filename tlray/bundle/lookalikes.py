@@ -13,7 +13,7 @@ from tlray.bundle.novelty import directions
 from tlray.errors import DataError
 
 NUM_AXES = {"directions": 2, "labels": 1, "jpegs": 1, "ends": 1}
-"""Names of the stored arrays, with their numbers of axes."""
+"""Names of the stored arrays that must be there, with their numbers of axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,24 +25,28 @@ class KeptImages:
             [images, components]; see `novelty.directions`.
         labels: Their classes, integer [images], in [0, K).
         jpegs: A thumbnail of each, JPEG.
+        num_pictures: Number of pictures that the training images show, copies counted once; more than are kept here if
+            some are left out. None: it is not known, as in bundles of earlier versions.
     """
 
     directions: np.ndarray
     labels: np.ndarray
     jpegs: Sequence[bytes]
+    num_pictures: int | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns arrays for an .npz file, without pickle; `from_arrays` reads them.
 
         `directions` are float16, `labels` int32, `jpegs` all thumbnails one after another, uint8 [bytes], and `ends`
-        where each of them ends, int64 [images].
+        where each of them ends, int64 [images]. `num_pictures` is an int64 without axes; missing if it is not known.
         """
-        return {
+        arrays = {
             "directions": self.directions.astype(np.float16),
             "labels": self.labels.astype(np.int32),
             "jpegs": np.frombuffer(b"".join(self.jpegs), np.uint8),
             "ends": np.cumsum([len(jpeg) for jpeg in self.jpegs], dtype=np.int64),
         }
+        return arrays if self.num_pictures is None else arrays | {"num_pictures": np.array(self.num_pictures, np.int64)}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int, num_components: int | None = None) -> KeptImages:
@@ -60,6 +64,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int, num_compo
     if missing:
         raise DataError(f"The arrays of the training images lack {sorted(missing)}.")
     found = {name: np.asarray(arrays[name]) for name in NUM_AXES}
+    num_pictures = np.asarray(arrays["num_pictures"]) if "num_pictures" in arrays else None
     if not _fit(found, num_classes):
         shapes = ", ".join(f"{name} {each.dtype} {list(each.shape)}" for name, each in found.items())
         raise DataError(f"The arrays of the training images do not fit together: {shapes}.")
@@ -69,11 +74,16 @@ def from_arrays(arrays: Mapping[str, np.ndarray], *, num_classes: int, num_compo
             f"The training images lie in a space of {found_components} components, but the space of the novelty score "
             f"has {num_components}."
         )
+    if num_pictures is not None and (
+        num_pictures.ndim or num_pictures.dtype.kind not in "iu" or num_pictures < len(found["labels"])
+    ):
+        raise DataError(f"The number of training pictures is {num_pictures}, fewer than are there or no whole number.")
     data, ends = found["jpegs"].tobytes(), found["ends"].tolist()
     return KeptImages(
         directions=directions(found["directions"]),  # once more, as they were rounded
         labels=found["labels"],
         jpegs=[data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)],
+        num_pictures=None if num_pictures is None else int(num_pictures),
     )
 
 

@@ -58,7 +58,7 @@ class BundleSpec:
             if there are no such images, or it is not known.
         metrics: Metrics by split, see `tlray.evaluation.measurement.with_leak_free`.
         measured_with: The engine and precision that these metrics were measured with; empty: nothing was measured.
-        leaks: Reasons why these metrics are too good, see `audit.leak_warnings`; empty if no leak is known.
+        leaks: Reasons why these metrics may be too good, see `audit.leak_warnings`; empty if no leak is known.
         shortcuts: What tells the classes without the anatomy, see `tlray.trust.findings.shortcut_warnings`; empty if
             nothing is known to.
         engines: How the model's other engines and precisions agree with the one that it was trained in, on validation

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tlray.bundle import leaks
+from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
 
@@ -68,19 +70,21 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what an audit knows about how far the figures of a model can be believed; can be written as JSON.
 
     Args:
-        findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing.
+        findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing. An evaluation's
+            have `leak_search`, the fields of `LeakSearch`.
 
     Returns:
         `controls`: name to the control, without those that are not known; `neighbours`: split to its number of images
         that are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
-        several images, so that patients were named; null if it is not known.
+        several images, so that patients were named; null if it is not known. `leak_search` only if it is there.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
-    return {
+    about = {
         "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
         "neighbours": dict(findings.get("neighbours", {})),
         "has_patients": None if groups is None or num_images is None else groups < num_images,
     }
+    return about | {name: findings[name] for name in ("leak_search",) if name in findings}
 
 
 def verdicts(measured: Measured) -> dict[str, Verdict]:
@@ -115,28 +119,17 @@ def warnings(measured: Measured) -> tuple[str, ...]:
 
 
 def _leaks(measured: Measured) -> Verdict | None:
-    question = "Has the model seen these images before?"
-    num_leaked, num_images = measured.metrics.get("num_leaked"), measured.metrics.get("num_images", 0)
-    if num_leaked is None:
+    search = measured.data.get("leak_search")
+    found = leaks.answer(
+        measured.images,
+        measured.metrics,
+        num_near=measured.data.get("neighbours", {}).get(measured.split, 0),
+        search=None if search is None else LeakSearch(**search),
+    )
+    if found is None:
         return None
-    relation = "a copy, or another image of its patient, among those that the model learned from"
-    if num_leaked and measured.metrics.get("leak_free") is None:
-        answer = f"Yes: each of the {measured.images} has {relation}. Measure it on images of other patients."
-        return Verdict(question=question, answer=answer, is_warning=True)
-    known = (
-        f"{num_leaked} of the {num_images} {measured.images}: each has {relation}. The figures are without them."
-        if num_leaked
-        else f"None of the {measured.images} is known to have {relation}."
-    )
-    near = measured.data.get("neighbours", {}).get(measured.split, 0)
-    if not near:
-        return Verdict(question=question, answer=known)
-    answer = (
-        f"{known} But {near} {'of the others' if num_leaked else 'of them'} look like slices of the same series as "
-        "images that it learned from, perhaps of the same patients, so the figures are probably too good. Name the "
-        "patients: one folder for each, or the column group_id of a table."
-    )
-    return Verdict(question=question, answer=answer, is_warning=True)
+    answer, is_warning = found
+    return Verdict(question="Has the model seen these images before?", answer=answer, is_warning=is_warning)
 
 
 def _controls(measured: Measured) -> Verdict | None:

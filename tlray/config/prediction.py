@@ -9,7 +9,11 @@ from tlray.config.values import parse_columns, require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """Score the images of one split with a bundle and compare the predictions with the labels."""
+    """Score the images of one split with a bundle and compare the predictions with the labels.
+
+    Copies of a picture count as one image. Images that the model knows from its training are left out of the figures
+    to quote, as far as they are found: by the pictures in the bundle, or in the data that it was trained on.
+    """
 
     bundle: str
     """The exported model: a directory, a path or URI."""
@@ -37,8 +41,8 @@ class EvaluateConfig:
     """Numbers that the model computes with. auto: the fastest that changed no clear prediction of the bundle's
     validation images and that the CPU has; float32: the same result on every machine."""
     thumbnails: bool = True
-    """Show some images in the report, each beside the most similar training images, if the bundle keeps these.
-    --no-thumbnails: for private data."""
+    """Show some images in the report, each beside the most similar training images, if the bundle keeps these, and
+    copies of pictures. --no-thumbnails: for private data."""
     overwrite: bool = False
     """Replace an earlier evaluation in --out."""
     quiet: bool = False

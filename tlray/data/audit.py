@@ -172,7 +172,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
 
 
 def leak_warnings(report: dict[str, Any]) -> list[str]:
-    """Returns warnings about images or patients that splits share, which make metrics too good.
+    """Returns warnings about images or patients that splits share, which may make metrics too good.
 
     Args:
         report: A report from `audit`.
@@ -193,8 +193,8 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         )
         found.append(
             f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
-            f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} are too good. Keep the "
-            f"copies of an image in one split; this writes such a table: `{FIX}`"
+            f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} may be too good. Keep "
+            f"the copies of an image in one split; this writes such a table: `{FIX}`"
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
@@ -202,7 +202,7 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         end = "." if found else f"; this writes such a table: `{FIX}`"
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
-            f"so the metrics of {_measured_twice(report)} are too good. Split by patient{end}"
+            f"so the metrics of {_measured_twice(report)} may be too good. Split by patient{end}"
         )
     series = report["copies"]["series"]["across_splits"] if is_looked else None
     # A slice beside a copy that is in another split is no news; groups without such a copy are.
@@ -210,14 +210,14 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
             f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). Slices of one patient in "
-            "several splits make every metric too good. Name the patients: one folder for each, or the column "
+            "several splits may make every metric too good. Name the patients: one folder for each, or the column "
             "group_id of a table."
         )
     return found
 
 
 def _measured_twice(report: dict[str, Any]) -> str:
-    """Names the images whose metrics are too good: those of the splits that share images with what is learned from."""
+    """Names the images whose metrics may be too good: those of splits that share images with what is learned from."""
     leaked = [split for split, num_images in report.get("leaked", {}).items() if num_images]
     return f"all images of {' and '.join(leaked)}" if leaked else "all images"
 

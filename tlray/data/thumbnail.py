@@ -1,4 +1,7 @@
-"""Makes small pictures of images for people to look at: JPEGs of their pixels, without names or other metadata."""
+"""Makes small pictures of images for people to look at: JPEGs of their pixels, without names or other metadata.
+
+A bundle keeps such pictures; `decode` reads them again, to be compared with others.
+"""
 
 import io
 
@@ -32,3 +35,13 @@ def to_jpeg(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=QUALITY)
     return stream.getvalue()
+
+
+def decode(jpeg: bytes) -> np.ndarray | None:
+    """Returns the grey pixels of a thumbnail, uint8 [SIZE_PX, SIZE_PX]; None if it is damaged or of another size."""
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            # The size is known before the pixels are decoded, so that no large image is.
+            return np.asarray(image.convert("L")) if image.size == (SIZE_PX, SIZE_PX) else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

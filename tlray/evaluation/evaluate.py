@@ -1,4 +1,8 @@
-"""Evaluates a bundle on labelled images: scores them, computes metrics, and writes the report."""
+"""Evaluates a bundle on labelled images: scores them, computes metrics, and writes the report.
+
+Copies are looked for first, so that they count as one image, and images that the model knows are left out of the
+figures to quote; see `tlray.evaluation.relations`.
+"""
 
 import datetime
 import json
@@ -12,18 +16,27 @@ import ray
 
 from tlray.bundle import spec as bundle
 from tlray.bundle import store, verdicts
+from tlray.bundle.leaks import verb
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
+from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import EvaluateConfig
 from tlray.config.values import parse_columns
-from tlray.data import audit, manifest
+from tlray.data import audit, inspected, manifest
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import DataError, ImageErrorCode, counted
-from tlray.evaluation import examples, overlay_check, report
-from tlray.evaluation.measurement import SplitEvaluation, measure, with_subgroups
+from tlray.evaluation import examples, overlay_check, relations, report, scope
+from tlray.evaluation.measurement import (
+    SplitEvaluation,
+    headline,
+    measure,
+    usable,
+    with_leak_free,
+    with_subgroups,
+)
 from tlray.evaluation.report import Report
 from tlray.files import storage
 from tlray.inference import predictions, score
@@ -46,7 +59,7 @@ class EvaluateResult:
     Attributes:
         out: The output directory.
         split: The split that was measured.
-        metrics: See `measurement.SplitEvaluation`.
+        metrics: The metrics to quote, see `measurement.headline`.
         warnings: Warnings about the metrics, the gravest first.
         overlays: Whether Grad-CAM overlays point at what decides; None: not wanted, or not possible (see `warnings`).
     """
@@ -61,7 +74,8 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Scores the images of one split with a bundle and writes predictions, metrics, figures and a report.
 
-    `metrics.json` is written last.
+    The images are read once before that, to find copies; of the data set that the model was trained on also those that
+    it learned from. `metrics.json` is written last.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -78,9 +92,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     kind = choice.for_bundle(loaded, config.engine, config.precision, use_gpu=config.use_gpu)
     source = locations.input_location(config.data)
     listing = list_images(source, columns=parse_columns(config.columns))
-    table = select_split(listing.table, config.split)
-    class_map = read_class_map(config.class_map) if config.class_map else None
-    table = match_classes(table, spec.classes, class_map)
+    table = _chosen(config, listing.table, spec)
+    looked_at = scope.choose(spec, listing.table, table, config.split)
     connection.connect()
     available = capacity.measure()
     locations.check_shared(out, available)
@@ -88,43 +101,46 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     locations.check_shared_images(source, config.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    kept = loaded.lookalikes()
+    seen = relations.look(looked_at, out=out, kind=KIND, task_cpus=available.task_cpus, quiet=config.quiet)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-    seen: list[pa.Table] = []
-
-    def remember(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for each in tables:
-            seen.append(each)
-            yield each
-
-    with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
-        predictions.write_predictions(
-            remember(score.predict(location, table, plan=plan, kind=kind, batch_size=config.batch_size)),
-            out,
-            schema=predictions.prediction_schema(spec.classes),
-            progress=progress,
-        )
-    predicted = pa.concat_tables(seen)
-    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
-    score.check_found(
-        num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
+    predicted = _score(config, location, spec, table, plan=plan, kind=kind)
+    usable(predicted)
+    related = relations.find(
+        looked_at,
+        seen,
+        predicted,
+        kept,
+        spec.classes,
+        split=config.split,
+        with_pictures=config.thumbnails,
+        task_cpus=available.task_cpus,
+        quiet=config.quiet,
     )
-    evaluation = with_subgroups(measure(predicted, spec), table)
+    table = relations.with_traits(table, seen)
+    del seen  # thumbnails take 0.9 GB for 100,000 images
+    grouped = related.regrouped(predicted)
+    evaluation = measure(grouped, spec)
+    if related.leaked is not None:
+        evaluation = with_leak_free(evaluation, related.leaked)
+    evaluation = with_subgroups(evaluation, table)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
-    findings = audit.audit(_as_inspected(predicted))
-    leaks = known_leaks(spec, listing.table)
+    findings = audit.audit(_as_inspected(predicted)) | related.findings
     overlays, notes = None, ()
     if config.check_overlays:
-        overlays, notes = overlay_check.check_overlays(location, predicted, kind, num_images=config.check_overlays)
-    data = verdicts.about_data(findings)
-    about = verdicts.Measured(split=config.split, metrics=evaluation.metrics, trust=spec.trust, data=data)
-    others = () if leaks else map(OTHER_IMAGES.format, spec.leaks)
-    warnings = (*leaks, *verdicts.warnings(about), *failure_warnings(findings), *others, *notes)
+        overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)
+    known = known_leaks(spec, listing.table)
+    leaks = known or leak_warnings(evaluation.metrics)
+    others = () if known else map(OTHER_IMAGES.format, spec.leaks)
+    doubts = _doubts(config.split, evaluation, spec, findings)
+    warnings = (*leaks, *doubts, *failure_warnings(findings), *others, *notes)
     content = Report(
         title="Evaluation",
         subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
         config={"engine": str(kind), "bundle": describe(spec)},
         provenance=provenance(spec, bundle_sha256),
         audit=findings,
+        gallery=related.gallery,
         leaks=leaks,
         trust=spec.trust,
         overlays=overlays,
@@ -134,14 +150,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
     picturing = picture_examples(content.evaluations, uri_of, location, kind) if config.thumbnails else None
     write_report(out, content, picturing)
-    summary = {**evaluation.metrics, "split": config.split, "warnings": warnings, "bundle_sha256": bundle_sha256}
+    metrics = headline({config.split: evaluation.metrics})
+    summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": bundle_sha256}
     summary |= {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
-    return EvaluateResult(out=out, split=config.split, metrics=evaluation.metrics, warnings=warnings, overlays=overlays)
+    inspected.forget(out)
+    return EvaluateResult(out=out, split=config.split, metrics=metrics, warnings=warnings, overlays=overlays)
 
 
 def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
-    """Returns the leaks found when a bundle was trained, if on this same data; they make its metrics too good.
+    """Returns the leaks found when a bundle was trained, if on this same data; they may make its metrics too good.
 
     The data counts as the same if its images have the same ids, whatever splits were cut since it was listed.
 
@@ -149,11 +167,62 @@ def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
         spec: The bundle's description. Bundles of earlier versions have a fingerprint of ids only together with splits.
         table: The manifest of all images, as it was listed.
     """
-    if spec.id_fingerprint is None:
-        is_same = manifest.split_fingerprint(table) == spec.split_fingerprint
-    else:
-        is_same = manifest.id_fingerprint(table) == spec.id_fingerprint
-    return spec.leaks if is_same else ()
+    return spec.leaks if scope.is_own(spec, table) else ()
+
+
+def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a warning about images that the model knows; none if it knows none of them, as far as that was found.
+
+    Args:
+        metrics: The metrics of all images, see `measurement.with_leak_free`.
+    """
+    num_leaked, num_images = metrics.get("num_leaked"), metrics["num_images"]
+    if not num_leaked:
+        return ()
+    if metrics["leak_free"] is None:
+        return (f"The model knows all {num_images} images from its training: measure it on images of other patients.",)
+    return (
+        f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images "
+        f"{verb({'all': metrics})} too good: quote those of the new images.",
+    )
+
+
+def _chosen(config: EvaluateConfig, listed: pa.Table, spec: BundleSpec) -> pa.Table:
+    """Returns the images of the split, labelled with the bundle's classes."""
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    return match_classes(select_split(listed, config.split), spec.classes, class_map)
+
+
+def _score(
+    config: EvaluateConfig, location: str, spec: BundleSpec, table: pa.Table, *, plan: ScorePlan, kind: EngineKind
+) -> pa.Table:
+    """Writes predictions as they come, and returns them with the places of the images, see `score.predict`."""
+    out, schema = locations.output_location(config.out), predictions.prediction_schema(spec.classes)
+    tables = score.predict(location, table, plan=plan, kind=kind, batch_size=config.batch_size, with_places=True)
+    parts: list[pa.Table] = []
+
+    def remember() -> Iterator[pa.Table]:
+        for each in tables:
+            parts.append(each)
+            yield each.select(schema.names)
+
+    with Progress("Scoring", table.num_rows, quiet=config.quiet) as progress:
+        predictions.write_predictions(remember(), out, schema=schema, progress=progress)
+    predicted = pa.concat_tables(parts)
+    num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
+    score.check_found(
+        num_missing, predicted.num_rows, source=config.data, out=config.out, remedy="run it again with --overwrite"
+    )
+    return predicted
+
+
+def _doubts(split: str, evaluation: SplitEvaluation, spec: BundleSpec, findings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns warnings about what the figures are worth: that about leaks, which training gives from its audit, too."""
+    about = verdicts.Measured(
+        split=split, metrics=evaluation.metrics, trust=spec.trust, data=verdicts.about_data(findings)
+    )
+    told = verdicts.verdicts(about).get("leaks")
+    return (*([told.answer] if told and told.is_warning else []), *verdicts.warnings(about))
 
 
 def select_split(table: pa.Table, split: str) -> pa.Table:

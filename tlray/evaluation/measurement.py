@@ -57,6 +57,20 @@ class SplitEvaluation:
         return dataclasses.replace(self, metrics={}, **{name: getattr(self, name)[self.is_new] for name in arrays})
 
 
+def usable(table: pa.Table) -> pa.Table:
+    """Returns the rows of predictions that can be measured: those with a label and without an error.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
+    if not found.num_rows:
+        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
+        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
+        raise DataError(f"None of the images has both a label and a prediction{why}")
+    return found
+
+
 def measure(table: pa.Table, spec: BundleSpec, group_of: Mapping[str, str] | None = None) -> SplitEvaluation:
     """Compares predictions with their labels; rows without a label or with an error are counted, not measured.
 
@@ -68,20 +82,16 @@ def measure(table: pa.Table, spec: BundleSpec, group_of: Mapping[str, str] | Non
     Raises:
         DataError: No row has both a label and a prediction.
     """
-    usable = table.filter(pc.field("label").is_valid() & pc.field("confidence").is_valid())
-    if not usable.num_rows:
-        failed = table.filter(pc.field("error_code").is_valid() & pc.field("label").is_valid())
-        why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to measure."
-        raise DataError(f"None of the images has both a label and a prediction{why}")
-    classes, image_ids = spec.classes, usable["image_id"].to_pylist()
-    groups = usable["group_id"].to_pylist() if group_of is None else [group_of[each] for each in image_ids]
+    found = usable(table)
+    classes, image_ids = spec.classes, found["image_id"].to_pylist()
+    groups = found["group_id"].to_pylist() if group_of is None else [group_of[each] for each in image_ids]
     return measure_probabilities(
-        np.array([classes.index(label) for label in usable["label"].to_pylist()]),
-        np.column_stack([usable[f"p_{name}"].to_numpy() for name in classes]),
+        np.array([classes.index(label) for label in found["label"].to_pylist()]),
+        np.column_stack([found[f"p_{name}"].to_numpy() for name in classes]),
         classes,
         groups=np.array(groups),
         image_ids=np.array(image_ids),
-        ood_scores=usable["ood_score"].cast(pa.float32()).fill_null(math.nan).to_numpy(),
+        ood_scores=found["ood_score"].cast(pa.float32()).fill_null(math.nan).to_numpy(),
         limits=spec.limits,
         num_failed=table.num_rows - table["error_code"].null_count,
         num_unlabelled=table["label"].null_count,
@@ -151,20 +161,24 @@ def with_subgroups(evaluation: SplitEvaluation, table: pa.Table) -> SplitEvaluat
 
 
 def headline(metrics_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the metrics to quote: those of the test split, or else of valid, without images that the model knows.
+    """Returns the metrics to quote: those of the split test, or else of valid, or of the only one there is.
+
+    Images that the model knows are left out, if others are left.
 
     Args:
         metrics_of: Split to its metrics.
 
     Returns:
         The metrics, with `split` and `is_leak_free`: all the images that were measured are new to the model, as far as
-        is known. If some were left out, `all_images` has the metrics of all, without `subgroups`, which are of the new
-        images.
+        is known; null where nothing is known of that. If some were left out, `all_images` has the metrics of all,
+        without `subgroups`, which are of the new images.
     """
-    split = "test" if "test" in metrics_of else "valid"
+    split = next((name for name in ("test", "valid") if name in metrics_of), next(iter(metrics_of)))
     found = metrics_of[split]
     whole = {name: value for name, value in found.items() if name != "leak_free"}
-    quoted = {"split": split, "is_leak_free": not found.get("num_leaked") or found["leak_free"] is not None}
+    num_leaked = found.get("num_leaked")
+    is_leak_free = None if num_leaked is None else not num_leaked or found["leak_free"] is not None
+    quoted = {"split": split, "is_leak_free": is_leak_free}
     new = found.get("leak_free")
     if new is None:
         return {**whole, **quoted}

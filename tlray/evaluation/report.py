@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tlray.bundle import verdicts
+from tlray.bundle import leaks, verdicts
 from tlray.bundle.card import metric_rows
 from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
 from tlray.data.labels import short_names
@@ -45,7 +45,7 @@ class Report:
     subtitle: str = ""
     """One sentence that describes the run, shown below the title."""
     leaks: tuple[str, ...] = ()
-    """Why the metrics are too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
+    """Why the metrics may be too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
     shortcuts: tuple[str, ...] = ()
     """What tells the classes without the anatomy, shown with `leaks`; see `tlray.trust.findings.shortcut_warnings`."""
     notices: tuple[str, ...] = ()
@@ -172,13 +172,13 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
 
 def _alarm(report: Report) -> str:
     if not report.evaluations:
-        return "This data set would give a result that is too good"
+        return "This data set may give a result that is too good"
     if report.shortcuts:
         return "Do not believe these numbers yet"
-    has_new = any(each.metrics.get("leak_free") for each in report.evaluations.values())
-    if has_new or not all(_flattery(report, split) for split in report.evaluations):
-        return "Some numbers of this report are too good"
-    return "The numbers of this report are too good"
+    metrics_of = {split: each.metrics for split, each in report.evaluations.items()}
+    has_new = any(metrics.get("leak_free") for metrics in metrics_of.values())
+    is_part = has_new or not all(_flattery(report, split) for split in metrics_of)
+    return f"{'Some' if is_part else 'The'} numbers of this report {leaks.verb(metrics_of)} too good"
 
 
 def _measured(report: Report, split: str) -> verdicts.Measured:
@@ -188,19 +188,22 @@ def _measured(report: Report, split: str) -> verdicts.Measured:
 
 
 def _flattery(report: Report, split: str) -> str:
-    """Returns why the figures of all images of a split are too good; empty if nothing is known to make them so."""
+    """Returns why the figures of all images of a split may be too good; empty if nothing is known to make them so.
+
+    They are said to be too good only where the model was measured to be less often right on the new images.
+    """
     if not report.leaks:
         return ""
     see, metrics, audit = "see the warning at the top.", report.evaluations[split].metrics, report.audit or {}
     if "num_leaked" not in metrics:
-        return f"These numbers are too good: {see}"
+        return f"These numbers may be too good: {see}"
     if metrics["num_leaked"]:
-        return f"The numbers of all images are too good: {see}"
+        return f"The numbers of all images {leaks.verb({split: metrics})} too good: {see}"
     if audit.get("neighbours", {}).get(split):
         return f"These numbers are probably too good, because of neighbouring slices: {see}"
     control = audit.get("permuted_control")
     if control and control["split"] == split and control["is_above_chance"]:
-        return f"These numbers are too good: {see}"
+        return f"These numbers may be too good: {see}"
     return ""
 
 
@@ -214,7 +217,8 @@ def _flattery_of_all(report: Report) -> str:
         for split, text in texts.items()
         if text
     ]
-    return f"The numbers of {' and '.join(known)} are too good: see the warning at the top."
+    verb = "may be" if any("may be" in text for text in texts.values()) else "are"
+    return f"The numbers of {' and '.join(known)} {verb} too good: see the warning at the top."
 
 
 def _further_warnings(report: Report, answers: Mapping[str, verdicts.Verdict]) -> list[str]:

@@ -68,6 +68,7 @@ def predict(
     batch_size: int,
     first_row: int = 0,
     with_stamps: bool = False,
+    with_places: bool = False,
 ) -> Iterator[pa.Table]:
     """Scores the images of a manifest on a pool of predictors that grows and shrinks.
 
@@ -79,6 +80,8 @@ def predict(
         batch_size: Number of images that the model takes at once.
         first_row: The manifest's row to start with.
         with_stamps: Give the column `file_stamps.COLUMN` too.
+        with_places: Give the column `pool.PLACES` too, of fixed-size lists of float16, if the bundle has a novelty
+            score; NaN for images that could not be scored.
 
     Yields:
         Tables in the manifest's order, one row for each of its rows: see `predictions.prediction_schema`.
@@ -96,11 +99,16 @@ def predict(
         batch_size=batch_size,
         first_row=first_row,
         with_stamps=with_stamps,
+        with_places=with_places,
     )
     for batch in batches:
         predicted = predictions.prediction_table(table.take(batch["row"]), batch, spec, sha256)
         if with_stamps:
             predicted = predicted.append_column(file_stamps.COLUMN, pa.array(batch[file_stamps.COLUMN]))
+        if with_places and pool.PLACES in batch:
+            places_BC = batch[pool.PLACES]
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(places_BC.ravel()), places_BC.shape[1])
+            predicted = predicted.append_column(pool.PLACES, lists)
         yield predicted
 
 

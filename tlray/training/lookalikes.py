@@ -78,6 +78,7 @@ def collect(
         directions=directions(novelty.place(train.features_BD[places])[1]),
         labels=rows["class_index"].to_numpy()[places],
         jpegs=[jpeg for _, jpeg in found],
+        num_pictures=len(_first_of_pictures(table)),
     )
 
 

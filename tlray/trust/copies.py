@@ -182,6 +182,7 @@ def find_copies(
     digests: Sequence[str],
     *,
     num_nearest: int = NUM_NEAREST,
+    num_known: int = 0,
     compare: Callable[[np.ndarray, np.ndarray], Match] = pixel_match.compare,
 ) -> Copies:
     """Finds identical images, copies and neighbouring slices.
@@ -195,6 +196,8 @@ def find_copies(
         thumbnails_BHW: Thumbnails of the images, uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX], see `looks.look`.
         digests: The hashes of their pixels.
         num_nearest: Number of candidates of each search for each image.
+        num_known: Number of images at the end of the arrays that are not compared with one another, because no two of
+            them are copies.
         compare: `pixel_match.compare`, or what does the same in several processes.
 
     Raises:
@@ -214,6 +217,7 @@ def find_copies(
     features = features_BD if features_BD is None or is_whole else features_BD[distinct]
     thumbnails = thumbnails_BHW if is_whole else thumbnails_BHW[distinct]
     candidates = find_candidates(features, thumbnails, num_nearest=num_nearest)
+    candidates = candidates[distinct[candidates[:, 0]] < num_images - num_known]
     match = compare(thumbnails, candidates)
     # The same thumbnail with other pixels is a copy, such as one with a small change.
     match_kinds = np.where(match.kinds == Kind.IDENTICAL, Kind.COPY.value, match.kinds)

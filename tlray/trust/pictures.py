@@ -1,6 +1,7 @@
 """Looks at the pictures of a data set as a whole: which images are copies, and what the traits of the files are."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -44,14 +45,11 @@ def look(table: pa.Table, pooled_BD: np.ndarray | None = None, *, task_cpus: flo
         task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
         quiet: Show no progress.
     """
-
-    def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray) -> Match:
-        return _compare(thumbnails_BHW, pairs, task_cpus=task_cpus, quiet=quiet)
-
     is_readable = table["error_code"].is_null()
     readable = table.filter(is_readable)
+    in_tasks = partial(compare, task_cpus=task_cpus, quiet=quiet)
     thumbnails = looks.thumbnails(readable)
-    found = find_copies(pooled_BD, thumbnails, readable["pixels_sha256"].to_pylist(), compare=compare)
+    found = find_copies(pooled_BD, thumbnails, readable["pixels_sha256"].to_pylist(), compare=in_tasks)
     names = iter(readable["image_id"].take(pa.array(found.group_of)).to_pylist())
     pictures = [next(names) if each else None for each in is_readable.to_pylist()]
     return Pictures(
@@ -62,8 +60,15 @@ def look(table: pa.Table, pooled_BD: np.ndarray | None = None, *, task_cpus: flo
     )
 
 
-def _compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray, *, task_cpus: float, quiet: bool) -> Match:
-    """Does what `pixel_match.compare` does, in tasks on the cluster."""
+def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray, *, task_cpus: float, quiet: bool) -> Match:
+    """Does what `pixel_match.compare` does, in tasks on the cluster.
+
+    Args:
+        thumbnails_BHW: See `pixel_match.compare`.
+        pairs: See `pixel_match.compare`.
+        task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
+        quiet: Show no progress.
+    """
     reference = ray.put(thumbnails_BHW)
     task = ray.remote(pixel_match.compare).options(num_cpus=task_cpus)
     starts = range(0, len(pairs), PAIRS_PER_TASK)

@@ -1,6 +1,6 @@
 """The training images that a bundle keeps: how they are stored, and what is refused."""
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,28 @@ def test_another_space_than_that_of_the_novelty_score_is_refused(kept, tmp_path,
     stored: dict[str, Any] = dict(Novelty(mean=np.zeros(6, np.float32), basis=basis, threshold=0.5).arrays())
     np.savez(tmp_path / NOVELTY, **stored)
     bundle = opened(tmp_path)
-    spec = replace(bundle.spec, files=dict.fromkeys((LOOKALIKES, NOVELTY), "0" * 64), thresholds={"max_ood_score": 0.5})
+    spec = dataclasses.replace(
+        bundle.spec, files=dict.fromkeys((LOOKALIKES, NOVELTY), "0" * 64), thresholds={"max_ood_score": 0.5}
+    )
     if is_fit:
-        assert replace(bundle, spec=spec).lookalikes() is not None
+        assert dataclasses.replace(bundle, spec=spec).lookalikes() is not None
         return
     with pytest.raises(BundleError, match=rf"{LOOKALIKES} .* of 4 components, .* has 3\. Restore the bundle\."):
-        replace(bundle, spec=spec).lookalikes()
+        dataclasses.replace(bundle, spec=spec).lookalikes()
+
+
+@pytest.mark.parametrize("number", [None, 3, 2000])
+def test_the_number_of_all_training_pictures_is_kept_where_it_is_known(kept, tmp_path, number):
+    save(tmp_path, dataclasses.replace(kept, num_pictures=number).arrays())
+    found = opened(tmp_path).lookalikes()
+    assert found is not None
+    assert found.num_pictures == number
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.float64(3), np.array([3, 4])])
+def test_a_number_of_pictures_that_does_not_fit(kept, number):
+    with pytest.raises(DataError, match="number of training pictures"):
+        lookalikes.from_arrays(kept.arrays() | {"num_pictures": number}, num_classes=2)
 
 
 def test_the_file_is_one_of_a_bundle_and_may_be_missing(tmp_path):

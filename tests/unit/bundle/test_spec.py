@@ -262,7 +262,7 @@ def test_model_card():
     assert lines[:6] == [
         "# Model card",
         "",
-        "> **The metrics below are too good.**",
+        "> **The metrics below may be too good.**",
         "> 3 images are copies.",
         "> Patients in two splits: 2.",
         "",

@@ -95,6 +95,25 @@ def test_what_the_model_knew_before():
     assert judge("leaks", num_leaked=100, leak_free=None).is_warning
 
 
+def test_how_known_images_were_searched_for_is_told():
+    search = {"among": "pictures", "num_compared": 40, "num_pictures": 50, "is_own": False, "knows_splits": False}
+    findings = {"leak_search": search}
+    data = verdicts.about_data(findings)
+    assert json.loads(json.dumps(data))["leak_search"] == search
+    some = judge("leaks", data=data, num_leaked=10, leak_free={"num_images": 90})
+    assert some.answer == (
+        "10 of the 100 test images: each has a copy among the training images. The figures are without them. They were "
+        "compared with the 40 of 50 training pictures that the bundle keeps: copies of the others are not found. Other "
+        "images of the same patients are not found."
+    )
+    assert not some.is_warning
+    unknown = judge("leaks", data={"leak_search": {"among": "nothing"}})
+    assert unknown.answer == (
+        "Not known. The bundle keeps no pictures of its training images, so copies of them cannot be found."
+    )
+    assert not unknown.is_warning
+
+
 def test_controls_that_are_as_good_as_the_model():
     worse = judge("controls", data={"controls": {"traits_control": CONTROL}})
     assert (

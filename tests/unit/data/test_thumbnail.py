@@ -33,3 +33,18 @@ def test_only_pixels_are_kept(shape, mode):
     assert dict(image.getexif()) == {}
     np.testing.assert_allclose(np.asarray(image)[48, 80], pixels[20, 50], atol=6)
     np.testing.assert_allclose(np.asarray(image)[48, 10], pixels[20, 5], atol=6)
+
+
+def test_a_thumbnail_is_read_again_if_it_is_whole_and_as_large_as_thumbnails_are():
+    pixels = np.tile(np.linspace(0, 255, thumbnail.SIZE_PX).astype(np.uint8), (thumbnail.SIZE_PX, 1))
+    jpeg = thumbnail.to_jpeg(pixels)
+    found = thumbnail.decode(jpeg)
+    assert found is not None
+    assert (found.dtype, found.shape) == (np.uint8, pixels.shape)
+    np.testing.assert_allclose(found.astype(int), pixels, atol=6)
+    colour = thumbnail.decode(thumbnail.to_jpeg(np.stack([pixels] * 3, axis=2)))
+    assert colour is not None
+    assert colour.shape == pixels.shape
+    assert thumbnail.decode(thumbnail.to_jpeg(pixels[:64])) is None
+    assert thumbnail.decode(jpeg[: len(jpeg) // 2]) is None
+    assert thumbnail.decode(b"") is None

@@ -39,6 +39,19 @@ def test_leaks_are_known_where_splits_were_cut(given):
     assert evaluate.known_leaks(spec, listed.slice(1)) == ()
 
 
+def test_images_that_the_model_knows_are_warned_of():
+    assert evaluate.leak_warnings({"num_images": 9}) == ()
+    assert evaluate.leak_warnings({"num_images": 9, "num_leaked": 0, "leak_free": None}) == ()
+    for accuracy, verb in ((0.5, "are"), (0.9, "may be")):
+        metrics = {"num_images": 9, "num_leaked": 4, "accuracy": 0.75, "leak_free": {"accuracy": accuracy}}
+        assert evaluate.leak_warnings(metrics) == (
+            f"The model knows 4 of the 9 images from its training, so the metrics of all images {verb} too good: quote "
+            "those of the new images.",
+        )
+    (whole,) = evaluate.leak_warnings({"num_images": 9, "num_leaked": 9, "leak_free": None})
+    assert whole.startswith("The model knows all 9 images from its training: measure it on images of other patients.")
+
+
 def test_a_bundle_of_an_earlier_version_knows_the_splits():
     listed = make_table(("a", "train", "1"), ("b", "test", "2"))
     spec = dataclasses.replace(SPEC, id_fingerprint=None, split_fingerprint=manifest.split_fingerprint(listed))

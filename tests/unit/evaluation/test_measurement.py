@@ -58,6 +58,14 @@ def test_where_the_model_knows_all_images_this_is_said():
     assert accuracy_rows({"test": found.metrics})[0][0] == "test, all known from training: accuracy"
 
 
+def test_a_split_of_another_name_is_quoted_where_it_is_the_only_one():
+    plain = evaluation([0, 1, 1], [0, 1, 0]).metrics
+    quoted = headline({"all": plain})
+    assert (quoted["split"], quoted["num_images"]) == ("all", 3)
+    assert quoted["is_leak_free"] is None  # nobody has looked for images that the model knows
+    assert headline({"all": plain, "valid": plain})["split"] == "valid"
+
+
 def test_subgroups_are_of_the_images_that_are_new():
     """Image 0 is known. Of the others, 10 of scanner a are right and 10 of b are wrong; the table has another order."""
     labels = [0] * 21

@@ -1,17 +1,19 @@
 """What scoring does before and beside Ray: roots, the bundle that was asked for, what is kept on resuming."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
+from tests.unit.data.test_manifest import make_table
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.config.prediction import ScoreConfig
 from tlray.data.listing import list_images
 from tlray.errors import BundleError, ConfigError, DataError, TlrayError
 from tlray.files import storage
-from tlray.inference import predictions, resumed, score_state
+from tlray.inference import pool, predictions, resumed, score_state
 from tlray.inference import score as scoring
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
@@ -255,3 +257,29 @@ def test_a_scoring_of_an_earlier_version_can_be_replaced(tmp_path):
         scoring._check_output(str(out), {"input": "/i"}, config)
     storage.prepare_output(str(out), kind=scoring.KIND, known_names=scoring.NAMES, overwrite=True)
     assert storage.list_names(str(out)) == [storage.MARK]
+
+
+@pytest.mark.parametrize("has_places", [True, False])
+def test_predictions_have_the_places_of_images_only_if_wanted_and_known(monkeypatch, has_places):
+    table = make_table(*(("a", "test", str(number)) for number in range(4)))
+    places = np.arange(12, dtype=np.float16).reshape(4, 3)
+    asked = []
+
+    def batches(*_, with_places, **__):
+        asked.append(with_places)
+        for rows in (np.array([0, 1, 2]), np.array([3])):
+            texts = {name: np.array([""] * len(rows)) for name in ("sha256", "error_code", "error")}
+            found = {"row": rows, "probabilities": np.full((len(rows), 2), 0.5, np.float32), **texts}
+            found["ood_score"] = np.zeros(len(rows), np.float32)
+            yield found | ({pool.PLACES: places[rows]} if has_places and with_places else {})
+
+    monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
+    monkeypatch.setattr(pool, "score_batches", batches)
+    arguments = {"plan": None, "kind": None, "batch_size": 3}
+    plain = pa.concat_tables(scoring.predict("/b", table, **arguments))
+    found = pa.concat_tables(scoring.predict("/b", table, **arguments, with_places=True))
+    assert asked == [False, True]
+    assert plain.schema.names == predictions.prediction_schema(SPEC.classes).names
+    assert found.schema.names == [*plain.schema.names, *([pool.PLACES] if has_places else [])]
+    if has_places:
+        assert found[pool.PLACES].to_pylist() == places.tolist()

@@ -38,6 +38,7 @@ def test_copies_and_unreadable_images_are_left_out(table):
     found = lookalikes.collect(outputs([1, 3, 4, 5]), table, NOVELTY, PIXELS)
     assert found is not None
     assert found.labels.tolist() == [1, 0]
+    assert found.num_pictures == 5  # of all training images: the bundle has not all
     np.testing.assert_allclose(found.directions, directions(NOVELTY.place(FEATURES_BD)[1])[[0, 2]], atol=1e-6)
     images = [Image.open(io.BytesIO(jpeg)) for jpeg in found.jpegs]
     assert [image.size for image in images] == [(thumbnail.SIZE_PX, thumbnail.SIZE_PX)] * 2

@@ -7,7 +7,7 @@ import pytest
 from tlray.data import phantom_drawing, phantoms
 from tlray.data.looks import THUMBNAIL_PX
 from tlray.errors import DataError
-from tlray.trust import copies
+from tlray.trust import copies, pixel_match
 from tlray.trust.copies import Copies, describe, find_candidates, find_copies
 
 NUM_PATIENTS = 6
@@ -91,6 +91,22 @@ def test_a_zoom_takes_the_wanted_part():
     left, right = copies._zoom(picture, 0.0, 0.5), copies._zoom(picture, 1.0, 0.5)
     assert (left[0, 0, 0], left[0, 0, -1]) == (0, 93)
     assert (right[0, 0, 0], right[0, 0, -1]) == (6, 99)
+
+
+def test_known_images_are_compared_with_others_only(thumbnails):
+    """The last three: a mirrored copy of the first image, and two copies of each other, which are known to be none."""
+    images = np.concatenate([thumbnails[:3], thumbnails[:1, :, ::-1], thumbnails[3:4], thumbnails[3:4, :, ::-1]])
+    compared = []
+
+    def compare(thumbnails_BHW, pairs):
+        compared.extend(map(tuple, pairs.tolist()))
+        return pixel_match.compare(thumbnails_BHW, pairs)
+
+    found = find_copies(None, images, names(images), num_known=3, compare=compare)
+    assert found.group_of.tolist() == [0, 1, 2, 0, 4, 5]
+    assert compared
+    assert not {(3, 4), (3, 5), (4, 5)} & set(compared)
+    assert find_copies(None, images, names(images)).group_of.tolist() == [0, 1, 2, 0, 4, 4]
 
 
 @pytest.mark.parametrize("num_images", [0, 1])

@@ -1,0 +1,123 @@
+"""Evaluating a bundle on images of which some are copies of one another, and some of training images."""
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.ray.test_compare import export_bundle
+from tlray import EvaluateConfig
+from tlray import evaluate as evaluate_images
+from tlray.bundle import store
+from tlray.bundle.lookalikes import KeptImages
+from tlray.bundle.novelty import directions
+from tlray.bundle.spec import LOOKALIKES
+from tlray.data import looks, phantom_drawing, phantoms, thumbnail
+from tlray.evaluation import evaluate
+from tlray.inference import predictions
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def slices() -> list[np.ndarray]:
+    """A slice of each of six patients."""
+    rng = np.random.default_rng(0)
+    return [phantom_drawing.render_slice(phantoms.sample_anatomy(rng), None, rng=rng, size_px=128) for _ in range(6)]
+
+
+@pytest.fixture(scope="module")
+def images(slices, tmp_path_factory) -> Path:
+    """Two classes: three slices and a mirrored copy of one; three, and one of these as a JPEG; and an empty file."""
+    root = tmp_path_factory.mktemp("images")
+    for number, pixels in enumerate(slices):
+        path = root / ("dark" if number < 3 else "light") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(pixels))
+    (root / "dark/mirrored.png").write_bytes(png(slices[2][:, ::-1]))
+    Image.fromarray(slices[5]).save(root / "light/again.jpg", quality=90)
+    (root / "dark/empty.png").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> str:
+    """A bundle that keeps no pictures."""
+    root = tmp_path_factory.mktemp("bundles")
+    return export_bundle(root, "plain", ("dark", "light"), [[[-20.0, 20.0]], [10.0, -10.0]])
+
+
+def with_pictures(bundle: str, copy: Path, shown: list[np.ndarray], num_pictures: int) -> str:
+    """Returns a copy of a bundle that keeps pictures of training images."""
+    shutil.copytree(bundle, copy)
+    spec, _ = store.read_spec(str(copy))
+    kept = KeptImages(
+        directions=directions(np.random.default_rng(0).normal(size=(len(shown), 4))),
+        labels=np.zeros(len(shown), np.int64),
+        jpegs=[thumbnail.to_jpeg(looks.look(png(pixels)).thumbnail) for pixels in shown],
+        num_pictures=num_pictures,
+    )
+    np.savez(copy / LOOKALIKES, **kept.arrays())  # pyright: ignore[reportArgumentType]
+    store.seal(str(copy), spec)
+    return str(copy)
+
+
+def test_copies_count_once_and_training_images_are_left_out(bundle, images, slices, tmp_path):
+    out = tmp_path / "out"
+    keeps = with_pictures(bundle, tmp_path / "keeps", [slices[0], slices[3][:, ::-1]], num_pictures=2)
+    config = EvaluateConfig(bundle=keeps, data=str(images), split="all", out=str(out), quiet=True)
+    result = evaluate_images(config)
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["num_images"], found["num_groups"], found["num_leaked"], found["num_failed"]) == (6, 4, 2, 1)
+    assert (found["all_images"]["num_images"], found["all_images"]["num_groups"]) == (8, 6)
+    assert (found["split"], found["is_leak_free"]) == ("all", True)
+    assert found["leak_search"] == {
+        "among": "pictures", "num_compared": 2, "num_pictures": 2, "is_own": False, "knows_splits": False,
+    }  # fmt: skip
+    assert result.metrics["accuracy"] == found["accuracy"]
+    assert result.warnings[0].startswith("The model knows 2 of the 8 images from its training, so the metrics of all")
+    page = (out / "report.html").read_text()
+    assert "2 of the 8 measured images: each has a copy among the training images." in page
+    assert "They were compared with pictures of all training images (2 in the bundle)." in page
+    assert "images of one picture, in several splits." in page
+    assert {path.name for path in out.iterdir()} == evaluate.NAMES | {".tlray"}
+    parts = [pq.read_table(path) for path in (out / predictions.DATA).iterdir()]
+    assert [part.schema.names for part in parts] == [predictions.prediction_schema(("dark", "light")).names]
+
+    # The same images with a bundle that keeps nothing: copies are found, and nobody knows what the model knows.
+    again = dataclasses.replace(config, bundle=bundle, overwrite=True, thumbnails=False)
+    found = evaluate_images(again).metrics
+    assert (found["num_images"], found["num_groups"], found["is_leak_free"]) == (8, 6, None)
+    assert "all_images" not in found
+    page = (out / "report.html").read_text()
+    assert "Not known. The bundle keeps no pictures of its training images, so copies of them cannot be found." in page
+    assert "data:image/jpeg" not in page
+
+
+def test_a_split_whose_images_the_model_knows(bundle, images, slices, tmp_path):
+    """Only the images of one folder are measured, and the bundle keeps all of them."""
+    for number in range(3, 6):
+        path = tmp_path / "data/test/light" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / "light" / f"{number}.png", path)
+    shutil.copytree(images / "dark", tmp_path / "data/train/dark")
+    keeps = with_pictures(bundle, tmp_path / "keeps", slices[3:], num_pictures=9)
+    data, out = str(tmp_path / "data"), str(tmp_path / "out")
+    found = evaluate_images(EvaluateConfig(bundle=keeps, data=data, out=out, quiet=True))
+    assert (found.metrics["num_images"], found.metrics["num_leaked"], found.metrics["is_leak_free"]) == (3, 3, False)
+    assert found.warnings[:2] == (
+        "The model knows all 3 images from its training: measure it on images of other patients.",
+        "Yes: each of the test images has a copy among the training images. Measure it on images of other patients.",
+    )
