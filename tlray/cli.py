@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -55,10 +56,14 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exits with a code, after `EXIT_S` at the latest, even if a library waits for ever for its own processes."""
-    deadline = threading.Timer(EXIT_S, os._exit, (code,))  # without Python's own end, which is what would be waited for
-    deadline.daemon = True  # a process that ends earlier does not wait for it
-    deadline.start()
+    """Exits with a code. The process ends within `EXIT_S`, even if a library waits for ever for its own processes."""
+
+    def end() -> None:
+        threading.main_thread().join()  # if a caller catches SystemExit and goes on, so does the process
+        time.sleep(EXIT_S)
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
     sys.exit(code)
 
 

@@ -851,11 +851,22 @@ def test_a_reader_of_the_output_that_has_gone_is_no_fault():
     assert process.returncode == 1
 
 
-def test_a_process_ends_although_a_library_hangs_at_its_end():
+@pytest.mark.parametrize("hang", ["atexit.register(wait)", "threading.Thread(target=wait).start()"])
+def test_a_process_ends_although_a_library_hangs_at_its_end(hang):
     program = (
         "import atexit, threading; from tlray import cli; cli.EXIT_S = 0.2; cli.execute = lambda *_: 130; "
-        "atexit.register(threading.Event().wait); cli.run('sweep', [])"
+        f"wait = threading.Event().wait; {hang}; cli.run('sweep', [])"
     )
     with subprocess.Popen([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE) as process:
         assert output_at_end(process, timeout_s=60) == ""
     assert process.returncode == 130
+
+
+def test_a_caller_that_catches_the_exit_goes_on():
+    program = (
+        "import time; from tlray import cli; cli.EXIT_S = 0.01; cli.execute = lambda *_: 1\n"
+        "try:\n    cli.run('sweep', [])\nexcept SystemExit:\n    time.sleep(0.5)\nprint('went on')"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE) as process:
+        assert output_at_end(process, timeout_s=60) == "went on\n"
+    assert process.returncode == 0

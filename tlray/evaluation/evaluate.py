@@ -125,7 +125,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         evaluation = with_leak_free(evaluation, related.leaked)
     evaluation = with_subgroups(evaluation, table)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
-    findings = audit.audit(_as_inspected(predicted)) | related.findings
+    findings = audit.audit(_as_inspected(predicted)) | dict(related.findings)
     overlays, notes = None, ()
     if config.check_overlays:
         overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)

@@ -183,7 +183,7 @@ def _pictures(kept: KeptImages | None, classes: Sequence[str]) -> tuple[np.ndarr
     if kept is None or not found:
         return np.empty((0, looks.THUMBNAIL_PX, looks.THUMBNAIL_PX), np.uint8), [], None
     places = [place for place, _ in found]
-    labels = [classes[index] for index in kept.labels[places].tolist()]
+    labels = [classes[int(index)] for index in kept.labels[places]]
     return np.stack([pixels for _, pixels in found]), labels, kept.directions[places]
 
 

@@ -99,4 +99,4 @@ def _own_splits(spec: BundleSpec, listed: pa.Table) -> dict[str, str]:
     # Where a split is missing, the training has cut it from train. Otherwise its splits must be these.
     if is_cut_again and not splits.missing(listed):
         return {}
-    return {name: each for name, each, label in zip(image_ids, filled, labels, strict=True) if label}
+    return {name: each for name, each, label in zip(image_ids, filled, labels, strict=True) if label and each}

@@ -8,7 +8,7 @@ from tlray.data import phantom_drawing, phantoms
 from tlray.data.looks import THUMBNAIL_PX
 from tlray.errors import DataError
 from tlray.trust import copies, pixel_match
-from tlray.trust.copies import Copies, describe, find_candidates, find_copies
+from tlray.trust.copies import Copies, describe, find_copies
 
 NUM_PATIENTS = 6
 
@@ -59,38 +59,21 @@ def test_the_same_thumbnail_with_other_pixels_is_a_copy(thumbnails):
     assert found.identical_of.tolist() == [0, 1, 2]
 
 
-def test_candidates_by_features_alone_are_the_nearest_cosines(thumbnails, monkeypatch):
-    monkeypatch.setattr(copies, "_search_thumbnails", lambda *_: np.empty(0, np.int64))
-    angles = np.deg2rad([0.0, 1.0, 50.0, 53.0, 120.0])
-    lengths = np.array([1.0, 90.0, 3.0, 0.1, 7.0])
-    features = lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    found = find_candidates(features, thumbnails[:5], num_nearest=1)
-    assert found.tolist() == [[0, 1], [2, 3], [3, 4]]
+def test_far_candidates_are_compared_only_of_images_with_a_relative():
+    """A line of images: 0 and 1 are copies, so the far candidates of these two are compared, too."""
+    first, far = [[0, 1], [2, 3], [4, 5]], [[0, 2], [1, 5], [3, 5]]
+    calls = []
 
+    def compare(_, pairs):
+        calls.append(pairs.tolist())
+        kinds = np.array(["copy" if pair in ([0, 1], [1, 5]) else "other" for pair in pairs.tolist()])
+        return pixel_match.Match(kinds=kinds, scores=np.ones(len(pairs)), is_mirrored=np.zeros(len(pairs), bool))
 
-def test_candidates_by_thumbnails_are_those_of_a_full_search(thumbnails):
-    images = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
-    found = find_candidates(None, images, num_nearest=1)
-    assert {(index, index + NUM_PATIENTS) for index in range(NUM_PATIENTS)} <= set(map(tuple, found.tolist()))
-    rows = copies._descriptors(images)
-    cosines = rows @ rows.T - 2 * np.eye(len(rows))
-    for index, other in enumerate(cosines.argmax(axis=1).tolist()):
-        assert [min(index, other), max(index, other)] in found.tolist()
-    assert (found[:, 0] < found[:, 1]).all()
-    assert len(np.unique(found, axis=0)) == len(found)
-
-
-def test_chunks_make_no_difference(thumbnails, monkeypatch):
-    whole = find_candidates(None, thumbnails, num_nearest=2)
-    monkeypatch.setattr(copies, "_CHUNK_ROWS", 5)
-    assert find_candidates(None, thumbnails, num_nearest=2).tolist() == whole.tolist()
-
-
-def test_a_zoom_takes_the_wanted_part():
-    picture = np.broadcast_to(np.arange(100), (1, 100, 100))
-    left, right = copies._zoom(picture, 0.0, 0.5), copies._zoom(picture, 1.0, 0.5)
-    assert (left[0, 0, 0], left[0, 0, -1]) == (0, 93)
-    assert (right[0, 0, 0], right[0, 0, -1]) == (6, 99)
+    given = np.array(sorted([*first, *far]))
+    is_first = np.array([pair in first for pair in given.tolist()])
+    compared, match = copies._compare_in_turns(np.zeros((6, 2, 2)), given, is_first, compare)
+    assert calls == [first, far[:2]]
+    assert compared[match.kinds == "copy"].tolist() == [[0, 1], [1, 5]]
 
 
 def test_known_images_are_compared_with_others_only(thumbnails):

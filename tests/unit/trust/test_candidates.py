@@ -1,0 +1,66 @@
+"""The nearest pairs of small sets of phantoms, by features and by thumbnails."""
+
+import numpy as np
+import pytest
+
+from tlray.data import phantom_drawing, phantoms
+from tlray.data.looks import THUMBNAIL_PX
+from tlray.trust import candidates
+from tlray.trust.candidates import find_candidates
+
+NUM_PATIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def thumbnails():
+    """A slice of each of 6 patients."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(NUM_PATIENTS):
+        anatomy = phantoms.sample_anatomy(rng)
+        drawn.append(phantom_drawing.render_slice(anatomy, None, rng=rng, size_px=THUMBNAIL_PX))
+    return np.stack(drawn)
+
+
+def test_candidates_by_features_alone_are_the_nearest_cosines(thumbnails, monkeypatch):
+    monkeypatch.setattr(candidates, "_search_thumbnails", lambda *_: [])
+    angles = np.deg2rad([0.0, 1.0, 50.0, 53.0, 120.0])
+    lengths = np.array([1.0, 90.0, 3.0, 0.1, 7.0])
+    features = lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found, is_first = find_candidates(features, thumbnails[:5], num_nearest=1)
+    assert found.tolist() == [[0, 1], [2, 3], [3, 4]]
+    assert is_first.all()
+
+
+def test_candidates_by_thumbnails_are_those_of_a_full_search(thumbnails):
+    images = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
+    found, _ = find_candidates(None, images, num_nearest=1)
+    assert {(index, index + NUM_PATIENTS) for index in range(NUM_PATIENTS)} <= set(map(tuple, found.tolist()))
+    rows = candidates._descriptors(images)
+    cosines = rows @ rows.T - 2 * np.eye(len(rows))
+    for index, other in enumerate(cosines.argmax(axis=1).tolist()):
+        assert [min(index, other), max(index, other)] in found.tolist()
+    assert (found[:, 0] < found[:, 1]).all()
+    assert len(np.unique(found, axis=0)) == len(found)
+
+
+def test_chunks_make_no_difference(thumbnails, monkeypatch):
+    whole, _ = find_candidates(None, thumbnails, num_nearest=2)
+    monkeypatch.setattr(candidates, "_CHUNK_ROWS", 5)
+    assert find_candidates(None, thumbnails, num_nearest=2)[0].tolist() == whole.tolist()
+
+
+def test_a_zoom_takes_the_wanted_part():
+    picture = np.broadcast_to(np.arange(100), (1, 100, 100))
+    left, right = candidates._zoom(picture, 0.0, 0.5), candidates._zoom(picture, 1.0, 0.5)
+    assert (left[0, 0, 0], left[0, 0, -1]) == (0, 93)
+    assert (right[0, 0, 0], right[0, 0, -1]) == (6, 99)
+
+
+def test_the_nearest_two_come_first():
+    rows = np.array([0.0, 1.0, 3.0, 7.0, 15.0])[:, None]
+    codes, is_first = candidates._nearest(rows, rows, 3)
+    nearest_of_last = [(4, 3), (4, 2)]
+    for query, other in [(0, 1), (0, 2), *nearest_of_last]:
+        assert is_first[codes == min(query, other) * 5 + max(query, other)].any()
+    assert not is_first[codes == 1 * 5 + 4].any()

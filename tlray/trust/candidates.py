@@ -1,0 +1,168 @@
+"""Finds pairs of pictures that may be copies: each image's nearest by a network's features, and by its thumbnail.
+
+Import it to search a data set; `tlray.trust.copies` compares what it finds.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.extmath import randomized_svd
+
+from tlray.errors import DataError
+from tlray.trust import registration
+
+NUM_NEAREST = 8
+"""Number of candidates that each search gives an image. With it, each of 306 planted copies was a candidate with its
+original, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-29). The sizes below come from there, too: with
+32, 48, 64 and 96 components more and more of the crops were found, with one zoom 95 % of those with a new window."""
+
+NUM_FIRST = 2
+"""Number of candidates of each search that are compared first. The others are compared for images of which one of these
+is a copy or a neighbour: where there is a copy, there are often more. With 2 no pair of copies was lost, and with 1
+none either, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-30)."""
+
+_NUM_COMPONENTS = 96  # principal components that a search compares
+_NUM_FIT = 4000  # rows at most that they are fitted to
+_CHUNK_ROWS = 4096  # images whose features or descriptors are computed at once
+_DESCRIPTOR_PX, _DESCRIPTOR_DETAIL_PX = 16, 16 / 6
+_MIN_COSINE = 0.5  # of the descriptors of a candidate; of all 1,260 pairs of copies it was above 0.53
+_ZOOM = 0.94  # share of the width and height that is compared with whole pictures, for crops
+_ZOOM_PLACES = (
+    (0.25, 0.25),
+    (0.75, 0.75),
+)  # of that part in its picture, x and y: 0 is left or top, 1 is right or bottom
+
+
+def find_candidates(
+    features_BD: np.ndarray | None, thumbnails_BHW: np.ndarray, *, num_nearest: int = NUM_NEAREST
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds pairs of images that may be copies.
+
+    For each image these are the nearest ones by the network's features, and by the thumbnails at 16 px: as they are,
+    mirrored, and zoomed in. Features find crops; thumbnails find noise, scribbles and mirror images, which change
+    features more than another slice does. All distances are of principal components, so time is quadratic in compiled
+    code only, and memory is linear.
+
+    Args:
+        features_BD: Pooled features, float [images, values], none of them all zero; None: only thumbnails are used.
+        thumbnails_BHW: Thumbnails in the same order, uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX].
+        num_nearest: Number of nearest images of each search, at least 1.
+
+    Returns:
+        Pairs of indices without repetition, the lower one first, sorted, int64 [pairs, 2]; and whether one image is
+        among the `NUM_FIRST` nearest of the other in some search, bool [pairs].
+
+    Raises:
+        DataError: There are not as many features as thumbnails.
+    """
+    num_images = len(thumbnails_BHW)
+    check_features(features_BD, num_images)
+    if num_images < 2:
+        return np.empty((0, 2), np.int64), np.empty(0, bool)
+    searches = _search_thumbnails(thumbnails_BHW, num_nearest)
+    if features_BD is not None:
+        rows = _fit(features_BD, _unit)(features_BD)
+        searches.append(_nearest(rows, rows, num_nearest))
+    codes = np.unique(np.concatenate([found for found, _ in searches]))
+    first_codes = np.concatenate([found[is_first] for found, is_first in searches])
+    return np.stack(np.divmod(codes, num_images), axis=1), np.isin(codes, first_codes)
+
+
+def _search_thumbnails(thumbnails_BHW: np.ndarray, num_nearest: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the nearest pairs by thumbnails, for each view of them as `_nearest` does."""
+    project = _fit(thumbnails_BHW, _descriptors)
+    whole = project(thumbnails_BHW)
+    views = [whole, project(thumbnails_BHW[:, :, ::-1])]
+    for x, y in _ZOOM_PLACES:
+        zoomed = replace(project, prepare=lambda rows, x=x, y=y: _descriptors(_zoom(rows, x, y)))
+        views.append(zoomed(thumbnails_BHW))
+    # Rows of length 1 with cosine c are sqrt(2 - 2 c) apart, their principal components less.
+    max_distance = math.sqrt(2 - 2 * _MIN_COSINE)
+    return [_nearest(view, whole, num_nearest, max_distance) for view in views]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Returns rows of length 1, float32, so that distances tell cosines; rows of zeros stay zero."""
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _descriptors(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns the details of thumbnails at 16 px, without brightness and contrast, float32 [images, 256]."""
+    small = registration.shrink(thumbnails, _DESCRIPTOR_PX)
+    small -= ndimage.gaussian_filter(small, (0, _DESCRIPTOR_DETAIL_PX, _DESCRIPTOR_DETAIL_PX))
+    rows = small.reshape(len(small), -1)
+    return _unit(rows - rows.mean(axis=1, keepdims=True))
+
+
+def _zoom(thumbnails: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Returns a part of thumbnails, enlarged to their size (nearest pixel: the details are averaged anyway)."""
+    size_px = thumbnails.shape[1]
+    middles = (np.arange(size_px) + 0.5) * _ZOOM
+    columns, rows = ((middles + place * (1 - _ZOOM) * size_px).astype(np.int64) for place in (x, y))
+    return thumbnails[:, rows[:, None], columns]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Projection:
+    """Principal components of prepared rows.
+
+    Not scikit-learn's PCA, which divides by the variance: that is zero if all images are the same.
+
+    Attributes:
+        prepare: Makes float32 [images, values] of some rows.
+        mean: The mean of these, float32 [values].
+        components: The directions of the components, float32 [components, values].
+    """
+
+    prepare: Callable[[np.ndarray], np.ndarray]
+    mean: np.ndarray
+    components: np.ndarray
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the components of rows, float32 [images, components], in little memory."""
+        starts = range(0, len(rows), _CHUNK_ROWS)
+        chunks = (self.prepare(rows[start : start + _CHUNK_ROWS]) for start in starts)
+        return np.concatenate([(chunk - self.mean) @ self.components.T for chunk in chunks])
+
+
+def _fit(rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]) -> _Projection:
+    """Fits principal components to some evenly spaced rows."""
+    chosen = prepare(rows[:: -(-len(rows) // _NUM_FIT)])
+    mean = chosen.mean(axis=0)
+    _, _, components = randomized_svd(chosen - mean, min(_NUM_COMPONENTS, *chosen.shape), random_state=0)
+    return _Projection(prepare=prepare, mean=mean, components=components.astype(np.float32))
+
+
+def _nearest(
+    queries: np.ndarray, rows: np.ndarray, num_nearest: int, max_distance: float = math.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the rows nearest to each query but its own.
+
+    Returns:
+        `lower index * images + higher index` of each pair, int64; and whether it is one of the `NUM_FIRST` nearest.
+    """
+    num_images = len(rows)
+    search = NearestNeighbors(n_neighbors=min(num_nearest + 1, num_images), algorithm="brute").fit(rows)
+    distances, found = search.kneighbors(queries)
+    query = np.broadcast_to(np.arange(num_images)[:, None], found.shape)
+    codes = np.minimum(query, found) * num_images + np.maximum(query, found)
+    is_first = np.cumsum(query != found, axis=1) <= NUM_FIRST
+    is_chosen = (query != found) & (distances <= max_distance)
+    return codes[is_chosen], is_first[is_chosen]
+
+
+def check_features(features_BD: np.ndarray | None, num_images: int) -> None:
+    """Refuses features of another number of images.
+
+    Raises:
+        DataError: There are not as many features as images.
+    """
+    if features_BD is not None and len(features_BD) != num_images:
+        raise DataError(
+            f"There are features of {len(features_BD)} images and {num_images} thumbnails. Give the same images."
+        )
