@@ -280,6 +280,7 @@ def search_rows(settings: Settings) -> tuple[list[Goal], list[str]]:
         found = receiving.recv()
     except EOFError:
         sys.exit("The process that searches synthetic rows has died.")
+    process.kill()  # at its own end it would wait minutes for joblib's idle processes
     process.join()
     seconds, rows = found["copies_s"] + found["shortcuts_s"], f"{settings.num_rows:,} rows"
     goals = [

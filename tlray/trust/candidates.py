@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 
 from tlray.errors import DataError
 from tlray.trust import registration
+from tlray.trust.nearest import find_nearest
 
 NUM_NEAREST = 8
 """Number of candidates that each search gives an image. With it, each of 306 planted copies was a candidate with its
@@ -147,8 +147,7 @@ def _nearest(
         `lower index * images + higher index` of each pair, int64; and whether it is one of the `NUM_FIRST` nearest.
     """
     num_images = len(rows)
-    search = NearestNeighbors(n_neighbors=min(num_nearest + 1, num_images), algorithm="brute").fit(rows)
-    distances, found = search.kneighbors(queries)
+    distances, found = find_nearest(queries, rows, num_nearest + 1)
     query = np.broadcast_to(np.arange(num_images)[:, None], found.shape)
     codes = np.minimum(query, found) * num_images + np.maximum(query, found)
     is_first = np.cumsum(query != found, axis=1) <= NUM_FIRST
