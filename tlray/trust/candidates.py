@@ -3,9 +3,9 @@
 Import it to search a data set; `tlray.trust.copies` compares what it finds.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -28,6 +28,7 @@ none either, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-30)."
 _NUM_COMPONENTS = 96  # principal components that a search compares
 _NUM_FIT = 4000  # rows at most that they are fitted to
 _CHUNK_ROWS = 4096  # images whose features or descriptors are computed at once
+_CHUNK_PAIRS = 65536  # pairs whose descriptors are compared at once
 _DESCRIPTOR_PX, _DESCRIPTOR_DETAIL_PX = 16, 16 / 6
 _MIN_COSINE = 0.5  # of the descriptors of a candidate; of all 1,260 pairs of copies it was above 0.53
 _ZOOM = 0.94  # share of the width and height that is compared with whole pictures, for crops
@@ -63,26 +64,43 @@ def find_candidates(
     check_features(features_BD, num_images)
     if num_images < 2:
         return np.empty((0, 2), np.int64), np.empty(0, bool)
-    searches = _search_thumbnails(thumbnails_BHW, num_nearest)
+    searches = [*_search_thumbnails(thumbnails_BHW, num_nearest)]
     if features_BD is not None:
-        rows = _fit(features_BD, _unit)(features_BD)
+        project = _fit(_unit(_some(features_BD)))
+        rows = np.concatenate([project(_unit(chunk)) for chunk in _chunks(features_BD)])
         searches.append(_nearest(rows, rows, num_nearest))
-    codes = np.unique(np.concatenate([found for found, _ in searches]))
-    first_codes = np.concatenate([found[is_first] for found, is_first in searches])
-    return np.stack(np.divmod(codes, num_images), axis=1), np.isin(codes, first_codes)
+    query, other, is_first = (np.concatenate(arrays) for arrays in zip(*searches, strict=True))
+    codes = np.minimum(query, other) * num_images + np.maximum(query, other)
+    pairs = np.unique(codes)
+    return np.stack(np.divmod(pairs, num_images), axis=1), np.isin(pairs, codes[is_first])
 
 
-def _search_thumbnails(thumbnails_BHW: np.ndarray, num_nearest: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the nearest pairs by thumbnails, for each view of them as `_nearest` does."""
-    project = _fit(thumbnails_BHW, _descriptors)
-    whole = project(thumbnails_BHW)
-    views = [whole, project(thumbnails_BHW[:, :, ::-1])]
-    for x, y in _ZOOM_PLACES:
-        zoomed = replace(project, prepare=lambda rows, x=x, y=y: _descriptors(_zoom(rows, x, y)))
-        views.append(zoomed(thumbnails_BHW))
-    # Rows of length 1 with cosine c are sqrt(2 - 2 c) apart, their principal components less.
-    max_distance = math.sqrt(2 - 2 * _MIN_COSINE)
-    return [_nearest(view, whole, num_nearest, max_distance) for view in views]
+def _search_thumbnails(
+    thumbnails_BHW: np.ndarray, num_nearest: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields for each view of the thumbnails what `_nearest` does, without pairs that are too unlike."""
+    whole = np.concatenate([_descriptors(chunk) for chunk in _chunks(thumbnails_BHW)])
+    project = _fit(_some(whole))
+    rows = project(whole)
+    views = [lambda chunk: chunk, lambda chunk: chunk[:, :, ::-1]]
+    views += [functools.partial(_zoom, x=x, y=y) for x, y in _ZOOM_PLACES]
+    for view in views:
+        viewed = np.concatenate([_descriptors(view(chunk)) for chunk in _chunks(thumbnails_BHW)])
+        query, other, is_first = _nearest(project(viewed), rows, num_nearest)
+        places = _chunks(np.arange(len(query)), _CHUNK_PAIRS)
+        cosines = [np.einsum("pv,pv->p", viewed[query[each]], whole[other[each]]) for each in places]
+        is_alike = np.concatenate(cosines) >= _MIN_COSINE
+        yield query[is_alike], other[is_alike], is_first[is_alike]
+
+
+def _chunks(rows: np.ndarray, num_rows: int = _CHUNK_ROWS) -> Iterator[np.ndarray]:
+    """Yields some rows after the other."""
+    return (rows[start : start + num_rows] for start in range(0, len(rows), num_rows))
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """Returns evenly spaced rows, to which principal components are fitted."""
+    return rows[:: -(-len(rows) // _NUM_FIT)]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -109,50 +127,42 @@ def _zoom(thumbnails: np.ndarray, x: float, y: float) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Projection:
-    """Principal components of prepared rows.
+    """Principal components.
 
     Not scikit-learn's PCA, which divides by the variance: that is zero if all images are the same.
 
     Attributes:
-        prepare: Makes float32 [images, values] of some rows.
-        mean: The mean of these, float32 [values].
+        mean: The mean of the rows that it was fitted to, float32 [values].
         components: The directions of the components, float32 [components, values].
     """
 
-    prepare: Callable[[np.ndarray], np.ndarray]
     mean: np.ndarray
     components: np.ndarray
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the components of rows, float32 [images, components], in little memory."""
-        starts = range(0, len(rows), _CHUNK_ROWS)
-        chunks = (self.prepare(rows[start : start + _CHUNK_ROWS]) for start in starts)
-        return np.concatenate([(chunk - self.mean) @ self.components.T for chunk in chunks])
+        """Returns the components of rows, float32 [images, components]."""
+        return (rows - self.mean) @ self.components.T
 
 
-def _fit(rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]) -> _Projection:
-    """Fits principal components to some evenly spaced rows."""
-    chosen = prepare(rows[:: -(-len(rows) // _NUM_FIT)])
-    mean = chosen.mean(axis=0)
-    _, _, components = randomized_svd(chosen - mean, min(_NUM_COMPONENTS, *chosen.shape), random_state=0)
-    return _Projection(prepare=prepare, mean=mean, components=components.astype(np.float32))
+def _fit(rows: np.ndarray) -> _Projection:
+    """Fits principal components to rows."""
+    mean = rows.mean(axis=0)
+    _, _, components = randomized_svd(rows - mean, min(_NUM_COMPONENTS, *rows.shape), random_state=0)
+    return _Projection(mean=mean, components=components.astype(np.float32))
 
 
-def _nearest(
-    queries: np.ndarray, rows: np.ndarray, num_nearest: int, max_distance: float = math.inf
-) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(queries: np.ndarray, rows: np.ndarray, num_nearest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the rows nearest to each query but its own.
 
     Returns:
-        `lower index * images + higher index` of each pair, int64; and whether it is one of the `NUM_FIRST` nearest.
+        The index of a query and that of a near row, int64 [pairs] both; and whether this is one of the `NUM_FIRST`
+        nearest, bool [pairs].
     """
-    num_images = len(rows)
-    distances, found = find_nearest(queries, rows, num_nearest + 1)
-    query = np.broadcast_to(np.arange(num_images)[:, None], found.shape)
-    codes = np.minimum(query, found) * num_images + np.maximum(query, found)
-    is_first = np.cumsum(query != found, axis=1) <= NUM_FIRST
-    is_chosen = (query != found) & (distances <= max_distance)
-    return codes[is_chosen], is_first[is_chosen]
+    _, found = find_nearest(queries, rows, num_nearest + 1)
+    query = np.broadcast_to(np.arange(len(rows))[:, None], found.shape)
+    is_other = query != found
+    is_first = np.cumsum(is_other, axis=1) <= NUM_FIRST
+    return query[is_other], found[is_other], is_first[is_other]
 
 
 def check_features(features_BD: np.ndarray | None, num_images: int) -> None:

@@ -58,9 +58,19 @@ def test_a_zoom_takes_the_wanted_part():
 
 
 def test_the_nearest_two_come_first():
-    rows = np.array([0.0, 1.0, 3.0, 7.0, 15.0])[:, None]
-    codes, is_first = candidates._nearest(rows, rows, 3)
-    nearest_of_last = [(4, 3), (4, 2)]
-    for query, other in [(0, 1), (0, 2), *nearest_of_last]:
-        assert is_first[codes == min(query, other) * 5 + max(query, other)].any()
-    assert not is_first[codes == 1 * 5 + 4].any()
+    rows = np.array([0.0, 1.0, 3.0, 7.0, 15.0], np.float32)[:, None] / 15
+    query, other, is_first = candidates._nearest(rows, rows, 3)
+    assert list(zip(query[:3].tolist(), other[:3].tolist(), is_first[:3].tolist(), strict=True)) == [
+        (0, 1, True),
+        (0, 2, True),
+        (0, 3, False),
+    ]
+    assert other[query == 4].tolist() == [3, 2, 1]
+
+
+def test_the_nearest_by_components_are_no_candidates_if_they_are_too_unlike():
+    """Noise: the nearest of 300 pictures is as unlike as any other."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, THUMBNAIL_PX, THUMBNAIL_PX)).astype(np.uint8)
+    noise[1] = noise[0]
+    found, _ = find_candidates(None, noise)
+    assert found.tolist() == [[0, 1]]
