@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from perturbed import write_copies
@@ -263,6 +264,7 @@ def search(settings: Settings, told: Connection) -> None:
         }
     )
     told.close()
+    get_reusable_executor().shutdown(wait=True)  # idle processes would end after minutes
 
 
 def search_rows(settings: Settings) -> tuple[list[Goal], list[str]]:
@@ -280,7 +282,6 @@ def search_rows(settings: Settings) -> tuple[list[Goal], list[str]]:
         found = receiving.recv()
     except EOFError:
         sys.exit("The process that searches synthetic rows has died.")
-    process.kill()  # at its own end it would wait minutes for joblib's idle processes
     process.join()
     seconds, rows = found["copies_s"] + found["shortcuts_s"], f"{settings.num_rows:,} rows"
     goals = [
