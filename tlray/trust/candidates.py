@@ -3,7 +3,6 @@
 Import it to search a data set; `tlray.trust.copies` compares what it finds.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -79,13 +78,13 @@ def _search_thumbnails(
     thumbnails_BHW: np.ndarray, num_nearest: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields for each view of the thumbnails what `_nearest` does, without pairs that are too unlike."""
-    whole = np.concatenate([_descriptors(chunk) for chunk in _chunks(thumbnails_BHW)])
+    pool = registration.averaging(thumbnails_BHW.shape[1], _DESCRIPTOR_PX)
+    whole = _described(thumbnails_BHW, pool, pool)
     project = _fit(_some(whole))
     rows = project(whole)
-    views = [lambda chunk: chunk, lambda chunk: chunk[:, :, ::-1]]
-    views += [functools.partial(_zoom, x=x, y=y) for x, y in _ZOOM_PLACES]
-    for view in views:
-        viewed = np.concatenate([_descriptors(view(chunk)) for chunk in _chunks(thumbnails_BHW)])
+    views = [(pool, pool), (pool, pool[:, ::-1]), *((_zoomed(pool, y), _zoomed(pool, x)) for x, y in _ZOOM_PLACES)]
+    for number, (down, across) in enumerate(views):
+        viewed = _described(thumbnails_BHW, down, across) if number else whole
         query, other, is_first = _nearest(project(viewed), rows, num_nearest)
         places = _chunks(np.arange(len(query)), _CHUNK_PAIRS)
         cosines = [np.einsum("pv,pv->p", viewed[query[each]], whole[other[each]]) for each in places]
@@ -109,20 +108,40 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
-def _descriptors(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns the details of thumbnails at 16 px, without brightness and contrast, float32 [images, 256]."""
-    small = registration.shrink(thumbnails, _DESCRIPTOR_PX)
-    small -= ndimage.gaussian_filter(small, (0, _DESCRIPTOR_DETAIL_PX, _DESCRIPTOR_DETAIL_PX))
+def _described(thumbnails_BHW: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Returns the descriptors of a view of all thumbnails, float32 [images, 256]; see `_descriptors`."""
+    return np.concatenate([_descriptors(chunk, down, across) for chunk in _chunks(thumbnails_BHW)])
+
+
+def _descriptors(thumbnails_BHW: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Returns the details of thumbnails at 16 px, without brightness and contrast.
+
+    Args:
+        thumbnails_BHW: uint8 [images, height, width].
+        down: The matrix that reduces a column, float32 [_DESCRIPTOR_PX, height].
+        across: The matrix that reduces a row, float32 [_DESCRIPTOR_PX, width].
+
+    Returns:
+        float32 [images, 256].
+    """
+    small = registration.resample(thumbnails_BHW.astype(np.float32), down, across)
+    small = small - ndimage.gaussian_filter(small, (0, _DESCRIPTOR_DETAIL_PX, _DESCRIPTOR_DETAIL_PX))
     rows = small.reshape(len(small), -1)
     return _unit(rows - rows.mean(axis=1, keepdims=True))
 
 
-def _zoom(thumbnails: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Returns a part of thumbnails, enlarged to their size (nearest pixel: the details are averaged anyway)."""
-    size_px = thumbnails.shape[1]
-    middles = (np.arange(size_px) + 0.5) * _ZOOM
-    columns, rows = ((middles + place * (1 - _ZOOM) * size_px).astype(np.int64) for place in (x, y))
-    return thumbnails[:, rows[:, None], columns]
+def _zoomed(pool: np.ndarray, place: float) -> np.ndarray:
+    """Returns the matrix that enlarges a part of an axis to the whole and reduces it as `pool` does, of its shape.
+
+    Enlarging repeats the nearest pixel: the details are averaged anyway.
+
+    Args:
+        pool: The matrix that reduces the whole axis, float32 [small_px, size_px].
+        place: Where the part lies, in [0, 1]: 0 is the first end, 1 is the other one.
+    """
+    size_px = pool.shape[1]
+    pixels = ((np.arange(size_px) + 0.5) * _ZOOM + place * (1 - _ZOOM) * size_px).astype(np.int64)
+    return pool @ np.eye(size_px, dtype=np.float32)[pixels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

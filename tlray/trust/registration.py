@@ -190,9 +190,26 @@ def shrink(pictures_BHW: np.ndarray, size_px: int) -> np.ndarray:
         pictures_BHW: Square pictures, any number type; their size is a multiple of `size_px`.
         size_px: Height and width of the result.
     """
-    pool = np.kron(np.eye(size_px), np.full(pictures_BHW.shape[1] // size_px, size_px / pictures_BHW.shape[1]))
-    pool = pool.astype(np.float32)
-    return pool @ pictures_BHW.astype(np.float32, copy=False) @ pool.T
+    pool = averaging(pictures_BHW.shape[1], size_px)
+    return resample(pictures_BHW.astype(np.float32, copy=False), pool, pool)
+
+
+def averaging(size_px: int, small_px: int) -> np.ndarray:
+    """Returns the matrix that reduces an axis by averaging, float32 [small_px, size_px]."""
+    return np.kron(np.eye(small_px), np.full(size_px // small_px, small_px / size_px)).astype(np.float32)
+
+
+def resample(pictures_BHW: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Returns `down @ picture @ across.T` of each picture: two large products, much faster than many small ones.
+
+    Args:
+        pictures_BHW: float32 [images, height, width].
+        down: float32 [new height, height].
+        across: float32 [new width, width].
+    """
+    num_images, height, width = pictures_BHW.shape
+    columns = (pictures_BHW.reshape(-1, width) @ across.T).reshape(num_images, height, -1).transpose(0, 2, 1)
+    return (columns.reshape(-1, height) @ down.T).reshape(num_images, len(across), -1).transpose(0, 2, 1)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from tlray.data import phantom_drawing, phantoms
 from tlray.data.looks import THUMBNAIL_PX
 from tlray.trust import candidates
 from tlray.trust.candidates import find_candidates
+from tlray.trust.registration import averaging
 
 NUM_PATIENTS = 6
 
@@ -36,7 +37,8 @@ def test_candidates_by_thumbnails_are_those_of_a_full_search(thumbnails):
     images = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
     found, _ = find_candidates(None, images, num_nearest=1)
     assert {(index, index + NUM_PATIENTS) for index in range(NUM_PATIENTS)} <= set(map(tuple, found.tolist()))
-    rows = candidates._descriptors(images)
+    pool = averaging(THUMBNAIL_PX, 16)
+    rows = candidates._descriptors(images, pool, pool)
     cosines = rows @ rows.T - 2 * np.eye(len(rows))
     for index, other in enumerate(cosines.argmax(axis=1).tolist()):
         assert [min(index, other), max(index, other)] in found.tolist()
@@ -50,11 +52,11 @@ def test_chunks_make_no_difference(thumbnails, monkeypatch):
     assert find_candidates(None, thumbnails, num_nearest=2)[0].tolist() == whole.tolist()
 
 
-def test_a_zoom_takes_the_wanted_part():
-    picture = np.broadcast_to(np.arange(100), (1, 100, 100))
-    left, right = candidates._zoom(picture, 0.0, 0.5), candidates._zoom(picture, 1.0, 0.5)
-    assert (left[0, 0, 0], left[0, 0, -1]) == (0, 93)
-    assert (right[0, 0, 0], right[0, 0, -1]) == (6, 99)
+@pytest.mark.parametrize(("place", "first", "last"), [(0.0, 0, 93), (0.5, 3, 96), (1.0, 6, 99)])
+def test_a_zoom_takes_the_wanted_part(place, first, last):
+    zoomed = candidates._zoomed(np.eye(100, dtype=np.float32), place) @ np.arange(100)
+    assert (zoomed[0], zoomed[-1]) == (first, last)
+    assert (np.diff(zoomed) >= 0).all()
 
 
 def test_the_nearest_two_come_first():

@@ -69,6 +69,12 @@ def test_shrink_averages():
     assert registration.shrink(np.arange(16).reshape(1, 4, 4), 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
 
 
+def test_resampling_is_a_product_on_both_sides():
+    rng = np.random.default_rng(0)
+    pictures, down, across = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 6, 7), (3, 6), (4, 7)))
+    np.testing.assert_allclose(registration.resample(pictures, down, across), down @ pictures @ across.T, atol=1e-5)
+
+
 def test_changed_pictures_are_copies_and_another_slice_is_a_neighbour(patient):
     pixels, other = patient
     narrow = np.asarray(Image.fromarray(pixels).resize((130, 260), Image.Resampling.BICUBIC))
