@@ -19,10 +19,10 @@ NUM_NEAREST = 8
 original, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-29). The sizes below come from there, too: with
 32, 48, 64 and 96 components more and more of the crops were found, with one zoom 95 % of those with a new window."""
 
-NUM_FIRST = 2
+NUM_FIRST = 1
 """Number of candidates of each search that are compared first. The others are compared for images of which one of these
-is a copy or a neighbour: where there is a copy, there are often more. With 2 no pair of copies was lost, and with 1
-none either, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-30)."""
+is a copy or a neighbour: where there is a copy, there are often more. No pair of copies was lost by that on either half
+of `benchmarks/planted_copies.py` (2026-11-30)."""
 
 _NUM_COMPONENTS = 96  # principal components that a search compares
 _NUM_FIT = 4000  # rows at most that they are fitted to
@@ -44,8 +44,8 @@ def find_candidates(
 
     For each image these are the nearest ones by the network's features, and by the thumbnails at 16 px: as they are,
     mirrored, and zoomed in. Features find crops; thumbnails find noise, scribbles and mirror images, which change
-    features more than another slice does. All distances are of principal components, so time is quadratic in compiled
-    code only, and memory is linear.
+    features more than another slice does. Principal components are searched: time is quadratic in compiled code only,
+    and memory is linear.
 
     Args:
         features_BD: Pooled features, float [images, values], none of them all zero; None: only thumbnails are used.

@@ -59,12 +59,12 @@ def test_a_zoom_takes_the_wanted_part(place, first, last):
     assert (np.diff(zoomed) >= 0).all()
 
 
-def test_the_nearest_two_come_first():
+def test_the_nearest_one_comes_first():
     rows = np.array([0.0, 1.0, 3.0, 7.0, 15.0], np.float32)[:, None] / 15
     query, other, is_first = candidates._nearest(rows, rows, 3)
     assert list(zip(query[:3].tolist(), other[:3].tolist(), is_first[:3].tolist(), strict=True)) == [
         (0, 1, True),
-        (0, 2, True),
+        (0, 2, False),
         (0, 3, False),
     ]
     assert other[query == 4].tolist() == [3, 2, 1]
