@@ -84,7 +84,7 @@ bench-trust: setup
 	$(BIN)/tlray features --data $(FOREIGN)/images --weights $(WEIGHTS) --out $(FOREIGN)/features --overwrite
 	$(BIN)/python benchmarks/trust.py --run $(RUN) --foreign $(FOREIGN)/features
 	$(BIN)/python benchmarks/by_source.py --run $(RUN) --out benchmarks/results
-	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle
+	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle --data $(DATA)
 
 # All wrong requests and images, of which the unit tests send a sample.
 fuzz: setup
