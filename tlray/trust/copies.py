@@ -61,8 +61,7 @@ def find_copies(
     """Finds identical images, copies and neighbouring slices.
 
     Of identical images only the first one is searched and compared. Images that show nothing (`MIN_CONTRAST`) are
-    copies of none. Neighbours are found among the candidates for
-    copies, so that a long series can be in several parts.
+    copies of none. Neighbours are found among the candidates for copies, so that a long series can be in several parts.
 
     Args:
         features_BD: Pooled features, float [images, values]; None: candidates are found by thumbnails alone.
@@ -90,7 +89,10 @@ def find_copies(
     features = features_BD if features_BD is None or is_whole else features_BD[distinct]
     thumbnails = thumbnails_BHW if is_whole else thumbnails_BHW[distinct]
     candidates, is_first = find_candidates(features, thumbnails, num_nearest=num_nearest)
-    is_wanted = distinct[candidates[:, 0]] < num_images - num_known
+    is_known = distinct[candidates] >= num_images - num_known
+    # All candidates with a known image are compared first: its relatives among the known ones would not be found.
+    is_first |= is_known.any(axis=1)
+    is_wanted = ~is_known.all(axis=1)
     candidates, match = _compare_in_turns(thumbnails, candidates[is_wanted], is_first[is_wanted], compare)
     # The same thumbnail with other pixels is a copy, such as one with a small change.
     match_kinds = np.where(match.kinds == Kind.IDENTICAL, Kind.COPY.value, match.kinds)

@@ -92,6 +92,22 @@ def test_known_images_are_compared_with_others_only(thumbnails):
     assert find_copies(None, images, names(images)).group_of.tolist() == [0, 1, 2, 0, 4, 4]
 
 
+def test_all_candidates_with_known_images_are_compared_first(thumbnails, monkeypatch):
+    """The last two are known. No pair is one of nearest images, and 1 and 2 are copies of known ones."""
+    monkeypatch.setattr(copies, "find_candidates", lambda *_, **__: (candidates, np.zeros(len(candidates), bool)))
+    candidates = np.array([[0, 1], [0, 3], [1, 3], [2, 4], [3, 4]])
+    calls = []
+
+    def compare(_, pairs):
+        calls.append(pairs.tolist())
+        kinds = np.array(["copy" if pair in ([1, 3], [2, 4]) else "other" for pair in pairs.tolist()])
+        return pixel_match.Match(kinds=kinds, scores=np.ones(len(pairs)), is_mirrored=np.zeros(len(pairs), bool))
+
+    found = find_copies(None, thumbnails[:5], names(thumbnails[:5]), num_known=2, compare=compare)
+    assert calls == [[[0, 3], [1, 3], [2, 4]], [[0, 1]]]
+    assert found.group_of.tolist() == [0, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("num_images", [0, 1])
 def test_sets_without_pairs(thumbnails, num_images):
     found = find_copies(None, thumbnails[:num_images], names(thumbnails[:num_images]))
