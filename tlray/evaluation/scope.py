@@ -75,7 +75,7 @@ def choose(spec: BundleSpec, listed: pa.Table, chosen: pa.Table, split: str) -> 
     rest = listed.select(SCHEMA.names).filter(pc.field("label").is_valid())
     rest = rest.filter(~pc.field("image_id").isin(measured["image_id"].combine_chunks()))
     table = pa.concat_tables([measured, with_column(rest, "label", [None] * rest.num_rows)])
-    given = [split_of[image_id] for image_id in table["image_id"].to_pylist()]
+    given = [split_of.get(image_id) for image_id in table["image_id"].to_pylist()]
     is_measured = np.arange(table.num_rows) < measured.num_rows
     is_learned = np.array([each in LEARNED_FROM[split] for each in given], dtype=bool)
     has_learned = bool((is_learned & ~is_measured).sum() <= MAX_LEARNED)
@@ -90,13 +90,17 @@ def choose(spec: BundleSpec, listed: pa.Table, chosen: pa.Table, split: str) -> 
 
 
 def _own_splits(spec: BundleSpec, listed: pa.Table) -> dict[str, str]:
-    """Returns the split of each labelled image of a model's own data set, by its id; empty if it is not known."""
+    """Returns the split of each labelled image of a model's own data set, by its id; empty if the splits are not known.
+
+    The training gives no split to an image that it cannot read and that has none. Such an image is left out.
+    """
     image_ids, labels, given = manifest.column_lists(listed, "image_id", "label", "split")
     if not any(each for each, label in zip(given, labels, strict=True) if label):
         return {}  # all splits were cut by the training
-    filled = [each or ("train" if label else None) for each, label in zip(given, labels, strict=True)]
-    is_cut_again = manifest.split_fingerprint(with_column(listed, "split", filled)) != spec.split_fingerprint
-    # Where a split is missing, the training has cut it from train. Otherwise its splits must be these.
-    if is_cut_again and not splits.missing(listed):
-        return {}
-    return {name: each for name, each, label in zip(image_ids, filled, labels, strict=True) if label and each}
+    if manifest.split_fingerprint(listed) != spec.split_fingerprint:  # otherwise it is the manifest of the training
+        given = [each or ("train" if label else None) for each, label in zip(given, labels, strict=True)]
+        is_cut_again = manifest.split_fingerprint(with_column(listed, "split", given)) != spec.split_fingerprint
+        # Where a split is missing, the training has cut it from train. Otherwise its splits must be these.
+        if is_cut_again and not splits.missing(listed):
+            return {}
+    return {name: each for name, each, label in zip(image_ids, given, labels, strict=True) if label and each}

@@ -93,6 +93,20 @@ def test_splits_that_are_missing_were_cut_from_train():
     assert read(chosen(trained_on(cut), some, "valid")) == ["valid"] * 3 + ["train"] * 5
 
 
+@pytest.mark.parametrize("version", ["this", "an earlier"])
+def test_an_image_that_the_training_could_not_read_has_no_split_in_its_manifest(version):
+    """All splits were cut. The patient of the unreadable image has an image in test, which the model does not know."""
+    listed = make_table(("a", None, "x"), ("a", "test", "x"), ("b", "train", "y"), ("b", "valid", "z"))
+    spec = trained_on(listed)
+    if version != "this":
+        spec = dataclasses.replace(spec, id_fingerprint=None)
+    found = chosen(spec, listed, "test")
+    assert found.knows_splits
+    assert found.table["split"].to_pylist() == ["test", None, "train", "valid"]
+    assert read(found) == ["test", "train", "valid"]
+    assert read(chosen(spec, listed, "all")) == [None, "test", "train", "valid"]
+
+
 def test_a_bundle_of_an_earlier_version_knows_its_data_by_the_splits():
     spec = dataclasses.replace(trained_on(LISTED), id_fingerprint=None)
     assert chosen(spec, LISTED, "test").has_learned
