@@ -59,8 +59,9 @@ def with_traits(chosen: pa.Table, seen: pa.Table) -> pa.Table:
     """
     place_of = {image_id: place for place, image_id in enumerate(seen["image_id"].to_pylist())}
     places = pa.array([place_of.get(image_id) for image_id in chosen["image_id"].to_pylist()], pa.int64())
-    # The manifest of a training, given as a table, says the same of its images.
-    chosen = chosen.drop_columns([name for name in chosen.column_names if name.removeprefix(FURTHER) in looks.KEPT])
+    # The manifest of a training, given as a table, says the same of its images, and more that is no trait of them.
+    own = {*inspection.INSPECTION_COLUMNS, *looks.KEPT, splits.PICTURE}
+    chosen = chosen.drop_columns([FURTHER + name for name in own if FURTHER + name in chosen.column_names])
     for name in ("width_px", "height_px", *looks.KEPT):
         chosen = chosen.append_column(name, seen[name].take(places))
     return chosen
