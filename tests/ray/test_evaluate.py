@@ -117,7 +117,7 @@ def test_a_split_whose_images_the_model_knows(bundle, images, slices, tmp_path):
     data, out = str(tmp_path / "data"), str(tmp_path / "out")
     found = evaluate_images(EvaluateConfig(bundle=keeps, data=data, out=out, quiet=True))
     assert (found.metrics["num_images"], found.metrics["num_leaked"], found.metrics["is_leak_free"]) == (3, 3, False)
-    assert found.warnings[:2] == (
-        "The model knows all 3 images from its training: measure it on images of other patients.",
-        "Yes: each of the test images has a copy among the training images. Measure it on images of other patients.",
+    assert (
+        found.warnings[0] == "The model knows all 3 images from its training: measure it on images of other patients."
     )
+    assert not [each for each in found.warnings[1:] if "copy among the training images" in each]

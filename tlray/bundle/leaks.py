@@ -103,7 +103,7 @@ def answer(
     if num_leaked is None:
         return None if search is None else (f"Not known.{how}", search.is_blind)
     relation = COPY_OR_PATIENT if search is None else search.relation
-    if num_leaked and metrics.get("leak_free") is None:
+    if knows_all(metrics):
         return f"Yes: each of the {images} has {relation}. {OTHER_PATIENTS}", True
     known = (
         f"{num_leaked} of the {metrics.get('num_images', 0)} {images}: each has {relation}. The figures are without "
@@ -118,6 +118,15 @@ def answer(
         f"{known} But {num_near} {'of the others' if num_leaked else 'of them'} look like slices of the same series as "
         f"images that it learned from, perhaps of the same patients, so the figures are probably too good. {remedy}"
     ), True
+
+
+def knows_all(metrics: Mapping[str, Any]) -> bool:
+    """Tells whether a model knows all images of a split from its training.
+
+    Args:
+        metrics: The metrics of the split, see `tlray.evaluation.measurement.with_leak_free`.
+    """
+    return bool(metrics.get("num_leaked")) and metrics.get("leak_free") is None
 
 
 def are_too_good(metrics: Mapping[str, Any]) -> bool:

@@ -37,6 +37,11 @@ class Verdict:
     answer: str
     is_warning: bool = False
 
+    @property
+    def text(self) -> str:
+        """The question and the answer, to be read by themselves."""
+        return f"{self.question} {self.answer}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:

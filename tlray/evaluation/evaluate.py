@@ -16,7 +16,7 @@ import ray
 
 from tlray.bundle import spec as bundle
 from tlray.bundle import store, verdicts
-from tlray.bundle.leaks import verb
+from tlray.bundle.leaks import LeakSearch, knows_all, verb
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
@@ -74,8 +74,8 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Scores the images of one split with a bundle and writes predictions, metrics, figures and a report.
 
-    The images are read once before that, to find copies; of the data set that the model was trained on also those that
-    it learned from. `metrics.json` is written last.
+    It reads the images once before it scores them, to find copies. If the data set is the one that the model was
+    trained on, it also reads those that the model learned from. `metrics.json` is written last.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -150,7 +150,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
     picturing = picture_examples(content.evaluations, uri_of, location, kind) if config.thumbnails else None
     write_report(out, content, picturing)
-    metrics = headline({config.split: evaluation.metrics})
+    metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
     summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": bundle_sha256}
     summary |= {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
@@ -179,12 +179,24 @@ def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     num_leaked, num_images = metrics.get("num_leaked"), metrics["num_images"]
     if not num_leaked:
         return ()
-    if metrics["leak_free"] is None:
+    if knows_all(metrics):
         return (f"The model knows all {num_images} images from its training: measure it on images of other patients.",)
     return (
         f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images "
         f"{verb({'all': metrics})} too good: quote those of the new images.",
     )
+
+
+def quoted(split: str, metrics: Mapping[str, Any], search: LeakSearch) -> dict[str, Any]:
+    """Returns the metrics to quote, see `measurement.headline`.
+
+    Args:
+        split: Name of the split.
+        metrics: Its metrics, see `measurement.with_leak_free`.
+        search: How known images were searched for. If it is blind, `is_leak_free` is null unless all images are known.
+    """
+    found = headline({split: metrics})
+    return found | {"is_leak_free": None} if found["is_leak_free"] and search.is_blind else found
 
 
 def _chosen(config: EvaluateConfig, listed: pa.Table, spec: BundleSpec) -> pa.Table:
@@ -217,12 +229,16 @@ def _score(
 
 
 def _doubts(split: str, evaluation: SplitEvaluation, spec: BundleSpec, findings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns warnings about what the figures are worth: that about leaks, which training gives from its audit, too."""
+    """Returns warnings about what the figures are worth: that about leaks, which training gives from its audit, too.
+
+    The answer about leaks comes with its question, without which it says nothing. It is left out where the model knows
+    all images, as `leak_warnings` says that.
+    """
     about = verdicts.Measured(
         split=split, metrics=evaluation.metrics, trust=spec.trust, data=verdicts.about_data(findings)
     )
-    told = verdicts.verdicts(about).get("leaks")
-    return (*([told.answer] if told and told.is_warning else []), *verdicts.warnings(about))
+    told = None if knows_all(evaluation.metrics) else verdicts.verdicts(about).get("leaks")
+    return (*([told.text] if told and told.is_warning else []), *verdicts.warnings(about))
 
 
 def select_split(table: pa.Table, split: str) -> pa.Table:

@@ -223,7 +223,8 @@ def _flattery_of_all(report: Report) -> str:
 
 def _further_warnings(report: Report, answers: Mapping[str, verdicts.Verdict]) -> list[str]:
     """Returns the warnings that the page says nowhere else."""
-    told = {*report.leaks, *report.shortcuts, *(each.answer for each in answers.values())}
+    told = {*report.leaks, *report.shortcuts}
+    told |= {text for each in answers.values() for text in (each.answer, each.text)}
     # The answer about referral says, too, that there is no threshold.
     note = (report.trust.get("referral") or {}).get("note") if "referral" in answers else None
     return [text for text in report.warnings if text not in told and not (note and text.startswith(note))]

@@ -2,16 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.unit.bundle.test_spec import SPEC
 from tests.unit.data.test_manifest import make_table
+from tlray.bundle.leaks import NOTHING, PICTURES, LeakSearch
 from tlray.bundle.spec import BundleSpec
 from tlray.config.training import TrainConfig
 from tlray.data import dataset, manifest
 from tlray.data.dataset import Dataset
-from tlray.evaluation import evaluate
+from tlray.evaluation import evaluate, measurement
 from tlray.training import finish
 
 # Six patients of each class: a validation and a test split are cut.
@@ -50,6 +52,36 @@ def test_images_that_the_model_knows_are_warned_of():
         )
     (whole,) = evaluate.leak_warnings({"num_images": 9, "num_leaked": 9, "leak_free": None})
     assert whole.startswith("The model knows all 9 images from its training: measure it on images of other patients.")
+
+
+def test_a_search_that_is_blind_does_not_tell_that_images_are_new():
+    """The bundle keeps 2 of 9 training pictures, and the model was trained on images with these ids."""
+    search = LeakSearch(among=PICTURES, num_compared=2, num_pictures=9)
+    blind = dataclasses.replace(search, is_own=True)
+    values = {"num_images": 9, "num_leaked": 0, "leak_free": None}
+    assert evaluate.quoted("all", values, search)["is_leak_free"] is True
+    assert evaluate.quoted("all", values, blind) == {
+        "num_images": 9,
+        "num_leaked": 0,
+        "split": "all",
+        "is_leak_free": None,
+    }
+    some = values | {"num_leaked": 2, "leak_free": {"num_images": 7}}
+    assert evaluate.quoted("all", some, blind)["is_leak_free"] is None
+    assert evaluate.quoted("all", some, blind)["num_images"] == 7
+    assert evaluate.quoted("all", values | {"num_leaked": 9}, blind)["is_leak_free"] is False
+
+
+def test_a_doubt_about_leaks_comes_with_its_question():
+    plain = measurement.measure_probabilities(
+        np.array([0, 1]), np.eye(2), ("a", "b"), groups=np.array(["x", "y"]), image_ids=np.array(["0", "1"]),
+        ood_scores=np.full(2, np.nan, np.float32), limits=SPEC.limits,
+    )  # fmt: skip
+    blind = {"leak_search": dataclasses.asdict(LeakSearch(among=NOTHING, is_own=True))}
+    told, *_ = evaluate._doubts("all", plain, SPEC, blind)
+    assert told.startswith("Has the model seen these images before? Not known. The bundle keeps no pictures")
+    known = measurement.with_leak_free(plain, {"0", "1"})
+    assert not [each for each in evaluate._doubts("all", known, SPEC, blind) if "seen these images" in each]
 
 
 def test_a_bundle_of_an_earlier_version_knows_the_splits():

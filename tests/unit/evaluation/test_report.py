@@ -716,9 +716,15 @@ def test_a_warning_that_an_answer_gives_is_not_said_again():
     trust = {"referral": {"max_error": 0.05, "note": "No threshold keeps errors at 5 %, so 0.5 is taken."}}
     values = {"num_referred": 1, "accepted_error_rate": 0.2, "set_coverage": None}
     warnings = (f"{trust['referral']['note']} Add images.", "Something else.")
+    question = "Has the model seen these images before?"
+    warnings += (
+        f"{question} None of the test images is known to have a copy, or another image of its patient, among those "
+        "that the model learned from.",
+    )
     report = Report(title="run", trust=trust, warnings=warnings, evaluations={"test": with_metrics(**values)})
     _, page = render(report)
     assert "Something else." in page.text
+    assert page.text.count(question) == 1
     assert "so 0.5 is taken" not in page.text
     assert "No threshold keeps errors at 5 %: the model refers hardly anything" in page.text
 
