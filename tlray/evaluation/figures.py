@@ -79,7 +79,9 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
         if epochs[0] == 0:
             axes.xaxis.set_major_formatter(lambda epoch, _: epoch_label(epoch).replace(" ", "\n"))
         tidy(axes)
-        axes.legend(frameon=False, fontsize=9, loc="best")  # named, as Matplotlib warns of its default on a slow machine
+        axes.legend(
+            frameon=False, fontsize=9, loc="best"
+        )  # named, as Matplotlib warns of its default on a slow machine
     panels[1].yaxis.set_major_formatter(percent_tick)
     panels[1].set_title(f"learning rate {_span(rates)}", loc="right", fontsize=9, color=MUTED)
     return to_png(figure)

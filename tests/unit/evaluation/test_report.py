@@ -531,6 +531,10 @@ def test_figures_without_leaked_images_are_not_called_too_good():
     assert "The numbers of valid (all images) are too good: see the warning at the top." in page.text
     assert "Not without care. The box at the top says why" in page.text
     assert "These numbers are" not in page.text
+    # An evaluation of test alone, whose data is known to have copies in valid.
+    _, page = render(dataclasses.replace(report, evaluations={"test": with_metrics()}))
+    assert "Figures of other images of this data set may be too good" in page.text
+    assert "numbers of this report" not in page.text
 
     audit = {**(FULL.audit or {}), "neighbours": {"valid": 0, "test": 12}}
     _, page = render(dataclasses.replace(report, audit=audit))
@@ -689,6 +693,7 @@ def test_the_table_of_copies_says_what_it_counts():
     assert ["the same pixels", "59", "166", "8", "44", "1", "2"] in page.rows
     assert ["copies: one picture, changed or not", "69", "270", "5", "74", "1", "2"] in page.rows
     assert "a row can have fewer groups than the one above it, with more images" in page.text
+    assert "Images with a copy (the second row) among those that the model learned from are left out" in page.text
 
 
 def test_copies_that_do_no_harm_are_folded_and_names_are_short_where_they_stay_unique():
