@@ -130,7 +130,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     if config.check_overlays:
         overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)
     known = known_leaks(spec, listing.table)
-    leaks = known or leak_warnings(evaluation.metrics)
+    leaks = all_leaks(known, evaluation.metrics)
     others = () if known else map(OTHER_IMAGES.format, spec.leaks)
     doubts = _doubts(config.split, evaluation, spec, findings)
     warnings = (*leaks, *doubts, *failure_warnings(findings), *others, *notes)
@@ -168,6 +168,18 @@ def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
         table: The manifest of all images, as it was listed.
     """
     return spec.leaks if scope.is_own(spec, table) else ()
+
+
+def all_leaks(known: tuple[str, ...], metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns why metrics may be too good, the gravest first.
+
+    Args:
+        known: Leaks that were found when the bundle was trained, see `known_leaks`. They say why the model knows some
+            images, but not that it knows all of them.
+        metrics: The metrics of all images, see `measurement.with_leak_free`.
+    """
+    found = leak_warnings(metrics)
+    return (*found, *known) if knows_all(metrics) else known or found
 
 
 def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:

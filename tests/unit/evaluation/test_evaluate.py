@@ -52,6 +52,10 @@ def test_images_that_the_model_knows_are_warned_of():
         )
     (whole,) = evaluate.leak_warnings({"num_images": 9, "num_leaked": 9, "leak_free": None})
     assert whole.startswith("The model knows all 9 images from its training: measure it on images of other patients.")
+    # What the training has found says why some images are known, but not that all are.
+    assert evaluate.all_leaks(("Copies.",), {"num_images": 9, "num_leaked": 9, "leak_free": None}) == (whole, "Copies.")
+    assert evaluate.all_leaks(("Copies.",), metrics) == ("Copies.",)
+    assert evaluate.all_leaks((), metrics) == evaluate.leak_warnings(metrics)
 
 
 def test_a_search_that_is_blind_does_not_tell_that_images_are_new():
