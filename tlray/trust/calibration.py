@@ -184,9 +184,9 @@ def calibration_error_interval(probs_BK: np.ndarray, labels: np.ndarray, groups:
     of a few images is larger than that on average, because chance moves each bin away from 0. This bias is largest if
     the model is perfectly calibrated (Roelofs et al. 2022, Mitigating Bias in Calibration Error Estimation, AISTATS):
     intervals of a plain jackknife covered its error 0 in about two of three simulated sets. So the two ends differ, and
-    the interval is rather too wide than too narrow: it covered the truth in 95 to 100 % of 300 sets, in 11 cases. If all
-    images have the same confidence, it covers the truth with a probability of at least 92 % (computed from the binomial
-    distribution for 20 to 150 single images, confidences of 0.55 to 0.95 and accuracies of 0.5 to 0.99).
+    the interval is rather too wide than too narrow: it covered the truth in 95 to 100 % of 300 sets, in 11 cases. Where
+    all images have the same confidence, it covers the truth in at least 92 % of sets (computed from the binomial
+    distribution, for 20 to 150 single images, confidences of 0.55 to 0.95 and accuracies of 0.5 to 0.99).
 
     - The upper end is t standard errors above the error. No bias is subtracted. The sum of the absolute gaps of the
       bins is at least their sum with the signs of the true gaps, which is unbiased.

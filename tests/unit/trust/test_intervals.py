@@ -155,6 +155,26 @@ def test_one_group_or_one_image_tells_nothing():
         assert (found.log_loss.low, found.log_loss.high) == (0, math.inf)
 
 
+@pytest.mark.parametrize("sizes", [(1, 200), (1, 1, 2000), (1, 60)])
+def test_the_log_loss_of_nearly_one_group_has_no_upper_end(sizes):
+    """Only the image of the first group is wrong, and the model is sure of all."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.arange(len(groups)) % 2
+    found = of(labels, probabilities(np.where(groups == 0, 1 - labels, labels), confidence=1 - 1e-9), groups).log_loss
+    assert found.value == pytest.approx(-math.log(1e-9) / len(groups))
+    assert (found.low, found.high) == (0, math.inf)
+
+
+def test_the_least_log_loss_is_that_of_scikit_learn():
+    found = of([0, 1, 0, 1], probabilities([0, 1, 0, 1], confidence=1.0)).log_loss
+    assert found.low <= sk_metrics.log_loss([0, 1, 0, 1], probabilities([0, 1, 0, 1], confidence=1.0)) <= found.high
+
+
+def test_a_log_loss_that_two_equal_groups_limit():
+    found = of([0, 0, 1, 1], probabilities([0, 0, 1, 0], confidence=0.999), [0, 0, 1, 1]).log_loss
+    assert 0 < found.low < found.value < found.high < 1e6
+
+
 def test_a_class_without_images():
     found = of([0, 0, 1, 1] * 5, probabilities([0, 2, 1, 1] * 5, 3))
     assert [each.value for each in found.sensitivities] == pytest.approx([0.5, 1, math.nan], nan_ok=True)
