@@ -32,9 +32,6 @@ from tlray.trust.overlays import OverlayCheck
 
 _NOTHING = "\N{EN DASH}"
 
-MAX_TIES = 3
-"""Maximum number of equally frequent mistakes that a caption names."""
-
 FEW_GROUPS = 30
 """Number of patients or pictures below which the report says that they are few."""
 
@@ -165,7 +162,6 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         shortcuts=audit.get("shortcuts"),
         alarm=_alarm(report),
         few_groups=FEW_GROUPS,
-        max_ties=MAX_TIES,
         has_new=any(each.metrics.get("leak_free") for _, each in evaluated),
         rows=list(metric_rows({split: report.evaluations[split].metrics for split in _in_order(report.evaluations)})),
         tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
@@ -260,9 +256,10 @@ def _count_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list
 
 
 def _image(png: bytes) -> dict[str, object]:
-    """Returns the data URI of a PNG, and the width in CSS pixels (1/96 inch) at which its text has its size."""
-    width_px = int.from_bytes(png[16:20])  # the first field of the header chunk (PNG specification, 11.2.2)
-    return {"uri": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width_px": round(width_px * 96 / DPI)}
+    """Returns a PNG's data URI, the width in CSS pixels at which its text has its size, and the aspect of its half."""
+    width_px, height_px = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])  # PNG specification, 11.2.2
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"uri": uri, "width_px": round(width_px * 96 / DPI), "half": f"{width_px} / {2 * height_px}"}
 
 
 def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, list[tuple[str, str]]] | None:
