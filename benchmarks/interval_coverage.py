@@ -179,6 +179,7 @@ def figures(labels: np.ndarray, probs_BK: np.ndarray, groups: np.ndarray) -> dic
     found = metric_intervals(labels, probs_BK, groups)
     sets_BK = probs_BK > IN_SET
     sizes = np.maximum(sets_BK.sum(axis=1), 1)
+    is_referred, is_wrong = probs_BK.max(axis=1) < REFER_BELOW, probs_BK.argmax(axis=1) != labels
     return {
         "accuracy": found.accuracy,
         "balanced accuracy": found.balanced_accuracy,
@@ -187,7 +188,8 @@ def figures(labels: np.ndarray, probs_BK: np.ndarray, groups: np.ndarray) -> dic
         "log loss": found.log_loss,
         "Brier score": brier_interval(probs_BK, labels, groups),
         "calibration error": calibration_error_interval(probs_BK, labels, groups),
-        "share referred": share_interval(probs_BK.max(axis=1) < REFER_BELOW, groups),
+        "share referred": share_interval(is_referred, groups),
+        "error rate of the others": share_interval(is_wrong[~is_referred], groups[~is_referred]),
         "set coverage": share_interval(sets_BK[np.arange(len(labels)), labels], groups),
         "set size": mean_interval(sizes, groups, low=1.0, high=float(max(2, sizes.max()))),
         "sensitivity": found.sensitivities[0],

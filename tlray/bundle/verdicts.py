@@ -190,7 +190,7 @@ def _calibration(measured: Measured) -> Verdict | None:
     ends = bracketed(measured.new.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
     answer = (
         f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
-        "is right (expected calibration error; 0 is perfect, and few images never reach it)."
+        "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
     )
     return Verdict(question="Can its confidence be read as a probability?", answer=answer)
 
@@ -207,9 +207,11 @@ def _referral(measured: Measured) -> Verdict | None:
     wanted = chosen.get("max_error")
     if wanted is not None and chosen.get("note"):
         is_little = num_referred < LITTLE * num_images
-        refers = f"the model refers {'hardly anything, ' if is_little else ''}{num_referred} of {num_images} images"
+        of = f"{num_referred} of {num_images} {measured.images}"
+        refers = f"the model refers {'hardly anything, ' if is_little else ''}{of}"
         num_tried = measured.trust.get("num_images")
-        shown = "" if num_tried is None else f", as far as {counted(num_tried, 'image')} can show"
+        tried, _, _ = measured.trust.get("origin", "images").partition(",")
+        shown = "" if num_tried is None else f", as far as {num_tried} {tried} can show"
         answer = (
             f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
             f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
@@ -259,10 +261,10 @@ def _coverage(measured: Measured) -> Verdict | None:
     if covered >= wanted:
         return Verdict(question=question, answer=f"{answer}; {100 * wanted:g} % were wanted.")
     is_sure = ends is not None and ends[1] < wanted
-    how = "surely fewer" if is_sure else "fewer, though perhaps by chance,"
+    how = "significantly less often" if is_sure else "less often, though perhaps by chance,"
     answer = (
-        f"{answer}: {how} than the {100 * wanted:g} % that were wanted. Do not take a set for complete; more "
-        "validation images of other patients make better sets."
+        f"{answer}: it has it {how} than in the {100 * wanted:g} % that were wanted. Do not take a set for "
+        "complete; more validation images of other patients make better sets."
     )
     return Verdict(question=question, answer=answer, is_warning=True)
 
@@ -279,7 +281,10 @@ def _subgroups(measured: Measured) -> Verdict | None:
             "Columns such as scanner or hospital in the table of --data are looked at."
         )
     elif not worse:
-        answer = f"In none of {looked_at} (by size, format, mode, table column) is it surely worse than on all of them."
+        answer = (
+            f"In none of {looked_at} (by size, format, mode, table column) is it significantly worse than on all of "
+            "them."
+        )
     else:
         named = "; ".join(
             f"{subgroup_name(each)} {percent(each['accuracy'])}{bracketed(each['accuracy_ci95'])}"
@@ -287,8 +292,8 @@ def _subgroups(measured: Measured) -> Verdict | None:
         )
         more = f"; and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
         answer = (
-            f"It is surely worse than overall ({percent(measured.new['accuracy'])}) for {named}{more}. This is of "
-            f"{looked_at} that were looked at; about 1 in 40 would seem worse by chance. Add training images like "
+            f"It is significantly worse than overall ({percent(measured.new['accuracy'])}) for {named}{more}. This is "
+            f"of {looked_at} that were looked at; about 1 in 40 would seem worse by chance. Add training images like "
             "these, or do not use the model for them."
         )
     answer = f"{answer}{_lowest(measured)}"

@@ -193,8 +193,9 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         )
         found.append(
             f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
-            f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} may be too good. Keep "
-            f"the copies of an image in one split; this writes such a table: `{FIX}`"
+            f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} count "
+            "images that the model knows. Keep the copies of an image in one split; "
+            f"this writes such a table: `{FIX}`"
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
@@ -202,15 +203,15 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
         end = "." if found else f"; this writes such a table: `{FIX}`"
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
-            f"so the metrics of {_measured_twice(report)} may be too good. Split by patient{end}"
+            f"so the metrics of {_measured_twice(report)} count patients that the model knows. Split by patient{end}"
         )
     series = report["copies"]["series"]["across_splits"] if is_looked else None
     # A slice beside a copy that is in another split is no news; groups without such a copy are.
     if series and series["num_groups"] > copies["num_groups"]:
         found.append(
             f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
-            f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). Slices of one patient in "
-            "several splits may make every metric too good. Name the patients: one folder for each, or the column "
+            f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). If these are "
+            "slices of one patient, the metrics are too good. Name the patients: one folder for each, or the column "
             "group_id of a table."
         )
     return found

@@ -57,7 +57,7 @@ def measure_judgement(
 def _size_interval(sets_BK: np.ndarray, groups: np.ndarray) -> Interval:
     """Returns the mean size of prediction sets, which have at least one class, with its 95 % interval over groups.
 
-    The interval takes it that no set is larger than the largest one that was seen, but that a set may have two classes.
+    The interval assumes that no set is larger than the largest one that was seen, but that a set may have two classes.
     Otherwise a single image might need all of many classes, which would make every interval wide. With one group the
     interval goes up to all classes.
 

@@ -14,7 +14,7 @@ from tlray.bundle.card import metric_rows
 from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
 from tlray.data.labels import short_names
 from tlray.errors import counted
-from tlray.evaluation import glyphs
+from tlray.evaluation import glyphs, markup
 from tlray.evaluation.figures import (
     DPI,
     MAX_NAMED_CLASSES,
@@ -127,23 +127,21 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
-    environment.filters |= {"span": _span, "bracketed": _bracketed}
+    environment.filters |= {"span": _span, "bracketed": _bracketed, "prose": markup.with_code}
+    environment.filters |= {"trait": markup.trait_name, "css_string": markup.css_string, "is_moved": _is_moved}
     environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records, "counted": counted}
-    audit = report.audit or {}
+    audit, evaluated = report.audit or {}, report.evaluations.items()
     headline = headline_split(report.evaluations) if report.evaluations else None
     measured = None if headline is None else _measured(report, headline)
     answers = {} if measured is None else verdicts.verdicts(measured)
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         best=best_epoch(report.history or ()),
         evaluations={split: report.evaluations[split] for split in _in_order(report.evaluations, first=headline)},
-        is_numbered={
-            split: glyphs.label_classes(each.classes, families).is_numbered
-            for split, each in report.evaluations.items()
-        },
+        is_numbered={name: glyphs.label_classes(each.classes, families).is_numbered for name, each in evaluated},
         max_named_classes=MAX_NAMED_CLASSES,
         num_lowest_curves=NUM_LOWEST_CURVES,
-        confusions={split: _worst_confusion(each.metrics) for split, each in report.evaluations.items()},
+        confusions={name: _worst_confusion(each.metrics) for name, each in evaluated},
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),
         errors=audit.get("errors"),
@@ -164,10 +162,12 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         shortcuts=audit.get("shortcuts"),
         alarm=_alarm(report),
         few_groups=FEW_GROUPS,
+        has_new=any(each.metrics.get("leak_free") for _, each in evaluated),
         rows=list(metric_rows({split: report.evaluations[split].metrics for split in _in_order(report.evaluations)})),
         tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
         images={name: _image(png) for name, png in figures.items()},
     )
+    return markup.keep_percentages_whole(page)
 
 
 def _alarm(report: Report) -> str:
@@ -260,18 +260,25 @@ def _count_rows(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list
 
 
 def _image(png: bytes) -> dict[str, object]:
-    """Returns the data URI of a PNG, and the width in CSS pixels (1/96 inch) at which its text has its size."""
-    width_px = int.from_bytes(png[16:20])  # the first field of the header chunk (PNG specification, 11.2.2)
-    return {"uri": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width_px": round(width_px * 96 / DPI)}
+    """Returns a PNG's data URI, the width in CSS pixels at which its text has its size, and the aspect of its half."""
+    width_px, height_px = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])  # PNG specification, 11.2.2
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"uri": uri, "width_px": round(width_px * 96 / DPI), "half": f"{width_px} / {2 * height_px}"}
 
 
-def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, str, str] | None:
-    """Returns count, true and predicted class of the most frequent mistake, None if there is none."""
+def _worst_confusion(metrics: Mapping[str, Any]) -> tuple[int, list[tuple[str, str]]] | None:
+    """Returns the count of the most frequent mistake, and the true and predicted class of all that are as frequent."""
     mistakes_KK = np.array(metrics["confusion_matrix"])
     np.fill_diagonal(mistakes_KK, 0)
-    row, column = np.unravel_index(mistakes_KK.argmax(), mistakes_KK.shape)
-    count = int(mistakes_KK[row, column])
-    return (count, metrics["classes"][row], metrics["classes"][column]) if count else None
+    count, names = int(mistakes_KK.max()), metrics["classes"]
+    pairs = [(names[row], names[column]) for row, column in np.argwhere(mistakes_KK == count).tolist()]
+    return (count, pairs) if count else None
+
+
+def _is_moved(image: Mapping[str, Any]) -> bool:
+    """Tells whether the folder in an image's name is that of another split than the one that it is in."""
+    folder = image["image_id"].partition("/")[0]
+    return folder in ("train", "valid", "test") and image["split"] not in (None, folder)
 
 
 def _sections(values: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:

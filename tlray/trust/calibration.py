@@ -184,7 +184,9 @@ def calibration_error_interval(probs_BK: np.ndarray, labels: np.ndarray, groups:
     of a few images is larger than that on average, because chance moves each bin away from 0. This bias is largest if
     the model is perfectly calibrated (Roelofs et al. 2022, Mitigating Bias in Calibration Error Estimation, AISTATS):
     intervals of a plain jackknife covered its error 0 in about two of three simulated sets. So the two ends differ, and
-    the interval is rather too wide than too narrow: it covered the truth in 95 to 100 % of 300 sets, in 11 cases.
+    the interval is rather too wide than too narrow: it covered the truth in 95 to 100 % of 300 sets, in 11 cases. Where
+    all images have the same confidence, it covers the truth in at least 92 % of sets (computed from the binomial
+    distribution, for 20 to 150 single images, confidences of 0.55 to 0.95 and accuracies of 0.5 to 0.99).
 
     - The upper end is t standard errors above the error. No bias is subtracted. The sum of the absolute gaps of the
       bins is at least their sum with the signs of the true gaps, which is unbiased.
@@ -193,7 +195,9 @@ def calibration_error_interval(probs_BK: np.ndarray, labels: np.ndarray, groups:
       errors nearer to 0 than the gap that was found.
 
     The standard error of the error counts t^2 more images, half of them right, as Agresti and Coull do (1998, Am.
-    Statistician 52:119-126). So a model that is right on every image has an interval with a width, too.
+    Statistician 52:119-126). So a model that is right on every image has an interval with a width, too. As with their
+    interval, the error itself counts these images, but only for the lower end, and only if this makes it smaller.
+    Otherwise the lower end is too high for a model that is right on nearly every image.
 
     Args:
         probs_BK: Probabilities, floating point [images, K].
@@ -217,13 +221,15 @@ def calibration_error_interval(probs_BK: np.ndarray, labels: np.ndarray, groups:
     errors = np.sqrt(
         [linear_variance((residuals * (bins == k) - gaps[k]) / len(labels), index) for k in range(NUM_BINS)]
     )
-    signed = np.sign(gaps)[bins] * residuals
+    signs = np.where(gaps < 0, -1, 1)[bins]
+    signed = signs * residuals
     variance = linear_variance((signed - value) / len(labels), index)
     size = effective_size(float(np.var(signed)), variance, evidence)
     added = float(np.mean(confidence**2 + (1 - confidence) ** 2)) / 2
     half = t * math.sqrt(size * float(np.var(signed)) + t**2 * added) / (size + t**2)
+    shift = t**2 * (value - float(np.mean(signs * (0.5 - confidence)))) / (size + t**2)
     bias = sum(_bias(max(abs(gap) - t * error, 0.0), error) for gap, error in zip(gaps, errors, strict=True))
-    return Interval(value=value, low=max(0.0, value - bias - half), high=min(1.0, value + half))
+    return Interval(value=value, low=max(0.0, value - max(shift, 0.0) - bias - half), high=min(1.0, value + half))
 
 
 def brier_interval(probs_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Interval:

@@ -29,7 +29,8 @@ class MetricIntervals:
         f1_macro: Mean F1 of the classes that have images.
         auroc_macro: Mean one-versus-rest AUROC, NaN unless every class has images.
         log_loss: Mean negative natural logarithm of the true class's probability. Losses are skewed, so this interval
-            is symmetric in the logarithm of the mean (delta method), with Student's t.
+            is symmetric in the logarithm of the mean (delta method), with Student's t. It is too narrow where a model
+            is sure and few of its mistakes were seen: nothing limits what the next one costs.
         sensitivities: Of each class, NaN for a class without images.
         specificities: Of each class, NaN for a class that all images have.
         precisions: Of each class, NaN for a class that is never predicted. The intervals rest on the images that are
@@ -167,9 +168,10 @@ def _metrics(sums_RS: np.ndarray) -> np.ndarray:
 
 
 def _losses(labels: np.ndarray, probs_BK: np.ndarray) -> np.ndarray:
-    """Returns the log loss of each image; a probability of 0 counts as 2.2e-16, as in scikit-learn."""
+    """Returns the log loss of each image; probabilities keep 2.2e-16 away from 0 and 1, as in scikit-learn."""
     chosen = probs_BK[np.arange(len(labels)), labels].astype(np.float64) / probs_BK.sum(axis=1, dtype=np.float64)
-    return -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1))
+    least = np.finfo(np.float64).eps
+    return -np.log(np.clip(chosen, least, 1 - least))
 
 
 def _auroc_intervals(

@@ -50,13 +50,17 @@ class Interval:
     Attributes:
         value: The metric of all images.
         low: Lower end of the interval.
-        high: Upper end. Infinity for a log loss with fewer than two groups.
+        high: Upper end. Infinity for a log loss that the groups do not limit, see `log_interval`.
     """
 
     value: float
     low: float
     high: float
 
+
+MAX_LOG_FACTOR = 20.0
+"""Largest logarithm of the factor between a mean and the ends of `log_interval`. It is larger only where nearly all
+images are of one group and the loss is that of another: such images do not limit the mean."""
 
 UNDEFINED = Interval(value=math.nan, low=math.nan, high=math.nan)
 """The interval of a metric that the data does not define."""
@@ -197,11 +201,17 @@ def score_interval(value: float, variance: float, evidence: Evidence) -> Interva
 
 
 def log_interval(value: float, variance: float, evidence: Evidence) -> Interval:
-    """Returns an interval that is symmetric in the logarithm of a mean above 0; arguments: see `score_interval`."""
+    """Returns an interval that is symmetric in the logarithm of a mean above 0; arguments: see `score_interval`.
+
+    It is from 0 to infinity with fewer than two groups, and where its ends are too far apart, see `MAX_LOG_FACTOR`.
+    """
+    unlimited = Interval(value=value, low=0.0, high=math.inf)
     if evidence.num_groups < 2:
-        return Interval(value=value, low=0.0, high=math.inf)
-    factor = math.exp(student(evidence) * math.sqrt(variance) / value) if value else 1.0
-    return Interval(value=value, low=value / factor, high=value * factor)
+        return unlimited
+    log_factor = student(evidence) * math.sqrt(variance) / value if value else 0.0
+    if log_factor > MAX_LOG_FACTOR:
+        return unlimited
+    return Interval(value=value, low=value / math.exp(log_factor), high=value * math.exp(log_factor))
 
 
 def _wilson(value: float, size: float, t: float) -> tuple[float, float]:

@@ -38,11 +38,11 @@ def test_coverage_within_and_below_what_was_wanted():
     assert below.is_warning
     assert below.answer.startswith(
         "The prediction set (the classes that may be right) has the true class for 80.2 % of the test images (95 % "
-        "interval 47.3 % to 94.8 %), with 1.0 classes on average: fewer, though perhaps by chance, than the 90 % that "
-        "were wanted."
+        "interval 47.3 % to 94.8 %), with 1.0 classes on average: it has it less often, though perhaps by chance, "
+        "than in the 90 % that were wanted."
     )
     surely = judge("coverage", set_coverage=0.7, set_coverage_ci95=[0.6, 0.8], mean_set_size=1.0)
-    assert "surely fewer than the 90 % that were wanted" in surely.answer
+    assert "significantly less often than in the 90 % that were wanted" in surely.answer
     unknown = judge("coverage", {}, set_coverage=0.5, set_coverage_ci95=[0.4, 0.6], mean_set_size=1.0)
     assert not unknown.is_warning
 
@@ -55,11 +55,11 @@ def test_without_a_threshold_this_is_said_with_the_remedy():
     assert little.is_warning
     assert little.answer.startswith(
         "No threshold keeps errors at 5 %, as far as 584 images can show: the model refers hardly anything, 1 of 100 "
-        "images, and 1 in 5 accepted answers is wrong. Referral does nothing here."
+        "test images, and 1 in 5 accepted answers is wrong. Referral does nothing here."
     )
     assert "--refer-below" in little.answer
     much = judge("referral", NO_THRESHOLD, num_referred=40, accepted_error_rate=0.0)
-    assert "the model refers 40 of 100 images, and none of the accepted answers here is wrong." in much.answer
+    assert "the model refers 40 of 100 test images, and none of the accepted answers here is wrong." in much.answer
     assert "does nothing" not in much.answer
     # Training warns of it where it looks for a threshold.
     assert verdicts.warnings(measured(NO_THRESHOLD, num_referred=1, accepted_error_rate=0.2)) == ()
@@ -155,8 +155,8 @@ def test_subgroups_that_are_called_out():
     none = judge("subgroups", subgroups={"num_looked_at": 3, "lowest": [subgroup("a", is_worse=False)]})
     assert (none.is_warning, none.answer) == (
         False,
-        "In none of 3 subgroups of the test images (by size, format, mode, table column) is it surely worse than on "
-        "all of them.",
+        "In none of 3 subgroups of the test images (by size, format, mode, table column) is it significantly worse "
+        "than on all of them.",
     )
     found = {"num_looked_at": 9, "lowest": [subgroup("a", is_worse=True), subgroup("b", is_worse=False)]}
     some = judge("subgroups", subgroups=found)

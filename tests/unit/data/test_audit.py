@@ -201,10 +201,10 @@ def test_warnings_say_what_and_how_to_mend():
     ]
     assert warnings(audit(make_table(*images))) == [
         "3 images are byte for byte copies of one another in different splits (groups: 1, for example '00007' and "
-        "'00201'), so the metrics of all images may be too good. Keep the copies of an image in one split; this writes "
-        "such a table: `tlray audit --data DATA --out OUT --fix`",
-        "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images may be "
-        "too good. Split by patient.",
+        "'00201'), so the metrics of all images count images that the model knows. Keep the copies of "
+        "an image in one split; this writes such a table: `tlray audit --data DATA --out OUT --fix`",
+        "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images count "
+        "patients that the model knows. Split by patient.",
         "The same image has different labels (once, for example '00007' and '00201'). Correct the labels.",
         "Classes with fewer than 20 training images ('b': 19) are learned badly. "
         "Add images, or merge classes with a class map.",
@@ -257,7 +257,7 @@ def test_leaks_are_the_first_warnings():
     found = warnings(audit(table))
     assert leak_warnings(audit(table)) == found[:2]
     assert [text.split(" ")[1] for text in found[:2]] == ["images", "or"]
-    assert all("so the metrics of all images may be too good" in text for text in found[:2])
+    assert all("so the metrics of all images count " in text for text in found[:2])
     assert not any("too good" in text for text in found[2:])
     assert leak_warnings(audit(make_table({"sha256": "x"}, {"sha256": "x"}))) == []
 
@@ -284,6 +284,6 @@ def test_warnings_do_not_grow_with_the_classes():
 def test_a_leak_names_the_splits_whose_metrics_may_be_too_good():
     report = audit(make_table({"sha256": "x"}, {"sha256": "x", "split": "valid"}))
     (text,) = leak_warnings(report | {"leaked": {"valid": 1, "test": 0}})
-    assert "so the metrics of all images of valid may be too good" in text
+    assert "so the metrics of all images of valid count images that the model knows" in text
     (text,) = leak_warnings(report | {"leaked": {"valid": 1, "test": 2}})
-    assert "so the metrics of all images of valid and test may be too good" in text
+    assert "so the metrics of all images of valid and test count images that the model knows" in text

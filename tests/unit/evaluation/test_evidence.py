@@ -20,6 +20,7 @@ from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.evaluation import evidence
 from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free, with_subgroups
+from tlray.evaluation.metrics import evaluate_predictions
 from tlray.files import storage
 
 CLASSES = ("a", "b")
@@ -131,11 +132,30 @@ def test_a_run_of_an_earlier_version_is_compared_without_the_figures_that_it_lac
     new, old = verify(make_run(tmp_path / "new")), verify(make_run(tmp_path / "old", is_older=True))
     assert (old.is_right, old.is_older, new.is_older) == (True, True, False)
     assert 50 < old.num_figures < new.num_figures
-    assert dict(old.rows())["not compared"] == "intervals that the earlier version which made the run lacks"
+    assert dict(old.rows())["not compared"] == (
+        "intervals that the run does not have, because an earlier version made it"
+    )
     content = json.loads((tmp_path / "old/run/evidence.json").read_text())
     content["figures"]["test"]["accuracy"] = 1.0
     (tmp_path / "old/run/evidence.json").write_text(json.dumps(content))
     assert verify(tmp_path / "old/run").wrong() == ["test.accuracy"]
+
+
+def test_an_interval_that_only_earlier_versions_gave_is_not_told():
+    """They gave one for the specificity of a class without images, though they gave no specificity."""
+    labels, probs_BK = np.arange(20) % 2, np.full((20, 3), [0.5, 0.3, 0.2])
+    found = evaluate_predictions(labels, probs_BK, ("a", "b", "c"))
+    told = without_later(found)
+    assert told["per_class"]["c"]["specificity_ci95"] == [None, None]
+    told["per_class"]["c"] = told["per_class"]["c"] | {"specificity_ci95": [0.82, 1.0]}
+    wrong = {
+        is_older: [
+            each.name for each in evidence._compare(found, told, "metrics.json", is_older=is_older) if not each.is_right
+        ]
+        for is_older in (True, False)
+    }
+    assert wrong[True] == []
+    assert "per_class.c.specificity_ci95.0" in wrong[False]
 
 
 def test_a_new_figure_cannot_be_left_out(run):

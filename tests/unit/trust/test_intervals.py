@@ -155,6 +155,26 @@ def test_one_group_or_one_image_tells_nothing():
         assert (found.log_loss.low, found.log_loss.high) == (0, math.inf)
 
 
+@pytest.mark.parametrize("sizes", [(1, 200), (1, 1, 2000), (1, 60)])
+def test_the_log_loss_of_nearly_one_group_has_no_upper_end(sizes):
+    """Only the image of the first group is wrong, and the model is sure of all."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.arange(len(groups)) % 2
+    found = of(labels, probabilities(np.where(groups == 0, 1 - labels, labels), confidence=1 - 1e-9), groups).log_loss
+    assert found.value == pytest.approx(-math.log(1e-9) / len(groups))
+    assert (found.low, found.high) == (0, math.inf)
+
+
+def test_the_least_log_loss_is_that_of_scikit_learn():
+    found = of([0, 1, 0, 1], probabilities([0, 1, 0, 1], confidence=1.0)).log_loss
+    assert found.low <= sk_metrics.log_loss([0, 1, 0, 1], probabilities([0, 1, 0, 1], confidence=1.0)) <= found.high
+
+
+def test_a_log_loss_that_two_equal_groups_limit():
+    found = of([0, 0, 1, 1], probabilities([0, 0, 1, 0], confidence=0.999), [0, 0, 1, 1]).log_loss
+    assert 0 < found.low < found.value < found.high < 1e6
+
+
 def test_a_class_without_images():
     found = of([0, 0, 1, 1] * 5, probabilities([0, 2, 1, 1] * 5, 3))
     assert [each.value for each in found.sensitivities] == pytest.approx([0.5, 1, math.nan], nan_ok=True)
@@ -250,7 +270,9 @@ def test_the_calibration_error_of_a_model_that_is_always_right_has_an_interval_w
     t = stats.t.ppf(0.975, 39)
     added = (confidence**2 + (1 - confidence) ** 2) / 2
     half = t * math.sqrt(t**2 * added) / (40 + t**2)
-    assert (found.low, found.high) == pytest.approx((max(0, found.value - half), found.value + half))
+    # The error with these images: the accuracy falls from 1 toward 0.5.
+    with_added = found.value - 0.5 * t**2 / (40 + t**2)
+    assert (found.low, found.high) == pytest.approx((max(0, with_added - half), found.value + half))
 
 
 def test_a_calibration_error_that_is_sure_by_hand():
@@ -261,7 +283,23 @@ def test_a_calibration_error_that_is_sure_by_hand():
     assert found.value == pytest.approx(expected_calibration_error(probs_BK, labels)) == pytest.approx(0.4)
     t, size, variance = stats.t.ppf(0.975, 399), 400, 0.4 * 0.6
     half = t * math.sqrt(size * variance + t**2 * (0.8**2 + 0.2**2) / 2) / (size + t**2)
-    assert (found.low, found.high) == pytest.approx((0.4 - half, 0.4 + half))
+    # Of the images that are added, half are right: their own gap is 0.3.
+    with_added = (400 * 0.4 + t**2 * 0.3) / (400 + t**2)
+    assert (found.low, found.high) == pytest.approx((with_added - half, 0.4 + half))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "confidence", "accuracy"),
+    [(20, 0.55, 0.9), (40, 0.9, 0.94), (80, 0.75, 0.97), (20, 0.75, 0.6)],  # the last: 15 of 20 have the gap 0
+)
+def test_a_calibration_error_of_one_confidence_covers_the_truth(num_images, confidence, accuracy):
+    probs_BK, covered = probabilities([0] * num_images, confidence=confidence), 0.0
+    for num_right in range(num_images + 1):
+        labels = (np.arange(num_images) >= num_right).astype(int)
+        found = calibration_error_interval(probs_BK, labels, np.arange(num_images))
+        is_covered = found.low <= abs(accuracy - confidence) <= found.high
+        covered += is_covered * stats.binom.pmf(num_right, num_images, accuracy)
+    assert covered >= 0.92
 
 
 def test_calibration_error_and_brier_score_of_one_group():
