@@ -180,8 +180,8 @@ def _alarm(report: Report) -> str:
     flatteries = [_flattery(report, split) for split in metrics_of]
     if not any(flatteries):  # it is about another split of the data
         return "Figures of other images of this data set may be too good"
-    is_part = has_new or not all(flatteries)
-    return f"{'Some' if is_part else 'The'} numbers of this report {leaks.verb(metrics_of)} too good"
+    which = "The" if all(flatteries) and not has_new else "Some"
+    return f"{which} numbers of this report {leaks.verb(metrics_of)} too good"
 
 
 def _measured(report: Report, split: str) -> verdicts.Measured:
@@ -226,8 +226,7 @@ def _flattery_of_all(report: Report) -> str:
 
 def _further_warnings(report: Report, answers: Mapping[str, verdicts.Verdict]) -> list[str]:
     """Returns the warnings that the page says nowhere else."""
-    told = {*report.leaks, *report.shortcuts}
-    told |= {text for each in answers.values() for text in (each.answer, each.text)}
+    told = {*report.leaks, *report.shortcuts, *(text for each in answers.values() for text in (each.answer, each.text))}
     # The answer about referral says, too, that there is no threshold.
     note = (report.trust.get("referral") or {}).get("note") if "referral" in answers else None
     return [text for text in report.warnings if text not in told and not (note and text.startswith(note))]
