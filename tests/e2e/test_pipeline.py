@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import html
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import pytest
 import ray
 import tensorflow as tf
 
+from tests.reports import shown_text
 from tlray import cli
 from tlray.bundle.store import load, read_spec
 from tlray.cluster.plans import ScorePlan
@@ -317,7 +317,7 @@ def test_evaluation_maps_published_class_names(trained, phantom_set, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     overlays = metrics["overlays"]
     assert overlays["num_images"] + overlays["num_without"] == 4
-    assert overlays["text"] in html.unescape((out / "report.html").read_text())
+    assert overlays["text"] in shown_text(out / "report.html")
     # The training had too few patients for the bundle to keep pictures, by which these images would be known.
     assert (metrics["num_images"], metrics["num_failed"]) == (NUM_IMAGES, NUM_UNREADABLE)
     assert (metrics["leak_search"]["among"], metrics["is_leak_free"]) == ("nothing", None)

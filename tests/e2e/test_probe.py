@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import special
 
+from tests.reports import shown_text
 from tlray import cli
 from tlray.bundle.spec import LOOKALIKES, NOVELTY
 from tlray.bundle.store import load
@@ -97,7 +98,7 @@ def test_the_exported_model_is_the_probe(run):
     assert whole["accuracies"] == [uncalibrated(run, "test")[1]]
     assert (run / "figures/learning_curve.png").exists()
     assert not (run / "figures/history.png").exists()
-    report = (run / "report.html").read_text()
+    report = shown_text(run / "report.html")
     assert "probed on" in report
     assert "stored features of the images as they are, without augmentation" in report
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
@@ -126,7 +127,7 @@ def test_two_patients_a_class_leave_no_test_split(phantom_set, weights, tmp_path
 def test_random_weights_are_probed_too(phantom_set, tmp_path):
     """What the demo compares a trained network with."""
     metrics = train_on_two_patients(phantom_set, tmp_path, "--weights", "none", recipe="probe")
-    report = (tmp_path / "run/report.html").read_text()
+    report = shown_text(tmp_path / "run/report.html")
     assert "Trained from random weights" in report
     assert "The probe uses features of random weights (--weights none)" in report
     assert metrics["num_epochs"] == 0
@@ -196,7 +197,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     assert train(data, out, *own, "--inverse-penalty", 0.01, "--resume") == 0
     gone = json.loads((out / "metrics.json").read_text())
     assert uncalibrated(out)[0] == pytest.approx(gone["probe"]["best"]["valid_loss"], rel=5e-3)
-    assert export.NOT_COMPARED[:100] in (out / "report.html").read_text()
+    assert export.NOT_COMPARED[:100] in shown_text(out / "report.html")
     # Other images in their places: the exported model is measured on what it sees.
     white = np.full((SIZE_PX, SIZE_PX, 3), 255, np.uint8)
     for row in rows:
@@ -208,7 +209,7 @@ def test_images_that_have_gone_or_changed_since_their_features_were_computed(run
     losses = [-np.log(probs[phantoms.CLASSES.index(row["label"])]) for row in rows]
     assert changed["valid"]["log_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert changed["valid"]["log_loss"] != pytest.approx(gone["splits"]["valid"]["log_loss"], rel=0.02)
-    assert "the metrics were measured with the exported model on the images" in (out / "report.html").read_text()
+    assert "the metrics were measured with the exported model on the images" in shown_text(out / "report.html")
 
 
 def test_the_backbone_of_an_earlier_bundle_is_reused(trained, phantom_set, tmp_path):
@@ -256,9 +257,9 @@ def test_shared_images_are_told_before_any_figure(phantom_set, own, tmp_path, ca
     warnings = json.loads((out / "metrics.json").read_text())["warnings"]
     assert [f"! {warning}" for warning in warnings] == notes
     for report in (out / "report.html", out / "bundle/report.html"):
-        text = report.read_text()
+        text = shown_text(report)
         assert text.index(told) < text.index("Research tool, not a medical device") < text.index("Accuracy")
-        assert "data:image/jpeg" not in text
+        assert "data:image/jpeg" not in report.read_text()
     assert json.loads((out / "gallery.json").read_text()) == []
     assert {path.name for path in (out / "bundle").iterdir()} & {NOVELTY, LOOKALIKES} == {NOVELTY}
     card = (out / "bundle/model_card.md").read_text().splitlines()
@@ -282,10 +283,10 @@ def test_shared_images_are_told_before_any_figure(phantom_set, own, tmp_path, ca
     assert [again[name] for name in counts] == [before[name] for name in counts]
     assert again["all_images"]["num_groups"] == before["all_images"]["num_groups"]
     assert (again["num_leaked"], again["leak_search"]["among"]) == (1, "images")
-    assert re.search("Some numbers of this report (are|may be) too good", (evaluated / "report.html").read_text())
+    assert re.search("Some numbers of this report (are|may be) too good", shown_text(evaluated / "report.html"))
     others = ("--data", tmp_path / "data/test", "--split", "all", "--out", tmp_path / "others", "--quiet")
     assert tlray("evaluate", *bundle, *others) == 0
-    report = (tmp_path / "others/report.html").read_text()
+    report = shown_text(tmp_path / "others/report.html")
     assert "numbers of this report" not in report
     assert (
         "Not known. The bundle keeps no pictures of its training images, so copies of them cannot be found." in report
