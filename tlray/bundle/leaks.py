@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 IMAGES, PICTURES, NOTHING = "images", "pictures", "nothing"
-"""What measured images are compared with, to find copies of training images: the images themselves, the pictures of
-them that the bundle keeps, or nothing."""
+"""Values of `LeakSearch.among`. Copies of training images are searched among the training images themselves, among the
+pictures that the bundle keeps of them, or not at all."""
 
 COPY_OR_PATIENT = "a copy, or another image of its patient, among those that the model learned from"
-"""What an image has that the model knows."""
+"""End of the sentence "The model knows an image that has ...", for data whose patients may be named."""
 
 NAME_PATIENTS = "Name the patients: one folder for each, or the column group_id of a table."
 OTHER_PATIENTS = "Measure it on images of other patients."
-"""What to do about images that the model may know: with its own data, and with other data, as bundles know no patients.
-"""
+"""Remedies where the model may know measured images: the first for its own data, the second for other data, because a
+bundle does not name its patients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakSearch:
-    """How an evaluation searched for images that the model knows from its training.
+    """A search of an evaluation for images that the model knows from its training.
 
     Attributes:
         among: What the measured images were compared with: `IMAGES`, `PICTURES` or `NOTHING`.
@@ -51,7 +51,7 @@ class LeakSearch:
 
     @property
     def relation(self) -> str:
-        """What an image has that was found to be known, as the end of a sentence."""
+        """Returns the end of the sentence "The model knows an image that has ...", for this search."""
         if not self.knows_splits:
             return "a copy among the training images"
         return COPY_OR_PATIENT if self.among != NOTHING else COPY_OR_PATIENT.replace("a copy, or ", "")

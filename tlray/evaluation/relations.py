@@ -69,7 +69,7 @@ def with_traits(chosen: pa.Table, seen: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Relations:
-    """How measured images are related.
+    """Groups of measured images, and which of them their model knows.
 
     Attributes:
         group_of: The group of each image by its id: its patient, joined with those who have a copy of its pictures.

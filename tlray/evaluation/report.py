@@ -310,7 +310,7 @@ _FORMS = {
     "two decimals": lambda value: decimals(value, 2),
     "one decimal": lambda value: decimals(value, 1),
 }
-"""How the ends of an interval are written, by the names that the template uses."""
+"""Functions that format an end of an interval, by the name that the template gives."""
 
 
 def _span(ends: Ends, form: str = "percent") -> str:
