@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted
         )
 
     def wait_for_epochs(driver: subprocess.Popen[str], num_epochs: int) -> None:
-        wait_until(lambda: num_epochs_done(out) >= num_epochs or driver.poll() is not None)
+        assert wait_until(lambda: num_epochs_done(out) >= num_epochs or driver.poll() is not None)
 
     def end(driver: subprocess.Popen[str], signal_number: int) -> str:
         """Sends a signal to a run that has not ended; returns what it has said."""
@@ -166,7 +166,7 @@ def test_a_run_that_is_killed_and_interrupted_is_continued(config, uninterrupted
     assert "interrupted. Continue with the same command and --resume" in output
 
     # Ray Train overwrites its list of checkpoints in place: killed in that moment, it leaves an empty one.
-    wait_until(lambda: not trains(raylet))
+    assert wait_until(lambda: not trains(raylet))
     snapshot = out / "checkpoints" / SNAPSHOT
     assert json.loads(snapshot.read_text())
     snapshot.write_text("")

@@ -79,8 +79,8 @@ def test_the_better_bundle_is_told(config, images):
     assert result.warnings == ("Left out, because not both bundles could score them: 1 image (empty: 1).",)
     rows = dict(result.rows())
     assert rows["p value"].startswith("below 0.001 ")
-    found = "bundle 1.000 (95 %: 0.674 to 1.000), reference 0.000 (95 %: 0.000 to 0.326)"
-    assert rows["sensitivity of 'light'"] == found
+    sensitivities = "bundle 1.000 (95 %: 0.674 to 1.000), reference 0.000 (95 %: 0.000 to 0.326)"
+    assert rows["sensitivity of 'light'"] == sensitivities
 
     out = Path(result.out)
     assert {path.name for path in out.iterdir()} == {".tlray", "comparison.json", "comparison.csv"}
