@@ -82,13 +82,13 @@ class Record:
     outcome: int | str
 
 
-def encode_form(content: bytes) -> bytes:
-    """Returns a form with a file in the field `file`; its Content-Type is CONTENT_TYPE."""
+def encode_form(*contents: bytes) -> bytes:
+    """Returns a form with files in the field `file`; its Content-Type is CONTENT_TYPE."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="image.jpg"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
     )
-    return head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return b"".join(head.encode() + content + b"\r\n" for content in contents) + f"--{BOUNDARY}--\r\n".encode()
 
 
 def arrival_times(rate_per_s: float, end_s: float, rng: np.random.Generator) -> list[float]:

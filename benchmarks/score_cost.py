@@ -6,10 +6,9 @@ In the predictor: batches of noise, in memory, are predicted as a replica of the
 with one engine and all CPUs. Pairs of batches take turns, in another order each time; the cost is the median over pairs
 of the time with the score over the time without it.
 
-Through the endpoint, if --data is given: `tlray serve` is started with the bundle, then with a copy of it that has no
-score, and so on. Each time it is put under the load of `serving.py`: JPEG uploads by clients that wait for their
-answers. The cost is the median over rounds of the time for an image with the score over the time without it, where the
-time for an image is the inverse of the images answered per second.
+Through the endpoint, if --data is given: `tlray serve` runs with the bundle, and beside it with a copy of the bundle
+that has no score. Bursts of JPEG uploads go to the two in turns, and the cost is the median over pairs of bursts, as
+above. Bursts are short, because a machine that others share changes its speed from second to second.
 
 It writes `score_cost_DATE.md` into --out.
 """
@@ -23,27 +22,32 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
 from load import CONTENT_TYPE, encode_form
 from result_page import Goal, write_goals
 from servers import SYSTEMS, make_environment, running
-from serving import JPEG_QUALITY, LOAD_TIMEOUT_S, NUM_IMAGES, run_load, write_images
+from serving import JPEG_QUALITY, LOAD_TIMEOUT_S, write_images
 
 from tlray.bundle import store
 from tlray.bundle.spec import NOVELTY
 from tlray.bundle.store import Bundle
+from tlray.config.training import PrecisionChoice
 from tlray.engines.kinds import EngineKind
 from tlray.inference.predictor import Predictor
 
 MAX_COST = 0.03
 BATCH_SIZES = (1, 8, 32)
+BURST_FORMS, FORM_IMAGES = 4, 16
+NUM_WARMUP_PAIRS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,43 +58,37 @@ class Settings:
     """A bundle that has this score."""
     data: str = ""
     """A local folder of images, at any depth, to send to the endpoint; empty: only the predictor is measured."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that the model computes with; auto: what the bundle's own comparison of engines allows on this machine.
+    The faster the model, the more the score weighs."""
     pairs: int = 100
     """Number of pairs of batches of each size in the predictor."""
-    rounds: int = 6
-    """How often the endpoint is started with each of the two bundles. Of 6 independent rounds the least and the most
-    enclose the true median with a probability of 97 %."""
-    clients: int = 64
-    """Clients that send images to the endpoint, each its next one when it has the answer."""
-    warmup_s: float = 5.0
-    """Seconds of load on the endpoint before anything counts, each time that it is started."""
-    duration_s: float = 15.0
-    """Seconds of load that count, each time."""
+    burst_pairs: int = 150
+    """Number of pairs of bursts on the endpoint."""
     out: str = "benchmarks/results"
     """The folder for the results."""
 
     def __post_init__(self) -> None:
-        if min(self.pairs, self.rounds, self.clients) < 1:
-            raise ValueError("--pairs, --rounds and --clients must be at least 1.")
+        if min(self.pairs, self.burst_pairs) < 1:
+            raise ValueError("--pairs and --burst-pairs must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """What the endpoint answered with each of the two bundles.
+class BurstPair:
+    """A burst that the endpoint answered with the score, and one without it.
 
     Attributes:
-        with_score_per_s: Images answered per second with the score, above 0.
-        without_score_per_s: The same without the score.
-        num_failed: Number of requests of both that were not answered with 200.
+        with_score_s: Seconds of the burst with the score, above 0.
+        without_score_s: The same without the score.
     """
 
-    with_score_per_s: float
-    without_score_per_s: float
-    num_failed: int
+    with_score_s: float
+    without_score_s: float
 
     @property
     def cost(self) -> float:
-        """The time that the score adds to an image, as a share of the time without it."""
-        return self.without_score_per_s / self.with_score_per_s - 1
+        """The time that the score adds to a burst, as a share of the time without it."""
+        return self.with_score_s / self.without_score_s - 1
 
 
 def measure(predictor: Predictor, batch_size: int, num_pairs: int) -> tuple[float, float]:
@@ -113,7 +111,7 @@ def measure(predictor: Predictor, batch_size: int, num_pairs: int) -> tuple[floa
 
 def measure_predictor(settings: Settings) -> tuple[EngineKind, dict[int, tuple[float, float]]]:
     """Returns the engine of the predictor, and by batch size what `measure` found."""
-    predictor = Predictor(settings.bundle)
+    predictor = Predictor(settings.bundle, precision=settings.precision)
     if predictor.novelty is None:
         sys.exit(f"'{settings.bundle}' has no score of foreign images. Give a bundle of `tlray train probe`.")
     return predictor.kind, {size: measure(predictor, size, settings.pairs) for size in BATCH_SIZES}
@@ -137,99 +135,100 @@ def copy_without_score(bundle: Bundle, out: Path) -> None:
     store.seal(str(out), changed, known=spec.files)
 
 
-def ask_score(url: str, image: bytes) -> float | None:
-    """Sends an image file to the endpoint; returns the `ood_score` of its answer."""
-    request = urllib.request.Request(url, encode_form(image), {"Content-Type": CONTENT_TYPE})  # noqa: S310 (ours)
+def send(url: str, form: bytes) -> list[dict[str, Any]]:
+    """Sends a form of image files to an endpoint; returns its predictions. Any status but 200 ends the benchmark."""
+    request = urllib.request.Request(url, form, {"Content-Type": CONTENT_TYPE})  # noqa: S310 (ours)
     with urllib.request.urlopen(request, timeout=LOAD_TIMEOUT_S) as answer:  # noqa: S310
-        return json.load(answer)["predictions"][0]["ood_score"]
+        return json.load(answer)["predictions"]
 
 
-def run_endpoint(
-    bundle: Path, images: Path, settings: Settings, *, precision: str, has_score: bool
-) -> Mapping[str, Any]:
-    """Starts the endpoint with a bundle, puts load on it, ends it, and returns what `load.py` measured.
+def check_scores(predictions: Sequence[Mapping[str, Any]], *, has_score: bool) -> None:
+    """Ends the benchmark if predictions have a score and should not, or the other way round."""
+    scores = [row["ood_score"] for row in predictions]
+    if any((score is not None) != has_score for score in scores):
+        sys.exit(f"With the score: {has_score}, but an endpoint answered {scores}: the costs would mean nothing.")
 
-    It ends the benchmark if the endpoint answers no image, or if its answers have a score and should not, or the other
-    way round.
+
+def measure_endpoint(settings: Settings, precision: str) -> list[BurstPair]:
+    """Starts an endpoint with the bundle and one with its copy, and sends bursts to both in turns.
 
     Args:
-        bundle: The bundle's directory.
-        images: A folder of image files to send.
-        settings: The load.
-        precision: The numbers that the model computes with.
-        has_score: Whether the bundle has a score of foreign images.
+        settings: The bundle, the images and the number of pairs.
+        precision: The numbers that both compute with.
+
+    Returns:
+        The pairs, without those that warm up.
     """
-    name = "with the score" if has_score else "without the score"
-    system, first = SYSTEMS["tlray"], min(images.iterdir()).read_bytes()
-    python = make_environment(system.requirements)
-    with running(system, python, str(bundle), first, precision=precision) as server:
-        score = ask_score(server.url, first)
-        if (score is not None) != has_score:
-            sys.exit(f"The endpoint {name} answered with the ood_score {score}: the costs would mean nothing.")
-        load = ["--clients", str(settings.clients)]
-        found = run_load(server.url, images, load, warmup_s=settings.warmup_s, duration_s=settings.duration_s)
-    if not found["images_per_s"]:
-        sys.exit(f"The endpoint {name} answered no image. What became of the requests: {found['outcomes']}")
-    print(f"  {name}: {found['images_per_s']:.1f} images/s, {found['outcomes']}", flush=True)
-    return found
-
-
-def measure_endpoint(settings: Settings, precision: str) -> list[Round]:
-    """Starts the endpoint with the bundle and with its copy in turns, and returns what each round came to."""
     bundle = store.load(settings.bundle)
-    rounds: list[Round] = []
+    system = SYSTEMS["tlray"]
+    python = make_environment(system.requirements)
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as directory:
         images, copy = Path(directory, "images"), Path(directory, "bundle")
         write_images(settings.data, images)
         copy_without_score(bundle, copy)
-        for number in range(settings.rounds):
-            print(f"round {number + 1}/{settings.rounds}", flush=True)
-            scored = run_endpoint(bundle.directory, images, settings, precision=precision, has_score=True)
-            plain = run_endpoint(copy, images, settings, precision=precision, has_score=False)
-            rounds.append(round_of(scored, plain))
-    return rounds
+        files = [path.read_bytes() for path in sorted(images.iterdir())]
+        forms = [encode_form(*files[at : at + FORM_IMAGES]) for at in range(0, len(files), FORM_IMAGES)]
+        with (
+            running(system, python, str(bundle.directory), files[0], precision=precision) as scored,
+            running(system, python, str(copy), files[0], precision=precision) as plain,
+            ThreadPoolExecutor(BURST_FORMS) as pool,
+        ):
+            return send_bursts({True: scored.url, False: plain.url}, forms, pool, settings.burst_pairs)
 
 
-def round_of(scored: Mapping[str, Any], plain: Mapping[str, Any]) -> Round:
-    """Returns a round from what `load.py` measured with the score and without it."""
-    outcomes = [*scored["outcomes"].items(), *plain["outcomes"].items()]
-    return Round(
-        with_score_per_s=scored["images_per_s"],
-        without_score_per_s=plain["images_per_s"],
-        num_failed=sum(count for outcome, count in outcomes if outcome != "200"),
-    )
+def send_bursts(
+    urls: Mapping[bool, str], forms: Sequence[bytes], pool: ThreadPoolExecutor, num_pairs: int
+) -> list[BurstPair]:
+    """Sends bursts of `BURST_FORMS` forms at a time to two endpoints in turns, in another order each time.
+
+    Args:
+        urls: The endpoint with the score (True) and the one without it.
+        forms: Forms of image files, which the bursts take in turns.
+        pool: Threads that send a burst's forms.
+        num_pairs: Number of pairs after those that warm up.
+    """
+    pairs = []
+    for number in range(num_pairs + NUM_WARMUP_PAIRS):
+        burst = [forms[(number * BURST_FORMS + each) % len(forms)] for each in range(BURST_FORMS)]
+        seconds = {}
+        for has_score in (number % 2 == 0, number % 2 == 1):
+            start_s = time.perf_counter()
+            answers = list(pool.map(send, [urls[has_score]] * BURST_FORMS, burst))
+            seconds[has_score] = time.perf_counter() - start_s
+            for predictions in answers:
+                check_scores(predictions, has_score=has_score)
+        if number >= NUM_WARMUP_PAIRS:
+            pairs.append(BurstPair(with_score_s=seconds[True], without_score_s=seconds[False]))
+    return pairs
 
 
-def endpoint_goal(rounds: Sequence[Round]) -> Goal:
-    """Returns the goal of the cost through the endpoint: its median, with the least and the most of the rounds."""
-    costs = [each.cost for each in rounds]
-    cost = statistics.median(costs)
+def endpoint_goal(pairs: Sequence[BurstPair]) -> Goal:
+    """Returns the goal of the cost through the endpoint: the median of the pairs, with its 95 % interval.
+
+    The interval is the distribution-free one of a median, whose ranks follow from the binomial distribution
+    (W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2); of fewer than 6 pairs it is all of them.
+    """
+    costs = sorted(each.cost for each in pairs)
+    rank = max(int(stats.binom.ppf(0.025, len(costs), 0.5)) - 1, 0)
+    cost, low, high = statistics.median(costs), costs[rank], costs[-1 - rank]
     return Goal(
         wanted=f"through the endpoint: at most {MAX_COST:.0%} of the time",
-        found=f"{cost:.1%} ({min(costs):.1%} to {max(costs):.1%})",
+        found=f"{cost:.1%} ({low:.1%} to {high:.1%})",
         is_met=cost <= MAX_COST,
     )
 
 
-def endpoint_lines(rounds: Sequence[Round], settings: Settings) -> list[str]:
-    """Returns the page's lines on the endpoint: a table of the rounds, with their medians."""
-    with_score = statistics.median(each.with_score_per_s for each in rounds)
-    without_score = statistics.median(each.without_score_per_s for each in rounds)
-    cost, num_failed = statistics.median(each.cost for each in rounds), sum(each.num_failed for each in rounds)
+def endpoint_lines(pairs: Sequence[BurstPair]) -> list[str]:
+    """Returns the page's lines on the endpoint."""
+    rates = [
+        BURST_FORMS * FORM_IMAGES / statistics.median(seconds)
+        for seconds in ([each.with_score_s for each in pairs], [each.without_score_s for each in pairs])
+    ]
     return [
-        "Endpoint: `tlray serve` with its defaults, started with the bundle and with its copy without the score in "
-        f"turns. {settings.clients} clients wait for their answers; each time {settings.duration_s:g} s count, after "
-        f"{settings.warmup_s:g} s that do not. At most {NUM_IMAGES} images are sent as grey JPEGs (quality "
-        f"{JPEG_QUALITY}). The figure above is the median of the rounds, in brackets: least to most.",
-        "",
-        "| round | with the score, images/s | without the score, images/s | the score adds | requests without a 200 |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {number} | {each.with_score_per_s:.1f} | {each.without_score_per_s:.1f} | {each.cost:.2%} "
-            f"| {each.num_failed} |"
-            for number, each in enumerate(rounds, start=1)
-        ),
-        f"| median | {with_score:.1f} | {without_score:.1f} | {cost:.2%} | {num_failed} in all |",
+        f"Endpoint: two of `tlray serve`, with the bundle and with its copy without the score. {len(pairs)} pairs of "
+        f"bursts, each of {BURST_FORMS} requests of {FORM_IMAGES} grey JPEGs (quality {JPEG_QUALITY}) at once, all "
+        f"answered. Median rates: {rates[0]:.1f} images/s with the score, {rates[1]:.1f} without it. The figure above "
+        "is the median over pairs of the time that the score adds, in brackets: its 95 % interval.",
     ]
 
 
@@ -240,7 +239,7 @@ def main() -> None:
         sys.exit("Give an existing folder of images as --data, or no --data.")
     kind, found = measure_predictor(settings)
     worst = max(ratio for _, ratio in found.values()) - 1
-    command = f"python benchmarks/score_cost.py --bundle BUNDLE --pairs {settings.pairs}"
+    command = f"python benchmarks/score_cost.py --bundle BUNDLE --precision {kind.precision} --pairs {settings.pairs}"
     goals = [
         Goal(
             wanted=f"in the predictor: at most {MAX_COST:.0%} of the time",
@@ -256,13 +255,10 @@ def main() -> None:
         *(f"| {size} | {1000 * seconds:.1f} | {ratio - 1:.2%} |" for size, (seconds, ratio) in found.items()),
     ]
     if settings.data:
-        rounds = measure_endpoint(settings, kind.precision)
-        command += (
-            f" --data DIR --rounds {settings.rounds} --clients {settings.clients} --warmup-s {settings.warmup_s:g} "
-            f"--duration-s {settings.duration_s:g}"
-        )
-        goals.append(endpoint_goal(rounds))
-        lines += ["", *endpoint_lines(rounds, settings)]
+        pairs = measure_endpoint(settings, kind.precision)
+        command += f" --data DIR --burst-pairs {settings.burst_pairs}"
+        goals.append(endpoint_goal(pairs))
+        lines += ["", *endpoint_lines(pairs)]
     write_goals(
         "score_cost", "Cost of the score of foreign images", command, goals=goals, lines=lines, out=settings.out
     )

@@ -34,6 +34,7 @@ import result_page
 from perturbed import write_copies
 from processes import memory_bytes
 
+from tlray.config.training import PrecisionChoice
 from tlray.data import listing
 
 PEERS = Path(__file__).parent / "peers"
@@ -55,6 +56,8 @@ class Settings:
     """A local folder of images, at any depth."""
     bundle: str
     """A bundle."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that tlray computes with; auto: what the bundle's own comparison of engines allows on this machine."""
     num_images: tuple[int, ...] = (1000, 5000, 20000)
     """Images of each run, rising."""
     out: str = "benchmarks/results"
@@ -76,22 +79,24 @@ class Run:
     object_store_gib: list[float]
 
 
-def run_bare(bundle: str, engine: str, images: Path) -> dict[str, Any]:
-    """Returns what `peers/bare.py` measures."""
-    command = [sys.executable, str(PEERS / "bare.py"), bundle, engine, str(images), str(BARE_S)]
+def run_bare(settings: Settings, engine: str, images: Path) -> dict[str, Any]:
+    """Returns what `peers/bare.py` measures; TensorFlow computes in float32."""
+    precision = settings.precision if engine == "openvino" else "float32"
+    command = [sys.executable, str(PEERS / "bare.py"), settings.bundle, engine, str(images), str(BARE_S), precision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"peers/bare.py failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(system: str, bundle: str, images: Path, out: Path) -> Run:
+def run(system: str, settings: Settings, images: Path, out: Path) -> Run:
     """Scores the images of a folder and checks that each has a row."""
     table = out / "predictions.csv" if system == "tlray" else out.with_suffix(".csv")
     if system == "tlray":
-        command = ["-m", "tlray", "score", "--bundle", bundle, "--input", str(images), "--out", str(out), "--quiet"]
+        command = ["-m", "tlray", "score", "--bundle", settings.bundle, "--input", str(images), "--out", str(out)]
+        command += ["--precision", settings.precision, "--quiet"]
     else:
-        command = [str(PEERS / "score_keras.py"), bundle, str(images), system, str(table)]
+        command = [str(PEERS / "score_keras.py"), settings.bundle, str(images), system, str(table)]
     environment = os.environ | {"RAY_ADDRESS": "local", "TF_CPP_MIN_LOG_LEVEL": "2"}
     samples: list[tuple[int, int]] = []
     with tempfile.TemporaryFile("w+") as log:
@@ -149,17 +154,18 @@ def main() -> None:
         print(f"{max(sizes)} images made in {time.monotonic() - start_s:.0f} s", flush=True)
         link(scratch / "all", scratch / "few", 200)
         for engine, found in bare.items():
-            found.append(run_bare(settings.bundle, engine, scratch / "few"))
+            found.append(run_bare(settings, engine, scratch / "few"))
         for turn, size in enumerate(sizes):
             images = scratch / f"images-{size}"
             link(scratch / "all", images, size)
             for system in SYSTEMS[turn % len(SYSTEMS) :] + SYSTEMS[: turn % len(SYSTEMS)]:
-                runs[system].append(run(system, settings.bundle, images, scratch / f"{system}-{size}"))
+                runs[system].append(run(system, settings, images, scratch / f"{system}-{size}"))
                 print(f"{size} images, {system}: {runs[system][-1].wall_s:.1f} s", flush=True)
             shutil.rmtree(images)
         for engine, found in bare.items():
-            found.append(run_bare(settings.bundle, engine, scratch / "few"))
-    command = f"python benchmarks/scoring.py --data DIR --bundle BUNDLE --num-images {' '.join(map(str, sizes))}"
+            found.append(run_bare(settings, engine, scratch / "few"))
+    command = f"python benchmarks/scoring.py --data DIR --bundle BUNDLE --precision {settings.precision} --num-images "
+    command += " ".join(map(str, sizes))
     about = result_page.describe(command, PACKAGES)
     raw = {
         system: [{name: getattr(each, name) for name in Run.__dataclass_fields__} for each in found]

@@ -38,7 +38,7 @@ class System:
 
     Attributes:
         name: Its short name.
-        command: What its Python is called with, in `peers/`; {port} and {bundle} stand for those.
+        command: What its Python is called with, in `peers/`; {port}, {bundle} and {precision} stand for those.
         how: How it is set up, for the results.
         engine: What runs its model.
         requirements: It runs in a virtual environment of its own, made from `peers/REQUIREMENTS.txt`; empty: in ours.
@@ -58,7 +58,7 @@ SYSTEMS = {
     for system in (
         System(
             name="tlray",
-            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}"),
+            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}", "--precision", "{precision}"),
             how="`tlray serve` with its defaults: decoding and model in one process, HAProxy before it",
             engine="openvino",
         ),
@@ -77,7 +77,7 @@ SYSTEMS = {
         ),
         System(
             name="python_proxy",
-            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}"),
+            command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}", "--precision", "{precision}"),
             how="`tlray serve` with Ray Serve's own proxy in place of HAProxy",
             engine="openvino",
             settings={"RAY_SERVE_ENABLE_HA_PROXY": "0"},
@@ -164,8 +164,9 @@ def running(system: System, python: Path, bundle: str, image: bytes, *, precisio
         image: An image file to try it with.
         precision: The numbers that its model computes with.
     """
-    # A shell's background jobs ignore Ctrl-C, and so would what they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell's background jobs ignore Ctrl-C, and so would what they start. A benchmark that is ended ends its servers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as scratch, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -181,7 +182,8 @@ def running(system: System, python: Path, bundle: str, image: bytes, *, precisio
             "BENTOML_HOME": scratch,
             **system.settings,
         }
-        first, *rest = (part.format(port=port, bundle=Path(bundle).resolve()) for part in system.command)
+        values = {"port": port, "bundle": Path(bundle).resolve(), "precision": precision}
+        first, *rest = (part.format(**values) for part in system.command)
         command = [str(python), first if first.startswith("-") else str(PEERS / first), *rest]
         log = Path(scratch, "log")
         with open(log, "wb") as output:

@@ -1,4 +1,4 @@
-"""The model alone, without a server: `python bare.py BUNDLE ENGINE IMAGES SECONDS` prints JSON."""
+"""The model alone, without a server: `python bare.py BUNDLE ENGINE IMAGES SECONDS [PRECISION]` prints JSON."""
 
 import json
 import statistics
@@ -29,7 +29,8 @@ def call_on(predictor: Predictor, images_BHWC: np.ndarray, duration_s: float) ->
 def main() -> None:
     """Measures images per second in full batches, the time of a single image, and that of decoding one."""
     bundle, engine, directory, duration_s = sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
-    predictor = Predictor(bundle, engine=cast("Any", engine))
+    precision = sys.argv[5] if len(sys.argv) > 5 else "auto"
+    predictor = Predictor(bundle, engine=cast("Any", engine), precision=cast("Any", precision))
     size_px = predictor.bundle.spec.image_size_px
     decoded: list[np.ndarray] = []
     decode_s: list[float] = []

@@ -1,6 +1,7 @@
 """The benchmark of the score of foreign images: its copy of a bundle without the score, and its percents."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import score_cost
-from benchmarks.score_cost import Round, Settings
+from benchmarks.score_cost import BurstPair, Settings
 from tlray.bundle import store
 from tlray.bundle.novelty import Novelty
 from tlray.bundle.spec import NOVELTY, BundleSpec
@@ -28,10 +29,10 @@ SPEC = BundleSpec(
         ood_scores=(0.1, 0.2),
     ),
 )  # fmt: skip
-ROUNDS = [
-    Round(with_score_per_s=100.0, without_score_per_s=101.0, num_failed=0),
-    Round(with_score_per_s=80.0, without_score_per_s=79.2, num_failed=2),
-    Round(with_score_per_s=100.0, without_score_per_s=104.0, num_failed=1),
+PAIRS = [
+    BurstPair(with_score_s=0.505, without_score_s=0.5),
+    BurstPair(with_score_s=0.792, without_score_s=0.8),
+    BurstPair(with_score_s=1.04, without_score_s=1.0),
 ]
 
 
@@ -90,32 +91,61 @@ def test_a_bundle_whose_validation_predictions_are_not_known_is_copied(tmp_path)
     assert copy.spec.validation_predictions is None
 
 
-def test_the_cost_is_the_time_that_an_image_takes_longer():
-    assert [each.cost for each in ROUNDS] == pytest.approx([0.01, -0.01, 0.04])
-    assert Round(with_score_per_s=50.0, without_score_per_s=100.0, num_failed=0).cost == 1  # twice the time
+def test_the_cost_is_the_time_that_a_burst_takes_longer():
+    assert [each.cost for each in PAIRS] == pytest.approx([0.01, -0.01, 0.04])
 
 
-def test_a_round_counts_the_requests_that_failed_with_either_bundle():
-    scored = {"images_per_s": 90.0, "outcomes": {"200": 1000, "429": 2}}
-    plain = {"images_per_s": 91.0, "outcomes": {"200": 1001, "timed_out": 1, "disconnected": 3}}
-    assert score_cost.round_of(scored, plain) == Round(with_score_per_s=90.0, without_score_per_s=91.0, num_failed=6)
+@pytest.fixture
+def endpoint(monkeypatch) -> list[tuple[str, bytes]]:
+    """Answers in place of two endpoints: "scored" takes a tenth longer than "plain". Keeps what was sent."""
+    sent, now_s = [], [0.0]
+
+    def send(url: str, form: bytes) -> list[dict[str, Any]]:
+        sent.append((url, form))
+        now_s[0] += {"scored": 1.1, "plain": 1.0}[url] / score_cost.BURST_FORMS
+        return [{"ood_score": 0.5 if url == "scored" else None}]
+
+    monkeypatch.setattr(score_cost, "send", send)
+    monkeypatch.setattr(score_cost.time, "perf_counter", lambda: now_s[0])
+    return sent
 
 
-def test_the_goal_is_of_the_median_of_the_rounds_beside_the_least_and_the_most():
-    goal = score_cost.endpoint_goal(ROUNDS)
+def bursts(urls: dict[bool, str], num_pairs: int) -> list[BurstPair]:
+    with ThreadPoolExecutor(1) as pool:
+        return score_cost.send_bursts(urls, [b"first", b"second", b"third"], pool, num_pairs)
+
+
+def test_bursts_take_turns_and_send_the_same_to_both(endpoint):
+    pairs = bursts({True: "scored", False: "plain"}, num_pairs=2)
+    assert [each.cost for each in pairs] == pytest.approx([0.1, 0.1])
+    size = score_cost.BURST_FORMS
+    firsts = [endpoint[at : at + size] for at in range(0, len(endpoint), size)]
+    assert len(firsts) == 2 * (2 + score_cost.NUM_WARMUP_PAIRS)
+    for number, (one, other) in enumerate(zip(firsts[::2], firsts[1::2], strict=True)):
+        assert (one[0][0], other[0][0]) == (("scored", "plain") if number % 2 == 0 else ("plain", "scored"))
+        assert [form for _, form in one] == [form for _, form in other]
+
+
+def test_an_endpoint_that_scores_and_should_not_ends_the_benchmark(endpoint):  # noqa: ARG001
+    with pytest.raises(SystemExit, match="would mean nothing"):
+        bursts({True: "plain", False: "plain"}, num_pairs=1)
+
+
+def test_the_goal_is_of_the_median_with_its_interval():
+    goal = score_cost.endpoint_goal(PAIRS)
     assert (goal.found, goal.is_met) == ("1.0% (-1.0% to 4.0%)", True)
-    assert score_cost.endpoint_goal([ROUNDS[2]]).is_met is False
+    assert score_cost.endpoint_goal([PAIRS[2]]).is_met is False
+    many = [BurstPair(with_score_s=1 + number / 100, without_score_s=1.0) for number in range(1, 101)]
+    # The 40th and the 61st of 100 enclose the median with 96.5 %, the 41st and the 60th with 94.3 %.
+    assert score_cost.endpoint_goal(many).found == "50.5% (40.0% to 61.0%)"
 
 
-def test_the_page_has_a_row_for_each_round_and_their_medians():
-    *_, first, second, third, medians = score_cost.endpoint_lines(ROUNDS, Settings(bundle="b"))
-    assert first == "| 1 | 100.0 | 101.0 | 1.00% | 0 |"
-    assert second == "| 2 | 80.0 | 79.2 | -1.00% | 2 |"
-    assert third == "| 3 | 100.0 | 104.0 | 4.00% | 1 |"
-    assert medians == "| median | 100.0 | 101.0 | 1.00% | 3 in all |"
+def test_the_page_has_the_rates():
+    (text,) = score_cost.endpoint_lines(PAIRS)
+    assert "80.8 images/s with the score, 80.0 without it" in text
 
 
-@pytest.mark.parametrize("name", ["pairs", "rounds", "clients"])
+@pytest.mark.parametrize("name", ["pairs", "burst_pairs"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match="at least 1"):
         dataclasses.replace(Settings(bundle="b"), **{name: 0})
