@@ -96,6 +96,7 @@ def test_the_exported_model_is_the_probe(run):
     few, whole = metrics["learning_curve"]
     assert (few["images_per_class"], few["num_images"], len(few["accuracies"])) == (5, 20, 5)
     assert whole["accuracies"] == [uncalibrated(run, "test")[1]]
+    assert 0 <= whole["accuracy_ci95"][0] < whole["accuracies"][0] <= whole["accuracy_ci95"][1] <= 1
     assert (run / "figures/learning_curve.png").exists()
     assert not (run / "figures/history.png").exists()
     report = shown_text(run / "report.html")

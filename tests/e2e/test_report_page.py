@@ -45,7 +45,9 @@ def page(tmp_path: Path) -> Path:
         },
         warnings=(path,),
         history=[epoch | {"time_s": 60.0}],
-        learning_curve=[{"images_per_class": None, "num_images": 30, "accuracies": (0.5,)}],
+        learning_curve=[
+            {"images_per_class": None, "num_images": 30, "accuracies": (0.5,), "accuracy_ci95": (0.2, 0.8)}
+        ],
         evaluations={"valid": evaluation, "test": evaluation},
     )
     file = tmp_path / "report.html"

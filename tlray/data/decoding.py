@@ -117,12 +117,7 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def describe(image: Image.Image) -> ImageInfo:
-    """Returns the size and pixel type of an image from `load`.
-
-    Raises:
-        ImageError: Its pixels are of a kind that cannot be used.
-    """
-    _to_rgb(image, (0.0, 1.0))
+    """Returns the size and pixel type of an image from `load`; `to_grey_or_rgb` says whether its pixels can be used."""
     return ImageInfo(width_px=image.width, height_px=image.height, is_16_bit=image.mode in _WIDE_MODES)
 
 

@@ -80,7 +80,7 @@ def look(data: bytes) -> Look:
     small = shown.resize((2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX), Image.Resampling.BILINEAR).convert("L")
     return Look(
         info=info,
-        traits=traits.measure(image, num_bytes=len(data)),
+        traits=traits.measure(image, shown, num_bytes=len(data)),
         thumbnail=np.asarray(small.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)),
         pixels_sha256=hashlib.sha256(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes()).hexdigest(),
     )

@@ -54,7 +54,7 @@ _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _WIDE_STEP = 257.0  # 65535 / 255
 
 
-def measure(image: Image.Image, *, num_bytes: int) -> dict[str, float | str]:
+def measure(image: Image.Image, shown: Image.Image, *, num_bytes: int) -> dict[str, float | str]:
     """Returns the traits of an image file.
 
     Grey levels are in [0, 255], with the luminance of colours; 16-bit values are divided by 257. Borders are the four
@@ -62,6 +62,7 @@ def measure(image: Image.Image, *, num_bytes: int) -> dict[str, float | str]:
 
     Args:
         image: The decoded image, from `decoding.load`.
+        shown: The same with 8-bit channels, from `decoding.to_grey_or_rgb`.
         num_bytes: Size of the file.
 
     Returns:
@@ -80,9 +81,14 @@ def measure(image: Image.Image, *, num_bytes: int) -> dict[str, float | str]:
         "file_bytes": float(num_bytes),
         "bytes_per_pixel": num_bytes / (width * height),
     }
-    grey, white, colour = _to_grey(image)
-    values |= _grey_levels(grey, white) | _edges(grey, white)
-    return values | {"colour": colour}
+    if image.mode in _WIDE_MODES:
+        grey, white = np.asarray(image), 255 * _WIDE_STEP
+        levels = _wide_levels(grey)
+    else:
+        one = shown.convert("L")
+        grey, white = np.asarray(one), 255.0
+        levels = _levels(np.array(one.histogram()))
+    return values | levels | _edges(grey, white) | {"colour": _colour(shown)}
 
 
 def to_table(rows: Iterable[Mapping[str, float | str]]) -> pa.Table:
@@ -110,37 +116,38 @@ def to_matrix(table: pa.Table, names: Iterable[str]) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _to_grey(image: Image.Image) -> tuple[np.ndarray, float, float]:
-    """Returns the grey levels [height, width], the value that is white, and the mean difference between channels."""
-    if image.mode in _WIDE_MODES:
-        return np.asarray(image), 255 * _WIDE_STEP, 0.0
-    if image.mode in ("1", "L", "LA"):
-        return np.asarray(image.convert("L")), 255.0, 0.0
-    # Pillow warns about palettes with alpha unless they are converted to RGBA first.
-    rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-    channels = [np.asarray(channel) for channel in rgb.split()]
-    spread = np.maximum.reduce(channels) - np.minimum.reduce(channels)  # uint8, never negative
-    return np.asarray(rgb.convert("L")), 255.0, float(spread.mean())
+def _colour(shown: Image.Image) -> float:
+    """Returns the mean difference between the largest and the smallest channel of a pixel."""
+    if shown.mode == "L":
+        return 0.0
+    channels = [np.asarray(channel) for channel in shown.split()]
+    return float((np.maximum.reduce(channels) - np.minimum.reduce(channels)).mean())  # uint8, never negative
 
 
-def _grey_levels(grey: np.ndarray, white: float) -> dict[str, float | str]:
-    step = white / 255.0
-    if grey.dtype == np.uint8:  # a histogram is several times as fast as sorting the pixels
-        counts = np.bincount(grey.ravel(), minlength=256)
-        levels = np.arange(256)
-        ranks = [int(np.ceil(each / 100 * grey.size)) for each in PERCENTILES]
-        found = np.searchsorted(np.cumsum(counts), np.maximum(ranks, 1))
-        mean = float(counts @ levels / grey.size)
-        deviation = float(np.sqrt(counts @ (levels - mean) ** 2 / grey.size))
-    else:
-        found = np.percentile(grey, PERCENTILES, method="inverted_cdf") / step
-        mean, deviation = float(grey.mean() / step), float(grey.std(dtype=np.float64) / step)
+def _levels(counts: np.ndarray) -> dict[str, float | str]:
+    """Returns the traits of a histogram, int64 [256], which is several times as fast as sorting the pixels."""
+    size, levels = int(counts.sum()), np.arange(256)
+    ranks = [int(np.ceil(each / 100 * size)) for each in PERCENTILES]
+    found = np.searchsorted(np.cumsum(counts), np.maximum(ranks, 1))
+    mean = float(counts @ levels / size)
     return {
         **{f"percentile_{each}": float(value) for each, value in zip(PERCENTILES, found, strict=True)},
         "mean": mean,
-        "deviation": deviation,
+        "deviation": float(np.sqrt(counts @ (levels - mean) ** 2 / size)),
+        "black_share": float(counts[0] / size),
+        "white_share": float(counts[255] / size),
+    }
+
+
+def _wide_levels(grey: np.ndarray) -> dict[str, float | str]:
+    """Returns the traits of 16-bit grey levels [height, width]."""
+    found = np.percentile(grey, PERCENTILES, method="inverted_cdf") / _WIDE_STEP
+    return {
+        **{f"percentile_{each}": float(value) for each, value in zip(PERCENTILES, found, strict=True)},
+        "mean": float(grey.mean() / _WIDE_STEP),
+        "deviation": float(grey.std(dtype=np.float64) / _WIDE_STEP),
         "black_share": float(np.mean(grey == 0)),
-        "white_share": float(np.mean(grey == white)),
+        "white_share": float(np.mean(grey == 255 * _WIDE_STEP)),
     }
 
 

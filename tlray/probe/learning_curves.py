@@ -1,5 +1,6 @@
 """Learning curves: the accuracy of linear probes by the number of training images of each class."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,13 @@ class Point:
         images_per_class: Images drawn of each class (all of a class that has fewer); None: all images, without a draw.
         num_images: Number of training images of each probe.
         accuracies: Accuracy of each draw's probe, in [0, 1].
+        accuracy_ci95: The 95 % interval of their mean, (low, high), for other images of other patients.
     """
 
     images_per_class: int | None
     num_images: int
     accuracies: tuple[float, ...]
+    accuracy_ci95: tuple[float, float]
 
 
 def learning_curve(
@@ -38,6 +41,7 @@ def learning_curve(
     *,
     test: np.ndarray,
     test_labels: np.ndarray,
+    interval: Callable[[np.ndarray], tuple[float, float]],
     num_classes: int,
     balanced: bool,
     seed: int,
@@ -55,6 +59,8 @@ def learning_curve(
         test: Floating point [images, features]; accuracies are measured on them. Without images, `valid` is used
             instead, which flatters.
         test_labels: Class indices, int [images].
+        interval: Returns the 95 % interval (low, high) of a mean over the measured images, given their values, float64
+            [images] in [0, 1].
         num_classes: At least 2.
         balanced: Weight each image by the inverse frequency of its class.
         seed: Decides which images are drawn.
@@ -64,22 +70,28 @@ def learning_curve(
     """
     measured, labels = (test, test_labels) if len(test) else (valid, valid_labels)
 
-    def accuracy(rows: np.ndarray) -> float:
+    def is_right(rows: np.ndarray) -> np.ndarray:
         fitted = regression.fit(
             train[rows], train_labels[rows], valid, valid_labels, num_classes=num_classes, balanced=balanced
         )
         logits_BK = (measured - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias + fitted.shift
-        return float((logits_BK.argmax(axis=1) == labels).mean())
+        return logits_BK.argmax(axis=1) == labels
+
+    def point(size: int | None, draws: list[np.ndarray]) -> Point:
+        is_right_DB = np.stack([is_right(rows) for rows in draws])
+        return Point(
+            images_per_class=size,
+            num_images=len(draws[0]),
+            accuracies=tuple(is_right_DB.mean(axis=1).tolist()),
+            accuracy_ci95=interval(is_right_DB.mean(axis=0)),
+        )
 
     points = []
     for size in SIZES:
         draws = [draw(train_labels, size, np.random.default_rng([seed, size, number])) for number in range(NUM_DRAWS)]
-        num_images = len(draws[0])
-        if num_images <= MAX_SHARE * len(train):
-            accuracies = tuple(map(accuracy, draws))
-            points.append(Point(images_per_class=size, num_images=num_images, accuracies=accuracies))
-    whole = Point(images_per_class=None, num_images=len(train), accuracies=(accuracy(np.arange(len(train))),))
-    return (*points, whole)
+        if len(draws[0]) <= MAX_SHARE * len(train):
+            points.append(point(size, draws))
+    return (*points, point(None, [np.arange(len(train))]))
 
 
 def draw(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

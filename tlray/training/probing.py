@@ -20,6 +20,7 @@ from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe
 from tlray.training import model
 from tlray.training.judgement_fit import Unseen
+from tlray.trust.intervals import mean_interval
 
 ENOUGH_VALIDATION_IMAGES = 1000
 """Number of validation images that are new to the model from which on they alone calibrate a probe: the training images
@@ -205,6 +206,13 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
 def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tuple[Point, ...]:
     """Returns the learning curve of linear probes on the run's features; takes the arguments of `fit`."""
     train, valid, test = (images.split(split) for split in ("train", "valid", "test"))
+    group_of, measured = images.group_of, test if test.num_rows else valid
+    groups = np.array([group_of[image_id] for image_id in measured["image_id"].to_pylist()])
+
+    def interval(shares: np.ndarray) -> tuple[float, float]:
+        found = mean_interval(shares, groups)
+        return found.low, found.high
+
     return learning_curves.learning_curve(
         store.look_up(table, train),
         train["class_index"].to_numpy(),
@@ -212,6 +220,7 @@ def learning_curve(config: TrainConfig, images: Dataset, table: pa.Table) -> tup
         valid["class_index"].to_numpy(),
         test=store.look_up(table, test),
         test_labels=test["class_index"].to_numpy(),
+        interval=interval,
         num_classes=len(images.classes),
         balanced=config.class_weights,
         seed=config.seed,

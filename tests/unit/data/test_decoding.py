@@ -21,7 +21,9 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def inspected(data: bytes) -> decoding.ImageInfo:
-    return decoding.describe(decoding.load(data))
+    image = decoding.load(data)
+    decoding.to_grey_or_rgb(image, (0.0, 1.0))
+    return decoding.describe(image)
 
 
 def encode(image: Image.Image, file_format: str, **options) -> bytes:

@@ -16,7 +16,8 @@ def saved(image: np.ndarray | Image.Image, file_format: str = "PNG") -> bytes:
 
 
 def measured(data: bytes) -> dict[str, float | str]:
-    return traits.measure(decoding.load(data), num_bytes=len(data))
+    image = decoding.load(data)
+    return traits.measure(image, decoding.to_grey_or_rgb(image, None), num_bytes=len(data))
 
 
 def half_white() -> np.ndarray:

@@ -40,9 +40,9 @@ def history_rows(valid_losses: list[float], learning_rates: list[float]) -> list
 
 
 CURVE = [
-    {"images_per_class": 5, "num_images": 18, "accuracies": (0.5, 0.625, 0.75)},
-    {"images_per_class": 20, "num_images": 60, "accuracies": (0.8125, 0.75, 0.8125)},
-    {"images_per_class": None, "num_images": 613, "accuracies": (0.9375,)},
+    {"images_per_class": 5, "num_images": 18, "accuracies": (0.5, 0.625, 0.75), "accuracy_ci95": (0.4, 0.8)},
+    {"images_per_class": 20, "num_images": 60, "accuracies": (0.8125, 0.75, 0.8125), "accuracy_ci95": (0.5, 0.9)},
+    {"images_per_class": None, "num_images": 613, "accuracies": (0.9375,), "accuracy_ci95": (0.7, 0.99)},
 ]
 
 HISTORY = history_rows([0.9, 0.4321, 0.5, 0.6], [1e-3, 1e-3, 1e-3, 1e-4])
@@ -455,9 +455,9 @@ def test_epoch_0_is_the_probe():
 def test_learning_curve_in_numbers():
     _, page = render(FULL)
     # (0.8125 + 0.75 + 0.8125) / 3 is 0.79167.
-    assert ["5", "18", "3", "62.5 %", "50.0 %", "75.0 %"] in page.rows
-    assert ["20", "60", "3", "79.2 %", "75.0 %", "81.2 %"] in page.rows
-    assert ["all", "613", "1", "93.8 %", "93.8 %", "93.8 %"] in page.rows
+    assert ["5", "18", "3", "62.5 %", "40.0 % to 80.0 %", "50.0 %", "75.0 %"] in page.rows
+    assert ["20", "60", "3", "79.2 %", "50.0 % to 90.0 %", "75.0 %", "81.2 %"] in page.rows
+    assert ["all", "613", "1", "93.8 %", "70.0 % to 99.0 %", "93.8 %", "93.8 %"] in page.rows
     assert "Accuracy on all test images of linear probes" in page.text
     assert "validation images that the penalties were chosen with, so it is too high" not in page.text
     (alt,) = [str(image["alt"]) for image in page.all("img") if str(image["alt"]).startswith("Accuracy on test images")]

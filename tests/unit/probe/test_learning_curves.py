@@ -7,6 +7,7 @@ from tlray.data.dataset import Dataset
 from tlray.probe import learning_curves, regression
 from tlray.probe.learning_curves import NUM_DRAWS, Point
 from tlray.training import probing
+from tlray.trust.intervals import mean_interval
 
 NUM_FEATURES = 60
 
@@ -28,15 +29,25 @@ def fit(train: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> reg
     return regression.fit(train, labels, *VALID, num_classes=3, balanced=balanced)
 
 
-def learning_curve(counts, *, test=TEST, balanced=False, seed=0) -> tuple[Point, ...]:
-    settings = {"num_classes": 3, "balanced": balanced, "seed": seed}
+def single_images(values: np.ndarray) -> tuple[float, float]:
+    """The interval of images that are independent."""
+    found = mean_interval(values, np.arange(len(values)))
+    return found.low, found.high
+
+
+def learning_curve(counts, *, test=TEST, balanced=False, seed=0, interval=single_images) -> tuple[Point, ...]:
+    settings = {"num_classes": 3, "balanced": balanced, "seed": seed, "interval": interval}
     train = make_data(counts, seed=0)
     return learning_curves.learning_curve(*train, *VALID, test=test[0], test_labels=test[1], **settings)
 
 
-def accuracy(fitted: regression.Probe) -> float:
+def is_right(fitted: regression.Probe) -> np.ndarray:
     logits = (TEST[0].astype(float) - fitted.mean) / fitted.deviation @ fitted.weights + fitted.bias + fitted.shift
-    return float((logits.argmax(axis=1) == TEST[1]).mean())
+    return logits.argmax(axis=1) == TEST[1]
+
+
+def accuracy(fitted: regression.Probe) -> float:
+    return float(is_right(fitted).mean())
 
 
 def test_accuracy_grows_with_the_images():
@@ -55,8 +66,26 @@ def test_the_last_point_is_the_probe_on_all_images(balanced):
     counts = (10, 40, 90)
     fitted = fit(*make_data(counts, seed=0), balanced=balanced)
     assert learning_curve(counts, balanced=balanced)[-1] == Point(
-        images_per_class=None, num_images=140, accuracies=(accuracy(fitted),)
+        images_per_class=None,
+        num_images=140,
+        accuracies=(accuracy(fitted),),
+        accuracy_ci95=single_images(is_right(fitted)),
     )
+
+
+def test_the_interval_is_of_how_often_the_draws_are_right_about_each_image():
+    given: list[np.ndarray] = []
+
+    def interval(shares: np.ndarray) -> tuple[float, float]:
+        given.append(shares)
+        return 0.25, 0.75
+
+    points = learning_curve((30, 30, 30), seed=7, interval=interval)
+    assert {point.accuracy_ci95 for point in points} == {(0.25, 0.75)}
+    assert [shares.mean() for shares in given] == pytest.approx([np.mean(point.accuracies) for point in points])
+    train, labels = make_data((30, 30, 30), seed=0)
+    rows = [learning_curves.draw(labels, 5, np.random.default_rng([7, 5, number])) for number in range(NUM_DRAWS)]
+    np.testing.assert_allclose(given[0], np.mean([is_right(fit(train[each], labels[each])) for each in rows], axis=0))
 
 
 def test_without_test_images_the_validation_images_are_measured():
@@ -102,7 +131,15 @@ def test_a_run_gives_the_features_of_its_own_splits():
     splits = {"train": make_data((8, 10, 12), seed=0), "valid": VALID, "test": TEST}
     names = ("a", "b", "c")
     rows = [
-        {"image_id": f"{split}-{number}", "label": names[label], "split": split, "error_code": None}
+        # Each image is a patient of its own, but for the test images, which two slices of a patient share.
+        {
+            "image_id": f"{split}-{number}",
+            "label": names[label],
+            "split": split,
+            "error_code": None,
+            "group_id": f"{split}-{number // 2 if split == 'test' else number}",
+            "sha256": f"{split}-{number}",
+        }
         for split, (_, labels) in splits.items()
         for number, label in enumerate(labels)
     ]
@@ -115,6 +152,13 @@ def test_a_run_gives_the_features_of_its_own_splits():
     })  # fmt: skip
     config = TrainConfig(data="d", out="o", method="probe", class_weights=True, seed=3)
     images = Dataset(table=pa.Table.from_pylist(rows), findings={})
-    assert probing.learning_curve(config, images, table) == learning_curve((8, 10, 12), balanced=True, seed=3)
+
+    def pairs(values: np.ndarray) -> tuple[float, float]:
+        found = mean_interval(values, np.arange(len(values)) // 2)
+        return found.low, found.high
+
+    assert probing.learning_curve(config, images, table) == learning_curve(
+        (8, 10, 12), balanced=True, seed=3, interval=pairs
+    )
     expected = fit(*splits["train"], balanced=True)
     assert probing.fit(config, images, table).best == expected.best

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from tlray.trust import nearest
 from tlray.trust.nearest import find_nearest
@@ -44,3 +45,22 @@ def test_chunks_of_queries_make_no_difference(monkeypatch):
     whole = find_nearest(rows, rows, 5)[1]
     monkeypatch.setattr(nearest, "_MAX_PRODUCTS", 3 * 1024)
     np.testing.assert_array_equal(find_nearest(rows, rows, 5)[1], whole)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 50])
+def test_threads_make_no_difference(monkeypatch, num_threads):
+    rows = unit_rows(1000, 16)
+    whole = find_nearest(rows, rows, 5)
+    monkeypatch.setattr(nearest, "_count_threads", lambda: num_threads)
+    distances, found = find_nearest(rows, rows, 5)
+    np.testing.assert_array_equal(found, whole[1])
+    np.testing.assert_allclose(distances, whole[0], atol=1e-3)
+
+
+def test_afterwards_products_take_as_many_threads_as_before():
+    before = nearest._count_threads()
+    with threadpool_limits(2, "blas"):
+        assert nearest._count_threads() == 2
+        find_nearest(unit_rows(300, 4), unit_rows(300, 4), 1)
+        assert nearest._count_threads() == 2
+    assert nearest._count_threads() == before
