@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -193,6 +193,21 @@ def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "
     reference = ray.remote(function).options(num_cpus=0, max_retries=0, **options).remote(*arguments, **named)
     reference.future()  # keeps Ray from printing the task's error if this process ends because of another one
     return reference
+
+
+def call_in_tasks(functions: Sequence[Callable[[], Any]], *, task_cpus: float) -> list[Any]:
+    """Calls functions without arguments in tasks on the cluster, all at once, and returns their results.
+
+    Args:
+        functions: Functions that can be pickled, such as a `functools.partial` of one at the top of a module.
+        task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
+    """
+    task = ray.remote(_call).options(num_cpus=task_cpus)
+    return [get(reference) for reference in [task.remote(function) for function in functions]]
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 def get(reference: Any) -> Any:

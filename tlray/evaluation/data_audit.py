@@ -111,7 +111,8 @@ def audit_images(config: AuditConfig) -> AuditResult:
         pooled = update.pooled_features(features, network, dataset.without_looks(table), directory, available)
     seen = pictures.look(table, pooled, task_cpus=available.task_cpus, quiet=config.quiet)
     table, readable = seen.table, seen.table.filter(seen.table["error_code"].is_null())
-    report = audit.audit(table) | findings.find(table, seen, pooled, seed=config.seed)
+    in_tasks = partial(connection.call_in_tasks, task_cpus=available.task_cpus)
+    report = audit.audit(table) | findings.find(table, seen, pooled, seed=config.seed, call=in_tasks)
     report["num_skipped"] = listed.num_skipped
     shortcuts, known = tuple(findings.shortcut_warnings(report)), audit.leak_warnings(report)
     leaks = (*known, *findings.leak_warnings(report))

@@ -215,9 +215,9 @@ def look(
     seen = pictures.look(read.table, pooled_BD, task_cpus=task_cpus, quiet=config.quiet)
     num_skipped = read.images.findings["num_skipped"]
     images = dataset.assemble(config, seen.table, num_skipped=num_skipped, before=read.images)
-    images = dataclasses.replace(
-        images, findings=images.findings | findings.find(images.table, seen, pooled_BD, seed=config.seed)
-    )
+    in_tasks = partial(connection.call_in_tasks, task_cpus=task_cpus)
+    found = findings.find(images.table, seen, pooled_BD, seed=config.seed, call=in_tasks)
+    images = dataclasses.replace(images, findings=images.findings | found)
     if not config.thumbnails:
         return images
     readable = images.table.filter(images.table["error_code"].is_null())

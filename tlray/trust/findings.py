@@ -1,8 +1,9 @@
 """What an audit of the pictures finds: copies between splits, and traits of the files that tell the classes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,14 @@ AUDIT = "tlray audit --data DATA --out OUT"
 """Command that looks for traits of the files that tell the classes."""
 
 
-def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *, seed: int) -> dict[str, Any]:
+def find(
+    table: pa.Table,
+    seen: Pictures,
+    pooled_BD: np.ndarray | None = None,
+    *,
+    seed: int,
+    call: Callable[[Sequence[Callable[[], Any]]], list[Any]],
+) -> dict[str, Any]:
     """Returns the findings of an audit that looks at the pictures and at the files.
 
     Args:
@@ -27,6 +35,7 @@ def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *
         seen: What was seen in them.
         pooled_BD: Pooled features of the readable images, float16 [images, features]; None: there are none.
         seed: Seed of the folds, forests and permutations.
+        call: Calls functions that take seconds each, and returns their results; see `connection.call_in_tasks`.
 
     Returns:
         Findings that can be written as JSON:
@@ -54,23 +63,26 @@ def find(table: pa.Table, seen: Pictures, pooled_BD: np.ndarray | None = None, *
     is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
     is_split = in_split != ""
     places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
-    between = shortcuts.find(
-        traits.filter(pa.array(is_split)), in_split[is_split].tolist(), groups[is_split].tolist(), seed=seed
+    find_controls = partial(
+        _controls,
+        places,
+        np.unique(np.array(labels, dtype=str), return_inverse=True)[1],
+        groups,
+        traits=traits,
+        pooled_BD=None if pooled_BD is None else pooled_BD[is_labelled.to_numpy(zero_copy_only=False)],
+        seed=seed,
     )
+    find_shortcuts = partial(shortcuts.find, traits, labels, groups.tolist(), seed=seed)
+    split_traits, split_groups = traits.filter(pa.array(is_split)), groups[is_split].tolist()
+    find_split_shortcuts = partial(shortcuts.find, split_traits, in_split[is_split].tolist(), split_groups, seed=seed)
+    between_classes, between_splits, found = call([find_shortcuts, find_split_shortcuts, find_controls])
     return {
         "copies": copies.describe(seen.copies, readable),
-        "shortcuts": _describe(shortcuts.find(traits, labels, groups.tolist(), seed=seed), "classes"),
-        "split_shortcuts": _describe(between, "splits"),
+        "shortcuts": _describe(between_classes, "classes"),
+        "split_shortcuts": _describe(between_splits, "splits"),
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
         "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
-        **_controls(
-            places,
-            np.unique(np.array(labels, dtype=str), return_inverse=True)[1],
-            groups,
-            traits=traits,
-            pooled_BD=None if pooled_BD is None else pooled_BD[is_labelled.to_numpy(zero_copy_only=False)],
-            seed=seed,
-        ),
+        **found,
     }
 
 

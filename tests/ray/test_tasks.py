@@ -1,0 +1,28 @@
+"""Functions that are called in tasks on the cluster."""
+
+import os
+from functools import partial
+
+import pytest
+
+from tlray.cluster import connection
+from tlray.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def test_results_come_in_the_order_of_the_functions_from_other_processes():
+    def multiply(value: int, by: int) -> tuple[int, int]:
+        return value * by, os.getpid()
+
+    found = connection.call_in_tasks([partial(multiply, value, by=10) for value in (3, 1, 2)], task_cpus=1)
+    assert [product for product, _ in found] == [30, 10, 20]
+    assert os.getpid() not in {pid for _, pid in found}
+
+
+def test_an_error_of_ours_is_raised_as_it_is():
+    def fail() -> None:
+        raise DataError("There are no images.")
+
+    with pytest.raises(DataError, match=r"^There are no images\.$"):
+        connection.call_in_tasks([fail], task_cpus=1)
