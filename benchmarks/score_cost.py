@@ -48,6 +48,8 @@ MAX_COST = 0.03
 BATCH_SIZES = (1, 8, 32)
 BURST_FORMS, FORM_IMAGES = 4, 16
 NUM_WARMUP_PAIRS = 5
+MIN_BURST_PAIRS = 6
+"""Of fewer pairs not even the least and the most enclose the median with 95 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +71,8 @@ class Settings:
     """The folder for the results."""
 
     def __post_init__(self) -> None:
-        if min(self.pairs, self.burst_pairs) < 1:
-            raise ValueError("--pairs and --burst-pairs must be at least 1.")
+        if self.pairs < 1 or self.burst_pairs < MIN_BURST_PAIRS:
+            raise ValueError(f"--pairs must be at least 1, and --burst-pairs {MIN_BURST_PAIRS}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,17 +137,23 @@ def copy_without_score(bundle: Bundle, out: Path) -> None:
     store.seal(str(out), changed, known=spec.files)
 
 
+def make_forms(files: Sequence[bytes]) -> list[bytes]:
+    """Returns forms with `FORM_IMAGES` image files each, in turns; the last one is filled up with the first files."""
+    starts = range(0, len(files), FORM_IMAGES)
+    return [encode_form(*(files[(start + each) % len(files)] for each in range(FORM_IMAGES))) for start in starts]
+
+
 def send(url: str, form: bytes) -> list[dict[str, Any]]:
-    """Sends a form of image files to an endpoint; returns its predictions. Any status but 200 ends the benchmark."""
+    """Sends a form of image files to an endpoint; returns its predictions. A refusal ends the benchmark."""
     request = urllib.request.Request(url, form, {"Content-Type": CONTENT_TYPE})  # noqa: S310 (ours)
     with urllib.request.urlopen(request, timeout=LOAD_TIMEOUT_S) as answer:  # noqa: S310
         return json.load(answer)["predictions"]
 
 
 def check_scores(predictions: Sequence[Mapping[str, Any]], *, has_score: bool) -> None:
-    """Ends the benchmark if predictions have a score and should not, or the other way round."""
+    """Ends the benchmark if predictions of a form are missing, have a score and should not, or the other way round."""
     scores = [row["ood_score"] for row in predictions]
-    if any((score is not None) != has_score for score in scores):
+    if len(scores) != FORM_IMAGES or any((score is not None) != has_score for score in scores):
         sys.exit(f"With the score: {has_score}, but an endpoint answered {scores}: the costs would mean nothing.")
 
 
@@ -167,7 +175,7 @@ def measure_endpoint(settings: Settings, precision: str) -> list[BurstPair]:
         write_images(settings.data, images)
         copy_without_score(bundle, copy)
         files = [path.read_bytes() for path in sorted(images.iterdir())]
-        forms = [encode_form(*files[at : at + FORM_IMAGES]) for at in range(0, len(files), FORM_IMAGES)]
+        forms = make_forms(files)
         with (
             running(system, python, str(bundle.directory), files[0], precision=precision) as scored,
             running(system, python, str(copy), files[0], precision=precision) as plain,
@@ -206,7 +214,7 @@ def endpoint_goal(pairs: Sequence[BurstPair]) -> Goal:
     """Returns the goal of the cost through the endpoint: the median of the pairs, with its 95 % interval.
 
     The interval is the distribution-free one of a median, whose ranks follow from the binomial distribution
-    (W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2); of fewer than 6 pairs it is all of them.
+    (W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2). It takes the pairs as independent.
     """
     costs = sorted(each.cost for each in pairs)
     rank = max(int(stats.binom.ppf(0.025, len(costs), 0.5)) - 1, 0)
@@ -227,8 +235,8 @@ def endpoint_lines(pairs: Sequence[BurstPair]) -> list[str]:
     return [
         f"Endpoint: two of `tlray serve`, with the bundle and with its copy without the score. {len(pairs)} pairs of "
         f"bursts, each of {BURST_FORMS} requests of {FORM_IMAGES} grey JPEGs (quality {JPEG_QUALITY}) at once, all "
-        f"answered. Median rates: {rates[0]:.1f} images/s with the score, {rates[1]:.1f} without it. The figure above "
-        "is the median over pairs of the time that the score adds, in brackets: its 95 % interval.",
+        f"answered. Median rates: {rates[0]:.1f} images/s with the score, {rates[1]:.1f} without it. Its figure in "
+        "the first table is the median over pairs of the time that the score adds, in brackets: its 95 % interval.",
     ]
 
 

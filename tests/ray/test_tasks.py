@@ -1,6 +1,7 @@
 """Functions that are called in tasks on the cluster."""
 
 import os
+import time
 from functools import partial
 
 import pytest
@@ -24,5 +25,11 @@ def test_an_error_of_ours_is_raised_as_it_is():
     def fail() -> None:
         raise DataError("There are no images.")
 
+    def sleep() -> None:
+        time.sleep(600)
+
+    start_s = time.monotonic()
     with pytest.raises(DataError, match=r"^There are no images\.$"):
-        connection.call_in_tasks([fail], task_cpus=1)
+        connection.call_in_tasks([fail, sleep], task_cpus=1)
+    assert time.monotonic() - start_s < 300  # the other task is cancelled, not waited for
+    assert len(connection.call_in_tasks([partial(os.getpid), partial(os.getpid)], task_cpus=1)) == 2  # its CPU is free

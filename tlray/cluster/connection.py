@@ -196,14 +196,25 @@ def start_here(function: Callable[..., Any], *arguments: Any, **named: Any) -> "
 
 
 def call_in_tasks(functions: Sequence[Callable[[], Any]], *, task_cpus: float) -> list[Any]:
-    """Calls functions without arguments in tasks on the cluster, all at once, and returns their results.
+    """Calls functions without arguments in tasks on the cluster, and returns their results in the functions' order.
 
     Args:
         functions: Functions that can be pickled, such as a `functools.partial` of one at the top of a module.
         task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
+
+    Raises:
+        TlrayError: The first one that a function has raised. The other tasks are cancelled.
     """
     task = ray.remote(_call).options(num_cpus=task_cpus)
-    return [get(reference) for reference in [task.remote(function) for function in functions]]
+    references = [task.remote(function) for function in functions]
+    for reference in references:
+        reference.future()  # see `start_here`
+    try:
+        return [get(reference) for reference in references]
+    except BaseException:
+        for reference in references:
+            ray.cancel(reference, force=True)
+        raise
 
 
 def _call(function: Callable[[], Any]) -> Any:

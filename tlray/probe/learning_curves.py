@@ -24,7 +24,8 @@ class Point:
         images_per_class: Images drawn of each class (all of a class that has fewer); None: all images, without a draw.
         num_images: Number of training images of each probe.
         accuracies: Accuracy of each draw's probe, in [0, 1].
-        accuracy_ci95: The 95 % interval of their mean, (low, high), for other images of other patients.
+        accuracy_ci95: The 95 % interval of their mean, (low, high), for other images to measure on. The draws are
+            taken as they are: how much others would change it, `accuracies` show.
     """
 
     images_per_class: int | None

@@ -183,7 +183,8 @@ def _run(task: TrainTask, plan: TrainPlan, paths: RunPaths) -> list[np.ndarray]:
     except ray.train.TrainingFailedError as error:
         raise _explained(error, config) from error
     finally:
-        # The handler that Ray Train sets keeps its controller, a process of 0.4 GB, alive for as long as this one.
+        # Ray Train sets a handler that holds its controller, a process of 0.4 GB, which would live on. (A task of Ray
+        # runs in its process's main thread, where handlers may be set.)
         signal.signal(signal.SIGINT, handler)
     last = result.checkpoint.path if result.checkpoint is not None else task.checkpoint
     assert last is not None  # noqa: S101

@@ -35,7 +35,8 @@ def find(
         seen: What was seen in them.
         pooled_BD: Pooled features of the readable images, float16 [images, features]; None: there are none.
         seed: Seed of the folds, forests and permutations.
-        call: Calls functions that take seconds each, and returns their results; see `connection.call_in_tasks`.
+        call: Calls functions that take seconds each, and returns their results in the same order; see
+            `connection.call_in_tasks`.
 
     Returns:
         Findings that can be written as JSON:
@@ -63,13 +64,15 @@ def find(
     is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
     is_split = in_split != ""
     places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
+    learned = np.empty(0, int) if places is None else np.concatenate([places.train, places.test])
     find_controls = partial(
         _controls,
-        places,
-        np.unique(np.array(labels, dtype=str), return_inverse=True)[1],
-        groups,
-        traits=traits,
-        pooled_BD=None if pooled_BD is None else pooled_BD[is_labelled.to_numpy(zero_copy_only=False)],
+        None if places is None else places.split,
+        np.arange(len(learned)) >= (0 if places is None else len(places.train)),
+        np.unique(np.array(labels, dtype=str), return_inverse=True)[1][learned],
+        groups[learned],
+        traits=traits.take(learned),
+        pooled_BD=None if pooled_BD is None else pooled_BD[np.flatnonzero(is_labelled)[learned]],
         seed=seed,
     )
     find_shortcuts = partial(shortcuts.find, traits, labels, groups.tolist(), seed=seed)
@@ -128,7 +131,8 @@ def _places(in_split: np.ndarray, labels: np.ndarray, is_new: np.ndarray) -> _Pl
 
 
 def _controls(
-    places: _Places | None,
+    split: str | None,
+    is_test: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
     *,
@@ -139,17 +143,18 @@ def _controls(
     """Returns the controls of `find` by name.
 
     Args:
-        places: What they learn from and are tested on.
-        labels: Class indices of all labelled images, int [images].
+        split: The split that they are tested on; None: there are none.
+        is_test: Which images they are tested on, bool [images]; they learn from the others.
+        labels: Class indices of these images, int [images].
         groups: Their groups, str [images].
         traits: Their traits.
         pooled_BD: Their features.
         seed: See `find`.
     """
     names = ("traits_control", "neighbour_control", "permuted_control")
-    if places is None:
+    if split is None:
         return dict.fromkeys(names)
-    train, test = places.train, places.test
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     test_groups = groups[test].tolist()
     by_traits = controls.by_traits(
         traits.take(train), labels[train], traits.take(test), labels[test], test_groups, seed=seed
@@ -159,14 +164,11 @@ def _controls(
         found["neighbour_control"] = controls.by_neighbour(
             pooled_BD[train], labels[train], pooled_BD[test], labels[test], test_groups, seed=seed
         )
-        both = np.concatenate([train, test])
-        if len(np.unique(labels[both])) > 1:
+        if len(np.unique(labels)) > 1:
             found["permuted_control"] = controls.by_permuted_labels(
-                pooled_BD[both], labels[both], groups[both].tolist(), np.arange(len(both)) >= len(train), seed=seed
+                pooled_BD, labels, groups.tolist(), is_test, seed=seed
             )
-    return {
-        name: None if control is None else _control_as_json(control, places.split) for name, control in found.items()
-    }
+    return {name: None if control is None else _control_as_json(control, split) for name, control in found.items()}
 
 
 def _control_as_json(control: Control, split: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def endpoint(monkeypatch) -> list[tuple[str, bytes]]:
     def send(url: str, form: bytes) -> list[dict[str, Any]]:
         sent.append((url, form))
         now_s[0] += {"scored": 1.1, "plain": 1.0}[url] / score_cost.BURST_FORMS
-        return [{"ood_score": 0.5 if url == "scored" else None}]
+        return [{"ood_score": 0.5 if url == "scored" else None}] * score_cost.FORM_IMAGES
 
     monkeypatch.setattr(score_cost, "send", send)
     monkeypatch.setattr(score_cost.time, "perf_counter", lambda: now_s[0])
@@ -126,9 +126,24 @@ def test_bursts_take_turns_and_send_the_same_to_both(endpoint):
         assert [form for _, form in one] == [form for _, form in other]
 
 
-def test_an_endpoint_that_scores_and_should_not_ends_the_benchmark(endpoint):  # noqa: ARG001
+@pytest.mark.parametrize("name", ["plain", "scored"])
+def test_an_endpoint_with_the_wrong_bundle_ends_the_benchmark(endpoint, name):  # noqa: ARG001
     with pytest.raises(SystemExit, match="would mean nothing"):
-        bursts({True: "plain", False: "plain"}, num_pairs=1)
+        bursts({True: name, False: name}, num_pairs=1)
+
+
+def test_a_prediction_that_is_missing_ends_the_benchmark():
+    with pytest.raises(SystemExit, match="would mean nothing"):
+        score_cost.check_scores([{"ood_score": 0.5}] * (score_cost.FORM_IMAGES - 1), has_score=True)
+
+
+@pytest.mark.parametrize(("num_files", "num_forms"), [(1, 1), (16, 1), (17, 2), (200, 13)])
+def test_every_form_is_full_and_every_file_is_in_one(num_files, num_forms):
+    files = [f"<{number}>".encode() for number in range(num_files)]
+    forms = score_cost.make_forms(files)
+    assert len(forms) == num_forms
+    assert [form.count(b'name="file"') for form in forms] == [score_cost.FORM_IMAGES] * num_forms
+    assert all(any(file in form for form in forms) for file in files)
 
 
 def test_the_goal_is_of_the_median_with_its_interval():
@@ -145,7 +160,7 @@ def test_the_page_has_the_rates():
     assert "80.8 images/s with the score, 80.0 without it" in text
 
 
-@pytest.mark.parametrize("name", ["pairs", "burst_pairs"])
-def test_numbers_below_one_are_refused(name):
-    with pytest.raises(ValueError, match="at least 1"):
-        dataclasses.replace(Settings(bundle="b"), **{name: 0})
+@pytest.mark.parametrize(("name", "value"), [("pairs", 0), ("burst_pairs", 5)])
+def test_too_few_pairs_are_refused(name, value):
+    with pytest.raises(ValueError, match="at least"):
+        dataclasses.replace(Settings(bundle="b"), **{name: value})

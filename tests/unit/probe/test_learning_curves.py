@@ -126,18 +126,19 @@ def test_sizes_that_would_take_nearly_all_are_left_out(counts, expected):
     assert [(point.images_per_class, point.num_images) for point in learning_curve(counts)] == expected
 
 
-def test_a_run_gives_the_features_of_its_own_splits():
+@pytest.mark.parametrize(("test", "measured"), [(TEST, "test"), (NOTHING, "valid")])
+def test_a_run_gives_the_features_of_its_own_splits(test, measured):
     """The table of features has another order than the manifest, and views that do not belong here."""
-    splits = {"train": make_data((8, 10, 12), seed=0), "valid": VALID, "test": TEST}
+    splits = {"train": make_data((8, 10, 12), seed=0), "valid": VALID, "test": test}
     names = ("a", "b", "c")
     rows = [
-        # Each image is a patient of its own, but for the test images, which two slices of a patient share.
+        # Each image is a patient of its own, but for the measured ones: there every two are of one patient.
         {
             "image_id": f"{split}-{number}",
             "label": names[label],
             "split": split,
             "error_code": None,
-            "group_id": f"{split}-{number // 2 if split == 'test' else number}",
+            "group_id": f"{split}-{number // 2 if split == measured else number}",
             "sha256": f"{split}-{number}",
         }
         for split, (_, labels) in splits.items()
@@ -157,8 +158,10 @@ def test_a_run_gives_the_features_of_its_own_splits():
         found = mean_interval(values, np.arange(len(values)) // 2)
         return found.low, found.high
 
-    assert probing.learning_curve(config, images, table) == learning_curve(
-        (8, 10, 12), balanced=True, seed=3, interval=pairs
-    )
+    found = probing.learning_curve(config, images, table)
+    wanted = learning_curve((8, 10, 12), test=test, balanced=True, seed=3, interval=pairs)
+    assert [point.accuracies for point in found] == [point.accuracies for point in wanted]
+    assert [point.num_images for point in found] == [point.num_images for point in wanted]
+    np.testing.assert_allclose([each.accuracy_ci95 for each in found], [each.accuracy_ci95 for each in wanted])
     expected = fit(*splits["train"], balanced=True)
     assert probing.fit(config, images, table).best == expected.best

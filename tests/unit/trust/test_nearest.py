@@ -1,5 +1,7 @@
 """The nearest rows are those that scikit-learn finds."""
 
+import threading
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
@@ -64,3 +66,24 @@ def test_afterwards_products_take_as_many_threads_as_before():
         find_nearest(unit_rows(300, 4), unit_rows(300, 4), 1)
         assert nearest._count_threads() == 2
     assert nearest._count_threads() == before
+
+
+def test_an_error_ends_all_threads_at_once(monkeypatch):
+    """As Ctrl-C does, which only the main thread sees."""
+    num_chunks = 0
+
+    def fail_once(values: np.ndarray, number: int) -> np.ndarray:
+        nonlocal num_chunks
+        num_chunks += 1
+        if num_chunks == 1:
+            raise KeyboardInterrupt
+        pause.wait(0.01)
+        return largest(values, number)
+
+    largest, pause = nearest._largest, threading.Event()
+    monkeypatch.setattr(nearest, "_largest", fail_once)
+    monkeypatch.setattr(nearest, "_count_threads", lambda: 2)
+    monkeypatch.setattr(nearest, "_MAX_QUERIES", 4)
+    with pytest.raises(KeyboardInterrupt):
+        find_nearest(unit_rows(2000, 4), unit_rows(300, 4), 1)  # 500 chunks
+    assert num_chunks < 100
