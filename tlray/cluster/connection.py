@@ -199,7 +199,7 @@ def call_in_tasks(functions: Sequence[Callable[[], Any]], *, task_cpus: float) -
     """Calls functions without arguments in tasks on the cluster, and returns their results in the functions' order.
 
     Args:
-        functions: Functions that can be pickled, such as a `functools.partial` of one at the top of a module.
+        functions: Functions that can be pickled, such as partials of one at the top of a module.
         task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
 
     Raises:
