@@ -214,7 +214,8 @@ def endpoint_goal(pairs: Sequence[BurstPair]) -> Goal:
     """Returns the goal of the cost through the endpoint: the median of the pairs, with its 95 % interval.
 
     The interval is the distribution-free one of a median, whose ranks follow from the binomial distribution
-    (W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2). It takes the pairs as independent.
+    (W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2). It takes the pairs as independent, and
+    is for these two processes: others of the same bundle can differ by some percent.
     """
     costs = sorted(each.cost for each in pairs)
     rank = max(int(stats.binom.ppf(0.025, len(costs), 0.5)) - 1, 0)
@@ -236,7 +237,8 @@ def endpoint_lines(pairs: Sequence[BurstPair]) -> list[str]:
         f"Endpoint: two of `tlray serve`, with the bundle and with its copy without the score. {len(pairs)} pairs of "
         f"bursts, each of {BURST_FORMS} requests of {FORM_IMAGES} grey JPEGs (quality {JPEG_QUALITY}) at once, all "
         f"answered. Median rates: {rates[0]:.1f} images/s with the score, {rates[1]:.1f} without it. Its figure in "
-        "the first table is the median over pairs of the time that the score adds, in brackets: its 95 % interval.",
+        "the first table is the median over pairs of the time that the score adds, in brackets: its 95 % interval for "
+        "these two processes. Start it several times: two processes of the same bundle can differ by some percent.",
     ]
 
 

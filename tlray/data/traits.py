@@ -85,9 +85,9 @@ def measure(image: Image.Image, shown: Image.Image, *, num_bytes: int) -> dict[s
         grey, white = np.asarray(image), 255 * _WIDE_STEP
         levels = _wide_levels(grey)
     else:
-        one = shown.convert("L")
-        grey, white = np.asarray(one), 255.0
-        levels = _levels(np.array(one.histogram()))
+        luminance = shown.convert("L")
+        grey, white = np.asarray(luminance), 255.0
+        levels = _levels(np.array(luminance.histogram()))
     return values | levels | _edges(grey, white) | {"colour": _colour(shown)}
 
 

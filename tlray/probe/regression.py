@@ -117,8 +117,8 @@ class Basis:
 def basis(train: np.ndarray) -> Basis:
     """Finds the basis of training features, floating point [images, features]; see `memory_bytes`.
 
-    The rotation has the principal components of the images, by which fitting stops closer to its end than by other
-    bases of their span.
+    The columns of the rotation are the principal components of the images. In another basis of the same span fitting
+    would stop earlier, because it stops by the largest component of the gradient.
     """
     train = np.asarray(train, np.float64)
     mean, deviation = train.mean(axis=0), train.std(axis=0)

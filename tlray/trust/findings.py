@@ -64,15 +64,15 @@ def find(
     is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
     is_split = in_split != ""
     places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
-    learned = np.empty(0, int) if places is None else np.concatenate([places.train, places.test])
+    chosen = np.empty(0, int) if places is None else np.concatenate([places.train, places.test])
     find_controls = partial(
         _controls,
         None if places is None else places.split,
-        np.arange(len(learned)) >= (0 if places is None else len(places.train)),
-        np.unique(np.array(labels, dtype=str), return_inverse=True)[1][learned],
-        groups[learned],
-        traits=traits.take(learned),
-        pooled_BD=None if pooled_BD is None else pooled_BD[np.flatnonzero(is_labelled)[learned]],
+        np.arange(len(chosen)) >= (0 if places is None else len(places.train)),
+        np.unique(np.array(labels, dtype=str), return_inverse=True)[1][chosen],
+        groups[chosen],
+        traits=traits.take(chosen),
+        pooled_BD=None if pooled_BD is None else pooled_BD[np.flatnonzero(is_labelled)[chosen]],
         seed=seed,
     )
     find_shortcuts = partial(shortcuts.find, traits, labels, groups.tolist(), seed=seed)
