@@ -37,6 +37,7 @@ from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, ENGINES, LOADS, to_markdown
 from train_step import machine
 
+from tlray.config.training import PrecisionChoice
 from tlray.data import listing
 
 NUM_IMAGES = 200
@@ -62,6 +63,9 @@ class Settings:
     systems: tuple[str, ...] = tuple(SYSTEMS)
     """The servers to compare: tlray, what its parts are worth (serve_batch, two_processes, python_proxy), and peers
     (litserve, litserve_openvino, bentoml, fastapi)."""
+    precision: PrecisionChoice = "auto"
+    """Numbers that OpenVINO computes with, in every server that has it; auto: what the bundle's own comparison of
+    engines allows on this machine."""
     rounds: int = 2
     """How often each is started and measured."""
     duration_s: float = 15.0
@@ -84,9 +88,11 @@ def write_images(data: str, directory: Path) -> None:
         (directory / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
 
 
-def run_bare(bundle: str, engine: str, images: Path, duration_s: float) -> dict[str, Any]:
-    """Returns what `peers/bare.py` measures."""
-    command = [sys.executable, str(PEERS / "bare.py"), bundle, engine, str(images), str(duration_s)]
+def run_bare(settings: Settings, engine: str, images: Path) -> dict[str, Any]:
+    """Returns what `peers/bare.py` measures; TensorFlow computes in float32."""
+    precision = settings.precision if engine == "openvino" else "float32"
+    command = [sys.executable, str(PEERS / "bare.py"), settings.bundle, engine, str(images)]
+    command += [str(settings.duration_s), precision]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -137,13 +143,13 @@ def measure(settings: Settings, images: Path) -> dict[str, Any]:
     systems = [SYSTEMS[name] for name in settings.systems]
     for system in systems:
         make_environment(system.requirements)
-    rate_per_s = run_bare(settings.bundle, BARE, images, settings.duration_s)["images_per_s"]
+    rate_per_s = run_bare(settings, BARE, images)["images_per_s"]
     print(f"bare: {rate_per_s:.1f} images/s", flush=True)
     rounds: list[dict[str, Any]] = []
     for number in range(settings.rounds):
         found: dict[str, Any] = {}
         for engine in ENGINES:
-            found[engine] = run_bare(settings.bundle, engine, images, settings.duration_s)
+            found[engine] = run_bare(settings, engine, images)
             rate = f"{found[engine]['images_per_s']:.1f} images/s ({found[engine]['precision']})"
             print(f"round {number + 1}/{settings.rounds}, bare {engine}: {rate}", flush=True)
         shift = number * max(1, len(systems) // settings.rounds) % len(systems)
@@ -165,7 +171,7 @@ def describe(settings: Settings, load_before: float) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python benchmarks/serving.py --bundle BUNDLE --data DIR --systems {' '.join(settings.systems)} "
-        f"--rounds {settings.rounds} --duration-s {settings.duration_s:g}",
+        f"--precision {settings.precision} --rounds {settings.rounds} --duration-s {settings.duration_s:g}",
         "machine": machine(),
         "load_1_min": {"before": round(load_before, 2), "after": round(os.getloadavg()[0], 2)},
         "versions": versions,

@@ -3,6 +3,7 @@
 import os
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def pytest_configure() -> None:
     """Lets Ctrl-C through. Programs that a shell runs in the background ignore it, and so would the tested commands."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses tests with the same id: of these, pytest-xdist's `loadfile` would run a single one."""
+    if repeated := [node_id for node_id, count in Counter(item.nodeid for item in items).items() if count > 1]:
+        raise pytest.UsageError(f"Several tests have the same id: {', '.join(repeated)}. Give each a name of its own.")
 
 
 @pytest.fixture(scope="session")

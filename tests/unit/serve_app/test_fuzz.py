@@ -420,9 +420,7 @@ def test_bombs_are_refused_before_they_unpack(file, code):
     assert (answer.status_code, answer.json()["error_code"]) == (422, code), answer.text
 
 
-@DOCUMENT.parametrize()
-@settings(derandomize=True, database=None, max_examples=25 if SENDS_ALL else 5, deadline=None)
-def test_the_document_is_true(case):
+def check_operation(case):
     excluded = [
         positive_data_acceptance,  # bytes that were thought of at random are no image, whatever a schema says of them
         ignored_auth,  # of two keys one that is valid is enough; see below
@@ -431,6 +429,25 @@ def test_the_document_is_true(case):
         # A GET of it asks for the status of a model of such a name.
         excluded += [unsupported_method, allow_header_conformance]
     case.call_and_validate(headers={"X-API-Key": KEY}, excluded_checks=excluded, timeout=DEADLINE_S)
+
+
+class TestDocument:
+    """The document is true of each operation.
+
+    Each has a method with a name of its own: pytest 9.2 gives all operations of one method the same id, and
+    pytest-xdist's `loadfile` then runs one of them only.
+    """
+
+
+for label in (result.ok().label for result in DOCUMENT.get_all_operations()):
+
+    @settings(derandomize=True, database=None, max_examples=25 if SENDS_ALL else 5, deadline=None)
+    def test(self, case):
+        check_operation(case)
+
+    method, path = label.split()
+    setattr(TestDocument, f"test {label}", DOCUMENT.include(method=method, path=path).parametrize()(test))
+    del test
 
 
 def test_every_address_but_the_descriptions_of_the_server_asks_for_a_key():
