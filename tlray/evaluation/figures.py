@@ -118,12 +118,13 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
     """Draws the accuracy of probes over the number of their training images.
 
     Args:
-        points: `images_per_class` (None: all), `num_images` and `accuracies` (in [0, 1], of each draw) of
-            `tlray.probe.learning_curves.Point`, in rising order; at least one.
+        points: `images_per_class` (None: all), `num_images`, `accuracies` (in [0, 1], of each draw) and
+            `accuracy_ci95` of `tlray.probe.learning_curves.Point`, in rising order; at least one.
         split: Name of the split that was measured.
 
     Returns:
-        A PNG: the mean of the draws, and a bar from the lowest to the highest; the axis of the images is logarithmic.
+        A PNG: the mean of the draws with its interval, and a wide bar from the lowest to the highest draw; the axis of
+        the images is logarithmic.
     """
     num_images = [point["num_images"] for point in points]
     accuracies = [point["accuracies"] for point in points]
@@ -131,7 +132,11 @@ def plot_learning_curve(points: Sequence[Mapping[str, Any]], *, split: str) -> b
     axes = figure.subplots()
     low, high = list(map(min, accuracies)), list(map(max, accuracies))
     axes.vlines(num_images, low, high, color=COLOURS[0], alpha=0.3, linewidth=7, label="lowest to highest draw")
-    axes.plot(num_images, list(map(np.mean, accuracies)), "o-", color=COLOURS[0], label="mean")
+    means = [float(np.mean(values)) for values in accuracies]
+    ends = np.array([point["accuracy_ci95"] for point in points]).T
+    lengths = np.abs(ends - means)  # [low and high, points]
+    label = f"mean, with its 95 % interval for other {split} images"
+    axes.errorbar(num_images, means, lengths, fmt="o-", color=COLOURS[0], capsize=4, label=label)
     axes.set_xscale("log")
     names = ["all" if point["images_per_class"] is None else point["images_per_class"] for point in points]
     axes.set_xticks(num_images, [f"{name}\n({count})" for name, count in zip(names, num_images, strict=True)])

@@ -34,9 +34,9 @@ HISTORY = history_rows([0.9, 0.4321, 0.5, 0.6], [1e-3, 1e-3, 1e-3, 1e-4])
 
 
 CURVE = [
-    {"images_per_class": 5, "num_images": 18, "accuracies": (0.5, 0.625, 0.75)},
-    {"images_per_class": 20, "num_images": 60, "accuracies": (0.8125, 0.75, 0.8125)},
-    {"images_per_class": None, "num_images": 613, "accuracies": (0.9375,)},
+    {"images_per_class": 5, "num_images": 18, "accuracies": (0.5, 0.625, 0.75), "accuracy_ci95": (0.4, 0.8)},
+    {"images_per_class": 20, "num_images": 60, "accuracies": (0.8125, 0.75, 0.8125), "accuracy_ci95": (0.5, 0.9)},
+    {"images_per_class": None, "num_images": 613, "accuracies": (0.9375,), "accuracy_ci95": (0.7, 0.99)},
 ]
 
 
@@ -99,6 +99,8 @@ def test_learning_curve_figure(points: list[dict[str, Any]]):
     assert plot_learning_curve(turned, split="test") == plot_learning_curve(points, split="test")
     wider = [points[0] | {"accuracies": (*points[0]["accuracies"], 0.125)}, *points[1:]]
     assert plot_learning_curve(wider, split="test") != plot_learning_curve(points, split="test")
+    unsure = [points[0] | {"accuracy_ci95": (0.25, 0.995)}, *points[1:]]
+    assert plot_learning_curve(unsure, split="test") != plot_learning_curve(points, split="test")
 
 
 def test_empty_history_is_no_figure():
