@@ -85,14 +85,14 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     check_host(config)
     bundle = store.load(options.bundle)  # a remote one's copy goes with this object
     spec, sha256 = bundle.spec, bundle.sha256
-    scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
-    token = new_token()
-    options = options.model_copy(update={"endpoint": name_of(token)})
     # A Ray that runs already has its own settings, and its replicas know no token.
     is_own_ray = ray_internals.would_start()
     check_authentication(is_own_ray=is_own_ray)
-    if is_own_ray:  # on other machines the CPU may be another
-        choice.for_bundle(bundle, options.engine, options.precision, use_gpu=options.use_gpu)
+    # The machines of a Ray that runs already may have other CPUs.
+    choice.for_bundle(bundle, options.engine, options.precision, use_gpu=options.use_gpu, on_this_cpu=is_own_ray)
+    scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
+    token = new_token()
+    options = options.model_copy(update={"endpoint": name_of(token)})
     saved = set_environment(serve_environment(scratch.name, config, token) if is_own_ray else SERVE_ENVIRONMENT)
     from ray import serve  # noqa: PLC0415 (it reads the environment here)
 

@@ -76,8 +76,8 @@ class Options(BaseModel):
     precision: PrecisionChoice = "auto"
     """Numbers that the model computes with. Nodes with different CPUs need float32 to give the same answers."""
     max_replicas: int = Field(default=1, ge=1)
-    """Maximum number of model replicas of a version; without load there is one. A single one uses all CPUs of its node.
-    Of several, each takes 4 CPUs, or a GPU; more replicas on the same cores would gain nothing."""
+    """Maximum number of model replicas of a version; without load there is one. A single one uses the cores of a
+    socket. Of several, each takes 4 CPUs, or a GPU; more replicas on the same cores would gain nothing."""
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """Maximum number of images in a batch of the model."""
     max_queued_images: int = Field(default=256, ge=1, le=MAX_REQUESTS)

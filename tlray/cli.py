@@ -1,5 +1,6 @@
 """The command `tlray` and the scripts in jobs/: parse, configure, call, show, exit code."""
 
+import importlib.util
 import io
 import os
 import signal
@@ -18,6 +19,8 @@ from tlray.errors import BundleError, TlrayError
 from tlray.files import storage
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+INSTALL = "Install tlray again with all that it needs (`make setup`)."
 
 EXIT_S = 30.0
 """Seconds in which the process ends once its command has ended. Ray usually needs 4; once a driver that was interrupted
@@ -82,14 +85,28 @@ def execute(command: str, arguments: list[str]) -> int:
         print(f"tlray: interrupted. {_how_to_continue(command, arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        # A full disk, a folder that may not be written, a store that does not answer: not a fault of this program.
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            print(f"tlray: {error}. Fix the cause. {_how_to_continue(command, arguments)}", file=sys.stderr)
-            return EXIT_FAILURE
-        traceback.print_exc()
-        print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
-        return EXIT_FAILURE
+        return _fail(error, command, arguments)
     return EXIT_OK
+
+
+def _fail(error: Exception, command: str, arguments: Sequence[str]) -> int:
+    """Says what went wrong that is no `TlrayError`, and returns the exit code."""
+    if package := _missing_package(error):
+        print(f"tlray: the Python package '{package}' is not installed. {INSTALL}", file=sys.stderr)
+        return EXIT_USER
+    # A full disk, a folder that may not be written, a store that does not answer: not a fault of this program.
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        print(f"tlray: {error}. Fix the cause. {_how_to_continue(command, arguments)}", file=sys.stderr)
+        return EXIT_FAILURE
+    traceback.print_exception(error)
+    print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
+    return EXIT_FAILURE
+
+
+def _missing_package(error: Exception) -> str | None:
+    """Returns the name of the package that is not installed, if that is what went wrong."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return package if package and importlib.util.find_spec(package) is None else None
 
 
 def _how_to_continue(command: str, arguments: Sequence[str]) -> str:

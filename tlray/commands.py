@@ -246,19 +246,25 @@ def _engines(arguments: list[str]) -> None:
     from tlray.evaluation.engine_table import engines  # noqa: PLC0415
 
     result = engines(config)
-    columns = ("engine", "precision", "fit", "images/s", "same label", "clear ones changed", "refer changed")
-    changes = ("largest difference", "change of log loss", "change of accuracy (95 %)")
+    columns = ("engine", "precision", "fit", "images/s", "same label", "clear ones changed", "decisions changed")
+    changes = ("mean, largest difference", "change of log loss", "change of accuracy (95 %)")
     table = Table(*columns, *changes, title_justify="left", title=_about_engines(result))
     for row in result.agreements:
         table.add_row(
             *(row.engine, row.precision, "yes" if row.is_fit else "no", f"{row.images_per_s:.0f}"),
-            *(f"{row.label_agreement:.1%}", str(row.num_clear_changed), str(row.num_referrals_changed)),
-            *(f"{row.max_difference:.3f}", f"{row.log_loss_change:+.4f}"),
+            *(f"{row.label_agreement:.1%}", f"{row.num_clear_changed} of {row.num_clear}"),
+            *(str(row.num_referrals_changed), f"{row.mean_difference:.4f}, {row.max_difference:.3f}"),
+            f"{row.log_loss_change:+.4f}",
             f"{row.accuracy_change:+.3f} ({row.accuracy_change_low:+.3f} to {row.accuracy_change_high:+.3f})",
         )
     if not config.quiet:
         Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
-        print(f"This machine predicts with {result.chosen}, unless --engine or --precision says otherwise.")
+        for precision, why in result.failed.items():
+            print(f"OpenVINO cannot run the model in {precision}: {why}")
+        print(
+            f"By the comparison in its bundle.json it predicts with {result.chosen} on this machine, unless --engine "
+            "or --precision says otherwise. docs/engines.md says what is fit."
+        )
 
 
 def _about_engines(result: "EnginesResult") -> str:

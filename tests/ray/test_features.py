@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,23 @@ def test_features_are_the_networks(extracted, backbone):
     manifest = pq.read_table(Path(result.out) / "_manifest.parquet").to_pylist()
     assert [row["image_id"] for row in manifest if row["error_code"]] == ["train/a/broken.png"]
     assert len(manifest) == 13
+
+
+def test_a_process_that_computes_features_loads_no_tensorflow(data, backbone, monkeypatch, tmp_path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    class Watched(extraction._Extractor):
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            features = super().__call__(batch)
+            loaded = [name for name in ("keras", "openvino", "tensorflow") if name in sys.modules]
+            (seen / str(os.getpid())).write_text(" ".join(loaded))
+            return features
+
+    monkeypatch.setattr(extraction, "_Extractor", Watched)
+    extract(data, backbone)
+    assert {path.read_text() for path in seen.iterdir()} == {"openvino"}
+    assert str(os.getpid()) not in {path.name for path in seen.iterdir()}
 
 
 def test_only_what_changed_is_computed_again(known, backbone):

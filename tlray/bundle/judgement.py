@@ -55,6 +55,15 @@ class Judgement:
         """Which images are referred to a person, bool [images]."""
         return np.array([bool(reason) for reason in self.reasons], dtype=bool)
 
+    @property
+    def decisions(self) -> np.ndarray:
+        """What is decided of each image, str [images]: `accepted`, `referred`, or `foreign`, so that it means nothing.
+
+        That a person should look for one of two reasons, low confidence or several classes, is one decision.
+        """
+        reasons = np.array(self.reasons, dtype=str)
+        return np.select([reasons == OUT_OF_DISTRIBUTION, self.refer], ["foreign", "referred"], default="accepted")
+
 
 def judge(probs_BK: np.ndarray, ood_scores: np.ndarray, limits: Limits) -> Judgement:
     """Judges predictions.

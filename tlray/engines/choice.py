@@ -24,30 +24,33 @@ def choose(
     use_gpu: bool,
     agreements: Sequence[Agreement] = (),
     converted_to: Collection[Precision] = ("float32", "bfloat16"),
+    on_this_cpu: bool = True,
     flag: str = FLAG,
 ) -> EngineKind:
     """Decides which engine runs a network on this machine, and in which precision.
 
     Args:
         engine: The wanted engine. auto: TensorFlow on GPUs, and for networks that OpenVINO does not know or that it
-            computes otherwise; else OpenVINO.
+            computes otherwise in float32; else OpenVINO.
         precision: The wanted precision. auto: the fastest that is fit for the network (see `agreement.Agreement`) and
             that this machine's CPU has; float32 where nothing is known about the network.
         use_gpu: Whether the network runs on a GPU.
         agreements: What is known about the network's precisions.
         converted_to: The precisions in which OpenVINO has the network; empty if it cannot be converted.
+        on_this_cpu: Whether this machine's CPU is to run it; otherwise any precision of the network will do.
         flag: The option that chose the precision, for messages.
 
     Raises:
         ConfigError: This machine, the engine or the network does not have what is wanted.
     """
-    remedy = f"Give {flag} float32, which every machine has, or auto."
+    remedy = f"Give {flag} float32, which every machine has."
     known = [each for each in agreements if each.engine == "openvino"]
     fit: set[Precision] = {each for each in FASTEST_FIRST if any(row.precision == each and row.is_fit for row in known)}
     if not known:
         fit = {"float32"}
     if engine == "auto":
-        is_for_openvino = converted_to and not use_gpu and (precision != "auto" or "float32" in fit)
+        is_exact = "float32" in fit or precision not in ("auto", "float32")
+        is_for_openvino = converted_to and not use_gpu and is_exact
         engine = "openvino" if is_for_openvino else "tensorflow"
     if engine == "tensorflow":
         if precision not in ("auto", "float32"):
@@ -57,7 +60,8 @@ def choose(
         raise ConfigError("--engine openvino predicts on CPUs. Leave out --use-gpu, or give --engine tensorflow.")
     if not converted_to:
         raise ConfigError("--engine openvino: OpenVINO cannot run this model. Give --engine tensorflow, or auto.")
-    available = openvino_engine.cpu_precisions() & set(converted_to)
+    available = openvino_engine.cpu_precisions() if on_this_cpu else frozenset(FASTEST_FIRST)
+    available &= set(converted_to)
     if precision == "auto":
         fit |= {"float32"}  # with --engine openvino
         return EngineKind("openvino", next(each for each in FASTEST_FIRST if each in fit & available))
@@ -79,7 +83,9 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
     return choose(engine, precision, use_gpu=use_gpu, flag=flag)
 
 
-def for_bundle(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: bool) -> EngineKind:
+def for_bundle(
+    bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: bool, on_this_cpu: bool = True
+) -> EngineKind:
     """Decides which engine runs a bundle's model on this machine, and in which precision; see `choose`.
 
     A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it.
@@ -91,6 +97,7 @@ def for_bundle(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice,
         use_gpu=use_gpu,
         agreements=bundle.spec.engines,
         converted_to=() if is_for_tensorflow else converted.ensure(bundle),
+        on_this_cpu=on_this_cpu,
     )
 
 

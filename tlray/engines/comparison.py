@@ -36,7 +36,7 @@ def compare(
     images_BHWC: np.ndarray,
     labels: np.ndarray,
     *,
-    referred: Callable[[list[np.ndarray]], np.ndarray],
+    decide: Callable[[list[np.ndarray]], np.ndarray],
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     """Compares OpenVINO's predictions with those of TensorFlow in float32.
 
@@ -45,7 +45,8 @@ def compare(
         reference: Returns TensorFlow's outputs for images: probabilities, float32 [batch, classes], and others.
         images_BHWC: uint8 [images, size, size, 3], at least one.
         labels: The true class indices, int [images].
-        referred: Returns which images are referred, bool [images], given all outputs for them.
+        decide: Returns what is decided of each image, [images], given all outputs for them; see
+            `judgement.Judgement.decisions`.
 
     Returns:
         What each engine and precision that this machine's CPU has predicts, the reference first; and why OpenVINO
@@ -59,7 +60,7 @@ def compare(
             labels,
             engine=kind.engine,
             precision=kind.precision,
-            num_referrals_changed=int(np.sum(referred(outputs) != referred(expected))),
+            num_referrals_changed=int(np.sum(decide(outputs) != decide(expected))),
             images_per_s=images_per_s,
             cpu=cpu,
         )

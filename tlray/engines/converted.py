@@ -87,7 +87,7 @@ def keep_working(
     """
     left: dict[Precision, str] = {precision: path for precision, path in directories.items() if precision not in failed}
     if "float32" in failed:
-        left.pop("bfloat16", None)  # the same files
+        left = {}  # bfloat16 has the same files, and int8 was made of them
     for path in set(directories.values()) - set(left.values()):
         shutil.rmtree(path, ignore_errors=True)
     return left, tuple(f"OpenVINO cannot run the model in {precision}: {why}" for precision, why in failed.items())
@@ -142,9 +142,10 @@ def _own_directory() -> Path:
 
 
 def _kept(target: Path, make: Callable[[str], None]) -> str:
-    if _is_whole(target):
-        return os.fspath(target)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():  # what another process makes from now on is whole, and stays
+        if _is_whole(target):
+            return os.fspath(target)
+        shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as temporary:
         directory = os.path.join(temporary, "new")

@@ -98,12 +98,26 @@ def write_model(model: Any, path: str) -> None:
         raise OSError(f"The files of a network cannot be written: {error}") from error
 
 
+_CPU_INFO = Path("/proc/cpuinfo")
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+"""Linux' names of the instructions that multiply int8 numbers and add them up, of x86 and ARM."""
+
+
 @functools.cache
 def cpu_precisions() -> frozenset[Precision]:
     """Returns the precisions for which this machine's CPU has instructions, float32 among them."""
     found = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names: dict[str, Precision] = {"BF16": "bfloat16", "INT8": "int8"}
-    return frozenset({"float32", *(names[name] for name in names if name in found)})
+    named: set[Precision] = {names[name] for name in names if name in found}
+    return frozenset({"float32", *(named if _multiplies_int8() else named - {"int8"})})
+
+
+def _multiplies_int8() -> bool:
+    """Tells whether the CPU has one of `_INT8_FLAGS`: OpenVINO names int8 on every CPU. True where Linux is not."""
+    try:
+        return bool(_INT8_FLAGS & set(_CPU_INFO.read_text().split()))
+    except OSError:
+        return True
 
 
 @functools.cache

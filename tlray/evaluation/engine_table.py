@@ -1,6 +1,7 @@
 """Shows how the engines and precisions of a bundle agree, as its export found, or on a user's images and machine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,6 +20,7 @@ from tlray.data.listing import list_images
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.engines import choice, comparison, converted
+from tlray.engines.comparison import Compared
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.errors import DataError
 from tlray.evaluation.evaluate import select_split
@@ -32,11 +34,13 @@ class EnginesResult:
         agreements: One for each engine and precision, the reference first; empty if the bundle knows none.
         is_measured: They were measured now, on this machine; otherwise when the bundle was made.
         chosen: What predicts on this machine if nothing else is wanted.
+        failed: By precision, why OpenVINO could not run the model now.
     """
 
     agreements: tuple[Agreement, ...]
     is_measured: bool
     chosen: EngineKind
+    failed: Mapping[Precision, str] = field(default_factory=dict)
 
 
 def engines(config: EnginesConfig) -> EnginesResult:
@@ -51,8 +55,9 @@ def engines(config: EnginesConfig) -> EnginesResult:
     if config.data is None:
         return EnginesResult(agreements=bundle.spec.engines, is_measured=False, chosen=chosen)
     images_BHWC, labels = _read(config, bundle.spec)
-    found = _compare(bundle, images_BHWC, labels)
-    return EnginesResult(agreements=found, is_measured=True, chosen=chosen)
+    compared, failed = _compare(bundle, images_BHWC, labels)
+    found = tuple(each.agreement for each in compared.values())
+    return EnginesResult(agreements=found, is_measured=True, chosen=chosen, failed=failed)
 
 
 def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -73,15 +78,16 @@ def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarr
     return np.stack(list(found.values())), np.array([spec.classes.index(labels[place]) for place in found])
 
 
-def _compare(bundle: Bundle, images_BHWC: np.ndarray, labels: np.ndarray) -> tuple[Agreement, ...]:
+def _compare(
+    bundle: Bundle, images_BHWC: np.ndarray, labels: np.ndarray
+) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     reference = choice.load(bundle, REFERENCE)
     novelty, limits = bundle.novelty(), bundle.spec.limits
     precisions: list[Precision] = list(converted.ensure(bundle))
-    compared, _ = comparison.compare(
+    return comparison.compare(
         {precision: converted.directory(bundle, precision) for precision in precisions},
         reference.run,
         images_BHWC,
         labels,
-        referred=lambda outputs: judge(outputs[0], scores_of(outputs, novelty), limits).refer,
+        decide=lambda outputs: judge(outputs[0], scores_of(outputs, novelty), limits).decisions,
     )
-    return tuple(each.agreement for each in compared.values())

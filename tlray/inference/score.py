@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
+from tlray.bundle.store import Bundle
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import ScoreConfig
-from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.config.values import parse_columns
 from tlray.data import manifest
 from tlray.data.listing import Listing, list_images
@@ -130,8 +130,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     spec, bundle_sha256 = store.read_spec(bundle)
     if config.bundle_sha256 is not None:
         pool.check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
-    engine, precision = _wanted(out, config)
-    kind = choice.for_bundle(store.load(bundle), engine, precision, use_gpu=config.use_gpu)
+    kind = _choose(out, store.load(bundle), config)
     source = locations.input_location(config.input)
     listing = _list_below_roots(source, config)
     identity = {
@@ -178,13 +177,19 @@ def score(config: ScoreConfig) -> ScoreResult:
     return result
 
 
-def _wanted(out: str, config: ScoreConfig) -> tuple[EngineChoice, PrecisionChoice]:
-    """Returns the wanted engine and precision: without a choice, those of the scoring to continue."""
+def _choose(out: str, bundle: Bundle, config: ScoreConfig) -> EngineKind:
+    """Returns the engine and precision to score with: without a choice, those of the scoring to continue."""
     found = score_state.read_identity(out) if config.resume else None
     if found is None or "engine" not in found or (config.engine, config.precision) != ("auto", "auto"):
-        return config.engine, config.precision
+        return choice.for_bundle(bundle, config.engine, config.precision, use_gpu=config.use_gpu)
     engine, precision = found["engine"].split()
-    return engine, precision
+    try:
+        return choice.for_bundle(bundle, engine, precision, use_gpu=config.use_gpu)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--resume: '{out}' was begun with {engine} in {precision}, which cannot be had here. Continue with the "
+            "same bundle and options on a machine like the first one, or begin anew with another --out."
+        ) from error
 
 
 def check_found(num_missing: int, num_images: int, *, source: str, remedy: str, out: str | None = None) -> None:

@@ -264,7 +264,7 @@ def _compare_engines(
         lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
         np.stack(list(images.values())),
         table["class_index"].to_numpy()[list(images)],
-        referred=lambda found: judge(found[0], scores_of(found, foreign), limits).refer,
+        decide=lambda found: judge(found[0], scores_of(found, foreign), limits).decisions,
     )
 
 

@@ -72,7 +72,8 @@ def export(config: ExportConfig) -> str:
         predict = save_artifact(classifier, Path(temporary))
         directories, warnings = converted.add_to(temporary)
         if config.int8 and directories:
-            warnings += converted.try_int8(temporary, images)[1]
+            added, more = converted.try_int8(temporary, images)
+            directories, warnings = directories | added, (*warnings, *more)
         directories, more = converted.keep_working(directories, _find_failures(directories, predict, spec))
         warnings += more
         for warning in warnings:
@@ -91,7 +92,7 @@ def _find_failures(directories: dict[Precision, str], predict: Any, spec: Bundle
         lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
         images_BHWC,
         labels,
-        referred=lambda outputs: outputs[0].max(axis=1) < spec.refer_below,
+        decide=lambda outputs: outputs[0].max(axis=1) < spec.refer_below,
     )
     exact = compared.get(EngineKind("openvino", "float32"))
     if exact is not None and not exact.agreement.max_difference <= MAX_DIFFERENCE:

@@ -28,6 +28,8 @@ PENALTY = 1.0
 """Penalty on the squares of the biases and of the logarithm of the temperature, in images: a normal prior with the
 standard deviation 1, which matters less the more images there are. It keeps them finite if all images are right."""
 
+_ROUNDING = 1e-9  # of a sum of weights
+
 NUM_BINS = 10
 """Number of bins of the calibration errors and of a reliability diagram."""
 
@@ -80,12 +82,13 @@ def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | 
     Args:
         logits_BK: Logits, or logarithms of probabilities, floating point [images, K], finite.
         labels: True classes, int [images], in [0, K).
-        sample_weights: Weight of each image, float [images], not negative; only their ratios count. Give 1 divided by
-            the number of the patient's images if patients have several. None: 1 for each.
+        sample_weights: The number of independent images that each image counts as, float [images], not negative.
+            Give 1 divided by the number of the patient's images if patients have several: these count as one. None: 1
+            for each.
 
     Returns:
-        Only a temperature if a class has fewer than `MIN_IMAGES_PER_CLASS` images, and neither if there are fewer
-        than this many for each class on average. Weighted images count as fewer (Kish's effective sample size).
+        Only a temperature if a class has fewer than `MIN_IMAGES_PER_CLASS` independent images, and neither if there
+        are fewer than this many for each class on average.
 
     Raises:
         DataError: Arrays that do not fit together, values that are not finite, or negative weights.
@@ -98,14 +101,14 @@ def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | 
         raise DataError(f"Each of {len(labels)} images needs a finite weight of at least 0, not all 0; got {weights}.")
     num_classes = logits_BK.shape[1]
     in_class_BK = labels[:, None] == np.arange(num_classes)
-    per_class = np.array([_kish(weights[rows]) for rows in in_class_BK.T])
-    size = _kish(weights)
-    if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes:
-        note = f"Not calibrated: {size:.0f} images are fewer than {MIN_IMAGES_PER_CLASS} for each class."
+    per_class, size = weights @ in_class_BK, float(weights.sum())
+    if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes - _ROUNDING:
+        note = f"Not calibrated: {size:.0f} independent images are fewer than {MIN_IMAGES_PER_CLASS} for each class."
         return Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=len(labels), note=note)
-    has_bias, note = bool(per_class.min() >= MIN_IMAGES_PER_CLASS), ""
+    has_bias, note = bool(per_class.min() >= MIN_IMAGES_PER_CLASS - _ROUNDING), ""
     if not has_bias:
-        note = f"No class biases: a class has {per_class.min():.0f} images, fewer than {MIN_IMAGES_PER_CLASS}."
+        few = f"{per_class.min():.0f} independent images, fewer than {MIN_IMAGES_PER_CLASS}"
+        note = f"No class biases: a class has {few}."
     parameters = _minimized(logits_BK, in_class_BK, weights / weights.sum(), PENALTY / size, has_bias=has_bias)
     biases = parameters[1:] - parameters[1:].mean()
     return Calibration(
@@ -282,10 +285,6 @@ def _bias(mean: float, error: float) -> float:
         return 0.0
     scaled = mean / error
     return error * math.sqrt(2 / math.pi) * math.exp(-(scaled**2) / 2) - mean * math.erfc(scaled / math.sqrt(2))
-
-
-def _kish(weights: np.ndarray) -> float:
-    return float(weights.sum() ** 2 / np.sum(weights**2)) if weights.any() else 0.0
 
 
 def _minimized(

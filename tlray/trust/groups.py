@@ -70,6 +70,17 @@ def weakest_class(labels: np.ndarray, index: np.ndarray) -> Evidence:
     )
 
 
+def in_two_groups(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Returns which images are of a class that is in two groups or more, bool [images].
+
+    Args:
+        labels: Classes, int [images], at least 0.
+        index: Number of each image's group, int [images].
+    """
+    of_class, _ = np.unique(np.stack([labels, index]), axis=1)  # each class once for each of its groups
+    return np.isin(labels, np.flatnonzero(np.bincount(of_class) > 1))
+
+
 def resample(num_groups: int, rng: np.random.Generator, num_resamples: int) -> Iterator[np.ndarray]:
     """Draws the weights of the Bayesian bootstrap (Rubin 1981), exponential with the mean 1 and above 0.
 

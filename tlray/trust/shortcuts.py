@@ -16,7 +16,7 @@ from sklearn.tree import DecisionTreeClassifier
 from tlray.data import traits
 from tlray.errors import DataError
 from tlray.trust.classification import balanced_accuracy_interval
-from tlray.trust.groups import permuted
+from tlray.trust.groups import in_two_groups, permuted
 
 ALL = "all traits"
 """Name of the test with `traits.TECHNICAL`: the traits of all families that do not depend on the anatomy."""
@@ -121,7 +121,7 @@ class Shortcuts:
         num_images: Number of images that were used.
         num_groups: Number of their groups.
         num_folds: Number of folds; 0 if there were no tests.
-        left_out: Classes with fewer than two groups, which cannot be tested.
+        left_out: Classes with fewer than two groups, which cannot be tested; of many images, in the sample of them.
     """
 
     tests: tuple[TraitTest, ...]
@@ -171,10 +171,10 @@ def find(table: pa.Table, classes: Sequence[str], groups: Sequence[str], *, seed
     rng = np.random.default_rng(seed)
     names, labels = np.unique(np.array(classes, dtype=str), return_inverse=True)
     group_of = np.unique(np.array(groups, dtype=str), return_inverse=True)[1]
-    num_groups_of = [len(np.unique(group_of[labels == label])) for label in range(len(names))]
-    left_out = tuple(str(name) for name, count in zip(names, num_groups_of, strict=True) if count < 2)
-    rows = np.flatnonzero(np.isin(names, left_out, invert=True)[labels])
+    rows = np.flatnonzero(in_two_groups(labels, group_of))
     rows = rows[_sample(labels[rows], group_of[rows], rng)]
+    rows = rows[in_two_groups(labels[rows], group_of[rows])]  # in the sample, a class may have lost one of two
+    left_out = tuple(str(name) for label, name in enumerate(names) if label not in labels[rows])
     names, labels = np.unique(np.array(classes, dtype=str)[rows], return_inverse=True)
     group_of = np.unique(group_of[rows], return_inverse=True)[1]
     num_folds = min([MAX_FOLDS, *(len(np.unique(group_of[labels == label])) for label in range(len(names)))])

@@ -42,6 +42,7 @@ def test_the_gravest_reason_comes_first():
         "ambiguous",
     ]
     assert found.refer.tolist() == [False, True, True, True, True, True]
+    assert found.decisions.tolist() == ["accepted", "foreign", "foreign", "referred", "referred", "referred"]
     assert found.sets_BK is not None
     assert found.sets_BK.sum(axis=1).tolist() == [1, 1, 2, 2, 2, 2]
     # At both thresholds an image is accepted.
@@ -62,4 +63,4 @@ def test_features_that_are_not_finite_are_foreign():
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_ood_score=0.1, set_thresholds=(0.5, 0.5))])
 def test_no_images(limits):
     found = judge(np.zeros((0, 2)), np.zeros(0), limits)
-    assert (found.reasons, found.refer.shape) == ([], (0,))
+    assert (found.reasons, found.refer.shape, found.decisions.shape) == ([], (0,), (0,))

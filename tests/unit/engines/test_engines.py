@@ -1,6 +1,7 @@
 """The engines on one small network: the same numbers, what each machine takes, and what is refused."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from tlray import cli
 from tlray.bundle import store
 from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import BundleSpec
@@ -17,6 +19,7 @@ from tlray.config.training import TrainConfig
 from tlray.engines import choice, comparison, converted, networks, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.errors import BundleError, ConfigError
+from tlray.inference import score_state
 from tlray.inference.predictor import Predictor
 from tlray.models.artifact import save_artifact
 from tlray.training import begin
@@ -27,6 +30,7 @@ SPEC = BundleSpec(
     thresholds={"refer_below": 0.5},
 )  # fmt: skip
 HAS_BFLOAT16 = "bfloat16" in openvino_engine.cpu_precisions()
+PRECISIONS: list[Precision] = ["float32", "bfloat16"] if HAS_BFLOAT16 else ["float32"]
 
 
 def build_network() -> keras.Model:
@@ -85,11 +89,13 @@ def test_both_engines_compute_what_the_network_does(bundle, network, images):
             np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, None])
-def test_parts_that_are_computed_side_by_side_come_back_in_order(bundle, images, num_threads):
-    expected = Predictor(bundle, precision="float32").predict(images)
+def test_parts_that_are_computed_side_by_side_are_the_same_in_order(bundle, images, precision, num_threads):
+    """The endpoint has `batch_size=1`, bulk scoring 32: both give the same probabilities in each precision."""
+    expected = Predictor(bundle, precision=precision).predict(images)
     assert len(np.unique(expected.round(6), axis=0)) == len(images)  # a wrong order would show
-    predictor = Predictor(bundle, precision="float32", num_threads=num_threads, batch_size=32)
+    predictor = Predictor(bundle, precision=precision, num_threads=num_threads, batch_size=32)
     for size in (40, 32, 13, 4, 1, 40):
         np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-6)
 
@@ -151,12 +157,16 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(bundle, earlier, images, 
     np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
 
 
-def test_a_changed_file_of_an_engine_is_noticed(bundle, tmp_path):
+def test_a_changed_file_of_an_engine_is_a_line_and_2(bundle, tmp_path, capsys):
     shutil.copytree(bundle, tmp_path / "bundle")
     path = tmp_path / "bundle/openvino/model.bin"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(BundleError, match=r"was changed after its export: the sha256 of openvino/model\.bin is"):
+    said = r"was changed after its export: the sha256 of openvino/model\.bin is"
+    with pytest.raises(BundleError, match=said):
         Predictor(str(tmp_path / "bundle"))
+    arguments = ["--bundle", str(tmp_path / "bundle"), "--input", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.execute("score", arguments) == 2
+    assert re.fullmatch(rf"tlray: .*{said}.*\n", capsys.readouterr().err)
 
 
 def test_a_network_that_openvino_does_not_know_is_run_by_tensorflow(images, tmp_path):
@@ -206,7 +216,7 @@ def compared(network, bundle, images):
         lambda batch: [np.asarray(network(batch))],
         images,
         labels,
-        referred=lambda outputs: outputs[0].max(axis=1) < 0.5,
+        decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert failed == {}
     return found
@@ -239,8 +249,7 @@ def test_the_first_and_the_last_batch_are_not_timed(monkeypatch, num_images, siz
 
 def test_the_engines_of_a_new_model_are_compared(network, bundle, images):
     predicted = compared(network, bundle, images)
-    precisions: list[Precision] = ["float32", "bfloat16"] if HAS_BFLOAT16 else ["float32"]
-    assert list(predicted) == [REFERENCE, *(EngineKind("openvino", precision) for precision in precisions)]
+    assert list(predicted) == [REFERENCE, *(EngineKind("openvino", precision) for precision in PRECISIONS)]
     for kind, each in predicted.items():
         expected = Predictor(bundle, engine=kind.engine, precision=kind.precision).predict(images)
         np.testing.assert_allclose(each.probs_BK, expected, atol=1e-5)
@@ -290,6 +299,82 @@ def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chose
     found = choice.choose("auto", "auto", use_gpu=False, agreements=agreements, converted_to=everything)
     assert found == chosen
     assert choice.choose("auto", "auto", use_gpu=True, agreements=agreements) == REFERENCE
+    # Asked for in float32, only an engine that is right in it is taken.
+    exact = choice.choose("auto", "float32", use_gpu=False, agreements=agreements, converted_to=everything)
+    assert exact == (REFERENCE if chosen == REFERENCE else EngineKind("openvino", "float32"))
+
+
+@pytest.fixture
+def plain_cpu(monkeypatch) -> None:
+    """A CPU without bfloat16 and int8."""
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32"}))
+
+
+@pytest.mark.usefixtures("plain_cpu")
+def test_another_machine_may_have_what_this_cpu_lacks():
+    with pytest.raises(ConfigError, match=r"this machine's CPU .* cannot compute in it"):
+        choice.choose("auto", "bfloat16", use_gpu=False)
+    assert choice.choose("auto", "bfloat16", use_gpu=False, on_this_cpu=False) == EngineKind("openvino", "bfloat16")
+    with pytest.raises(ConfigError, match="this bundle has no int8 model"):
+        choice.choose("auto", "int8", use_gpu=False, on_this_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_int8"), [("fpu avx512f avx512_vnni", True), ("fpu avx2 avx512f", False), (None, True)]
+)
+def test_int8_needs_instructions_for_it(tmp_path, monkeypatch, flags, has_int8):
+    """OpenVINO names int8 among the capabilities of every CPU."""
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(openvino_engine, "_CPU_INFO", tmp_path / "cpuinfo")
+    found = openvino_engine.cpu_precisions.__wrapped__()
+    assert ("int8" in found) == has_int8
+    assert "float32" in found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--precision", "bfloat16"), r"--precision bfloat16: this machine's CPU \(.+\) cannot compute in it\. Give "
+         r"--precision float32, which every machine has\."),
+        (("--precision", "int8"), r"--precision int8: this bundle has no int8 model\. Give --precision float32, .+"),
+        (("--engine", "tensorflow", "--precision", "bfloat16"), "--precision bfloat16: the engine tensorflow .+"),
+        (("--engine", "openvino", "--use-gpu"), r"--engine openvino predicts on CPUs\. Leave out --use-gpu, or .+"),
+    ],
+    ids=["a CPU without it", "a bundle without it", "an engine without it", "a GPU"],
+)  # fmt: skip
+@pytest.mark.usefixtures("plain_cpu")
+def test_what_cannot_be_had_is_a_line_and_2(bundle, tmp_path, capsys, options, said):
+    arguments = ["--bundle", bundle, "--input", str(tmp_path), "--out", str(tmp_path / "out"), *options]
+    assert cli.execute("score", arguments) == 2
+    assert re.fullmatch(rf"tlray: {said}\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("plain_cpu")
+def test_a_scoring_that_cannot_be_continued_here_says_so(bundle, tmp_path, capsys):
+    """It goes on in the precision that it began with, which the user has not asked for by name."""
+    out = tmp_path / "out"
+    score_state.write_identity(str(out), {"engine": "openvino bfloat16"})
+    assert cli.execute("score", ["--bundle", bundle, "--input", str(tmp_path), "--out", str(out), "--resume"]) == 2
+    assert capsys.readouterr().err == (
+        f"tlray: --resume: '{out}' was begun with openvino in bfloat16, which cannot be had here. Continue with the "
+        "same bundle and options on a machine like the first one, or begin anew with another --out.\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["engines --bundle B", "score --bundle B --input I --out O", "serve --bundle B"])
+def test_a_library_that_is_not_installed_is_a_line_and_2(tmp_path, command):
+    program = "import sys; sys.modules['openvino'] = None; from tlray import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command.split()],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2, "tlray: the Python package 'openvino' is not installed. Install tlray again with all that it needs (`make "
+        "setup`).\n",
+    )  # fmt: skip
 
 
 def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images, tmp_path):
@@ -303,13 +388,25 @@ def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images
         lambda batch: [np.asarray(network(batch))],
         images,
         labels,
-        referred=lambda outputs: outputs[0].max(axis=1) < 0.5,
+        decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert list(found) == [REFERENCE]
     left, warnings = converted.keep_working(directories, failed)
     assert left == {}
     assert not (tmp_path / "openvino").exists()
     assert warnings[0].startswith("OpenVINO cannot run the model in float32: ")
+
+
+def test_what_was_made_of_a_model_that_does_not_run_is_left_out(tmp_path):
+    exact, small = str(tmp_path / "openvino"), str(tmp_path / "openvino-int8")
+    directories: dict[Precision, str] = {"float32": exact, "bfloat16": exact, "int8": small}
+    for name in ("openvino", "openvino-int8"):
+        (tmp_path / name).mkdir()
+    assert converted.keep_working(directories, {"int8": "no"})[0].keys() == {"float32", "bfloat16"}
+    assert [path.name for path in tmp_path.iterdir()] == ["openvino"]
+    (tmp_path / "openvino-int8").mkdir()
+    assert converted.keep_working(directories, {"float32": "no"})[0] == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_network_in_the_cache_is_made_again(network, cache, images):
@@ -353,12 +450,13 @@ print([name for name, module in sys.modules.items() if name.startswith("openvino
 
 
 @pytest.mark.skipif("int8" not in openvino_engine.cpu_precisions(), reason="this CPU has no 8-bit arithmetic")
-def test_an_int8_model_is_near(network, bundle, images, tmp_path):
+def test_an_int8_model_is_near(network, bundle, images, tmp_path, monkeypatch):
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle/bundle.json").unlink()
     directories, warnings = converted.try_int8(str(tmp_path / "bundle"), [*images])
     assert (list(directories), warnings) == (["int8"], ())
     store.seal(str(tmp_path / "bundle"), SPEC)
+    monkeypatch.setitem(sys.modules, "nncf", None)  # it makes the model, and is not needed to run it
     expected = np.asarray(network(images))
     difference = np.abs(Predictor(str(tmp_path / "bundle"), precision="int8").predict(images) - expected).max()
     assert 1e-5 < difference < 0.2

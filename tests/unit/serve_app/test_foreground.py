@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.serve._private import constants
@@ -26,6 +27,7 @@ from serve_app.foreground import check_host, check_room, check_roots, read_optio
 from serve_app.http.auth import FILE_VARIABLE, KEYS_VARIABLE
 from serve_app.http.identity import TOKEN_VARIABLE
 from serve_app.options import Options
+from tlray.bundle.spec import BundleSpec
 from tlray.cluster.capacity import Capacity, Node
 from tlray.config.prediction import ServeConfig
 from tlray.errors import BundleError, ConfigError, TlrayError
@@ -120,6 +122,21 @@ def test_a_missing_bundle_is_told_before_ray_starts(tmp_path, port, monkeypatch)
     calls: list[bool] = []
     monkeypatch.setattr("tlray.cluster.connection.connect", lambda **_: calls.append(True))
     with pytest.raises(BundleError, match="is not a bundle"), started(ServeConfig(bundle=str(tmp_path), port=port)):
+        pass
+    assert not calls
+
+
+def test_a_precision_that_the_bundle_has_on_no_cpu_is_told_before_serving_on_a_ray_that_runs(port, monkeypatch):
+    calls: list[bool] = []
+    monkeypatch.setattr("tlray.cluster.connection.connect", lambda **_: calls.append(True))
+    monkeypatch.setattr(foreground.ray_internals, "would_start", lambda: False)
+    spec = BundleSpec(
+        classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w",
+        files={"openvino/model.xml": "0"},
+    )  # fmt: skip
+    monkeypatch.setattr(foreground.store, "load", lambda _: SimpleNamespace(spec=spec, sha256="0"))
+    config = ServeConfig(bundle="b", port=port, precision="int8")
+    with pytest.raises(ConfigError, match="this bundle has no int8 model"), started(config):
         pass
     assert not calls
 

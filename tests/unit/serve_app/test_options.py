@@ -106,7 +106,7 @@ def test_replicas_have_what_they_need(options, cpus_and_gpus, max_ingresses):
         ({"max_queued_images": 1024}, 8),
     ],
 )
-def test_another_ingress_comes_before_the_largest_requests_are_refused(options, target):
+def test_another_ingress_is_asked_for_when_the_largest_requests_fill_half_a_queue(options, target):
     scaling = deployments(max_replicas=3, **options)["Ingress"]._deployment_config.autoscaling_config
     assert scaling.target_ongoing_requests == target
 

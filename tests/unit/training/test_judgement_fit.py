@@ -244,11 +244,14 @@ def test_prediction_sets_cover_new_images():
 
 
 def test_no_group_calibrates_itself():
-    """With as many groups as folds each group is held out alone; all labels of the third group are wrong."""
+    """With as many groups as folds each group is held out alone; all labels of the third group are wrong.
+
+    Each group has the weight of a hundred images, as five would be too few.
+    """
     true_BK, labels = simulated(5, 500, num_classes=2)
     groups = np.repeat(np.array(list("abcde")), [60, 140, 100, 80, 120])
     labels = np.where(groups == "c", 1 - labels, labels)
-    weights = 1 / np.array([np.sum(groups == group) for group in groups])
+    weights = 100 / np.array([np.sum(groups == group) for group in groups])
     fitted, probs_BK = judgement_fit._calibrated(2 * true_BK, labels, groups, weights, seed=0)
     assert fitted == calibration.fit(2 * true_BK, labels, weights)
     for group in "abcde":

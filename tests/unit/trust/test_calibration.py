@@ -53,12 +53,20 @@ def test_calibrated_logits_stay_as_they_are():
     assert (calibration.num_images, calibration.note) == (5000, "")
 
 
-def test_a_fit_is_deterministic_and_takes_only_ratios_of_weights():
+def test_a_fit_is_deterministic():
     logits_BK, labels = simulated(2, 300)
-    calibration = fit(logits_BK, labels)
-    assert fit(logits_BK, labels) == calibration
-    weighted = fit(logits_BK, labels, np.full(300, 0.25))
-    assert weighted.temperature == pytest.approx(calibration.temperature, rel=1e-5)
+    assert fit(logits_BK, labels) == fit(logits_BK, labels)
+
+
+def test_a_patients_images_count_as_one():
+    """Fifty slices of each of eight patients are too few for four classes, and a hundred patients of four are not."""
+    logits_BK, labels = simulated(2, 100)
+    once = fit(logits_BK, labels)
+    four_times = fit(np.repeat(logits_BK, 4, axis=0), np.repeat(labels, 4), np.full(400, 0.25))
+    assert four_times.temperature == pytest.approx(once.temperature, rel=1e-5)
+    assert four_times.biases == pytest.approx(once.biases, abs=1e-5)
+    few = fit(np.repeat(logits_BK[:8], 50, axis=0), np.repeat(labels[:8], 50), np.full(400, 0.02))
+    assert (few.temperature, few.note[:37]) == (1.0, "Not calibrated: 8 independent images ")
 
 
 def test_a_weight_counts_as_repeated_images():
@@ -86,11 +94,11 @@ def test_too_few_images_are_refused():
         temperature=1.0,
         biases=(0.0, 0.0, 0.0),
         num_images=29,
-        note="Not calibrated: 29 images are fewer than 10 for each class.",
+        note="Not calibrated: 29 independent images are fewer than 10 for each class.",
     )
-    assert "Not calibrated: 1 images" in fit(np.array([[1.0, 2.0]]), np.array([0])).note
+    assert "Not calibrated: 1 independent images" in fit(np.array([[1.0, 2.0]]), np.array([0])).note
     few_count = fit(*simulated(5, 200), np.r_[np.ones(5), np.full(195, 1e-6)])
-    assert few_count.note.startswith("Not calibrated: 5 images")
+    assert few_count.note.startswith("Not calibrated: 5 independent images")
 
 
 def test_a_class_with_few_images_gets_no_bias():
@@ -98,7 +106,7 @@ def test_a_class_with_few_images_gets_no_bias():
     calibration = fit(4 * np.eye(2)[labels] + [2, 0], labels)
     assert calibration.biases == (0, 0)
     assert calibration.temperature != 1
-    assert calibration.note == "No class biases: a class has 4 images, fewer than 10."
+    assert calibration.note == "No class biases: a class has 4 independent images, fewer than 10."
 
 
 def test_applying_a_calibration_by_hand():

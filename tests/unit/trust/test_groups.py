@@ -5,7 +5,7 @@ import pytest
 
 from tlray.errors import DataError
 from tlray.trust import groups as trust_groups
-from tlray.trust.groups import evidence_of, group_index, weakest_class
+from tlray.trust.groups import evidence_of, group_index, in_two_groups, weakest_class
 
 
 def test_images_and_groups_are_counted():
@@ -38,3 +38,9 @@ def test_permuted_gives_each_group_the_label_of_a_group():
         seen.add((found[0], found[2], found[3]))
     assert seen == {(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)}
     np.testing.assert_array_equal(labels, [0, 0, 1, 2, 2, 2])
+
+
+def test_classes_in_one_group_are_told():
+    labels, index = np.array([0, 0, 1, 1, 2]), np.array([5, 6, 5, 5, 7])
+    assert in_two_groups(labels, index).tolist() == [True, True, False, False, False]
+    assert in_two_groups(labels[:0], index[:0]).tolist() == []

@@ -79,6 +79,15 @@ def test_validation_images_raise_the_threshold_and_never_lower_it():
         assert novelty_fit.fit(train, names(100), valid_BD=similar).threshold == alone.threshold
 
 
+@pytest.mark.parametrize("num_similar", [0, 1, 29])
+def test_one_strange_validation_image_among_few_does_not_set_the_threshold(num_similar):
+    train = usual(100, 1)
+    similar = train[:num_similar]
+    found = novelty_fit.fit(train, names(100), valid_BD=np.concatenate([similar, foreign()[:1]]))
+    assert found.threshold == novelty_fit.fit(train, names(100), valid_BD=similar).threshold
+    assert is_foreign(found, foreign()).all()
+
+
 def test_many_images_are_sampled_in_whole_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(novelty_fit, "MAX_IMAGES", 90)
     found = novelty_fit.fit(usual(600, 1), np.repeat(names(200), 3).tolist())

@@ -109,6 +109,17 @@ def test_class_with_one_group_is_left_out():
     assert {test.told for test in found.tests} == {None, "a", "b", "c"}
 
 
+def test_a_class_that_the_sample_leaves_in_one_group_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    """A class that occurs in two patients only, who have other slices too: whether both are drawn is left to chance."""
+    monkeypatch.setattr(shortcuts, "MAX_IMAGES", 60)
+    monkeypatch.setattr(shortcuts, "MIN_SAMPLED_GROUPS", 5)
+    classes = CLASSES.copy()
+    classes[3] = classes[117] = "rare"  # the second images of two groups, which are drawn by their first ones
+    assert GROUPS[0] == GROUPS[3] != GROUPS[114] == GROUPS[117]
+    found = {shortcuts.find(random_table(), classes, GROUPS, seed=seed).left_out for seed in range(8)}
+    assert found == {(), ("rare",)}
+
+
 @pytest.mark.parametrize("classes", [["a"] * NUM_IMAGES, ["a"] * (NUM_IMAGES - 1) + ["b"]])
 def test_one_class_is_not_tested(classes: list[str]):
     found = shortcuts.find(random_table(), classes, GROUPS)
