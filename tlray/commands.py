@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -33,14 +32,12 @@ from tlray.config.recipes import RECIPES
 from tlray.config.training import TrainConfig
 from tlray.data import phantom_files
 from tlray.errors import ConfigError, TlrayError, counted
+from tlray.screen import show_table
 
 if TYPE_CHECKING:
     from tlray.evaluation.engine_table import EnginesResult
 
 NOTICE = "tlray is a research tool, no medical device."
-
-LOG_WIDTH = 100
-"""Width in columns of a result's table where standard output is not a terminal. Longer texts are wrapped."""
 
 SHOWN_TRIALS = 5
 """Number of trials that `tlray sweep` shows, the best ones."""
@@ -299,22 +296,9 @@ def _show(
         return
     for warning in warnings[:1]:
         print(f"! {warning}", flush=True)
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value, style=None)
-    console = Console(width=None if sys.stdout.isatty() else _log_width(rows))
-    console.print(table, highlight=False, markup=False)
+    show_table(title, rows)
     for note in (*warnings[1:], *notes):
         print(f"! {note}", flush=True)
-
-
-def _log_width(rows: Sequence[tuple[str, str]]) -> int:
-    """Returns the width of a table in a log: `LOG_WIDTH`, or more where a path, which is to be copied, would break."""
-    name = max((cell_len(name) for name, _ in rows), default=0)
-    word = max((cell_len(word) for _, value in rows for word in value.split()), default=0)
-    return max(LOG_WIDTH, name + word + 7)  # three lines of the frame, and a space on both sides of each cell
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {

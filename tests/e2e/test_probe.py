@@ -252,7 +252,10 @@ def test_shared_images_are_told_before_any_figure(phantom_set, own, tmp_path, ca
     out = tmp_path / "run"
     network = (*own, "--image-size-px", SIZE_PX, "--no-thumbnails")
     assert tlray("train", "probe", "--data", tmp_path / "data", "--out", out, *network) == 0
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+    shown = capsys.readouterr().out
+    audited = shown.partition("Audited")[2].partition("\n! ")[0]  # the audit's table comes before the warnings
+    assert re.search(r"copies in several splits\W+2 images in 1 group", audited)
+    notes = [line for line in shown.splitlines() if line.startswith("! ")]
     assert notes[0].startswith(f"! {told}")
     assert len(notes) > 1  # the classes are small, too
     warnings = json.loads((out / "metrics.json").read_text())["warnings"]

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.csv
 import ray
 
-from tlray.bundle.wording import bracketed, decimals
 from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import AuditConfig
 from tlray.data import audit, dataset, inspected, manifest, splits
-from tlray.errors import DataError, counted
+from tlray.errors import DataError
 from tlray.evaluation import evaluate
 from tlray.evaluation.report import Report
 from tlray.features import extraction, update
@@ -51,26 +50,9 @@ class AuditResult:
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
-        found = self.findings
-        copies, told, control = found["copies"], found["shortcuts"], found["traits_control"]
-        families = ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
-        rows = [
-            ("images", f"{found['num_images']}, {found['num_images'] - found['num_readable']} cannot be read"),
-            ("the same pixels", _groups(copies["identical"])),
-            ("copies of a picture", _groups(copies["copies"])),
-            ("copies in several splits", _groups(copies["copies"]["across_splits"])),
-            ("copies with several labels", _groups(copies["copies"]["conflicting_labels"])),
-            ("copies and neighbouring slices", _groups(copies["series"])),
-            ("patients in several splits", str(found["groups"]["across_splits"]["num_groups"])),
-            ("what tells the classes", families if told["num_folds"] else "not tested: the images are too few"),
-        ]
-        if control is not None:
-            about = bracketed(control["accuracy_ci95"], decimals, beside=f"by chance {control['chance']:.3f}")
-            right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
-            rows.append(("told by the files alone", f"{right}{about}"))
-        rows.append(("report", f"{self.out}/{evaluate.REPORT_HTML}"))
+        rows = [*findings.rows(self.findings), ("report", f"{self.out}/{evaluate.REPORT_HTML}")]
         if self.num_fixed is not None:
-            left_out = found["num_readable"] - self.num_fixed
+            left_out = self.findings["num_readable"] - self.num_fixed
             rows.append(("corrected manifest", f"{self.out}/{FIXED}, {self.num_fixed} images ({left_out} left out)"))
         return rows
 
@@ -189,9 +171,3 @@ def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:
         if len(labels_of[ends[0]] | labels_of[ends[1]]) > 1:
             bad |= set(ends)
     return np.isin(found.identical_of, list(bad))
-
-
-def _groups(found: Mapping[str, Any]) -> str:
-    if not found["num_groups"]:
-        return "none"
-    return f"{counted(found['num_images'], 'image')} in {counted(found['num_groups'], 'group')}"

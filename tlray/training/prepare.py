@@ -17,6 +17,7 @@ from tlray.data.listing import Listing
 from tlray.errors import ConfigError
 from tlray.features import store
 from tlray.files import storage
+from tlray.screen import show_table
 from tlray.timing import Timing
 from tlray.training import lookalikes, probing, resume, wording
 from tlray.training.model import Untrained, build, is_cached, num_views
@@ -79,6 +80,7 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
     dataset.write_dataset(images, config.out)
     if not config.quiet:
         print(dataset.describe(images))
+        show_table("Audited", findings.rows(images.findings))
     return Run(
         config=config,
         paths=begun.paths,

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tlray.bundle.wording import bracketed, decimals, percent
 from tlray.data import splits
+from tlray.errors import counted
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
 from tlray.trust.pictures import Pictures
@@ -174,6 +175,39 @@ def _controls(
 def _control_as_json(control: Control, split: str) -> dict[str, Any]:
     ends = {"accuracy_ci95": list(control.accuracy_ci95)}
     return dataclasses.asdict(control) | ends | {"split": split, "is_above_chance": control.is_above_chance}
+
+
+def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the findings of an audit as lines for people, a name and a text each.
+
+    Args:
+        found: The findings of `tlray.data.audit.audit` and `find`; those of an earlier version may lack the latter.
+    """
+    lines = [("images", f"{found['num_images']}, {found['num_images'] - found['num_readable']} cannot be read")]
+    if seen := found.get("copies"):
+        lines += [
+            ("the same pixels", _groups(seen["identical"])),
+            ("copies of a picture", _groups(seen["copies"])),
+            ("copies in several splits", _groups(seen["copies"]["across_splits"])),
+            ("copies with several labels", _groups(seen["copies"]["conflicting_labels"])),
+            ("copies and neighbouring slices", _groups(seen["series"])),
+        ]
+    lines.append(("patients in several splits", str(found["groups"]["across_splits"]["num_groups"])))
+    if told := found.get("shortcuts"):
+        families = ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
+        shown = families if told["num_folds"] else "not tested: the images are too few"
+        lines.append(("what tells the classes", shown))
+    if control := found.get("traits_control"):
+        about = bracketed(control.get("accuracy_ci95"), decimals, beside=f"by chance {control['chance']:.3f}")
+        right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
+        lines.append(("told by the files alone", f"{right}{about}"))
+    return lines
+
+
+def _groups(found: Mapping[str, Any]) -> str:
+    if not found["num_groups"]:
+        return "none"
+    return f"{counted(found['num_images'], 'image')} in {counted(found['num_groups'], 'group')}"
 
 
 def leak_warnings(found: Mapping[str, Any]) -> list[str]:

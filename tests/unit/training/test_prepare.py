@@ -1,5 +1,6 @@
-"""What a run keeps of the pictures that it has looked at."""
+"""What a run keeps of the pictures that it has looked at, and what it shows of its audit."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,11 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tlray.cluster import capacity, locations, plans
 from tlray.config.training import TrainConfig
-from tlray.data import dataset
+from tlray.data import audit, dataset
 from tlray.data.dataset import Dataset
+from tlray.files import storage
+from tlray.timing import Timing
 from tlray.training import prepare
+from tlray.training.paths import RunPaths
 from tlray.training.prepare import Read
+from tlray.training.stages import Begun
 from tlray.trust import findings, pictures
 
 NAMES = ["1.png", "2.png", "3.png", "4.png"]
@@ -43,3 +49,45 @@ def test_thumbnails_are_encoded_only_if_a_bundle_is_made_of_the_images(monkeypat
     found = prepare.look(config, read, None, task_cpus=1, for_bundle=for_bundle)
     assert sorted(found.thumbnails) == encoded
     assert [len(group["images"]) for group in found.gallery] == ([2] if thumbnails else [])
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, capsys, quiet):
+    nothing = {"num_groups": 0, "num_images": 0}
+    across = {"across_splits": {"num_groups": 1, "num_images": 2}, "conflicting_labels": nothing}
+    copies = dict.fromkeys(("identical", "series"), nothing) | {"copies": across | {"num_groups": 1, "num_images": 3}}
+    table = TABLE.append_column("uri", pa.array(NAMES)).append_column("group_id", pa.array(NAMES))
+    table = table.append_column("sha256", pa.array(NAMES)).append_column("width_px", pa.nulls(4, pa.int32()))
+    found = audit.audit(table) | {
+        "copies": copies,
+        "shortcuts": {"found": [{"family": "corners"}], "num_folds": 5},
+        "traits_control": None,
+    }
+    images = Dataset(table=table, findings=found)
+    model: Any = SimpleNamespace(network=None, tail=None)
+    for module, name in (
+        *((prepare, "create"), (prepare, "first_features"), (storage, "delete"), (dataset, "write_dataset")),
+        *((dataset, "measure"), (locations, "check_shared"), (locations, "check_shared_images")),
+        *((plans, "plan_training"), (capacity, "tell_shortage")),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    monkeypatch.setattr(prepare, "read_and_build", lambda *_, **__: Read(images=images, model=model))
+    monkeypatch.setattr(prepare, "look", lambda *_, **__: images)
+    begun = Begun(config=TrainConfig(data="d", out="o", quiet=quiet), paths=RunPaths("o"), source=images, before=None)
+    available: Any = SimpleNamespace(task_cpus=1.0)
+    assert prepare.prepare(begun, Timing(), available).images is images
+    shown = capsys.readouterr().out
+    if quiet:
+        assert shown == ""
+        return
+    assert shown.startswith("Images by class:\n  a: 2 train, 0 valid, 0 test\n  b: 1 train, 1 valid, 0 test\nAudited")
+    assert re.findall(r"^│ (.*?) +│ (.*?) +│$", shown, re.MULTILINE) == [
+        ("images", "4, 0 cannot be read"),
+        ("the same pixels", "none"),
+        ("copies of a picture", "3 images in 1 group"),
+        ("copies in several splits", "2 images in 1 group"),
+        ("copies with several labels", "none"),
+        ("copies and neighbouring slices", "none"),
+        ("patients in several splits", "0"),
+        ("what tells the classes", "corners"),
+    ]

@@ -64,3 +64,35 @@ def test_splits_that_differ():
     (text,) = findings.split_warnings({"split_shortcuts": {"found": [trait_test("file", 0.9, 0.9)], "together": None}})
     assert text.startswith("The splits differ in how their files were made, so training and test images may be from")
     assert "the file format and its bytes alone reach a balanced accuracy of 0.90" in text
+
+
+def test_the_lines_for_people():
+    nothing = {"num_groups": 0, "num_images": 0}
+    found: dict[str, Any] = {"num_images": 20, "num_readable": 19, "groups": {"across_splits": {"num_groups": 2}}}
+    # An audit of a version that did not look at the pictures.
+    assert findings.rows(found) == [("images", "20, 1 cannot be read"), ("patients in several splits", "2")]
+    copies = {"num_groups": 2, "num_images": 5, "across_splits": nothing, "conflicting_labels": nothing}
+    found |= {
+        "copies": {"identical": nothing, "copies": copies, "series": {"num_groups": 1, "num_images": 1}},
+        "shortcuts": {"found": [], "num_folds": 0},
+        "traits_control": None,
+    }
+    assert findings.rows(found) == [
+        ("images", "20, 1 cannot be read"),
+        ("the same pixels", "none"),
+        ("copies of a picture", "5 images in 2 groups"),
+        ("copies in several splits", "none"),
+        ("copies with several labels", "none"),
+        ("copies and neighbouring slices", "1 image in 1 group"),
+        ("patients in several splits", "2"),
+        ("what tells the classes", "not tested: the images are too few"),
+    ]
+    found["shortcuts"] = {"found": [trait_test("corners", 0.8, 0.7), trait_test("size", 0.5, 0.6)], "num_folds": 5}
+    found["traits_control"] = {
+        "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test", "num_images": 40,
+    }  # fmt: skip
+    assert findings.rows(found)[-2:] == [
+        ("what tells the classes", "corners, size"),
+        ("told by the files alone", "0.750 of 40 test images (95 % interval 0.500 to 0.875; by chance 0.250)"),
+    ]
+    assert findings.rows(found | {"shortcuts": {"found": [], "num_folds": 5}})[-2][1] == "nothing that is sure"

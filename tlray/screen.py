@@ -1,0 +1,34 @@
+"""Shows results on standard output: tables of names and values."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+LOG_WIDTH = 100
+"""Width in columns of a table where standard output is not a terminal. Longer texts are wrapped."""
+
+
+def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Prints a table.
+
+    Args:
+        title: The line above the table.
+        rows: A name and a text for each row.
+    """
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value, style=None)
+    console = Console(width=None if sys.stdout.isatty() else _log_width(rows))
+    console.print(table, highlight=False, markup=False)
+
+
+def _log_width(rows: Sequence[tuple[str, str]]) -> int:
+    """Returns the width of a table in a log: `LOG_WIDTH`, or more where a path, which is to be copied, would break."""
+    name = max((cell_len(name) for name, _ in rows), default=0)
+    word = max((cell_len(word) for _, value in rows for word in value.split()), default=0)
+    return max(LOG_WIDTH, name + word + 7)  # three lines of the frame, and a space on both sides of each cell
