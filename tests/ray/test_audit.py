@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import keras
 import numpy as np
+import pyarrow.csv
 import pytest
 from PIL import Image
 
@@ -93,3 +95,33 @@ def test_a_set_without_labels_or_readable_images(tmp_path):
     (tmp_path / "bad/1.png").write_bytes(b"")
     with pytest.raises(DataError, match="None of the 1 images"):
         audit_images(AuditConfig(data=str(tmp_path / "bad"), out=str(tmp_path / "none"), quiet=True))
+
+
+def test_features_find_wrong_labels(tmp_path):
+    """Dark and light images, of which one of each has the label of the others."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        true, grey = (("dark", 40), ("light", 200))[number % 2]
+        label = {0: "light", 1: "dark"}.get(number, true)
+        (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(grey - 30, grey + 30, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number:02}.png")
+    keras.utils.set_random_seed(3)
+    pixels = keras.Input((32, 32, 3))
+    keras.Model(pixels, keras.layers.Conv2D(6, 3, strides=2)(pixels)).save(tmp_path / "own.keras")
+    for thumbnails in (True, False):
+        out = tmp_path / f"out-{thumbnails}"
+        config = AuditConfig(
+            data=str(tmp_path / "data"), out=str(out), weights="imagenet", backbone=str(tmp_path / "own.keras"),
+            preprocessing="unit", image_size_px=32, thumbnails=thumbnails, quiet=True,
+        )  # fmt: skip
+        result = audit_images(config)
+        checked = json.loads((out / "audit.json").read_text())["suspect_labels"]
+        assert (checked["num_images"], checked["num_suspects"]) == (24, 2)
+        rows = pyarrow.csv.read_csv(out / "suspect_labels.csv").to_pylist()
+        assert {(row["image_id"], row["label"], row["suggested"]) for row in rows} == {
+            ("light/00.png", "light", "dark"), ("dark/01.png", "dark", "light"),
+        }  # fmt: skip
+        assert dict(result.rows())["labels to check"] == f"2 of 24: {out}/suspect_labels.csv"
+        page = (out / "report.html").read_text()
+        assert ("Labels to check" in page, page.count("data:image/jpeg;base64,")) == (thumbnails, 2 * thumbnails)

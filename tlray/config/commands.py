@@ -29,8 +29,9 @@ class AuditConfig:
     """Also write fixed.csv, a manifest for --data: without images that cannot be read and pictures with conflicting
     labels, copies in one group, and groups that are in several splits in train."""
     weights: str | None = None
-    """Weights of a network whose features find more copies, and tell what a look-up of the most similar training image
-    is worth: 'imagenet' (downloaded), a Keras weights file, or a bundle of tlray. Default: no network is used."""
+    """Weights of a network whose features find more copies and labels that are likely wrong (suspect_labels.csv), and
+    tell what a look-up of the most similar training image is worth: 'imagenet' (downloaded), a Keras weights file, or a
+    bundle of tlray. Default: no network is used."""
     backbone: str = "InceptionV3"
     """With --weights: name of a model of keras.applications, or path of your own .keras file."""
     preprocessing: Preprocessing | None = None
@@ -43,9 +44,9 @@ class AuditConfig:
     """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     seed: int = 0
-    """Seed of the cross-validation that looks for files that tell the classes."""
+    """Seed of the cross-validations that look for files that tell the classes, and for wrong labels."""
     thumbnails: bool = True
-    """Show some copies in the report. --no-thumbnails: for private data."""
+    """Show some copies, and images whose labels are likely wrong, in the report. --no-thumbnails: for private data."""
     overwrite: bool = False
     """Replace an earlier audit in --out."""
     quiet: bool = False

@@ -1,4 +1,4 @@
-"""Audits labelled images without training: copies, leaks between splits, and files that give the classes away."""
+"""Audits labelled images without training: copies, leaks between splits, telltale files, and labels likely wrong."""
 
 import json
 from collections import defaultdict
@@ -16,7 +16,7 @@ from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import AuditConfig
 from tlray.data import audit, dataset, inspected, manifest, splits
 from tlray.errors import DataError
-from tlray.evaluation import evaluate
+from tlray.evaluation import evaluate, suspect_labels
 from tlray.evaluation.report import Report
 from tlray.features import extraction, update
 from tlray.features.extraction import Network
@@ -29,7 +29,7 @@ from tlray.trust.pixel_match import Kind
 KIND = "audit"
 FIXED = "fixed.csv"
 """Name of the file with the corrected manifest."""
-NAMES = frozenset({dataset.AUDIT, dataset.MANIFEST, evaluate.REPORT_HTML, evaluate.FIGURES, FIXED})
+NAMES = frozenset({dataset.AUDIT, dataset.MANIFEST, evaluate.REPORT_HTML, evaluate.FIGURES, FIXED, suspect_labels.FILE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,8 @@ class AuditResult:
 
     Attributes:
         out: The output directory.
-        findings: Those of `tlray.data.audit.audit` and `tlray.trust.findings.find`.
+        findings: Those of `tlray.data.audit.audit` and `tlray.trust.findings.find`, and `suspect_labels`: what
+            `Checked.describe` returns, null without weights.
         warnings: Warnings about the images, the gravest first.
         num_fixed: Number of images in the corrected manifest; None: it was not asked for.
     """
@@ -50,11 +51,22 @@ class AuditResult:
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
-        rows = [*findings.rows(self.findings), ("report", f"{self.out}/{evaluate.REPORT_HTML}")]
+        rows = findings.rows(self.findings)
+        if checked := self.findings.get("suspect_labels"):
+            rows.append(("labels to check", self._labels_to_check(checked)))
+        rows.append(("report", f"{self.out}/{evaluate.REPORT_HTML}"))
         if self.num_fixed is not None:
             left_out = self.findings["num_readable"] - self.num_fixed
             rows.append(("corrected manifest", f"{self.out}/{FIXED}, {self.num_fixed} images ({left_out} left out)"))
         return rows
+
+    def _labels_to_check(self, checked: Mapping[str, Any]) -> str:
+        """Returns how many labels are likely wrong, and where they are listed, given `Checked.describe`."""
+        if checked["num_suspects"] is None:
+            return f"not looked for: {checked['note']}"
+        if not checked["num_suspects"]:
+            return f"none of {checked['num_images']}"
+        return f"{checked['num_suspects']} of {checked['num_images']}: {self.out}/{suspect_labels.FILE}"
 
 
 def audit_images(config: AuditConfig) -> AuditResult:
@@ -95,7 +107,11 @@ def audit_images(config: AuditConfig) -> AuditResult:
     table, readable = seen.table, seen.table.filter(seen.table["error_code"].is_null())
     in_tasks = partial(connection.call_in_tasks, task_cpus=available.task_cpus)
     report = audit.audit(table) | findings.find(table, seen, pooled, seed=config.seed, call=in_tasks)
-    report["num_skipped"] = listed.num_skipped
+    report |= {"num_skipped": listed.num_skipped, "suspect_labels": None}
+    doubtful = None
+    if pooled is not None:
+        checked = suspect_labels.check(readable, pooled, memory_bytes=available.memory_bytes, seed=config.seed)
+        report["suspect_labels"], doubtful = checked.describe(), checked.suspects
     shortcuts, known = tuple(findings.shortcut_warnings(report)), audit.leak_warnings(report)
     leaks = (*known, *findings.leak_warnings(report))
     warnings = (*shortcuts, *leaks, *findings.split_warnings(report), *audit.warnings(report)[len(known) :])
@@ -109,10 +125,13 @@ def audit_images(config: AuditConfig) -> AuditResult:
             shortcuts=shortcuts,
             audit=report,
             gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW) if config.thumbnails else (),
+            suspects=suspect_labels.with_pictures(doubtful or ()) if config.thumbnails else (),
             warnings=warnings,
         ),
     )
     manifest.write_manifest(table, storage.join(out, dataset.MANIFEST))
+    if doubtful is not None:
+        suspect_labels.write(out, doubtful)
     fixed = fix(readable, seen.copies) if config.fix else None
     if fixed is not None:
         sink = pa.BufferOutputStream()

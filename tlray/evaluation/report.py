@@ -60,7 +60,7 @@ class Report:
     gallery: Sequence[Mapping[str, Any]] = ()
     """Pictures of copies, see `tlray.trust.gallery`."""
     suspects: Sequence[Mapping[str, Any]] = ()
-    """Images whose labels are likely wrong, with pictures; see `tlray.training.suspect_labels`."""
+    """Images whose labels are likely wrong, with pictures; see `tlray.evaluation.suspect_labels`."""
     examples: Sequence[Mapping[str, Any]] = ()
     """Measured images with their predictions and pictures, see `tlray.evaluation.examples`."""
     cross_validation: SplitEvaluation | None = None

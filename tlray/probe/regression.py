@@ -255,7 +255,7 @@ def out_of_fold(
     *,
     num_classes: int,
     balanced: bool,
-    inverse_penalty: float,
+    inverse_penalty: float | None,
     num_folds: int,
     seed: int,
 ) -> np.ndarray | None:
@@ -267,7 +267,7 @@ def out_of_fold(
         groups: Group of each image, str [images].
         num_classes: At least 2.
         balanced: See `fit`.
-        inverse_penalty: scikit-learn's C.
+        inverse_penalty: scikit-learn's C; None: the one of `INVERSE_PENALTIES` with the lowest loss on the first fold.
         num_folds: Number of folds, at least 2; fewer where a class has fewer groups.
         seed: Seed of the folds.
 
@@ -275,16 +275,17 @@ def out_of_fold(
         float32 [images, classes]; like those of a probe that was fitted on all these images, they assume equal class
         shares if `balanced`, otherwise those of the images. None if a class has images in one group only.
     """
-    num_groups = min(len(np.unique(groups[labels == label])) for label in range(num_classes))
-    if num_groups < 2:
+    folds = _folds(features, labels, groups, num_classes=num_classes, num_folds=num_folds, seed=seed)
+    if folds is None:
         return None
+    if inverse_penalty is None:
+        rest, held_out = folds[0]
+        first = (features[rest], labels[rest], features[held_out], labels[held_out])
+        inverse_penalty = fit(*first, num_classes=num_classes, balanced=balanced).best.inverse_penalty
     # The parts without a fold can have other class shares than the whole.
     shares = prior.class_shares(labels, num_classes)
     logits_BK = np.zeros((len(labels), num_classes), np.float32)
-    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
-    for rest, held_out in splitter.split(features, labels, groups):
-        if len(np.unique(labels[rest])) < num_classes:  # groups with several classes can take all images of one
-            return None
+    for rest, held_out in folds:
         turn = basis(features[rest])
         model = regression(balanced=balanced)
         solve(model, turn.turn(features[rest]), labels[rest], inverse_penalty=inverse_penalty)
@@ -292,3 +293,16 @@ def out_of_fold(
         assumed = shares if balanced else prior.class_shares(labels[rest], num_classes)
         logits_BK[held_out] = turn.turn(features[held_out]) @ weights.T + bias + prior.logit_shift(assumed, shares)
     return logits_BK
+
+
+def _folds(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, num_classes: int, num_folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Returns for each fold the places of the other images and its own, int [images]; None: see `out_of_fold`."""
+    num_groups = min(len(np.unique(groups[labels == label])) for label in range(num_classes))
+    if num_groups < 2:
+        return None
+    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
+    folds = list(splitter.split(features, labels, groups))
+    # Groups with several classes can take all images of one.
+    return folds if all(len(np.unique(labels[rest])) == num_classes for rest, _ in folds) else None

@@ -22,14 +22,14 @@ from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
 from tlray.engines.kinds import EngineKind
-from tlray.evaluation import evaluate, evidence, measurement
+from tlray.evaluation import evaluate, evidence, measurement, suspect_labels
 from tlray.evaluation.measurement import SplitEvaluation, with_leak_free, with_subgroups
 from tlray.evaluation.report import Report, render_report
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
 from tlray.timing import Timing
-from tlray.training import export, plateau, probing, suspect_labels, wording
+from tlray.training import export, plateau, probing, wording
 from tlray.training.export import Exported
 from tlray.training.judgement_fit import Unseen, Wanted
 from tlray.training.paths import SHOWN, RunPaths
@@ -89,7 +89,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     )
     picturing = _picture_examples(run, exported, spec, evaluations)  # while this process measures and draws
     crossed = _cross_validated(learned.unseen, images, spec) if learned.unseen else None
-    doubtful = suspect_labels.find(images, learned.unseen) if learned.unseen else []
+    doubtful = _suspects(images, learned.unseen) if learned.unseen else []
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     # The gravest first: reasons why the metrics are wrong, then reasons why the model is poor.
     warnings = (
@@ -210,6 +210,14 @@ def _cross_validated(unseen: Unseen, images: Dataset, spec: BundleSpec) -> Split
         ood_scores=np.full(len(unseen.labels), np.nan, np.float32),
         limits=Limits(),
     )
+
+
+def _suspects(images: Dataset, unseen: Unseen) -> list[dict[str, Any]]:
+    """Returns the training and validation images whose labels are likely wrong, see `suspect_labels.find`."""
+    readable = images.readable
+    place_of = {image_id: place for place, image_id in enumerate(readable["image_id"].to_pylist())}
+    rows = readable.take(pa.array([place_of[image_id] for image_id in unseen.image_ids]))
+    return suspect_labels.find(rows, unseen.labels, images.classes, unseen.probs_BK)
 
 
 def _tables(images: Dataset) -> dict[str, pa.Table]:

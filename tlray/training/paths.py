@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from tlray.data import dataset
-from tlray.evaluation import evaluate, evidence
+from tlray.evaluation import evaluate, evidence, suspect_labels
 from tlray.files import storage
-from tlray.training import suspect_labels
 from tlray.training.resume import CONFIG
 
 KIND = "training"

@@ -1,12 +1,13 @@
-"""The corrected manifest of an audit."""
+"""The corrected manifest of an audit, and what it says of labels in the terminal."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tlray.data import splits
-from tlray.evaluation.data_audit import fix
+from tlray.evaluation.data_audit import AuditResult, fix
 from tlray.trust.copies import Copies
 
 
@@ -87,3 +88,20 @@ def test_a_labelled_image_without_a_split_is_one_of_train_where_there_are_splits
     # Without any split, training cuts them, and the groups suffice.
     without = images.set_column(images.column_names.index("split"), "split", pa.nulls(4, pa.string()))
     assert [row["split"] for row in fix(without, copies(4, copied=[(0, 1)])).to_pylist()] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("checked", "text"),
+    [
+        ({"num_images": 20, "num_suspects": 3, "note": ""}, "3 of 20: out/suspect_labels.csv"),
+        ({"num_images": 20, "num_suspects": 0, "note": ""}, "none of 20"),
+        ({"num_images": 20, "num_suspects": None, "note": "one class"}, "not looked for: one class"),
+        (None, None),
+    ],
+)
+def test_labels_to_check_are_counted_if_there_are_features(checked, text):
+    found = {"num_images": 20, "num_readable": 20, "groups": {"across_splits": {"num_groups": 0}}}
+    result = AuditResult(out="out", findings=found | {"suspect_labels": checked}, warnings=())
+    rows = dict(result.rows())
+    assert rows.get("labels to check") == text
+    assert list(rows)[-1] == "report"

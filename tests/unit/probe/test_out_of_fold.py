@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.probe import regression
 
@@ -90,3 +91,17 @@ def test_a_class_needs_two_groups(of_second, is_known):
     if found is not None:
         assert np.isfinite(found).all()
         assert (np.abs(found).sum(axis=1) > 0).all()  # each image was held out once
+
+
+def test_without_a_penalty_the_best_one_for_the_first_fold_is_taken():
+    features, labels, groups, _ = telling_features(2)
+    rest, held_out = next(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(features, labels, groups))
+    first = (features[rest], labels[rest], features[held_out], labels[held_out])
+    best = regression.fit(*first, num_classes=2, balanced=False).best.inverse_penalty
+    found = out_of_fold(features, labels, groups, 2, inverse_penalty=None)
+    same = [
+        each
+        for each in regression.INVERSE_PENALTIES
+        if np.array_equal(out_of_fold(features, labels, groups, 2, inverse_penalty=each), found)
+    ]
+    assert same == [best]

@@ -1,10 +1,13 @@
 """What a finished run puts into its bundle."""
 
 import numpy as np
+import pytest
 
+from tests.unit.evaluation.test_evidence import make_images
 from tlray.bundle.judgement import Limits
 from tlray.evaluation.measurement import SplitEvaluation, measure_probabilities, with_leak_free
 from tlray.training import finish
+from tlray.training.judgement_fit import Unseen
 
 
 def evaluation() -> SplitEvaluation:
@@ -33,3 +36,19 @@ def test_the_reference_for_drift_is_of_images_that_are_new_to_the_model():
 def test_there_is_no_reference_where_the_model_knows_all_images():
     everything = {str(number) for number in range(6)}
     assert finish._validation_predictions(with_leak_free(evaluation(), everything)) is None
+
+
+def test_suspects_are_found_by_their_ids():
+    """The images are in another order than those of the run; the third of them has the label of the others' class."""
+    images = make_images()
+    labels = np.array([1, 0, 0, 1, 0])
+    logits_BK = np.array([[0, 4], [4, 0], [0, 5], [0, 4], [4, 0]], np.float32)
+    unseen = Unseen(
+        logits_BK=logits_BK, image_ids=["19.png", "04.png", "02.png", "01.png", "00.png"], labels=labels,
+        groups=np.arange(5).astype(str), assumed_shares=np.array([0.5, 0.5]), origin="",
+    )  # fmt: skip
+    (found,) = finish._suspects(images, unseen)
+    assert (found["image_id"], found["uri"], found["split"]) == ("02.png", "/data/02.png", "train")
+    assert (found["label"], found["suggested"]) == images.classes
+    assert found["label_prob"] == pytest.approx(1 - found["suggested_prob"], abs=1e-6)
+    assert found["suggested_prob"] > 0.99

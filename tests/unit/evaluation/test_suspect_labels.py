@@ -1,0 +1,104 @@
+"""Labels that are likely wrong: by probes on the features of an audit, as a table, and with pictures."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from PIL import Image
+
+from tests.unit.data.test_manifest import make_table
+from tlray.data import looks
+from tlray.evaluation import suspect_labels
+from tlray.evaluation.suspect_labels import MAX_PICTURES
+
+NUM_PATIENTS, NUM_SLICES = 24, 3
+WRONG = (0, 1)
+"""Patients whose labels are wrong, one of each class."""
+
+
+def make_images(num_patients: int = NUM_PATIENTS) -> tuple[pa.Table, np.ndarray]:
+    """Images of two classes, and features that show the class, and which patient it is."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(num_patients), NUM_SLICES)
+    shown = patients % 2
+    labels = np.where(np.isin(patients, WRONG), 1 - shown, shown)
+    rows = [("ab"[label], None, f"p{patient}") for label, patient in zip(labels, patients, strict=True)]
+    classes = np.eye(2)[shown] + 0.05 * rng.normal(size=(len(patients), 2))
+    features = np.concatenate([classes, np.eye(num_patients)[patients]], axis=1).astype(np.float16)
+    return make_table(*rows), features
+
+
+def test_wrong_labels_of_whole_patients_are_found():
+    """A probe that knows a patient would know its labels, right or wrong."""
+    table, features = make_images()
+    checked = suspect_labels.check(table, features, memory_bytes=math.inf, seed=0)
+    assert checked.suspects is not None
+    assert {each["image_id"] for each in checked.suspects} == {f"{number:05}" for number in range(2 * NUM_SLICES)}
+    for each in checked.suspects:
+        assert (each["label"], each["suggested"]) in {("a", "b"), ("b", "a")}
+        assert each["label_prob"] < 0.5 < each["suggested_prob"]
+        assert each["uri"] == f"/{each['image_id']}"
+    margins = [each["label_prob"] - each["suggested_prob"] for each in checked.suspects]
+    assert margins == sorted(margins)
+    described = checked.describe()
+    assert (described["num_images"], described["num_suspects"], described["note"]) == (72, 6, "")
+    assert [each["image_id"] for each in described["examples"]] == [each["image_id"] for each in checked.suspects]
+    assert "uri" not in described["examples"][0]
+
+
+def test_images_without_a_label_are_left_out():
+    table, features = make_images()
+    unlabelled = make_table((None, None, "q"), (None, "test", "q"))
+    mixed = pa.concat_tables([unlabelled, table])
+    wide = np.concatenate([np.full((2, features.shape[1]), 9, np.float16), features])
+    found = suspect_labels.check(mixed, wide, memory_bytes=math.inf, seed=0)
+    assert found == suspect_labels.check(table, features, memory_bytes=math.inf, seed=0)
+
+
+def test_what_cannot_be_checked_is_said():
+    table, features = make_images()
+    one = suspect_labels.check(table.slice(0, 3), features[:3], memory_bytes=math.inf, seed=0)
+    assert one.describe() == {
+        "num_images": 3, "num_suspects": None, "note": "the images have fewer than two classes", "examples": [],
+    }  # fmt: skip
+    few = suspect_labels.check(*make_images(num_patients=2), memory_bytes=math.inf, seed=0)
+    assert (few.suspects, few.note) == (None, "a class has too few patients or pictures")
+    # 57 of the 72 images in a fit, with 26 features, and 32 bytes for each of them.
+    assert suspect_labels.check(table, features, memory_bytes=57 * 26 * 32, seed=0).note == ""
+    large = suspect_labels.check(table, features, memory_bytes=57 * 26 * 32 - 1, seed=0)
+    assert (large.suspects, large.note) == (None, "probes would take 0.0 GB, and there are 0.0 GB")
+
+
+def suspect(uri: str, **changed: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"image_id": "a/1.png", "uri": uri, "split": "train", "label": "a", "suggested": "b"}
+    return found | {"label_prob": 0.125, "suggested_prob": 0.75} | changed
+
+
+def test_the_table(tmp_path):
+    found = [suspect("/1.png"), suspect("/2.png", image_id="=1+1", split=None)]
+    suspect_labels.write(str(tmp_path), found)
+    rows = pyarrow.csv.read_csv(tmp_path / "suspect_labels.csv").to_pylist()
+    assert rows[0] == {
+        "image_id": "a/1.png", "split": "train", "label": "a", "suggested": "b", "label_prob": 0.125,
+        "suggested_prob": 0.75,
+    }  # fmt: skip
+    assert rows[1]["image_id"] == "'=1+1"
+    assert not rows[1]["split"]
+    suspect_labels.write(str(tmp_path), [])
+    assert (tmp_path / "suspect_labels.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("num_images", [2, MAX_PICTURES + 2])
+def test_pictures_of_the_first_ones_that_can_be_read(tmp_path, num_images):
+    Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "1.png")
+    found = [suspect(str(tmp_path / "gone.png")), *(suspect(str(tmp_path / "1.png")) for _ in range(num_images - 1))]
+    shown = suspect_labels.with_pictures(found)
+    assert len(shown) == min(num_images, MAX_PICTURES) - 1
+    with Image.open(io.BytesIO(base64.b64decode(shown[0]["jpeg"]))) as image:
+        assert image.size == (looks.THUMBNAIL_PX, looks.THUMBNAIL_PX)
+        assert np.asarray(image).mean() == pytest.approx(200, abs=3)
