@@ -46,7 +46,8 @@ class AuditConfig:
     seed: int = 0
     """Seed of the cross-validations that look for files that tell the classes, and for wrong labels."""
     thumbnails: bool = True
-    """Show some copies, and images whose labels are likely wrong, in the report. --no-thumbnails: for private data."""
+    """Show some copies, neighbouring slices, and images whose labels are likely wrong in the report. --no-thumbnails:
+    for private data."""
     overwrite: bool = False
     """Replace an earlier audit in --out."""
     quiet: bool = False

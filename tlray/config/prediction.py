@@ -42,7 +42,7 @@ class EvaluateConfig:
     validation images and that the CPU has; float32: the same result on every machine."""
     thumbnails: bool = True
     """Show some images in the report, each beside the most similar training images, if the bundle keeps these, and
-    copies of pictures. --no-thumbnails: for private data."""
+    copies of pictures and neighbouring slices. --no-thumbnails: for private data."""
     overwrite: bool = False
     """Replace an earlier evaluation in --out."""
     quiet: bool = False

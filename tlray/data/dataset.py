@@ -41,7 +41,7 @@ AUDIT = "audit.json"
 """Name of the file with the findings of the audit in a run's directory."""
 
 GALLERY = "gallery.json"
-"""Name of the file with pictures of copies in a run's directory."""
+"""Name of the file with pictures of copies and neighbouring slices in a run's directory."""
 
 MAX_MEASURED = 400
 """Maximum number of training images whose grey levels are measured. It takes one core a second, and is enough for ten
@@ -57,7 +57,7 @@ class Dataset:
             `splits.PICTURE`, and what else a table said of the images, see `tables.further_columns`.
         findings: The reports of `audit.audit` and `tlray.trust.findings.find`, with the `intensity_range` and
             `num_skipped` of the run.
-        gallery: Pictures of copies for the report, see `tlray.trust.gallery`.
+        gallery: Pictures of copies and neighbouring slices for the report, see `tlray.trust.gallery`.
         thumbnails: JPEGs of training images by their ids, see `tlray.training.lookalikes.encode`. They are not stored:
             a run that is continued has none.
     """

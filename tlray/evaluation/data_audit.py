@@ -23,7 +23,7 @@ from tlray.features.extraction import Network
 from tlray.files import storage
 from tlray.trust import findings, pictures
 from tlray.trust.copies import Copies
-from tlray.trust.gallery import copies_gallery
+from tlray.trust.gallery import make_gallery
 from tlray.trust.pixel_match import Kind
 
 KIND = "audit"
@@ -124,7 +124,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
             leaks=leaks,
             shortcuts=shortcuts,
             audit=report,
-            gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW) if config.thumbnails else (),
+            gallery=make_gallery(seen.copies, readable, seen.thumbnails_BHW) if config.thumbnails else (),
             suspects=suspect_labels.with_pictures(doubtful or ()) if config.thumbnails else (),
             warnings=warnings,
         ),

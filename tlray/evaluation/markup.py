@@ -1,4 +1,4 @@
-"""Marks up the texts of the report: commands as code, figures that no line breaks, and names for people."""
+"""Marks up the texts of the report: commands as code, figures that no line breaks, names and durations for people."""
 
 import re
 
@@ -40,6 +40,15 @@ def trait_name(trait: str) -> str:
         if trait in FAMILIES[family]:
             return f"{_TRAITS[what]} of the {place.replace('_', ' ')} {noun}"
     return _TRAITS.get(trait, trait.replace("_", " "))
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration for people, such as `2 h 05 min`, `4 min 20 s` or `9.5 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def with_code(text: str) -> Markup:

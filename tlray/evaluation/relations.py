@@ -24,7 +24,7 @@ from tlray.files import file_stamps
 from tlray.inference.pool import PLACES
 from tlray.trust import pictures
 from tlray.trust.copies import Copies, describe, find_copies
-from tlray.trust.gallery import copies_gallery
+from tlray.trust.gallery import make_gallery
 
 MEASURED, IN_BUNDLE = "measured", "training"
 """Names in the report for the split of measured images of another data set, and of the pictures in the bundle."""
@@ -77,7 +77,7 @@ class Relations:
         findings: `copies` (see `copies.describe`), `neighbours` (split to the number of images that look like slices of
             the same series as images that the model learned from, where these are known) and `leak_search` (the fields
             of `LeakSearch`), for the report.
-        gallery: Pictures of copies, see `gallery.copies_gallery`.
+        gallery: Pictures of copies and neighbours, see `gallery.make_gallery`.
     """
 
     group_of: Mapping[str, str]
@@ -113,7 +113,7 @@ def find(
         kept: The training images that the bundle keeps; None: it keeps none.
         classes: The bundle's classes.
         split: Name of the measured split.
-        with_pictures: Give pictures of copies.
+        with_pictures: Give pictures of copies and neighbours.
         task_cpus: CPUs that a task asks for.
         quiet: Show no progress.
     """
@@ -153,7 +153,7 @@ def find(
             "neighbours": {split: related.num_near},
             "leak_search": asdict(search),
         },
-        gallery=copies_gallery(found, named, thumbnails) if with_pictures else (),
+        gallery=make_gallery(found, named, thumbnails) if with_pictures else (),
     )
 
 

@@ -58,7 +58,7 @@ class Report:
     """`counts` {split: {class: images}} and `errors` {code: {"num_images": images, "examples": [image ids]}}: see
     `tlray.data.audit.audit`."""
     gallery: Sequence[Mapping[str, Any]] = ()
-    """Pictures of copies, see `tlray.trust.gallery`."""
+    """Pictures of copies and neighbouring slices, see `tlray.trust.gallery`."""
     suspects: Sequence[Mapping[str, Any]] = ()
     """Images whose labels are likely wrong, with pictures; see `tlray.evaluation.suspect_labels`."""
     examples: Sequence[Mapping[str, Any]] = ()
@@ -126,7 +126,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": _duration, "value": _value}
+    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": markup.duration, "value": _value}
     environment.filters |= {"span": _span, "bracketed": _bracketed, "prose": markup.with_code}
     environment.filters |= {"trait": markup.trait_name, "css_string": markup.css_string, "is_moved": _is_moved}
     environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records, "counted": counted}
@@ -156,6 +156,9 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         flattery_of_all=_flattery_of_all(report),
         control_texts=[] if measured else verdicts.control_texts(verdicts.about_data(audit)),
         copies=audit.get("copies"),
+        # Groups of an earlier version, all of copies, do not say of which kind they are.
+        copy_groups=[group for group in report.gallery if group.get("kind") != "neighbours"],
+        series_groups=[group for group in report.gallery if group.get("kind") == "neighbours"],
         has_neighbours=any(audit.get("neighbours", {}).values()),
         short_names=short_names(_class_names(report)),
         further_warnings=_further_warnings(report, answers),
@@ -319,14 +322,6 @@ def _span(ends: Ends, form: str = "percent") -> str:
 
 def _bracketed(ends: Ends, form: str = "percent", beside: str = "") -> str:
     return bracketed(ends, _FORMS[form], beside=beside)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def _value(value: object) -> str:

@@ -24,7 +24,7 @@ from tlray.training.model import Untrained, build, is_cached, num_views
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, Run
 from tlray.trust import findings, pictures
-from tlray.trust.gallery import copies_gallery
+from tlray.trust.gallery import make_gallery
 
 
 def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> Run:
@@ -223,7 +223,7 @@ def look(
     if not config.thumbnails:
         return images
     readable = images.table.filter(images.table["error_code"].is_null())
-    images = dataclasses.replace(images, gallery=copies_gallery(seen.copies, readable, seen.thumbnails_BHW))
+    images = dataclasses.replace(images, gallery=make_gallery(seen.copies, readable, seen.thumbnails_BHW))
     if not for_bundle:
         return images
     image_ids = readable["image_id"].to_pylist()

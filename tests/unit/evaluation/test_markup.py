@@ -26,3 +26,12 @@ def test_traits_have_names_for_people():
     assert markup.trait_name("percentile_99") == "percentile 99 of the grey levels"
     assert not [name for name in TECHNICAL if "_" in markup.trait_name(name)]
     assert markup.trait_name("") == ""
+
+
+def test_durations_for_people():
+    assert [markup.duration(each) for each in (9.5, 59.7, 260, 7500)] == [
+        "9.5 s",
+        "1 min 00 s",
+        "4 min 20 s",
+        "2 h 05 min",
+    ]

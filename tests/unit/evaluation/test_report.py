@@ -721,6 +721,32 @@ def test_copies_that_do_no_harm_are_folded_and_names_are_short_where_they_stay_u
     assert "trainno label" in page.text
 
 
+def test_neighbouring_slices_have_a_heading_of_their_own():
+    def group(kind: str, num_images: int, *, has_splits: bool) -> dict[str, Any]:
+        images = [
+            {"image_id": f"{number}.png", "split": split, "label": "normal", "jpeg": ""}
+            for number, split in enumerate(("train", "test" if has_splits else "train"))
+        ]
+        about = {"has_labels": False, "has_splits": has_splits, "num_images": num_images}
+        return about | {"kind": kind, "images": images}
+
+    nothing = {"num_groups": 1, "num_images": 2}
+    found = nothing | {"across_splits": nothing, "conflicting_labels": nothing}
+    audit = {"copies": dict.fromkeys(("identical", "copies", "series"), found)}
+    gallery = [group("copies", 2, has_splits=True)]
+    _, page = render(Report(title="Audit", audit=audit, gallery=gallery))
+    assert "Neighbouring slices" not in page.text
+
+    gallery += [group("neighbours", 5, has_splits=True), group("neighbours", 2, has_splits=False)]
+    html, page = render(Report(title="Audit", audit=audit, gallery=gallery))
+    heading, folded = page.text.index("Neighbouring slices"), page.text.index("1 more group of neighbouring slices")
+    assert page.text.index("2 images of one picture, in several splits.") < heading
+    assert heading < page.text.index("2 of 5 pictures of one series, in several splits.") < folded
+    assert folded < page.text.index("2 pictures of one series.")
+    assert html.count("<details>") == 1
+    assert "groups of copies" not in page.text  # all of them are shown
+
+
 def test_a_warning_that_an_answer_gives_is_not_said_again():
     trust = {"referral": {"max_error": 0.05, "note": "No threshold keeps errors at 5 %, so 0.5 is taken."}}
     values = {"num_referred": 1, "accepted_error_rate": 0.2, "set_coverage": None}

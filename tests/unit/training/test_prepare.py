@@ -19,6 +19,7 @@ from tlray.training.paths import RunPaths
 from tlray.training.prepare import Read
 from tlray.training.stages import Begun
 from tlray.trust import findings, pictures
+from tlray.trust.copies import Copies
 
 NAMES = ["1.png", "2.png", "3.png", "4.png"]
 TABLE = pa.table(
@@ -37,7 +38,11 @@ TABLE = pa.table(
     [(True, True, ["1.png", "2.png"]), (True, False, []), (False, True, [])],
 )
 def test_thumbnails_are_encoded_only_if_a_bundle_is_made_of_the_images(monkeypatch, thumbnails, for_bundle, encoded):
-    copies = SimpleNamespace(group_of=np.array([0, 0, 2, 3]))
+    copies = Copies(
+        group_of=np.array([0, 0, 2, 3]), identical_of=np.arange(4), series_of=np.array([0, 0, 2, 2]),
+        pairs=np.array([[0, 1], [2, 3]]), kinds=np.array(["copy", "neighbour"]), scores=np.ones(2, np.float32),
+        is_mirrored=np.zeros(2, bool),
+    )  # fmt: skip
     seen = SimpleNamespace(table=TABLE, copies=copies, thumbnails_BHW=np.zeros((4, 96, 96), np.uint8))
     images = Dataset(table=TABLE, findings={"num_skipped": 0})
     monkeypatch.setattr(pictures, "look", lambda *_, **__: seen)
@@ -48,7 +53,9 @@ def test_thumbnails_are_encoded_only_if_a_bundle_is_made_of_the_images(monkeypat
     read = Read(images=images, model=model, table=TABLE)
     found = prepare.look(config, read, None, task_cpus=1, for_bundle=for_bundle)
     assert sorted(found.thumbnails) == encoded
-    assert [len(group["images"]) for group in found.gallery] == ([2] if thumbnails else [])
+    groups = [(group["kind"], [image["image_id"] for image in group["images"]]) for group in found.gallery]
+    both = [("copies", ["1.png", "2.png"]), ("neighbours", ["3.png", "4.png"])]
+    assert groups == (both if thumbnails else [])
 
 
 @pytest.mark.parametrize("quiet", [False, True])
