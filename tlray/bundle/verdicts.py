@@ -8,16 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tlray.bundle import leaks
+from tlray.bundle import leaks, promises
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
 
 CONTROLS = ("traits_control", "neighbour_control", "permuted_control")
 """Names of the controls in the findings of an audit, see `tlray.trust.findings.find`."""
-
-LITTLE = 0.05
-"""Share of referred images below which a model is said to refer hardly anything."""
 
 MAX_NAMED = 3
 """Maximum number of subgroups that a sentence names."""
@@ -184,89 +181,22 @@ def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[
 
 
 def _calibration(measured: Measured) -> Verdict | None:
-    error = measured.new.get("ece")
-    if error is None:
-        return None
-    ends = bracketed(measured.new.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
-    answer = (
-        f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
-        "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
-    )
-    return Verdict(question="Can its confidence be read as a probability?", answer=answer)
+    return _verdict("Can its confidence be read as a probability?", promises.calibration(measured.new))
 
 
 def _referral(measured: Measured) -> Verdict | None:
-    new, chosen = measured.new, measured.trust.get("referral") or {}
-    num_images, num_referred, rate = new.get("num_images"), new.get("num_referred"), new.get("accepted_error_rate")
-    question = "Does it know when it is wrong?"
-    if num_images is None or num_referred is None:
-        return None
-    if rate is None:
-        answer = f"It decides nothing by itself: all {num_images} images are referred to a person."
-        return Verdict(question=question, answer=answer, is_warning=True)
-    wanted = chosen.get("max_error")
-    if wanted is not None and chosen.get("note"):
-        is_little = num_referred < LITTLE * num_images
-        of = f"{num_referred} of {num_images} {measured.images}"
-        refers = f"the model refers {'hardly anything, ' if is_little else ''}{of}"
-        num_tried = measured.trust.get("num_images")
-        tried, _, _ = measured.trust.get("origin", "images").partition(",")
-        shown = "" if num_tried is None else f", as far as {num_tried} {tried} can show"
-        answer = (
-            f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
-            f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
-            "look at every image, or add validation images of other patients and train again; --refer-below sets a "
-            "threshold by hand."
-        )
-        return Verdict(question=question, answer=answer, is_warning=True)
-    answer = (
-        f"It refers {num_referred} of {num_images} images to a person{bracketed(new.get('referred_share_ci95'))}. Of "
-        f"those that it accepts, {percent(rate)} are wrong{bracketed(new.get('accepted_error_rate_ci95'))}"
-    )
-    if wanted is None:
-        return Verdict(question=question, answer=f"{answer}.")
-    low, _ = new.get("accepted_error_rate_ci95") or (0.0, 1.0)
-    if low <= wanted:
-        return Verdict(question=question, answer=f"{answer}; at most {100 * wanted:g} % were wanted.")
-    answer = (
-        f"{answer}, surely more than the {100 * wanted:g} % that the threshold was chosen for. These images are unlike "
-        "those that it was chosen on: let a person look at every one, or train with images like these."
-    )
-    return Verdict(question=question, answer=answer, is_warning=True)
-
-
-def _one_in(rate: float) -> str:
-    """Returns an error rate with its subject and verb, such as `1 in 5 accepted answers is`."""
-    if not rate:
-        return "none of the accepted answers here is"
-    return (
-        f"1 in {round(1 / rate)} accepted answers is" if rate <= 0.5 else f"{percent(rate)} of the accepted answers are"
-    )
+    found = promises.referral(measured.images, measured.new, measured.trust)
+    return _verdict("Does it know when it is wrong?", found)
 
 
 def _coverage(measured: Measured) -> Verdict | None:
-    new, sets = measured.new, measured.trust.get("sets") or {}
-    covered, ends, size = new.get("set_coverage"), new.get("set_coverage_ci95"), new.get("mean_set_size")
-    if covered is None or size is None:
-        return None
-    question = "Do its prediction sets have the true class?"
-    of_size = bracketed(new.get("mean_set_size_ci95"), lambda end: f"{end:.1f}")
-    answer = (
-        f"The prediction set (the classes that may be right) has the true class for {percent(covered)} of the "
-        f"{measured.images}{bracketed(ends)}, with {size:.1f} classes on average{of_size}"
-    )
-    if "alpha" not in sets:
-        return Verdict(question=question, answer=f"{answer}.")
-    wanted = 1 - sets["alpha"]
-    if covered >= wanted:
-        return Verdict(question=question, answer=f"{answer}; {100 * wanted:g} % were wanted.")
-    is_sure = ends is not None and ends[1] < wanted
-    how = "significantly less often" if is_sure else "less often, though perhaps by chance,"
-    answer = (
-        f"{answer}: it has it {how} than in the {100 * wanted:g} % that were wanted. Do not take a set for "
-        "complete; more validation images of other patients make better sets."
-    )
-    return Verdict(question=question, answer=answer, is_warning=True)
+    found = promises.coverage(measured.images, measured.new, measured.trust)
+    return _verdict("Do its prediction sets have the true class?", found)
+
+
+def _verdict(question: str, found: tuple[str, bool] | None) -> Verdict | None:
+    """Returns a verdict, given the answer and whether it is a warning; None: nothing is known."""
+    return None if found is None else Verdict(question=question, answer=found[0], is_warning=found[1])
 
 
 def _subgroups(measured: Measured) -> Verdict | None:

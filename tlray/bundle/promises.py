@@ -1,0 +1,110 @@
+"""Says whether measured figures keep what a model promises of a prediction: its confidence, its referral, its set.
+
+`tlray.bundle.verdicts` answers its questions about calibration, referral and coverage with these sentences.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tlray.bundle.wording import bracketed, percent
+
+LITTLE = 0.05
+"""Share of referred images below which a model is said to refer hardly anything."""
+
+
+def calibration(metrics: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Answers whether a confidence can be read as a probability.
+
+    Args:
+        metrics: The metrics of the images that are new to the model, see `tlray.evaluation.measurement.with_leak_free`;
+            any may be missing.
+
+    Returns:
+        Sentences, and whether they are a reason for doubt. None: nothing is known.
+    """
+    error = metrics.get("ece")
+    if error is None:
+        return None
+    ends = bracketed(metrics.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
+    return (
+        f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
+        "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
+    ), False
+
+
+def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Answers whether a model refers to a person what it gets wrong.
+
+    Args:
+        images: The name of the images in a sentence, such as `test images`.
+        metrics: See `calibration`.
+        trust: How the threshold was chosen, see `tlray.bundle.spec.BundleSpec`; may be empty.
+
+    Returns:
+        See `calibration`.
+    """
+    chosen = trust.get("referral") or {}
+    num_images, num_referred = metrics.get("num_images"), metrics.get("num_referred")
+    rate, wanted = metrics.get("accepted_error_rate"), chosen.get("max_error")
+    if num_images is None or num_referred is None:
+        return None
+    if rate is None:
+        return f"It decides nothing by itself: all {num_images} images are referred to a person.", True
+    if wanted is not None and chosen.get("note"):
+        is_little = num_referred < LITTLE * num_images
+        of = f"{num_referred} of {num_images} {images}"
+        refers = f"the model refers {'hardly anything, ' if is_little else ''}{of}"
+        tried, _, _ = trust.get("origin", "images").partition(",")
+        shown = "" if trust.get("num_images") is None else f", as far as {trust['num_images']} {tried} can show"
+        return (
+            f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
+            f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
+            "look at every image, or add validation images of other patients and train again; --refer-below sets a "
+            "threshold by hand."
+        ), True
+    answer = (
+        f"It refers {num_referred} of {num_images} images to a person{bracketed(metrics.get('referred_share_ci95'))}. "
+        f"Of those that it accepts, {percent(rate)} are wrong{bracketed(metrics.get('accepted_error_rate_ci95'))}"
+    )
+    if wanted is None:
+        return f"{answer}.", False
+    low, _ = metrics.get("accepted_error_rate_ci95") or (0.0, 1.0)
+    if low <= wanted:
+        return f"{answer}; at most {100 * wanted:g} % were wanted.", False
+    return (
+        f"{answer}, surely more than the {100 * wanted:g} % that the threshold was chosen for. These images are unlike "
+        "those that it was chosen on: let a person look at every one, or train with images like these."
+    ), True
+
+
+def _one_in(rate: float) -> str:
+    """Returns an error rate with its subject and verb, such as `1 in 5 accepted answers is`."""
+    if not rate:
+        return "none of the accepted answers here is"
+    return (
+        f"1 in {round(1 / rate)} accepted answers is" if rate <= 0.5 else f"{percent(rate)} of the accepted answers are"
+    )
+
+
+def coverage(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Answers whether prediction sets have the true class as often as they should; see `referral`."""
+    covered, ends, size = metrics.get("set_coverage"), metrics.get("set_coverage_ci95"), metrics.get("mean_set_size")
+    sets = trust.get("sets") or {}
+    if covered is None or size is None:
+        return None
+    of_size = bracketed(metrics.get("mean_set_size_ci95"), lambda end: f"{end:.1f}")
+    answer = (
+        f"The prediction set (the classes that may be right) has the true class for {percent(covered)} of the "
+        f"{images}{bracketed(ends)}, with {size:.1f} classes on average{of_size}"
+    )
+    if "alpha" not in sets:
+        return f"{answer}.", False
+    wanted = 1 - sets["alpha"]
+    if covered >= wanted:
+        return f"{answer}; {100 * wanted:g} % were wanted.", False
+    is_sure = ends is not None and ends[1] < wanted
+    how = "significantly less often" if is_sure else "less often, though perhaps by chance,"
+    return (
+        f"{answer}: it has it {how} than in the {100 * wanted:g} % that were wanted. Do not take a set for "
+        "complete; more validation images of other patients make better sets."
+    ), True
