@@ -102,9 +102,9 @@ def coverage(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) 
     wanted = 1 - sets["alpha"]
     if covered >= wanted:
         return f"{answer}; {100 * wanted:g} % were wanted.", False
-    is_sure = ends is not None and ends[1] < wanted
-    how = "significantly less often" if is_sure else "less often, though perhaps by chance,"
+    if ends is None or ends[1] >= wanted:
+        return f"{answer}: less often than in the {100 * wanted:g} % that were wanted, though perhaps by chance.", False
     return (
-        f"{answer}: it has it {how} than in the {100 * wanted:g} % that were wanted. Do not take a set for "
+        f"{answer}: significantly less often than in the {100 * wanted:g} % that were wanted. Do not take a set for "
         "complete; more validation images of other patients make better sets."
     ), True
