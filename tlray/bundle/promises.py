@@ -11,6 +11,10 @@ from tlray.bundle.wording import bracketed, percent
 LITTLE = 0.05
 """Share of referred images below which a model is said to refer hardly anything."""
 
+MAX_CALIBRATION_ERROR = 0.1
+"""Expected calibration error above which a confidence is no probability, if it is surely larger. The confidence is then
+more than ten percentage points off on average, as if 80 % of the predictions with a confidence of 0.9 were right."""
+
 
 def calibration(metrics: Mapping[str, Any]) -> tuple[str, bool] | None:
     """Answers whether a confidence can be read as a probability.
@@ -26,6 +30,13 @@ def calibration(metrics: Mapping[str, Any]) -> tuple[str, bool] | None:
     if error is None:
         return None
     ends = bracketed(metrics.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
+    low, _ = metrics.get("ece_ci95") or (None, None)
+    if low is not None and low > MAX_CALIBRATION_ERROR:
+        return (
+            f"The confidence is on average {100 * error:.1f} percentage points{ends} away from how often the model is "
+            f"right (expected calibration error), surely more than {100 * MAX_CALIBRATION_ERROR:g}. Either do not read "
+            "it as a probability, or train again with validation images like these, which calibrate it."
+        ), True
     return (
         f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
         "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."

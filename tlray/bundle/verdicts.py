@@ -116,7 +116,7 @@ def warnings(measured: Measured) -> tuple[str, ...]:
     found = verdicts(measured)
     has_threshold = not (measured.trust.get("referral") or {}).get("note")
     controls, referral = ["controls"] * _files_do_as_well(measured), ["referral"] * has_threshold
-    topics = (*controls, *referral, "coverage", "subgroups")
+    topics = (*controls, *referral, "calibration", "coverage", "subgroups")
     return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
 
 

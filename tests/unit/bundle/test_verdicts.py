@@ -52,6 +52,22 @@ def test_coverage_within_and_below_what_was_wanted():
     assert not unknown.is_warning
 
 
+def test_a_confidence_that_is_surely_far_off_is_warned_of_with_the_remedy():
+    for low, is_warning in ((0.0, False), (0.1, False), (0.11, True), (None, False)):
+        found = judge("calibration", ece=0.18, ece_ci95=[low, None if low is None else 0.25])
+        assert found.is_warning == is_warning
+        assert found.answer.startswith("The confidence is on" if is_warning else "Within about 18.0 percentage points")
+        told = verdicts.warnings(measured(ece=0.18, ece_ci95=[low, 0.25]))
+        assert told == ((found.answer,) if is_warning else ())
+    far = judge("calibration", ece=0.18, ece_ci95=[0.11, 0.25])
+    assert far.answer == (
+        "The confidence is on average 18.0 percentage points (95 % interval 11.0 to 25.0) away from how often the "
+        "model is right (expected calibration error), surely more than 10. Either do not read it as a probability, or "
+        "train again with validation images like these, which calibrate it."
+    )
+    assert not judge("calibration", ece=0.18).is_warning
+
+
 NO_THRESHOLD = {"referral": {"max_error": 0.05, "note": "None."}, "num_images": 584}
 
 
