@@ -4,7 +4,7 @@ The report and the model card show the same sentences, in the same order. Warnin
 too. Everything is computed from figures that were measured before; nothing is measured here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,12 @@ from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
 
-CONTROLS = ("traits_control", "neighbour_control", "permuted_control")
-"""Names of the controls in the findings of an audit, see `tlray.trust.findings.find`."""
+CONTROLS = {
+    "traits_control": "A random forest that sees only how the files were made",
+    "neighbour_control": "The label of the most similar training image",
+    "permuted_control": "A linear probe that learns shuffled labels",
+}
+"""What the controls are, by their names in the findings of an audit; see `tlray.trust.findings.find`."""
 
 MAX_NAMED = 3
 """Maximum number of subgroups that a sentence names."""
@@ -76,16 +80,20 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
             have `leak_search`, the fields of `LeakSearch`.
 
     Returns:
-        `controls`: name to the control, without those that are not known; `neighbours`: split to its number of images
-        that are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
+        `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
+        looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
+        are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
         several images, so that patients were named; null if it is not known. `leak_search` only if it is there.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
-    about = {
+    about: dict[str, Any] = {
         "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
         "neighbours": dict(findings.get("neighbours", {})),
         "has_patients": None if groups is None or num_images is None else groups < num_images,
     }
+    unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
+    if unmeasured:
+        about["unmeasured"] = unmeasured
     return about | {name: findings[name] for name in ("leak_search",) if name in findings}
 
 
@@ -136,7 +144,10 @@ def _leaks(measured: Measured) -> Verdict | None:
 
 def _controls(measured: Measured) -> Verdict | None:
     controls, is_warning = measured.data.get("controls", {}), False
-    sentences = control_texts(measured.data, split=measured.split)
+    sentences = [
+        *control_texts(measured.data, split=measured.split),
+        *_unmeasured(measured.data.get("unmeasured", ())),
+    ]
     if not sentences:
         return None
     permuted = controls.get("permuted_control")
@@ -166,18 +177,28 @@ def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[
         data: See `about_data`.
         split: The split that is known from the context. The name of another split is in the sentence.
     """
-    texts = {
-        "traits_control": "A random forest that sees only how the files were made",
-        "neighbour_control": "The label of the most similar training image",
-        "permuted_control": "A linear probe that learns shuffled labels",
-    }
     sentences = []
     for name, found in data.get("controls", {}).items():
         where = f" of the new {found['split']} images" if found["split"] != split else ""
         as_expected = ", as it should be" if name == "permuted_control" and not found["is_above_chance"] else ""
         about = bracketed(found.get("accuracy_ci95"), beside=f"by chance {percent(found['chance'])}")
-        sentences.append(f"{texts[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
+        sentences.append(f"{CONTROLS[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
     return sentences
+
+
+def _unmeasured(names: Sequence[str]) -> list[str]:
+    """Returns a sentence that says which controls were not measured, and why; none if there are no names."""
+    if not names:
+        return []
+    if len(names) == len(CONTROLS):
+        return ["No control was measured, because no test or validation image is new to the model."]
+    first, *others = [CONTROLS[name] for name in names]
+    told = f"{first}{''.join(f' and {each[0].lower()}{each[1:]}' for each in others)} {'were' if others else 'was'}"
+    if "neighbour_control" in names:
+        why = "this takes features of a frozen network, which the training did not compute (the recipe probe does)"
+    else:
+        why = "the images to learn from and to test on have one class only"
+    return [f"{told} not measured, because {why}."]
 
 
 def _calibration(measured: Measured) -> Verdict | None:

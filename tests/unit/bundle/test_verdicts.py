@@ -154,6 +154,27 @@ def test_controls_that_are_as_good_as_the_model():
     assert not elsewhere.is_warning
 
 
+def test_controls_that_were_not_measured_are_told_with_the_reason():
+    without_features = {"traits_control": CONTROL, "neighbour_control": None, "permuted_control": None}
+    told = judge("controls", data=verdicts.about_data(without_features))
+    assert not told.is_warning
+    assert told.answer == (
+        "A random forest that sees only how the files were made is right in 60.0 % (by chance 25.0 %). The label of "
+        "the most similar training image and a linear probe that learns shuffled labels were not measured, because "
+        "this takes features of a frozen network, which the training did not compute (the recipe probe does)."
+    )
+    of_one_class = {**dict.fromkeys(verdicts.CONTROLS, CONTROL), "permuted_control": None}
+    told = judge("controls", data=verdicts.about_data(of_one_class))
+    assert told.answer.endswith(
+        " A linear probe that learns shuffled labels was not measured, because the images to learn from and to test "
+        "on have one class only."
+    )
+    nothing_new = judge("controls", data=verdicts.about_data(dict.fromkeys(verdicts.CONTROLS)))
+    assert nothing_new.answer == "No control was measured, because no test or validation image is new to the model."
+    # An evaluation of other images looks for no controls.
+    assert "controls" not in verdicts.verdicts(measured(data=verdicts.about_data({})))
+
+
 def test_a_leak_that_the_permuted_control_finds_is_told_here_and_warned_of_by_the_audit():
     data = {"controls": {"permuted_control": CONTROL}}
     leak = judge("controls", data=data)
@@ -227,6 +248,7 @@ def test_what_an_audit_knows_of_the_data():
     found = verdicts.about_data(findings)
     assert found == {
         "controls": {"traits_control": CONTROL},
+        "unmeasured": ["neighbour_control"],
         "neighbours": {"valid": 1, "test": 2},
         "has_patients": False,
     }

@@ -585,6 +585,16 @@ def test_what_the_first_section_answers():
     assert page.text.count("Careful.") == 1
 
 
+def test_what_by_chance_means_is_told_only_beside_controls():
+    control = {"accuracy": 0.5, "chance": 0.25, "split": "test", "is_above_chance": True}
+    others = {"neighbour_control": None, "permuted_control": None}
+    for traits, is_told in ((control, True), (None, False)):
+        _, page = render(Report(title="run", audit={"traits_control": traits, **others}, evaluations={"test": TEST}))
+        assert ("By chance: how often the same answers are right" in page.text) == is_told
+        assert "Does it need the anatomy?" in page.text
+        assert "measured, because" in page.text
+
+
 def test_a_confidence_that_is_surely_far_off_is_a_reason_for_doubt():
     assert TEST.metrics["ece_ci95"][0] > 0.1
     _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": TEST}))
