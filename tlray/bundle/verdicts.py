@@ -20,6 +20,12 @@ CONTROLS = {
 }
 """What the controls are, by their names in the findings of an audit; see `tlray.trust.findings.find`."""
 
+IN_TRAINING = (
+    "The images that the model was trained on have a shortcut, which it may have learned; these images were not tested "
+    "for it. Found in training: {}"
+)
+"""Answer about a shortcut that is known of the training images only, where other images are measured."""
+
 MAX_NAMED = 3
 """Maximum number of subgroups that a sentence names."""
 
@@ -77,13 +83,15 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing. An evaluation's
-            have `leak_search`, the fields of `LeakSearch`.
+            have `leak_search`, the fields of `LeakSearch`, and where its images are not those of the training
+            `training_shortcuts`: what tells the classes of the training images without the anatomy, a text each.
 
     Returns:
         `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
         looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
         are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
-        several images, so that patients were named; null if it is not known. `leak_search` only if it is there.
+        several images, so that patients were named; null if it is not known. `leak_search` and `training_shortcuts`
+        only if they are there.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
     about: dict[str, Any] = {
@@ -94,7 +102,7 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:
         about["unmeasured"] = unmeasured
-    return about | {name: findings[name] for name in ("leak_search",) if name in findings}
+    return about | {name: findings[name] for name in ("leak_search", "training_shortcuts") if name in findings}
 
 
 def verdicts(measured: Measured) -> dict[str, Verdict]:
@@ -123,7 +131,8 @@ def warnings(measured: Measured) -> tuple[str, ...]:
     """
     found = verdicts(measured)
     has_threshold = not (measured.trust.get("referral") or {}).get("note")
-    controls, referral = ["controls"] * _files_do_as_well(measured), ["referral"] * has_threshold
+    is_doubtful = _files_do_as_well(measured) or bool(measured.data.get("training_shortcuts"))
+    controls, referral = ["controls"] * is_doubtful, ["referral"] * has_threshold
     topics = (*controls, *referral, "calibration", "coverage", "subgroups")
     return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
 
@@ -143,13 +152,15 @@ def _leaks(measured: Measured) -> Verdict | None:
 
 
 def _controls(measured: Measured) -> Verdict | None:
-    controls, is_warning = measured.data.get("controls", {}), False
+    controls, elsewhere = measured.data.get("controls", {}), measured.data.get("training_shortcuts", ())
     sentences = [
+        *(IN_TRAINING.format(text) for text in elsewhere),
         *control_texts(measured.data, split=measured.split),
         *_unmeasured(measured.data.get("unmeasured", ())),
     ]
     if not sentences:
         return None
+    is_warning = bool(elsewhere)
     permuted = controls.get("permuted_control")
     if permuted and permuted["is_above_chance"]:
         is_warning = True
