@@ -3,7 +3,7 @@
 `tlray.bundle.verdicts` answers its questions about calibration, referral and coverage with these sentences.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlray.bundle.wording import bracketed, percent
@@ -15,13 +15,18 @@ MAX_CALIBRATION_ERROR = 0.1
 """Expected calibration error above which a confidence is no probability, if it is surely larger. The confidence is then
 more than ten percentage points off on average, as if 80 % of the predictions with a confidence of 0.9 were right."""
 
+MAX_OTHER_SHARES = 0.1
+"""Half the sum of the differences between two sets of class shares up to which they count as alike. If nothing but the
+class shares differs between two sets of images, the share of wrong predictions differs by at most this."""
 
-def calibration(metrics: Mapping[str, Any]) -> tuple[str, bool] | None:
+
+def calibration(metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:
     """Answers whether a confidence can be read as a probability.
 
     Args:
         metrics: The metrics of the images that are new to the model, see `tlray.evaluation.measurement.with_leak_free`;
             any may be missing.
+        trust: How the limits of the model were found, see `tlray.bundle.spec.BundleSpec`; may be empty.
 
     Returns:
         Sentences, and whether they are a reason for doubt. None: nothing is known.
@@ -31,16 +36,47 @@ def calibration(metrics: Mapping[str, Any]) -> tuple[str, bool] | None:
         return None
     ends = bracketed(metrics.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
     low, _ = metrics.get("ece_ci95") or (None, None)
+    counts = [each["support"] for each in metrics.get("per_class", {}).values()]
+    others = _other_shares([count / sum(counts) for count in counts], metrics, trust)
+    condition = f" These images have other class shares than its probabilities assume ({others})." if others else ""
     if low is not None and low > MAX_CALIBRATION_ERROR:
+        remedy = (
+            "Measure it on images with the assumed shares, or train again with those of these images as --prior."
+            if others
+            else "Either do not read it as a probability, or train again with validation images like these, which "
+            "calibrate it."
+        )
         return (
             f"The confidence is on average {100 * error:.1f} percentage points{ends} away from how often the model is "
-            f"right (expected calibration error), surely more than {100 * MAX_CALIBRATION_ERROR:g}. Either do not read "
-            "it as a probability, or train again with validation images like these, which calibrate it."
+            f"right (expected calibration error), surely more than {100 * MAX_CALIBRATION_ERROR:g}.{condition} {remedy}"
         ), True
     return (
         f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
         "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
+        f"{condition}"
     ), False
+
+
+def _other_shares(shares: Sequence[float], metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> str:
+    """Returns how class shares differ from those that the probabilities assume, for the class with the most difference.
+
+    Args:
+        shares: The class shares of some images, in the order of the classes; may be empty.
+        metrics: See `calibration`.
+        trust: See `calibration`.
+
+    Returns:
+        A part of a sentence; empty if they are alike, or are not known.
+    """
+    classes, prior = metrics.get("classes", ()), trust.get("prior") or ()
+    if not len(shares) == len(prior) == len(classes):
+        return ""
+    # Of two classes both differ alike, but for rounding: the first one is named.
+    differences = [round(abs(share - assumed), 9) for share, assumed in zip(shares, prior, strict=True)]
+    if sum(differences) / 2 <= MAX_OTHER_SHARES:
+        return ""
+    most = differences.index(max(differences))
+    return f"{classes[most]}: {percent(shares[most])} of the images, {percent(prior[most])} assumed by --prior"
 
 
 def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:
@@ -49,7 +85,7 @@ def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) 
     Args:
         images: The name of the images in a sentence, such as `test images`.
         metrics: See `calibration`.
-        trust: How the threshold was chosen, see `tlray.bundle.spec.BundleSpec`; may be empty.
+        trust: See `calibration`.
 
     Returns:
         See `calibration`.
@@ -79,12 +115,19 @@ def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) 
     )
     if wanted is None:
         return f"{answer}.", False
+    others = _other_shares(trust.get("class_shares") or (), metrics, trust)
+    condition = (
+        f" The threshold was chosen on images with other class shares than its probabilities assume ({others}): with "
+        "the assumed shares, more of the accepted answers may be wrong."
+        if others
+        else ""
+    )
     low, _ = metrics.get("accepted_error_rate_ci95") or (0.0, 1.0)
     if low <= wanted:
-        return f"{answer}; at most {100 * wanted:g} % were wanted.", False
+        return f"{answer}; at most {100 * wanted:g} % were wanted.{condition}", False
     return (
         f"{answer}, surely more than the {100 * wanted:g} % that the threshold was chosen for. These images are unlike "
-        "those that it was chosen on: let a person look at every one, or train with images like these."
+        f"those that it was chosen on: let a person look at every one, or train with images like these.{condition}"
     ), True
 
 

@@ -213,7 +213,7 @@ def _unmeasured(names: Sequence[str]) -> list[str]:
 
 
 def _calibration(measured: Measured) -> Verdict | None:
-    return _verdict("Can its confidence be read as a probability?", promises.calibration(measured.new))
+    return _verdict("Can its confidence be read as a probability?", promises.calibration(measured.new, measured.trust))
 
 
 def _referral(measured: Measured) -> Verdict | None:

@@ -99,6 +99,41 @@ def test_a_threshold_that_does_not_keep_its_word():
     assert "all 100 images are referred" in all_referred.answer
 
 
+def test_a_prior_other_than_the_shares_of_the_images_is_a_condition_of_the_promises():
+    """The test images have as many of each class; the threshold was chosen on 30 % `sick`, and 5 % are assumed."""
+    figures: dict[str, Any] = {
+        "classes": ["healthy", "sick"],
+        "per_class": {"healthy": {"support": 50}, "sick": {"support": 50}},
+        "num_referred": 20,
+        "accepted_error_rate": 0.0625,
+        "accepted_error_rate_ci95": [0.03, 0.12],
+    }
+    given = TRUST | {"class_shares": [0.7, 0.3]}
+    kept = judge("referral", given | {"prior": [0.95, 0.05]}, **figures)
+    assert not kept.is_warning
+    condition = (
+        " The threshold was chosen on images with other class shares than its probabilities assume (healthy: 70.0 % of "
+        "the images, 95.0 % assumed by --prior): with the assumed shares, more of the accepted answers may be wrong."
+    )
+    assert kept.answer.endswith(f"; at most 5 % were wanted.{condition}")
+    broken = judge("referral", given | {"prior": [0.95, 0.05]}, **figures | {"accepted_error_rate_ci95": [0.06, 0.12]})
+    assert broken.is_warning
+    assert broken.answer.endswith(f"or train with images like these.{condition}")
+    # Shares that are alike, and bundles of earlier versions, which do not know them.
+    for known in ({"prior": [0.79, 0.21]}, {"prior": None}, {}):
+        assert judge("referral", given | known, **figures).answer.endswith("; at most 5 % were wanted.")
+    assert judge("referral", TRUST | {"prior": [0.95, 0.05]}, **figures).answer.endswith("; at most 5 % were wanted.")
+
+    here = "These images have other class shares than its probabilities assume (healthy: 50.0 % of the images, 95.0 % "
+    for low, is_warning in ((0.0, False), (0.2, True)):
+        found = judge("calibration", given | {"prior": [0.95, 0.05]}, ece=0.3, ece_ci95=[low, 0.4], **figures)
+        assert found.is_warning == is_warning
+        assert here in found.answer
+        assert ("train again with those of these images as --prior." in found.answer) == is_warning
+        assert "validation images like these" not in found.answer
+    assert "class shares" not in judge("calibration", given | {"prior": [0.55, 0.45]}, ece=0.3, **figures).answer
+
+
 def test_what_the_model_knew_before():
     none = judge("leaks", num_leaked=0, leak_free=None)
     assert (none.is_warning, none.answer) == (
