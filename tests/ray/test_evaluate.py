@@ -18,7 +18,9 @@ from tlray.bundle import store
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
 from tlray.bundle.spec import LOOKALIKES
-from tlray.data import looks, phantom_drawing, phantoms, thumbnail
+from tlray.config.values import parse_columns
+from tlray.data import looks, manifest, phantom_drawing, phantoms, thumbnail
+from tlray.data.listing import list_images
 from tlray.evaluation import evaluate
 from tlray.inference import predictions
 
@@ -121,3 +123,22 @@ def test_a_split_whose_images_the_model_knows(bundle, images, slices, tmp_path):
         found.warnings[0] == "The model knows all 3 images from its training: measure it on images of other patients."
     )
     assert not [each for each in found.warnings[1:] if "copy among the training images" in each]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_shortcut_that_the_training_found_is_told_before_the_figures(bundle, images, is_own, tmp_path):
+    """The first bundle was trained on these images, the second one on others."""
+    copy, out = tmp_path / "knows", tmp_path / "out"
+    shutil.copytree(bundle, copy)
+    listed = list_images(str(images), columns=parse_columns(None)).table
+    known = manifest.id_fingerprint(listed if is_own else listed.slice(1))
+    spec = dataclasses.replace(store.read_spec(bundle)[0], id_fingerprint=known, shortcuts=("Sizes tell the classes.",))
+    store.seal(str(copy), spec)
+    found = evaluate_images(EvaluateConfig(bundle=str(copy), data=str(images), split="all", out=str(out), quiet=True))
+    page = (out / "report.html").read_text()
+    assert ("Do not believe these numbers yet" in page) == is_own
+    assert "No check in this report speaks against it" not in page
+    assert page.index("Sizes tell the classes.") < page.index("All splits.")
+    (told,) = [text for text in found.warnings if "Sizes tell the classes." in text]
+    assert (told == "Sizes tell the classes.") == is_own
+    assert not is_own or found.warnings[0] == told

@@ -4,20 +4,27 @@ The report and the model card show the same sentences, in the same order. Warnin
 too. Everything is computed from figures that were measured before; nothing is measured here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tlray.bundle import leaks
+from tlray.bundle import leaks, promises
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
 
-CONTROLS = ("traits_control", "neighbour_control", "permuted_control")
-"""Names of the controls in the findings of an audit, see `tlray.trust.findings.find`."""
+CONTROLS = {
+    "traits_control": "A random forest that sees only how the files were made",
+    "neighbour_control": "The label of the most similar training image",
+    "permuted_control": "A linear probe that learns shuffled labels",
+}
+"""What the controls are, by their names in the findings of an audit; see `tlray.trust.findings.find`."""
 
-LITTLE = 0.05
-"""Share of referred images below which a model is said to refer hardly anything."""
+IN_TRAINING = (
+    "The images that the model was trained on have a shortcut, which it may have learned; these images were not tested "
+    "for it. Found in training: {}"
+)
+"""Answer about a shortcut that is known of the training images only, where other images are measured."""
 
 MAX_NAMED = 3
 """Maximum number of subgroups that a sentence names."""
@@ -76,20 +83,26 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing. An evaluation's
-            have `leak_search`, the fields of `LeakSearch`.
+            have `leak_search`, the fields of `LeakSearch`, and where its images are not those of the training
+            `training_shortcuts`: what tells the classes of the training images without the anatomy, a text each.
 
     Returns:
-        `controls`: name to the control, without those that are not known; `neighbours`: split to its number of images
-        that are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
-        several images, so that patients were named; null if it is not known. `leak_search` only if it is there.
+        `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
+        looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
+        are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
+        several images, so that patients were named; null if it is not known. `leak_search` and `training_shortcuts`
+        only if they are there.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
-    about = {
+    about: dict[str, Any] = {
         "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
         "neighbours": dict(findings.get("neighbours", {})),
         "has_patients": None if groups is None or num_images is None else groups < num_images,
     }
-    return about | {name: findings[name] for name in ("leak_search",) if name in findings}
+    unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
+    if unmeasured:
+        about["unmeasured"] = unmeasured
+    return about | {name: findings[name] for name in ("leak_search", "training_shortcuts") if name in findings}
 
 
 def verdicts(measured: Measured) -> dict[str, Verdict]:
@@ -118,8 +131,9 @@ def warnings(measured: Measured) -> tuple[str, ...]:
     """
     found = verdicts(measured)
     has_threshold = not (measured.trust.get("referral") or {}).get("note")
-    controls, referral = ["controls"] * _files_do_as_well(measured), ["referral"] * has_threshold
-    topics = (*controls, *referral, "coverage", "subgroups")
+    is_doubtful = _files_do_as_well(measured) or bool(measured.data.get("training_shortcuts"))
+    controls, referral = ["controls"] * is_doubtful, ["referral"] * has_threshold
+    topics = (*controls, *referral, "calibration", "coverage", "subgroups")
     return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
 
 
@@ -138,10 +152,15 @@ def _leaks(measured: Measured) -> Verdict | None:
 
 
 def _controls(measured: Measured) -> Verdict | None:
-    controls, is_warning = measured.data.get("controls", {}), False
-    sentences = control_texts(measured.data, split=measured.split)
+    controls, elsewhere = measured.data.get("controls", {}), measured.data.get("training_shortcuts", ())
+    sentences = [
+        *(IN_TRAINING.format(text) for text in elsewhere),
+        *control_texts(measured.data, split=measured.split),
+        *_unmeasured(measured.data.get("unmeasured", ())),
+    ]
     if not sentences:
         return None
+    is_warning = bool(elsewhere)
     permuted = controls.get("permuted_control")
     if permuted and permuted["is_above_chance"]:
         is_warning = True
@@ -169,104 +188,47 @@ def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[
         data: See `about_data`.
         split: The split that is known from the context. The name of another split is in the sentence.
     """
-    texts = {
-        "traits_control": "A random forest that sees only how the files were made",
-        "neighbour_control": "The label of the most similar training image",
-        "permuted_control": "A linear probe that learns shuffled labels",
-    }
     sentences = []
     for name, found in data.get("controls", {}).items():
         where = f" of the new {found['split']} images" if found["split"] != split else ""
         as_expected = ", as it should be" if name == "permuted_control" and not found["is_above_chance"] else ""
         about = bracketed(found.get("accuracy_ci95"), beside=f"by chance {percent(found['chance'])}")
-        sentences.append(f"{texts[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
+        sentences.append(f"{CONTROLS[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
     return sentences
 
 
+def _unmeasured(names: Sequence[str]) -> list[str]:
+    """Returns a sentence that says which controls were not measured, and why; none if there are no names."""
+    if not names:
+        return []
+    if len(names) == len(CONTROLS):
+        return ["No control was measured, because no test or validation image is new to the model."]
+    first, *others = [CONTROLS[name] for name in names]
+    told = f"{first}{''.join(f' and {each[0].lower()}{each[1:]}' for each in others)} {'were' if others else 'was'}"
+    if "neighbour_control" in names:
+        why = "this takes features of a frozen network, which the training did not compute (the recipe probe does)"
+    else:
+        why = "the images to learn from and to test on have one class only"
+    return [f"{told} not measured, because {why}."]
+
+
 def _calibration(measured: Measured) -> Verdict | None:
-    error = measured.new.get("ece")
-    if error is None:
-        return None
-    ends = bracketed(measured.new.get("ece_ci95"), lambda end: f"{100 * end:.1f}")
-    answer = (
-        f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
-        "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
-    )
-    return Verdict(question="Can its confidence be read as a probability?", answer=answer)
+    return _verdict("Can its confidence be read as a probability?", promises.calibration(measured.new, measured.trust))
 
 
 def _referral(measured: Measured) -> Verdict | None:
-    new, chosen = measured.new, measured.trust.get("referral") or {}
-    num_images, num_referred, rate = new.get("num_images"), new.get("num_referred"), new.get("accepted_error_rate")
-    question = "Does it know when it is wrong?"
-    if num_images is None or num_referred is None:
-        return None
-    if rate is None:
-        answer = f"It decides nothing by itself: all {num_images} images are referred to a person."
-        return Verdict(question=question, answer=answer, is_warning=True)
-    wanted = chosen.get("max_error")
-    if wanted is not None and chosen.get("note"):
-        is_little = num_referred < LITTLE * num_images
-        of = f"{num_referred} of {num_images} {measured.images}"
-        refers = f"the model refers {'hardly anything, ' if is_little else ''}{of}"
-        num_tried = measured.trust.get("num_images")
-        tried, _, _ = measured.trust.get("origin", "images").partition(",")
-        shown = "" if num_tried is None else f", as far as {num_tried} {tried} can show"
-        answer = (
-            f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
-            f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
-            "look at every image, or add validation images of other patients and train again; --refer-below sets a "
-            "threshold by hand."
-        )
-        return Verdict(question=question, answer=answer, is_warning=True)
-    answer = (
-        f"It refers {num_referred} of {num_images} images to a person{bracketed(new.get('referred_share_ci95'))}. Of "
-        f"those that it accepts, {percent(rate)} are wrong{bracketed(new.get('accepted_error_rate_ci95'))}"
-    )
-    if wanted is None:
-        return Verdict(question=question, answer=f"{answer}.")
-    low, _ = new.get("accepted_error_rate_ci95") or (0.0, 1.0)
-    if low <= wanted:
-        return Verdict(question=question, answer=f"{answer}; at most {100 * wanted:g} % were wanted.")
-    answer = (
-        f"{answer}, surely more than the {100 * wanted:g} % that the threshold was chosen for. These images are unlike "
-        "those that it was chosen on: let a person look at every one, or train with images like these."
-    )
-    return Verdict(question=question, answer=answer, is_warning=True)
-
-
-def _one_in(rate: float) -> str:
-    """Returns an error rate with its subject and verb, such as `1 in 5 accepted answers is`."""
-    if not rate:
-        return "none of the accepted answers here is"
-    return (
-        f"1 in {round(1 / rate)} accepted answers is" if rate <= 0.5 else f"{percent(rate)} of the accepted answers are"
-    )
+    found = promises.referral(measured.images, measured.new, measured.trust)
+    return _verdict("Does it know when it is wrong?", found)
 
 
 def _coverage(measured: Measured) -> Verdict | None:
-    new, sets = measured.new, measured.trust.get("sets") or {}
-    covered, ends, size = new.get("set_coverage"), new.get("set_coverage_ci95"), new.get("mean_set_size")
-    if covered is None or size is None:
-        return None
-    question = "Do its prediction sets have the true class?"
-    of_size = bracketed(new.get("mean_set_size_ci95"), lambda end: f"{end:.1f}")
-    answer = (
-        f"The prediction set (the classes that may be right) has the true class for {percent(covered)} of the "
-        f"{measured.images}{bracketed(ends)}, with {size:.1f} classes on average{of_size}"
-    )
-    if "alpha" not in sets:
-        return Verdict(question=question, answer=f"{answer}.")
-    wanted = 1 - sets["alpha"]
-    if covered >= wanted:
-        return Verdict(question=question, answer=f"{answer}; {100 * wanted:g} % were wanted.")
-    is_sure = ends is not None and ends[1] < wanted
-    how = "significantly less often" if is_sure else "less often, though perhaps by chance,"
-    answer = (
-        f"{answer}: it has it {how} than in the {100 * wanted:g} % that were wanted. Do not take a set for "
-        "complete; more validation images of other patients make better sets."
-    )
-    return Verdict(question=question, answer=answer, is_warning=True)
+    found = promises.coverage(measured.images, measured.new, measured.trust)
+    return _verdict("Do its prediction sets have the true class?", found)
+
+
+def _verdict(question: str, found: tuple[str, bool] | None) -> Verdict | None:
+    """Returns a verdict, given the answer and whether it is a warning; None: nothing is known."""
+    return None if found is None else Verdict(question=question, answer=found[0], is_warning=found[1])
 
 
 def _subgroups(measured: Measured) -> Verdict | None:

@@ -12,7 +12,8 @@ class EvaluateConfig:
     """Score the images of one split with a bundle and compare the predictions with the labels.
 
     Copies of a picture count as one image. Images that the model knows from its training are left out of the figures
-    to quote, as far as they are found: by the pictures in the bundle, or in the data that it was trained on.
+    to quote, as far as they are found: by the pictures in the bundle, or in the data that it was trained on. Shortcuts
+    that the training found in its data are repeated as a warning.
     """
 
     bundle: str

@@ -149,7 +149,8 @@ class TrainConfig:
     images)."""
     max_error: float = 0.05
     """Predictions that are not marked 'refer' shall be wrong at most this often. The confidence below which they are
-    marked, to be left to a specialist, is chosen on images that the model was not trained on."""
+    marked, to be left to a specialist, is chosen on images that the model was not trained on. The limit holds for class
+    shares like theirs, also where --prior assumes others."""
     refer_below: float | None = None
     """The confidence below which predictions are marked 'refer'. Default: chosen by --max-error."""
     prior: str = TRAIN_PRIOR

@@ -3,7 +3,6 @@
 The figures come from `tlray.evaluation.paired`.
 """
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError, ImageErrorCode, counted, some
-from tlray.evaluation import evaluate
+from tlray.evaluation import evaluate, scope
 from tlray.evaluation.paired import SIDES, csv_table, measure, pair
 from tlray.files import storage
 from tlray.inference import score
@@ -231,7 +230,7 @@ def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table, split: str)
         listed: The manifest of all images of the data, as it was listed.
         split: The split that the bundles are compared on, or `all`.
     """
-    own = {side: spec for side, spec in specs.items() if _was_trained_on(spec, listed)}
+    own = {side: spec for side, spec in specs.items() if scope.is_own(spec, listed)}
     seen = SEEN.format(split) if split in ("train", "all") else None
     texts_of_kinds: list[dict[str, tuple[str, ...]]] = [
         dict.fromkeys(own, (seen,) if seen else ()),
@@ -245,11 +244,6 @@ def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table, split: str)
             who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
             found.append(f"{who} trained on this data. {text}")
     return found
-
-
-def _was_trained_on(spec: BundleSpec, listed: pa.Table) -> bool:
-    # `known_leaks` gives leaks only if the data is the same, so it is asked about a bundle that has one for certain.
-    return bool(evaluate.known_leaks(dataclasses.replace(spec, leaks=("any",)), listed))
 
 
 def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import ray
 
 from tlray.bundle import spec as bundle
-from tlray.bundle import store, verdicts
-from tlray.bundle.leaks import LeakSearch, knows_all, verb
+from tlray.bundle import store
+from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
@@ -27,8 +27,8 @@ from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
-from tlray.errors import DataError, ImageErrorCode, counted
-from tlray.evaluation import examples, overlay_check, relations, report, scope
+from tlray.errors import DataError, ImageErrorCode
+from tlray.evaluation import doubts, examples, overlay_check, relations, report, scope
 from tlray.evaluation.measurement import (
     SplitEvaluation,
     headline,
@@ -47,8 +47,6 @@ METRICS_JSON = "metrics.json"
 REPORT_HTML = "report.html"
 FIGURES = "figures"
 KIND = "evaluation"
-OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
-"""Warning about leaks in a bundle's own data, shown where other images are measured."""
 NAMES = predictions.NAMES | {METRICS_JSON, REPORT_HTML, FIGURES}
 
 
@@ -126,14 +124,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     evaluation = with_subgroups(evaluation, table)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
     findings = audit.audit(_as_inspected(predicted)) | dict(related.findings)
+    findings |= doubts.findings_of_training(spec, looked_at, config.split)
     overlays, notes = None, ()
     if config.check_overlays:
         overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)
-    known = known_leaks(spec, listing.table)
-    leaks = all_leaks(known, evaluation.metrics)
-    others = () if known else map(OTHER_IMAGES.format, spec.leaks)
-    doubts = _doubts(config.split, evaluation, spec, findings)
-    warnings = (*leaks, *doubts, *failure_warnings(findings), *others, *notes)
+    told = doubts.find(spec, config.split, evaluation, findings, is_own=looked_at.is_own)
+    warnings = (*told.warnings, *notes)
     content = Report(
         title="Evaluation",
         subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
@@ -141,7 +137,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         provenance=provenance(spec, bundle_sha256),
         audit=findings,
         gallery=related.gallery,
-        leaks=leaks,
+        leaks=told.leaks,
+        shortcuts=told.shortcuts,
         trust=spec.trust,
         overlays=overlays,
         warnings=warnings,
@@ -156,47 +153,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     inspected.forget(out)
     return EvaluateResult(out=out, split=config.split, metrics=metrics, warnings=warnings, overlays=overlays)
-
-
-def known_leaks(spec: BundleSpec, table: pa.Table) -> tuple[str, ...]:
-    """Returns the leaks found when a bundle was trained, if on this same data; they may make its metrics too good.
-
-    The data counts as the same if its images have the same ids, whatever splits were cut since it was listed.
-
-    Args:
-        spec: The bundle's description. Bundles of earlier versions have a fingerprint of ids only together with splits.
-        table: The manifest of all images, as it was listed.
-    """
-    return spec.leaks if scope.is_own(spec, table) else ()
-
-
-def all_leaks(known: tuple[str, ...], metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns why metrics may be too good, the gravest first.
-
-    Args:
-        known: Leaks that were found when the bundle was trained, see `known_leaks`. They say why the model knows some
-            images, but not that it knows all of them.
-        metrics: The metrics of all images, see `measurement.with_leak_free`.
-    """
-    found = leak_warnings(metrics)
-    return (*found, *known) if knows_all(metrics) else known or found
-
-
-def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns a warning about images that the model knows; none if it knows none of them, as far as that was found.
-
-    Args:
-        metrics: The metrics of all images, see `measurement.with_leak_free`.
-    """
-    num_leaked, num_images = metrics.get("num_leaked"), metrics["num_images"]
-    if not num_leaked:
-        return ()
-    if knows_all(metrics):
-        return (f"The model knows all {num_images} images from its training: measure it on images of other patients.",)
-    return (
-        f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images "
-        f"{verb({'all': metrics})} too good: quote those of the new images.",
-    )
 
 
 def quoted(split: str, metrics: Mapping[str, Any], search: LeakSearch) -> dict[str, Any]:
@@ -240,19 +196,6 @@ def _score(
     return predicted
 
 
-def _doubts(split: str, evaluation: SplitEvaluation, spec: BundleSpec, findings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns warnings about what the figures are worth: that about leaks, which training gives from its audit, too.
-
-    The answer about leaks comes with its question, without which it says nothing. It is left out where the model knows
-    all images, as `leak_warnings` says that.
-    """
-    about = verdicts.Measured(
-        split=split, metrics=evaluation.metrics, trust=spec.trust, data=verdicts.about_data(findings)
-    )
-    told = None if knows_all(evaluation.metrics) else verdicts.verdicts(about).get("leaks")
-    return (*([told.text] if told and told.is_warning else []), *verdicts.warnings(about))
-
-
 def select_split(table: pa.Table, split: str) -> pa.Table:
     """Returns the rows of a split; `all` gives every row.
 
@@ -277,14 +220,6 @@ def _as_inspected(predicted: pa.Table) -> pa.Table:
         .append_column("width_px", unknown)
         .append_column("height_px", unknown)
     )
-
-
-def failure_warnings(findings: dict[str, Any]) -> list[str]:
-    """Returns a warning for each kind of error because of which images could not be used."""
-    return [
-        f"{counted(value['num_images'], 'image')} could not be used: {code}."
-        for code, value in findings["errors"].items()
-    ]
 
 
 def describe(spec: BundleSpec) -> dict[str, object]:

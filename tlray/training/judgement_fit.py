@@ -98,7 +98,8 @@ class Judging:
             ([low, high]). `referral`: `refer_below`, `max_error` (null: the user gave the threshold), `coverage` (share
             of images that are not under it, nor ambiguous), `error_rate` of these (null: none), `error_rate_high` (its
             upper bound) and `note`. `sets`: the fields of `Conformal`, and `mean_size`; null without sets.
-            `num_images`, `num_groups` and `origin`: what all this was fitted on. Empty: there were no such images.
+            `num_images`, `num_groups`, `class_shares` and `origin`: what all this was fitted on. `prior`: the class
+            shares that the probabilities assume. Empty: there were no such images.
         warnings: Warnings to the user.
     """
 
@@ -147,6 +148,8 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
         "sets": _describe_sets(sets, probs_BK),
         "num_images": len(labels),
         "num_groups": len(np.unique(groups)),
+        "class_shares": class_shares(labels, len(wanted.shares)).tolist(),
+        "prior": wanted.shares.tolist(),
         "origin": unseen.origin,
     }
     to_fitting = logit_shift(wanted.assumed_shares, fitting_shares)

@@ -547,9 +547,14 @@ def test_figures_without_leaked_images_are_not_called_too_good():
     assert "Not yet." in page.text
 
 
+# TEST is right more often than its confidence says: in 97.5 %, with a confidence of 0.6 to 0.8.
+SOUND = {"ece": 0.0625, "ece_ci95": [0.0, 0.125]}
+
+
 def test_an_evaluation_says_how_it_searched_for_images_that_the_model_knows():
     search = {"among": "nothing", "num_compared": 0, "num_pictures": None, "is_own": False, "knows_splits": False}
-    report = Report(title="Evaluation", audit={"leak_search": search}, evaluations={"all": TEST})
+    sound = dataclasses.replace(TEST, metrics={**TEST.metrics, **SOUND})
+    report = Report(title="Evaluation", audit={"leak_search": search}, evaluations={"all": sound})
     _, page = render(report)
     assert "Has the model seen these images before? Not known. The bundle keeps no pictures" in page.text
     assert "No check in this report speaks against it." in page.text
@@ -569,14 +574,32 @@ def test_an_evaluation_says_how_it_searched_for_images_that_the_model_knows():
 
 
 def test_what_the_first_section_answers():
-    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": TEST}))
+    sound = dataclasses.replace(TEST, metrics={**TEST.metrics, **SOUND})
+    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": sound}))
     assert "May I believe this?" in page.text
     assert "No check in this report speaks against it." in page.text
     assert "Careful." not in page.text
 
-    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": with_metrics()}))
+    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": with_metrics(**SOUND)}))
     assert "Not without care. Of the 4 answers in this report, 1 is a reason for doubt, marked “Careful”." in page.text
     assert page.text.count("Careful.") == 1
+
+
+def test_what_by_chance_means_is_told_only_beside_controls():
+    control = {"accuracy": 0.5, "chance": 0.25, "split": "test", "is_above_chance": True}
+    others = {"neighbour_control": None, "permuted_control": None}
+    for traits, is_told in ((control, True), (None, False)):
+        _, page = render(Report(title="run", audit={"traits_control": traits, **others}, evaluations={"test": TEST}))
+        assert ("By chance: how often the same answers are right" in page.text) == is_told
+        assert "Does it need the anatomy?" in page.text
+        assert "measured, because" in page.text
+
+
+def test_a_confidence_that_is_surely_far_off_is_a_reason_for_doubt():
+    assert TEST.metrics["ece_ci95"][0] > 0.1
+    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": TEST}))
+    assert "Not without care. Of the 2 answers in this report, 1 is a reason for doubt, marked “Careful”." in page.text
+    assert "Can its confidence be read as a probability? Careful. The confidence is on average" in page.text
 
 
 def test_subgroups_are_listed_the_worst_first_with_how_many_were_looked_at():

@@ -111,7 +111,8 @@ def test_logits_that_are_too_large_are_divided():
 def test_all_that_is_told_can_be_written_as_json():
     about = overconfident()[2].about
     assert (about["num_images"], about["num_groups"], about["origin"]) == (4000, 4000, "simulated images")
-    assert json.loads(json.dumps(about, allow_nan=False))["referral"] == about["referral"]
+    read = json.loads(json.dumps(about, allow_nan=False))
+    assert all(read[name] == about[name] for name in ("referral", "class_shares", "prior"))
 
 
 def test_the_chosen_threshold_keeps_the_error_rate_of_new_images():
@@ -145,6 +146,8 @@ def test_wished_shares_move_the_odds_by_their_ratio():
     true_BK, labels, judged = overconfident()
     own, other = class_shares(labels, 3), np.array([0.2, 0.3, 0.5])
     moved = judgement_fit.fit(unseen(3 * true_BK, labels), wish(other, own), seed=0)
+    assert moved.about["class_shares"] == pytest.approx(own)
+    assert moved.about["prior"] == [0.2, 0.3, 0.5]
     assert moved.temperature == judged.temperature
     ratio_BK = probabilities(3 * true_BK, moved) / probabilities(3 * true_BK, judged)
     expected = (other / own) / (other / own)[0]

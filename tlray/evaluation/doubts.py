@@ -1,0 +1,127 @@
+"""Collects what speaks against the figures of an evaluation, the gravest first.
+
+Some of it was found in the measured images. The rest was found by the training of the model in its own data, and its
+bundle tells it: it concerns the figures where the measured images are of that data, and otherwise the model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tlray.bundle import verdicts
+from tlray.bundle.leaks import knows_all, verb
+from tlray.bundle.spec import BundleSpec
+from tlray.errors import counted
+from tlray.evaluation.measurement import SplitEvaluation
+from tlray.evaluation.scope import Scope
+
+OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
+"""Warning about leaks in a bundle's own data, shown where other images are measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubts:
+    """Warnings about the figures of an evaluation.
+
+    Attributes:
+        shortcuts: What tells the classes of the images without the anatomy; empty if nothing is known to.
+        leaks: Why the metrics may be too good; empty if no leak is known.
+        warnings: All warnings, with these two, the gravest first.
+    """
+
+    shortcuts: tuple[str, ...]
+    leaks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def findings_of_training(spec: BundleSpec, images: Scope, split: str) -> dict[str, Any]:
+    """Returns what the training of a model found, as findings to be added to those of an evaluation.
+
+    Args:
+        spec: The description of the model's bundle.
+        images: The images that the evaluation looks at.
+        split: Name of the measured split, or `all`.
+
+    Returns:
+        For the model's own data its controls by name, see `tlray.trust.findings.find`; null for those that could not be
+        measured. They are of a split of the training, so they are left out where a split has another content now. For
+        other data `training_shortcuts`, see `verdicts.about_data`; left out if there are none.
+    """
+    if not images.is_own:
+        return {"training_shortcuts": list(spec.shortcuts)} if spec.shortcuts else {}
+    if not images.knows_splits and split != "all":
+        return {}
+    data = spec.trust.get("data", {})
+    return {**dict.fromkeys(data.get("unmeasured", ())), **data.get("controls", {})}
+
+
+def find(
+    spec: BundleSpec, split: str, evaluation: SplitEvaluation, findings: Mapping[str, Any], *, is_own: bool
+) -> Doubts:
+    """Returns what speaks against the figures of an evaluation.
+
+    Args:
+        spec: The description of the bundle that predicted.
+        split: Name of the measured split, or `all`.
+        evaluation: Its evaluation.
+        findings: What is known of the images: see `tlray.data.audit.audit`, `Relations.findings` and
+            `findings_of_training`.
+        is_own: The images are of the data set that the model was trained on, see `tlray.evaluation.scope.is_own`. Then
+            what its training found concerns these figures.
+    """
+    shortcuts, leaks = (spec.shortcuts, spec.leaks) if is_own else ((), ())
+    leaks = all_leaks(leaks, evaluation.metrics)
+    elsewhere = () if is_own else map(OTHER_IMAGES.format, spec.leaks)
+    answers = _answers(split, evaluation, spec, findings)
+    warnings = (*shortcuts, *leaks, *answers, *failure_warnings(findings), *elsewhere)
+    return Doubts(shortcuts=shortcuts, leaks=leaks, warnings=warnings)
+
+
+def all_leaks(known: tuple[str, ...], metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns why metrics may be too good, the gravest first.
+
+    Args:
+        known: Leaks that were found in these images when the bundle was trained. They say why the model knows some
+            images, but not that it knows all of them.
+        metrics: The metrics of all images, see `measurement.with_leak_free`.
+    """
+    found = leak_warnings(metrics)
+    return (*found, *known) if knows_all(metrics) else known or found
+
+
+def leak_warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a warning about images that the model knows; none if it knows none of them, as far as that was found.
+
+    Args:
+        metrics: The metrics of all images, see `measurement.with_leak_free`.
+    """
+    num_leaked, num_images = metrics.get("num_leaked"), metrics["num_images"]
+    if not num_leaked:
+        return ()
+    if knows_all(metrics):
+        return (f"The model knows all {num_images} images from its training: measure it on images of other patients.",)
+    return (
+        f"The model knows {num_leaked} of the {num_images} images from its training, so the metrics of all images "
+        f"{verb({'all': metrics})} too good: quote those of the new images.",
+    )
+
+
+def _answers(split: str, evaluation: SplitEvaluation, spec: BundleSpec, findings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns warnings about what the figures are worth: that about leaks, which training gives from its audit, too.
+
+    The answer about leaks comes with its question, without which it says nothing. It is left out where the model knows
+    all images, as `leak_warnings` says that.
+    """
+    about = verdicts.Measured(
+        split=split, metrics=evaluation.metrics, trust=spec.trust, data=verdicts.about_data(findings)
+    )
+    told = None if knows_all(evaluation.metrics) else verdicts.verdicts(about).get("leaks")
+    return (*([told.text] if told and told.is_warning else []), *verdicts.warnings(about))
+
+
+def failure_warnings(findings: Mapping[str, Any]) -> list[str]:
+    """Returns a warning for each kind of error because of which images could not be used."""
+    return [
+        f"{counted(value['num_images'], 'image')} could not be used: {code}."
+        for code, value in findings["errors"].items()
+    ]
