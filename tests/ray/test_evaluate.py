@@ -1,4 +1,4 @@
-"""Evaluating a bundle on images of which some are copies of one another, and some of training images."""
+"""Evaluating and comparing bundles on images of which some are copies of one another, and some of training images."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.ray.test_compare import export_bundle
-from tlray import EvaluateConfig
+from tlray import CompareConfig, EvaluateConfig, compare
 from tlray import evaluate as evaluate_images
 from tlray.bundle import store
 from tlray.bundle.lookalikes import KeptImages
@@ -106,6 +106,24 @@ def test_copies_count_once_and_training_images_are_left_out(bundle, images, slic
     page = (out / "report.html").read_text()
     assert "Not known. The bundle keeps no pictures of its training images, so copies of them cannot be found." in page
     assert "data:image/jpeg" not in page
+
+
+def test_bundles_are_compared_on_images_that_neither_knows(bundle, images, slices, tmp_path):
+    """The same network twice: one of the bundles keeps pictures of two of its training images."""
+    keeps = with_pictures(bundle, tmp_path / "keeps", [slices[0], slices[3][:, ::-1]], num_pictures=2)
+    out = str(tmp_path / "out")
+    result = compare(CompareConfig(bundle=bundle, reference=keeps, data=str(images), split="all", out=out, quiet=True))
+    found = result.comparison
+    assert (found["num_images"], found["num_groups"], found["num_left_out"]) == (6, 4, 2)
+    assert (found["bundle_num_known"], found["reference_num_known"], found["is_leak_free"]) == (None, 2, None)
+    assert found["reference_leak_search"] == {
+        "among": "pictures", "num_compared": 2, "num_pictures": 2, "is_own": False, "knows_splits": False,
+    }  # fmt: skip
+    assert found["accuracy_difference"] == 0
+    assert result.warnings[0] == (
+        "Left out, because a bundle knows them from its training: 2 of 8 images (bundle: not known, reference: 2)."
+    )
+    assert {path.name for path in Path(out).iterdir()} == {".tlray", "comparison.json", "comparison.csv"}
 
 
 def test_a_split_whose_images_the_model_knows(bundle, images, slices, tmp_path):

@@ -120,7 +120,8 @@ def called(monkeypatch):
         ("evaluation.compare", "compare"): CompareResult(
             out="/o", split="valid", warnings=("Both bundles were trained on this data.",),
             comparison={
-                "num_images": 40, "num_by_error": {"empty": 2, "truncated": 1}, "num_unlabelled": 5,
+                "num_images": 40, "num_left_out": 2, "bundle_num_known": 2, "reference_num_known": None,
+                "num_by_error": {"empty": 2, "truncated": 1}, "num_unlabelled": 5,
                 "accuracy_difference": 0.05, "accuracy_difference_ci95": [-0.0312, 0.125], "p_value": 0.28125,
                 "conclusion": "The images do not show which is better.", "num_only_bundle_right": 3,
                 "num_only_reference_right": 1, "same_label_share": 0.875, "same_label_share_ci95": [0.75, 0.9375],
@@ -487,7 +488,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         ),
         (
             "compare --bundle b --reference r --data d --out o --split valid",
-            ["Compared on valid", "images .* 40 compared, 3 failed, 5 unlabelled",
+            ["Compared on valid", "images .* 40 compared, 2 known from training, 3 failed, 5 unlabelled",
+             "known to the bundle .* 2 of 42 images", "known to the reference .* cannot be told",
              "accuracy of the bundle .* 0.812 (95 %: 0.700 to 0.900)", "accuracy of the reference .* 0.750 (95 %",
              "difference .* +5.0 percentage points (95 %: -3.1 to +12.5)",
              "conclusion .* The images do not show which is better.",

@@ -57,7 +57,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """Compare two bundles on the same labelled images: which of the two is more often right, and how sure that is."""
+    """Compare two bundles on the same labelled images: which of the two is more often right, and how sure that is.
+
+    Copies of a picture count as one image. Images that one of the bundles knows from its training are left out, as far
+    as they are found: by the pictures in the bundles, or in the data that they were trained on.
+    """
 
     bundle: str
     """The exported model to compare: a directory, a path or URI."""

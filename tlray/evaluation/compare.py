@@ -1,6 +1,7 @@
 """Compares two bundles on the same labelled images (`tlray compare`): scores the images with both, writes the result.
 
-The figures come from `tlray.evaluation.paired`.
+Copies, and images that a bundle knows, are looked for as in an evaluation: see `tlray.evaluation.relations`. The
+figures come from `tlray.evaluation.paired`.
 """
 
 import itertools
@@ -13,21 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from tlray.bundle import store
+from tlray.bundle import leaks, store
+from tlray.bundle.leaks import LeakSearch
+from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.bundle.wording import bracketed, estimate, percent
 from tlray.cluster import capacity, connection, locations, plans
+from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import CompareConfig
 from tlray.config.values import parse_columns
+from tlray.data import inspected
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError, ImageErrorCode, counted, some
-from tlray.evaluation import evaluate, scope
-from tlray.evaluation.paired import SIDES, csv_table, measure, pair
+from tlray.evaluation import evaluate, relations, scope
+from tlray.evaluation.paired import SIDES, Paired, csv_table, measure, pair
+from tlray.evaluation.relations import Relations
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
@@ -36,12 +42,6 @@ COMPARISON_JSON = "comparison.json"
 COMPARISON_CSV = "comparison.csv"
 KIND = "comparison"
 NAMES = frozenset({COMPARISON_JSON, COMPARISON_CSV})
-
-SEEN = (
-    "--split {} includes the training images, on which an accuracy means little. Give --split test; if the training "
-    "cut the splits, the manifest.parquet of its run has them and can be given as --data."
-)
-"""Warning about a comparison on images that a bundle was trained on."""
 
 SMALLEST_P = 0.001
 """Smallest p value that people are shown as a number."""
@@ -55,8 +55,10 @@ class CompareResult:
         out: The output directory.
         split: The split that the bundles were compared on.
         comparison: The content of `comparison.json`: the figures of `tlray.evaluation.paired.measure`; `split`,
-            `num_unlabelled` (images without a label, which were not scored) and `warnings`; and the location, sha256
-            and engine of both: `bundle`, `bundle_sha256`, `bundle_engine`, and the same for `reference`.
+            `num_unlabelled` (images without a label, which were not scored), `is_leak_free` (all compared images are
+            new to both bundles, as far as was found; None: it cannot be told) and `warnings`; and for both the
+            location, sha256, engine and the fields of `LeakSearch`: `bundle`, `bundle_sha256`, `bundle_engine`,
+            `bundle_leak_search`, and the same for `reference`.
         warnings: Warnings about the comparison, the gravest first.
     """
 
@@ -73,8 +75,11 @@ class CompareResult:
         gained, lost = found["num_only_bundle_right"], found["num_only_reference_right"]
         num_failed = sum(found["num_by_error"].values())
         p_value = f"below {SMALLEST_P}" if found["p_value"] < SMALLEST_P else f"{found['p_value']:.3f}"
+        left_out = f", {found['num_left_out']} known from training" if found["num_left_out"] else ""
+        images = f"{found['num_images']} compared{left_out}, {num_failed} failed, {found['num_unlabelled']} unlabelled"
         return [
-            ("images", f"{found['num_images']} compared, {num_failed} failed, {found['num_unlabelled']} unlabelled"),
+            ("images", images),
+            *((f"known to the {side}", _known(found, side)) for side in SIDES),
             *((f"accuracy of the {side}", _estimate(found[f"{side}_metrics"], "accuracy")) for side in SIDES),
             ("difference", f"{value:+.1f} percentage points (95 %: {low:+.1f} to {high:+.1f})"),
             ("conclusion", found["conclusion"]),
@@ -86,6 +91,13 @@ class CompareResult:
             ("all figures", f"{self.out}/{COMPARISON_JSON}"),
             ("image by image", f"{self.out}/{COMPARISON_CSV}"),
         ]
+
+
+def _known(found: Mapping[str, Any], side: str) -> str:
+    """Returns how many of the images a bundle knows, given `CompareResult.comparison`."""
+    num_known = found[f"{side}_num_known"]
+    num_scored = found["num_images"] + found["num_left_out"]
+    return "cannot be told" if num_known is None else f"{num_known} of {counted(num_scored, 'image')}"
 
 
 def _estimate(values: Mapping[str, Any], name: str) -> str:
@@ -106,17 +118,19 @@ def _sensitivities(bundle: Mapping[str, Any], reference: Mapping[str, Any]) -> l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """One of the two bundles: its location, the verified bundle, and the engine and precision that run it."""
+    """One of the two bundles: its location, the verified bundle, the engine that runs it, and the images it keeps."""
 
     location: str
     bundle: Bundle
     kind: EngineKind
+    kept: KeptImages | None
 
 
 def compare(config: CompareConfig) -> CompareResult:
     """Scores the images of one split with two bundles, and writes which of the two is more often right.
 
-    `comparison.json` is written last.
+    It reads the images once before it scores them, to find copies. If the data set is one that a bundle's model was
+    trained on, it also reads those that the model learned from. `comparison.json` is written last.
 
     Raises:
         ConfigError: A setting cannot work, the two bundles are the same, or they have different classes.
@@ -135,24 +149,52 @@ def compare(config: CompareConfig) -> CompareResult:
     listed = list_images(source, columns=parse_columns(config.columns)).table
     selected = evaluate.select_split(listed, config.split)
     table = _labelled(selected, specs["bundle"].classes, config)
-    plan = _plan(out, source, candidates, config)
+    scopes = {side: scope.choose(spec, listed, table, config.split) for side, spec in specs.items()}
+    available = _connect(out, source, candidates, config)
+    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
+    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
+    # Both scopes have the labelled images of the split; that of a model's own data may have what it learned from, too.
+    largest = max(scopes.values(), key=lambda each: (int(each.is_read.sum()), each.knows_splits))
+    seen = relations.look(largest, out=out, kind=KIND, task_cpus=available.task_cpus, quiet=config.quiet)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     predicted = {side: _score(side, each, table, plan, config) for side, each in candidates.items()}
-    paired = pair(predicted["bundle"], predicted["reference"])
-    warnings = (*data_warnings(specs, listed, config.split), *failure_warnings(paired.num_by_error))
+    related = {
+        side: relations.find(
+            scopes[side],
+            seen,
+            predicted[side],
+            each.kept,
+            specs[side].classes,
+            split=config.split,
+            with_pictures=False,
+            task_cpus=available.task_cpus,
+            quiet=config.quiet,
+        )
+        for side, each in candidates.items()
+    }
+    regrouped = (related[side].regrouped(predicted[side]) for side in SIDES)
+    paired = pair(*regrouped, known={side: each.leaked for side, each in related.items()})
+    warnings = (
+        *leak_warnings(paired, related, config.split),
+        *data_warnings(specs, listed),
+        *failure_warnings(paired.num_by_error),
+    )
     comparison: dict[str, Any] = {
         **measure(paired, {side: spec.classes for side, spec in specs.items()}),
+        "is_leak_free": is_leak_free(paired, related),
         "split": config.split,
         "num_unlabelled": selected["label"].null_count,
         "warnings": list(warnings),
         **given,
         **{f"{side}_sha256": each["bundle_sha256"][0].as_py() for side, each in predicted.items()},
         **{f"{side}_engine": str(each.kind) for side, each in candidates.items()},
+        **{f"{side}_leak_search": dict(each.findings["leak_search"]) for side, each in related.items()},
     }
     sink = pa.BufferOutputStream()
     pv.write_csv(csv_table(paired), sink)
     storage.write_bytes(storage.join(out, COMPARISON_CSV), sink.getvalue().to_pybytes())
     storage.write_text(storage.join(out, COMPARISON_JSON), json.dumps(comparison, indent=2) + "\n")
+    inspected.forget(out)
     return CompareResult(out=out, split=config.split, comparison=comparison, warnings=warnings)
 
 
@@ -160,7 +202,7 @@ def _open(given: str, config: CompareConfig) -> _Candidate:
     location = locations.input_location(given)
     bundle = store.load(location)
     kind = choice.for_bundle(bundle, config.engine, config.precision, use_gpu=config.use_gpu)
-    return _Candidate(location=location, bundle=bundle, kind=kind)
+    return _Candidate(location=location, bundle=bundle, kind=kind, kept=bundle.lookalikes())
 
 
 def check_bundles(bundle: Bundle, reference: Bundle) -> None:
@@ -193,24 +235,27 @@ def _labelled(selected: pa.Table, classes: Sequence[str], config: CompareConfig)
     return match_classes(labelled, classes, read_class_map(config.class_map) if config.class_map else None)
 
 
-def _plan(out: str, source: str, candidates: Mapping[str, _Candidate], config: CompareConfig) -> ScorePlan:
-    """Connects to Ray, checks that all its nodes can reach the locations, and returns how scoring uses its CPUs."""
+def _connect(out: str, source: str, candidates: Mapping[str, _Candidate], config: CompareConfig) -> Capacity:
+    """Connects to Ray, checks that all its nodes can reach the locations, and returns its resources."""
     connection.connect()
     available = capacity.measure()
     locations.check_shared(out, available)
     for side, each in candidates.items():
         locations.check_shared(each.location, available, option=f"--{side}")
     locations.check_shared_images(source, config.columns, available)
-    plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
-    capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
-    return plan
+    return available
 
 
 def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, config: CompareConfig) -> pa.Table:
-    """Returns the predictions of one of the bundles, a row for each row of a manifest; see `score.predict`."""
+    """Returns the predictions of one of the bundles, with places, a row for each row of a manifest.
+
+    See `score.predict`.
+    """
     tables: list[pa.Table] = []
     num_done = 0
-    found = score.predict(candidate.location, table, plan=plan, kind=candidate.kind, batch_size=config.batch_size)
+    found = score.predict(
+        candidate.location, table, plan=plan, kind=candidate.kind, batch_size=config.batch_size, with_places=True
+    )
     with Progress(f"Scoring with the {side}", table.num_rows, quiet=config.quiet) as progress:
         for each in found:
             tables.append(each)
@@ -222,18 +267,63 @@ def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, c
     return predicted
 
 
-def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table, split: str) -> list[str]:
-    """Returns warnings where a bundle was trained on the data that it is compared on, the gravest first.
+def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | None:
+    """Tells whether all compared images are new to both bundles, as far as was found; None: it cannot be told.
+
+    Args:
+        paired: The compared images.
+        related: For each of `SIDES` what is known of the images.
+    """
+    if paired.knows_all:
+        return False
+    is_known = all(each.leaked is not None and not _search(each).is_blind for each in related.values())
+    return True if is_known else None
+
+
+def leak_warnings(paired: Paired, related: Mapping[str, Relations], split: str) -> list[str]:
+    """Returns warnings about images that a bundle knows from its training, or may know, the gravest first.
+
+    Args:
+        paired: The compared images.
+        related: For each of `SIDES` what is known of the images.
+        split: The split that the bundles are compared on, or `all`.
+    """
+    if paired.knows_all:
+        return [
+            "None of the images is new to both bundles, so the figures do not show which one is better. Known from "
+            f"training, of {counted(paired.num_scored, 'image')}: {paired.describe_known()}."
+        ]
+    found: list[str] = []
+    if paired.num_left_out:
+        found.append(
+            f"Left out, because a bundle knows them from its training: {paired.num_left_out} of "
+            f"{counted(paired.num_scored, 'image')} ({paired.describe_known()})."
+        )
+    for side, each in related.items():
+        # `leak_free` says that there are figures of new images.
+        metrics = {"num_images": paired.num_scored, "num_leaked": paired.num_known[side], "leak_free": True}
+        told = leaks.answer("images", metrics, num_near=each.findings["neighbours"][split], search=_search(each))
+        if told is not None and told[1]:
+            found.append(f"Has the {side} seen these images before? {told[0]}")
+    return found
+
+
+def _search(related: Relations) -> LeakSearch:
+    return LeakSearch(**related.findings["leak_search"])
+
+
+def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table) -> list[str]:
+    """Returns what training found in the data that the bundles are compared on, if it is that of a bundle.
 
     Args:
         specs: For each of `SIDES` the description of its bundle.
         listed: The manifest of all images of the data, as it was listed.
-        split: The split that the bundles are compared on, or `all`.
+
+    Returns:
+        Warnings, the gravest first.
     """
     own = {side: spec for side, spec in specs.items() if scope.is_own(spec, listed)}
-    seen = SEEN.format(split) if split in ("train", "all") else None
     texts_of_kinds: list[dict[str, tuple[str, ...]]] = [
-        dict.fromkeys(own, (seen,) if seen else ()),
         {side: spec.shortcuts for side, spec in own.items()},
         {side: spec.leaks for side, spec in own.items()},
     ]

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,12 @@ from tlray.trust import intervals, paired_models
 SIDES = ("bundle", "reference")
 """The two bundles of a comparison: names of their options, and ends of their columns in the CSV file."""
 
+NONE_IS_NEW = (
+    "Nothing can be concluded, because none of the images is new to both bundles. Compare them on images of other "
+    "patients."
+)
+"""Conclusion of a comparison without an image that is new to both bundles."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Paired:
@@ -29,23 +35,47 @@ class Paired:
     Attributes:
         tables: For each of `SIDES` its predictions, see `predictions.prediction_schema`. Both tables have the same
             images in the same order.
-        groups: The group of each image, str [images]. Images of one patient, or of patients who share a file with the
-            same bytes, have the same group, because they are not independent.
+        groups: The group of each image, str [images]. Images that either bundle's predictions have in one group of
+            `group_id` have the same group, because they are not independent.
         num_by_error: Number of labelled images that were left out, by error code. `changed` means that the file was
             replaced between the two scorings.
+        num_known: For each of `SIDES` the number of images that it knows from its training, those that were left out
+            because of that among them; None: it cannot be told.
+        num_left_out: Number of images that were left out because a bundle knows them. If that would be all images, none
+            is left out.
     """
 
     tables: Mapping[str, pa.Table]
     groups: np.ndarray
     num_by_error: Mapping[str, int]
+    num_known: Mapping[str, int | None]
+    num_left_out: int
+
+    @property
+    def num_scored(self) -> int:
+        """The number of labelled images that both bundles could score."""
+        return len(self.groups) + self.num_left_out
+
+    @property
+    def knows_all(self) -> bool:
+        """None of the images is new to both bundles, so that all of them were kept."""
+        return not self.num_left_out and any(self.num_known.values())
+
+    def describe_known(self) -> str:
+        """Returns how many images each bundle knows, such as `bundle: 2, reference: not known`."""
+        counts = ((side, self.num_known[side]) for side in SIDES)
+        return ", ".join(f"{side}: {'not known' if count is None else count}" for side, count in counts)
 
 
-def pair(bundle: pa.Table, reference: pa.Table) -> Paired:
-    """Joins the predictions of two bundles, and keeps the images that have a label and a prediction of both.
+def pair(bundle: pa.Table, reference: pa.Table, known: Mapping[str, Set[str] | None]) -> Paired:
+    """Joins the predictions of two bundles for labelled images that both could score and that are new to both.
 
     Args:
-        bundle: Predictions of the bundle, see `predictions.prediction_schema`.
+        bundle: Predictions of the bundle, see `predictions.prediction_schema`, with the groups of
+            `relations.Relations.regrouped`.
         reference: Predictions of the reference for the same images, in any order.
+        known: For each of `SIDES` the ids of the images that it knows from its training; None: it cannot be told. If
+            none of the images is new to both, all are kept.
 
     Raises:
         DataError: No image is left.
@@ -61,11 +91,19 @@ def pair(bundle: pa.Table, reference: pa.Table) -> Paired:
         failed = failed.filter(pc.field("error_code").is_valid())
         why = f", {audit.explain_failures(failed)}" if failed.num_rows else ": there is nothing to compare."
         raise DataError(f"None of the images has a label and a prediction of both bundles{why}")
-    kept = pa.array(is_kept)
+    scored = set(bundle["image_id"].filter(pa.array(is_kept)).to_pylist())
+    known_to_one = frozenset[str]().union(*(ids for ids in known.values() if ids is not None))
+    is_new = is_kept & np.array([image_id not in known_to_one for image_id in bundle["image_id"].to_pylist()])
+    is_compared = is_new if is_new.any() else is_kept
+    chosen = pa.array(is_compared)
+    # Each bundle has found copies of its own: what is one group for either of them is one.
+    groups = splits.image_groups(bundle.append_column(splits.PICTURE, reference["group_id"]))
     return Paired(
-        tables={"bundle": bundle.filter(kept), "reference": reference.filter(kept)},
-        groups=np.array(splits.image_groups(bundle))[is_kept],
+        tables={"bundle": bundle.filter(chosen), "reference": reference.filter(chosen)},
+        groups=np.array(groups)[is_compared],
         num_by_error=dict(Counter(code for has, code in zip(is_labelled, codes, strict=True) if has and code)),
+        num_known={side: None if ids is None else len(ids & scored) for side, ids in known.items()},
+        num_left_out=int(is_kept.sum() - is_compared.sum()),
     )
 
 
@@ -88,8 +126,9 @@ def measure(paired: Paired, classes: Mapping[str, Sequence[str]]) -> dict[str, A
     Returns:
         Only str, int, float, None, list and dict:
 
-        - `conclusion`: one sentence for people, see `conclude`;
-        - `num_images`, `num_groups`, `num_by_error`: see `Paired`;
+        - `conclusion`: one sentence for people, see `conclude`; `NONE_IS_NEW` if no image is new to both bundles;
+        - `num_images`, `num_groups`: the compared images and their groups;
+        - `num_by_error`, `num_left_out`, and `bundle_num_known`, `reference_num_known`: see `Paired`;
         - `accuracy_difference`: accuracy of the bundle minus that of the reference, in [-1, 1], and
           `accuracy_difference_ci95`, its 95 % interval [low, high] over groups;
         - `p_value`: McNemar's exact test that both are right equally often, in (0, 1]; it counts images, not groups;
@@ -109,10 +148,12 @@ def measure(paired: Paired, classes: Mapping[str, Sequence[str]]) -> dict[str, A
     referred, other_referred = (np.array(table["refer"].to_pylist(), dtype=bool) for table in (bundle, reference))
     low, high = found.difference.low, found.difference.high
     return {
-        "conclusion": conclude(low, high),
+        "conclusion": NONE_IS_NEW if paired.knows_all else conclude(low, high),
         "num_images": len(truth),
         "num_groups": len(np.unique(paired.groups)),
         "num_by_error": dict(paired.num_by_error),
+        "num_left_out": paired.num_left_out,
+        **{f"{side}_num_known": paired.num_known[side] for side in SIDES},
         "accuracy_difference": found.difference.value,
         "accuracy_difference_ci95": [low, high],
         "p_value": found.p_value,
@@ -138,7 +179,8 @@ def _to_indices(names: pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
 def conclude(low: float, high: float) -> str:
     """Returns one sentence that says which bundle is better, as far as the images show it.
 
-    The interval decides, not the p value, because only the interval counts the images of a patient as one group.
+    The interval decides, not the p value, because only the interval counts the images of a patient, and the copies of a
+    picture, as one group.
 
     Args:
         low: Lower end of the 95 % interval of the bundle's accuracy minus that of the reference, in [-1, 1].

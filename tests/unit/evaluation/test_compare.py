@@ -1,8 +1,12 @@
-"""Two bundles on the same images: the joined predictions, the figures by hand, and what may be concluded."""
+"""Two bundles on the same images: the joined predictions, the figures by hand, and what may be concluded.
+
+`test_compared_copies.py` runs the command on copies and on images that a bundle knows.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +14,17 @@ import pytest
 from scipy import stats
 
 from tests.unit.data.test_manifest import make_table
+from tlray.bundle.leaks import NOTHING, PICTURES, LeakSearch
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.data import manifest
 from tlray.errors import ConfigError, DataError
-from tlray.evaluation.compare import SEEN, check_bundles, data_warnings, failure_warnings
-from tlray.evaluation.paired import conclude, csv_table, measure, pair
+from tlray.evaluation.compare import check_bundles, data_warnings, failure_warnings, is_leak_free, leak_warnings
+from tlray.evaluation.paired import NONE_IS_NEW, SIDES, Paired, conclude, csv_table, measure, pair
+from tlray.evaluation.relations import Relations
 from tlray.inference import predictions
+
+NOT_KNOWN = dict.fromkeys(SIDES)
 
 
 def make_spec(*classes: str, refer_below: float = 0.5) -> BundleSpec:
@@ -60,7 +68,7 @@ def test_figures_by_hand_with_classes_and_rows_in_another_order():
     bundle, reference = make_spec("a", "b"), make_spec("b", "a", refer_below=0.7)
     one = predict(images, bundle, list("aaaaabbbba"))
     other = predict(images, reference, list("bbbaabbbbb"), confidences=[0.6] * 4 + [0.9] * 6)
-    paired = pair(one, other.take(pa.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])))
+    paired = pair(one, other.take(pa.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])), NOT_KNOWN)
     assert paired.tables["reference"]["image_id"].to_pylist() == images["image_id"].to_pylist()
     found = measure(paired, {"bundle": bundle.classes, "reference": reference.classes})
     assert (found["num_images"], found["num_groups"], found["num_by_error"]) == (10, 10, {})
@@ -82,13 +90,46 @@ def test_figures_by_hand_with_classes_and_rows_in_another_order():
         assert [values["per_class"][name]["recall"] for name in "ab"] == pytest.approx(sensitivities)
 
 
-def test_patients_who_share_a_file_are_one_group():
-    images = make_table(("a", "test", "p1"), ("a", "test", "p2"), ("b", "test", "p3"))
-    spec, contents = make_spec("a", "b"), ["x", "y", "x"]
-    paired = pair(*(predict(images, spec, list(labels), contents=contents) for labels in ("aab", "abb")))
-    assert paired.groups.tolist() == ["p1", "p2", "p1"]
-    found = measure(paired, dict.fromkeys(("bundle", "reference"), spec.classes))
-    assert (found["num_images"], found["num_groups"]) == (3, 2)
+def test_what_is_one_group_for_either_bundle_is_one():
+    """Images 0 and 2 are copies for the bundle, and 2 and 3 for the reference, whose rows have another order."""
+    images = make_table(*((label, "test", f"p{number}") for number, label in enumerate("aabb")))
+    spec = make_spec("a", "b")
+    one, other = (predict(images, spec, list(labels)) for labels in ("aabb", "abbb"))
+    one = manifest.with_column(one, "group_id", ["p0", "p1", "p0", "p3"])
+    other = manifest.with_column(other, "group_id", ["p0", "p1", "p2", "p2"])
+    paired = pair(one, other.take(pa.array([3, 2, 1, 0])), NOT_KNOWN)
+    assert paired.groups.tolist() == ["p0", "p1", "p0", "p0"]
+    found = measure(paired, dict.fromkeys(SIDES, spec.classes))
+    assert (found["num_images"], found["num_groups"]) == (4, 2)
+
+
+def pair_known(bundle: str | None, reference: str | None) -> Paired:
+    """Predictions of six images, of which only the reference misses the last one; the bundles know images by number."""
+    images = make_table(*((label, "test", f"p{number}") for number, label in enumerate("aaabbb")))
+    known = {
+        side: None if numbers is None else frozenset(f"0000{number}" for number in numbers)
+        for side, numbers in zip(SIDES, (bundle, reference), strict=True)
+    }
+    spec = make_spec("a", "b")
+    return pair(predict(images, spec, list("aaabbb")), predict(images, spec, list("aaabba")), known)
+
+
+def test_images_that_a_bundle_knows_are_left_out():
+    """Image 9 was not scored."""
+    paired = pair_known("09", "05")
+    assert paired.tables["reference"]["image_id"].to_pylist() == ["00001", "00002", "00003", "00004"]
+    assert paired.groups.tolist() == ["p1", "p2", "p3", "p4"]
+    assert (paired.num_left_out, paired.num_scored, paired.knows_all) == (2, 6, False)
+    found = measure(paired, dict.fromkeys(SIDES, ("a", "b")))
+    assert (found["num_images"], found["num_left_out"], found["accuracy_difference"]) == (4, 2, 0)
+    assert (found["bundle_num_known"], found["reference_num_known"]) == (1, 2)
+
+
+def test_nothing_is_concluded_from_images_that_are_known():
+    paired = pair_known("012", "2345")
+    assert (paired.num_left_out, paired.num_scored, paired.knows_all) == (0, 6, True)
+    found = measure(paired, dict.fromkeys(SIDES, ("a", "b")))
+    assert (found["num_images"], found["conclusion"]) == (6, NONE_IS_NEW)
 
 
 def test_images_without_a_label_or_a_prediction_of_both_are_left_out():
@@ -96,7 +137,7 @@ def test_images_without_a_label_or_a_prediction_of_both_are_left_out():
     spec = make_spec("a", "b")
     bundle = predict(images, spec, [None, None, "a", "a", "a", "a"], contents=list("uvwxyz"))
     reference = predict(images, spec, ["a", "a", None, "a", "b", "a"], contents=list("uvw!yz"))
-    paired = pair(bundle, reference)
+    paired = pair(bundle, reference, NOT_KNOWN)
     assert paired.tables["bundle"]["image_id"].to_pylist() == ["00004", "00005"]
     assert paired.tables["reference"]["predicted_label"].to_pylist() == ["b", "a"]
     assert paired.groups.tolist() == ["p", "p"]
@@ -111,16 +152,16 @@ def test_where_no_image_is_left_this_is_an_error():
     spec = make_spec("a", "b")
     images = make_table(("a", "test", "p"))
     with pytest.raises(DataError, match=r"and a prediction of both bundles, for example '/00000' \(empty: empty\)"):
-        pair(predict(images, spec, ["a"]), predict(images, spec, [None]))
+        pair(predict(images, spec, ["a"]), predict(images, spec, [None]), NOT_KNOWN)
     images = make_table((None, "test", "p"))
     with pytest.raises(DataError, match="and a prediction of both bundles: there is nothing to compare"):
-        pair(predict(images, spec, ["a"]), predict(images, spec, ["a"]))
+        pair(predict(images, spec, ["a"]), predict(images, spec, ["a"]), NOT_KNOWN)
 
 
 def test_the_csv_has_a_row_for_each_image_and_no_formulas():
     images = make_table(("=a", "test", "p1"), ("b", "test", "p2"))
     bundle, reference = make_spec("=a", "b"), make_spec("b", "=a", refer_below=0.95)
-    table = csv_table(pair(predict(images, bundle, ["=a", "=a"]), predict(images, reference, ["b", "b"])))
+    table = csv_table(pair(predict(images, bundle, ["=a", "=a"]), predict(images, reference, ["b", "b"]), NOT_KNOWN))
     assert table.column_names == [
         *("image_id", "label"),
         *("predicted_label_bundle", "confidence_bundle", "refer_bundle", "is_right_bundle"),
@@ -195,15 +236,52 @@ def test_what_is_known_of_the_data_that_a_bundle_was_trained_on():
         make_spec("a", "b"), id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Sizes.",), leaks=("Copies.",)
     )
     more = dataclasses.replace(known, leaks=("Copies.", "Patients."))
-    assert data_warnings({"bundle": known, "reference": more}, listed, "test") == [
+    assert data_warnings({"bundle": known, "reference": more}, listed) == [
         "Both bundles were trained on this data. Sizes.",
         "Both bundles were trained on this data. Copies.",
         "The reference was trained on this data. Patients.",
     ]
     exported = make_spec("a", "b")
-    assert data_warnings({"bundle": known, "reference": exported}, listed, "all") == [
-        f"The bundle was trained on this data. {SEEN.format('all')}",
+    assert data_warnings({"bundle": known, "reference": exported}, listed) == [
         "The bundle was trained on this data. Sizes.",
         "The bundle was trained on this data. Copies.",
     ]
-    assert data_warnings({"bundle": known, "reference": more}, others, "all") == []
+    assert data_warnings({"bundle": known, "reference": more}, others) == []
+
+
+def related(leaked: frozenset[str] | None, *, num_near: int = 0, **search: Any) -> Relations:
+    found = dataclasses.asdict(LeakSearch(**{"among": PICTURES, "num_compared": 9, "num_pictures": 9} | search))
+    return Relations(group_of={}, leaked=leaked, findings={"leak_search": found, "neighbours": {"test": num_near}})
+
+
+NONE = frozenset[str]()
+
+
+def test_how_many_images_are_known_is_the_gravest_warning():
+    both = {"bundle": related(NONE), "reference": related(NONE)}
+    assert leak_warnings(pair_known("", ""), both, "test") == []
+    assert is_leak_free(pair_known("", ""), both) is True
+    assert leak_warnings(pair_known("09", "05"), both, "test") == [
+        "Left out, because a bundle knows them from its training: 2 of 6 images (bundle: 1, reference: 2)."
+    ]
+    assert leak_warnings(pair_known("012", "345"), both, "test") == [
+        "None of the images is new to both bundles, so the figures do not show which one is better. Known from "
+        "training, of 6 images: bundle: 3, reference: 3."
+    ]
+    assert is_leak_free(pair_known("012", "345"), both) is False
+
+
+def test_what_a_bundle_may_know_is_told():
+    unknown = {"bundle": related(NONE, num_near=3), "reference": related(None, among=NOTHING)}
+    paired = pair_known("1", None)
+    assert is_leak_free(paired, unknown) is None
+    left_out, doubt = leak_warnings(paired, unknown, "test")
+    assert left_out.endswith(": 1 of 6 images (bundle: 1, reference: not known).")
+    assert doubt.startswith("Has the bundle seen these images before? 1 of the 6 images: each has a copy among the ")
+    assert "But 3 of the others look like slices of the same series as images that it learned from" in doubt
+    blind = {"bundle": related(NONE), "reference": related(NONE, num_compared=8, is_own=True)}
+    paired = pair_known("", "")
+    assert is_leak_free(paired, blind) is None
+    (doubt,) = leak_warnings(paired, blind, "test")
+    assert doubt.startswith("Has the reference seen these images before? None of the images is known to have a copy")
+    assert doubt.endswith("it is not known on which: give the manifest.parquet of its run as --data.")

@@ -370,6 +370,44 @@ def test_the_paired_interval_covers_the_truth():
     assert 0.92 <= num_covered / 200 <= 0.98
 
 
+def bootstrapped(change: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean by a bootstrap over groups: percentiles of 2,000 draws with replacement."""
+    sums_G, sizes_G = np.bincount(groups, change), np.bincount(groups)
+    drawn = rng.multinomial(len(sizes_G), np.full(len(sizes_G), 1 / len(sizes_G)), size=2000)
+    low, high = np.quantile(drawn @ sums_G / (drawn @ sizes_G), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired_ends(num_groups: int, num_sets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of paired intervals of simulated sets, by a bootstrap and by `compare_paired`, [2, sets] each.
+
+    The true difference is 0.1, and patients have 1 to 10 images each.
+    """
+    rng = np.random.default_rng(0)
+    drawn, own = np.empty((2, num_sets)), np.empty((2, num_sets))
+    for number in range(num_sets):
+        groups = np.repeat(np.arange(num_groups), rng.integers(1, 11, num_groups))
+        wrong = rng.random(len(groups)) < rng.beta(0.6, 3.4, num_groups)[groups]  # 15 % on average
+        wrong_reference = rng.random(len(groups)) < rng.beta(1, 3, num_groups)[groups]  # 25 %
+        labels = np.zeros(len(groups), int)
+        found = compare_paired(labels, wrong.astype(int), wrong_reference.astype(int), groups).difference
+        own[:, number] = found.low, found.high
+        drawn[:, number] = bootstrapped(wrong_reference.astype(float) - wrong, groups, rng)
+    return drawn, own
+
+
+def test_a_paired_bootstrap_over_many_patients_gives_the_same_interval():
+    """docs/compare.md says so."""
+    drawn, own = paired_ends(1000, 10)
+    np.testing.assert_allclose(drawn, own, atol=0.003)
+
+
+def test_a_paired_bootstrap_over_few_patients_is_too_narrow():
+    """docs/compare.md has these figures."""
+    drawn, own = (float(np.mean((low <= 0.1) & (high >= 0.1))) for low, high in paired_ends(8, 500))
+    assert (drawn, own) == pytest.approx((0.88, 0.96), abs=0.02)
+
+
 def test_effective_size_of_a_share():
     assert effective_size_of_share(np.array([True, False] * 4), np.repeat(np.arange(4), 2)) == 8  # groups do not differ
     # Groups of 2 that agree, 2 of 4 true: variance 4 (1 / 8)^2 4 / 3 = 1 / 12; independent images 0.25 / 7.
