@@ -36,9 +36,10 @@ from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.evaluation.checks import Check
 from tlray.evaluation.compare import CompareResult
 from tlray.evaluation.data_audit import AuditResult
-from tlray.evaluation.evidence import Check, VerifyResult
+from tlray.evaluation.evidence import VerifyResult
 from tlray.files import storage
 from tlray.inference.suggest import SuggestResult
 
@@ -130,7 +131,8 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evidence", "verify"): VerifyResult(
-            checks=(Check(name="the run", is_right=True),), num_files=9, num_figures=81, evidence_sha256="5" * 64
+            checks=(Check(name="the run", is_right=True),),
+            num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64,
         ),
         ("inference.score", "score"): SimpleNamespace(
             out="/o", engine="openvino bfloat16",
@@ -500,7 +502,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         ),
         (
             "verify runs/a",
-            ["files .* 9", "figures computed again .* 81", "the run .* as it says",
+            ["files .* 9", "images compared with the manifest .* 22", "figures computed again .* 81",
+             "the run .* as it says",
              f"sha256 of evidence.json .* {'5' * 64}"],
         ),
         (
@@ -579,7 +582,7 @@ def test_a_run_that_is_not_as_it_says_is_a_failure(monkeypatch, capsys):
     check = Check(name="test.accuracy", is_right=False, detail="metrics.json says 0.9, and it is 0.8.")
     stand_in = ModuleType("tlray.evaluation.evidence")
     stand_in.__dict__["verify"] = lambda _: VerifyResult(
-        checks=(check,), num_files=9, num_figures=81, evidence_sha256="5" * 64
+        checks=(check,), num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64
     )
     monkeypatch.setitem(sys.modules, "tlray.evaluation.evidence", stand_in)
     assert tlray("verify runs/a") == 1
