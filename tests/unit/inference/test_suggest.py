@@ -126,9 +126,23 @@ def test_the_table_is_a_manifest_once_its_labels_are_filled_in(tmp_path):
     found = list_images(str(path)).table.select(["image_id", "uri", "label", "split", "group_id"])
     assert [tuple(row.values()) for row in found.to_pylist()] == [
         ("00000", "/00000", "b", None, "00000"),
-        ("00004", "/00004", None, None, "'-p"),
+        ("00004", "/00004", None, None, "-p"),
         ("00005", "/00005", "c", None, "00005"),
     ]
+
+
+def test_suggestions_that_are_appended_to_the_old_table_have_the_same_patients(tmp_path):
+    """As docs/suggest.md tells: a patient `-p` of the old table must not be another one than that of the new images."""
+    (tmp_path / "old.csv").write_text("uri,label,group_id,split\n/old.png,=a,-p,test\n")
+    pv.write_csv(selection.csv_table(selection.select(SIX, SPEC, count=3), SPEC.classes), tmp_path / "suggestions.csv")
+    with (tmp_path / "suggestions.csv").open(newline="") as file:
+        new = [row | {"label": row["second_label"], "split": "train"} for row in csv.DictReader(file)]
+    assert [row["group_id"] for row in new] == ["", "'-p", ""]  # no formula for the spreadsheet that opens it
+    with (tmp_path / "old.csv").open("a", newline="") as file:
+        csv.DictWriter(file, ("uri", "label", "group_id", "split"), extrasaction="ignore").writerows(new)
+    found = list_images(str(tmp_path / "old.csv")).table
+    of_uri = {row["uri"]: (row["label"], row["group_id"], row["split"]) for row in found.to_pylist()}
+    assert (of_uri["/old.png"], of_uri["/00004"]) == (("=a", "-p", "test"), ("=a", "-p", "train"))
 
 
 def test_images_that_have_a_label_are_left_out():
