@@ -144,8 +144,9 @@ def called(monkeypatch):
             out="/o", image_ids=("1.png", "2.png"), notes=("Only 2 images are suggested.",),
             summary={
                 "num_images": 16, "num_labelled": 4, "num_skipped": 5, "num_scored": 9,
-                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_suggested": 2, "num_unsure": 1,
-                "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3, "engine": "openvino bfloat16",
+                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_known": 3, "num_suggested": 2,
+                "num_unsure": 1, "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3,
+                "engine": "openvino bfloat16",
             },
         ),
         ("features.update", "extract_features"): SimpleNamespace(
@@ -514,8 +515,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         (
             "suggest --bundle b --input i --out o --count 3",
             ["images .* 9 scored, 3 failed (empty: 2, truncated: 1)", "images with a label .* 4 left out",
-             "unlike the training images .* 6 left out", "hidden files skipped .* 5",
-             "suggested .* 2 images; the model is unsure of 1",
+             "unlike the training images .* 6 left out", "copies of training images .* 3 left out",
+             "hidden files skipped .* 5", "suggested .* 2 images; the model is unsure of 1",
              "their uncertainty .* 0.25 to 0.88 (0: one class is certain", "engine .* openvino bfloat16",
              "table to fill in .* /o/suggestions.csv", "! Only 2 images are suggested."],
         ),
