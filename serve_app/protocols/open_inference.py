@@ -23,7 +23,8 @@ LABEL = "label"
 REFER = "refer"
 REFER_REASON = "refer_reason"
 OOD_SCORE = "ood_score"
-OUTPUTS = (PROBABILITIES, LABEL, REFER, REFER_REASON, OOD_SCORE)
+PREDICTION_SET = "prediction_set"
+OUTPUTS = (PROBABILITIES, LABEL, REFER, REFER_REASON, OOD_SCORE, PREDICTION_SET)
 DEFAULT_OUTPUTS = (PROBABILITIES, LABEL)
 """The tensors that a request gets which names none."""
 
@@ -216,22 +217,30 @@ class Predicted:
         labels: The predicted class of each image.
         reasons: Why each image is referred to a person; empty where it is not.
         ood_scores: How foreign each image is, float32 [images]; NaN where it is not known.
+        sets_BK: Which classes are in the prediction set of each image, at least one, bool [images, classes]; None: the
+            model has no sets.
     """
 
     probs_BK: np.ndarray
     labels: Sequence[str]
     reasons: Sequence[str]
     ood_scores: np.ndarray
+    sets_BK: np.ndarray | None
 
     def tensor(self, name: str) -> tuple[str, np.ndarray | Sequence[str]]:
-        """Returns the datatype and the values of one of `OUTPUTS`. A score that is not known is -1."""
+        """Returns the datatype and the values of one of `OUTPUTS`.
+
+        A score that is not known is -1, and a set that is not known has no class; each set that is known has one.
+        """
         known = np.isfinite(self.ood_scores)
+        sets_BK = np.zeros(self.probs_BK.shape, bool) if self.sets_BK is None else self.sets_BK
         return {
             PROBABILITIES: ("FP32", self.probs_BK.astype("<f4")),
             LABEL: ("BYTES", self.labels),
             REFER: ("BOOL", np.array([bool(reason) for reason in self.reasons], dtype=bool)),
             REFER_REASON: ("BYTES", self.reasons),
             OOD_SCORE: ("FP32", np.where(known, self.ood_scores, -1).astype("<f4")),
+            PREDICTION_SET: ("BOOL", sets_BK),
         }[name]
 
 
@@ -303,5 +312,6 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
             {"name": REFER, "datatype": "BOOL", "shape": [-1]},
             {"name": REFER_REASON, "datatype": "BYTES", "shape": [-1]},
             {"name": OOD_SCORE, "datatype": "FP32", "shape": [-1]},
+            {"name": PREDICTION_SET, "datatype": "BOOL", "shape": [-1, num_classes]},
         ],
     }

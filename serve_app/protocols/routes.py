@@ -45,7 +45,10 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
     tags: list[str | Enum] = ["TensorFlow Serving"]
 
     async def predict(request: Request, name: str, version: int | None = None) -> dict[str, Any]:
-        """Classifies images in the format of TensorFlow Serving's REST API."""
+        """Classifies images in the format of TensorFlow Serving's REST API.
+
+        It has room for probabilities only: /predict also says which images a specialist must look at, and why.
+        """
         service.check_name(name)
         check_media_type(request, JSON_TYPES)
         await admit(request, service.check_room)
@@ -98,7 +101,11 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
     tags: list[str | Enum] = ["Open Inference Protocol"]
 
     async def infer(request: Request, name: str, version: int | None = None) -> Response:
-        """Classifies images in the format of the Open Inference Protocol."""
+        """Classifies images in the format of the Open Inference Protocol.
+
+        Without `outputs` the answer has `probabilities` and `label`. A request can also name `refer`, `refer_reason`,
+        `ood_score` (-1: not known) and `prediction_set` (true for each class in the set; none if there are no sets).
+        """
         service.check_name(name)
         check_media_type(request, INFER_TYPES)
         await admit(request, service.check_room)
@@ -122,6 +129,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
                 labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
                 reasons=found.judgement.reasons,
                 ood_scores=found.ood_scores,
+                sets_BK=found.judgement.sets_BK,
             ),
         )
         return Response(content, headers=headers)

@@ -42,6 +42,7 @@ def test_nvidias_client_is_answered(tmp_path):
             {"name": "refer", "datatype": "BOOL", "shape": [-1]},
             {"name": "refer_reason", "datatype": "BYTES", "shape": [-1]},
             {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
+            {"name": "prediction_set", "datatype": "BOOL", "shape": [-1, 2]},
         ],
     }
     assert told["files"]["label"] == ["light", "light"]

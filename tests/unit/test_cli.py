@@ -36,9 +36,10 @@ from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageErrorCode, TlrayError
+from tlray.evaluation.checks import Check
 from tlray.evaluation.compare import CompareResult
 from tlray.evaluation.data_audit import AuditResult
-from tlray.evaluation.evidence import Check, VerifyResult
+from tlray.evaluation.evidence import VerifyResult
 from tlray.files import storage
 from tlray.inference.suggest import SuggestResult
 
@@ -131,7 +132,8 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evidence", "verify"): VerifyResult(
-            checks=(Check(name="the run", is_right=True),), num_files=9, num_figures=81, evidence_sha256="5" * 64
+            checks=(Check(name="the run", is_right=True),),
+            num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64,
         ),
         ("inference.score", "score"): SimpleNamespace(
             out="/o", engine="openvino bfloat16",
@@ -143,8 +145,9 @@ def called(monkeypatch):
             out="/o", image_ids=("1.png", "2.png"), notes=("Only 2 images are suggested.",),
             summary={
                 "num_images": 16, "num_labelled": 4, "num_skipped": 5, "num_scored": 9,
-                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_suggested": 2, "num_unsure": 1,
-                "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3, "engine": "openvino bfloat16",
+                "num_by_error": {"empty": 2, "truncated": 1}, "num_foreign": 6, "num_known": 3, "num_suggested": 2,
+                "num_unsure": 1, "uncertainty_range": [0.25, 0.875], "max_ood_score": 0.3,
+                "engine": "openvino bfloat16",
             },
         ),
         ("features.update", "extract_features"): SimpleNamespace(
@@ -502,7 +505,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         ),
         (
             "verify runs/a",
-            ["files .* 9", "figures computed again .* 81", "the run .* as it says",
+            ["files .* 9", "images compared with the manifest .* 22", "figures computed again .* 81",
+             "the run .* as it says",
              f"sha256 of evidence.json .* {'5' * 64}"],
         ),
         (
@@ -513,8 +517,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         (
             "suggest --bundle b --input i --out o --count 3",
             ["images .* 9 scored, 3 failed (empty: 2, truncated: 1)", "images with a label .* 4 left out",
-             "unlike the training images .* 6 left out", "hidden files skipped .* 5",
-             "suggested .* 2 images; the model is unsure of 1",
+             "unlike the training images .* 6 left out", "copies of training images .* 3 left out",
+             "hidden files skipped .* 5", "suggested .* 2 images; the model is unsure of 1",
              "their uncertainty .* 0.25 to 0.88 (0: one class is certain", "engine .* openvino bfloat16",
              "table to fill in .* /o/suggestions.csv", "! Only 2 images are suggested."],
         ),
@@ -583,7 +587,7 @@ def test_a_run_that_is_not_as_it_says_is_a_failure(monkeypatch, capsys):
     check = Check(name="test.accuracy", is_right=False, detail="metrics.json says 0.9, and it is 0.8.")
     stand_in = ModuleType("tlray.evaluation.evidence")
     stand_in.__dict__["verify"] = lambda _: VerifyResult(
-        checks=(check,), num_files=9, num_figures=81, evidence_sha256="5" * 64
+        checks=(check,), num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64
     )
     monkeypatch.setitem(sys.modules, "tlray.evaluation.evidence", stand_in)
     assert tlray("verify runs/a") == 1

@@ -146,7 +146,8 @@ class ScoreConfig:
 class SuggestConfig:
     """Suggest which unlabelled images to label next: those that a model is least certain about and that differ.
 
-    Images that are unlike the training images are left out, and so are copies of suggested ones.
+    Images that are unlike the training images are left out. So are copies of suggested ones, and copies of training
+    images, as far as the bundle keeps pictures of them.
     """
 
     bundle: str

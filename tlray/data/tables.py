@@ -18,7 +18,7 @@ from pyarrow import fs
 from tlray.data.manifest import FURTHER, refuse_repeated
 from tlray.data.table_uris import is_absolute, localize
 from tlray.errors import DataError
-from tlray.files import storage
+from tlray.files import spreadsheet, storage
 
 COLUMNS = ("uri", "label", "split", "group_id", "image_id")
 """Names of the columns that a table of images may have, and that decide how an image is used."""
@@ -93,6 +93,10 @@ def _reader(text: str, separator: str) -> Iterator[list[str]]:
 def read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:
     """Returns the columns of a table as strings, None for missing values.
 
+    In a CSV file, an apostrophe that keeps a spreadsheet from running a formula is no part of the value, so that the
+    tables that tlray writes for people can be read again; see `spreadsheet.as_text`. Uris keep theirs: tlray writes
+    none that needs one, and a file may have such a name.
+
     Columns of a Parquet file that are not wanted have no values if they have more than `MAX_VALUES` different ones, or
     no text form.
 
@@ -106,7 +110,13 @@ def read_table(location: str, suffix: str, columns: Mapping[str, str]) -> dict[s
         OSError: The file cannot be read.
     """
     data = storage.read_bytes(location)
-    return _read_parquet(data, location, columns) if suffix == ".parquet" else read_csv(data, location)
+    if suffix == ".parquet":
+        return _read_parquet(data, location, columns)
+    uri = columns.get("uri", "uri")
+    return {
+        name: column if name == uri else [cell and spreadsheet.from_text(cell) for cell in column]
+        for name, column in read_csv(data, location).items()
+    }
 
 
 def _read_parquet(data: bytes, location: str, columns: Mapping[str, str]) -> dict[str, list[str | None]]:

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,11 @@ from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import locations
 from tlray.config.commands import VerifyConfig
-from tlray.data import dataset
+from tlray.data import dataset, manifest
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.evaluation import evaluate
+from tlray.evaluation import checks, evaluate
+from tlray.evaluation.checks import Check
 from tlray.evaluation.measurement import (
     SplitEvaluation,
     headline,
@@ -32,8 +32,7 @@ from tlray.evaluation.measurement import (
 from tlray.files import storage
 
 EVIDENCE = "evidence.json"
-"""Name of the file with the figures of a run, and the checksums of what they were computed from and of what shows them.
-"""
+"""Name of the file with the figures of a run, what they came from (see `origin`), and checksums of the run's files."""
 
 EVALUATED = "evaluated.parquet"
 """Name of the file with the predictions that a run's figures were computed from."""
@@ -48,53 +47,28 @@ MUST_HAVE = (*FILES, evaluate.METRICS_JSON, evaluate.REPORT_HTML)
 """The files of which `EVIDENCE` must have a checksum. Otherwise one could leave out that of a report that was changed.
 """
 
-TOLERANCE = 1e-6
-"""Largest difference of a figure that is computed again: other versions of libraries may round differently."""
-
-
-LATER = frozenset(
-    {"referred_share", "referred_share_ci95", "ece_ci95", "brier_ci95", "mean_set_size_ci95"}
-    | {"precision_ci95", "f1_ci95", "roc_auc_ci95"}
-)
-"""Names of figures that runs of earlier versions do not have. They are not compared for a run without any of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that was verified.
-
-    Attributes:
-        name: What it is, such as a file or a figure.
-        is_right: It is as the run says.
-        detail: What was found; empty where all is well.
-    """
-
-    name: str
-    is_right: bool
-    detail: str = ""
-
-
-SAME = Check(name="the run", is_right=True)
-"""The check of a run in which nothing was changed."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
     """The result of verifying a run.
 
     Attributes:
-        checks: What is not as the run says, files first; `SAME` if all is.
+        checks: What is not as the run says, files first; `checks.SAME` if all is.
         num_files: Number of files whose checksums were compared.
+        num_images: Number of predictions whose image, split and label were compared with the manifest.
         num_figures: Number of figures that were computed again and compared.
         evidence_sha256: The sha256 of `EVIDENCE`. A run with the same one has the same files.
-        is_older: An earlier version made the run, without the figures of `LATER`.
+        is_older: An earlier version made the run, without the figures of `checks.LATER`.
+        has_origin: `EVIDENCE` says what the figures came from, see `origin`. Earlier versions did not write that.
     """
 
     checks: tuple[Check, ...]
     num_files: int
+    num_images: int
     num_figures: int
     evidence_sha256: str
     is_older: bool = False
+    has_origin: bool = True
 
     @property
     def is_right(self) -> bool:
@@ -108,13 +82,13 @@ class VerifyResult:
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
         rows = [(check.name, "as it says" if check.is_right else check.detail) for check in self.checks]
+        lacking = " and ".join([*["intervals"] * self.is_older, *["fingerprints"] * (not self.has_origin)])
+        why = f"{lacking} that the run does not have, because an earlier version made it"
         return [
             ("files", str(self.num_files)),
+            ("images compared with the manifest", str(self.num_images)),
             ("figures computed again", str(self.num_figures)),
-            *(
-                [("not compared", "intervals that the run does not have, because an earlier version made it")]
-                * self.is_older
-            ),
+            *([("not compared", why)] if lacking else []),
             *rows,
             (f"sha256 of {EVIDENCE}", self.evidence_sha256),
         ]
@@ -137,9 +111,10 @@ def write(
     storage.write_bytes(storage.join(out, EVALUATED), sink.getvalue().to_pybytes())
     figures = [f"{evaluate.FIGURES}/{name}" for name in storage.walk(storage.join(out, evaluate.FIGURES))]
     names = [*FILES, *(name for name in shown if storage.exists(storage.join(out, name))), *figures]
-    sha256 = {name: _sha256(storage.join(out, name)) for name in names}
+    sha256 = {name: checks.sha256_of(storage.join(out, name)) for name in names}
     content = {
         "figures": {split: each.metrics for split, each in evaluations.items()},
+        "origin": origin(*store.read_spec(storage.join(out, BUNDLE))),
         "sha256": sha256 | {evaluate.METRICS_JSON: hashlib.sha256(metrics_json.encode()).hexdigest()},
         "libraries": bundle_files.library_versions(),
     }
@@ -161,14 +136,32 @@ def _predictions(evaluations: Mapping[str, SplitEvaluation]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _sha256(location: str) -> str:
-    return hashlib.sha256(storage.read_bytes(location)).hexdigest()
+def origin(spec: BundleSpec, bundle_sha256: str) -> dict[str, str | None]:
+    """Returns what the figures of a run came from: fingerprints of its data, its weights and its bundle.
+
+    Args:
+        spec: Description of the run's bundle.
+        bundle_sha256: The sha256 of its `bundle.json`.
+
+    Returns:
+        `data_fingerprint`, `split_fingerprint` and `id_fingerprint`, see `manifest.fingerprint`; `weights`, the name of
+        the weights that training started from; `model_sha256`, that of the trained model's file; and `bundle_sha256`.
+    """
+    return {
+        "data_fingerprint": spec.data_fingerprint,
+        "split_fingerprint": spec.split_fingerprint,
+        "id_fingerprint": spec.id_fingerprint,
+        "weights": spec.weights,
+        "model_sha256": spec.files.get(bundle_files.MODEL_FILE),
+        "bundle_sha256": bundle_sha256,
+    }
 
 
 def verify(config: VerifyConfig) -> VerifyResult:
-    """Checks a finished run: computes its figures again, and compares its files with their checksums.
+    """Checks a finished run: computes its figures again, and compares its files with each other and with checksums.
 
-    The figures come from the stored predictions, the manifest and the limits of the bundle.
+    The figures come from the stored predictions, the manifest and the limits of the bundle. Images, splits and labels
+    of the predictions are compared with the manifest, and its fingerprints with those of the bundle.
 
     Raises:
         DataError: There is no finished training run of this version, or its files are damaged.
@@ -183,34 +176,66 @@ def verify(config: VerifyConfig) -> VerifyResult:
         told = json.loads(storage.read_bytes(storage.join(run, evaluate.METRICS_JSON)))
         images = dataset.stored_dataset(run)
         files, figures, splits = dict(claimed["sha256"]), claimed["figures"], told["splits"]
+        came_from = dict(claimed["origin"]) if "origin" in claimed else None
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"The files of '{config.run}' are damaged: {error}. Restore them.") from error
     if images is None:
         raise DataError(f"'{config.run}' has no {dataset.MANIFEST}. Give the directory of a finished training run.")
-    spec, _ = store.read_spec(storage.join(run, BUNDLE))
-    checks = [_check_file(run, name, files.get(name)) for name in dict.fromkeys((*MUST_HAVE, *files))]
-    checks += [_check_file(run, f"{BUNDLE}/{name}", wanted) for name, wanted in spec.files.items()]
+    spec, bundle_sha256 = store.read_spec(storage.join(run, BUNDLE))
+    of_files = [
+        checks.check_file(run, name, files.get(name), where=EVIDENCE) for name in dict.fromkeys((*MUST_HAVE, *files))
+    ]
+    of_files += [
+        checks.check_file(run, f"{BUNDLE}/{name}", wanted, where=bundle_files.BUNDLE_JSON)
+        for name, wanted in spec.files.items()
+    ]
     try:
+        of_images = list(checks.check_images(predicted, images.readable, spec.classes))
         found = {split: each.metrics for split, each in measure_again(predicted, images, spec).items()}
-        quoted = headline(found)
     except KeyError as error:
         raise DataError(f"{EVALUATED} of '{config.run}' does not fit its bundle: it has no {error}.") from error
-    is_older = not any(_is_later(name) for name, _ in _leaves(figures))
+    quoted = headline(found) if found else {}
+    is_older = not any(checks.is_later(name) for name, _ in checks.leaves(figures))
     of_metrics = {name: told[name] for name in quoted if name in told}
     compared = [
-        *_compare(found, splits, evaluate.METRICS_JSON, is_older=is_older),
-        *_compare(quoted, of_metrics, evaluate.METRICS_JSON, is_older=is_older),
-        *_compare(found, figures, EVIDENCE, is_older=is_older),
-        *_compare(found, spec.metrics, bundle_files.BUNDLE_JSON, is_older=is_older),
+        *checks.check_values(found, splits, evaluate.METRICS_JSON, is_older=is_older),
+        *checks.check_values(quoted, of_metrics, evaluate.METRICS_JSON, is_older=is_older),
+        *checks.check_values(found, figures, EVIDENCE, is_older=is_older),
+        *checks.check_values(found, spec.metrics, bundle_files.BUNDLE_JSON, is_older=is_older),
     ]
-    wrong = [check for check in (*checks, *compared) if not check.is_right]
+    of_origin = _check_origin(images.table, origin(spec, bundle_sha256), came_from)
+    wrong = [check for check in (*of_files, *of_origin, *of_images, *compared) if not check.is_right]
     return VerifyResult(
-        checks=(*wrong, *([] if wrong else [SAME])),
-        num_files=len(checks),
+        checks=tuple(wrong) or (checks.SAME,),
+        num_files=len(of_files),
+        num_images=predicted.num_rows,
         num_figures=len(compared),
         evidence_sha256=hashlib.sha256(evidence).hexdigest(),
         is_older=is_older,
+        has_origin=came_from is not None,
     )
+
+
+def _check_origin(
+    table: pa.Table, of_bundle: Mapping[str, str | None], came_from: Mapping[str, Any] | None
+) -> list[Check]:
+    """Compares the fingerprints of a manifest with the bundle's, and all of these with those of `EVIDENCE`.
+
+    Args:
+        table: The manifest.
+        of_bundle: What the bundle says, see `origin`.
+        came_from: What `EVIDENCE` says; None: nothing, because an earlier version wrote it.
+    """
+    of_manifest = {
+        "data_fingerprint": manifest.fingerprint(table),
+        "split_fingerprint": manifest.split_fingerprint(table),
+        "id_fingerprint": manifest.id_fingerprint(table),
+    }
+    told = {name: of_bundle[name] for name in of_manifest}
+    found = list(checks.check_values(of_manifest, told, bundle_files.BUNDLE_JSON))
+    if came_from is not None:
+        found += checks.check_values({**of_bundle, **of_manifest}, came_from, EVIDENCE)
+    return found
 
 
 def _check_run(run: str, given: str) -> None:
@@ -251,22 +276,26 @@ def _check_run(run: str, given: str) -> None:
 def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dict[str, SplitEvaluation]:
     """Returns the evaluations of a run, computed from its predictions.
 
+    Predictions without a split, of images that the manifest does not have, and with labels that the bundle does not
+    have are left out; `checks.check_images` finds them. Images of a split without a prediction count as failed.
+
     Args:
         predicted: The table of `EVALUATED`.
         images: The images of the run.
         spec: Description of its bundle.
-
-    Raises:
-        DataError: The manifest does not have an image of the predictions.
     """
     group_of, leaked = images.group_of, images.leaked
+    image_ids, labels = predicted["image_id"].to_pylist(), predicted["label"].to_pylist()
+    is_known = [
+        image_id in group_of and label in range(len(spec.classes))
+        for image_id, label in zip(image_ids, labels, strict=True)
+    ]
+    predicted = predicted.filter(pa.array(is_known, pa.bool_()))
     found = {}
-    for split in predicted["split"].unique().to_pylist():
+    for split in predicted["split"].drop_null().unique().to_pylist():
         rows = predicted.filter(pc.field("split") == split)
         image_ids = rows["image_id"].to_pylist()
-        missing = [image_id for image_id in image_ids if image_id not in group_of]
-        if missing:
-            raise DataError(f"{dataset.MANIFEST} does not have the image '{missing[0]}', which was measured.")
+        there = images.readable.filter(pc.field("split") == split)["image_id"].to_pylist()
         evaluation = measure_probabilities(
             rows["label"].to_numpy(),
             np.column_stack([rows[f"p_{name}"].to_numpy() for name in spec.classes]),
@@ -275,68 +304,7 @@ def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dic
             image_ids=np.array(image_ids),
             ood_scores=rows["ood_score"].to_numpy(),
             limits=spec.limits,
+            num_failed=len(set(there) - set(image_ids)),
         )
         found[split] = with_subgroups(with_leak_free(evaluation, leaked), images.table)
     return found
-
-
-def _check_file(run: str, name: str, wanted: str | None) -> Check:
-    if wanted is None:
-        return Check(name=name, is_right=False, detail=f"{EVIDENCE} has no checksum of it.")
-    try:
-        found = _sha256(storage.join(run, name))
-    except FileNotFoundError:
-        return Check(name=name, is_right=False, detail="The file is missing.")
-    except OSError as error:
-        return Check(name=name, is_right=False, detail=f"The file cannot be read: {error}.")
-    detail = "" if found == wanted else f"The file was changed: its sha256 is {found[:12]}…, not {wanted[:12]}…."
-    return Check(name=name, is_right=found == wanted, detail=detail)
-
-
-_NOT_PREDICTED = frozenset({"num_failed", "num_unlabelled"})
-"""Figures that count images without a prediction, which `EVALUATED` does not have."""
-
-
-def _compare(found: Mapping[str, Any], told: Mapping[str, Any], where: str, *, is_older: bool) -> Iterator[Check]:
-    """Compares all figures of two mappings, one of which may have figures that the other one lacks.
-
-    Args:
-        found: The figures that were computed again.
-        told: The figures of the run.
-        where: The file that has them.
-        is_older: The run may lack the figures of `LATER`. It may also have an interval where there is none any more,
-            such as that of the specificity of a class without images.
-    """
-    computed, expected = dict(_leaves(found)), dict(_leaves(told))
-    for name in dict.fromkeys((*computed, *expected)):
-        if name.rpartition(".")[2] in _NOT_PREDICTED or (is_older and name not in expected and _is_later(name)):
-            continue
-        if is_older and "_ci95." in name and name in computed and computed[name] is None:
-            continue
-        both = name in computed and name in expected
-        is_right = both and _is_same(computed[name], expected[name])
-        detail = f"{where} says {expected.get(name, 'nothing')}, and it is {computed.get(name, 'not known')}."
-        yield Check(name=name, is_right=is_right, detail="" if is_right else detail)
-
-
-def _is_later(name: str) -> bool:
-    """Tells whether a leaf, such as test.ece_ci95.0, belongs to a figure of `LATER`."""
-    return not LATER.isdisjoint(name.split("."))
-
-
-def _is_same(value: Any, other: Any) -> bool:
-    if isinstance(value, float) and isinstance(other, int | float):
-        return math.isclose(value, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    return value == other
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the name, such as test.per_class.normal.recall, and the value of every leaf."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from _leaves(value, f"{prefix}{key}.")
-    elif isinstance(values, list | tuple):
-        for number, value in enumerate(values):
-            yield from _leaves(value, f"{prefix}{number}.")
-    else:
-        yield prefix.removesuffix("."), values

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tlray.bundle.leaks import IMAGES, NOTHING, PICTURES, LeakSearch
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
-from tlray.data import dataset, inspection, looks, manifest, splits, thumbnail
+from tlray.data import dataset, inspection, looks, manifest, splits
 from tlray.data.manifest import FURTHER, with_column
 from tlray.evaluation.scope import LEARNED_FROM, Scope
 from tlray.files import file_stamps
@@ -166,26 +166,20 @@ def _comparable(images: Scope, seen: pa.Table, predicted: pa.Table) -> pa.Table:
 
 
 def _pictures(kept: KeptImages | None, classes: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray | None]:
-    """Returns the pictures of kept images, with their labels and directions.
-
-    They are as large as the thumbnails of `looks.look`, and fit to be compared with these: of 60 slices of the public
-    chest-CT set each one scored at least 0.973 with its own picture, as a JPEG or made from the model's pixels at 128
-    to 299 px (2026-11-30); `pixel_match.COPY_SCORE` is less.
+    """Returns the pictures of kept images, with their labels and directions; see `KeptImages.pictures`.
 
     Args:
-        kept: The kept images; None: there are none. Those whose JPEG is damaged, or of another size, are left out.
+        kept: The kept images; None: there are none.
         classes: The bundle's classes.
 
     Returns:
         uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX]; the labels; and float32 [images, components], None without images.
     """
-    decoded = [] if kept is None else [(place, thumbnail.decode(jpeg)) for place, jpeg in enumerate(kept.jpegs)]
-    found = [(place, pixels) for place, pixels in decoded if pixels is not None]
-    if kept is None or not found:
+    if kept is None:
         return np.empty((0, looks.THUMBNAIL_PX, looks.THUMBNAIL_PX), np.uint8), [], None
-    places = [place for place, _ in found]
+    shown, places = kept.pictures()
     labels = [classes[int(index)] for index in kept.labels[places]]
-    return np.stack([pixels for _, pixels in found]), labels, kept.directions[places]
+    return shown, labels, kept.directions[places] if places else None
 
 
 def _features(rows: pa.Table, predicted: pa.Table, toward: np.ndarray | None) -> np.ndarray | None:

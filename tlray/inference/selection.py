@@ -3,9 +3,10 @@
 `tlray.inference.suggest` uses it; nothing here needs Ray or a model.
 """
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,17 @@ from tlray.data import audit
 from tlray.errors import DataError, counted
 from tlray.files import spreadsheet
 from tlray.trust import suggestions
+from tlray.trust.suggestions import Seen
 
 BY_UNCERTAINTY = (
-    "The bundle has no novelty score, so the images were chosen by their uncertainty alone: some may be copies of one "
-    "another, or unlike the training images. Bundles of `tlray train` have the score if there were enough images."
+    "The bundle has no novelty score, so the images were chosen by their uncertainty alone: some may be much alike, or "
+    "unlike the training images. Bundles of `tlray train` have the score if there were enough images."
 )
 """Note about a selection for which the places of the images were not known."""
+
+
+Find = Callable[[Sequence[int]], Seen]
+"""A function that looks at images, given by their indices, and tells which are copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,8 +55,9 @@ class Selection:
         num_by_error: Number of images that could not be scored, by error code.
         num_scored: Number of images that could be scored.
         num_foreign: Number of scored images that are unlike the training images. None of them was selected.
-        is_diverse: True if copies were left out and images that differ were preferred; false if the places of the
-            images were not known.
+        num_known: Number of images that were left out as copies of training images, of those whose pictures were looked
+            at; None: the bundle has no pictures to compare them with.
+        is_diverse: True if images that differ were preferred; false if the places of the images were not known.
     """
 
     rows: pa.Table
@@ -58,6 +65,7 @@ class Selection:
     num_by_error: dict[str, int]
     num_scored: int
     num_foreign: int
+    num_known: int | None
     is_diverse: bool
 
     @property
@@ -66,16 +74,24 @@ class Selection:
         return int(suggestions.is_unsure(self.probs_BK).sum())
 
 
-def select(scored: Scored, spec: BundleSpec, *, count: int) -> Selection:
+def select(
+    scored: Scored,
+    spec: BundleSpec,
+    *,
+    count: int,
+    search: Callable[[pa.ChunkedArray, np.ndarray | None], Find] | None = None,
+) -> Selection:
     """Selects images to label; see `suggestions.choose`.
 
     Args:
         scored: The images to select from.
         spec: The description of the bundle that scored them.
         count: Number of images that are wanted, positive.
+        search: Returns a function that finds copies among the scored images, given their uris and places (see
+            `Scored`; None: they are not known), in the same order. None: copies are told by their places alone.
 
     Raises:
-        DataError: No image could be scored, or all are unlike the training images.
+        DataError: No image could be scored, or all are unlike the training images or copies of them.
     """
     is_scored = scored.predictions["error_code"].is_null()
     rows = scored.predictions.filter(is_scored)
@@ -95,7 +111,13 @@ def select(scored: Scored, spec: BundleSpec, *, count: int) -> Selection:
     # All scores are NaN if the bundle has a novelty score but its model gives no features for it.
     if scored.places_BC is not None and not np.isnan(ood_scores).all():
         places_BC = scored.places_BC[is_scored.to_numpy()]
-    chosen = suggestions.choose(probs_BK, ood_scores, limit, places_BC, count=count)
+    choose = functools.partial(suggestions.choose, probs_BK, ood_scores, limit, places_BC)
+    chosen, seen = _choose_pictures(choose, search(rows["uri"], places_BC) if search else None, count=count)
+    if not chosen:
+        raise DataError(
+            f"All {rows.num_rows - num_foreign} images that could be scored and are like the training images of the "
+            "bundle are copies of them, so none is suggested. Give other images."
+        )
     codes = scored.predictions["error_code"].drop_null().to_pylist()
     return Selection(
         rows=rows.take(pa.array(chosen, pa.int64())),
@@ -103,8 +125,33 @@ def select(scored: Scored, spec: BundleSpec, *, count: int) -> Selection:
         num_by_error=dict(Counter(codes)),
         num_scored=rows.num_rows,
         num_foreign=num_foreign,
+        num_known=None if seen.known is None else len(seen.known),
         is_diverse=places_BC is not None,
     )
+
+
+def _choose_pictures(choose: Callable[..., list[int]], find: Find | None, *, count: int) -> tuple[list[int], Seen]:
+    """Chooses images, looks at them, and chooses anew without the copies, until all chosen ones have been looked at.
+
+    So only few images are read. If many are copies, ever more are looked at in a turn: twice as many as before if all
+    are.
+
+    Args:
+        choose: `suggestions.choose`, without `count` and `seen`.
+        find: See `Find`; None: no image can be looked at.
+        count: Number of images that are wanted.
+
+    Returns:
+        The indices of the chosen images, the most wanted first, and what was seen.
+    """
+    seen, looked_at = suggestions.NOTHING, set[int]()
+    while True:
+        chosen = choose(count=max(count, len(looked_at)), seen=seen)
+        new = set(chosen) - looked_at
+        if find is None or looked_at.issuperset(chosen[:count]):
+            return chosen[:count], seen
+        looked_at |= new
+        seen = find(sorted(looked_at))
 
 
 def csv_table(selection: Selection, classes: Sequence[str]) -> pa.Table:
@@ -148,7 +195,7 @@ def summarize(selection: Selection, spec: BundleSpec) -> dict[str, Any]:
     Returns:
         Only str, int, float, bool, None, list and dict:
 
-        - `num_scored`, `num_by_error`, `num_foreign`, `is_diverse`: see `Selection`;
+        - `num_scored`, `num_by_error`, `num_foreign`, `num_known`, `is_diverse`: see `Selection`;
         - `num_suggested`: number of selected images;
         - `num_unsure`: number of these of which the model is not sure, see `suggestions.SURE`;
         - `uncertainty_range`: the lowest and the highest uncertainty of the selected images, each in [0, 1];
@@ -160,6 +207,7 @@ def summarize(selection: Selection, spec: BundleSpec) -> dict[str, Any]:
         "num_scored": selection.num_scored,
         "num_by_error": selection.num_by_error,
         "num_foreign": selection.num_foreign,
+        "num_known": selection.num_known,
         "num_suggested": selection.rows.num_rows,
         "num_unsure": selection.num_unsure,
         "is_diverse": selection.is_diverse,
@@ -179,10 +227,15 @@ def notes_on(selection: Selection, *, count: int, max_shown: int) -> tuple[str, 
     """
     notes = [] if selection.is_diverse else [BY_UNCERTAINTY]
     num_selected = selection.rows.num_rows
-    num_copies = selection.num_scored - selection.num_foreign - num_selected
     if num_selected < count:
-        others = "the other one is a copy" if num_copies == 1 else f"the other {num_copies} images are copies"
-        why = f"{others} of these" if num_copies else "there are no more to choose from"
+        num_known = selection.num_known or 0
+        num_copies = selection.num_scored - selection.num_foreign - num_known - num_selected
+        others = [
+            f"{number} {'is a copy' if number == 1 else 'are copies'} of {what}"
+            for number, what in ((num_copies, "these"), (num_known, "training images"))
+            if number
+        ]
+        why = f"of the others {' and '.join(others)}" if others else "there are no more to choose from"
         are = "is" if num_selected == 1 else "are"
         notes.append(f"Only {counted(num_selected, 'image')} {are} suggested, not {count}: {why}.")
     num_sure = num_selected - selection.num_unsure

@@ -29,6 +29,7 @@ from tlray.engines.kinds import EngineKind
 from tlray.errors import DataError, ImageErrorCode, counted
 from tlray.files import storage
 from tlray.inference import contact_sheet, pool, predictions, score, selection
+from tlray.inference.copy_search import CopySearch
 from tlray.inference.selection import Scored
 from tlray.progress import Progress
 
@@ -67,10 +68,12 @@ class SuggestResult:
         failed = f"{sum(found['num_by_error'].values())} failed" + (f" ({codes})" if codes else "")
         low, high = found["uncertainty_range"]
         foreign = "not known" if found["max_ood_score"] is None else f"{found['num_foreign']} left out"
+        known = "not known" if found["num_known"] is None else f"{found['num_known']} left out"
         return [
             ("images", f"{found['num_scored']} scored, {failed}"),
             ("images with a label", f"{found['num_labelled']} left out"),
             ("unlike the training images", foreign),
+            ("copies of training images", known),
             *([("hidden files skipped", str(found["num_skipped"]))] if found["num_skipped"] else []),
             (
                 "suggested",
@@ -91,7 +94,8 @@ def suggest(config: SuggestConfig) -> SuggestResult:
 
     Raises:
         ConfigError: A setting cannot work.
-        DataError: There is no image without a label, none could be scored, or all are unlike the training images.
+        DataError: There is no image without a label, none could be scored, or all are unlike the training images or
+            copies of them.
         BundleError: The bundle cannot be used.
         TlrayError: Most images were not found.
     """
@@ -101,6 +105,7 @@ def suggest(config: SuggestConfig) -> SuggestResult:
     location = locations.input_location(config.bundle)
     bundle = store.load(location)
     kind = choice.for_bundle(bundle, config.engine, config.precision, use_gpu=config.use_gpu)
+    kept = bundle.lookalikes()
     source = locations.input_location(config.input)
     listed = list_images(source, columns=parse_columns(config.columns), labels_needed=False)
     unlabelled = without_labels(listed.table, config.input)
@@ -110,7 +115,12 @@ def suggest(config: SuggestConfig) -> SuggestResult:
     num_missing = scored.predictions.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
     num_images = scored.predictions.num_rows
     score.check_found(num_missing, num_images, source=config.input, remedy="run the same command again")
-    selected = selection.select(scored, bundle.spec, count=config.count)
+    selected = selection.select(
+        scored,
+        bundle.spec,
+        count=config.count,
+        search=lambda uris, places_BC: CopySearch(uris, places_BC, kept).find,
+    )
     notes = selection.notes_on(selected, count=config.count, max_shown=MAX_SHOWN)
     summary: dict[str, Any] = {
         "num_images": listed.table.num_rows,

@@ -1,10 +1,12 @@
 """Chooses the images whose labels would help a model most: uncertain ones that differ from one another.
 
 Import it to decide which unlabelled images to label next, given a model's predictions for them. It reads no image and
-runs no model; `tlray.inference.suggest` does both.
+runs no model: `tlray.inference.suggest` scores them, `tlray.inference.copy_search` tells which are copies.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,14 +14,34 @@ from tlray.bundle.novelty import directions
 
 COPY_DISTANCE = 0.02
 """Cosine distance of two places, in [0, 2], below which two images count as copies. Unrelated images are about 1 apart;
-a picture that was saved again is expected to be much closer than this. The value was not measured."""
+a picture that was saved again is expected to be much closer than this. The value was not measured. It spares reading
+images that were only saved again; copies that were changed are told by their pictures, see `Seen`."""
 
 SURE = 0.95
 """Confidence from which on a model counts as sure of an image. If its probabilities are calibrated, at most one in
 twenty labels of such images differs from its prediction, so they tell it little."""
 
 _MAX_DISTANCE = 2.0  # of two directions
+_NOT_SEEN = -1  # in place of the picture of an image that has not been looked at
 _TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the pictures of some images tell; the other images have not been looked at.
+
+    Attributes:
+        picture_of: The picture that each of these images shows, by the image's index: copies show the same one.
+        known: Indices of those that are copies of images which the model was trained on; None: there are no pictures of
+            such images to compare them with.
+    """
+
+    picture_of: Mapping[int, int] = field(default_factory=dict)
+    known: frozenset[int] | None = None
+
+
+NOTHING = Seen()
+"""No image has been looked at."""
 
 
 def choose(
@@ -29,6 +51,7 @@ def choose(
     places_BC: np.ndarray | None,
     *,
     count: int,
+    seen: Seen = NOTHING,
 ) -> list[int]:
     """Chooses images for labelling, the most wanted first.
 
@@ -37,8 +60,9 @@ def choose(
     38:293-306), weighted with the uncertainty. The distance is the cosine distance of the places.
 
     Foreign images are left out, because their labels would teach nothing about images like those of training. So are
-    copies: images that are closer than `COPY_DISTANCE` to a chosen one. Of several images with the same product the
-    first one is chosen, so the same input always gives the same result.
+    copies: images that are closer than `COPY_DISTANCE` to a chosen one, that show the same picture as a chosen one, or
+    that are copies of training images. Of several images with the same product the first one is chosen, so the same
+    input always gives the same result, and a smaller `count` its first images.
 
     The time grows with count * images * components, the memory with images * components.
 
@@ -48,19 +72,20 @@ def choose(
         max_ood_score: The score above which an image is foreign; None: no image counts as foreign.
         places_BC: Where the images lie in the space that the training images span, floating point [images, components],
             see `Novelty.place`; finite for all images that are not foreign. None: not known; the most uncertain images
-            are chosen, even if they are copies of one another.
+            are chosen, even if they are much alike.
         count: Number of images that are wanted, positive.
+        seen: What the pictures of the images tell that have been looked at.
 
     Returns:
         Indices of the chosen images; fewer than `count` if all others are foreign or copies.
     """
-    candidates = np.flatnonzero(~is_foreign(ood_scores, max_ood_score))
-    weights = uncertainty(probs_BK[candidates])
-    if places_BC is None:
-        order = np.argsort(-weights, kind="stable")[:count]
-    else:
-        order = np.array(_traverse(weights, directions(places_BC[candidates]), count), dtype=np.int64)
-    return candidates[order].tolist()
+    is_left = ~is_foreign(ood_scores, max_ood_score)
+    is_left[list(seen.known or ())] = False
+    candidates = np.flatnonzero(is_left)
+    pictures = np.array([seen.picture_of.get(index, _NOT_SEEN) for index in candidates.tolist()], dtype=np.int64)
+    directions_BC = None if places_BC is None else directions(places_BC[candidates])
+    order = _traverse(uncertainty(probs_BK[candidates]), directions_BC, pictures, count)
+    return [int(candidates[place]) for place in order]
 
 
 def is_foreign(ood_scores: np.ndarray, max_ood_score: float | None) -> np.ndarray:
@@ -96,12 +121,13 @@ def is_unsure(probs_BK: np.ndarray) -> np.ndarray:
     return probs_BK.max(axis=1) < SURE
 
 
-def _traverse(weights: np.ndarray, directions_BC: np.ndarray, count: int) -> list[int]:
+def _traverse(weights: np.ndarray, directions_BC: np.ndarray | None, pictures: np.ndarray, count: int) -> list[int]:
     """Returns at most `count` indices in the order of the weighted farthest-first traversal.
 
     Args:
         weights: The uncertainties, float32 [images], in [0, 1].
-        directions_BC: Places of length 1, float32 [images, components].
+        directions_BC: Places of length 1, float32 [images, components]; None: all images count as equally far apart.
+        pictures: The picture that each image shows, int64 [images]; `_NOT_SEEN` where it is not known.
         count: Number of images that are wanted.
     """
     nearest = np.full(len(weights), _MAX_DISTANCE, np.float32)  # distance of each image to the nearest chosen one
@@ -110,9 +136,12 @@ def _traverse(weights: np.ndarray, directions_BC: np.ndarray, count: int) -> lis
     while len(chosen) < count and is_left.any():
         place = int(np.argmax(np.where(is_left, weights * nearest, -1)))
         chosen.append(place)
-        # Unlike `@`, einsum adds in the same order for every row and any number of threads, so equal rows stay equal.
-        cosines = np.einsum("bc,c->b", directions_BC, directions_BC[place])
-        nearest = np.minimum(nearest, 1 - cosines)
-        is_left &= nearest >= COPY_DISTANCE
         is_left[place] = False
+        if pictures[place] != _NOT_SEEN:
+            is_left &= pictures != pictures[place]
+        if directions_BC is not None:
+            # Unlike `@`, einsum adds in the same order for any row and any number of threads: equal rows stay equal.
+            cosines = np.einsum("bc,c->b", directions_BC, directions_BC[place])
+            nearest = np.minimum(nearest, 1 - cosines)
+            is_left &= nearest >= COPY_DISTANCE
     return chosen

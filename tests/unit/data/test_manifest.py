@@ -626,6 +626,22 @@ def test_csv_of_every_spreadsheet(tmp_path, data, suffix):
     ]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_an_apostrophe_against_formulas_is_no_part_of_a_value(tmp_path, suffix):
+    """Tables that tlray writes for people have it; a file may have such a name, and Parquet needs none."""
+    values = ["'-1.png", "'=a", "'-12", "'@1"]
+    lines = ["path,label,group_id,image_id", ",".join(values), "'b.png,'b,''-12,b"]
+    (tmp_path / f"list.{suffix}").write_text("\n".join(lines).replace(",", "," if suffix == "csv" else "\t"))
+    found = listing.list_images(str(tmp_path / f"list.{suffix}"), columns={"uri": "path"})
+    assert rows(found, "uri", "label", "group_id", "image_id") == [
+        (f"{tmp_path}/'-1.png", "=a", "-12", "@1"),
+        (f"{tmp_path}/'b.png", "'b", "'-12", "b"),
+    ]
+    names = ["uri", "label", "group_id", "image_id"]
+    pq.write_table(pa.table({name: [value] for name, value in zip(names, values, strict=True)}), tmp_path / "l.parquet")
+    assert rows(listing.list_images(str(tmp_path / "l.parquet")), *names) == [(f"{tmp_path}/'-1.png", *values[1:])]
+
+
 def test_backslashes_in_file_names_of_linux_stay(tmp_path):
     make_files(tmp_path, "a\\1.png", "a\\2.png")
     (tmp_path / "list.csv").write_text("uri\na\\1.png\na\\2.png\n")

@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from tlray.bundle import store
@@ -18,7 +21,7 @@ from tlray.config.commands import VerifyConfig
 from tlray.data import dataset, inspection, manifest, splits
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.evaluation import evidence
+from tlray.evaluation import checks, evidence
 from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free, with_subgroups
 from tlray.evaluation.metrics import evaluate_predictions
 from tlray.files import storage
@@ -52,7 +55,7 @@ def without_later(values: Any) -> Any:
     """Returns figures as an earlier version has computed them."""
     if not isinstance(values, dict):
         return values
-    return {name: without_later(value) for name, value in values.items() if name not in evidence.LATER}
+    return {name: without_later(value) for name, value in values.items() if name not in checks.LATER}
 
 
 @pytest.fixture
@@ -60,28 +63,54 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path)
 
 
-def make_run(tmp_path: Path, *, is_older: bool = False) -> Path:
-    """Makes the directory of a finished run, without what is of no matter here."""
+def make_run(
+    tmp_path: Path,
+    *,
+    is_older: bool = False,
+    measured: Dataset | None = None,
+    stored: Dataset | None = None,
+    num_failed: int = 0,
+) -> Path:
+    """Makes the directory of a finished run, without what is of no matter here.
+
+    All its figures and checksums fit its files, also if these are not those of the images that it was trained on.
+
+    Args:
+        tmp_path: An empty directory.
+        is_older: The run has the figures of an earlier version.
+        measured: The images of `evaluated.parquet`; None: those that the run was trained on.
+        stored: The images of `manifest.parquet`; None: those that the run was trained on.
+        num_failed: Number of test images that the run says it could not score.
+    """
     images = make_images()
-    rows = images.split("test")
-    ids = rows["image_id"].to_pylist()
+    measured, stored = measured or images, stored or images
     limits = Limits(refer_below=0.7, max_ood_score=0.5, set_thresholds=(0.6, 0.6))
     rng = np.random.default_rng(0)
-    light = rng.random(20).astype(np.float32)
-    evaluation = measure_probabilities(
-        rows["class_index"].to_numpy(),
-        np.stack([light, 1 - light], axis=1),
-        CLASSES,
-        groups=np.array([images.group_of[image_id] for image_id in ids]),
-        image_ids=np.array(ids),
-        ood_scores=rng.random(20).astype(np.float32),
-        limits=limits,
-    )
-    evaluations = {"test": with_subgroups(with_leak_free(evaluation, images.leaked), images.table)}
+    names = images.table["image_id"].to_pylist()
+    light_of = dict(zip(names, rng.random(len(names)).astype(np.float32), strict=True))
+    score_of = dict(zip(names, rng.random(len(names)).astype(np.float32), strict=True))
+    evaluations = {}
+    for split in ("valid", "test"):
+        rows = measured.readable.filter(pc.field("split") == split)
+        if not rows.num_rows:
+            continue
+        ids, labels = manifest.column_lists(rows, "image_id", "label")
+        light = np.array([light_of[image_id] for image_id in ids])
+        evaluation = measure_probabilities(
+            np.array([CLASSES.index(label) for label in labels], np.int32),
+            np.stack([light, 1 - light], axis=1),
+            CLASSES,
+            groups=np.array([stored.group_of[image_id] for image_id in ids]),
+            image_ids=np.array(ids),
+            ood_scores=np.array([score_of[image_id] for image_id in ids]),
+            limits=limits,
+            num_failed=num_failed if split == "test" else 0,
+        )
+        evaluation = with_subgroups(with_leak_free(evaluation, stored.leaked), stored.table)
+        if is_older:
+            evaluation = dataclasses.replace(evaluation, metrics=without_later(evaluation.metrics))
+        evaluations[split] = evaluation
     assert evaluations["test"].metrics["num_leaked"] == 1
-    if is_older:
-        old = without_later(evaluations["test"].metrics)
-        evaluations["test"] = dataclasses.replace(evaluations["test"], metrics=old)
     bundle = tmp_path / "run/bundle"
     (bundle / "saved_model").mkdir(parents=True)
     (bundle / "model.keras").touch()
@@ -95,10 +124,13 @@ def make_run(tmp_path: Path, *, is_older: bool = False) -> Path:
         thresholds={"refer_below": 0.7, "max_ood_score": 0.5},
         set_thresholds=(0.6, 0.6),
         metrics={split: each.metrics for split, each in evaluations.items()},
+        data_fingerprint=manifest.fingerprint(images.table),
+        split_fingerprint=manifest.split_fingerprint(images.table),
+        id_fingerprint=manifest.id_fingerprint(images.table),
     )
     store.seal(str(bundle), spec)
     out = tmp_path / "run"
-    dataset.write_dataset(images, str(out))
+    dataset.write_dataset(stored, str(out))
     storage.mark_output(str(out), kind="training")
     (out / "report.html").write_text("<p>Accuracy 0.5")
     (out / "figures").mkdir()
@@ -122,6 +154,7 @@ def test_an_untouched_run_is_right(run):
     assert found.num_files == 3 + 5 + 2
     assert dict(found.rows()) == {
         "files": "10",
+        "images compared with the manifest": "22",
         "figures computed again": str(found.num_figures),
         "the run": "as it says",
         "sha256 of evidence.json": hashlib.sha256((run / "evidence.json").read_bytes()).hexdigest(),
@@ -150,7 +183,9 @@ def test_an_interval_that_only_earlier_versions_gave_is_not_told():
     told["per_class"]["c"] = told["per_class"]["c"] | {"specificity_ci95": [0.82, 1.0]}
     wrong = {
         is_older: [
-            each.name for each in evidence._compare(found, told, "metrics.json", is_older=is_older) if not each.is_right
+            each.name
+            for each in checks.check_values(found, told, "metrics.json", is_older=is_older)
+            if not each.is_right
         ]
         for is_older in (True, False)
     }
@@ -271,6 +306,188 @@ def test_a_file_that_was_changed_is_told(run):
     wrong = {check.name: check.detail for check in verify(run).checks if not check.is_right}
     assert wrong["manifest.parquet"].startswith("The file was changed: its sha256 is ")
     assert any(name.startswith("test.") for name in wrong)  # all images are of one patient then
+
+
+def edited(name: str, values: dict[str, str]) -> Dataset:
+    """Returns the images of `make_images` with other values of a column: id of an image to its value."""
+    images = make_images()
+    ids, before = manifest.column_lists(images.table, "image_id", name)
+    after = [values.get(image_id, value) for image_id, value in zip(ids, before, strict=True)]
+    return dataclasses.replace(images, table=manifest.with_column(images.table, name, after))
+
+
+def without(condition: pc.Expression) -> Dataset:
+    images = make_images()
+    return dataclasses.replace(images, table=images.table.filter(~condition))
+
+
+def wrong_of(run: Path) -> list[tuple[str, str]]:
+    return [(check.name, check.detail) for check in verify(run).checks if not check.is_right]
+
+
+def test_a_label_of_the_predictions_alone_is_told(tmp_path):
+    """All figures and checksums were made to fit it."""
+    run = make_run(tmp_path, measured=edited("label", {"38.png": "b", "39.png": "a"}))
+    assert wrong_of(run) == [
+        (
+            "labels of test",
+            "2 images with another label than in the manifest: '38.png (b, not a)', '39.png (a, not b)'.",
+        )
+    ]
+
+
+def test_a_split_of_the_predictions_alone_is_told(tmp_path):
+    found = wrong_of(make_run(tmp_path, measured=edited("split", {"38.png": "valid"})))
+    assert found[0] == (
+        "images of valid", "1 measured image that the manifest does not have in this split: '38.png'."
+    )  # fmt: skip
+    # The split that lacks it does not say that an image of it could not be scored.
+    assert ("test.num_failed", "metrics.json says 0, and it is 1.") in found
+    assert {name.rpartition(".")[2] for name, _ in found[1:]} == {"num_failed"}
+
+
+def test_training_images_among_the_predictions_are_told(tmp_path):
+    found = wrong_of(make_run(tmp_path, measured=edited("split", {"00.png": "test", "02.png": "valid"})))
+    assert found == [
+        ("images of valid", "1 measured image that the manifest does not have in this split: '02.png'."),
+        ("images of test", "1 measured image that the manifest does not have in this split: '00.png'."),
+    ]
+
+
+def fingerprint_details(name: str, run: Path) -> list[tuple[str, str]]:
+    """Returns what is told of a manifest whose fingerprint is not that of the run's bundle."""
+    of_run = {
+        "data_fingerprint": manifest.fingerprint(make_images().table),
+        "split_fingerprint": manifest.split_fingerprint(make_images().table),
+    }
+    table = manifest.read_manifest(str(run / "manifest.parquet"))
+    found = {"data_fingerprint": manifest.fingerprint, "split_fingerprint": manifest.split_fingerprint}[name](table)
+    says = f"says {of_run[name][:12]}…, and it is {found[:12]}…."
+    return [(name, f"bundle.json {says}"), (name, f"evidence.json {says}")]
+
+
+@pytest.mark.parametrize("image_id", ["00.png", "38.png"])
+def test_a_label_of_the_manifest_is_told(tmp_path, image_id):
+    """It is one of training and test; the predictions, figures and checksums were made to fit it."""
+    forged = edited("label", {image_id: "b"})
+    run = make_run(tmp_path, measured=forged, stored=forged)
+    assert wrong_of(run) == fingerprint_details("data_fingerprint", run)
+
+
+def test_a_label_of_the_manifest_alone_is_told_for_its_split_too(tmp_path):
+    run = make_run(tmp_path, stored=edited("label", {"38.png": "b"}))
+    assert wrong_of(run) == [
+        *fingerprint_details("data_fingerprint", run),
+        ("labels of test", "1 image with another label than in the manifest: '38.png (a, not b)'."),
+    ]
+
+
+def test_a_split_of_the_manifest_is_told(tmp_path):
+    """A test image has become one of training, and is not measured any more."""
+    forged = edited("split", {"38.png": "train"})
+    run = make_run(tmp_path, measured=forged, stored=forged)
+    assert wrong_of(run) == fingerprint_details("split_fingerprint", run)
+
+
+def test_a_split_of_the_manifest_alone_is_told_for_the_predictions_too(tmp_path):
+    run = make_run(tmp_path, stored=edited("split", {"38.png": "train"}))
+    assert wrong_of(run) == [
+        *fingerprint_details("split_fingerprint", run),
+        ("images of test", "1 measured image that the manifest does not have in this split: '38.png'."),
+    ]
+
+
+def test_an_image_that_was_left_out_is_told(tmp_path):
+    found = wrong_of(make_run(tmp_path, measured=without(pc.field("image_id") == "38.png")))
+    assert {name.rpartition(".")[2] for name, _ in found} == {"num_failed"}
+    assert ("test.num_failed", "evidence.json says 0, and it is 1.") in found
+
+
+def test_an_image_that_could_not_be_scored_is_counted(tmp_path):
+    run = make_run(tmp_path, measured=without(pc.field("image_id") == "38.png"), num_failed=1)
+    assert wrong_of(run) == []
+    assert verify(run).num_images == 21
+
+
+def test_a_split_that_was_left_out_is_told(tmp_path):
+    run = make_run(tmp_path, measured=without(pc.field("split") == "valid"))
+    assert wrong_of(run) == [
+        ("images of valid", "The manifest has 2 images in this split, none of which was measured."),
+    ]
+
+
+def edit_evaluated(run: Path, edit: Callable[[pa.Table], pa.Table]) -> dict[str, str]:
+    """Replaces the predictions of a run, and returns what is told of their images and labels."""
+    pq.write_table(edit(pq.read_table(run / "evaluated.parquet")), run / "evaluated.parquet")
+    return {name: detail for name, detail in wrong_of(run) if name.startswith(("images of", "labels of"))}
+
+
+def test_an_image_that_is_there_twice_is_told(run):
+    assert edit_evaluated(run, lambda table: pa.concat_tables([table, table.slice(5, 1)])) == {
+        "images of test": "1 image measured more than once: '23.png'."
+    }
+
+
+def test_images_and_labels_that_nobody_knows_are_told_and_do_not_end_the_check(run):
+    def edit(table: pa.Table) -> pa.Table:
+        ids, labels, splits = manifest.column_lists(table, "image_id", "label", "split")
+        ids[2], labels[3], splits[4] = "gone.png", 7, None
+        for name, values in (("image_id", ids), ("label", labels), ("split", splits)):
+            field = table.schema.field(name)
+            table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+        return table
+
+    assert edit_evaluated(run, edit) == {
+        "images of test": "1 measured image that the manifest does not have in this split: 'gone.png'.",
+        "labels of test": "1 image with another label than in the manifest: '21.png (no class, not b)'.",
+        "images of None": "1 measured image that the manifest does not have in this split: '22.png'.",
+    }
+    assert edit_evaluated(run, lambda table: table.slice(0, 0)).keys() == {"images of valid", "images of test"}
+
+
+def test_evidence_says_what_the_figures_came_from(run):
+    table = make_images().table
+    assert json.loads((run / "evidence.json").read_text())["origin"] == {
+        "data_fingerprint": manifest.fingerprint(table),
+        "split_fingerprint": manifest.split_fingerprint(table),
+        "id_fingerprint": manifest.id_fingerprint(table),
+        "weights": "w",
+        "model_sha256": hashlib.sha256((run / "bundle/model.keras").read_bytes()).hexdigest(),
+        "bundle_sha256": hashlib.sha256((run / "bundle/bundle.json").read_bytes()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["data_fingerprint", "split_fingerprint", "id_fingerprint", "weights", "model_sha256", "bundle_sha256"]
+)
+def test_another_origin_is_told(run, name):
+    content = json.loads((run / "evidence.json").read_text())
+    before = content["origin"][name]
+    content["origin"][name] = "other"
+    (run / "evidence.json").write_text(json.dumps(content))
+    is_really = "w" if name == "weights" else f"{before[:12]}…"
+    assert wrong_of(run) == [(name, f"evidence.json says other, and it is {is_really}.")]
+    del content["origin"][name]
+    (run / "evidence.json").write_text(json.dumps(content))
+    assert wrong_of(run) == [(name, f"evidence.json says nothing, and it is {is_really}.")]
+
+
+def test_a_run_without_origin_is_compared_with_its_bundle(tmp_path):
+    """An earlier version made it."""
+
+    def make_old(where: Path, stored: Dataset | None = None) -> evidence.VerifyResult:
+        run = make_run(where, stored=stored)
+        content = json.loads((run / "evidence.json").read_text())
+        del content["origin"]
+        (run / "evidence.json").write_text(json.dumps(content))
+        return verify(run)
+
+    right = make_old(tmp_path / "right")
+    assert (right.is_right, right.has_origin) == (True, False)
+    assert dict(right.rows())["not compared"] == (
+        "fingerprints that the run does not have, because an earlier version made it"
+    )
+    assert make_old(tmp_path / "wrong", edited("label", {"00.png": "b"})).wrong() == ["data_fingerprint"]
 
 
 @pytest.mark.parametrize(

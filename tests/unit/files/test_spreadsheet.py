@@ -18,7 +18,8 @@ from tlray.tuning import trial_table
 
 FORMULAS = ['=HYPERLINK("http://evil.example","click").png', "@SUM(1).png", "+1+1.png", "-2+3|cmd.png", "\t=1", "\r=1"]
 FORMULAS += ["\n=1", "\ttab", "  =1", "\ufeff=1", "\u00a0+1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff201"]
-PLAIN = ["", "1.png", "a=b", "a-1.png", "'=1", "ä @ b", "s3://b/-1.png", "/x/=1.png", "_=1", " a"]
+FORMULAS += ["'=1", "''-1"]  # otherwise they would be read as =1 and '-1
+PLAIN = ["", "1.png", "a=b", "a-1.png", "'a'", "'", "''a", "ä @ b", "s3://b/-1.png", "/x/=1.png", "_=1", " a"]
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -29,6 +30,17 @@ def test_formulas_get_an_apostrophe(text):
 @pytest.mark.parametrize("text", PLAIN)
 def test_other_text_stays_as_it_is(text):
     assert spreadsheet.as_text(text) == text
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
+def test_a_text_is_read_as_it_was_written(text):
+    assert spreadsheet.from_text(spreadsheet.as_text(text)) == text
+
+
+def test_an_apostrophe_that_nothing_needs_stays():
+    assert [spreadsheet.from_text(cell) for cell in ("'a", "''a", "'=1", "=1", "''=1")] == [
+        *("'a", "''a", "=1", "=1", "'=1"),
+    ]
 
 
 CLASSES = ('=1+1,"x"', "-b")

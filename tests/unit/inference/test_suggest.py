@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from tlray.inference import contact_sheet, pool, predictions, selection
 from tlray.inference import suggest as suggesting
 from tlray.inference.predictor import Scores
 from tlray.inference.selection import BY_UNCERTAINTY, Scored
+from tlray.trust.suggestions import Seen
 
 SPEC = BundleSpec(
     classes=("=a", "b", "c"), image_size_px=8, preprocessing="unit", backbone="b", weights="w",
@@ -64,8 +65,8 @@ def test_every_image_is_selected_or_counted():
     summary = selection.summarize(found, SPEC)
     assert summary.pop("uncertainty_range") == pytest.approx([0.1781, 0.8587], abs=1e-4)
     assert summary == {
-        "num_scored": 5, "num_by_error": {"empty": 1}, "num_foreign": 1, "num_suggested": 3, "num_unsure": 2,
-        "is_diverse": True,
+        "num_scored": 5, "num_by_error": {"empty": 1}, "num_foreign": 1, "num_known": None, "num_suggested": 3,
+        "num_unsure": 2, "is_diverse": True,
         "max_ood_score": 0.5, "copy_distance": 0.02,
     }  # fmt: skip
     sure = (
@@ -75,7 +76,7 @@ def test_every_image_is_selected_or_counted():
     assert selection.notes_on(found, count=3, max_shown=200) == (sure,)
     assert selection.notes_on(selection.select(SIX, SPEC, count=2), count=2, max_shown=200) == ()
     assert selection.notes_on(found, count=4, max_shown=2) == (
-        "Only 3 images are suggested, not 4: the other one is a copy of these.",
+        "Only 3 images are suggested, not 4: of the others 1 is a copy of these.",
         sure,
         "The contact sheet shows the first 2 images.",
     )
@@ -91,6 +92,64 @@ def test_where_places_are_not_known_uncertainty_alone_counts_and_a_note_says_so(
         BY_UNCERTAINTY,
         "Only 5 images are suggested, not 9: there are no more to choose from.",
     )
+
+
+def searching(seen: Callable[[Sequence[int]], Seen]) -> tuple[Any, list[list[int]]]:
+    """Returns a search with these results, and a list to which it adds the indices that it is asked for."""
+    asked: list[list[int]] = []
+
+    def find(indices: Sequence[int]) -> Seen:
+        asked.append(list(indices))
+        return seen(indices)
+
+    return lambda *_: find, asked
+
+
+def test_copies_that_only_the_pictures_tell_are_left_out_and_counted():
+    """Of the scored images (0, 1, 3, 4, 5 of all) the first and the last are foreign to no one."""
+    scored = make_scored(PROBS, [math.nan] * 6, None)
+    # In the order of their uncertainty: 2 (the fourth image), 0, 1, 3, 4. The first of them is one of training.
+    search, asked = searching(
+        lambda indices: Seen(
+            picture_of={index: min(index, 3) for index in indices}, known=frozenset({2}.intersection(indices))
+        )
+    )
+    found = selection.select(scored, NO_SCORE, count=3, search=search)
+    assert found.rows["image_id"].to_pylist() == ["00000", "00001", "00004"]
+    assert found.num_known == 1
+    assert selection.summarize(found, NO_SCORE)["num_known"] == 1
+    assert asked == [[0, 1, 2], [0, 1, 2, 3]]  # the fifth one is not read
+    found = selection.select(scored, NO_SCORE, count=9, search=search)
+    assert found.rows["image_id"].to_pylist() == ["00000", "00001", "00004"]
+    assert selection.notes_on(found, count=9, max_shown=200)[1] == (
+        "Only 3 images are suggested, not 9: of the others 1 is a copy of these and 1 is a copy of training images."
+    )
+
+
+def test_where_most_are_copies_ever_more_are_looked_at_in_a_turn():
+    scored = make_scored([[0.5, 0.4, 0.1]] * 64, [math.nan] * 64, None)
+    search, asked = searching(lambda indices: Seen(known=frozenset(index for index in indices if index != 63)))
+    found = selection.select(scored, NO_SCORE, count=4, search=search)
+    assert found.rows["image_id"].to_pylist() == ["00063"]
+    assert found.num_known == 63
+    assert [len(each) for each in asked] == [4, 8, 16, 32, 64]
+    search, _ = searching(lambda indices: Seen(known=frozenset(indices)))
+    with pytest.raises(DataError, match="All 64 images that could be scored and are like the training images of the"):
+        selection.select(scored, NO_SCORE, count=4, search=search)
+
+
+def test_a_search_gets_the_scored_images_and_their_places():
+    given: list[Any] = []
+
+    def search(uris: pa.ChunkedArray, places_BC: np.ndarray | None) -> selection.Find:
+        given.extend((uris.to_pylist(), places_BC))
+        return lambda _: Seen()
+
+    selection.select(SIX, SPEC, count=2, search=search)
+    assert given[0] == ["/00000", "/00001", "/00003", "/00004", "/00005"]
+    assert given[1].tolist() == [[1, 0], [1, 0], [1, 1], [0, 1], [-1, 0]]
+    selection.select(make_scored(PROBS, [math.nan] * 6, [[math.nan] * 2] * 6), NO_SCORE, count=2, search=search)
+    assert given[3] is None  # the model gives no features for the novelty score
 
 
 def test_where_nothing_can_be_selected_this_is_an_error():
@@ -126,9 +185,23 @@ def test_the_table_is_a_manifest_once_its_labels_are_filled_in(tmp_path):
     found = list_images(str(path)).table.select(["image_id", "uri", "label", "split", "group_id"])
     assert [tuple(row.values()) for row in found.to_pylist()] == [
         ("00000", "/00000", "b", None, "00000"),
-        ("00004", "/00004", None, None, "'-p"),
+        ("00004", "/00004", None, None, "-p"),
         ("00005", "/00005", "c", None, "00005"),
     ]
+
+
+def test_suggestions_that_are_appended_to_the_old_table_have_the_same_patients(tmp_path):
+    """As docs/suggest.md tells: a patient `-p` of the old table must not be another one than that of the new images."""
+    (tmp_path / "old.csv").write_text("uri,label,group_id,split\n/old.png,=a,-p,test\n")
+    pv.write_csv(selection.csv_table(selection.select(SIX, SPEC, count=3), SPEC.classes), tmp_path / "suggestions.csv")
+    with (tmp_path / "suggestions.csv").open(newline="") as file:
+        new = [row | {"label": row["second_label"], "split": "train"} for row in csv.DictReader(file)]
+    assert [row["group_id"] for row in new] == ["", "'-p", ""]  # no formula for the spreadsheet that opens it
+    with (tmp_path / "old.csv").open("a", newline="") as file:
+        csv.DictWriter(file, ("uri", "label", "group_id", "split"), extrasaction="ignore").writerows(new)
+    found = list_images(str(tmp_path / "old.csv")).table
+    of_uri = {row["uri"]: (row["label"], row["group_id"], row["split"]) for row in found.to_pylist()}
+    assert (of_uri["/old.png"], of_uri["/00004"]) == (("=a", "-p", "test"), ("=a", "-p", "train"))
 
 
 def test_images_that_have_a_label_are_left_out():

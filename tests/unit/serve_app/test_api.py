@@ -136,20 +136,26 @@ def test_the_reason_of_a_referral_is_told_in_the_protocols_that_have_room(model)
     assert [row["prediction_set"] for row in rows] == [["light"], ["dark", "light"], ["dark", "light"], None]
     assert [row["ood_score"] for row in rows] == [1.0, 2.0, 1.0, None]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [3], "data": [b64(file)["b64"] for file in files[:3]]}
-    names = ["refer", "refer_reason", "ood_score"]
+    names = ["refer", "refer_reason", "ood_score", "prediction_set"]
     body = {"inputs": [tensor], "outputs": [{"name": name} for name in names]}
     outputs = call(model, "POST", "/v2/models/chest-ct/infer", json=body).json()["outputs"]
     assert [(each["name"], each["datatype"], each["data"]) for each in outputs] == [
         ("refer", "BOOL", [False, True, True]),
         ("refer_reason", "BYTES", ["", "out_of_distribution", "ambiguous"]),
         ("ood_score", "FP32", [1.0, 2.0, 1.0]),
+        ("prediction_set", "BOOL", [False, True, True, True, True, True]),
     ]
+    assert outputs[3]["shape"] == [3, 2]
 
 
 def test_a_model_that_cannot_tell_says_so(model):
     model.info = replace(model.info, spec=replace(model.info.spec, thresholds={}, set_thresholds=None))
     (row,) = call(model, "POST", "/predict", files=upload(png(128))).json()["predictions"]
     assert (row["refer"], row["refer_reason"], row["prediction_set"]) == (False, None, None)
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64(png(128))["b64"]]}
+    body = {"inputs": [tensor], "outputs": [{"name": "prediction_set"}]}
+    (output,) = call(model, "POST", "/v2/models/chest-ct/infer", json=body).json()["outputs"]
+    assert (output["shape"], output["data"]) == ([1, 2], [False, False])  # a set that is known has a class
 
 
 def test_a_bad_file_among_others_is_a_row_and_alone_an_error(model):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tlray.trust.suggestions import COPY_DISTANCE, choose, is_unsure, uncertainty
+from tlray.trust.suggestions import COPY_DISTANCE, Seen, choose, is_unsure, uncertainty
 
 
 def two(*confidences: float) -> np.ndarray:
@@ -76,6 +76,28 @@ def test_of_copies_one_is_chosen():
     probs_BK = two(*rng.uniform(0.5, 0.9, 18))
     chosen = choose(probs_BK, unknown(18), None, places_BC, count=18)
     assert sorted(place % 6 for place in chosen) == list(range(6))
+
+
+@pytest.mark.parametrize("places_BC", [None, at(0, 90, 180, 270, 45)])
+def test_of_images_with_one_picture_one_is_chosen_and_none_that_the_model_knows(places_BC):
+    """The images are far apart for the model: a mirrored copy is, for example."""
+    probs_BK = two(0.6, 0.5, 0.7, 0.51, 0.8)
+    seen = Seen(picture_of={0: 7, 1: 3, 2: 3, 3: 5, 4: 7}, known=frozenset({3}))
+    assert choose(probs_BK, unknown(5), None, places_BC, count=9, seen=seen) == [1, 0]
+    # Images that nobody has looked at are copies of none.
+    seen = Seen(picture_of={1: 3, 2: 3})
+    assert sorted(choose(probs_BK, unknown(5), None, places_BC, count=9, seen=seen)) == [0, 1, 3, 4]
+    everything = Seen(picture_of=dict.fromkeys(range(5), 0), known=frozenset(range(5)))
+    assert choose(probs_BK, unknown(5), None, places_BC, count=9, seen=everything) == []
+
+
+def test_a_smaller_count_gives_the_first_images():
+    rng = np.random.default_rng(2)
+    probs_BK, places_BC = rng.dirichlet(np.ones(3), 40).astype(np.float32), rng.normal(size=(40, 4))
+    seen = Seen(picture_of={number: number // 2 for number in range(20)}, known=frozenset({3, 30}))
+    for places in (None, places_BC):
+        whole = choose(probs_BK, unknown(40), None, places, count=40, seen=seen)
+        assert choose(probs_BK, unknown(40), None, places, count=7, seen=seen) == whole[:7]
 
 
 def test_equal_images_are_taken_in_their_order():

@@ -237,7 +237,7 @@ def test_what_the_protocol_does_not_have_is_refused(request_, message):
 )
 def test_outputs_that_there_are_not_are_refused(outputs):
     message = refused(files(b64(PNG)) | {"outputs": outputs})
-    names = "probabilities, label, refer, refer_reason, ood_score"
+    names = "probabilities, label, refer, refer_reason, ood_score, prediction_set"
     assert message.startswith(f"outputs may be {names}, each at most once. Received: ")
 
 
@@ -278,13 +278,19 @@ def test_the_request_chooses_outputs_and_their_form(request_, expected):
     assert [(output.name, output.is_binary) for output in outputs] == expected
 
 
-def encode(outputs: tuple[RequestedOutput, ...], id_: str | None = None) -> tuple[bytes, dict[str, str]]:
+SETS = np.array([[False, True], [True, True]])
+
+
+def encode(
+    outputs: tuple[RequestedOutput, ...], id_: str | None = None, *, sets_BK: np.ndarray | None = SETS
+) -> tuple[bytes, dict[str, str]]:
     request = InferRequest(id=id_, images=[PNG, JPEG], outputs=outputs)
     predicted = open_inference.Predicted(
         probs_BK=PROBS,
         labels=["gro\u00df", "ok"],
         reasons=["", "ambiguous"],
         ood_scores=np.array([0.5, np.nan], np.float32),
+        sets_BK=sets_BK,
     )
     return open_inference.encode_infer(request, model_name="chest-ct", model_version="3", predicted=predicted)
 
@@ -335,16 +341,25 @@ def test_an_answer_of_both_kinds():
 
 
 def test_how_predictions_are_judged():
-    names = ("refer", "refer_reason", "ood_score")
+    names = ("refer", "refer_reason", "ood_score", "prediction_set")
     answer = json.loads(encode(tuple(RequestedOutput(name=name, is_binary=False) for name in names))[0])
     assert answer["outputs"] == [
         {"name": "refer", "datatype": "BOOL", "shape": [2], "data": [False, True]},
         {"name": "refer_reason", "datatype": "BYTES", "shape": [2], "data": ["", "ambiguous"]},
         {"name": "ood_score", "datatype": "FP32", "shape": [2], "data": [0.5, -1.0]},
+        {"name": "prediction_set", "datatype": "BOOL", "shape": [2, 2], "data": [False, True, True, True]},
     ]
     body, headers = encode(tuple(RequestedOutput(name=name, is_binary=True) for name in names))
     length = int(headers["Inference-Header-Content-Length"])
-    assert body[length:] == b"\0\1" + b"\0\0\0\0\x09\0\0\0ambiguous" + struct.pack("<2f", 0.5, -1)
+    assert body[length:] == (b"\0\1" + b"\0\0\0\0\x09\0\0\0ambiguous" + struct.pack("<2f", 0.5, -1) + b"\0\1\1\1")
+
+
+def test_a_model_without_prediction_sets_gives_sets_without_a_class():
+    """No real set is empty. The tensor is there all the same, as the metadata says, like an unknown score of -1."""
+    body, _ = encode((RequestedOutput(name="prediction_set", is_binary=False),), sets_BK=None)
+    assert json.loads(body)["outputs"] == [
+        {"name": "prediction_set", "datatype": "BOOL", "shape": [2, 2], "data": [False] * 4},
+    ]
 
 
 def test_metadata():
@@ -364,5 +379,6 @@ def test_metadata():
             {"name": "refer", "datatype": "BOOL", "shape": [-1]},
             {"name": "refer_reason", "datatype": "BYTES", "shape": [-1]},
             {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
+            {"name": "prediction_set", "datatype": "BOOL", "shape": [-1, 4]},
         ],
     }

@@ -1,0 +1,187 @@
+"""Compares the files, images, fingerprints and figures of a training run with what it says: steps of `tlray verify`."""
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tlray.data.manifest import column_lists
+from tlray.data.splits import LEARNED_FROM
+from tlray.errors import counted, some
+from tlray.files import storage
+
+TOLERANCE = 1e-6
+"""Largest difference of a figure that is computed again: other versions of libraries may round differently."""
+
+LATER = frozenset(
+    {"referred_share", "referred_share_ci95", "ece_ci95", "brier_ci95", "mean_set_size_ci95"}
+    | {"precision_ci95", "f1_ci95", "roc_auc_ci95"}
+)
+"""Names of figures that runs of earlier versions do not have. They are not compared for a run without any of them."""
+
+_MEASURED = tuple(LEARNED_FROM)
+"""The splits that a training run measures: valid and test."""
+
+_MAX_NAMED = 3
+"""Maximum number of images that the detail of a check names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was verified.
+
+    Attributes:
+        name: What it is, such as a file or a figure.
+        is_right: It is as the run says.
+        detail: What was found; empty where all is well.
+    """
+
+    name: str
+    is_right: bool
+    detail: str = ""
+
+
+SAME = Check(name="the run", is_right=True)
+"""The check of a run in which nothing was changed."""
+
+
+def sha256_of(location: str) -> str:
+    """Returns the sha256 of a file.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+    """
+    return hashlib.sha256(storage.read_bytes(location)).hexdigest()
+
+
+def check_file(run: str, name: str, wanted: str | None, *, where: str) -> Check:
+    """Compares a file with its checksum.
+
+    Args:
+        run: The run's directory.
+        name: Name of the file in it.
+        wanted: The sha256 that the file should have; None: the run does not tell.
+        where: The file that has the checksums.
+    """
+    if wanted is None:
+        return Check(name=name, is_right=False, detail=f"{where} has no checksum of it.")
+    try:
+        found = sha256_of(storage.join(run, name))
+    except FileNotFoundError:
+        return Check(name=name, is_right=False, detail="The file is missing.")
+    except OSError as error:
+        return Check(name=name, is_right=False, detail=f"The file cannot be read: {error}.")
+    detail = "" if found == wanted else f"The file was changed: its sha256 is {_short(found)}, not {_short(wanted)}."
+    return Check(name=name, is_right=found == wanted, detail=detail)
+
+
+def check_images(predicted: pa.Table, images: pa.Table, classes: Sequence[str]) -> Iterator[Check]:
+    """Compares the images of predictions, and their labels, with the manifest: two checks for each split.
+
+    Images of the manifest that have no prediction are passed over unless a split has no prediction at all. A training
+    run counts them as `num_failed`.
+
+    Args:
+        predicted: The predictions, with the columns `split`, `image_id` and `label` (class index).
+        images: The readable, labelled images of the manifest, see `Dataset.readable`.
+        classes: The K class names in the order of the model's outputs.
+    """
+    names = dict(enumerate(classes))
+    wanted: dict[str | None, dict[str, str]] = defaultdict(dict)
+    for split, image_id, label in zip(*column_lists(images, "split", "image_id", "label"), strict=True):
+        if split in _MEASURED:
+            wanted[split][image_id] = label
+    found: dict[str | None, list[tuple[str | None, str]]] = defaultdict(list)
+    for split, image_id, index in zip(*column_lists(predicted, "split", "image_id", "label"), strict=True):
+        found[split].append((image_id, names.get(index, "no class")))
+    for split in dict.fromkeys((*found, *wanted)):
+        label_of = wanted[split]
+        yield _check_ids(f"images of {split}", [image_id for image_id, _ in found[split]], label_of)
+        other = {
+            f"{image_id} ({label}, not {label_of[image_id]})"
+            for image_id, label in found[split]
+            if image_id in label_of and label != label_of[image_id]
+        }
+        detail = f"{counted(len(other), 'image')} with another label than in the manifest: {some(other, _MAX_NAMED)}."
+        yield Check(name=f"labels of {split}", is_right=not other, detail=detail if other else "")
+
+
+def _check_ids(name: str, image_ids: Sequence[str | None], wanted: Collection[str]) -> Check:
+    """Checks that predictions are of images that a split has, of each one once, and that there are some.
+
+    Args:
+        name: Name of the check.
+        image_ids: The id of each prediction's image.
+        wanted: Ids of the images that the split has.
+    """
+    foreign = {str(image_id) for image_id in image_ids if image_id not in wanted}
+    repeated = {str(image_id) for image_id, count in Counter(image_ids).items() if count > 1}
+    found = []
+    if not image_ids:
+        found.append(f"The manifest has {counted(len(wanted), 'image')} in this split, none of which was measured.")
+    if foreign:
+        found.append(
+            f"{counted(len(foreign), 'measured image')} that the manifest does not have in this split: "
+            f"{some(foreign, _MAX_NAMED)}."
+        )
+    if repeated:
+        found.append(f"{counted(len(repeated), 'image')} measured more than once: {some(repeated, _MAX_NAMED)}.")
+    return Check(name=name, is_right=not found, detail=" ".join(found))
+
+
+def check_values(
+    found: Mapping[str, Any], told: Mapping[str, Any], where: str, *, is_older: bool = False
+) -> Iterator[Check]:
+    """Compares all values of two mappings, one of which may have values that the other one lacks.
+
+    Args:
+        found: The values that were computed again, such as figures or fingerprints.
+        told: The values that the run tells.
+        where: The file that has them.
+        is_older: The run may lack the figures of `LATER`. It may also have an interval where there is none any more,
+            such as that of the specificity of a class without images.
+    """
+    computed, expected = dict(leaves(found)), dict(leaves(told))
+    for name in dict.fromkeys((*computed, *expected)):
+        if is_older and name not in expected and is_later(name):
+            continue
+        if is_older and "_ci95." in name and name in computed and computed[name] is None:
+            continue
+        both = name in computed and name in expected
+        is_right = both and _is_same(computed[name], expected[name])
+        says, is_really = _short(expected.get(name, "nothing")), _short(computed.get(name, "not known"))
+        yield Check(
+            name=name, is_right=is_right, detail="" if is_right else f"{where} says {says}, and it is {is_really}."
+        )
+
+
+def is_later(name: str) -> bool:
+    """Tells whether a leaf, such as test.ece_ci95.0, belongs to a figure of `LATER`."""
+    return not LATER.isdisjoint(name.split("."))
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the name, such as test.per_class.normal.recall, and the value of every leaf."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from leaves(value, f"{prefix}{key}.")
+    elif isinstance(values, list | tuple):
+        for number, value in enumerate(values):
+            yield from leaves(value, f"{prefix}{number}.")
+    else:
+        yield prefix.removesuffix("."), values
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if isinstance(value, float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return value == other
+
+
+def _short(value: Any) -> Any:
+    """Returns the start of a sha256, and other values as they are."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2 else value
