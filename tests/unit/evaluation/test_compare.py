@@ -24,7 +24,7 @@ from tlray.evaluation.paired import NONE_IS_NEW, SIDES, Paired, conclude, csv_ta
 from tlray.evaluation.relations import Relations
 from tlray.inference import predictions
 
-NOT_KNOWN = dict.fromkeys(SIDES)
+NOT_KNOWN: dict[str, frozenset[str] | None] = dict.fromkeys(SIDES)
 
 
 def make_spec(*classes: str, refer_below: float = 0.5) -> BundleSpec:

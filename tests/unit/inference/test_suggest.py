@@ -198,7 +198,8 @@ def test_suggestions_that_are_appended_to_the_old_table_have_the_same_patients(t
         new = [row | {"label": row["second_label"], "split": "train"} for row in csv.DictReader(file)]
     assert [row["group_id"] for row in new] == ["", "'-p", ""]  # no formula for the spreadsheet that opens it
     with (tmp_path / "old.csv").open("a", newline="") as file:
-        csv.DictWriter(file, ("uri", "label", "group_id", "split"), extrasaction="ignore").writerows(new)
+        columns: list[str] = ["uri", "label", "group_id", "split"]
+        csv.DictWriter(file, columns, extrasaction="ignore").writerows(new)
     found = list_images(str(tmp_path / "old.csv")).table
     of_uri = {row["uri"]: (row["label"], row["group_id"], row["split"]) for row in found.to_pylist()}
     assert (of_uri["/old.png"], of_uri["/00004"]) == (("=a", "-p", "test"), ("=a", "-p", "train"))

@@ -26,7 +26,9 @@ def telling_features(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return features, labels, np.array([f"patient {each}" for each in number]), shown
 
 
-def out_of_fold(features, labels, groups, num_classes, *, balanced=False, inverse_penalty=10.0, num_folds=5, seed=0):
+def out_of_fold(
+    features, labels, groups, num_classes, *, balanced=False, inverse_penalty: float | None = 10.0, num_folds=5, seed=0
+):
     return regression.out_of_fold(
         features, labels, groups,
         num_classes=num_classes, balanced=balanced, inverse_penalty=inverse_penalty, num_folds=num_folds, seed=seed,
@@ -99,9 +101,8 @@ def test_without_a_penalty_the_best_one_for_the_first_fold_is_taken():
     first = (features[rest], labels[rest], features[held_out], labels[held_out])
     best = regression.fit(*first, num_classes=2, balanced=False).best.inverse_penalty
     found = out_of_fold(features, labels, groups, 2, inverse_penalty=None)
-    same = [
-        each
-        for each in regression.INVERSE_PENALTIES
-        if np.array_equal(out_of_fold(features, labels, groups, 2, inverse_penalty=each), found)
-    ]
-    assert same == [best]
+    assert found is not None
+    by_penalty = {
+        each: out_of_fold(features, labels, groups, 2, inverse_penalty=each) for each in regression.INVERSE_PENALTIES
+    }
+    assert [each for each, other in by_penalty.items() if other is not None and np.array_equal(other, found)] == [best]
