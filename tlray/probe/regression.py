@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -267,7 +268,7 @@ def out_of_fold(
         groups: Group of each image, str [images].
         num_classes: At least 2.
         balanced: See `fit`.
-        inverse_penalty: scikit-learn's C; None: the one of `INVERSE_PENALTIES` with the lowest loss on the first fold.
+        inverse_penalty: scikit-learn's C; None: the one of `INVERSE_PENALTIES` whose logits have the lowest loss.
         num_folds: Number of folds, at least 2; fewer where a class has fewer groups.
         seed: Seed of the folds.
 
@@ -278,21 +279,28 @@ def out_of_fold(
     folds = _folds(features, labels, groups, num_classes=num_classes, num_folds=num_folds, seed=seed)
     if folds is None:
         return None
-    if inverse_penalty is None:
-        rest, held_out = folds[0]
-        first = (features[rest], labels[rest], features[held_out], labels[held_out])
-        inverse_penalty = fit(*first, num_classes=num_classes, balanced=balanced).best.inverse_penalty
     # The parts without a fold can have other class shares than the whole.
     shares = prior.class_shares(labels, num_classes)
-    logits_BK = np.zeros((len(labels), num_classes), np.float32)
+    penalties = INVERSE_PENALTIES if inverse_penalty is None else (inverse_penalty,)
+    logits_PBK = np.zeros((len(penalties), len(labels), num_classes), np.float32)
     for rest, held_out in folds:
         turn = basis(features[rest])
+        fitted, asked = turn.turn(features[rest]), turn.turn(features[held_out])
         model = regression(balanced=balanced)
-        solve(model, turn.turn(features[rest]), labels[rest], inverse_penalty=inverse_penalty)
-        weights, bias = coefficients(model)
         assumed = shares if balanced else prior.class_shares(labels[rest], num_classes)
-        logits_BK[held_out] = turn.turn(features[held_out]) @ weights.T + bias + prior.logit_shift(assumed, shares)
-    return logits_BK
+        shift = prior.logit_shift(assumed, shares)
+        for place, penalty in enumerate(penalties):
+            solve(model, fitted, labels[rest], inverse_penalty=penalty)
+            weights, bias = coefficients(model)
+            logits_PBK[place, held_out] = asked @ weights.T + bias + shift
+    if len(penalties) == 1:
+        return logits_PBK[0]
+    to_shares = prior.weighted_logit_shift(labels, prior.class_weights(labels, num_classes, balanced=balanced), shares)
+    losses = [
+        log_loss(labels, special.softmax(logits_BK + to_shares, axis=1), labels=range(num_classes))
+        for logits_BK in logits_PBK.astype(np.float64)
+    ]
+    return logits_PBK[int(np.argmin(losses))]
 
 
 def _folds(

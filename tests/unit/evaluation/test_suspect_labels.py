@@ -96,9 +96,20 @@ def test_the_table(tmp_path):
 @pytest.mark.parametrize("num_images", [2, MAX_PICTURES + 2])
 def test_pictures_of_the_first_ones_that_can_be_read(tmp_path, num_images):
     Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "1.png")
-    found = [suspect(str(tmp_path / "gone.png")), *(suspect(str(tmp_path / "1.png")) for _ in range(num_images - 1))]
+    uris = [str(tmp_path / "gone.png"), *[str(tmp_path / "1.png")] * (num_images - 1)]
+    found = [suspect(uri, image_id=f"{number}.png") for number, uri in enumerate(uris)]
     shown = suspect_labels.with_pictures(found)
     assert len(shown) == min(num_images, MAX_PICTURES) - 1
     with Image.open(io.BytesIO(base64.b64decode(shown[0]["jpeg"]))) as image:
         assert image.size == (looks.THUMBNAIL_PX, looks.THUMBNAIL_PX)
         assert np.asarray(image).mean() == pytest.approx(200, abs=3)
+
+
+def test_of_copies_of_a_picture_one_is_shown(tmp_path):
+    Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "1.png")
+    columns = {"image_id": ["1.png", "2.png", "3.png", "4.png"], "uri": [str(tmp_path / "1.png")] * 4}
+    rows = pa.table(columns | {"split": ["train"] * 4, "picture": ["1.png", "1.png", "3.png", "4.png"]})
+    labels, probs_BK = np.array([0, 0, 0, 1]), np.array([[0.1, 0.9], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    found = suspect_labels.find(rows, labels, ("a", "b"), probs_BK)
+    assert [each["image_id"] for each in found] == ["1.png", "2.png", "3.png"]
+    assert [each["image_id"] for each in suspect_labels.with_pictures(found)] == ["1.png", "3.png"]

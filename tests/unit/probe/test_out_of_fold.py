@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.model_selection import StratifiedGroupKFold
+from scipy import special
 
 from tlray.probe import regression
 
@@ -95,14 +95,23 @@ def test_a_class_needs_two_groups(of_second, is_known):
         assert (np.abs(found).sum(axis=1) > 0).all()  # each image was held out once
 
 
-def test_without_a_penalty_the_best_one_for_the_first_fold_is_taken():
-    features, labels, groups, _ = telling_features(2)
-    rest, held_out = next(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(features, labels, groups))
-    first = (features[rest], labels[rest], features[held_out], labels[held_out])
-    best = regression.fit(*first, num_classes=2, balanced=False).best.inverse_penalty
-    found = out_of_fold(features, labels, groups, 2, inverse_penalty=None)
-    assert found is not None
-    by_penalty = {
-        each: out_of_fold(features, labels, groups, 2, inverse_penalty=each) for each in regression.INVERSE_PENALTIES
-    }
-    assert [each for each, other in by_penalty.items() if other is not None and np.array_equal(other, found)] == [best]
+@pytest.mark.parametrize("balanced", [False, True])
+def test_without_a_penalty_the_one_that_does_best_on_images_held_out_is_taken(balanced):
+    """One feature tells the classes, badly, and 20 tell nothing: neither end of the penalties is best."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(120) % 3 == 0).astype(int)
+    features = np.concatenate([labels[:, None] + rng.normal(size=(120, 1)), rng.normal(size=(120, 20))], axis=1)
+    groups = np.arange(120).astype(str)
+    candidates = [
+        np.asarray(out_of_fold(features, labels, groups, 2, balanced=balanced, inverse_penalty=each))
+        for each in regression.INVERSE_PENALTIES
+    ]
+    shift = np.log([2 / 3, 1 / 3]) if balanced else np.zeros(2)  # the loss is that of images with these shares
+    logs = [special.log_softmax(logits_BK.astype(np.float64) + shift, axis=1) for logits_BK in candidates]
+    best = int(np.argmin([-np.mean(each[np.arange(120), labels]) for each in logs]))
+    assert 0 < best < len(candidates) - 1
+    found = np.asarray(out_of_fold(features, labels, groups, 2, balanced=balanced, inverse_penalty=None))
+    differences = [float(np.abs(found - each).max()) for each in candidates]
+    # Fits of one fold begin where the last penalty's have ended, so that they differ by their tolerance.
+    assert differences.pop(best) < 1e-3
+    assert min(differences) > 0.02
