@@ -101,6 +101,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
         )
     pooled = None
     if features is not None and network is not None:
+        storage.mark_output(out, kind=KIND)  # else what follows would not know whose features these are
         directory = storage.join(out, storage.UNFINISHED, "features")
         pooled = update.pooled_features(features, network, dataset.without_looks(table), directory, available)
     seen = pictures.look(table, pooled, task_cpus=available.task_cpus, quiet=config.quiet)
