@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from result_page import write_goals
 from trust import NUM_PARTS, read, text_of
 
-from tlray.probe import regression
+from tlray.probe import held_out
 from tlray.trust.intervals import share_interval
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     kinds = np.array([kind_of(*each, settings.widths_px) for each in zip(uris, widths_px, strict=True)])
     is_right = []
     for seed in range(settings.seeds):
-        logits_BK = regression.out_of_fold(
+        logits_BK = held_out.logits(
             images.pooled_BD,
             images.labels,
             images.groups,

@@ -59,7 +59,7 @@ SYSTEMS = {
         System(
             name="tlray",
             command=("-m", "tlray", "serve", "--bundle", "{bundle}", "--port", "{port}", "--precision", "{precision}"),
-            how="`tlray serve` in the precision that the bundle allows, otherwise with its defaults: decoding and "
+            how="`tlray serve` in the precision of the bare model, otherwise with its defaults: decoding and "
             "model in one process, HAProxy before it",
             engine="openvino",
         ),

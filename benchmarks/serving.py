@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -37,7 +37,6 @@ from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, ENGINES, LOADS, to_markdown
 from train_step import machine
 
-from tlray.config.training import PrecisionChoice
 from tlray.data import listing
 
 NUM_IMAGES = 200
@@ -63,7 +62,7 @@ class Settings:
     systems: tuple[str, ...] = tuple(SYSTEMS)
     """The servers to compare: tlray, what its parts are worth (serve_batch, two_processes, python_proxy), and peers
     (litserve, litserve_openvino, bentoml, fastapi)."""
-    precision: PrecisionChoice = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that OpenVINO computes with, in every server that has it; auto: what the bundle's own comparison of
     engines allows on this machine."""
     rounds: int = 2

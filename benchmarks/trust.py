@@ -34,7 +34,7 @@ from tlray.data import dataset, prior
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.features import store
-from tlray.probe import regression
+from tlray.probe import held_out, regression
 from tlray.training import judgement_fit
 from tlray.training.judgement_fit import Unseen, Wanted
 from tlray.trust import calibration, novelty_fit
@@ -183,7 +183,7 @@ def hold_out(
     probe = regression.fit(
         train.pooled_BD, train.labels, valid.pooled_BD, valid.labels, num_classes=num_classes, balanced=True
     )
-    logits_BK = regression.out_of_fold(
+    logits_BK = held_out.logits(
         rest.pooled_BD,
         rest.labels,
         rest.groups,

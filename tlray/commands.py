@@ -258,9 +258,10 @@ def _engines(arguments: list[str]) -> None:
         Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
         for precision, why in result.failed.items():
             print(f"OpenVINO cannot run the model in {precision}: {why}")
+        why = "By the comparison in its bundle.json" if result.is_known else "As its bundle.json has no comparison,"
         print(
-            f"By the comparison in its bundle.json it predicts with {result.chosen} on this machine, unless --engine "
-            "or --precision says otherwise. docs/engines.md says what is fit."
+            f"{why} it predicts with {result.chosen} on this machine, unless --engine or --precision says otherwise. "
+            "docs/engines.md says what is fit."
         )
 
 

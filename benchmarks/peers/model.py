@@ -20,6 +20,7 @@ from tlray.data import decoding as images
 
 BUNDLE = Path(os.environ["BENCHMARK_BUNDLE"])
 PORT = int(os.environ["BENCHMARK_PORT"])
+PRECISION: Any = os.environ["BENCHMARK_PRECISION"]
 MAX_BATCH_SIZE = 32  # tlray's own
 
 _SPEC = json.loads((BUNDLE / "bundle.json").read_text())
@@ -30,7 +31,7 @@ def load_openvino() -> Callable[[np.ndarray], np.ndarray]:
     sys.modules.setdefault("openvino_telemetry", cast("Any", None))  # which would report to OpenVINO's makers
     import openvino as ov  # noqa: PLC0415 (only where a model is)  # pyright: ignore[reportMissingImports]
 
-    hint = {"float32": "f32", "bfloat16": "bf16"}[os.environ["BENCHMARK_PRECISION"]]
+    hint = {"float32": "f32", "bfloat16": "bf16"}[PRECISION]
     options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     request = ov.Core().compile_model(str(BUNDLE / "openvino/model.xml"), "CPU", options).create_infer_request()
     lock = threading.Lock()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from model import BUNDLE, PORT
+from model import BUNDLE, PORT, PRECISION
 from ray import serve
 
 from serve_app import app, foreground
@@ -57,5 +57,5 @@ class PlainIngress(app.Ingress):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit())
     app.Ingress = PlainIngress
-    with foreground.started(ServeConfig(bundle=str(BUNDLE), port=PORT, quiet=True)) as endpoint:
+    with foreground.started(ServeConfig(bundle=str(BUNDLE), port=PORT, precision=PRECISION, quiet=True)) as endpoint:
         endpoint.wait()

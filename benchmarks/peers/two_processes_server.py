@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from model import BUNDLE, PORT
+from model import BUNDLE, PORT, PRECISION
 
 from serve_app import foreground
 from serve_app.options import Options
@@ -20,5 +20,5 @@ def with_two_processes(config: ServeConfig) -> Options:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit())
     foreground.read_options = with_two_processes
-    with foreground.started(ServeConfig(bundle=str(BUNDLE), port=PORT, quiet=True)) as endpoint:
+    with foreground.started(ServeConfig(bundle=str(BUNDLE), port=PORT, precision=PRECISION, quiet=True)) as endpoint:
         endpoint.wait()

@@ -14,6 +14,7 @@ from PIL import Image
 from tlray import CompareConfig, ExportConfig, compare, export
 from tlray.data import phantom_drawing, phantoms
 from tlray.errors import ConfigError, DataError
+from tlray.evaluation.paired import IF_NEW
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -76,7 +77,7 @@ def test_the_better_bundle_is_told(config, images):
     assert found["accuracy_difference"] == pytest.approx(0.5)
     assert (found["num_only_bundle_right"], found["num_only_reference_right"]) == (12, 0)
     assert found["p_value"] == pytest.approx(2 / 2**12)
-    assert found["conclusion"].startswith("The bundle is better: on images like these its accuracy is ")
+    assert found["conclusion"].startswith(f"{IF_NEW} the bundle is better: on images like these its accuracy is ")
     assert (found["same_label_share"], found["num_refer_differs"]) == (0.5, NUM_IMAGES)
     assert len(found["bundle_sha256"]) == len(found["reference_sha256"]) == 64
     assert (found["num_left_out"], found["bundle_num_known"], found["is_leak_free"]) == (0, None, None)
@@ -102,7 +103,7 @@ def test_the_better_bundle_is_told(config, images):
         compare(config)
     again = compare(dataclasses.replace(config, bundle=config.reference, reference=config.bundle, overwrite=True))
     assert again.comparison["accuracy_difference"] == pytest.approx(-0.5)
-    assert again.comparison["conclusion"].startswith("The reference is better: ")
+    assert again.comparison["conclusion"].startswith(f"{IF_NEW} the reference is better: ")
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(config, images, tmp_path):

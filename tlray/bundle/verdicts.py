@@ -21,8 +21,8 @@ CONTROLS = {
 """What the controls are, by their names in the findings of an audit; see `tlray.trust.findings.find`."""
 
 IN_TRAINING = (
-    "The images that the model was trained on have a shortcut, which it may have learned; these images were not tested "
-    "for it. Found in training: {}"
+    "The images that the model was trained on have a shortcut, which it may have learned; it is not known whether "
+    "these images have it, too. Found in training: {}"
 )
 """Answer about a shortcut that is known of the training images only, where other images are measured."""
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tlray.data.manifest import labels_by_split, normal_form, refuse_repeated, with_column
 from tlray.data.tables import read_csv
 from tlray.errors import DataError, some
-from tlray.files import storage
+from tlray.files import spreadsheet, storage
 
 
 def read_class_map(location: str) -> dict[str, str]:
@@ -30,7 +30,8 @@ def read_class_map(location: str) -> dict[str, str]:
         columns = read_csv(data, location)
         if columns.keys() != {"name", "class"}:
             raise DataError(f"The class map '{location}' must start with the line name,class; it has {some(columns)}.")
-        pairs = list(zip(columns["name"], columns["class"], strict=True))
+        names, of_names = ([cell and spreadsheet.from_text(cell) for cell in columns[key]] for key in ("name", "class"))
+        pairs = list(zip(names, of_names, strict=True))
     else:
         try:
             pairs = json.loads(data, object_pairs_hook=lambda items: items)

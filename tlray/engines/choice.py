@@ -49,8 +49,7 @@ def choose(
     if not known:
         fit = {"float32"}
     if engine == "auto":
-        is_exact = "float32" in fit or precision not in ("auto", "float32")
-        is_for_openvino = converted_to and not use_gpu and is_exact
+        is_for_openvino = converted_to and not use_gpu and "float32" in fit
         engine = "openvino" if is_for_openvino else "tensorflow"
     if engine == "tensorflow":
         if precision not in ("auto", "float32"):
@@ -69,7 +68,7 @@ def choose(
         raise ConfigError(f"{flag} {precision}: this bundle has no {precision} model. {remedy}")
     if precision not in available:
         name = openvino_engine.cpu_name()
-        raise ConfigError(f"{flag} {precision}: this machine's CPU ({name}) cannot compute in it. {remedy}")
+        raise ConfigError(f"{flag} {precision}: this machine's CPU ({name}) has no instructions for it. {remedy}")
     return EngineKind("openvino", precision)
 
 

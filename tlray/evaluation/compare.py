@@ -4,7 +4,6 @@ Copies, and images that a bundle knows, are looked for as in an evaluation: see 
 figures come from `tlray.evaluation.paired`.
 """
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from tlray.bundle import leaks, store
-from tlray.bundle.leaks import LeakSearch
+from tlray.bundle import store
 from tlray.bundle.lookalikes import KeptImages
-from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.bundle.wording import bracketed, estimate, percent
 from tlray.cluster import capacity, connection, locations, plans
@@ -31,9 +28,8 @@ from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError, ImageErrorCode, counted, some
-from tlray.evaluation import evaluate, relations, scope
-from tlray.evaluation.paired import SIDES, Paired, csv_table, measure, pair
-from tlray.evaluation.relations import Relations
+from tlray.evaluation import evaluate, paired_doubts, relations, scope
+from tlray.evaluation.paired import SIDES, csv_table, measure, pair
 from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
@@ -174,14 +170,11 @@ def compare(config: CompareConfig) -> CompareResult:
     }
     regrouped = (related[side].regrouped(predicted[side]) for side in SIDES)
     paired = pair(*regrouped, known={side: each.leaked for side, each in related.items()})
-    warnings = (
-        *leak_warnings(paired, related, config.split),
-        *data_warnings(specs, listed),
-        *failure_warnings(paired.num_by_error),
-    )
+    warnings = tuple(paired_doubts.find(paired, related, specs, listed))
+    is_leak_free = paired_doubts.is_leak_free(paired, related)
     comparison: dict[str, Any] = {
-        **measure(paired, {side: spec.classes for side, spec in specs.items()}),
-        "is_leak_free": is_leak_free(paired, related),
+        **measure(paired, {side: spec.classes for side, spec in specs.items()}, are_new=is_leak_free),
+        "is_leak_free": is_leak_free,
         "split": config.split,
         "num_unlabelled": selected["label"].null_count,
         "warnings": list(warnings),
@@ -265,81 +258,3 @@ def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, c
     num_missing = predicted.filter(pc.field("error_code") == ImageErrorCode.NOT_FOUND.value).num_rows
     score.check_found(num_missing, predicted.num_rows, source=config.data, remedy="run the same command again")
     return predicted
-
-
-def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | None:
-    """Tells whether all compared images are new to both bundles, as far as was found; None: it cannot be told.
-
-    Args:
-        paired: The compared images.
-        related: For each of `SIDES` what is known of the images.
-    """
-    if paired.knows_all:
-        return False
-    is_known = all(each.leaked is not None and not _search(each).is_blind for each in related.values())
-    return True if is_known else None
-
-
-def leak_warnings(paired: Paired, related: Mapping[str, Relations], split: str) -> list[str]:
-    """Returns warnings about images that a bundle knows from its training, or may know, the gravest first.
-
-    Args:
-        paired: The compared images.
-        related: For each of `SIDES` what is known of the images.
-        split: The split that the bundles are compared on, or `all`.
-    """
-    if paired.knows_all:
-        return [
-            "None of the images is new to both bundles, so the figures do not show which one is better. Known from "
-            f"training, of {counted(paired.num_scored, 'image')}: {paired.describe_known()}."
-        ]
-    found: list[str] = []
-    if paired.num_left_out:
-        found.append(
-            f"Left out, because a bundle knows them from its training: {paired.num_left_out} of "
-            f"{counted(paired.num_scored, 'image')} ({paired.describe_known()})."
-        )
-    for side, each in related.items():
-        # `leak_free` says that there are figures of new images.
-        metrics = {"num_images": paired.num_scored, "num_leaked": paired.num_known[side], "leak_free": True}
-        told = leaks.answer("images", metrics, num_near=each.findings["neighbours"][split], search=_search(each))
-        if told is not None and told[1]:
-            found.append(f"Has the {side} seen these images before? {told[0]}")
-    return found
-
-
-def _search(related: Relations) -> LeakSearch:
-    return LeakSearch(**related.findings["leak_search"])
-
-
-def data_warnings(specs: Mapping[str, BundleSpec], listed: pa.Table) -> list[str]:
-    """Returns what training found in the data that the bundles are compared on, if it is that of a bundle.
-
-    Args:
-        specs: For each of `SIDES` the description of its bundle.
-        listed: The manifest of all images of the data, as it was listed.
-
-    Returns:
-        Warnings, the gravest first.
-    """
-    own = {side: spec for side, spec in specs.items() if scope.is_own(spec, listed)}
-    texts_of_kinds: list[dict[str, tuple[str, ...]]] = [
-        {side: spec.shortcuts for side, spec in own.items()},
-        {side: spec.leaks for side, spec in own.items()},
-    ]
-    found: list[str] = []
-    for texts_of in texts_of_kinds:
-        for text in dict.fromkeys(itertools.chain.from_iterable(texts_of.values())):
-            sides = [side for side, texts in texts_of.items() if text in texts]
-            who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
-            found.append(f"{who} trained on this data. {text}")
-    return found
-
-
-def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:
-    """Returns a warning that counts the images that were left out, by error code; none if no image was."""
-    if not num_by_error:
-        return []
-    codes = ", ".join(f"{code}: {count}" for code, count in num_by_error.items())
-    images = counted(sum(num_by_error.values()), "image")
-    return [f"Left out, because not both bundles could score them: {images} ({codes})."]

@@ -20,7 +20,7 @@ from tlray.evaluation import evaluate, suspect_labels
 from tlray.evaluation.report import Report
 from tlray.features import extraction, update
 from tlray.features.extraction import Network
-from tlray.files import storage
+from tlray.files import spreadsheet, storage
 from tlray.trust import findings, pictures
 from tlray.trust.copies import Copies
 from tlray.trust.gallery import make_gallery
@@ -64,9 +64,10 @@ class AuditResult:
         """Returns how many labels are likely wrong, and where they are listed, given `Checked.describe`."""
         if checked["num_suspects"] is None:
             return f"not looked for: {checked['note']}"
+        note = f"; {checked['note']}" if checked["note"] else ""
         if not checked["num_suspects"]:
-            return f"none of {checked['num_images']}"
-        return f"{checked['num_suspects']} of {checked['num_images']}: {self.out}/{suspect_labels.FILE}"
+            return f"none of {checked['num_images']}{note}"
+        return f"{checked['num_suspects']} of {checked['num_images']}{note}: {self.out}/{suspect_labels.FILE}"
 
 
 def audit_images(config: AuditConfig) -> AuditResult:
@@ -136,7 +137,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
     fixed = fix(readable, seen.copies) if config.fix else None
     if fixed is not None:
         sink = pa.BufferOutputStream()
-        pyarrow.csv.write_csv(fixed, sink)
+        pyarrow.csv.write_csv(_as_texts(fixed), sink)
         storage.write_bytes(storage.join(out, FIXED), sink.getvalue().to_pybytes())
     storage.write_text(storage.join(out, dataset.AUDIT), json.dumps(report, indent=2) + "\n")
     inspected.forget(out)
@@ -178,6 +179,15 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     kept = manifest.with_column(manifest.with_column(kept, "group_id", groups), "split", fixed)
     further = [name for name in kept.column_names if name.startswith(manifest.FURTHER)]
     return kept.select(["image_id", "uri", "label", "split", "group_id", *further])
+
+
+def _as_texts(fixed: pa.Table) -> pa.Table:
+    """Returns a table for a CSV file with no text that a spreadsheet takes for a formula; uris are none."""
+    for place, name in enumerate(fixed.column_names):
+        if name != "uri":
+            texts = [None if text is None else spreadsheet.as_text(str(text)) for text in fixed[name].to_pylist()]
+            fixed = fixed.set_column(place, name, pa.array(texts, pa.string()))
+    return fixed
 
 
 def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:

@@ -73,7 +73,9 @@ def find(
     leaks = all_leaks(leaks, evaluation.metrics)
     elsewhere = () if is_own else map(OTHER_IMAGES.format, spec.leaks)
     answers = _answers(split, evaluation, spec, findings)
-    warnings = (*shortcuts, *leaks, *answers, *failure_warnings(findings), *elsewhere)
+    # Of images that the model knows, figures say nothing at all, not even about shortcuts.
+    gravest = (*leaks, *shortcuts) if knows_all(evaluation.metrics) else (*shortcuts, *leaks)
+    warnings = (*gravest, *answers, *failure_warnings(findings), *elsewhere)
     return Doubts(shortcuts=shortcuts, leaks=leaks, warnings=warnings)
 
 

@@ -34,12 +34,14 @@ class EnginesResult:
         agreements: One for each engine and precision, the reference first; empty if the bundle knows none.
         is_measured: They were measured now, on this machine; otherwise when the bundle was made.
         chosen: What predicts on this machine if nothing else is wanted.
+        is_known: The bundle has a comparison of its own, which decided that.
         failed: By precision, why OpenVINO could not run the model now.
     """
 
     agreements: tuple[Agreement, ...]
     is_measured: bool
     chosen: EngineKind
+    is_known: bool
     failed: Mapping[Precision, str] = field(default_factory=dict)
 
 
@@ -52,12 +54,13 @@ def engines(config: EnginesConfig) -> EnginesResult:
     """
     bundle = store.load(locations.input_location(config.bundle))
     chosen = choice.for_bundle(bundle, "auto", "auto", use_gpu=False)
+    is_known = bool(bundle.spec.engines)
     if config.data is None:
-        return EnginesResult(agreements=bundle.spec.engines, is_measured=False, chosen=chosen)
+        return EnginesResult(agreements=bundle.spec.engines, is_measured=False, chosen=chosen, is_known=is_known)
     images_BHWC, labels = _read(config, bundle.spec)
     compared, failed = _compare(bundle, images_BHWC, labels)
     found = tuple(each.agreement for each in compared.values())
-    return EnginesResult(agreements=found, is_measured=True, chosen=chosen, failed=failed)
+    return EnginesResult(agreements=found, is_measured=True, chosen=chosen, is_known=is_known, failed=failed)
 
 
 def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarray]:

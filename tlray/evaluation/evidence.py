@@ -82,8 +82,8 @@ class VerifyResult:
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
         rows = [(check.name, "as it says" if check.is_right else check.detail) for check in self.checks]
-        lacking = " and ".join([*["intervals"] * self.is_older, *["fingerprints"] * (not self.has_origin)])
-        why = f"{lacking} that the run does not have, because an earlier version made it"
+        lacking = " and ".join([*["intervals"] * self.is_older, *["an origin"] * (not self.has_origin)])
+        why = f"{lacking} in {EVIDENCE}: an earlier version made the run, and did not write that"
         return [
             ("files", str(self.num_files)),
             ("images compared with the manifest", str(self.num_images)),

@@ -27,6 +27,9 @@ NONE_IS_NEW = (
 )
 """Conclusion of a comparison without an image that is new to both bundles."""
 
+IF_NEW = "If these images are new to both bundles, which cannot be told here:"
+"""Start of a conclusion where it is not known which images a bundle knows from its training."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Paired:
@@ -116,17 +119,19 @@ def _error_codes(bundle: pa.Table, reference: pa.Table) -> list[str | None]:
     ]
 
 
-def measure(paired: Paired, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def measure(paired: Paired, classes: Mapping[str, Sequence[str]], *, are_new: bool | None = True) -> dict[str, Any]:
     """Computes the figures of a comparison.
 
     Args:
         paired: The predictions of both bundles.
         classes: For each of `SIDES` its class names in the order of its outputs. Both have the same names.
+        are_new: Whether the images are new to both bundles; None: it cannot be told.
 
     Returns:
         Only str, int, float, None, list and dict:
 
         - `conclusion`: one sentence for people, see `conclude`; `NONE_IS_NEW` if no image is new to both bundles;
+          after `IF_NEW` if `are_new` is None;
         - `num_images`, `num_groups`: the compared images and their groups;
         - `num_by_error`, `num_left_out`, and `bundle_num_known`, `reference_num_known`: see `Paired`;
         - `accuracy_difference`: accuracy of the bundle minus that of the reference, in [-1, 1], and
@@ -147,8 +152,11 @@ def measure(paired: Paired, classes: Mapping[str, Sequence[str]]) -> dict[str, A
     same = intervals.share_interval(predicted == other, paired.groups)
     referred, other_referred = (np.array(table["refer"].to_pylist(), dtype=bool) for table in (bundle, reference))
     low, high = found.difference.low, found.difference.high
+    conclusion = NONE_IS_NEW if paired.knows_all else conclude(low, high)
+    if are_new is None:
+        conclusion = f"{IF_NEW} {conclusion[0].lower()}{conclusion[1:]}"
     return {
-        "conclusion": NONE_IS_NEW if paired.knows_all else conclude(low, high),
+        "conclusion": conclusion,
         "num_images": len(truth),
         "num_groups": len(np.unique(paired.groups)),
         "num_by_error": dict(paired.num_by_error),

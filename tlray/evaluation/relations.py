@@ -77,12 +77,14 @@ class Relations:
         findings: `copies` (see `copies.describe`), `neighbours` (split to the number of images that look like slices of
             the same series as images that the model learned from, where these are known) and `leak_search` (the fields
             of `LeakSearch`), for the report.
+        near: Ids of other images that look like slices of the same series as images that the model learned from.
         gallery: Pictures of copies and neighbours, see `gallery.make_gallery`.
     """
 
     group_of: Mapping[str, str]
     leaked: frozenset[str] | None
     findings: Mapping[str, Any]
+    near: frozenset[str] = frozenset()
     gallery: Sequence[Mapping[str, Any]] = ()
 
     def regrouped(self, predicted: pa.Table) -> pa.Table:
@@ -148,9 +150,10 @@ def find(
     return Relations(
         group_of=related.group_of,
         leaked=related.leaked if images.knows_splits or num_kept else None,
+        near=related.near,
         findings={
             "copies": describe(found, named),
-            "neighbours": {split: related.num_near},
+            "neighbours": {split: len(related.near)},
             "leak_search": asdict(search),
         },
         gallery=make_gallery(found, named, thumbnails) if with_pictures else (),
@@ -214,12 +217,12 @@ class Related:
     Attributes:
         group_of: See `Relations`.
         leaked: Ids of the measured images in a group with an image, or picture, that the model learned from.
-        num_near: Number of other measured images in a series with such an image.
+        near: Ids of other measured images in a series with such an image.
     """
 
     group_of: dict[str, str]
     leaked: frozenset[str]
-    num_near: int
+    near: frozenset[str]
 
 
 def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
@@ -249,5 +252,5 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     is_near |= np.isin(found.series_of[:num_images], found.series_of[num_images:])
     near = {image_id for image_id, each in zip(image_ids, is_near.tolist(), strict=True) if each}
     return Related(
-        group_of=dict(zip(ids, groups, strict=True)), leaked=leaked, num_near=len((near & measured) - leaked)
+        group_of=dict(zip(ids, groups, strict=True)), leaked=leaked, near=frozenset((near & measured) - leaked)
     )

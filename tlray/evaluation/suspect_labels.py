@@ -15,16 +15,17 @@ from scipy import special
 
 from tlray.data import looks, splits, stream
 from tlray.data.audit import MAX_EXAMPLES
-from tlray.errors import ImageError
+from tlray.errors import ImageError, some
 from tlray.files import spreadsheet, storage
-from tlray.probe import regression
+from tlray.probe import held_out, regression
 from tlray.trust import gallery, suspects
+from tlray.trust.groups import in_two_groups
 
 FILE = "suspect_labels.csv"
 """Name of the table in an output directory."""
 
 MAX_PICTURES = 24
-"""Maximum number of images that a report shows, those with the least probable labels."""
+"""Maximum number of images that a report shows, the first ones of `find`."""
 
 NUM_FOLDS = 5
 """Number of folds of the probes of `check`: the default of `tlray train`."""
@@ -33,7 +34,7 @@ TEXTS, NUMBERS = ("image_id", "split", "label", "suggested"), ("label_prob", "su
 
 
 def find(rows: pa.Table, labels: np.ndarray, classes: Sequence[str], probs_BK: np.ndarray) -> list[dict[str, Any]]:
-    """Returns the images whose labels are likely wrong, the least probable labels first.
+    """Returns the images whose labels are likely wrong, first those least probable beside the suggested class.
 
     Args:
         rows: The images, with `image_id`, `uri` and `split`, and `splits.PICTURE` if copies were looked for.
@@ -64,9 +65,10 @@ class Checked:
     """The labels of a data set, checked by probes.
 
     Attributes:
-        num_images: Number of images with a label.
+        num_images: Number of images whose labels were to be checked: those with a label, but for classes that are left
+            out.
         suspects: Those whose labels are likely wrong, see `find`; None: the labels could not be checked.
-        note: Why they could not be checked; otherwise empty.
+        note: Why they could not be checked, or which classes are left out; otherwise empty.
     """
 
     num_images: int
@@ -98,19 +100,24 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
         memory_bytes: Memory for fitting the probes, in bytes.
         seed: Seed of the folds.
     """
-    is_labelled = readable["label"].is_valid()
-    rows = readable.filter(is_labelled)
-    classes, labels = np.unique(np.array(rows["label"].to_pylist(), dtype=str), return_inverse=True)
+    places = np.flatnonzero(readable["label"].is_valid())
+    names = np.array(readable["label"].take(pa.array(places)).to_pylist(), dtype=str)
+    groups = np.array(splits.image_groups(readable.take(pa.array(places))), dtype=str)
+    is_testable = in_two_groups(*(np.unique(each, return_inverse=True)[1] for each in (names, groups)))
+    left_out = some(np.unique(names[~is_testable]).tolist()) if not is_testable.all() else ""
+    note = f"not checked, as all images are of one patient or picture: {left_out}" if left_out else ""
+    rows, groups = readable.take(pa.array(places[is_testable])), groups[is_testable]
+    classes, labels = np.unique(names[is_testable], return_inverse=True)
     if len(classes) < 2:
-        return Checked(num_images=rows.num_rows, note="the images have fewer than two classes")
+        return Checked(num_images=rows.num_rows, note="it takes two classes, each with images of two patients")
     needed = regression.memory_bytes(rows.num_rows * (NUM_FOLDS - 1) // NUM_FOLDS, pooled_BD.shape[1], len(classes))
     if needed > memory_bytes:
-        note = f"probes would take {needed / 1e9:.1f} GB, and there are {memory_bytes / 1e9:.1f} GB"
-        return Checked(num_images=rows.num_rows, note=note)
-    logits_BK = regression.out_of_fold(
-        pooled_BD[np.flatnonzero(is_labelled)],
+        room = f"probes would take {needed / 1e9:.1f} GB, and there are {memory_bytes / 1e9:.1f} GB"
+        return Checked(num_images=rows.num_rows, note=f"{room}; give fewer images, or a --backbone with fewer features")
+    logits_BK = held_out.logits(
+        pooled_BD[places[is_testable]],
         labels,
-        np.array(splits.image_groups(rows), dtype=str),
+        groups,
         num_classes=len(classes),
         balanced=True,
         inverse_penalty=None,
@@ -118,9 +125,9 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
         seed=seed,
     )
     if logits_BK is None:
-        return Checked(num_images=rows.num_rows, note="a class has too few patients or pictures")
+        return Checked(num_images=rows.num_rows, note="patients with several classes leave too few for each class")
     probs_BK = special.softmax(logits_BK.astype(np.float64), axis=1)
-    return Checked(num_images=rows.num_rows, suspects=find(rows, labels, classes.tolist(), probs_BK))
+    return Checked(num_images=rows.num_rows, suspects=find(rows, labels, classes.tolist(), probs_BK), note=note)
 
 
 def write(out: str, found: Sequence[Mapping[str, Any]]) -> None:

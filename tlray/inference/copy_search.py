@@ -4,6 +4,7 @@
 """
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,11 +39,13 @@ class CopySearch:
             self._kept_BHW, numbers = kept.pictures()
             self._toward_BC = kept.directions[numbers]
         self._looks: dict[int, Look | None] = {}
+        self._copies_of: dict[int, set[int]] = {}  # of an image with copies: its index, and theirs; see `_join`
 
     def find(self, indices: Sequence[int]) -> Seen:
         """Compares images with one another and with the training images that the bundle keeps.
 
-        An image that cannot be read any more is a copy of none.
+        An image that cannot be read any more is a copy of none. What an earlier call found stays: among more images a
+        copy may no longer be among the nearest, which are compared.
 
         Args:
             indices: Indices of the images, without repetition. Those of an earlier call are not read again.
@@ -52,7 +55,7 @@ class CopySearch:
         with ThreadPoolExecutor(sample.NUM_READERS) as readers:
             self._looks |= zip(new, readers.map(_look, uris), strict=True)
         seen = {index: found for index in indices if (found := self._looks[index]) is not None}
-        num_seen, num_kept = len(seen), len(self._kept_BHW)
+        num_kept = len(self._kept_BHW)
         if not seen:
             return Seen(known=frozenset() if num_kept else None)
         shown = list(seen)
@@ -63,10 +66,25 @@ class CopySearch:
             [*digests, *(f"in the bundle {number}" for number in range(num_kept))],
             num_known=num_kept,
         )
-        picture_of = dict(zip(shown, found.group_of[:num_seen].tolist(), strict=True))
-        of_training = set(found.group_of[num_seen:].tolist())
-        known = frozenset(index for index, picture in picture_of.items() if picture in of_training)
+        self._join([*shown, *(-1 - number for number in range(num_kept))], found.group_of.tolist())
+        picture_of = {index: min(self._copies_of.get(index, {index})) for index in shown}
+        known = frozenset(index for index, picture in picture_of.items() if picture < 0)
         return Seen(picture_of=picture_of, known=known if num_kept else None)
+
+    def _join(self, indices: Sequence[int], groups: Sequence[int]) -> None:
+        """Notes which images are copies of one another.
+
+        Args:
+            indices: Indices of images; those of the bundle count down from -1.
+            groups: The group of each image; images of one group are copies.
+        """
+        members: dict[int, list[int]] = defaultdict(list)
+        for index, group in zip(indices, groups, strict=True):
+            members[group].append(index)
+        for group in members.values():
+            joined = set[int]().union(*(self._copies_of.get(index, {index}) for index in group))
+            if len(joined) > 1:
+                self._copies_of |= dict.fromkeys(joined, joined)
 
     def _features(self, indices: Sequence[int]) -> np.ndarray | None:
         """Returns the directions of images, followed by those of the kept ones, float32 [images, components]."""

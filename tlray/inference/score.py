@@ -186,9 +186,10 @@ def _choose(out: str, bundle: Bundle, config: ScoreConfig) -> EngineKind:
     try:
         return choice.for_bundle(bundle, engine, precision, use_gpu=config.use_gpu)
     except ConfigError as error:
+        reason, _, _ = str(error).partition(". ")
         raise ConfigError(
-            f"--resume: '{out}' was begun with {engine} in {precision}, which cannot be had here. Continue with the "
-            "same bundle and options on a machine like the first one, or begin anew with another --out."
+            f"--resume: '{out}' was begun with {engine} in {precision}, which cannot be had now ({reason}). Continue "
+            "with the bundle and options of then on a machine like that one, or begin anew with another --out."
         ) from error
 
 

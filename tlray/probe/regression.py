@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.data import prior
 
@@ -247,70 +245,3 @@ def fit(
         ),
         train_accuracy=float((prior.shifted(train_probs_BK, shift).argmax(axis=1) == train_labels).mean()),
     )
-
-
-def out_of_fold(
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    num_classes: int,
-    balanced: bool,
-    inverse_penalty: float | None,
-    num_folds: int,
-    seed: int,
-) -> np.ndarray | None:
-    """Returns logits for images from probes that were fitted without the image's group.
-
-    Args:
-        features: Floating point [images, features].
-        labels: Class indices, int [images].
-        groups: Group of each image, str [images].
-        num_classes: At least 2.
-        balanced: See `fit`.
-        inverse_penalty: scikit-learn's C; None: the one of `INVERSE_PENALTIES` whose logits have the lowest loss.
-        num_folds: Number of folds, at least 2; fewer where a class has fewer groups.
-        seed: Seed of the folds.
-
-    Returns:
-        float32 [images, classes]; like those of a probe that was fitted on all these images, they assume equal class
-        shares if `balanced`, otherwise those of the images. None if a class has images in one group only.
-    """
-    folds = _folds(features, labels, groups, num_classes=num_classes, num_folds=num_folds, seed=seed)
-    if folds is None:
-        return None
-    # The parts without a fold can have other class shares than the whole.
-    shares = prior.class_shares(labels, num_classes)
-    penalties = INVERSE_PENALTIES if inverse_penalty is None else (inverse_penalty,)
-    logits_PBK = np.zeros((len(penalties), len(labels), num_classes), np.float32)
-    for rest, held_out in folds:
-        turn = basis(features[rest])
-        fitted, asked = turn.turn(features[rest]), turn.turn(features[held_out])
-        model = regression(balanced=balanced)
-        assumed = shares if balanced else prior.class_shares(labels[rest], num_classes)
-        shift = prior.logit_shift(assumed, shares)
-        for place, penalty in enumerate(penalties):
-            solve(model, fitted, labels[rest], inverse_penalty=penalty)
-            weights, bias = coefficients(model)
-            logits_PBK[place, held_out] = asked @ weights.T + bias + shift
-    if len(penalties) == 1:
-        return logits_PBK[0]
-    to_shares = prior.weighted_logit_shift(labels, prior.class_weights(labels, num_classes, balanced=balanced), shares)
-    losses = [
-        log_loss(labels, special.softmax(logits_BK + to_shares, axis=1), labels=range(num_classes))
-        for logits_BK in logits_PBK.astype(np.float64)
-    ]
-    return logits_PBK[int(np.argmin(losses))]
-
-
-def _folds(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, num_classes: int, num_folds: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """Returns for each fold the places of the other images and its own, int [images]; None: see `out_of_fold`."""
-    num_groups = min(len(np.unique(groups[labels == label])) for label in range(num_classes))
-    if num_groups < 2:
-        return None
-    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
-    folds = list(splitter.split(features, labels, groups))
-    # Groups with several classes can take all images of one.
-    return folds if all(len(np.unique(labels[rest])) == num_classes for rest, _ in folds) else None

@@ -49,6 +49,11 @@ DIFFERS = (
     "Please report this, with the backbone."
 )
 
+INT8_NOT_COMPARED = (
+    "The int8 model was not compared with the others, as this CPU has no instructions for int8, so it is never taken "
+    "by itself. `tlray engines --data` compares it on another machine; `--precision int8` takes it there."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
@@ -164,15 +169,16 @@ def export(
         directories, not_working = converted.keep_working(directories, failed)
         storage.copy_tree(temporary, artifact)
     engines = tuple(each.agreement for each in compared.values())
+    about_engines = _about_engines(compared, directories)
+    is_there = precision in ("auto", *directories) and DIFFERS not in about_engines
     kind = choice.choose(
         "auto",
-        precision if directories else "auto",  # what was wanted cannot be had, and the warnings say so
+        precision if is_there else "auto",  # where it cannot be had, the warnings say so
         use_gpu=use_gpu,
         agreements=engines,
         converted_to=[*directories],
         flag="--inference-precision",
     )
-    differs = any(row.engine == "openvino" and row.precision == "float32" and not row.is_fit for row in engines)
     of_features = prepared.network.packed.kind if prepared.network else kind
     if cache is not None and not images:
         kind = of_features  # nothing can be measured on images
@@ -181,7 +187,7 @@ def export(
         kind=kind,
         judging=judged,
         max_ood_score=limits.max_ood_score,
-        warnings=(*judged.warnings, *notes, *more, *not_working, *([DIFFERS] if differs else [])),
+        warnings=(*judged.warnings, *notes, *more, *not_working, *about_engines),
     )
     if cache is None:
         return exported
@@ -266,6 +272,13 @@ def _compare_engines(
         table["class_index"].to_numpy()[list(images)],
         decide=lambda found: judge(found[0], scores_of(found, foreign), limits).decisions,
     )
+
+
+def _about_engines(compared: Mapping[EngineKind, Compared], directories: Mapping[Precision, str]) -> list[str]:
+    """Returns warnings about engines that will not be taken, though the bundle has files for them."""
+    exact = compared.get(EngineKind("openvino", "float32"))
+    is_small_left_out = "int8" in directories and compared and EngineKind("openvino", "int8") not in compared
+    return [DIFFERS] * bool(exact and not exact.agreement.is_fit) + [INT8_NOT_COMPARED] * bool(is_small_left_out)
 
 
 def _checked(

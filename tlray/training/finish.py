@@ -188,7 +188,11 @@ def _with_judging(spec: BundleSpec, exported: Exported, images: Dataset) -> Bund
         temperature=judged.temperature,
         thresholds=thresholds,
         set_thresholds=judged.set_thresholds,
-        trust={**judged.about, "data": verdicts.about_data(images.findings)},
+        trust={
+            **({} if spec.prior is None else {"prior": list(spec.prior)}),
+            **judged.about,
+            "data": verdicts.about_data(images.findings),
+        },
     )
 
 

@@ -15,7 +15,7 @@ from tlray.errors import ConfigError
 from tlray.features import store, update
 from tlray.features.cache import FeatureCache
 from tlray.features.extraction import Network
-from tlray.probe import learning_curves, regression
+from tlray.probe import held_out, learning_curves, regression
 from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe
 from tlray.training import model
@@ -179,7 +179,7 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
     image_ids = rows["image_id"].to_pylist()
     groups = np.array([group_of[image_id] for image_id in image_ids], dtype=str)
     labels = rows["class_index"].to_numpy()
-    logits_BK = regression.out_of_fold(
+    logits_BK = held_out.logits(
         store.look_up(table, rows),
         labels,
         groups,

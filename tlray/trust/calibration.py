@@ -103,11 +103,12 @@ def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | 
     in_class_BK = labels[:, None] == np.arange(num_classes)
     per_class, size = weights @ in_class_BK, float(weights.sum())
     if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes - _ROUNDING:
-        note = f"Not calibrated: {size:.0f} independent images are fewer than {MIN_IMAGES_PER_CLASS} for each class."
+        few = f"{math.floor(size + _ROUNDING)} independent images are fewer than {MIN_IMAGES_PER_CLASS} for each class"
+        note = f"Not calibrated: {few}."
         return Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=len(labels), note=note)
     has_bias, note = bool(per_class.min() >= MIN_IMAGES_PER_CLASS - _ROUNDING), ""
     if not has_bias:
-        few = f"{per_class.min():.0f} independent images, fewer than {MIN_IMAGES_PER_CLASS}"
+        few = f"{math.floor(per_class.min() + _ROUNDING)} independent images, fewer than {MIN_IMAGES_PER_CLASS}"
         note = f"No class biases: a class has {few}."
     parameters = _minimized(logits_BK, in_class_BK, weights / weights.sum(), PENALTY / size, has_bias=has_bias)
     biases = parameters[1:] - parameters[1:].mean()

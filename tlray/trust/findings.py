@@ -195,7 +195,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("patients in several splits", str(found["groups"]["across_splits"]["num_groups"])))
     if told := found.get("shortcuts"):
         families = ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
-        shown = families if told["num_folds"] else "not tested: the images are too few"
+        shown = families if told["num_folds"] else "not tested: it takes two classes, each with images of two patients"
         lines.append(("what tells the classes", shown))
     if control := found.get("traits_control"):
         about = bracketed(control.get("accuracy_ci95"), decimals, beside=f"by chance {control['chance']:.3f}")

@@ -8,7 +8,7 @@ searches. (Of NumPy from conda, BLAS may not obey: each thread then multiplies o
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -68,9 +68,11 @@ def find_nearest(queries: np.ndarray, rows: np.ndarray, num_nearest: int) -> tup
             indices[start : start + len(chunk)] = candidates[each, places]
 
     starts = range(0, len(queries), num_at_once)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(num_threads) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(num_threads, "nearest") as pool:
         try:
-            list(pool.map(search, [starts[number::num_threads] for number in range(num_threads)]))
+            searches = [pool.submit(search, starts[number::num_threads]) for number in range(num_threads)]
+            for ended in as_completed(searches):
+                ended.result()
         except BaseException:  # such as Ctrl-C, which the threads do not see
             stopped.set()
             raise

@@ -767,6 +767,12 @@ def test_read_class_map(tmp_path, name, text):
     assert labels.read_class_map(str(tmp_path / name)) == {"luad": "adeno", "lusc": "squamous"}
 
 
+def test_a_class_map_is_read_without_the_apostrophes_of_a_spreadsheet(tmp_path):
+    """As tables are: labels that were copied from one that tlray has written fit those that it reads."""
+    (tmp_path / "map.csv").write_text("name,class\n'+,covid\n-,'=none\n")
+    assert labels.read_class_map(str(tmp_path / "map.csv")) == {"+": "covid", "-": "=none"}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

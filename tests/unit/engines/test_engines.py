@@ -92,12 +92,14 @@ def test_both_engines_compute_what_the_network_does(bundle, network, images):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, None])
 def test_parts_that_are_computed_side_by_side_are_the_same_in_order(bundle, images, precision, num_threads):
-    """The endpoint has `batch_size=1`, bulk scoring 32: both give the same probabilities in each precision."""
+    """The endpoint has `batch_size=1`, bulk scoring 32: both give the same probabilities, but for rounding."""
     expected = Predictor(bundle, precision=precision).predict(images)
     assert len(np.unique(expected.round(6), axis=0)) == len(images)  # a wrong order would show
     predictor = Predictor(bundle, precision=precision, num_threads=num_threads, batch_size=32)
+    # bfloat16 has 8 significant bits: a sum in another order can round a value of the network the other way.
+    atol = {"float32": 1e-6}.get(precision, 5e-3)
     for size in (40, 32, 13, 4, 1, 40):
-        np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=1e-6)
+        np.testing.assert_allclose(predictor.predict(images[:size]), expected[:size], atol=atol)
 
 
 def test_a_call_that_is_interrupted_leaves_the_engine_usable(bundle, images):
@@ -202,7 +204,9 @@ def test_what_cannot_be_is_refused(bundle, wanted, message):
 def test_a_precision_that_the_cpu_lacks(bundle, monkeypatch):
     monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32"}))
     monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "Old CPU")
-    message = r"--precision bfloat16: this machine's CPU \(Old CPU\) cannot compute in it. Give --precision float32"
+    message = (
+        r"--precision bfloat16: this machine's CPU \(Old CPU\) has no instructions for it. Give --precision float32"
+    )
     with pytest.raises(ConfigError, match=message):
         Predictor(bundle, precision="bfloat16")
     assert Predictor(bundle).kind == EngineKind("openvino", "float32")
@@ -299,9 +303,12 @@ def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chose
     found = choice.choose("auto", "auto", use_gpu=False, agreements=agreements, converted_to=everything)
     assert found == chosen
     assert choice.choose("auto", "auto", use_gpu=True, agreements=agreements) == REFERENCE
-    # Asked for in float32, only an engine that is right in it is taken.
+    # Whatever is asked for, OpenVINO is taken only if it is right in float32.
     exact = choice.choose("auto", "float32", use_gpu=False, agreements=agreements, converted_to=everything)
     assert exact == (REFERENCE if chosen == REFERENCE else EngineKind("openvino", "float32"))
+    if chosen == REFERENCE:
+        with pytest.raises(ConfigError, match="--precision bfloat16: the engine tensorflow predicts in float32"):
+            choice.choose("auto", "bfloat16", use_gpu=False, agreements=agreements, converted_to=everything)
 
 
 @pytest.fixture
@@ -312,7 +319,7 @@ def plain_cpu(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("plain_cpu")
 def test_another_machine_may_have_what_this_cpu_lacks():
-    with pytest.raises(ConfigError, match=r"this machine's CPU .* cannot compute in it"):
+    with pytest.raises(ConfigError, match=r"this machine's CPU .* has no instructions for it"):
         choice.choose("auto", "bfloat16", use_gpu=False)
     assert choice.choose("auto", "bfloat16", use_gpu=False, on_this_cpu=False) == EngineKind("openvino", "bfloat16")
     with pytest.raises(ConfigError, match="this bundle has no int8 model"):
@@ -335,8 +342,8 @@ def test_int8_needs_instructions_for_it(tmp_path, monkeypatch, flags, has_int8):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--precision", "bfloat16"), r"--precision bfloat16: this machine's CPU \(.+\) cannot compute in it\. Give "
-         r"--precision float32, which every machine has\."),
+        (("--precision", "bfloat16"), r"--precision bfloat16: this machine's CPU \(.+\) has no instructions for it\. "
+         r"Give --precision float32, which every machine has\."),
         (("--precision", "int8"), r"--precision int8: this bundle has no int8 model\. Give --precision float32, .+"),
         (("--engine", "tensorflow", "--precision", "bfloat16"), "--precision bfloat16: the engine tensorflow .+"),
         (("--engine", "openvino", "--use-gpu"), r"--engine openvino predicts on CPUs\. Leave out --use-gpu, or .+"),
@@ -357,10 +364,12 @@ def test_a_scoring_that_cannot_be_continued_here_says_so(bundle, tmp_path, capsy
     out = tmp_path / "out"
     score_state.write_identity(str(out), {"engine": "openvino bfloat16"})
     assert cli.execute("score", ["--bundle", bundle, "--input", str(tmp_path), "--out", str(out), "--resume"]) == 2
-    assert capsys.readouterr().err == (
-        f"tlray: --resume: '{out}' was begun with openvino in bfloat16, which cannot be had here. Continue with the "
-        "same bundle and options on a machine like the first one, or begin anew with another --out.\n"
+    said = (
+        f"tlray: --resume: '{out}' was begun with openvino in bfloat16, which cannot be had now (--precision bfloat16: "
+        "this machine's CPU (CPU) has no instructions for it). Continue with the bundle and options of then on a "
+        "machine like that one, or begin anew with another --out.\n"
     )
+    assert capsys.readouterr().err == said.replace("(CPU)", f"({openvino_engine.cpu_name()})")
 
 
 @pytest.mark.parametrize("command", ["engines --bundle B", "score --bundle B --input I --out O", "serve --bundle B"])

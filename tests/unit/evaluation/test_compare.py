@@ -19,8 +19,9 @@ from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.data import manifest
 from tlray.errors import ConfigError, DataError
-from tlray.evaluation.compare import check_bundles, data_warnings, failure_warnings, is_leak_free, leak_warnings
+from tlray.evaluation.compare import check_bundles
 from tlray.evaluation.paired import NONE_IS_NEW, SIDES, Paired, conclude, csv_table, measure, pair
+from tlray.evaluation.paired_doubts import LEFT_OUT, failure_warnings, find, is_leak_free
 from tlray.evaluation.relations import Relations
 from tlray.inference import predictions
 
@@ -230,41 +231,54 @@ def test_a_bundle_is_not_compared_with_itself():
         check_bundles(make_bundle("a", "b", sha256="1"), make_bundle("a", "b", sha256="1"))
 
 
-def test_what_is_known_of_the_data_that_a_bundle_was_trained_on():
-    listed, others = make_table(("a", None, "1"), ("b", None, "2")), make_table(("a", None, "1"))
+def related(leaked: frozenset[str] | None, *, near: str = "", **search: Any) -> Relations:
+    found = dataclasses.asdict(LeakSearch(**{"among": PICTURES, "num_compared": 9, "num_pictures": 9} | search))
+    return Relations(
+        group_of={}, leaked=leaked, near=frozenset(f"0000{digit}" for digit in near), findings={"leak_search": found}
+    )
+
+
+NONE = frozenset[str]()
+OTHERS = make_table(("a", None, "1"))
+PLAIN = {side: make_spec("a", "b") for side in SIDES}
+
+
+def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
+    listed = make_table(("a", None, "1"), ("b", None, "2"))
     known = dataclasses.replace(
         make_spec("a", "b"), id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Sizes.",), leaks=("Copies.",)
     )
     more = dataclasses.replace(known, leaks=("Copies.", "Patients."))
-    assert data_warnings({"bundle": known, "reference": more}, listed) == [
-        "Both bundles were trained on this data. Sizes.",
-        "Both bundles were trained on this data. Copies.",
-        "The reference was trained on this data. Patients.",
-    ]
-    exported = make_spec("a", "b")
-    assert data_warnings({"bundle": known, "reference": exported}, listed) == [
-        "The bundle was trained on this data. Sizes.",
-        "The bundle was trained on this data. Copies.",
-    ]
-    assert data_warnings({"bundle": known, "reference": more}, others) == []
-
-
-def related(leaked: frozenset[str] | None, *, num_near: int = 0, **search: Any) -> Relations:
-    found = dataclasses.asdict(LeakSearch(**{"among": PICTURES, "num_compared": 9, "num_pictures": 9} | search))
-    return Relations(group_of={}, leaked=leaked, findings={"leak_search": found, "neighbours": {"test": num_near}})
-
-
-NONE = frozenset[str]()
-
-
-def test_how_many_images_are_known_is_the_gravest_warning():
     both = {"bundle": related(NONE), "reference": related(NONE)}
-    assert leak_warnings(pair_known("", ""), both, "test") == []
+    paired, specs = pair_known("9", ""), {"bundle": known, "reference": more}
+    assert find(paired, both, specs, listed) == [
+        "Both bundles were trained on this data. Sizes.",
+        f"Both bundles were trained on this data. Copies. {LEFT_OUT}",
+        f"The reference was trained on this data. Patients. {LEFT_OUT}",
+    ]
+    assert find(paired, both, {"bundle": known, "reference": make_spec("a", "b")}, listed) == [
+        "The bundle was trained on this data. Sizes.",
+        f"The bundle was trained on this data. Copies. {LEFT_OUT}",
+    ]
+    assert find(paired, both, specs, OTHERS) == []
+    # Where it is not known what is left out, nothing is said of that.
+    blind = {"bundle": related(NONE, num_compared=8, is_own=True), "reference": related(NONE)}
+    doubt, shortcut, told, *mended = find(paired, blind, {"bundle": known, "reference": more}, listed)
+    assert doubt.startswith("Has the bundle seen these images before?")
+    assert (shortcut, told) == (
+        "Both bundles were trained on this data. Sizes.", "The bundle was trained on this data. Copies.",
+    )  # fmt: skip
+    assert mended == [f"The reference was trained on this data. {each} {LEFT_OUT}" for each in ("Copies.", "Patients.")]
+
+
+def test_without_a_new_image_nothing_else_is_graver():
+    both = {"bundle": related(NONE), "reference": related(NONE)}
+    assert find(pair_known("", ""), both, PLAIN, OTHERS) == []
     assert is_leak_free(pair_known("", ""), both) is True
-    assert leak_warnings(pair_known("09", "05"), both, "test") == [
+    assert find(pair_known("09", "05"), both, PLAIN, OTHERS) == [
         "Left out, because a bundle knows them from its training: 2 of 6 images (bundle: 1, reference: 2)."
     ]
-    assert leak_warnings(pair_known("012", "345"), both, "test") == [
+    assert find(pair_known("012", "345"), both, PLAIN, OTHERS) == [
         "None of the images is new to both bundles, so the figures do not show which one is better. Known from "
         "training, of 6 images: bundle: 3, reference: 3."
     ]
@@ -272,16 +286,25 @@ def test_how_many_images_are_known_is_the_gravest_warning():
 
 
 def test_what_a_bundle_may_know_is_told():
-    unknown = {"bundle": related(NONE, num_near=3), "reference": related(None, among=NOTHING)}
+    unknown = {"bundle": related(NONE, near="1345"), "reference": related(None, among=NOTHING)}
     paired = pair_known("1", None)
     assert is_leak_free(paired, unknown) is None
-    left_out, doubt = leak_warnings(paired, unknown, "test")
+    doubt, left_out = find(paired, unknown, PLAIN, OTHERS)
     assert left_out.endswith(": 1 of 6 images (bundle: 1, reference: not known).")
     assert doubt.startswith("Has the bundle seen these images before? 1 of the 6 images: each has a copy among the ")
+    # Image 1 is left out, so it does not count.
     assert "But 3 of the others look like slices of the same series as images that it learned from" in doubt
-    blind = {"bundle": related(NONE), "reference": related(NONE, num_compared=8, is_own=True)}
+    own = {"bundle": related(NONE), "reference": related(NONE, num_compared=8, is_own=True)}
     paired = pair_known("", "")
-    assert is_leak_free(paired, blind) is None
-    (doubt,) = leak_warnings(paired, blind, "test")
+    assert is_leak_free(paired, own) is None
+    (doubt,) = find(paired, own, PLAIN, OTHERS)
     assert doubt.startswith("Has the reference seen these images before? None of the images is known to have a copy")
     assert doubt.endswith("it is not known on which: give the manifest.parquet of its run as --data.")
+
+
+def test_a_conclusion_about_images_that_may_not_be_new_says_so():
+    paired, classes = pair_known("", ""), {side: spec.classes for side, spec in PLAIN.items()}
+    plain = measure(paired, classes)["conclusion"]
+    unsure = measure(paired, classes, are_new=None)["conclusion"]
+    assert plain.startswith("T")
+    assert unsure == f"If these images are new to both bundles, which cannot be told here: t{plain[1:]}"

@@ -25,7 +25,7 @@ from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.evaluation import relations
 from tlray.evaluation.compare import CompareResult, compare
-from tlray.evaluation.paired import NONE_IS_NEW, SIDES
+from tlray.evaluation.paired import IF_NEW, NONE_IS_NEW, SIDES
 from tlray.evaluation.scope import Scope
 from tlray.inference import score
 from tlray.trust import pictures, pixel_match
@@ -124,11 +124,11 @@ def test_two_bundles_that_differ_only_on_copies_of_one_picture_are_not_told_apar
     assert found["p_value"] == pytest.approx(2 / 2**6)  # as if they were six pictures
     low, high = found["accuracy_difference_ci95"]
     assert low < 0 < high
-    assert found["conclusion"].startswith("The images do not show which is better: ")
+    assert found["conclusion"].startswith(f"{IF_NEW} the images do not show which is better: ")
     # With six pictures in place of the copies the bundle is better.
     found = run(listed, by_id(listed, slices), told).comparison
     assert found["num_groups"] == 13
-    assert found["conclusion"].startswith("The bundle is better: ")
+    assert found["conclusion"].startswith(f"{IF_NEW} the bundle is better: ")
 
 
 def test_images_that_a_bundle_keeps_a_copy_of_are_left_out(run, slices):

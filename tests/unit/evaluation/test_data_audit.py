@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 
 from tlray.data import splits
+from tlray.data.listing import list_images
+from tlray.evaluation import data_audit
 from tlray.evaluation.data_audit import AuditResult, fix
 from tlray.trust.copies import Copies
 
@@ -105,3 +108,14 @@ def test_labels_to_check_are_counted_if_there_are_features(checked, text):
     rows = dict(result.rows())
     assert rows.get("labels to check") == text
     assert list(rows)[-1] == "report"
+
+
+def test_the_corrected_table_has_no_formulas_and_is_read_as_it_was(tmp_path):
+    columns = {"image_id": ["-1.png", "'-1.png"], "uri": ["/-1.png", "/'-1.png"], "label": ["=a", None]}
+    fixed = pa.table(columns | {"split": ["train", None], "group_id": ["-12", "'-12"]})
+    pyarrow.csv.write_csv(data_audit._as_texts(fixed), tmp_path / "fixed.csv")
+    text = (tmp_path / "fixed.csv").read_text()
+    assert '"\'-12"' in text
+    assert '"-12"' not in text
+    read = list_images(str(tmp_path / "fixed.csv")).table.select(fixed.column_names).sort_by("uri")
+    assert read.to_pylist() == fixed.sort_by("uri").to_pylist()

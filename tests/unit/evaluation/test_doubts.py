@@ -116,8 +116,8 @@ def test_a_shortcut_of_the_training_images_is_a_doubt_about_the_model_on_other_i
     assert (told.shortcuts, told.leaks) == ((), ())
     of_model, of_leak = told.warnings
     assert of_model == (
-        "The images that the model was trained on have a shortcut, which it may have learned; these images were not "
-        f"tested for it. Found in training: {SHORTCUT}"
+        "The images that the model was trained on have a shortcut, which it may have learned; it is not known whether "
+        f"these images have it, too. Found in training: {SHORTCUT}"
     )
     assert of_leak == f"Among the images that the model was trained and measured on: {LEAK}"
     text = shown(told, findings)

@@ -166,7 +166,7 @@ def test_a_run_of_an_earlier_version_is_compared_without_the_figures_that_it_lac
     assert (old.is_right, old.is_older, new.is_older) == (True, True, False)
     assert 50 < old.num_figures < new.num_figures
     assert dict(old.rows())["not compared"] == (
-        "intervals that the run does not have, because an earlier version made it"
+        "intervals in evidence.json: an earlier version made the run, and did not write that"
     )
     content = json.loads((tmp_path / "old/run/evidence.json").read_text())
     content["figures"]["test"]["accuracy"] = 1.0
@@ -485,7 +485,7 @@ def test_a_run_without_origin_is_compared_with_its_bundle(tmp_path):
     right = make_old(tmp_path / "right")
     assert (right.is_right, right.has_origin) == (True, False)
     assert dict(right.rows())["not compared"] == (
-        "fingerprints that the run does not have, because an earlier version made it"
+        "an origin in evidence.json: an earlier version made the run, and did not write that"
     )
     assert make_old(tmp_path / "wrong", edited("label", {"00.png": "b"})).wrong() == ["data_fingerprint"]
 

@@ -64,14 +64,42 @@ def test_what_cannot_be_checked_is_said():
     table, features = make_images()
     one = suspect_labels.check(table.slice(0, 3), features[:3], memory_bytes=math.inf, seed=0)
     assert one.describe() == {
-        "num_images": 3, "num_suspects": None, "note": "the images have fewer than two classes", "examples": [],
+        "num_images": 0, "num_suspects": None, "examples": [],
+        "note": "it takes two classes, each with images of two patients",
     }  # fmt: skip
     few = suspect_labels.check(*make_images(num_patients=2), memory_bytes=math.inf, seed=0)
-    assert (few.suspects, few.note) == (None, "a class has too few patients or pictures")
+    assert (few.suspects, few.note) == (None, "it takes two classes, each with images of two patients")
     # 57 of the 72 images in a fit, with 26 features, and 32 bytes for each of them.
     assert suspect_labels.check(table, features, memory_bytes=57 * 26 * 32, seed=0).note == ""
     large = suspect_labels.check(table, features, memory_bytes=57 * 26 * 32 - 1, seed=0)
-    assert (large.suspects, large.note) == (None, "probes would take 0.0 GB, and there are 0.0 GB")
+    assert large.suspects is None
+    assert large.note.startswith("probes would take 0.0 GB, and there are 0.0 GB; give fewer images")
+
+
+def test_a_class_of_one_patient_is_left_out_and_the_others_are_checked():
+    table, features = make_images()
+    more = pa.concat_tables([table, make_table(("c", None, "q"), ("c", None, "q"))])
+    wide = np.concatenate([features, np.full((2, features.shape[1]), 9, np.float16)])
+    found, alone = (
+        suspect_labels.check(*each, memory_bytes=math.inf, seed=0) for each in ((more, wide), (table, features))
+    )
+    assert (found.suspects, found.num_images) == (alone.suspects, 72)
+    assert found.note == "not checked, as all images are of one patient or picture: 'c'"
+
+
+def test_copies_of_a_picture_are_held_out_together():
+    """Pairs of patients share a picture: one with a wrong label must not vouch for the other."""
+    table, features = make_images(num_patients=24)
+    pictures = [f"picture {number // (2 * NUM_SLICES)}" for number in range(table.num_rows)]
+    shown = np.repeat(np.arange(24) // 2 % 2, NUM_SLICES)
+    labels = np.where(np.arange(24) // 2 == 0, 1, np.arange(24) // 2 % 2).repeat(NUM_SLICES)
+    rows = [("ab"[label], None, f"p{number // NUM_SLICES}") for number, label in enumerate(labels)]
+    of_picture = np.eye(12)[np.arange(24 * NUM_SLICES) // (2 * NUM_SLICES)] * 3
+    features = np.concatenate([np.eye(2)[shown], of_picture], axis=1).astype(np.float16)
+    table = make_table(*rows).append_column("picture", pa.array(pictures))
+    checked = suspect_labels.check(table, features, memory_bytes=math.inf, seed=0)
+    assert checked.suspects is not None
+    assert {each["image_id"] for each in checked.suspects} == {f"{number:05}" for number in range(2 * NUM_SLICES)}
 
 
 def suspect(uri: str, **changed: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,17 @@ def test_mirrored_and_scribbled_copies_show_one_picture(slices, tmp_path, with_p
     assert groups_of(found) == {frozenset({0, 2}), frozenset({1, 4}), frozenset({3, 5})}
     assert found.known is None  # there is nothing to compare with
     assert groups_of(search.find([1, 2, 3])) == {frozenset({1}), frozenset({2}), frozenset({3})}
+
+
+def test_a_copy_that_was_found_stays_one(slices, tmp_path, monkeypatch):
+    """Only the nearest images are compared: among more of them, a copy may no longer be one of these."""
+    shown = [slices[0], slices[0][:, ::-1], slices[1], scribbled(slices[2])]
+    search = CopySearch(write(tmp_path, shown), None, kept_of([slices[2]]))
+    assert groups_of(search.find([0, 1, 3])) == {frozenset({0, 1}), frozenset({3})}
+    monkeypatch.setattr(copy_search, "find_copies", lambda *_, **__: SimpleNamespace(group_of=np.arange(5)))
+    found = search.find(range(4))
+    assert groups_of(found) == {frozenset({0, 1}), frozenset({2}), frozenset({3})}
+    assert found.known == {3}
 
 
 @pytest.mark.parametrize("with_places", [True, False])

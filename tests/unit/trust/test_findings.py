@@ -85,7 +85,7 @@ def test_the_lines_for_people():
         ("copies with several labels", "none"),
         ("copies and neighbouring slices", "1 image in 1 group"),
         ("patients in several splits", "2"),
-        ("what tells the classes", "not tested: the images are too few"),
+        ("what tells the classes", "not tested: it takes two classes, each with images of two patients"),
     ]
     found["shortcuts"] = {"found": [trait_test("corners", 0.8, 0.7), trait_test("size", 0.5, 0.6)], "num_folds": 5}
     found["traits_control"] = {

@@ -68,14 +68,15 @@ def test_afterwards_products_take_as_many_threads_as_before():
     assert nearest._count_threads() == before
 
 
-def test_an_error_ends_all_threads_at_once(monkeypatch):
-    """As Ctrl-C does, which only the main thread sees."""
+@pytest.mark.parametrize("failing", ["nearest_0", "nearest_1"])
+def test_an_error_ends_all_threads_at_once(monkeypatch, failing):
+    """Whichever thread it is in; as Ctrl-C does, which only the main thread sees."""
     num_chunks = 0
 
     def fail_once(values: np.ndarray, number: int) -> np.ndarray:
         nonlocal num_chunks
         num_chunks += 1
-        if num_chunks == 1:
+        if threading.current_thread().name == failing:
             raise KeyboardInterrupt
         pause.wait(0.01)
         return largest(values, number)

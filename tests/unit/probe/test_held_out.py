@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from tlray.probe import regression
+from tlray.probe import held_out, regression
 
 NUM_GROUPS, GROUP_SIZE = 12, 5
 
@@ -29,7 +29,7 @@ def telling_features(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def out_of_fold(
     features, labels, groups, num_classes, *, balanced=False, inverse_penalty: float | None = 10.0, num_folds=5, seed=0
 ):
-    return regression.out_of_fold(
+    return held_out.logits(
         features, labels, groups,
         num_classes=num_classes, balanced=balanced, inverse_penalty=inverse_penalty, num_folds=num_folds, seed=seed,
     )  # fmt: skip
@@ -115,3 +115,27 @@ def test_without_a_penalty_the_one_that_does_best_on_images_held_out_is_taken(ba
     # Fits of one fold begin where the last penalty's have ended, so that they differ by their tolerance.
     assert differences.pop(best) < 1e-3
     assert min(differences) > 0.02
+
+
+def test_of_many_images_some_groups_choose_the_penalty(monkeypatch):
+    """All images then get the logits of that one penalty."""
+    features, labels, groups, _ = telling_features(2)
+    monkeypatch.setattr(held_out, "MAX_CHOOSING", 40)
+    some = held_out._some_groups(groups, seed=0)
+    assert len(some) == 40
+    assert len(np.unique(groups[some])) == 8  # whole patients, of five images each
+    num_folds = min(5, *(len(np.unique(groups[some][labels[some] == label])) for label in (0, 1)))
+    sizes: list[int] = []
+    solve = regression.solve
+
+    def solve_and_note(model, rows, *rest, **named):
+        sizes.append(len(rows))
+        return solve(model, rows, *rest, **named)
+
+    monkeypatch.setattr(regression, "solve", solve_and_note)
+    found = out_of_fold(features, labels, groups, 2, inverse_penalty=None)
+    assert len(sizes) == num_folds * len(regression.INVERSE_PENALTIES) + 5
+    assert max(sizes[:-5]) < 40 < min(sizes[-5:])
+    monkeypatch.undo()
+    same = (out_of_fold(features, labels, groups, 2, inverse_penalty=each) for each in regression.INVERSE_PENALTIES)
+    assert any(found is not None and each is not None and np.array_equal(each, found) for each in same)
