@@ -142,7 +142,10 @@ def measure(settings: Settings, images: Path) -> dict[str, Any]:
     systems = [SYSTEMS[name] for name in settings.systems]
     for system in systems:
         make_environment(system.requirements)
-    rate_per_s = run_bare(settings, BARE, images)["images_per_s"]
+    first = run_bare(settings, BARE, images)
+    if first["precision"] == "int8":
+        sys.exit("The peers have no int8 model. Give --precision bfloat16 or float32.")
+    rate_per_s = first["images_per_s"]
     print(f"bare: {rate_per_s:.1f} images/s", flush=True)
     rounds: list[dict[str, Any]] = []
     for number in range(settings.rounds):

@@ -44,13 +44,12 @@ def choose(
         ConfigError: This machine, the engine or the network does not have what is wanted.
     """
     remedy = f"Give {flag} float32, which every machine has."
-    known = [each for each in agreements if each.engine == "openvino"]
-    fit: set[Precision] = {each for each in FASTEST_FIRST if any(row.precision == each and row.is_fit for row in known)}
-    if not known:
-        fit = {"float32"}
+    fit = _fit(agreements)
     if engine == "auto":
-        is_for_openvino = converted_to and not use_gpu and "float32" in fit
-        engine = "openvino" if is_for_openvino else "tensorflow"
+        can_run, is_right = bool(converted_to) and not use_gpu, "float32" in fit
+        if can_run and not is_right:
+            _refuse_inexact(precision, flag)
+        engine = "openvino" if can_run and is_right else "tensorflow"
     if engine == "tensorflow":
         if precision not in ("auto", "float32"):
             raise ConfigError(f"{flag} {precision}: the engine tensorflow predicts in float32. {remedy}")
@@ -70,6 +69,24 @@ def choose(
         name = openvino_engine.cpu_name()
         raise ConfigError(f"{flag} {precision}: this machine's CPU ({name}) has no instructions for it. {remedy}")
     return EngineKind("openvino", precision)
+
+
+def _fit(agreements: Sequence[Agreement]) -> set[Precision]:
+    """Returns the precisions in which OpenVINO may run a network: float32 where nothing is known about it."""
+    known = [each for each in agreements if each.engine == "openvino"]
+    found: set[Precision] = {
+        each for each in FASTEST_FIRST if any(row.precision == each and row.is_fit for row in known)
+    }
+    return found if known else {"float32"}
+
+
+def _refuse_inexact(precision: PrecisionChoice, flag: str) -> None:
+    """Raises a ConfigError if OpenVINO is wanted, by a precision that only it has, though it is wrong in float32."""
+    if precision not in ("auto", "float32"):
+        raise ConfigError(
+            f"{flag} {precision}: OpenVINO computes other probabilities than TensorFlow in float32 with this model, "
+            "so TensorFlow predicts, in float32. Give --engine openvino to take it all the same."
+        )
 
 
 def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: bool, flag: str = FLAG) -> EngineKind:

@@ -67,7 +67,7 @@ class AuditResult:
         note = f"; {checked['note']}" if checked["note"] else ""
         if not checked["num_suspects"]:
             return f"none of {checked['num_images']}{note}"
-        return f"{checked['num_suspects']} of {checked['num_images']}{note}: {self.out}/{suspect_labels.FILE}"
+        return f"{checked['num_suspects']} of {checked['num_images']}: {self.out}/{suspect_labels.FILE}{note}"
 
 
 def audit_images(config: AuditConfig) -> AuditResult:

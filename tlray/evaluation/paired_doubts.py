@@ -13,9 +13,6 @@ from tlray.evaluation import scope
 from tlray.evaluation.paired import SIDES, Paired
 from tlray.evaluation.relations import Relations
 
-LEFT_OUT = "What a bundle knows is left out here."
-"""Follows what a training reported of copies and patients in several splits, where that is so."""
-
 
 def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | None:
     """Tells whether all compared images are new to both bundles, as far as was found; None: it cannot be told.
@@ -55,10 +52,8 @@ def find(
     doubts = {side: text for side in SIDES if (text := _doubt(side, paired, related[side]))}
     blind = [text for side, text in doubts.items() if _is_blind(related[side])]
     near = [text for side, text in doubts.items() if not _is_blind(related[side])]
-    found = _told_by({side: spec.leaks for side, spec in own.items() if _is_blind(related[side])})
-    mended = _told_by({side: spec.leaks for side, spec in own.items() if not _is_blind(related[side])})
-    left_out = [*(f"{text} {LEFT_OUT}" for text in mended), *_left_out(paired)]
-    return [*blind, *shortcuts, *near, *found, *left_out, *failures]
+    found = _told_by({side: spec.leaks for side, spec in own.items()})
+    return [*blind, *shortcuts, *near, *found, *_left_out(paired), *failures]
 
 
 def _is_blind(related: Relations) -> bool:
@@ -90,7 +85,7 @@ def _told_by(texts_of: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for text in dict.fromkeys(itertools.chain.from_iterable(texts_of.values())):
         sides = [side for side, texts in texts_of.items() if text in texts]
         who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
-        yield f"{who} trained on this data. {text}"
+        yield f"{who} trained on this data, and the training found: {text}"
 
 
 def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:

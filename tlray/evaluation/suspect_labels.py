@@ -105,7 +105,7 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
     groups = np.array(splits.image_groups(readable.take(pa.array(places))), dtype=str)
     is_testable = in_two_groups(*(np.unique(each, return_inverse=True)[1] for each in (names, groups)))
     left_out = some(np.unique(names[~is_testable]).tolist()) if not is_testable.all() else ""
-    note = f"not checked, as all images are of one patient or picture: {left_out}" if left_out else ""
+    note = f"classes left out, each of one patient or picture only: {left_out}" if left_out else ""
     rows, groups = readable.take(pa.array(places[is_testable])), groups[is_testable]
     classes, labels = np.unique(names[is_testable], return_inverse=True)
     if len(classes) < 2:
@@ -113,7 +113,8 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
     needed = regression.memory_bytes(rows.num_rows * (NUM_FOLDS - 1) // NUM_FOLDS, pooled_BD.shape[1], len(classes))
     if needed > memory_bytes:
         room = f"probes would take {needed / 1e9:.1f} GB, and there are {memory_bytes / 1e9:.1f} GB"
-        return Checked(num_images=rows.num_rows, note=f"{room}; give fewer images, or a --backbone with fewer features")
+        remedy = "give fewer images, or a --backbone with fewer features"
+        return Checked(num_images=rows.num_rows, note="; ".join(filter(None, (room, remedy, note))))
     logits_BK = held_out.logits(
         pooled_BD[places[is_testable]],
         labels,

@@ -45,7 +45,7 @@ def logits(
     """
     penalties = regression.INVERSE_PENALTIES if inverse_penalty is None else (inverse_penalty,)
     if len(penalties) > 1 and len(labels) > MAX_CHOOSING:
-        some = _some_groups(groups, seed)
+        some = _some_groups(labels, groups, num_folds=num_folds, seed=seed)
         folds = _folds(labels[some], groups[some], num_classes=num_classes, num_folds=num_folds, seed=seed)
         if folds is not None:
             tried = _of_all_folds(features[some], labels[some], folds, penalties, num_classes, balanced=balanced)
@@ -57,12 +57,17 @@ def logits(
     return found[_best(found, labels, num_classes, balanced=balanced)]
 
 
-def _some_groups(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the places of about `MAX_CHOOSING` images in whole groups that are drawn at random, ascending."""
-    index = np.unique(groups, return_inverse=True)[1]
-    order = np.random.default_rng(seed).permutation(index.max() + 1)
-    num_images = np.cumsum(np.bincount(index)[order])
-    return np.flatnonzero(np.isin(index, order[: max(1, np.searchsorted(num_images, MAX_CHOOSING, side="right"))]))
+def _some_groups(labels: np.ndarray, groups: np.ndarray, *, num_folds: int, seed: int) -> np.ndarray:
+    """Returns the places of about `MAX_CHOOSING` images, ascending: whole groups, drawn at random from each class.
+
+    Of a class with few groups, `num_folds` are drawn, or all, so that the folds have some.
+    """
+    index, rng = np.unique(groups, return_inverse=True)[1], np.random.default_rng(seed)
+    drawn = []
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.unique(index[labels == label]))
+        drawn.append(of_class[: max(num_folds, len(of_class) * MAX_CHOOSING // len(labels))])
+    return np.flatnonzero(np.isin(index, np.concatenate(drawn)))
 
 
 def _of_all_folds(

@@ -277,8 +277,10 @@ def _compare_engines(
 def _about_engines(compared: Mapping[EngineKind, Compared], directories: Mapping[Precision, str]) -> list[str]:
     """Returns warnings about engines that will not be taken, though the bundle has files for them."""
     exact = compared.get(EngineKind("openvino", "float32"))
-    is_small_left_out = "int8" in directories and compared and EngineKind("openvino", "int8") not in compared
-    return [DIFFERS] * bool(exact and not exact.agreement.is_fit) + [INT8_NOT_COMPARED] * bool(is_small_left_out)
+    if exact is not None and not exact.agreement.is_fit:
+        return [DIFFERS]
+    is_compared = not compared or EngineKind("openvino", "int8") in compared
+    return [INT8_NOT_COMPARED] if "int8" in directories and not is_compared else []
 
 
 def _checked(

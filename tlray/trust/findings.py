@@ -44,8 +44,8 @@ def find(
 
         - `copies`: see `copies.describe`;
         - `shortcuts`: how well the traits of the files tell the classes, and `split_shortcuts`, the splits; each with
-          `num_images`, `num_groups`, `num_folds` (0: the images are too few), `left_out`, `together` (the test of all
-          traits; null if the images are too few) and `found` (the tests that are shortcuts, the strongest first). A
+          `num_images`, `num_groups`, `num_folds` (0: they were not tested), `left_out`, `together` (the test of all
+          traits; null if they were not tested) and `found` (the tests that are shortcuts, the strongest first). A
           test has the fields of `shortcuts.TraitTest` and a `text`;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
         - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;

@@ -117,7 +117,7 @@ class Shortcuts:
 
     Attributes:
         tests: Each family, and all traits, on all classes and on each class against the rest (unless there are two
-            classes only). Empty if the images are too few.
+            classes only). Empty unless there are two classes, each in two groups.
         num_images: Number of images that were used.
         num_groups: Number of their groups.
         num_folds: Number of folds; 0 if there were no tests.

@@ -94,7 +94,7 @@ def test_both_engines_compute_what_the_network_does(bundle, network, images):
 def test_parts_that_are_computed_side_by_side_are_the_same_in_order(bundle, images, precision, num_threads):
     """The endpoint has `batch_size=1`, bulk scoring 32: both give the same probabilities, but for rounding."""
     expected = Predictor(bundle, precision=precision).predict(images)
-    assert len(np.unique(expected.round(6), axis=0)) == len(images)  # a wrong order would show
+    assert len(np.unique(expected.round(6), axis=0)) == len(images)  # a wrong order would show in float32
     predictor = Predictor(bundle, precision=precision, num_threads=num_threads, batch_size=32)
     # bfloat16 has 8 significant bits: a sum in another order can round a value of the network the other way.
     atol = {"float32": 1e-6}.get(precision, 5e-3)
@@ -307,8 +307,10 @@ def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chose
     exact = choice.choose("auto", "float32", use_gpu=False, agreements=agreements, converted_to=everything)
     assert exact == (REFERENCE if chosen == REFERENCE else EngineKind("openvino", "float32"))
     if chosen == REFERENCE:
-        with pytest.raises(ConfigError, match="--precision bfloat16: the engine tensorflow predicts in float32"):
+        with pytest.raises(ConfigError, match="Give --engine openvino to take it all the same"):
             choice.choose("auto", "bfloat16", use_gpu=False, agreements=agreements, converted_to=everything)
+        named = choice.choose("openvino", "bfloat16", use_gpu=False, agreements=agreements, converted_to=everything)
+        assert named == EngineKind("openvino", "bfloat16")
 
 
 @pytest.fixture

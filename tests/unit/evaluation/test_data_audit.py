@@ -98,6 +98,8 @@ def test_a_labelled_image_without_a_split_is_one_of_train_where_there_are_splits
     [
         ({"num_images": 20, "num_suspects": 3, "note": ""}, "3 of 20: out/suspect_labels.csv"),
         ({"num_images": 20, "num_suspects": 0, "note": ""}, "none of 20"),
+        ({"num_images": 20, "num_suspects": 3, "note": "c left out"}, "3 of 20: out/suspect_labels.csv; c left out"),
+        ({"num_images": 20, "num_suspects": 0, "note": "c left out"}, "none of 20; c left out"),
         ({"num_images": 20, "num_suspects": None, "note": "one class"}, "not looked for: one class"),
         (None, None),
     ],

@@ -84,7 +84,7 @@ def test_a_class_of_one_patient_is_left_out_and_the_others_are_checked():
         suspect_labels.check(*each, memory_bytes=math.inf, seed=0) for each in ((more, wide), (table, features))
     )
     assert (found.suspects, found.num_images) == (alone.suspects, 72)
-    assert found.note == "not checked, as all images are of one patient or picture: 'c'"
+    assert found.note == "classes left out, each of one patient or picture only: 'c'"
 
 
 def test_copies_of_a_picture_are_held_out_together():

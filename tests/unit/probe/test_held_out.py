@@ -117,14 +117,17 @@ def test_without_a_penalty_the_one_that_does_best_on_images_held_out_is_taken(ba
     assert min(differences) > 0.02
 
 
-def test_of_many_images_some_groups_choose_the_penalty(monkeypatch):
-    """All images then get the logits of that one penalty."""
+@pytest.mark.parametrize("num_rare", [0, 2])
+def test_of_many_images_some_groups_choose_the_penalty(monkeypatch, num_rare):
+    """All images then get the logits of that one penalty. A class of two patients is in the sample, too."""
     features, labels, groups, _ = telling_features(2)
-    monkeypatch.setattr(held_out, "MAX_CHOOSING", 40)
-    some = held_out._some_groups(groups, seed=0)
-    assert len(some) == 40
-    assert len(np.unique(groups[some])) == 8  # whole patients, of five images each
-    num_folds = min(5, *(len(np.unique(groups[some][labels[some] == label])) for label in (0, 1)))
+    labels = np.where(np.isin(groups, [f"patient {number}" for number in range(num_rare)]), 2, labels)
+    num_classes = 3 if num_rare else 2
+    monkeypatch.setattr(held_out, "MAX_CHOOSING", 20)
+    some = held_out._some_groups(labels, groups, num_folds=2, seed=0)
+    num_groups = [len(np.unique(groups[some][labels[some] == label])) for label in range(num_classes)]
+    assert num_groups == [2] * num_classes
+    assert len(some) == 5 * sum(num_groups)  # whole patients
     sizes: list[int] = []
     solve = regression.solve
 
@@ -133,9 +136,12 @@ def test_of_many_images_some_groups_choose_the_penalty(monkeypatch):
         return solve(model, rows, *rest, **named)
 
     monkeypatch.setattr(regression, "solve", solve_and_note)
-    found = out_of_fold(features, labels, groups, 2, inverse_penalty=None)
-    assert len(sizes) == num_folds * len(regression.INVERSE_PENALTIES) + 5
-    assert max(sizes[:-5]) < 40 < min(sizes[-5:])
+    found = out_of_fold(features, labels, groups, num_classes, inverse_penalty=None, num_folds=2)
+    assert len(sizes) == 2 * len(regression.INVERSE_PENALTIES) + 2
+    assert max(sizes[:-2]) < 20 < min(sizes[-2:])
     monkeypatch.undo()
-    same = (out_of_fold(features, labels, groups, 2, inverse_penalty=each) for each in regression.INVERSE_PENALTIES)
+    same = (
+        out_of_fold(features, labels, groups, num_classes, inverse_penalty=each, num_folds=2)
+        for each in regression.INVERSE_PENALTIES
+    )
     assert any(found is not None and each is not None and np.array_equal(each, found) for each in same)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
+from tlray.engines.kinds import EngineKind, Precision
 from tlray.training import export
 from tlray.training.judgement_fit import Judging
 
@@ -79,3 +81,22 @@ def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong
     assert (
         f"differ by up to {difference} from those of the stored features, so the metrics were measured with" in warning
     )
+
+
+def compared_of(**is_fit: bool) -> Any:
+    """The engines that were compared, by precision, and whether they are fit."""
+    return {
+        EngineKind("openvino", precision): SimpleNamespace(agreement=SimpleNamespace(is_fit=fit))
+        for precision, fit in is_fit.items()
+    }
+
+
+def test_what_will_not_be_taken_is_told():
+    small: dict[Precision, str] = {"float32": "o", "bfloat16": "o", "int8": "i"}
+    everything = compared_of(float32=True, int8=False)
+    assert export._about_engines(everything, small) == []
+    assert export._about_engines(compared_of(float32=True), small) == [export.INT8_NOT_COMPARED]
+    assert export._about_engines(compared_of(float32=True), {"float32": "o"}) == []
+    # Where OpenVINO is wrong in float32, no precision of it is taken.
+    assert export._about_engines(compared_of(float32=False), small) == [export.DIFFERS]
+    assert export._about_engines({}, small) == []  # nothing could be compared, which is told elsewhere
