@@ -120,11 +120,12 @@ def test_bundles_are_compared_on_images_that_neither_knows(bundle, images, slice
         "among": "pictures", "num_compared": 2, "num_pictures": 2, "is_own": False, "knows_splits": False,
     }  # fmt: skip
     assert found["accuracy_difference"] == 0
-    near, left_out = result.warnings
+    near, left_out, failed = result.warnings
     assert near.startswith("Has the reference seen these images before? 2 of the 8 images: each has a copy among the ")
     assert left_out == (
         "Left out, because a bundle knows them from its training: 2 of 8 images (bundle: not known, reference: 2)."
     )
+    assert failed == "Left out, because not both bundles could score them: 1 image (empty: 1)."
     assert {path.name for path in Path(out).iterdir()} == {".tlray", "comparison.json", "comparison.csv"}
 
 
