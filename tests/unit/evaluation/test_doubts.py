@@ -91,7 +91,7 @@ def test_a_shortcut_of_the_models_own_data_is_the_first_warning_and_stands_above
 
 
 def test_where_the_model_knows_all_images_that_comes_before_the_shortcuts():
-    known = dataclasses.replace(evaluation(), metrics=evaluation().metrics | {"num_leaked": 40})
+    known = dataclasses.replace(evaluation(), metrics={**evaluation().metrics, "num_leaked": 40})
     told = doubts.find(OWN, "test", known, {"errors": {}, "leak_search": SEARCH}, is_own=True)
     assert told.warnings[0].startswith("The model knows all 40 images from its training")
     assert told.warnings.index(SHORTCUT) == len(told.leaks)

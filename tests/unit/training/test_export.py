@@ -1,5 +1,6 @@
 """The comparison of an exported model with its features; models themselves are built in tests/ray and tests/e2e."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +84,7 @@ def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong
     )
 
 
-def compared_of(**is_fit: bool) -> Any:
+def compared_of(is_fit: Mapping[Precision, bool]) -> Any:
     """The engines that were compared, by precision, and whether they are fit."""
     return {
         EngineKind("openvino", precision): SimpleNamespace(agreement=SimpleNamespace(is_fit=fit))
@@ -93,10 +94,10 @@ def compared_of(**is_fit: bool) -> Any:
 
 def test_what_will_not_be_taken_is_told():
     small: dict[Precision, str] = {"float32": "o", "bfloat16": "o", "int8": "i"}
-    everything = compared_of(float32=True, int8=False)
+    everything = compared_of({"float32": True, "int8": False})
     assert export._about_engines(everything, small) == []
-    assert export._about_engines(compared_of(float32=True), small) == [export.INT8_NOT_COMPARED]
-    assert export._about_engines(compared_of(float32=True), {"float32": "o"}) == []
+    assert export._about_engines(compared_of({"float32": True}), small) == [export.INT8_NOT_COMPARED]
+    assert export._about_engines(compared_of({"float32": True}), {"float32": "o"}) == []
     # Where OpenVINO is wrong in float32, no precision of it is taken.
-    assert export._about_engines(compared_of(float32=False), small) == [export.DIFFERS]
+    assert export._about_engines(compared_of({"float32": False}), small) == [export.DIFFERS]
     assert export._about_engines({}, small) == []  # nothing could be compared, which is told elsewhere
