@@ -24,8 +24,8 @@ For int8, whose margin is wide, a hundredth, as MLPerf Inference allows: its qua
 float32."""
 
 MAX_REFERRALS_CHANGED = 0.01
-"""Largest share of images of which something else is decided with which a precision is fit: accepted, referred, or
-foreign. See `max_referrals_changed`. Chosen by tlray: the share of images by which int8 may lose accuracy."""
+"""Largest share of images on which a fit precision decides otherwise (accepted, referred or foreign); see
+`max_referrals_changed`. Chosen by tlray: the share of images by which int8 may lose accuracy."""
 
 _EPSILON = 1e-7  # the smallest probability in a log loss, as scikit-learn's float32 limit
 
@@ -47,7 +47,7 @@ class Agreement:
         accuracy_change: Accuracy minus that of the reference.
         accuracy_change_low: Lower end of the 95 % interval of the change.
         accuracy_change_high: Upper end of this interval.
-        num_referrals_changed: Number of images of which something else is decided, see `judgement.Judgement.decisions`.
+        num_referrals_changed: Number of images with another decision, see `judgement.Judgement.decisions`.
         images_per_s: Images per second in batches of 32 after the first one, or in the first one run again.
         cpu: Name of the CPU that it ran on.
     """
@@ -81,7 +81,7 @@ class Agreement:
 
 
 def max_referrals_changed(num_images: int) -> int:
-    """Returns of how many images something else may be decided: the share `MAX_REFERRALS_CHANGED`, at least one.
+    """Returns the number of images whose decision may change: the share `MAX_REFERRALS_CHANGED`, at least one.
 
     One image may always change, because it may lie at the threshold; of 72 images it is more than a hundredth.
     """

@@ -57,9 +57,10 @@ class Judgement:
 
     @property
     def decisions(self) -> np.ndarray:
-        """What is decided of each image, str [images]: `accepted`, `referred`, or `foreign`, so that it means nothing.
+        """The decision on each image, str [images]: `accepted`, `referred` to a person, or `foreign`.
 
-        That a person should look for one of two reasons, low confidence or several classes, is one decision.
+        A foreign image is not like the training images, and its prediction means nothing. A referral for a low
+        confidence and one for several classes are the same decision.
         """
         reasons = np.array(self.reasons, dtype=str)
         return np.select([reasons == OUT_OF_DISTRIBUTION, self.refer], ["foreign", "referred"], default="accepted")

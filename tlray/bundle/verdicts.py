@@ -18,7 +18,7 @@ CONTROLS = {
     "neighbour_control": "The label of the most similar training image",
     "permuted_control": "A linear probe that learns shuffled labels",
 }
-"""What the controls are, by their names in the findings of an audit; see `tlray.trust.findings.find`."""
+"""Descriptions of the controls, by the names that they have in an audit; see `tlray.trust.findings.find`."""
 
 IN_TRAINING = (
     "The images that the model was trained on have a shortcut, which it may have learned; it is not known whether "

@@ -28,7 +28,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the pictures of some images tell; the other images have not been looked at.
+    """The relations of some images, found by comparing their pictures; other images have not been compared.
 
     Attributes:
         picture_of: The picture that each of these images shows, by the image's index: copies show the same one.
