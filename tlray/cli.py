@@ -82,8 +82,7 @@ def execute(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        print(f"tlray: interrupted. {_how_to_continue(command, arguments)}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _say_interrupted(command, arguments)
     except Exception as error:
         return _fail(error, command, arguments)
     return EXIT_OK
@@ -91,6 +90,8 @@ def execute(command: str, arguments: list[str]) -> int:
 
 def _fail(error: Exception, command: str, arguments: Sequence[str]) -> int:
     """Says what went wrong that is no `TlrayError`, and returns the exit code."""
+    if _follows_interruption(error):
+        return _say_interrupted(command, arguments)
     if package := _missing_package(error):
         print(f"tlray: the Python package '{package}' is not installed. {INSTALL}", file=sys.stderr)
         return EXIT_USER
@@ -101,6 +102,18 @@ def _fail(error: Exception, command: str, arguments: Sequence[str]) -> int:
     traceback.print_exception(error)
     print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
     return EXIT_FAILURE
+
+
+def _say_interrupted(command: str, arguments: Sequence[str]) -> int:
+    print(f"tlray: interrupted. {_how_to_continue(command, arguments)}", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _follows_interruption(error: BaseException | None) -> bool:
+    """Tells whether an error came up while an interruption was handled, as at a second Ctrl-C within a lock."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _missing_package(error: Exception) -> str | None:

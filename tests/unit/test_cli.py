@@ -760,6 +760,20 @@ def test_what_should_not_happen_is_1_with_its_traceback(monkeypatch, capsys, err
     assert shown.endswith("tlray: this should not have happened; the lines above say where.\n")
 
 
+def test_an_error_while_an_interruption_is_handled_is_an_interruption(monkeypatch, capsys):
+    """A second Ctrl-C can break a lock that is being given back: `RuntimeError: release unlocked lock`."""
+
+    def fail(_arguments: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setitem(cli.COMMANDS, "audit", (fail, ""))
+    assert tlray("audit") == 130
+    assert capsys.readouterr().err == "tlray: interrupted. Run the same command again with --overwrite.\n"
+
+
 def test_termination_is_an_interruption(monkeypatch, capsys):
     """SIGTERM itself is not sent: if it were not handled, it would end this process and with it all tests."""
     handlers = []
