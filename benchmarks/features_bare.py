@@ -15,7 +15,7 @@ import numpy as np
 
 from tlray.config.commands import FeaturesConfig
 from tlray.engines import choice, networks
-from tlray.features import extraction
+from tlray.features import preparation
 
 BATCH_SIZE = 32
 
@@ -24,7 +24,7 @@ def main(weights: str, seconds: str, out: str) -> None:
     """Runs for some seconds, after a warm-up."""
     config = FeaturesConfig(data="", out="", weights=weights).training()
     kind = choice.for_features("auto", "auto", use_gpu=False, flag="--precision")
-    packed = extraction.prepare(config, "pooled", kind).packed
+    packed = preparation.prepare(config, "pooled", kind).packed
     engine = networks.load(packed, num_threads=None, use_gpu=False, is_long=True)
     shape = (BATCH_SIZE, config.image_size_px, config.image_size_px, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -26,7 +26,7 @@ from tlray.config.commands import FeaturesConfig
 from tlray.data import looks, phantom_drawing, phantoms
 from tlray.data.decoding import decode, to_array
 from tlray.engines import choice, networks
-from tlray.features import extraction
+from tlray.features import preparation
 from tlray.trust import copies
 from tlray.trust.pixel_match import Kind
 
@@ -213,7 +213,7 @@ def pooled_features(items: list[Item], weights: str) -> np.ndarray:
     config = FeaturesConfig(data="", out="", weights=weights).training()
     kind = choice.for_features("auto", "auto", use_gpu=False, flag="--precision")
     engine = networks.load(
-        extraction.prepare(config, "pooled", kind).packed, num_threads=1, use_gpu=False, is_long=False
+        preparation.prepare(config, "pooled", kind).packed, num_threads=1, use_gpu=False, is_long=False
     )
     found = []
     for start in range(0, len(items), 16):

@@ -23,9 +23,10 @@ from tlray.config.commands import FeaturesConfig
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import augmentation, dataset, decoding
 from tlray.data.stream import Pixels
+from tlray.engines import openvino_engine
 from tlray.engines.kinds import REFERENCE
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.features import extraction, store, update
+from tlray.features import extraction, preparation, store, update
 from tlray.models import devices, trunk
 from tlray.models.files import load_keras_file
 from tlray.training import model
@@ -145,6 +146,19 @@ def test_a_process_that_computes_features_loads_no_tensorflow(data, backbone, mo
     assert str(os.getpid()) not in {path.name for path in seen.iterdir()}
 
 
+@pytest.mark.skipif("int8" not in openvino_engine.cpu_precisions(), reason="this CPU has no 8-bit arithmetic")
+def test_features_in_int8_are_near_and_kept(data, extracted, backbone):
+    result = extract(data, backbone, precision="int8")
+    assert (result.num_rows, result.num_reused) == (20, 0)
+    assert json.loads((Path(result.out) / store.NETWORK).read_text())["engine"] == "openvino int8"
+    exact, found = read(extracted.out), read(result.out)
+    differences = [np.abs(np.subtract(found[key]["pooled"], exact[key]["pooled"])).max() for key in exact]
+    assert 0 < max(differences) < 0.1 * max(np.ptp(row["pooled"]) for row in exact.values())
+    assert extract(data, backbone, precision="int8").num_reused == 20
+    with pytest.raises(ConfigError, match="openvino int8 has computed them, and openvino float32 would now"):
+        extract(data, backbone)
+
+
 def test_only_what_changed_is_computed_again(known, backbone):
     data, out = known, str(known.parent / "features")
     before, parts = read(out), files(out)
@@ -213,7 +227,7 @@ def test_features_are_the_same_with_constants(backbone, monkeypatch):
     config = FeaturesConfig(
         data="d", out="o", backbone=backbone, preprocessing="symmetric", image_size_px=SIZE_PX, trainable_layers=1
     ).training()
-    network = extraction.prepare(config, "both", REFERENCE)
+    network = preparation.prepare(config, "both", REFERENCE)
     folded, calls = trunk.as_constant, []
     monkeypatch.setattr(trunk, "as_constant", lambda model: calls.append(model) or folded(model))
     results = []

@@ -29,7 +29,7 @@ from tlray.engines.kinds import REFERENCE
 from tlray.errors import ConfigError, DataError, TlrayError
 from tlray.features import extraction, store
 from tlray.features.cache import FeatureReader
-from tlray.features.extraction import Network, as_network
+from tlray.features.preparation import Network, as_network
 from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.models.files import load_keras_file

@@ -96,7 +96,7 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
     """
     if precision == "auto" and engine != "tensorflow" and not use_gpu:
         precision = "bfloat16" if "bfloat16" in openvino_engine.cpu_precisions() else "float32"
-    return choose(engine, precision, use_gpu=use_gpu, flag=flag)
+    return choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
 
 
 def for_bundle(

@@ -1,38 +1,20 @@
 """Finds the files of a bundle's model in OpenVINO's format; converts bundles of earlier versions once, into a cache."""
 
-import atexit
-import functools
-import hashlib
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from tlray.bundle import spec
 from tlray.bundle.store import Bundle
-from tlray.engines import openvino_engine, quantization
+from tlray.engines import cache, openvino_engine, quantization
 from tlray.engines.kinds import Precision
 
 _LOG = logging.getLogger(__name__)
 
-DIGEST = "sha256"
-"""Name of a file in the cache that tells whether the files beside it are whole."""
-
 CANNOT = "OpenVINO cannot convert the model, so TensorFlow will predict, more slowly: {}"
-
-
-def cache_directory() -> Path:
-    """Returns the directory for files that can be made again (XDG Base Directory Specification 0.8).
-
-    Raises:
-        RuntimeError: The user has no home directory.
-    """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given if os.path.isabs(given) else Path.home() / ".cache") / "tlray"
 
 
 def add_to(artifact: str) -> tuple[dict[Precision, str], tuple[str, ...]]:
@@ -119,60 +101,6 @@ def directory(bundle: Bundle, precision: Precision) -> str:
     return _cached(bundle)
 
 
-def kept(folder: str, name: str, make: Callable[[str], None]) -> str:
-    """Returns a directory of the cache with a network for OpenVINO; makes it where it is missing or damaged.
-
-    Args:
-        folder: The kind of network.
-        name: The network's fingerprint. Another version of OpenVINO has a directory of its own.
-        make: Fills a new directory. What it raises is raised here.
-    """
-    place = os.path.join(folder, f"{name}-{openvino_engine.version()}")
-    try:
-        return _kept(cache_directory() / place, make)
-    except (OSError, RuntimeError):  # this process may not write there, or has no home directory
-        return _kept(_own_directory() / place, make)
-
-
-@functools.cache
-def _own_directory() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="tlray-cache-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
-def _kept(target: Path, make: Callable[[str], None]) -> str:
-    if target.exists():  # what another process makes from now on is whole, and stays
-        if _is_whole(target):
-            return os.fspath(target)
-        shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as temporary:
-        directory = os.path.join(temporary, "new")
-        os.mkdir(directory)
-        make(directory)
-        Path(directory, DIGEST).write_text(_digest(Path(directory)))
-        try:
-            os.rename(directory, target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was faster
-                raise
-    return os.fspath(target)
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        return (directory / DIGEST).read_text() == _digest(directory)
-    except OSError:
-        return False
-
-
-def _digest(directory: Path) -> str:
-    """Returns the sha256 of a network's two files."""
-    names = (openvino_engine.STRUCTURE, openvino_engine.WEIGHTS)
-    return " ".join(hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names)
-
-
 def _has(bundle: Bundle, folder: str) -> bool:
     return f"{folder}/{openvino_engine.STRUCTURE}" in bundle.spec.files
 
@@ -184,4 +112,4 @@ def _cached(bundle: Bundle) -> str:
         _LOG.warning("Converting the bundle %s, of an earlier version, for OpenVINO: only once", bundle.sha256[:12])
         openvino_engine.convert(os.fspath(bundle.saved_model_path), directory)
 
-    return kept("bundles", bundle.sha256, convert)
+    return cache.kept("bundles", bundle.sha256, convert)

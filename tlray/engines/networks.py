@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tlray.engines import converted, openvino_engine
+from tlray.engines import cache, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, Engine, EngineKind
 from tlray.engines.openvino_engine import OpenVinoNetwork
 from tlray.errors import ConfigError
+
+FOLDER = "networks"
+"""The cache's folder for networks that compute features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,39 @@ def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
             files.save_function(model, saved_model)
             openvino_engine.convert(saved_model, directory)
 
-    return openvino_engine.read(converted.kept("networks", fingerprint, convert))
+    return openvino_engine.read(cache.kept(FOLDER, fingerprint, convert))
+
+
+def kept(fingerprint: str, kind: EngineKind) -> Packed | None:
+    """Returns a network that `pack` has converted in an earlier run; None if it has not, or not for this engine."""
+    directory = cache.find(FOLDER, fingerprint) if kind.engine == "openvino" else None
+    return None if directory is None else Packed(network=openvino_engine.read(directory), kind=kind)
+
+
+def quantized(network: OpenVinoNetwork, images_BHWC: np.ndarray, *, fingerprint: str) -> Packed:
+    """Returns the int8 version of a network for OpenVINO; see `quantization.quantize`.
+
+    Args:
+        network: The network, in float32.
+        images_BHWC: uint8 [images, size, size, 3], which decide the ranges of the activations.
+        fingerprint: Tells the result from all other networks. It is kept in the cache by this name.
+
+    Raises:
+        ConfigError: NNCF is not installed, or cannot quantize the network.
+    """
+
+    def quantize(directory: str) -> None:
+        try:
+            quantization.quantize(network, images_BHWC, directory)
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:  # NNCF raises errors of many kinds
+            raise ConfigError(
+                f"--precision int8: NNCF cannot quantize this network: {error}. Give --precision auto."
+            ) from error
+
+    small = openvino_engine.read(cache.kept(FOLDER, fingerprint, quantize))
+    return Packed(network=small, kind=EngineKind("openvino", "int8"))
 
 
 def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool, batch_size: int = 1) -> Engine:

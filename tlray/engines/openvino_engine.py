@@ -81,9 +81,11 @@ def version() -> str:
     return importlib.metadata.version("openvino")
 
 
-def read_model(directory: str) -> Any:
-    """Returns OpenVINO's model of a directory with `STRUCTURE` and `WEIGHTS`."""
-    return ov.Core().read_model(os.path.join(directory, STRUCTURE))
+def read_model(network: OpenVinoNetwork | str) -> Any:
+    """Returns OpenVINO's model of a network, or of a directory with `STRUCTURE` and `WEIGHTS`."""
+    if isinstance(network, str):
+        return ov.Core().read_model(os.path.join(network, STRUCTURE))
+    return ov.Core().read_model(network.structure, ov.Tensor(network.weights))
 
 
 def write_model(model: Any, path: str) -> None:
@@ -159,11 +161,7 @@ class OpenVinoEngine:
             # Pinned, the threads of all processes of a node would share its first cores.
             options |= {"INFERENCE_NUM_THREADS": num_threads, "ENABLE_CPU_PINNING": False}
         try:
-            if isinstance(network, str):
-                model = core.read_model(os.path.join(network, STRUCTURE))
-            else:
-                model = core.read_model(network.structure, ov.Tensor(network.weights))
-            compiled = core.compile_model(model, "CPU", options)
+            compiled = core.compile_model(read_model(network), "CPU", options)
         except RuntimeError as error:
             raise ConversionError(str(error)) from error
         self._compiled, self._outputs = compiled, _ordered(compiled.outputs)

@@ -18,8 +18,8 @@ from tlray.data import audit, dataset, inspected, manifest, splits
 from tlray.errors import DataError
 from tlray.evaluation import evaluate, suspect_labels
 from tlray.evaluation.report import Report
-from tlray.features import extraction, update
-from tlray.features.extraction import Network
+from tlray.features import preparation, update
+from tlray.features.preparation import Network
 from tlray.files import spreadsheet, storage
 from tlray.trust import findings, pictures
 from tlray.trust.copies import Copies
@@ -87,7 +87,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
     available = capacity.measure()
     locations.check_shared(out, available)
     locations.check_shared_images(data, config.columns, available)
-    network = None if kind is None else connection.start_here(extraction.prepare, training, "pooled", kind)
+    network = None if kind is None else connection.start_here(preparation.prepare, training, "pooled", kind)
     table = dataset.read_images(
         listed.table,
         out=out,

@@ -1,11 +1,7 @@
 """Feature extraction: a pretrained network, built once, runs over images on an actor pool and fills Parquet parts."""
 
 import hashlib
-import json
-import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +9,12 @@ import pyarrow as pa
 import ray
 
 from tlray.cluster.plans import ScorePlan
-from tlray.config.training import TrainConfig
 from tlray.data import stream
 from tlray.data.schedule import ViewSchedule
 from tlray.engines import networks
-from tlray.engines.kinds import EngineKind
-from tlray.engines.networks import Packed
 from tlray.errors import ImageErrorCode, TlrayError
 from tlray.features import store
+from tlray.features.preparation import Network
 from tlray.features.store import COLUMNS, KEY
 from tlray.files import storage
 
@@ -34,81 +28,6 @@ Over 10,000 images `benchmarks/features_pass.py` gave 32.5 images/s in place of 
 
 WRITE_CPUS = 0.25
 """CPUs that a task asks for that writes a part. It waits for the storage more than it works."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """A network that computes features, as data that any node can load.
-
-    Attributes:
-        packed: The network itself, for the engine and precision that run it.
-        names: Names of the features, in the order of the model's outputs.
-        shapes: Shapes of the features, without the batch.
-        fingerprint: sha256 of architecture, names, shapes, weights, engine and precision.
-    """
-
-    packed: Packed
-    names: list[str]
-    shapes: list[tuple[int, ...]]
-    fingerprint: str
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Size of one image's features as float16, in bytes."""
-        return sum(2 * math.prod(shape) for shape in self.shapes)
-
-
-def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
-    """Builds the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`.
-
-    Args:
-        config: The settings of the network.
-        level: What it computes.
-        kind: The engine and precision that it runs in.
-    """
-    import keras  # noqa: PLC0415 (TensorFlow only in this process)
-
-    from tlray.models import classifier as models  # noqa: PLC0415
-    from tlray.models import devices, trunk  # noqa: PLC0415
-    from tlray.models.backbone import application_preprocessing, build_backbone  # noqa: PLC0415
-
-    devices.use_cpus()  # leaves all GPUs to the extractors
-    keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
-    keras.utils.set_random_seed(config.seed)  # with --weights none every run builds the same network
-    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
-    backbone = build_backbone(config)
-    models.set_trainable(backbone, config)
-    extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
-    return as_network(extractor, names, kind)
-
-
-def as_network(extractor: Any, names: list[str], kind: EngineKind) -> Network:
-    """Converts a Keras model, from uint8 images to a list of features, into data that any node can load.
-
-    Args:
-        extractor: The model.
-        names: Names of the features.
-        kind: The engine and precision that are to run it.
-    """
-    from tlray.models import classifier as models  # noqa: PLC0415
-
-    extractor.trainable = False  # which layers are trainable matters for the cut only, and that has been made
-    architecture, weights = extractor.to_json(), models.get_weights(extractor)
-    shapes = [tuple(output.shape[1:]) for output in extractor.outputs]
-    digest = hashlib.sha256(json.dumps([_renumbered(architecture), names, shapes]).encode())
-    for array in weights:
-        digest.update(array.tobytes())
-    packed = networks.pack(extractor, kind, fingerprint=digest.hexdigest())
-    digest.update(str(packed.kind).encode())
-    return Network(packed=packed, names=names, shapes=shapes, fingerprint=digest.hexdigest())
-
-
-def _renumbered(architecture: str) -> str:
-    """Returns an architecture (JSON) whose tensors are numbered from 0, whatever Keras has built before."""
-    names: dict[str, str] = {}
-    return re.sub(
-        r"keras_tensor_\d+", lambda found: names.setdefault(found[0], f"keras_tensor_{len(names)}"), architecture
-    )
 
 
 class _Extractor:

@@ -23,11 +23,11 @@ from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import TrainConfig
 from tlray.data import audit, dataset, decoding, inspected, manifest, splits, stream
-from tlray.engines import choice
+from tlray.engines import choice, quantization
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError
-from tlray.features import extraction, store
-from tlray.features.extraction import Network
+from tlray.features import extraction, preparation, store
+from tlray.features.preparation import Network
 from tlray.features.store import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
 from tlray.files import storage
 from tlray.models.weights import check_weights
@@ -83,7 +83,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     locations.check_shared_images(training.data, training.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
-    preparing = connection.start_here(extraction.prepare, training, config.level, kind)
+    preparing = connection.start_here(preparation.prepare, training, config.level, kind)
     table = dataset.read_images(
         listed.table,
         out=training.out,
@@ -109,6 +109,9 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         seed=config.seed,
     )
     network: Network = connection.get(preparing)
+    if kind.precision == "int8":
+        readable = table.filter(table["error_code"].is_null())
+        network = connection.get(connection.start_here(preparation.quantize, network, readable, pixels))
     result = update(
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
@@ -135,6 +138,8 @@ def check(config: FeaturesConfig, training: TrainConfig) -> EngineKind:
         ConfigError: There are no such weights, or this machine does not have the engine or the precision.
     """
     check_weights(training.weights)
+    if config.precision == "int8":
+        quantization.check_installed("--precision int8")
     return choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
 
 
@@ -149,7 +154,7 @@ def pooled_features(
 
     Args:
         config: The settings of the network.
-        network: The network, see `extraction.prepare`.
+        network: The network, see `preparation.prepare`.
         table: A manifest with `inspection.INSPECTION_COLUMNS`.
         directory: The directory for the features; an interrupted run continues with what it has there.
         available: Resources of the cluster.
@@ -297,8 +302,8 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
     if storage.exists(location) and not is_same and not overwrite:
         raise ConfigError(
             f"'{out}' holds features of another network, level, image size or precision: {kind} has computed them, and "
-            f"{network.packed.kind} would now. The files of --weights or --backbone, the CPU, or tlray itself may have "
-            "changed. Give another --out, or --overwrite."
+            f"{network.packed.kind} would now. The files of --weights or --backbone, the CPU, tlray itself, or with "
+            "--precision int8 the training images may have changed. Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tlray.config.training import TrainConfig
 from tlray.engines import choice
-from tlray.features.extraction import Network, as_network
+from tlray.features.preparation import Network, as_network
 from tlray.features.store import POOLED
 
 

@@ -14,7 +14,7 @@ from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.features import store, update
 from tlray.features.cache import FeatureCache
-from tlray.features.extraction import Network
+from tlray.features.preparation import Network
 from tlray.probe import held_out, learning_curves, regression
 from tlray.probe.learning_curves import Point
 from tlray.probe.regression import Probe

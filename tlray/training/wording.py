@@ -8,7 +8,7 @@ from tlray.cluster.capacity import Capacity
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.dataset import Dataset
 from tlray.errors import times
-from tlray.features.extraction import Network
+from tlray.features.preparation import Network
 from tlray.probe.regression import Probe, variation_warning
 from tlray.training import model, probing
 

@@ -21,7 +21,7 @@ from tlray.errors import ConfigError
 from tlray.evaluation import figures
 from tlray.features import update
 from tlray.features.cache import FeatureCache
-from tlray.features.extraction import Network
+from tlray.features.preparation import Network
 from tlray.features.store import POOLED
 from tlray.files import storage
 from tlray.models.weights import check_weights

@@ -7,7 +7,7 @@ from tlray.data.stream import Pixels
 from tlray.engines.kinds import EngineKind
 from tlray.engines.networks import KerasNetwork, Packed
 from tlray.features import extraction, store, update
-from tlray.features.extraction import Network
+from tlray.features.preparation import Network
 
 NETWORK = Network(
     packed=Packed(

@@ -12,7 +12,7 @@ from tlray.data.dataset import Dataset
 from tlray.engines.kinds import REFERENCE
 from tlray.engines.networks import KerasNetwork, Packed
 from tlray.errors import ConfigError
-from tlray.features.extraction import Network
+from tlray.features.preparation import Network
 from tlray.training import begin, probing, wording
 from tlray.training.paths import RunPaths
 from tlray.training.stages import Begun
