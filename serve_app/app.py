@@ -21,10 +21,12 @@ from serve_app.watch.telemetry import Telemetry
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """CPUs that a replica requests from Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits on a 2-CPU machine."""
 
-DELAYS = {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}
-"""Seconds of higher or lower load before Serve adds or removes a replica.
+DELAYS = {"upscale_delay_s": 2.0, "downscale_delay_s": 300.0, "look_back_period_s": 5.0, "metrics_interval_s": 1.0}
+"""Seconds of higher or lower load before Serve adds or removes a replica; seconds over which the load is averaged, and
+between two measurements of it.
 
-A new replica takes seconds to load its model, so an existing one is kept for the next burst.
+A replica starts in two or three seconds, so it is worth asking for one soon; one that is there is kept for the next
+burst.
 """
 
 SHADOW = "shadow"

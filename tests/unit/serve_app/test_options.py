@@ -142,7 +142,8 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
         ours = deployment._deployment_config.autoscaling_config.model_dump()
         written = DEPLOYMENTS[name]["autoscaling_config"]
         assert set(written) == {
-            *("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
+            *("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s"),
+            *("look_back_period_s", "metrics_interval_s"),
         }
         assert {key: ours[key] for key in written if key != "max_replicas"} == {
             key: value for key, value in written.items() if key != "max_replicas"
