@@ -19,11 +19,6 @@ NUM_NEAREST = 8
 original, on the half `tune` of `benchmarks/planted_copies.py` (2026-11-29). The sizes below come from there, too: with
 32, 48, 64 and 96 components more and more of the crops were found, with one zoom 95 % of those with a new window."""
 
-NUM_FIRST = 1
-"""Number of candidates of each search that are compared first. The others are compared for images of which one of these
-is a copy or a neighbour: where there is a copy, there are often more. No pair of copies was lost by that on either half
-of `benchmarks/planted_copies.py` (2026-11-30)."""
-
 _NUM_COMPONENTS = 96  # principal components that a search compares
 _NUM_FIT = 4000  # rows at most that they are fitted to
 _CHUNK_ROWS = 4096  # images whose features or descriptors are computed at once
@@ -53,8 +48,8 @@ def find_candidates(
         num_nearest: Number of nearest images of each search, at least 1.
 
     Returns:
-        Pairs of indices without repetition, the lower one first, sorted, int64 [pairs, 2]; and whether one image is
-        among the `NUM_FIRST` nearest of the other in some search, bool [pairs].
+        Pairs of indices without repetition, the lower one first, sorted, int64 [pairs, 2]; and the best rank of one
+        image among the nearest of the other in any search, from 1 for the nearest, int64 [pairs].
 
     Raises:
         DataError: There are not as many features as thumbnails.
@@ -62,16 +57,17 @@ def find_candidates(
     num_images = len(thumbnails_BHW)
     check_features(features_BD, num_images)
     if num_images < 2:
-        return np.empty((0, 2), np.int64), np.empty(0, bool)
+        return np.empty((0, 2), np.int64), np.empty(0, np.int64)
     searches = [*_search_thumbnails(thumbnails_BHW, num_nearest)]
     if features_BD is not None:
         project = _fit(_unit(_some(features_BD)))
         rows = np.concatenate([project(_unit(chunk)) for chunk in _chunks(features_BD)])
         searches.append(_nearest(rows, rows, num_nearest))
-    query, other, is_first = (np.concatenate(arrays) for arrays in zip(*searches, strict=True))
+    query, other, ranks = (np.concatenate(arrays) for arrays in zip(*searches, strict=True))
     codes = np.minimum(query, other) * num_images + np.maximum(query, other)
-    pairs = np.unique(codes)
-    return np.stack(np.divmod(pairs, num_images), axis=1), np.isin(pairs, codes[is_first])
+    order = np.argsort(ranks, kind="stable")
+    pairs, firsts = np.unique(codes[order], return_index=True)
+    return np.stack(np.divmod(pairs, num_images), axis=1), ranks[order][firsts]
 
 
 def _search_thumbnails(
@@ -85,11 +81,11 @@ def _search_thumbnails(
     views = [(pool, pool), (pool, pool[:, ::-1]), *((_zoomed(pool, y), _zoomed(pool, x)) for x, y in _ZOOM_PLACES)]
     for number, (down, across) in enumerate(views):
         viewed = _described(thumbnails_BHW, down, across) if number else whole
-        query, other, is_first = _nearest(project(viewed), rows, num_nearest)
+        query, other, ranks = _nearest(project(viewed), rows, num_nearest)
         places = _chunks(np.arange(len(query)), _CHUNK_PAIRS)
         cosines = [np.einsum("pv,pv->p", viewed[query[each]], whole[other[each]]) for each in places]
         is_alike = np.concatenate(cosines) >= _MIN_COSINE
-        yield query[is_alike], other[is_alike], is_first[is_alike]
+        yield query[is_alike], other[is_alike], ranks[is_alike]
 
 
 def _chunks(rows: np.ndarray, num_rows: int = _CHUNK_ROWS) -> Iterator[np.ndarray]:
@@ -174,14 +170,13 @@ def _nearest(queries: np.ndarray, rows: np.ndarray, num_nearest: int) -> tuple[n
     """Finds the rows nearest to each query but its own.
 
     Returns:
-        The index of a query and that of a near row, int64 [pairs] both; and whether this is one of the `NUM_FIRST`
-        nearest, bool [pairs].
+        The index of a query, that of a near row, and the row's rank among the nearest, from 1; int64 [pairs] each.
     """
     _, found = find_nearest(queries, rows, num_nearest + 1)
     query = np.broadcast_to(np.arange(len(rows))[:, None], found.shape)
     is_other = query != found
-    is_first = np.cumsum(is_other, axis=1) <= NUM_FIRST
-    return query[is_other], found[is_other], is_first[is_other]
+    ranks = np.cumsum(is_other, axis=1)
+    return query[is_other], found[is_other], ranks[is_other]
 
 
 def check_features(features_BD: np.ndarray | None, num_images: int) -> None:

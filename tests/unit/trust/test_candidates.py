@@ -16,9 +16,21 @@ def test_candidates_by_features_alone_are_the_nearest_cosines(thumbnails, monkey
     angles = np.deg2rad([0.0, 1.0, 50.0, 53.0, 120.0])
     lengths = np.array([1.0, 90.0, 3.0, 0.1, 7.0])
     features = lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    found, is_first = find_candidates(features, thumbnails[:5], num_nearest=1)
+    found, ranks = find_candidates(features, thumbnails[:5], num_nearest=1)
     assert found.tolist() == [[0, 1], [2, 3], [3, 4]]
-    assert is_first.all()
+    assert ranks.tolist() == [1, 1, 1]
+
+
+def test_the_rank_of_a_pair_is_the_best_one_of_all_searches(thumbnails, monkeypatch):
+    """By features 0 and 1 are each other's second nearest; by thumbnails each other's nearest."""
+    by_thumbnails = [(np.array([0, 1, 2]), np.array([1, 0, 1]), np.array([1, 1, 1]))]
+    monkeypatch.setattr(candidates, "_search_thumbnails", lambda *_: by_thumbnails)
+    angles = np.deg2rad([0.0, 50.0, 20.0, 70.0])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found, ranks = find_candidates(features, thumbnails[:4], num_nearest=2)
+    assert dict(zip(map(tuple, found.tolist()), ranks.tolist(), strict=True)) == {
+        (0, 1): 1, (0, 2): 1, (1, 2): 1, (1, 3): 1, (2, 3): 2,
+    }  # fmt: skip
 
 
 def test_candidates_by_thumbnails_are_those_of_a_full_search(thumbnails):
@@ -49,11 +61,11 @@ def test_a_zoom_takes_the_wanted_part(place, first, last):
 
 def test_the_nearest_one_comes_first():
     rows = np.array([0.0, 1.0, 3.0, 7.0, 15.0], np.float32)[:, None] / 15
-    query, other, is_first = candidates._nearest(rows, rows, 3)
-    assert list(zip(query[:3].tolist(), other[:3].tolist(), is_first[:3].tolist(), strict=True)) == [
-        (0, 1, True),
-        (0, 2, False),
-        (0, 3, False),
+    query, other, ranks = candidates._nearest(rows, rows, 3)
+    assert list(zip(query[:3].tolist(), other[:3].tolist(), ranks[:3].tolist(), strict=True)) == [
+        (0, 1, 1),
+        (0, 2, 2),
+        (0, 3, 3),
     ]
     assert other[query == 4].tolist() == [3, 2, 1]
 

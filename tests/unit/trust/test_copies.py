@@ -48,8 +48,8 @@ def test_the_same_thumbnail_with_other_pixels_is_a_copy(thumbnails):
 
 
 def test_far_candidates_are_compared_only_of_images_with_a_relative():
-    """A line of images: 0 and 1 are copies, so the far candidates of these two are compared, too."""
-    first, far = [[0, 1], [2, 3], [4, 5]], [[0, 2], [1, 5], [3, 5]]
+    """0 and 1 are copies, so their next candidates are compared. So are 1 and 5: the last one of 5 is compared."""
+    near, far, farthest = [[0, 1], [2, 3], [4, 5]], [[0, 2], [1, 5], [3, 4]], [[0, 3], [0, 4], [3, 5]]
     calls = []
 
     def compare(_, pairs):
@@ -57,11 +57,19 @@ def test_far_candidates_are_compared_only_of_images_with_a_relative():
         kinds = np.array(["copy" if pair in ([0, 1], [1, 5]) else "other" for pair in pairs.tolist()])
         return pixel_match.Match(kinds=kinds, scores=np.ones(len(pairs)), is_mirrored=np.zeros(len(pairs), bool))
 
-    given = np.array(sorted([*first, *far]))
-    is_first = np.array([pair in first for pair in given.tolist()])
-    compared, match = copies._compare_in_turns(np.zeros((6, 2, 2)), given, is_first, compare)
-    assert calls == [first, far[:2]]
+    rank_of = {tuple(pair): rank for rank, pairs in ((1, near), (2, far), (5, farthest)) for pair in pairs}
+    pairs = np.array(sorted(rank_of))
+    ranks = np.array([rank_of[tuple(pair)] for pair in pairs.tolist()])
+    compared, match = copies._compare_in_turns(np.zeros((6, 2, 2)), pairs, ranks, compare)
+    assert calls == [near, far[:2], farthest[2:]]
     assert compared[match.kinds == "copy"].tolist() == [[0, 1], [1, 5]]
+
+
+def test_without_candidates_nothing_is_found():
+    compared, match = copies._compare_in_turns(
+        np.zeros((3, 96, 96), np.uint8), np.empty((0, 2), int), np.empty(0, int), pixel_match.compare
+    )
+    assert (compared.shape, match.kinds.shape) == ((0, 2), (0,))
 
 
 def test_known_images_are_compared_with_others_only(thumbnails):
@@ -82,7 +90,7 @@ def test_known_images_are_compared_with_others_only(thumbnails):
 
 def test_all_candidates_with_known_images_are_compared_first(thumbnails, monkeypatch):
     """The last two are known. No pair is one of nearest images, and 1 and 2 are copies of known ones."""
-    monkeypatch.setattr(copies, "find_candidates", lambda *_, **__: (candidates, np.zeros(len(candidates), bool)))
+    monkeypatch.setattr(copies, "find_candidates", lambda *_, **__: (candidates, np.full(len(candidates), 2)))
     candidates = np.array([[0, 1], [0, 3], [1, 3], [2, 4], [3, 4]])
     calls = []
 
