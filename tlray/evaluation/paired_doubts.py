@@ -14,6 +14,13 @@ from tlray.evaluation.paired import SIDES, Paired
 from tlray.evaluation.relations import Relations
 
 
+TRAINED_ON_SHORTCUT = (
+    "The images that {} learned from have a shortcut, which a model may rely on; it is not known whether these images "
+    "have it, too. Found in training: {}"
+)
+"""Warning about a shortcut that is known of the training images only, where other images are compared."""
+
+
 def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | None:
     """Tells whether all compared images are new to both bundles, as far as was found; None: it cannot be told.
 
@@ -32,7 +39,8 @@ def find(
     """Returns warnings.
 
     The gravest is that no image is new to both bundles, or that it cannot be told which are. Shortcuts in the data
-    follow, then neighbouring slices, what else the trainings found, and what was left out.
+    follow, and those in other data that a bundle was trained on, then neighbouring slices, what else the trainings
+    found, and what was left out.
 
     Args:
         paired: The compared images.
@@ -41,7 +49,10 @@ def find(
         listed: The manifest of all images of the data, as it was listed.
     """
     own = {side: spec for side, spec in specs.items() if scope.is_own(spec, listed)}
-    shortcuts = _told_by({side: spec.shortcuts for side, spec in own.items()})
+    shortcuts = [
+        *_told_by({side: spec.shortcuts for side, spec in own.items()}),
+        *_learned({side: spec.shortcuts for side, spec in specs.items() if side not in own}),
+    ]
     failures = failure_warnings(paired.num_by_error)
     if paired.knows_all:
         none_is_new = (
@@ -86,6 +97,14 @@ def _told_by(texts_of: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
         sides = [side for side, texts in texts_of.items() if text in texts]
         who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
         yield f"{who} trained on this data, and the training found: {text}"
+
+
+def _learned(texts_of: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Yields the shortcuts in other data that bundles were trained on, each once, with the bundles that tell it."""
+    for text in dict.fromkeys(itertools.chain.from_iterable(texts_of.values())):
+        sides = [side for side, texts in texts_of.items() if text in texts]
+        who = "both bundles" if len(sides) == len(SIDES) else f"the {sides[0]}"
+        yield TRAINED_ON_SHORTCUT.format(who, text)
 
 
 def failure_warnings(num_by_error: Mapping[str, int]) -> list[str]:

@@ -21,7 +21,7 @@ from tlray.data import manifest
 from tlray.errors import ConfigError, DataError
 from tlray.evaluation.compare import check_bundles
 from tlray.evaluation.paired import NONE_IS_NEW, SIDES, Paired, conclude, csv_table, measure, pair
-from tlray.evaluation.paired_doubts import failure_warnings, find, is_leak_free
+from tlray.evaluation.paired_doubts import TRAINED_ON_SHORTCUT, failure_warnings, find, is_leak_free
 from tlray.evaluation.relations import Relations
 from tlray.inference import predictions
 
@@ -243,6 +243,23 @@ OTHERS = make_table(("a", None, "1"))
 PLAIN = {side: make_spec("a", "b") for side in SIDES}
 
 
+def test_a_shortcut_in_other_data_is_a_doubt_about_the_bundle():
+    """The reference was trained on the compared images, the bundle on others."""
+    listed = make_table(("a", None, "1"), ("b", None, "2"))
+    other = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.", "Formats."))
+    own = dataclasses.replace(other, id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Formats.",))
+    both = {"bundle": related(NONE), "reference": related(NONE)}
+    assert find(pair_known("", ""), both, {"bundle": other, "reference": own}, listed) == [
+        "The reference was trained on this data, and the training found: Formats.",
+        TRAINED_ON_SHORTCUT.format("the bundle", "Sizes."),
+        TRAINED_ON_SHORTCUT.format("the bundle", "Formats."),
+    ]
+    assert find(pair_known("", ""), both, {"bundle": other, "reference": other}, OTHERS) == [
+        TRAINED_ON_SHORTCUT.format("both bundles", "Sizes."),
+        TRAINED_ON_SHORTCUT.format("both bundles", "Formats."),
+    ]
+
+
 def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
     listed = make_table(("a", None, "1"), ("b", None, "2"))
     known = dataclasses.replace(
@@ -260,7 +277,7 @@ def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
         "The bundle was trained on this data, and the training found: Sizes.",
         "The bundle was trained on this data, and the training found: Copies.",
     ]
-    assert find(paired, both, specs, OTHERS) == []
+    assert find(paired, both, specs, OTHERS) == [TRAINED_ON_SHORTCUT.format("both bundles", "Sizes.")]
     # What cannot be told is graver.
     blind = {"bundle": related(NONE, num_compared=8, is_own=True), "reference": related(NONE)}
     doubt, *others = find(paired, blind, specs, listed)
