@@ -25,8 +25,8 @@ DELAYS = {"upscale_delay_s": 2.0, "downscale_delay_s": 300.0, "look_back_period_
 """Seconds of higher or lower load before Serve adds or removes a replica; seconds over which the load is averaged, and
 between two measurements of it.
 
-A replica starts in two or three seconds, so it is worth asking for one soon; one that is there is kept for the next
-burst.
+With OpenVINO a replica starts in two or three seconds, so it is worth asking for one soon; one that is there is kept
+for the next burst.
 """
 
 SHADOW = "shadow"

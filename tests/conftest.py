@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +13,16 @@ import pytest
 from tlray.data import phantom_files
 
 
-def pytest_configure() -> None:
-    """Lets Ctrl-C through. Programs that a shell runs in the background ignore it, and so would the tested commands."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets Ctrl-C through, and gives all tests a cache of their own.
+
+    Programs that a shell runs in the background ignore Ctrl-C, and so would the tested commands. Networks that earlier
+    code has converted, in the user's own cache, would hide what is wrong with the code that converts them.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        directory = tempfile.TemporaryDirectory(prefix="tlray-test-cache-", ignore_cleanup_errors=True)
+        config.add_cleanup(directory.cleanup)
+        os.environ["XDG_CACHE_HOME"] = directory.name
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -148,7 +148,8 @@ class FeaturesConfig:
     """The library that runs the network. auto: openvino on CPUs, tensorflow on GPUs."""
     precision: PrecisionChoice = "auto"
     """Numbers that the network computes with. auto: bfloat16 on CPUs that have it, float32 on others and on GPUs. int8:
-    faster still, and coarser; needs `pip install tlray[int8]`, and up to 300 of the training images set its ranges."""
+    faster still, and coarser; needs `pip install tlray[int8]`. Up to 300 of the training images set its ranges: if one
+    of these changes, all features are computed anew, with --overwrite."""
     overwrite: bool = False
     """Replace features of another network in --out."""
     quiet: bool = False

@@ -1,4 +1,4 @@
-"""The directory in which this user's machine keeps networks for OpenVINO, which take seconds to make."""
+"""The directory in which this user's machine keeps networks for OpenVINO, and notes about them, for later runs."""
 
 import atexit
 import functools
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,23 @@ def root() -> Path:
     return Path(given if os.path.isabs(given) else Path.home() / ".cache") / "tlray"
 
 
+def _own_root() -> Path:
+    """Returns the directory; it is made where it is missing, and closed to others, who could change networks there.
+
+    Raises:
+        OSError: It cannot be made, or belongs to somebody else.
+        RuntimeError: The user has no home directory.
+    """
+    path = root()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = path.stat()
+    if about.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to somebody else.")
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        path.chmod(0o700)
+    return path
+
+
 def find(folder: str, name: str) -> str | None:
     """Returns a directory of the cache with a network for OpenVINO; None where it is missing or damaged.
 
@@ -36,7 +54,7 @@ def find(folder: str, name: str) -> str | None:
         name: The network's fingerprint.
     """
     try:
-        target = root() / _place(folder, name)
+        target = _own_root() / _place(folder, name)
         return os.fspath(target) if _is_whole(target) else None
     except (OSError, RuntimeError):  # no home directory
         return None
@@ -52,7 +70,7 @@ def kept(folder: str, name: str, make: Callable[[str], None]) -> str:
     """
     place = _place(folder, name)
     try:
-        return _kept(root() / place, make)
+        return _kept(_own_root() / place, make)
     except (OSError, RuntimeError):  # this process may not write there, or has no home directory
         return _kept(_own_directory() / place, make)
 
@@ -82,7 +100,7 @@ def _kept(target: Path, make: Callable[[str], None]) -> str:
         try:
             os.rename(directory, target)
         except OSError:
-            if not target.is_dir():  # otherwise another process was faster
+            if not _is_whole(target):  # otherwise another process was faster
                 raise
     return os.fspath(target)
 
@@ -101,14 +119,14 @@ def _digest(directory: Path) -> str:
 
 
 def note(name: str, about: Mapping[str, Any]) -> None:
-    """Notes in the cache what is known about a network, for later runs; not where this process may not write there.
+    """Notes in the cache what is known about a network. Does nothing where the cache cannot be written.
 
     Args:
         name: A sha256 of all that the network is made from.
         about: What is known, for JSON.
     """
     try:
-        storage.write_text(os.fspath(root() / "notes" / f"{name}.json"), json.dumps(about) + "\n")
+        storage.write_text(os.fspath(_own_root() / "notes" / f"{name}.json"), json.dumps(about) + "\n")
     except (OSError, RuntimeError):
         return
 
@@ -116,7 +134,7 @@ def note(name: str, about: Mapping[str, Any]) -> None:
 def noted(name: str) -> Mapping[str, Any]:
     """Returns what `note` has noted; empty where it has not, or where somebody has damaged it."""
     try:
-        found = json.loads((root() / "notes" / f"{name}.json").read_bytes())
+        found = json.loads((_own_root() / "notes" / f"{name}.json").read_bytes())
     except (OSError, RuntimeError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

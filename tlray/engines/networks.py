@@ -79,10 +79,15 @@ def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
 def kept(fingerprint: str, kind: EngineKind) -> Packed | None:
     """Returns a network that `pack` has converted in an earlier run; None if it has not, or not for this engine."""
     directory = cache.find(FOLDER, fingerprint) if kind.engine == "openvino" else None
-    return None if directory is None else Packed(network=openvino_engine.read(directory), kind=kind)
+    if directory is None:
+        return None
+    try:
+        return Packed(network=openvino_engine.read(directory), kind=kind)
+    except OSError:  # somebody has just deleted it
+        return None
 
 
-def quantized(network: OpenVinoNetwork, images_BHWC: np.ndarray, *, fingerprint: str) -> Packed:
+def quantized(network: OpenVinoNetwork, images_BHWC: np.ndarray, *, fingerprint: str) -> OpenVinoNetwork:
     """Returns the int8 version of a network for OpenVINO; see `quantization.quantize`.
 
     Args:
@@ -104,8 +109,7 @@ def quantized(network: OpenVinoNetwork, images_BHWC: np.ndarray, *, fingerprint:
                 f"--precision int8: NNCF cannot quantize this network: {error}. Give --precision auto."
             ) from error
 
-    small = openvino_engine.read(cache.kept(FOLDER, fingerprint, quantize))
-    return Packed(network=small, kind=EngineKind("openvino", "int8"))
+    return openvino_engine.read(cache.kept(FOLDER, fingerprint, quantize))
 
 
 def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool, batch_size: int = 1) -> Engine:

@@ -13,7 +13,6 @@ from tlray.evaluation import scope
 from tlray.evaluation.paired import SIDES, Paired
 from tlray.evaluation.relations import Relations
 
-
 TRAINED_ON_SHORTCUT = (
     "The images that {} learned from have a shortcut, which a model may rely on; it is not known whether these images "
     "have it, too. Found in training: {}"

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,16 @@ from tlray.errors import DataError
 from tlray.files import storage
 from tlray.models.weights import NAMED, has_bundle
 
-_NOT_OF_THE_NETWORK = frozenset({"data", "out", "columns", "class_map", "overwrite", "resume", "timing", "quiet"})
+_NOT_OF_THE_NETWORK = frozenset(
+    {"data", "out", "columns", "class_map", "intensity_range", "augmentation"}
+    | {"overwrite", "resume", "timing", "quiet"}
+)
 """Settings that do not change the network."""
+
+_CODE = ("tlray.models", "tlray.features", "tlray.engines")
+"""Packages whose code builds and converts networks."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +78,17 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
     if kind.precision == "int8":
         kind = EngineKind(kind.engine, "float32")
     recipe = _recipe(config, level)
-    return _recalled(recipe, kind) or _built(config, level, kind, recipe)
+    found = None if recipe is None else _recalled(recipe, kind)
+    if found is not None:
+        return found
+    network, noted = _built(config, level, kind)
+    if recipe is not None and recipe == _recipe(config, level):  # else a file has changed while the network was built
+        cache.note(recipe, noted)
+    return network
 
 
-def _built(config: TrainConfig, level: str, kind: EngineKind, recipe: str) -> Network:
+def _built(config: TrainConfig, level: str, kind: EngineKind) -> tuple[Network, Mapping[str, Any]]:
+    """Returns a network that Keras builds, and what `_recalled` needs to know of it."""
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray.models import classifier as models  # noqa: PLC0415
@@ -86,18 +102,22 @@ def _built(config: TrainConfig, level: str, kind: EngineKind, recipe: str) -> Ne
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")
-    return as_network(extractor, names, kind, recipe=recipe)
+    return _packed(extractor, names, kind)
 
 
-def as_network(extractor: Any, names: list[str], kind: EngineKind, *, recipe: str = "") -> Network:
+def as_network(extractor: Any, names: list[str], kind: EngineKind) -> Network:
     """Converts a Keras model, from uint8 images to a list of features, into data that any node can load.
 
     Args:
         extractor: The model.
         names: Names of the features.
         kind: The engine and precision that are to run it.
-        recipe: What `prepare` finds the network by in the cache; empty: it is not to be found.
     """
+    return _packed(extractor, names, kind)[0]
+
+
+def _packed(extractor: Any, names: list[str], kind: EngineKind) -> tuple[Network, Mapping[str, Any]]:
+    """Does what `as_network` does; returns the network, and what `_recalled` needs to know of it."""
     from tlray.models import classifier as models  # noqa: PLC0415
 
     extractor.trainable = False  # which layers are trainable matters for the cut only, and that has been made
@@ -107,9 +127,8 @@ def as_network(extractor: Any, names: list[str], kind: EngineKind, *, recipe: st
     for array in weights:
         digest.update(array.tobytes())
     packed = networks.pack(extractor, kind, fingerprint=digest.hexdigest())
-    if recipe:
-        cache.note(recipe, {"sha256": digest.hexdigest(), "names": names, "shapes": shapes})
-    return _named(packed, names, shapes, digest.hexdigest())
+    noted = {"sha256": digest.hexdigest(), "names": names, "shapes": shapes}
+    return _named(packed, names, shapes, digest.hexdigest()), noted
 
 
 def _named(packed: Packed, names: list[str], shapes: list[tuple[int, ...]], digest: str) -> Network:
@@ -121,37 +140,71 @@ def _named(packed: Packed, names: list[str], shapes: list[tuple[int, ...]], dige
 def _recalled(recipe: str, kind: EngineKind) -> Network | None:
     """Returns the network that an earlier run has built by a recipe; None if the cache does not have it."""
     noted = cache.noted(recipe)
-    try:
-        packed = networks.kept(noted["sha256"], kind)
-        if packed is None:
-            return None
-        return _named(packed, [*noted["names"]], [tuple(shape) for shape in noted["shapes"]], noted["sha256"])
-    except (KeyError, TypeError):  # somebody has changed the note
-        return None
+    digest, names, shapes = (noted.get(name) for name in ("sha256", "names", "shapes"))
+    is_whole = isinstance(digest, str) and isinstance(names, list) and isinstance(shapes, list)
+    if not is_whole or not _SHA256.fullmatch(digest) or not 0 < len(names) == len(shapes):
+        return None  # there is no such note, or somebody has changed it
+    packed = networks.kept(digest, kind)
+    return None if packed is None else _named(packed, names, [tuple(shape) for shape in shapes], digest)
 
 
-def _recipe(config: TrainConfig, level: str) -> str:
-    """Returns a sha256 of all that decides how a network is built: settings, files, code and versions."""
+def _recipe(config: TrainConfig, level: str) -> str | None:
+    """Returns a sha256 of all that decides how a network is built: settings, files, code, versions and Keras' settings.
+
+    None where a file cannot be read, or is one of several: the network must be built then.
+    """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_NETWORK}
-    files = [_content(location) for location in (config.weights, config.backbone)]
+    if config.weights != "none":
+        settings.pop("seed")
+    try:
+        files = [_weights(config.weights), _backbone(config.backbone), _keras_settings()]
+    except OSError:
+        return None
+    if None in files:
+        return None
     versions = [importlib.metadata.version(name) for name in ("keras", "tensorflow")]
     code = hashlib.sha256()
-    for each in sorted(importlib.resources.files("tlray.models").iterdir(), key=lambda each: each.name):
-        if each.name.endswith(".py"):
-            code.update(each.read_bytes())
+    for package in _CODE:
+        for each in sorted(importlib.resources.files(package).iterdir(), key=lambda each: each.name):
+            if each.name.endswith(".py"):
+                code.update(each.read_bytes())
     parts = [settings, level, files, versions, code.hexdigest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _content(location: str) -> str:
-    """Returns the sha256 of a weights file, a bundle or a model's file; the name itself where it names none of them."""
-    if location in NAMED or not storage.exists(location):
+def _weights(location: str) -> str | None:
+    """Returns what tells weights from all others; None where the named file only lists the files that have them."""
+    if location in NAMED:
         return location
     if has_bundle(location):
-        with storage.local_copy(location) as path:
-            return bundles.load(os.fspath(path)).sha256
-    with storage.local_copy(location) as path:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return bundles.read_spec(location)[1]
+    return None if location.endswith(".json") else _content(location)
+
+
+def _backbone(name: str) -> str:
+    """Returns what tells a backbone from all others."""
+    return _content(name) if name.endswith(".keras") else name
+
+
+def _content(location: str) -> str:
+    """Returns the sha256 of a file.
+
+    Raises:
+        OSError: It cannot be read, as it is a directory, or there is none.
+    """
+    digest = hashlib.sha256()
+    file_system, path = storage.open_location(location)
+    with file_system.open_input_stream(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _keras_settings() -> list[str]:
+    """Returns the settings of Keras that the user has made: its file, and its environment variables."""
+    place = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
+    variables = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("KERAS_"))
+    return [place.read_text() if place.is_file() else "", *variables]
 
 
 def _renumbered(architecture: str) -> str:
@@ -173,17 +226,26 @@ def quantize(network: Network, table: pa.Table, pixels: Pixels) -> Network:
 
     Raises:
         ConfigError: NNCF is not installed, or cannot quantize the network.
-        DataError: None of the images can be read.
+        DataError: One of these images can no longer be read.
     """
     exact = network.packed.network
     if not isinstance(exact, OpenVinoNetwork):
         return network
     train = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
-    images = read_some(train if train.num_rows else table, pixels, max_images=quantization.MAX_IMAGES)
-    if not images:
-        raise DataError("None of the images that --precision int8 would measure can be read. Check the storage.")
+    chosen = train if train.num_rows else table
+    images = read_some(chosen, pixels, max_images=quantization.MAX_IMAGES)
+    num_wanted = min(chosen.num_rows, quantization.MAX_IMAGES)
+    if len(images) < num_wanted:  # others would give another network
+        raise DataError(
+            f"Of {num_wanted} images that --precision int8 measures, {num_wanted - len(images)} can no longer be read. "
+            "Check the storage, and run the command again."
+        )
     images_BHWC = np.stack(list(images.values()))
     digest = hashlib.sha256(f"{network.fingerprint} {quantization.version()}".encode())
     digest.update(images_BHWC.tobytes())
-    packed = networks.quantized(exact, images_BHWC, fingerprint=digest.hexdigest())
-    return dataclasses.replace(network, packed=packed, fingerprint=digest.hexdigest())
+    small = networks.quantized(exact, images_BHWC, fingerprint=digest.hexdigest())
+    packed = Packed(network=small, kind=EngineKind("openvino", "int8"))
+    # Another version of OpenVINO, or another CPU, may round otherwise: the result tells, not what it was made from.
+    result = hashlib.sha256(f"{network.fingerprint} {packed.kind}".encode())
+    result.update(small.weights)
+    return dataclasses.replace(network, packed=packed, fingerprint=result.hexdigest())

@@ -25,10 +25,10 @@ but are no copies."""
 
 
 ROUNDS = (1, 3, NUM_NEAREST)
-"""Ranks of the candidates that are compared in one round after another: the first round compares the nearest one of
-each search, the next one the candidates up to rank 3 of images for which the first has found a copy or a neighbour, and
-so on: where there is a copy, there are often more. No pair was lost by that in `benchmarks/planted_copies.py` (seeds 2
-and 3, 2026-11-30)."""
+"""Ranks of the candidates that are compared in one round after another. The first round compares the nearest one of
+each search. An image is in the next round if it has a relative (a copy or a neighbour), unless it was compared with
+others in this round and none of these is one: where there is a copy, there are often more. No pair was lost by that in
+`benchmarks/planted_copies.py` (seeds 2 and 3, 2026-11-30)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,17 +127,20 @@ def _compare_in_turns(
     compare: Callable[[np.ndarray, np.ndarray], Match],
 ) -> tuple[np.ndarray, Match]:
     """Compares candidates in `ROUNDS`; returns those that it compared."""
-    is_left, is_open = np.ones(len(candidates), bool), np.ones(len(thumbnails_BHW), bool)
+    is_left = np.ones(len(candidates), bool)
+    is_open = np.ones(len(thumbnails_BHW), bool)  # which images are in the round
     compared: list[np.ndarray] = []
     matches: list[Match] = []
     for max_rank in (*ROUNDS[:-1], max(ranks, default=1)):
         is_now = is_left & (ranks <= max_rank) & is_open[candidates].any(axis=1)
         if matches and not is_now.any():
-            break
+            continue
         is_left &= ~is_now
         compared.append(candidates[is_now])
         matches.append(compare(thumbnails_BHW, compared[-1]))
-        is_open = np.zeros(len(thumbnails_BHW), bool)
+        if len(matches) == 1:
+            is_open[:] = False
+        is_open[compared[-1].ravel()] = False
         is_open[compared[-1][matches[-1].kinds != Kind.OTHER].ravel()] = True
     return np.concatenate(compared), Match(
         kinds=np.concatenate([each.kinds for each in matches]),

@@ -1,11 +1,15 @@
 """The network that computes features: built once on a machine, found again by what it is made from, and quantized."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tlray.config.commands import FeaturesConfig
-from tlray.config.training import TrainConfig
+from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.stream import Pixels
 from tlray.engines import cache, networks, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, EngineKind
@@ -65,11 +69,10 @@ def images_BHWC() -> np.ndarray:
 
 @pytest.fixture
 def images_table(tmp_path, images_BHWC) -> pa.Table:
-    """A manifest of these images: four are for training, the last of which cannot be read, two for validation."""
+    """A manifest of these images: four are for training, two for validation."""
     uris = [str(tmp_path / f"{number}.png") for number in range(len(images_BHWC))]
     for uri, image_HWC in zip(uris, images_BHWC, strict=True):
         Image.fromarray(image_HWC).save(uri)
-    Path(uris[3]).write_bytes(b"no image")
     return pa.table({"uri": uris, "split": ["train"] * 4 + ["valid"] * 2})
 
 
@@ -99,9 +102,9 @@ def count_built(monkeypatch) -> list[str]:
     """Returns a list that gets the level of each network that is built from now on."""
     built, build = [], preparation._built
 
-    def count(config: TrainConfig, level: str, *others: object) -> preparation.Network:
+    def count(config: TrainConfig, level: str, kind: EngineKind) -> tuple[preparation.Network, Mapping[str, Any]]:
         built.append(level)
-        return build(config, level, *others)  # pyright: ignore[reportArgumentType]
+        return build(config, level, kind)
 
     monkeypatch.setattr(preparation, "_built", count)
     return built
@@ -113,7 +116,10 @@ def test_only_what_decides_the_network_builds_another(own_backbone, tmp_path, mo
     shutil.copy(own_backbone, path)
     config = make_config(str(path))
     first = preparation.prepare(config, "pooled", FLOAT32)
-    other_place = dataclasses.replace(config, data="elsewhere", out="there", overwrite=True, quiet=True)
+    other_place = dataclasses.replace(
+        config, data="elsewhere", out="there", overwrite=True, quiet=True, seed=9, intensity_range="0,255",
+        augmentation=Augmentation(zoom=0.1),
+    )  # fmt: skip
     assert preparation.prepare(other_place, "pooled", FLOAT32).fingerprint == first.fingerprint
     assert built == ["pooled"]
     fingerprints = {first.fingerprint}
@@ -126,6 +132,123 @@ def test_only_what_decides_the_network_builds_another(own_backbone, tmp_path, mo
     assert built == ["pooled", "cut", "pooled", "pooled"]
 
 
+@pytest.mark.parametrize("place", ["tlray.models", "tlray.features", "tlray.engines", "keras.json", "KERAS_BACKEND"])
+def test_code_and_settings_that_build_a_network_are_in_its_recipe(own_backbone, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    config = make_config(own_backbone)
+    before = preparation._recipe(config, "pooled")
+    assert before == preparation._recipe(config, "pooled")
+    if place == "keras.json":
+        (tmp_path / "keras.json").write_text('{"floatx": "float64"}')
+    elif place == "KERAS_BACKEND":
+        monkeypatch.setenv(place, "other")
+    else:
+        (tmp_path / "changed.py").write_text("")
+        files = preparation.importlib.resources.files
+        other = lambda package: tmp_path if package == place else files(package)  # noqa: E731
+        monkeypatch.setattr(preparation.importlib.resources, "files", other)
+    assert preparation._recipe(config, "pooled") not in (None, before)
+
+
+def test_weights_are_told_by_their_content(tmp_path):
+    file, listed = tmp_path / "w.weights.h5", tmp_path / "w.weights.json"
+    (tmp_path / "w_00000.weights.h5").write_bytes(b"values")
+    recipes = []
+    for content in (b"1", b"2", b"1"):
+        file.write_bytes(content)
+        recipes.append(preparation._recipe(make_config("ResNet50", weights=str(file)), "pooled"))
+    assert None not in recipes
+    assert (recipes[0] == recipes[1], recipes[0] == recipes[2]) == (False, True)
+    listed.write_text("{}")  # the values are in other files
+    assert preparation._recipe(make_config("ResNet50", weights=str(listed)), "pooled") is None
+    assert preparation._weights(str(file)) == hashlib.sha256(b"1").hexdigest()
+    assert preparation._weights("imagenet") == "imagenet"
+
+
+def test_a_bundle_as_weights_is_told_by_its_sha256(tmp_path, monkeypatch):
+    (tmp_path / "bundle.json").write_text("{}")
+    monkeypatch.setattr(preparation.bundles, "read_spec", lambda _: (None, "sha256 of the bundle"))
+    assert preparation._weights(str(tmp_path)) == "sha256 of the bundle"
+
+
+def test_the_seed_decides_random_weights():
+    configs = [
+        TrainConfig(data="d", out="o", weights="none", seed=seed, method="fine-tune").resolved() for seed in (1, 2, 1)
+    ]
+    first, second, third = [preparation._recipe(config, "pooled") for config in configs]
+    assert (first == second, first == third) == (False, True)
+
+
+def test_a_folder_with_the_name_of_a_backbone_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = preparation._recipe(make_config("ResNet50"), "pooled")
+    (tmp_path / "ResNet50").mkdir()
+    assert preparation._recipe(make_config("ResNet50"), "pooled") == before is not None
+    (tmp_path / "x.keras").mkdir()
+    with pytest.raises(ConfigError, match=r"x\.keras"):
+        preparation.prepare(make_config("x.keras"), "pooled", FLOAT32)
+
+
+def test_a_file_that_changes_while_the_network_is_built_is_not_noted(own_backbone, places, tmp_path, monkeypatch):
+    path = tmp_path / "own.keras"
+    shutil.copy(own_backbone, path)
+    build = preparation._built
+
+    def change(config: TrainConfig, level: str, kind: EngineKind) -> tuple[preparation.Network, Mapping[str, Any]]:
+        built = build(config, level, kind)
+        write_backbone(path, seed=4)
+        return built
+
+    monkeypatch.setattr(preparation, "_built", change)
+    preparation.prepare(make_config(str(path)), "pooled", FLOAT32)
+    assert not (places / "notes").exists()
+
+
+def test_the_cache_is_closed_to_others_and_not_taken_from_them(own_backbone, places, monkeypatch):
+    before = os.umask(0o002)
+    try:
+        preparation.prepare(make_config(own_backbone), "pooled", FLOAT32)
+    finally:
+        os.umask(before)
+    assert places.stat().st_mode & 0o777 == 0o700
+    places.chmod(0o777)
+    (note,) = (places / "notes").iterdir()
+    assert cache.noted(note.stem)
+    assert places.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(cache.os, "getuid", lambda: os.geteuid() + 1)
+    assert cache.noted(note.stem) == {}
+    assert cache.find("networks", json.loads(note.read_text())["sha256"]) is None
+
+
+def test_a_damaged_network_that_cannot_be_removed_is_not_used(own_backbone, places, monkeypatch, images_BHWC):
+    config = make_config(own_backbone)
+    first = preparation.prepare(config, "pooled", FLOAT32)
+    (weights,) = (places / "networks").glob("*/model.bin")
+    weights.write_bytes(weights.read_bytes()[:-8])
+    remove = shutil.rmtree
+    monkeypatch.setattr(
+        cache.shutil, "rmtree", lambda path, **options: None if path == weights.parent else remove(path, **options)
+    )
+    again = preparation.prepare(config, "pooled", FLOAT32)
+    np.testing.assert_array_equal(compute(again, images_BHWC)[0], compute(first, images_BHWC)[0])
+
+
+def test_a_network_that_is_deleted_while_it_is_read_is_built(own_backbone, monkeypatch):
+    config = make_config(own_backbone)
+    preparation.prepare(config, "pooled", FLOAT32)
+    find = cache.find
+
+    def find_and_delete(folder: str, name: str) -> str | None:
+        found = find(folder, name)
+        shutil.rmtree(found or "")
+        return found
+
+    monkeypatch.setattr(cache, "find", find_and_delete)
+    built = count_built(monkeypatch)
+    assert preparation.prepare(config, "pooled", FLOAT32).packed.kind == FLOAT32
+    assert built == ["pooled"]
+
+
 def test_a_network_for_tensorflow_is_built_each_time(own_backbone, monkeypatch):
     built = count_built(monkeypatch)
     config = make_config(own_backbone)
@@ -134,7 +257,18 @@ def test_a_network_for_tensorflow_is_built_each_time(own_backbone, monkeypatch):
     assert built == ["pooled"] * 3
 
 
-@pytest.mark.parametrize("damage", ["{", "[1]", '{"sha256": 1}', '{"sha256": "no network", "names": [], "shapes": []}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[1]",
+        '{"sha256": 1}',
+        '{"sha256": "no network", "names": ["pooled"], "shapes": [[6]]}',
+        '{"sha256": "a\\u0000b", "names": ["pooled"], "shapes": [[6]]}',
+        '{"sha256": "%s", "names": [], "shapes": []}' % ("0" * 64),
+        '{"sha256": "%s", "names": ["pooled"], "shapes": [[6]]}' % ("0" * 64),
+    ],
+)
 def test_a_damaged_note_is_made_again(own_backbone, places, monkeypatch, damage):
     config = make_config(own_backbone)
     first = preparation.prepare(config, "pooled", FLOAT32)
@@ -180,7 +314,7 @@ def test_an_int8_network_is_near_and_made_once(own_backbone, images_table, image
 
     monkeypatch.setattr(quantization, "quantize", watched)
     rounded = preparation.quantize(exact, images_table, pixels)
-    np.testing.assert_array_equal(measured[0], images_BHWC[:3])  # the training images that can be read
+    np.testing.assert_array_equal(measured[0], images_BHWC[:4])  # the training images
     assert rounded.packed.kind == EngineKind("openvino", "int8")
     assert (rounded.names, rounded.shapes) == (exact.names, exact.shapes)
     wanted, found = compute(exact, images_BHWC)[0], compute(rounded, images_BHWC)[0]
@@ -198,10 +332,26 @@ def test_what_openvino_cannot_run_is_not_quantized(own_backbone, images_table):
     assert preparation.quantize(network, images_table, Pixels(size_px=SIZE_PX)) is network
 
 
-def test_int8_needs_images_that_can_be_read(own_backbone, images_table):
+def test_an_image_that_cannot_be_read_any_more_does_not_change_the_int8_network(own_backbone, images_table):
     network = preparation.prepare(make_config(own_backbone), "pooled", FLOAT32)
-    with pytest.raises(DataError, match="None of the images that --precision int8 would measure can be read"):
-        preparation.quantize(network, images_table.slice(3, 1), Pixels(size_px=SIZE_PX))
+    Path(images_table["uri"][3].as_py()).write_bytes(b"no image")
+    with pytest.raises(DataError, match="Of 4 images that --precision int8 measures, 1 can no longer be read"):
+        preparation.quantize(network, images_table, Pixels(size_px=SIZE_PX))
+
+
+def test_int8_features_are_told_by_the_network_and_not_by_what_it_was_made_from(
+    own_backbone, images_table, monkeypatch
+):
+    """Another version of OpenVINO may quantize otherwise: rows of both must not be mixed."""
+    network = preparation.prepare(make_config(own_backbone), "pooled", FLOAT32)
+    exact = network.packed.network
+    assert isinstance(exact, openvino_engine.OpenVinoNetwork)
+    fingerprints = set()
+    for weights in (exact.weights, exact.weights[::-1], exact.weights[::-1]):
+        other = dataclasses.replace(exact, weights=np.ascontiguousarray(weights))
+        monkeypatch.setattr(networks, "quantized", lambda *_, other=other, **__: other)
+        fingerprints.add(preparation.quantize(network, images_table, Pixels(size_px=SIZE_PX)).fingerprint)
+    assert len(fingerprints) == 2
 
 
 def test_a_network_that_nncf_cannot_quantize_is_refused(own_backbone, images_table, monkeypatch):

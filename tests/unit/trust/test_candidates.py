@@ -22,7 +22,7 @@ def test_candidates_by_features_alone_are_the_nearest_cosines(thumbnails, monkey
 
 
 def test_the_rank_of_a_pair_is_the_best_one_of_all_searches(thumbnails, monkeypatch):
-    """By features 0 and 1 are each other's second nearest; by thumbnails each other's nearest."""
+    """By features 1 is the second one of 0; by thumbnails the nearest one."""
     by_thumbnails = [(np.array([0, 1, 2]), np.array([1, 0, 1]), np.array([1, 1, 1]))]
     monkeypatch.setattr(candidates, "_search_thumbnails", lambda *_: by_thumbnails)
     angles = np.deg2rad([0.0, 50.0, 20.0, 70.0])

@@ -65,6 +65,19 @@ def test_far_candidates_are_compared_only_of_images_with_a_relative():
     assert compared[match.kinds == "copy"].tolist() == [[0, 1], [1, 5]]
 
 
+def test_a_copy_whose_next_candidates_are_known_already_stays_in_the_rounds():
+    """0 has three copies that are each other's nearest ones, and nothing new before rank 4."""
+    pairs, ranks = np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), np.array([1, 1, 1, 4])
+
+    def compare(_, pairs):
+        return pixel_match.Match(
+            kinds=np.full(len(pairs), "copy"), scores=np.ones(len(pairs)), is_mirrored=np.zeros(len(pairs), bool)
+        )
+
+    compared, _ = copies._compare_in_turns(np.zeros((5, 2, 2)), pairs, ranks, compare)
+    assert compared.tolist() == pairs.tolist()
+
+
 def test_without_candidates_nothing_is_found():
     compared, match = copies._compare_in_turns(
         np.zeros((3, 96, 96), np.uint8), np.empty((0, 2), int), np.empty(0, int), pixel_match.compare
