@@ -141,9 +141,10 @@ def _recalled(recipe: str, kind: EngineKind) -> Network | None:
     """Returns the network that an earlier run has built by a recipe; None if the cache does not have it."""
     noted = cache.noted(recipe)
     digest, names, shapes = (noted.get(name) for name in ("sha256", "names", "shapes"))
-    is_whole = isinstance(digest, str) and isinstance(names, list) and isinstance(shapes, list)
-    if not is_whole or not _SHA256.fullmatch(digest) or not 0 < len(names) == len(shapes):
-        return None  # there is no such note, or somebody has changed it
+    if not (isinstance(digest, str) and isinstance(names, list) and isinstance(shapes, list)):
+        return None  # there is no note
+    if not _SHA256.fullmatch(digest) or not 0 < len(names) == len(shapes):
+        return None  # somebody has changed it
     packed = networks.kept(digest, kind)
     return None if packed is None else _named(packed, names, [tuple(shape) for shape in shapes], digest)
 
@@ -247,5 +248,5 @@ def quantize(network: Network, table: pa.Table, pixels: Pixels) -> Network:
     packed = Packed(network=small, kind=EngineKind("openvino", "int8"))
     # Another version of OpenVINO, or another CPU, may round otherwise: the result tells, not what it was made from.
     result = hashlib.sha256(f"{network.fingerprint} {packed.kind}".encode())
-    result.update(small.weights)
+    result.update(small.weights.tobytes())
     return dataclasses.replace(network, packed=packed, fingerprint=result.hexdigest())
