@@ -54,7 +54,8 @@ class Dataset:
 
     Attributes:
         table: The manifest of the run, with `manifest.SCHEMA`, `inspection.INSPECTION_COLUMNS`, `looks.KEPT`,
-            `splits.PICTURE`, and what else a table said of the images, see `tables.further_columns`.
+            `splits.PIXELS`, `splits.PICTURE`, `splits.SERIES`, and what else a table said of the images, see
+            `tables.further_columns`.
         findings: The reports of `audit.audit` and `tlray.trust.findings.find`, with the `intensity_range` and
             `num_skipped` of the run.
         gallery: Pictures of copies and neighbouring slices for the report, see `tlray.trust.gallery`.
@@ -92,9 +93,9 @@ class Dataset:
 
     @property
     def group_of(self) -> dict[str, str]:
-        """The group of each readable, labelled image by its id; see `splits.image_groups`."""
+        """The group of each readable, labelled image by its id; see `splits.independent_groups`."""
         rows = self.readable
-        return dict(zip(rows["image_id"].to_pylist(), splits.image_groups(rows), strict=True))
+        return dict(zip(rows["image_id"].to_pylist(), splits.independent_groups(rows), strict=True))
 
     @property
     def leaked(self) -> frozenset[str]:

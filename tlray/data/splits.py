@@ -1,4 +1,4 @@
-"""Assigns missing splits of a manifest, with each patient's images and copies of an image in one split."""
+"""Assigns missing splits of a manifest, with each patient's images, and copies and neighbours of one, in one split."""
 
 import hashlib
 import math
@@ -18,6 +18,14 @@ PICTURE = "picture"
 """Name of the column with the picture that an image shows: the id of the first of its copies. It is null for images
 that cannot be read; a table whose copies were not looked for does not have it."""
 
+PIXELS, SERIES = "pixels", "series"
+"""Names of two more such columns: the id of the first image with the same pixels, and that of the first one of the
+copies and neighbouring slices that an image is connected with."""
+
+MIN_SERIES = 5
+"""Number of groups that each class must have, if it has them without its series, for series to be kept together. It is
+the number of folds of a probe. Where all slices look alike, neighbours of neighbours could join a whole class."""
+
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
     """Fills missing splits by moving whole groups from train to them, and returns the table with the new splits.
@@ -27,9 +35,9 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     it has `fraction` of the label's images in train and at least one group. A group with several labels counts for its
     most common one (if equal, the first by name). Every label keeps a training group; if both splits are missing and a
     label has two groups, valid gets one and test none. A group with images in a given valid or test split is never
-    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share a picture
-    count as one, because its copies would leak from train to test otherwise; see `image_groups`. The order of rows
-    makes no difference.
+    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share a picture or
+    a series count as one, because they would leak from train to test otherwise; see `independent_groups`. The order of
+    rows makes no difference.
 
     Args:
         table: A manifest with unified classes.
@@ -40,7 +48,7 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
         The table with splits for all labelled rows.
     """
     labels, splits = column_lists(table, "label", "split")
-    groups = image_groups(table)
+    groups = independent_groups(table)
     splits = [split or ("train" if label else None) for label, split in zip(labels, splits, strict=True)]
     rows = list(zip(labels, splits, groups, strict=True))
     missing_splits = missing(table)
@@ -65,7 +73,7 @@ def missing(table: pa.Table) -> list[str]:
 def image_groups(table: pa.Table) -> list[str]:
     """Returns the group of each image: its patient, joined with all patients that have a copy of one of the images.
 
-    Images of a group are not independent: they belong into one split, and count as one in an interval.
+    A model that has learned from one image of a group knows the others.
 
     Args:
         table: A manifest. Copies have the same `PICTURE`, or, if the table does not have it, the same sha256.
@@ -75,6 +83,32 @@ def image_groups(table: pa.Table) -> list[str]:
     """
     groups, pictures = column_lists(table, "group_id", PICTURE if PICTURE in table.column_names else "sha256")
     return _merged(groups, pictures)
+
+
+def independent_groups(table: pa.Table) -> list[str]:
+    """Returns the group of each image as `image_groups` does, joined with the neighbouring slices of its images, too.
+
+    Images of a group are not independent: they belong into one split or fold, and count as one in an interval.
+    Neighbours are likely slices of one patient, but it is not sure: images are kept together for that, not left out.
+
+    Args:
+        table: A manifest. Slices of a series have the same `SERIES`. Without this column, or if a class would have
+            fewer than `MIN_SERIES` groups by it and has more without it, series count for nothing.
+
+    Returns:
+        The group of each row; groups that share a series are merged and have the first of their names.
+    """
+    groups = image_groups(table)
+    if SERIES not in table.column_names:
+        return groups
+    labels, series = column_lists(table, "label", SERIES)
+    joined = _merged(groups, series)
+    for name in {*labels} - {None}:
+        rows = [place for place, label in enumerate(labels) if label == name]
+        num_groups, num_joined = (len({each[row] for row in rows}) for each in (groups, joined))
+        if num_joined < min(num_groups, MIN_SERIES):
+            return groups
+    return joined
 
 
 LEARNED_FROM: Mapping[str, tuple[str, ...]] = {"valid": ("train",), "test": ("train", "valid")}

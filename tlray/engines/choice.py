@@ -6,7 +6,7 @@ from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import NOVELTY
 from tlray.bundle.store import Bundle
 from tlray.config.training import EngineChoice, PrecisionChoice
-from tlray.engines import converted, openvino_engine
+from tlray.engines import converted, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, Engine, EngineKind, Precision
 from tlray.errors import BundleError, ConfigError
 
@@ -96,6 +96,8 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
     """
     if precision == "auto" and engine != "tensorflow" and not use_gpu:
         precision = "bfloat16" if "bfloat16" in openvino_engine.cpu_precisions() else "float32"
+    if precision == "int8":
+        quantization.check_installed(f"{flag} int8")
     return choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
 
 

@@ -60,7 +60,8 @@ def with_traits(chosen: pa.Table, seen: pa.Table) -> pa.Table:
     place_of = {image_id: place for place, image_id in enumerate(seen["image_id"].to_pylist())}
     places = pa.array([place_of.get(image_id) for image_id in chosen["image_id"].to_pylist()], pa.int64())
     # The manifest of a training, given as a table, says the same of its images, and more that is no trait of them.
-    own = {*inspection.INSPECTION_COLUMNS, *looks.KEPT, splits.PICTURE}
+    pictures = (splits.PIXELS, splits.PICTURE, splits.SERIES)
+    own = {*inspection.INSPECTION_COLUMNS, *looks.KEPT, *pictures}
     chosen = chosen.drop_columns([FURTHER + name for name in own if FURTHER + name in chosen.column_names])
     for name in ("width_px", "height_px", *looks.KEPT):
         chosen = chosen.append_column(name, seen[name].take(places))
@@ -72,7 +73,8 @@ class Relations:
     """Groups of measured images, and which of them their model knows.
 
     Attributes:
-        group_of: The group of each image by its id: its patient, joined with those who have a copy of its pictures.
+        group_of: The group of each image by its id: its patient, joined with those who have a copy or a neighbour of
+            one of its pictures.
         leaked: Ids of the images that the model knows from its training; None: it cannot be told.
         findings: `copies` (see `copies.describe`), `neighbours` (split to the number of images that look like slices of
             the same series as images that the model learned from, where these are known) and `leak_search` (the fields
@@ -240,7 +242,12 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     in_bundle = {image_ids[first] for first in found.group_of[num_images:].tolist() if first < num_images}
     ids, given = manifest.column_lists(images.table, "image_id", "split")
     shown = [picture_of.get(image_id) for image_id in ids]
-    groups = splits.image_groups(images.table.append_column(splits.PICTURE, pa.array(shown, pa.string())))
+    table = images.table.append_column(splits.PICTURE, pa.array(shown, pa.string()))
+    groups = splits.image_groups(table)
+    first_of = [image_ids[first] for first in found.series_of[:num_images].tolist()]
+    series_of = dict(zip(image_ids, first_of, strict=True))
+    in_series = pa.array([series_of.get(image_id) for image_id in ids], pa.string())
+    independent = splits.independent_groups(table.append_column(splits.SERIES, in_series))
     known = {group for group, picture in zip(groups, shown, strict=True) if picture in in_bundle}
     is_known = splits.in_learned_group(groups, given)
     is_known |= np.array([group in known for group in groups], dtype=bool)
@@ -252,5 +259,5 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     is_near |= np.isin(found.series_of[:num_images], found.series_of[num_images:])
     near = {image_id for image_id, each in zip(image_ids, is_near.tolist(), strict=True) if each}
     return Related(
-        group_of=dict(zip(ids, groups, strict=True)), leaked=leaked, near=frozenset((near & measured) - leaked)
+        group_of=dict(zip(ids, independent, strict=True)), leaked=leaked, near=frozenset((near & measured) - leaked)
     )

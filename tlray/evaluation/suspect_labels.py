@@ -92,7 +92,8 @@ class Checked:
 def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, seed: int) -> Checked:
     """Looks for labels that are likely wrong, by linear probes that were fitted without the image.
 
-    As in a training, patients and copies of a picture are held out together, and all classes count alike.
+    As in a training, patients, copies of a picture and neighbouring slices are held out together, and all classes count
+    alike.
 
     Args:
         readable: The images that can be read, with `splits.PICTURE`.
@@ -102,7 +103,7 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
     """
     places = np.flatnonzero(readable["label"].is_valid())
     names = np.array(readable["label"].take(pa.array(places)).to_pylist(), dtype=str)
-    groups = np.array(splits.image_groups(readable.take(pa.array(places))), dtype=str)
+    groups = np.array(splits.independent_groups(readable.take(pa.array(places))), dtype=str)
     is_testable = in_two_groups(*(np.unique(each, return_inverse=True)[1] for each in (names, groups)))
     left_out = some(np.unique(names[~is_testable]).tolist()) if not is_testable.all() else ""
     note = f"classes left out, each of one patient or picture only: {left_out}" if left_out else ""

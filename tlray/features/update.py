@@ -23,7 +23,7 @@ from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import TrainConfig
 from tlray.data import audit, dataset, decoding, inspected, manifest, splits, stream
-from tlray.engines import choice, quantization
+from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError
 from tlray.features import extraction, preparation, store
@@ -138,8 +138,6 @@ def check(config: FeaturesConfig, training: TrainConfig) -> EngineKind:
         ConfigError: There are no such weights, or this machine does not have the engine or the precision.
     """
     check_weights(training.weights)
-    if config.precision == "int8":
-        quantization.check_installed("--precision int8")
     return choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
 
 

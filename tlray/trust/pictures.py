@@ -23,7 +23,7 @@ class Pictures:
     """The copies, traits and thumbnails of the images of a data set, in the order of their ids.
 
     Attributes:
-        table: All images, with the column `splits.PICTURE`.
+        table: All images, with the columns `splits.PIXELS`, `splits.PICTURE` and `splits.SERIES`.
         traits: The traits of the readable ones, with `traits.SCHEMA`.
         copies: The copies among the readable ones.
         thumbnails_BHW: The thumbnails of the readable ones, uint8 [images, THUMBNAIL_PX, THUMBNAIL_PX].
@@ -50,10 +50,15 @@ def look(table: pa.Table, pooled_BD: np.ndarray | None = None, *, task_cpus: flo
     in_tasks = partial(compare, task_cpus=task_cpus, quiet=quiet)
     thumbnails = looks.thumbnails(readable)
     found = find_copies(pooled_BD, thumbnails, readable["pixels_sha256"].to_pylist(), compare=in_tasks)
-    names = iter(readable["image_id"].take(pa.array(found.group_of)).to_pylist())
-    pictures = [next(names) if each else None for each in is_readable.to_pylist()]
+    told = dataset.without_looks(table)
+    columns = {splits.PIXELS: found.identical_of, splits.PICTURE: found.group_of, splits.SERIES: found.series_of}
+    for name, firsts in columns.items():
+        ids = iter(readable["image_id"].take(pa.array(firsts)).to_pylist())
+        told = told.append_column(
+            name, pa.array([next(ids) if each else None for each in is_readable.to_pylist()], pa.string())
+        )
     return Pictures(
-        table=dataset.without_looks(table).append_column(splits.PICTURE, pa.array(pictures, pa.string())),
+        table=told,
         traits=looks.traits_of(readable),
         copies=found,
         thumbnails_BHW=thumbnails,

@@ -5,7 +5,7 @@ import pyarrow as pa
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.data.dataset import Dataset
-from tlray.data.splits import image_groups
+from tlray.data.splits import independent_groups
 from tlray.errors import DataError
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -30,7 +30,7 @@ def check_num_groups(num_groups: int, *, num_folds: int) -> None:
 
 
 def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
-    """Splits training and validation images into folds; a patient's images, and copies of an image, stay together.
+    """Splits training and validation images into folds; the images of a group (`groups_of`) stay together.
 
     Raises:
         DataError: A class has too few groups for this number of folds.
@@ -52,10 +52,10 @@ def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
 def groups_of(images: Dataset) -> np.ndarray:
     """Returns the group number of each image of `learned_from`, int64 [images].
 
-    A group is a patient, joined with other patients that share an image with it.
+    A group is a patient, joined with other patients that share an image or a series with it.
     """
     table = learned_from(images)
-    return np.unique(np.array(image_groups(table)), return_inverse=True)[1]
+    return np.unique(np.array(independent_groups(table)), return_inverse=True)[1]
 
 
 def learned_from(images: Dataset) -> pa.Table:

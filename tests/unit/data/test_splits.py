@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pytest
 
 from tests.unit.data.test_manifest import make_table
 from tlray.data import manifest, splits
-from tlray.data.splits import PICTURE
+from tlray.data.splits import PICTURE, SERIES
 
 
 def with_pictures(table: pa.Table, pictures: Sequence[str | None]) -> pa.Table:
@@ -30,6 +31,39 @@ def test_copies_stay_in_one_split_when_splits_are_cut():
     cut = splits.assign_splits(with_pictures(make_table(*rows), pictures), seed=0)
     found = set(zip(pictures, cut["split"].to_pylist(), strict=True))
     assert len(found) == len(set(pictures)) == 20
+    assert {split for _, split in found} == set(manifest.SPLITS)
+
+
+def with_series(table: pa.Table, series: Sequence[str | None]) -> pa.Table:
+    return table.append_column(SERIES, pa.array(series, pa.string()))
+
+
+def test_neighbours_are_one_group_but_known_only_by_copies():
+    table = with_pictures(make_table(*(("a", "train", f"p{number}") for number in range(7))), list("1134567"))
+    table = with_series(table, ["1", "1", "1", "4", "5", "6", None])
+    assert splits.image_groups(table) == ["p0", "p0", "p2", "p3", "p4", "p5", "p6"]
+    assert splits.independent_groups(table) == ["p0", "p0", "p0", "p3", "p4", "p5", "p6"]
+    assert splits.independent_groups(table.drop_columns([SERIES])) == splits.image_groups(table)
+    apart = manifest.with_column(table, "split", ["test", "train", "test", *(["train"] * 4)])
+    assert splits.has_leaked(apart).tolist() == [True, *([False] * 6)]
+
+
+@pytest.mark.parametrize(("num_series", "is_joined"), [(5, True), (4, False)])
+def test_series_that_would_join_most_of_a_class_count_for_nothing(num_series, is_joined):
+    """Class a has six patients, whose slices are of so many series; class b has two patients, of a series each."""
+    table = make_table(*(("a", None, f"a{number}") for number in range(6)), ("b", None, "b0"), ("b", None, "b1"))
+    series = [str(min(number, num_series - 1)) for number in range(6)]
+    groups = splits.independent_groups(with_series(table, [*series, "b0", "b1"]))
+    assert (len({*groups}) == num_series + 2) == is_joined
+    assert len({*groups}) == num_series + 2 if is_joined else 8
+
+
+def test_neighbours_stay_in_one_split_when_splits_are_cut():
+    rows = [(label, None, f"{label}{number}") for label in "ab" for number in range(40)]
+    series = [f"{label}{int(patient[1:]) % 20}" for label, _, patient in rows]
+    cut = splits.assign_splits(with_series(make_table(*rows), series), seed=0)
+    found = set(zip(series, cut["split"].to_pylist(), strict=True))
+    assert len(found) == len(set(series)) == 40
     assert {split for _, split in found} == set(manifest.SPLITS)
 
 
