@@ -196,8 +196,8 @@ class SweepConfig:
     num_trials: int = 40
     """Number of settings to try. The first are roughly those of the recipe standard, the others are random."""
     num_folds: int = 3
-    """Number of folds of the cross-validation. Images of a patient, copies of an image and neighbouring slices are in the same
-    fold."""
+    """Number of folds of the cross-validation. Images of a patient, copies of an image and neighbouring slices are in
+    the same fold."""
     epochs: int = 4
     """Maximum number of epochs of fine-tuning in a trial."""
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
