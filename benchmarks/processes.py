@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ PARTS = (
 )
 """Patterns of the beginning of a process's command line or title, and the names of the parts of a server; the first
 match counts."""
+
+SAMPLES, SAMPLES_PAUSE_S = 25, 0.2
+"""How often `num_running` looks at the machine, and the seconds between two looks."""
 
 
 def family(pid: int) -> set[int]:
@@ -109,3 +113,19 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
+
+
+def num_running() -> float:
+    """Returns how many tasks run or wait for a CPU of this machine, on average over five seconds, besides this one.
+
+    Unlike the load average over a minute it does not count what the caller has started and ended just before. Without
+    /proc it is that load average.
+    """
+    path = Path("/proc/loadavg")
+    if not path.exists():
+        return os.getloadavg()[0]
+    total = 0
+    for _ in range(SAMPLES):
+        total += max(0, int(path.read_text().split()[3].partition("/")[0]) - 1)
+        time.sleep(SAMPLES_PAUSE_S)
+    return total / SAMPLES

@@ -47,6 +47,9 @@ PEERS, SAME_ENGINE = ("litserve", "bentoml", "fastapi"), "litserve_openvino"
 """The peers with TensorFlow, and the one that shows what tlray's server, and not its engine, is worth."""
 
 
+DISTURBED = 0.5
+"""Largest number of tasks for each CPU that may run before a server is started; with more its round is disturbed."""
+
 LEAST_CPU_MS = 0.05
 """Processes below this CPU time an image, in every load, are not shown."""
 
@@ -125,6 +128,27 @@ def _goal(what: str, found: float, *, at_least: float | None = None, at_most: fl
     return f"| {what} | {wanted} | **{found:.2f}** | {'yes' if is_met else 'no'} |"
 
 
+def disturbed(rounds: Sequence[dict[str, Any]], num_cpus: int) -> list[str]:
+    """Returns a warning if other work ran on the machine just before a system was started in a round; else nothing.
+
+    Args:
+        rounds: What `serving.measure` found in each round.
+        num_cpus: Number of the machine's CPUs.
+    """
+    named = [
+        f"{name} in round {number} ({found['running_before']:.1f})"
+        for number, round_ in enumerate(rounds, start=1)
+        for name, found in round_.items()
+        if found["running_before"] > DISTURBED * num_cpus
+    ]
+    if not named:
+        return []
+    return [
+        f"**Disturbed by other work: {', '.join(named)}.** In brackets: tasks that ran or waited for one of the "
+        f"{num_cpus} CPUs just before it was started; above {DISTURBED * num_cpus:g} its figures are worth little."
+    ]
+
+
 def _cpu_table(figures: Figures, systems: Sequence[str]) -> list[str]:
     """Returns a Markdown table of the CPU time by process, of each system the busiest at 64 clients first."""
     lines = [
@@ -161,6 +185,7 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "",
         f"    {about['command']}",
         "",
+        *(line for warning in disturbed(measured["rounds"], computer["num_cores"]) for line in (warning, "")),
         *(
             f"Bare {engine} ({measured['rounds'][0][engine]['precision']}): "
             f"**{figures.bare('images_per_s', engine):.1f} images/s** in batches of 32, "

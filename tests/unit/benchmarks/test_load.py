@@ -139,7 +139,7 @@ def measured(rate: float, p99: float, p50: float) -> dict:
         "own_cpus": 0.2,
     }
     loads = {each.name: one for each in serving_results.LOADS}
-    return {"loads": loads, "memory_bytes": 2**30}
+    return {"loads": loads, "memory_bytes": 2**30, "running_before": 0.5}
 
 
 def test_goals_are_of_medians_beside_the_best_peer():
@@ -183,7 +183,7 @@ ABOUT = {
 
 
 def page(*rounds: dict) -> str:
-    bare = {"images_per_s": 50.0, "single_ms": 30.0, "decode_ms": 4.0, "precision": "float32"}
+    bare = {"images_per_s": 50.0, "single_ms": 30.0, "decode_ms": 4.0, "precision": "float32", "running_before": 0.0}
     found = [{**dict.fromkeys(serving_results.ENGINES, bare), "tlray": each} for each in rounds]
     return serving_results.to_markdown(ABOUT, {"rate_per_s": 50.0, "rounds": found})
 
@@ -197,3 +197,11 @@ def test_the_page_has_the_cpu_time_an_image_by_process_the_busiest_first():
         "| tlray | main process | - | 40.0 | 40.0 | 40.0 | 40.0 |",  # 4 s for 100 images; none for the first load
         "| tlray | HAProxy | - | 10.0 | 10.0 | 10.0 | 10.0 |",
     ]
+
+
+def test_a_round_beside_other_work_is_named_at_the_top():
+    first, second = measured(44, 900, 33.0), {**measured(44, 900, 33.0), "running_before": 1.1}
+    assert "Disturbed" not in page(first)
+    shown = page(first, second)
+    warning = "**Disturbed by other work: tlray in round 2 (1.1).** In brackets: tasks"
+    assert warning in shown.partition("| goal: tlray")[0]

@@ -70,3 +70,11 @@ def test_processor_time_is_counted_by_process_from_an_earlier_time():
 )
 def test_a_process_is_named_by_its_command_or_title(command, part):
     assert processes.part_of(command) == part
+
+
+def test_running_tasks_do_not_count_the_one_that_asks(monkeypatch):
+    monkeypatch.setattr(processes, "SAMPLES_PAUSE_S", 0.0)
+    texts = iter(["9.0 9.0 9.0 1/300 17\n", "9.0 9.0 9.0 4/300 17\n"])
+    monkeypatch.setattr(processes, "SAMPLES", 2)
+    monkeypatch.setattr(processes.Path, "read_text", lambda _: next(texts))
+    assert processes.num_running() == 1.5
