@@ -5,6 +5,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 PARTS = (
@@ -63,6 +64,15 @@ def memory_bytes(pid: int) -> tuple[int, int]:
         total_kib += kib.get("Pss", 0)
         store_kib += kib.get("Pss_Shmem", 0)
     return total_kib * 1024, store_kib * 1024
+
+
+def has_mapped(pid: int, text: str) -> bool:
+    """Tells whether a process or one below it has a file in its address space whose path contains a text."""
+    for member in family(pid):
+        with suppress(OSError):  # it has ended
+            if text in Path(f"/proc/{member}/maps").read_text():
+                return True
+    return False
 
 
 def cpu_times(pid: int) -> dict[tuple[int, str], float]:

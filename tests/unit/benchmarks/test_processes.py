@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import processes
+from benchmarks import features_twice, processes
 
 
 def test_a_family_has_the_children_of_children_and_what_has_ended_is_nobody():
@@ -21,6 +21,19 @@ def test_a_family_has_the_children_of_children_and_what_has_ended_is_nobody():
         assert processes.memory_bytes(process.pid)[0] > 2**20
         process.communicate(b"\n")
     assert not known & processes.identities(members)
+
+
+def test_a_library_is_found_in_a_child_that_has_loaded_it():
+    child = "from numpy._core import _multiarray_umath as m; print(m.__file__, flush=True); input()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        library = process.stdout.readline().strip()
+        assert processes.has_mapped(process.pid, library)
+        assert not processes.has_mapped(process.pid, "/no/such/library")
+        process.communicate("\n")
 
 
 BURNING = "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ntime.sleep(100)"
@@ -78,3 +91,14 @@ def test_running_tasks_do_not_count_the_one_that_asks(monkeypatch):
     monkeypatch.setattr(processes, "SAMPLES", 2)
     monkeypatch.setattr(processes.Path, "read_text", lambda _: next(texts))
     assert processes.num_running() == 1.5
+
+
+def test_the_second_run_of_features_is_judged_by_whether_it_loads_tensorflow():
+    with_it, without = (features_twice.Run(wall_s=9.0, has_tensorflow=each) for each in (True, False))
+    assert [goal.is_met for goal in features_twice.goals([without, without])] == [True]
+    (goal,) = features_twice.goals([without, with_it])
+    assert (goal.is_met, goal.found) == (False, "1 of 2 loaded it")
+    assert features_twice.rows([with_it], [without]) == [
+        "| 1 | 9.0 (TensorFlow) | 9.0 (no TensorFlow) |",
+        "| median | 9.0 | 9.0 |",
+    ]
