@@ -68,6 +68,7 @@ bench: setup
 	@test -d "$(DATA)" -a -f "$(WEIGHTS)" -a -d "$(BUNDLE)" || { echo "Give existing paths: make bench DATA=DIR WEIGHTS=FILE BUNDLE=DIR"; exit 2; }
 	$(BIN)/python benchmarks/train_step.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/features_pass.py --data $(DATA) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/features_twice.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/scoring.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)

@@ -4,7 +4,8 @@
 
 Each replica is a deployment of its own, a version of the same bundle, on a Ray of its own that believes to have enough
 CPUs. Memory is the proportional set size: what processes share, such as the weights that they map, counts once. All
-replicas have answered for one image when it is taken. It prints one line. No figure makes it fail.
+replicas have answered for one image when it is taken. It prints a table and writes `many_replicas_DATE.md` into --out.
+No figure makes it fail.
 """
 
 import base64
@@ -25,12 +26,16 @@ from ray import serve
 
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import family, memory_bytes
+from result_page import Goal, write_goals
 
 from serve_app.app import build
 from serve_app.options import Options
 from tlray.cluster.ports import free_ports
 
 NAME = b"ray::ServeReplica:default:Classifier"
+MAX_GIB = 24.0
+"""Largest memory that is wanted of `WANTED_REPLICAS`, with Ray and the ingress."""
+WANTED_REPLICAS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +44,10 @@ class Settings:
 
     bundle: str
     """The bundle that all of them serve."""
-    replicas: int = 8
+    replicas: int = WANTED_REPLICAS
     """Number of replicas."""
+    out: str = "benchmarks/results"
+    """The folder for the result; an earlier one of the same day is replaced."""
 
 
 def is_replica(pid: int) -> bool:
@@ -50,8 +57,23 @@ def is_replica(pid: int) -> bool:
     return False
 
 
+def goal(num_replicas: int, total_gib: float) -> Goal:
+    """Returns the goal of the memory. Fewer replicas than are wanted cannot tell unless they take too much.
+
+    Args:
+        num_replicas: Number of replicas that were ready.
+        total_gib: Memory of all processes, in GiB.
+    """
+    is_met = total_gib <= MAX_GIB
+    return Goal(
+        wanted=f"{WANTED_REPLICAS} replicas in {MAX_GIB:g} GiB",
+        found=f"{num_replicas} in {total_gib:.1f} GiB",
+        is_met=is_met if num_replicas >= WANTED_REPLICAS or not is_met else None,
+    )
+
+
 def main() -> None:
-    """Starts the replicas, asks each for an image, and prints what they take."""
+    """Starts the replicas, asks each for an image, and writes what they take."""
     settings = tyro.cli(Settings, prog="many_replicas.py", description=__doc__)
     ray.init(num_cpus=settings.replicas + 4, include_dashboard=False, log_to_driver=False)
     options = Options(
@@ -73,11 +95,22 @@ def main() -> None:
     members = family(os.getpid())
     of_replicas = [memory_bytes(pid)[0] / 2**20 for pid in members if is_replica(pid)]
     total_gib = memory_bytes(os.getpid())[0] / 2**30
-    each = f"{min(of_replicas):.0f} to {max(of_replicas):.0f} MiB each, {sum(of_replicas) / 1024:.1f} GiB together"
-    ready = f"{len(of_replicas)} replicas ready after {ready_s:.1f} s"
-    print(f"{ready}: {each}, {total_gib:.1f} GiB with Ray and the ingress.")
     serve.shutdown()
     ray.shutdown()
+    lines = [
+        "| replicas | all ready after, s | each, MiB | together, GiB | with Ray and the ingress, GiB |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        f"| {len(of_replicas)} | {ready_s:.1f} | {min(of_replicas):.0f} to {max(of_replicas):.0f} | "
+        f"{sum(of_replicas) / 1024:.1f} | {total_gib:.1f} |",
+        "",
+        "- Memory is the proportional set size after each replica has answered for an image; what processes share "
+        "counts once.",
+    ]
+    command = f"python benchmarks/many_replicas.py --bundle BUNDLE --replicas {settings.replicas}"
+    write_goals(
+        "many_replicas", "Memory of several replicas", command,
+        goals=[goal(len(of_replicas), total_gib)], lines=lines, out=settings.out,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ started in an environment of its own, tried, put under load (`load.py`, a proces
 uploads by 1, 8 and 64 clients that wait for their answers (closed loop), and at random times at half and at twice the
 bare engine's rate (open loop).
 
-It prints a table and writes `serving_DATE.md` and `.json` into --out. No figure makes it fail; a server that says
-something else of an image than the bare model does.
+It prints a table and writes `serving_DATE.md` and `.json` into --out. The page has each server's CPU time by process,
+and begins with a warning if other work ran on the machine before a server was started. No figure makes it fail; a
+server that says something else of an image than the bare model does.
 """
 
 import datetime
@@ -32,7 +33,7 @@ import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import cpu_s, memory_bytes
+from processes import cpu_by_part, cpu_times, memory_bytes, num_running
 from servers import PEERS, ROOT, SYSTEMS, System, make_environment, running
 from serving_results import BARE, ENGINES, LOADS, to_markdown
 from train_step import machine
@@ -118,7 +119,7 @@ def run_system(
             sys.exit(f"{system.name} differs from the bare model by {difference:.2g} for the same image.")
         found: dict[str, Any] = {}
         for load in LOADS:
-            before_s = cpu_s(server.pid)
+            before = cpu_times(server.pid)
             found[load.name] = run_load(
                 server.url,
                 images,
@@ -126,7 +127,8 @@ def run_system(
                 warmup_s=settings.duration_s / 3,
                 duration_s=settings.duration_s,
             )
-            found[load.name]["server_cpu_s"] = cpu_s(server.pid) - before_s
+            by_part = cpu_by_part(server.pid, before)
+            found[load.name] |= {"server_cpu_s": sum(by_part.values()), "server_cpu_s_by_part": by_part}
             print(f"  {system.name}, {load.name}: {_line(found[load.name])}", flush=True)
         return {"loads": found, "memory_bytes": memory_bytes(server.pid)[0]}
 
@@ -151,12 +153,16 @@ def measure(settings: Settings, images: Path) -> dict[str, Any]:
     for number in range(settings.rounds):
         found: dict[str, Any] = {}
         for engine in ENGINES:
-            found[engine] = run_bare(settings, engine, images)
+            running_before = num_running()
+            found[engine] = {"running_before": running_before, **run_bare(settings, engine, images)}
             rate = f"{found[engine]['images_per_s']:.1f} images/s ({found[engine]['precision']})"
             print(f"round {number + 1}/{settings.rounds}, bare {engine}: {rate}", flush=True)
         shift = number * max(1, len(systems) // settings.rounds) % len(systems)
         for system in systems[shift:] + systems[:shift]:
-            found[system.name] = run_system(system, settings, images, found[system.engine], rate_per_s)
+            running_before = num_running()
+            print(f"  {running_before:.1f} other tasks run on the machine", flush=True)
+            came = run_system(system, settings, images, found[system.engine], rate_per_s)
+            found[system.name] = {"running_before": running_before, **came}
         rounds.append(found)
     return {"rate_per_s": rate_per_s, "rounds": rounds}
 

@@ -47,6 +47,13 @@ PEERS, SAME_ENGINE = ("litserve", "bentoml", "fastapi"), "litserve_openvino"
 """The peers with TensorFlow, and the one that shows what tlray's server, and not its engine, is worth."""
 
 
+DISTURBED = 0.5
+"""Largest number of tasks for each CPU that may run before a server is started; with more its round is disturbed."""
+
+LEAST_CPU_MS = 0.05
+"""Processes below this CPU time an image, in every load, are not shown."""
+
+
 class Figures:
     """Medians over rounds."""
 
@@ -73,6 +80,18 @@ class Figures:
         total = sum(outcomes.values())
         others = [f"{outcome}: {count / total:.0%}" for outcome, count in sorted(outcomes.items()) if outcome != "200"]
         return ", ".join(others) or "-"
+
+    def cpu_ms(self, system: str, load: str) -> dict[str, float]:
+        """Returns a system's CPU time in ms an answered image, by process; empty if it answered none."""
+        loads = [found[system]["loads"][load] for found in self._rounds]
+        loads = [each for each in loads if each["num_answered"]]
+        names = dict.fromkeys(name for each in loads for name in each["server_cpu_s_by_part"])
+        return {
+            name: statistics.median(
+                each["server_cpu_s_by_part"].get(name, 0.0) / each["num_answered"] * 1e3 for each in loads
+            )
+            for name in names
+        }
 
     def memory_gib(self, system: str) -> float:
         """Returns a system's memory after all loads."""
@@ -109,6 +128,46 @@ def _goal(what: str, found: float, *, at_least: float | None = None, at_most: fl
     return f"| {what} | {wanted} | **{found:.2f}** | {'yes' if is_met else 'no'} |"
 
 
+def disturbed(rounds: Sequence[dict[str, Any]], num_cpus: int) -> list[str]:
+    """Returns a warning if other work ran on the machine just before a system was started in a round; else nothing.
+
+    Args:
+        rounds: What `serving.measure` found in each round.
+        num_cpus: Number of the machine's CPUs.
+    """
+    named = [
+        f"{name} in round {number} ({found['running_before']:.1f})"
+        for number, round_ in enumerate(rounds, start=1)
+        for name, found in round_.items()
+        if found["running_before"] > DISTURBED * num_cpus
+    ]
+    if not named:
+        return []
+    return [
+        f"**Disturbed by other work: {', '.join(named)}.** In brackets: tasks that ran or waited for one of the "
+        f"{num_cpus} CPUs just before it was started; above {DISTURBED * num_cpus:g} its figures are worth little."
+    ]
+
+
+def _cpu_table(figures: Figures, systems: Sequence[str]) -> list[str]:
+    """Returns a Markdown table of the CPU time by process, of each system the busiest at 64 clients first."""
+    lines = [
+        "## CPU ms an image, by process",
+        "",
+        f"| server | process | {' | '.join(load.name for load in LOADS)} |",
+        f"| --- | --- |{' ---: |' * len(LOADS)}",
+    ]
+    for system in systems:
+        by_load = {load.name: figures.cpu_ms(system, load.name) for load in LOADS}
+        names = dict.fromkeys(name for found in by_load.values() for name in found)
+        for name in sorted(names, key=lambda each: -by_load[SATURATED].get(each, 0.0)):
+            if max(found.get(name, 0.0) for found in by_load.values()) < LEAST_CPU_MS:
+                continue
+            cells = [f"{found.get(name, 0.0):.1f}" if found else "-" for found in by_load.values()]
+            lines.append(f"| {system} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
     """Returns the results as a page.
 
@@ -126,6 +185,7 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "",
         f"    {about['command']}",
         "",
+        *(line for warning in disturbed(measured["rounds"], computer["num_cores"]) for line in (warning, "")),
         *(
             f"Bare {engine} ({measured['rounds'][0][engine]['precision']}): "
             f"**{figures.bare('images_per_s', engine):.1f} images/s** in batches of 32, "
@@ -148,6 +208,7 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- |",
             *(_row(figures, name, load.name) for name in systems),
         ]
+    lines += ["", *_cpu_table(figures, list(systems))]
     lines += [
         "",
         f"- Medians of {len(measured['rounds'])} rounds, in which all take turns in another order; each load counts "
@@ -158,6 +219,9 @@ def to_markdown(about: dict[str, Any], measured: dict[str, Any]) -> str:
         "(`timed_out`). In the open loop latency counts from the time at which an image was to be sent.",
         f"- What is sent: {sent['num_images']} slices as grey JPEGs (quality {sent['jpeg_quality']}), one a request, "
         f"as a form. The load generator shares the machine and takes {min(own_cpus):.2f} to {max(own_cpus):.2f} CPUs.",
+        "- CPU time by process: `replica Ingress` answers requests, and decodes and predicts where no other replica "
+        "does; `main process` is what was started, `rest of Ray` its dashboard, agents and logs. A server's children "
+        f"without a name are numbered in the order of their start. What stays below {LEAST_CPU_MS:g} ms is left out.",
         "- The same model, on OpenVINO in tlray and serve_batch; in TensorFlow its variables are constants. Decoding "
         "by `tlray.data.decoding`, and batches of at most 32 everywhere; threads and access logs as each server and "
         "engine have them by default; all share the machine's CPUs. Before any load a server must say of an image what "

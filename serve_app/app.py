@@ -125,9 +125,10 @@ def application(options: Options, *, grace_s: float) -> Application:
     }
     # Enough ingresses to hold four batches for each model replica: one that it predicts and three that wait.
     num_ingresses = math.ceil(4 * options.max_batch_size * options.max_replicas / options.max_queued_images)
-    # Serve counts an ingress's requests, not their images. This many requests of the largest allowed size fill half of
-    # its queue, so another ingress is asked for while this one still has room. Until it is there (`DELAYS`), a burst
-    # is refused: clients of bulk requests try again.
+    # Serve counts an ingress's requests, not their images: its default policy ignores what a deployment reports by
+    # `record_autoscaling_stats`, and other policies need an alpha API (Ray 2.60). This many requests of the largest
+    # allowed size fill half of its queue, so another ingress is asked for while this one still has room. Until it is
+    # there (`DELAYS`), a burst is refused: clients of bulk requests try again.
     target = max(1, options.max_queued_images // (2 * options.max_images_per_request))
     ingress = _deployment(
         Ingress,

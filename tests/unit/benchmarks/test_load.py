@@ -135,8 +135,11 @@ def measured(rate: float, p99: float, p50: float) -> dict:
         "outcomes": {"200": 3, "429": 1},
         "num_answered": 100,
         "server_cpu_s": 5.0,
+        "server_cpu_s_by_part": {"HAProxy": 1.0, "main process": 4.0, "child 1": 0.001},
+        "own_cpus": 0.2,
     }
-    return {"loads": {each.name: one for each in serving_results.LOADS}, "memory_bytes": 2**30}
+    loads = {each.name: one for each in serving_results.LOADS}
+    return {"loads": loads, "memory_bytes": 2**30, "running_before": 0.5}
 
 
 def test_goals_are_of_medians_beside_the_best_peer():
@@ -165,3 +168,40 @@ def test_goals_are_of_medians_beside_the_best_peer():
         ["**0.92**", "yes"],  # 33 of 36
     ]
     assert figures.refused("tlray", serving_results.SATURATED) == "429: 25%"
+
+
+ABOUT = {
+    "date": "2026-11-30",
+    "command": "python benchmarks/serving.py",
+    "systems": {"tlray": "with its defaults"},
+    "sent": {"num_images": 200, "jpeg_quality": 90, "warmup_s": 5.0, "duration_s": 15.0, "timeout_s": 60.0},
+    "machine": {"cpu": "a CPU", "num_cores": 2, "memory_gib": 8.0},
+    "load_1_min": {"before": 0.1, "after": 2.0},
+    "model": "InceptionV3",
+    "versions": {"python": "3.11"},
+}
+
+
+def page(*rounds: dict) -> str:
+    bare = {"images_per_s": 50.0, "single_ms": 30.0, "decode_ms": 4.0, "precision": "float32", "running_before": 0.0}
+    found = [{**dict.fromkeys(serving_results.ENGINES, bare), "tlray": each} for each in rounds]
+    return serving_results.to_markdown(ABOUT, {"rate_per_s": 50.0, "rounds": found})
+
+
+def test_the_page_has_the_cpu_time_an_image_by_process_the_busiest_first():
+    second = measured(44, 900, 33.0)
+    idle = {**second["loads"]["1 client"], "num_answered": 0, "server_cpu_s_by_part": {"HAProxy": 1.0}}
+    second["loads"] = {name: idle if name == "1 client" else one for name, one in second["loads"].items()}
+    table = page(second).partition("## CPU ms an image, by process")[2].split("\n\n")[1].splitlines()
+    assert table[2:] == [
+        "| tlray | main process | - | 40.0 | 40.0 | 40.0 | 40.0 |",  # 4 s for 100 images; none for the first load
+        "| tlray | HAProxy | - | 10.0 | 10.0 | 10.0 | 10.0 |",
+    ]
+
+
+def test_a_round_beside_other_work_is_named_at_the_top():
+    first, second = measured(44, 900, 33.0), {**measured(44, 900, 33.0), "running_before": 1.1}
+    assert "Disturbed" not in page(first)
+    shown = page(first, second)
+    warning = "**Disturbed by other work: tlray in round 2 (1.1).** In brackets: tasks"
+    assert warning in shown.partition("| goal: tlray")[0]
