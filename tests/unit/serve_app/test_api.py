@@ -505,6 +505,19 @@ def test_the_page_runs_its_own_script_only(model):
     assert "no medical device" in answer.text
 
 
+def test_the_page_says_that_nobody_has_checked_its_overlays(model):
+    page = " ".join(call(model, "GET", "/").text.split())
+    (footer,) = re.findall("<footer>(.*?)</footer>", page)
+    assert re.sub("<.*?>", "", footer).strip() == (
+        "An overlay is a Grad-CAM heatmap: an estimate of how much each place speaks for the predicted class; the "
+        "brighter, the more. It was not checked here whether the overlays of this model point at what decides: tlray "
+        "evaluate --check-overlays N measures that on N images. Even if they do, they show what the model looks at, "
+        "not where a disease is."
+    )
+    assert "Show a Grad-CAM overlay: an estimate of what speaks for the predicted class" in page
+    assert "the evidence for" not in page
+
+
 def test_probabilities_that_are_none_are_an_error(model):
     async def predict(pixels: Pixels):
         nan = np.full((len(pixels.images), 2), np.nan, np.float32)
