@@ -6,13 +6,18 @@ DIR is the public chest-CT set. The originals are its slices without repeated pi
 each patient. Some are changed in one of eight ways and added. Two images are truly copies if they come from the same
 picture; `picture_of` knows which files of the set itself do. All other pairs are of different pictures, those of
 neighbouring slices among them. The series are cut in halves. The thresholds were chosen on the half `tune`, with other
-phantoms and other changes; the figures are of the half `report`. The script prints a table in Markdown.
+phantoms and other changes; the figures are of the half `report`.
+
+Copies are searched for twice: with the pooled features of the network, as a training from pretrained weights does, and
+without features, by thumbnails alone, as `tlray audit` without `--weights` and a training from random weights do. It
+writes `planted_copies_DATE.md` into --out, with a table of each.
 """
 
 import dataclasses
 import hashlib
 import io
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +26,9 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw
 from scipy.sparse import csgraph
+
+sys.path.insert(0, str(Path(__file__).parent))
+from result_page import Goal, write_goals
 
 from tlray.config.commands import FeaturesConfig
 from tlray.data import looks, phantom_drawing, phantoms
@@ -33,7 +41,11 @@ from tlray.trust.pixel_match import Kind
 NUM_PATIENTS, NUM_SLICES = 24, 3
 """Number of phantom patients, and of slices of each."""
 MAX_LISTED = 40
-"""Maximum number of wrong pairs that are listed."""
+"""Maximum number of wrong pairs that are listed for each search."""
+MIN_RECALL, MIN_PRECISION, MIN_PAIRS = 0.97, 0.97, 300
+"""Wanted of each search; the number of pairs is that of true pairs of which at least one image is a planted copy."""
+PLANTED = "at least one planted copy"
+"""Name of the pairs that the goals are about."""
 
 
 SAME_PICTURES = (
@@ -64,6 +76,8 @@ class Settings:
     """Number of copies of each original, all changed differently."""
     seed: int = 2
     """Seed of the choice of originals, of the phantoms and of all changes."""
+    out: str = "benchmarks/results"
+    """The folder for the results."""
 
 
 def picture_of(path: Path) -> str:
@@ -79,7 +93,7 @@ def picture_of(path: Path) -> str:
         if name == label and stem.endswith(f"({second})"):
             stem = stem.replace(f"({second})", f"({first})")
     is_bracketed = any(stem.endswith(f"({line.split()[1]})") for line in SAME_SUFFIXES if line.startswith(label))
-    return f"{label} {stem}" if label == "normal" or is_bracketed else str(path)
+    return f"{label} {stem}" if label == "normal" or is_bracketed else "/".join(path.parts[-3:])
 
 
 def _png(image: Image.Image) -> bytes:
@@ -232,45 +246,145 @@ def report_half(features: np.ndarray) -> np.ndarray:
     return (np.random.default_rng(0).permutation(num_series) % 2)[series] == 1
 
 
-def table(items: list[Item], found: copies.Copies) -> list[str]:
-    """Returns the rows of the result in Markdown: pairs by the change of either image, and all pairs."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Counts of pairs of images.
+
+    Attributes:
+        num_true: Number of pairs that show the same picture.
+        num_right: Number of these that are found.
+        num_wrong: Number of pairs that are found, but show other pictures.
+    """
+
+    num_true: int
+    num_right: int
+    num_wrong: int
+
+    @property
+    def recall(self) -> float:
+        """The share of the true pairs that is found; 0 if there are none."""
+        return self.num_right / max(self.num_true, 1)
+
+    @property
+    def precision(self) -> float:
+        """The share of the found pairs that is true; 0 if there are none."""
+        return self.num_right / max(self.num_right + self.num_wrong, 1)
+
+    def row(self, name: str) -> str:
+        """Returns a row of a Markdown table."""
+        figures = (self.num_true, self.num_right, f"{self.recall:.3f}", self.num_wrong, f"{self.precision:.3f}")
+        return f"| {name} | {' | '.join(map(str, figures))} |"
+
+
+def count(items: list[Item], found: copies.Copies) -> dict[str, Count]:
+    """Returns the counts of pairs by the change of either image, of those with a planted copy, and of all."""
     first, second = np.triu_indices(len(items), 1)
-    pictures, series, changes = (
-        np.array([getattr(item, name) for item in items]) for name in ("picture", "series", "change")
-    )
+    pictures, changes = (np.array([getattr(item, name) for item in items]) for name in ("picture", "change"))
     is_true = pictures[first] == pictures[second]
     is_found = found.group_of[first] == found.group_of[second]
-    lines = [
-        "| change | true pairs | found | recall | found, but other pictures | precision |",
-        "| --- " + "| ---: " * 5 + "|",
-    ]
-
-    def add(name: str, chosen: np.ndarray) -> None:
-        num_true, num_right = int(np.sum(is_true & chosen)), int(np.sum(is_true & is_found & chosen))
-        num_wrong = int(np.sum(~is_true & is_found & chosen))
-        recall, precision = num_right / max(num_true, 1), num_right / max(num_right + num_wrong, 1)
-        lines.append(f"| {name} | {num_true} | {num_right} | {recall:.3f} | {num_wrong} | {precision:.3f} |")
-
     is_first, is_second = changes[first] == "original", changes[second] == "original"
+    chosen: dict[str, np.ndarray] = {}
     for change in CHANGES:
         # An original and its copy, or this copy and any other picture.
         is_changed = (changes[first] == change.__name__) | (changes[second] == change.__name__)
-        add(change.__name__, is_changed & (is_first | is_second))
-    add("copies with one another", ~is_first & ~is_second)
-    add("in the data set itself", is_first & is_second)
-    add("all", np.ones(len(first), bool))
-    is_planted_phantom = (series != "") & (changes == "original")
-    pairs, kinds = found.pairs, found.kinds
-    chosen = is_planted_phantom[pairs].all(axis=1) & (kinds == Kind.NEIGHBOUR)
-    num_same = int(np.sum(series[pairs[chosen, 0]] == series[pairs[chosen, 1]]))
+        chosen[change.__name__] = is_changed & (is_first | is_second)
+    chosen["copies with one another"] = ~is_first & ~is_second
+    chosen[PLANTED] = ~(is_first & is_second)
+    chosen["in the data set itself"] = is_first & is_second
+    chosen["all"] = np.ones(len(first), bool)
+    return {
+        name: Count(
+            num_true=int(np.sum(is_true & each)),
+            num_right=int(np.sum(is_true & is_found & each)),
+            num_wrong=int(np.sum(~is_true & is_found & each)),
+        )
+        for name, each in chosen.items()
+    }
+
+
+def judge(route: str, planted: Count) -> list[Goal]:
+    """Returns the goals of a search.
+
+    Args:
+        route: Name of the search.
+        planted: Its pairs with a planted copy.
+    """
+    is_enough = planted.num_true >= MIN_PAIRS
+    wanted = f"over at least {MIN_PAIRS} pairs with a planted copy"
+    num_found = planted.num_right + planted.num_wrong
+    return [
+        Goal(
+            wanted=f"{route}: recall at least {MIN_RECALL:g} {wanted}",
+            found=f"{planted.recall:.3f} ({planted.num_right} of {planted.num_true} pairs)",
+            is_met=is_enough and planted.recall >= MIN_RECALL,
+        ),
+        Goal(
+            wanted=f"{route}: precision at least {MIN_PRECISION:g} {wanted}",
+            found=f"{planted.precision:.3f} ({planted.num_right} of {num_found} found)",
+            is_met=is_enough and planted.precision >= MIN_PRECISION,
+        ),
+    ]
+
+
+def neighbours(items: list[Item], found: copies.Copies) -> str:
+    """Returns a sentence on the neighbouring slices found among the phantoms that were not changed."""
+    series, changes = (np.array([getattr(item, name) for item in items]) for name in ("series", "change"))
+    is_phantom = (series != "") & (changes == "original")
+    pairs = found.pairs[is_phantom[found.pairs].all(axis=1) & (found.kinds == Kind.NEIGHBOUR)]
+    num_same = int(np.sum(series[pairs[:, 0]] == series[pairs[:, 1]]))
     num_pairs = NUM_PATIENTS * NUM_SLICES * (NUM_SLICES - 1) // 2
-    lines += ["", f"Neighbours among the phantoms: {num_same} of {num_pairs} pairs of slices of one patient, and "]
-    lines[-1] += f"{int(chosen.sum()) - num_same} pairs of different patients."
-    return lines
+    return (
+        f"Neighbours among the phantoms: {num_same} of {num_pairs} pairs of slices of one patient, and "
+        f"{len(pairs) - num_same} pairs of different patients."
+    )
+
+
+def wrong_pairs(items: list[Item], found: copies.Copies) -> list[str]:
+    """Returns the first pairs that were missed, or found though they show other pictures."""
+    names = np.array([item.picture for item in items])
+    first, second = np.triu_indices(len(items), 1)
+    is_true = names[first] == names[second]
+    wrong = np.flatnonzero((found.group_of[first] == found.group_of[second]) != is_true)[:MAX_LISTED]
+    return [
+        f"- {'missed' if is_true[place] else 'no copies'}: {names[first[place]]} ({items[first[place]].change}) and "
+        f"{names[second[place]]} ({items[second[place]].change})"
+        for place in wrong
+    ]
+
+
+def measure(route: str, items: list[Item], features: np.ndarray | None) -> tuple[list[Goal], list[str]]:
+    """Looks for copies, and returns what was wanted and found, and the lines of the page on it.
+
+    Args:
+        route: Name of the search.
+        items: The images.
+        features: Their pooled features, float32 [images, values]; None: copies are found by thumbnails alone.
+    """
+    pictures = [looks.look(item.data) for item in items]
+    thumbnails = np.stack([picture.thumbnail for picture in pictures])
+    begin_s = time.process_time()
+    found = copies.find_copies(features, thumbnails, [picture.pixels_sha256 for picture in pictures])
+    used_s = time.process_time() - begin_s
+    counts = count(items, found)
+    return judge(route, counts[PLANTED]), [
+        f"## {route.capitalize()}",
+        "",
+        "| change | true pairs | found | recall | found, but other pictures | precision |",
+        "| --- " + "| ---: " * 5 + "|",
+        *(counted.row(name) for name, counted in counts.items()),
+        "",
+        neighbours(items, found),
+        f"Search and comparison took {used_s / len(items) * 1000:.0f} CPU-seconds per 1,000 images.",
+        "",
+        f"The first wrong pairs, at most {MAX_LISTED}:",
+        "",
+        *(wrong_pairs(items, found) or ["- none"]),
+        "",
+    ]
 
 
 def main(settings: Settings) -> None:
-    """Plants copies, looks for them, and prints the result."""
+    """Plants copies, looks for them with and without features, and writes the tables."""
     rng = np.random.default_rng(settings.seed)
     real = real_slices(Path(settings.data))
     features = pooled_features(real, settings.weights)
@@ -281,21 +395,24 @@ def main(settings: Settings) -> None:
     planted = [item for original in [*originals, *artificial] for item in plant(original, settings.num_copies, rng)]
     items = [*real, *artificial, *planted]
     features = np.concatenate([features, pooled_features([*artificial, *planted], settings.weights)])
-    pictures = [looks.look(item.data) for item in items]
-    thumbnails = np.stack([picture.thumbnail for picture in pictures])
-    begin_s = time.process_time()
-    found = copies.find_copies(features, thumbnails, [picture.pixels_sha256 for picture in pictures])
-    used_s = time.process_time() - begin_s
-    print(f"{len(real)} real slices, {len(artificial)} slices of phantoms, {len(planted)} planted copies.\n")
-    print("\n".join(table(items, found)))
-    print(f"\nSearch and comparison took {used_s / len(items) * 1000:.0f} CPU-seconds per 1,000 images.")
-    names = np.array([item.picture for item in items])
-    first, second = np.triu_indices(len(items), 1)
-    wrong = np.flatnonzero((found.group_of[first] == found.group_of[second]) != (names[first] == names[second]))
-    print("\nThe first wrong pairs:\n")
-    for a, b in zip(first[wrong[:MAX_LISTED]], second[wrong[:MAX_LISTED]], strict=True):
-        print(f"- {names[a]} ({items[a].change}) and {names[b]} ({items[b].change})")
+    goals, lines = [], []
+    for route, given in (("with features", features), ("without features", None)):
+        more, told = measure(route, items, given)
+        goals, lines = goals + more, lines + told
+    write_goals(
+        "planted_copies",
+        "Planted copies of CT slices",
+        "python benchmarks/planted_copies.py --data DIR --weights FILE "
+        f"--num-originals {settings.num_originals} --num-copies {settings.num_copies} --seed {settings.seed}",
+        goals=goals,
+        lines=[
+            f"{len(real)} real slices, {len(artificial)} slices of phantoms, {len(planted)} planted copies.",
+            "",
+            *lines[:-1],
+        ],
+        out=settings.out,
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    main(tyro.cli(Settings, prog="planted_copies.py", description=__doc__))

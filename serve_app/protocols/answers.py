@@ -32,6 +32,10 @@ class ModelShown(BaseModel):
     )
 
 
+Reason = Literal["out_of_distribution", "low_confidence", "ambiguous"]
+"""Why an image is referred to a person."""
+
+
 class Lookalike(BaseModel):
     """A training image that is like the image."""
 
@@ -49,7 +53,7 @@ class FileRow(BaseModel):
         description="Probability of the label; it means nothing if `refer_reason` is `out_of_distribution`"
     )
     refer: bool | None = Field(description="Whether a specialist must look at the image")
-    refer_reason: Literal["out_of_distribution", "low_confidence", "ambiguous"] | None = Field(
+    refer_reason: Reason | None = Field(
         description="Why: unlike the images of training, under the threshold, or several classes may be right"
     )
     prediction_set: list[str] | None = Field(description="The classes that the image may have; null: not known")
@@ -80,16 +84,40 @@ class Predictions(BaseModel):
     timing_ms: Timing
 
 
-class Rows(BaseModel):
-    """The answer to a request with `instances`: the probabilities of each image."""
+class JudgedRow(BaseModel):
+    """The prediction for an image, with its judgement."""
 
-    predictions: list[list[float]]
+    probabilities: list[float]
+    refer: bool = Field(description="Whether a specialist must look at the image")
+    refer_reason: Reason | Literal[""] = Field(description="Why; empty if the image is not referred")
+    ood_score: float = Field(
+        description="How unlike the images of training it is, see `max_ood_score` of /model; -1: not known"
+    )
+    prediction_set: list[bool] = Field(
+        description="Whether the image may have each class, in the order of `probabilities`; all false: not known"
+    )
+
+
+class JudgedColumns(BaseModel):
+    """The predictions for images, with their judgement: of each output a list with a value for each image."""
+
+    probabilities: list[list[float]]
+    refer: list[bool]
+    refer_reason: list[Reason | Literal[""]]
+    ood_score: list[float]
+    prediction_set: list[list[bool]]
+
+
+class Rows(BaseModel):
+    """The answer to a request with `instances`: for each image its probabilities, or the outputs of `judged`."""
+
+    predictions: list[list[float]] | list[JudgedRow]
 
 
 class Columns(BaseModel):
-    """The answer to a request with `inputs`: the probabilities of each image."""
+    """The answer to a request with `inputs`: the probabilities of each image, or the outputs of `judged`."""
 
-    outputs: list[list[float]]
+    outputs: list[list[float]] | JudgedColumns
 
 
 class VersionStatus(BaseModel):

@@ -5,7 +5,7 @@ Requests are not parsed by these schemas, but by other modules, which check more
 
 from typing import Any
 
-from serve_app.protocols import open_inference
+from serve_app.protocols import open_inference, tensorflow_serving
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -41,6 +41,11 @@ PREDICT_BODY = _body(
                 "type": "object",
                 "required": ["instances"],
                 "properties": {
+                    "signature_name": {
+                        "enum": [tensorflow_serving.SIGNATURE, tensorflow_serving.JUDGED, ""],
+                        "default": tensorflow_serving.SIGNATURE,
+                        "description": "judged: the answer also says which images a specialist must look at, and why",
+                    },
                     "instances": {
                         "type": "array",
                         "minItems": 1,
@@ -50,7 +55,7 @@ PREDICT_BODY = _body(
                             "properties": {"b64": {"type": "string", "format": "byte"}},
                             "additionalProperties": False,
                         },
-                    }
+                    },
                 },
             },
             "example": {"instances": [{"b64": EXAMPLE_PNG}]},

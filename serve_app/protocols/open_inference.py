@@ -16,15 +16,28 @@ import numpy as np
 
 from serve_app.protocols import json_body
 from serve_app.protocols.json_body import invalid, shown
+from serve_app.protocols.predicted import (
+    LABEL,
+    OOD_SCORE,
+    PREDICTION_SET,
+    PROBABILITIES,
+    REFER,
+    REFER_REASON,
+    Predicted,
+)
 
 INPUT = "image"
-PROBABILITIES = "probabilities"
-LABEL = "label"
-REFER = "refer"
-REFER_REASON = "refer_reason"
-OOD_SCORE = "ood_score"
-PREDICTION_SET = "prediction_set"
-OUTPUTS = (PROBABILITIES, LABEL, REFER, REFER_REASON, OOD_SCORE, PREDICTION_SET)
+DATATYPES = {
+    PROBABILITIES: "FP32",
+    LABEL: "BYTES",
+    REFER: "BOOL",
+    REFER_REASON: "BYTES",
+    OOD_SCORE: "FP32",
+    PREDICTION_SET: "BOOL",
+}
+"""Datatype of each output tensor."""
+
+OUTPUTS = tuple(DATATYPES)
 DEFAULT_OUTPUTS = (PROBABILITIES, LABEL)
 """The tensors that a request gets which names none."""
 
@@ -208,42 +221,6 @@ def _pixels_of_binary(binary: memoryview, shape: list[int]) -> np.ndarray:
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Predicted:
-    """The predictions for the images of a request, with their judgement.
-
-    Attributes:
-        probs_BK: float32 [images, classes], finite.
-        labels: The predicted class of each image.
-        reasons: Why each image is referred to a person; empty where it is not.
-        ood_scores: How foreign each image is, float32 [images]; NaN where it is not known.
-        sets_BK: Which classes are in the prediction set of each image, at least one, bool [images, classes]; None: the
-            model has no sets.
-    """
-
-    probs_BK: np.ndarray
-    labels: Sequence[str]
-    reasons: Sequence[str]
-    ood_scores: np.ndarray
-    sets_BK: np.ndarray | None
-
-    def tensor(self, name: str) -> tuple[str, np.ndarray | Sequence[str]]:
-        """Returns the datatype and the values of one of `OUTPUTS`.
-
-        A score that is not known is -1, and a set that is not known has no class; each set that is known has one.
-        """
-        known = np.isfinite(self.ood_scores)
-        sets_BK = np.zeros(self.probs_BK.shape, bool) if self.sets_BK is None else self.sets_BK
-        return {
-            PROBABILITIES: ("FP32", self.probs_BK.astype("<f4")),
-            LABEL: ("BYTES", self.labels),
-            REFER: ("BOOL", np.array([bool(reason) for reason in self.reasons], dtype=bool)),
-            REFER_REASON: ("BYTES", self.reasons),
-            OOD_SCORE: ("FP32", np.where(known, self.ood_scores, -1).astype("<f4")),
-            PREDICTION_SET: ("BOOL", sets_BK),
-        }[name]
-
-
 def encode_infer(
     request: InferRequest, *, model_name: str, model_version: str, predicted: Predicted
 ) -> tuple[bytes, dict[str, str]]:
@@ -257,9 +234,9 @@ def encode_infer(
     """
     outputs, chunks = [], []
     for wanted in request.outputs:
-        datatype, values = predicted.tensor(wanted.name)
+        values = predicted.tensor(wanted.name)
         shape = list(values.shape) if isinstance(values, np.ndarray) else [len(values)]
-        output: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": shape}
+        output: dict[str, Any] = {"name": wanted.name, "datatype": DATATYPES[wanted.name], "shape": shape}
         if wanted.is_binary:
             chunks.append(values.tobytes() if isinstance(values, np.ndarray) else _binary_text(values))
             output["parameters"] = {"binary_data_size": len(chunks[-1])}

@@ -23,6 +23,7 @@ from serve_app.protocols.answers import (
     SignatureMetadata,
 )
 from serve_app.protocols.bodies import BINARY, BYTES, INFER_BODY, JSON, PREDICT_BODY
+from serve_app.protocols.predicted import Predicted
 from serve_app.protocols.refusals import WITH_IMAGES, WITH_MODEL
 
 JSON_TYPES = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
@@ -47,7 +48,9 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
     async def predict(request: Request, name: str, version: int | None = None) -> dict[str, Any]:
         """Classifies images in the format of TensorFlow Serving's REST API.
 
-        It has room for probabilities only: /predict also says which images a specialist must look at, and why.
+        The answer has the probabilities of each image. With the `signature_name` `judged` it has named outputs:
+        `probabilities`, `refer`, `refer_reason` (empty if not referred), `ood_score` (-1: not known) and
+        `prediction_set` (true for each class in the set; none if there are no sets).
         """
         service.check_name(name)
         check_media_type(request, JSON_TYPES)
@@ -58,7 +61,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         )
         found = await service.predict(parsed.images, version)
         _refuse_errors(found, "instances")
-        return tensorflow_serving.encode_predict(parsed, found.probabilities)
+        return tensorflow_serving.encode_predict(parsed, _predicted(found))
 
     async def status(name: str, version: int | None = None) -> dict[str, Any]:
         """Lists the available versions of the model."""
@@ -124,13 +127,7 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
             parsed,
             model_name=name,
             model_version=str(service.number(version)),
-            predicted=open_inference.Predicted(
-                probs_BK=found.probabilities,
-                labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
-                reasons=found.judgement.reasons,
-                ood_scores=found.ood_scores,
-                sets_BK=found.judgement.sets_BK,
-            ),
+            predicted=_predicted(found),
         )
         return Response(content, headers=headers)
 
@@ -172,3 +169,13 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
 def _refuse_errors(found: Prediction, name: str) -> None:
     if any(found.errors):
         raise image_error(found.errors, [f"{name}[{place}]" for place in range(len(found.errors))])
+
+
+def _predicted(found: Prediction) -> Predicted:
+    return Predicted(
+        probs_BK=found.probabilities,
+        labels=[found.info.spec.classes[k] for k in found.probabilities.argmax(axis=1)],
+        reasons=found.judgement.reasons,
+        ood_scores=found.ood_scores,
+        sets_BK=found.judgement.sets_BK,
+    )

@@ -13,10 +13,23 @@ import numpy as np
 
 from serve_app.protocols import json_body
 from serve_app.protocols.json_body import invalid, shown
+from serve_app.protocols.predicted import OOD_SCORE, PREDICTION_SET, PROBABILITIES, REFER, REFER_REASON, Predicted
 
 INPUT = "image"
-OUTPUT = "probabilities"
 SIGNATURE = "serving_default"
+"""The signature of a request that names none. Its only output is `probabilities`."""
+
+JUDGED = "judged"
+"""The signature that also says which images a person must look at, and why."""
+
+JUDGED_DTYPES = {
+    PROBABILITIES: "DT_FLOAT",
+    REFER: "DT_BOOL",
+    REFER_REASON: "DT_STRING",
+    OOD_SCORE: "DT_FLOAT",
+    PREDICTION_SET: "DT_BOOL",
+}
+"""Data type of each output of `JUDGED`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +39,12 @@ class PredictRequest:
     Attributes:
         images: Each an encoded image file, or pixels: uint8 [height, width, 3], RGB, of any size.
         columnar: Whether the request has "inputs" instead of "instances"; its answer then has "outputs".
+        signature: `SIGNATURE` or `JUDGED`.
     """
 
     images: list[bytes | np.ndarray]
     columnar: bool
+    signature: str
 
 
 def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
@@ -37,7 +52,8 @@ def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
 
     Row format: {"instances": [IMAGE, ...]} or {"instances": [{"image": IMAGE}, ...]}. Columnar format: {"inputs":
     [IMAGE, ...]} or {"inputs": {"image": [IMAGE, ...]}}. An IMAGE is {"b64": FILE} with the file in base64, or a nested
-    list [height][width][3] of integers in [0, 255].
+    list [height][width][3] of integers in [0, 255]. "signature_name" may be "serving_default" (also if it is empty or
+    left out) or "judged", see `encode_predict`.
 
     Args:
         body: The body of POST /v1/models/NAME:predict.
@@ -48,8 +64,12 @@ def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
     """
     request = json_body.parse_object(body)
     signature = request.get("signature_name", SIGNATURE)
-    if signature not in (SIGNATURE, ""):
-        raise invalid(f'signature_name must be "{SIGNATURE}", or be left out. Received: {shown(signature)}')
+    if signature == "":
+        signature = SIGNATURE
+    if signature not in (SIGNATURE, JUDGED):
+        raise invalid(
+            f'signature_name must be "{SIGNATURE}" or "{JUDGED}", or be left out. Received: {shown(signature)}'
+        )
     if ("instances" in request) == ("inputs" in request):
         raise invalid('The request must have either "instances" (a list of images) or "inputs".')
     key = "instances" if "instances" in request else "inputs"
@@ -65,7 +85,7 @@ def parse_predict(body: bytes, *, max_images: int) -> PredictRequest:
         is_named = not columnar and _is_named(value)
         where = f"{key}[{number}]" + (f".{INPUT}" if is_named else "")
         images.append(_image(value[INPUT] if is_named else value, where=where))
-    return PredictRequest(images=images, columnar=columnar)
+    return PredictRequest(images=images, columnar=columnar, signature=signature)
 
 
 def _is_named(value: object) -> bool:
@@ -83,14 +103,28 @@ def _image(value: object, *, where: str) -> bytes | np.ndarray:
     return pixels_HWC
 
 
-def encode_predict(request: PredictRequest, probs_BK: np.ndarray) -> dict[str, Any]:
-    """Returns the answer to a predict request: a list of probabilities for each image.
+def encode_predict(request: PredictRequest, predicted: Predicted) -> dict[str, Any]:
+    """Returns the answer to a predict request.
+
+    With the signature `SIGNATURE` it has a list of probabilities for each image: TensorFlow Serving leaves the name of
+    an only output out. With `JUDGED` it has the outputs of `JUDGED_DTYPES` by name: in row format an object for each
+    image, in columnar format one object of lists.
 
     Args:
         request: The request that is answered.
-        probs_BK: float [images, classes], finite.
+        predicted: The predictions.
     """
-    return {"outputs" if request.columnar else "predictions": probs_BK.tolist()}
+    key = "outputs" if request.columnar else "predictions"
+    if request.signature == SIGNATURE:
+        return {key: predicted.probs_BK.tolist()}
+    columns = {name: _listed(predicted.tensor(name)) for name in JUDGED_DTYPES}
+    if request.columnar:
+        return {key: columns}
+    return {key: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
+
+
+def _listed(values: np.ndarray | Sequence[str]) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def status(states: Mapping[str, str]) -> dict[str, Any]:
@@ -109,7 +143,7 @@ def status(states: Mapping[str, str]) -> dict[str, Any]:
 
 
 def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict[str, Any]:
-    """Returns the answer to GET /v1/models/NAME/metadata: GetModelMetadataResponse as JSON, with its only signature.
+    """Returns the answer to GET /v1/models/NAME/metadata: GetModelMetadataResponse as JSON, with both signatures.
 
     The input is described as the model has it, because the format allows one dtype per tensor. Image files in base64
     are also accepted.
@@ -120,14 +154,20 @@ def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict
         size_px: Height and width of the input.
         num_classes: Number of classes.
     """
-    signature = {
-        "inputs": {INPUT: _tensor(INPUT, "DT_UINT8", [-1, size_px, size_px, 3])},
-        "outputs": {OUTPUT: _tensor(OUTPUT, "DT_FLOAT", [-1, num_classes])},
-        "method_name": "tensorflow/serving/predict",
+    shapes = {name: [-1, num_classes] if name in (PROBABILITIES, PREDICTION_SET) else [-1] for name in JUDGED_DTYPES}
+    tensors = {name: _tensor(name, dtype, shapes[name]) for name, dtype in JUDGED_DTYPES.items()}
+    outputs = {SIGNATURE: {PROBABILITIES: tensors[PROBABILITIES]}, JUDGED: tensors}
+    signatures = {
+        signature: {
+            "inputs": {INPUT: _tensor(INPUT, "DT_UINT8", [-1, size_px, size_px, 3])},
+            "outputs": given,
+            "method_name": "tensorflow/serving/predict",
+        }
+        for signature, given in outputs.items()
     }
     return {
         "model_spec": {"name": name, "signature_name": "", "version": version},
-        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+        "metadata": {"signature_def": {"signature_def": signatures}},
     }
 
 

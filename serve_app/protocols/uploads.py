@@ -37,7 +37,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
     async def predict(request: Request, explain: bool = False, lookalikes: bool = False) -> JSONResponse:
         """Classifies image files: `curl -F file=@scan.png ADDRESS/predict`.
 
-        `explain=true` adds `explanation`, a PNG in base64 that shows where the evidence for the class lies (Grad-CAM).
+        `explain=true` adds `explanation`, a PNG in base64: a Grad-CAM estimate of what speaks for the predicted class.
         `lookalikes=true` adds `lookalikes`, the training images that are most like the image, if the bundle keeps some:
         they are what the model was trained on, not evidence.
         """

@@ -90,6 +90,9 @@ def test_requests_of_tensorflow_servings_documentation_are_answered(address):
         assert rows == (200, {"predictions": expected})
     named = f'{{"signature_name": "serving_default", "instances": [{{"image": {{"b64": "{encoded}"}}}}]}}'
     assert curl(address, f"{model}:predict", named) == (200, {"predictions": expected})
+    status, answer = curl(address, f"{model}:predict", named.replace("serving_default", "judged"))
+    judged = {"refer": False, "refer_reason": "", "ood_score": 1.0, "prediction_set": [False, True]}
+    assert (status, answer) == (200, {"predictions": [{"probabilities": expected[0], **judged}]})
     columns = f'{{"inputs": {{"image": [{{"b64": "{encoded}"}}]}}}}'
     assert curl(address, f"{model}:predict", columns) == (200, {"outputs": expected})
     numbers = curl(address, f"{model}:predict", f'{{"instances": [{pixels}]}}')

@@ -1,11 +1,21 @@
 """What the benchmarks of trust draw and compute: simulated patients, synthetic rows, means over groups."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import audit_cost, by_source, interval_coverage, other_anatomy, planted_shortcuts, trust
+from benchmarks import (
+    audit_cost,
+    by_source,
+    interval_coverage,
+    other_anatomy,
+    planted_copies,
+    planted_shortcuts,
+    trust,
+)
+from tlray.trust.copies import Copies
 from tlray.trust.intervals import Interval
 
 
@@ -122,3 +132,107 @@ def test_the_published_shortcuts_are_those_of_the_defaults():
     newest = max(Path(planted_shortcuts.__file__).parent.glob("results/planted_shortcuts_*.md"))
     command = f"python benchmarks/planted_shortcuts.py --sets {settings.sets} --first-set {settings.first_set}"
     assert command in newest.read_text().splitlines()[2]
+
+
+def grouped(group_of: list[int]) -> Copies:
+    """Returns copies with the given groups, and no pairs."""
+    groups = np.array(group_of)
+    return Copies(
+        group_of=groups,
+        identical_of=np.arange(len(groups)),
+        series_of=groups,
+        pairs=np.empty((0, 2), np.int64),
+        kinds=np.empty(0, dtype="U9"),
+        scores=np.empty(0, np.float32),
+        is_mirrored=np.empty(0, bool),
+    )
+
+
+PLANTED_ITEMS = [
+    planted_copies.Item(data=b"", picture=picture, change=change)
+    for picture, change in [
+        ("a", "original"), ("a", "original"), ("a", "crop"), ("a", "mixed"), ("b", "original"), ("b", "noise"),
+    ]
+]  # fmt: skip
+
+
+def test_pairs_are_counted_by_change_and_the_set_s_own_copies_apart():
+    # Of picture `a` the mixed copy is missed. It is taken for a copy of `b`, whose noisy copy is missed.
+    counts = planted_copies.count(PLANTED_ITEMS, grouped([0, 0, 0, 3, 3, 5]))
+    told = {name: (each.num_true, each.num_right, each.num_wrong) for name, each in counts.items() if each.num_true}
+    assert told == {
+        "crop": (2, 2, 0),
+        "noise": (1, 0, 0),
+        "mixed": (2, 0, 1),
+        "copies with one another": (1, 0, 0),
+        "at least one planted copy": (6, 2, 1),
+        "in the data set itself": (1, 1, 0),
+        "all": (7, 3, 1),
+    }
+    assert (counts["all"].recall, counts["all"].precision) == (3 / 7, 3 / 4)
+    assert counts["jpeg"].recall == counts["jpeg"].precision == 0
+    assert counts["all"].row("all") == "| all | 7 | 3 | 0.429 | 1 | 0.750 |"
+
+
+def test_wrong_pairs_are_listed_with_what_is_wrong():
+    assert planted_copies.wrong_pairs(PLANTED_ITEMS, grouped([0, 0, 0, 0, 4, 4])) == []
+    assert planted_copies.wrong_pairs(PLANTED_ITEMS, grouped([0, 0, 0, 0, 0, 5])) == [
+        "- no copies: a (original) and b (original)",
+        "- no copies: a (original) and b (original)",
+        "- no copies: a (crop) and b (original)",
+        "- no copies: a (mixed) and b (original)",
+        "- missed: b (original) and b (noise)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_true", "num_right", "num_wrong", "is_met"),
+    [
+        (300, 291, 9, [True, True]),
+        (300, 290, 8, [False, True]),
+        (300, 291, 10, [True, False]),
+        (299, 299, 0, [False, False]),  # too few pairs to tell
+        (0, 0, 0, [False, False]),
+    ],
+)
+def test_copies_are_wanted_to_be_found_and_nothing_else(num_true, num_right, num_wrong, is_met):
+    counted = planted_copies.Count(num_true=num_true, num_right=num_right, num_wrong=num_wrong)
+    goals = planted_copies.judge("with features", counted)
+    assert [goal.is_met for goal in goals] == is_met
+    assert goals[0].wanted == "with features: recall at least 0.97 over at least 300 pairs with a planted copy"
+    assert goals[1].found.endswith(f"({num_right} of {num_right + num_wrong} found)")
+
+
+def test_the_page_on_planted_copies_has_a_table_with_and_one_without_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(planted_copies, "NUM_PATIENTS", 2)
+    folder = tmp_path / "data" / "train" / "squamous.cell.carcinoma_left"
+    folder.mkdir(parents=True)
+    for number, item in enumerate(planted_copies.phantom_slices(np.random.default_rng(1))):
+        (folder / f"{number}.png").write_bytes(item.data)
+
+    def features_of(items: list[planted_copies.Item], weights: str) -> np.ndarray:
+        assert weights == "weights"
+        return np.stack([np.random.default_rng(zlib.crc32(item.picture.encode())).normal(size=16) for item in items])
+
+    given = []
+
+    def find(features, thumbnails, digests):
+        given.append((features if features is None else features.shape, thumbnails.shape[0], len(digests)))
+        return grouped([0] * len(digests))
+
+    monkeypatch.setattr(planted_copies, "pooled_features", features_of)
+    monkeypatch.setattr(planted_copies.copies, "find_copies", find)
+    settings = planted_copies.Settings(
+        data=str(tmp_path / "data"), weights="weights", num_copies=2, out=str(tmp_path / "results")
+    )
+    planted_copies.main(settings)
+    (page,) = (tmp_path / "results").glob("planted_copies_*.md")
+    text = page.read_text()
+    num_images = given[0][1]
+    assert given == [((num_images, 16), num_images, num_images), (None, num_images, num_images)]
+    assert text.count("| at least one planted copy | ") == 2
+    assert text.index("## With features") < text.index("## Without features")
+    assert "python benchmarks/planted_copies.py --data DIR --weights FILE --num-originals 90 --num-copies 2" in text
+    assert "- no copies: train/squamous.cell.carcinoma_left/" in text
+    assert str(tmp_path) not in text
+    assert text.count(" | NO |") == 4  # all images are taken for copies, and they are few

@@ -128,7 +128,7 @@ def test_low_confidence_is_referred(model):
     assert row["confidence"] == pytest.approx(128 / 255)
 
 
-def test_the_reason_of_a_referral_is_told_in_the_protocols_that_have_room(model):
+def test_the_reason_of_a_referral_is_told_in_every_protocol(model):
     files = [png(255), png(77), png(90), b"nonsense"]
     rows = call(model, "POST", "/predict", files=upload(*files)).json()["predictions"]
     # Of 90 of 255 `light` has 0.353, and is in a set from 0.3 on.
@@ -146,6 +146,22 @@ def test_the_reason_of_a_referral_is_told_in_the_protocols_that_have_room(model)
         ("prediction_set", "BOOL", [False, True, True, True, True, True]),
     ]
     assert outputs[3]["shape"] == [3, 2]
+    images = [b64(file) for file in files[:3]]
+    body = {"signature_name": "judged", "inputs": {"image": images}}
+    judged = call(model, "POST", "/v1/models/chest-ct:predict", json=body).json()["outputs"]
+    assert {name: judged[name] for name in names} == {
+        "refer": [False, True, True],
+        "refer_reason": ["", "out_of_distribution", "ambiguous"],
+        "ood_score": [1.0, 2.0, 1.0],
+        "prediction_set": [[False, True], [True, True], [True, True]],
+    }
+    assert judged["probabilities"] == [list(row["probabilities"].values()) for row in rows[:3]]
+    body = {"signature_name": "judged", "instances": images}
+    answer = call(model, "POST", "/v1/models/chest-ct/versions/1:predict", json=body).json()
+    assert list(answer) == ["predictions"]
+    assert answer["predictions"] == [
+        {name: values[place] for name, values in judged.items()} for place in range(len(images))
+    ]
 
 
 def test_a_model_that_cannot_tell_says_so(model):
@@ -156,6 +172,24 @@ def test_a_model_that_cannot_tell_says_so(model):
     body = {"inputs": [tensor], "outputs": [{"name": "prediction_set"}]}
     (output,) = call(model, "POST", "/v2/models/chest-ct/infer", json=body).json()["outputs"]
     assert (output["shape"], output["data"]) == ([1, 2], [False, False])  # a set that is known has a class
+    predict = model.predict
+
+    async def predict_without_scores(pixels: Pixels):
+        return replace(await predict(pixels), ood_scores=None)
+
+    model.predict = predict_without_scores
+    body = {"signature_name": "judged", "instances": [b64(png(255))]}
+    assert call(model, "POST", "/v1/models/chest-ct:predict", json=body).json() == {
+        "predictions": [
+            {
+                "probabilities": [0.0, 1.0],
+                "refer": False,
+                "refer_reason": "",
+                "ood_score": -1.0,
+                "prediction_set": [False, False],
+            }
+        ]
+    }
 
 
 def test_a_bad_file_among_others_is_a_row_and_alone_an_error(model):
@@ -240,6 +274,8 @@ def test_the_signature_is_described_for_each_version(model):
         about = call(model, "GET", path).json()
         assert about["model_spec"] == {"name": "chest-ct", "signature_name": "", "version": "1"}
         signature = about["metadata"]["signature_def"]["signature_def"]["serving_default"]
+        judged = about["metadata"]["signature_def"]["signature_def"]["judged"]
+        assert list(judged["outputs"]) == ["probabilities", "refer", "refer_reason", "ood_score", "prediction_set"]
         sizes = [each["size"] for each in signature["inputs"]["image"]["tensor_shape"]["dim"]]
         assert sizes == ["-1", str(SIZE_PX), str(SIZE_PX), "3"]
 
@@ -503,6 +539,19 @@ def test_the_page_runs_its_own_script_only(model):
     assert f"script-src 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none';")
     assert "no medical device" in answer.text
+
+
+def test_the_page_says_that_nobody_has_checked_its_overlays(model):
+    page = " ".join(call(model, "GET", "/").text.split())
+    (footer,) = re.findall("<footer>(.*?)</footer>", page)
+    assert re.sub("<.*?>", "", footer).strip() == (
+        "An overlay is a Grad-CAM heatmap: an estimate of how much each place speaks for the predicted class; the "
+        "brighter, the more. It was not checked here whether the overlays of this model point at what decides: tlray "
+        "evaluate --check-overlays N measures that on N images. Even if they do, they show what the model looks at, "
+        "not where a disease is."
+    )
+    assert "Show a Grad-CAM overlay: an estimate of what speaks for the predicted class" in page
+    assert "the evidence for" not in page
 
 
 def test_probabilities_that_are_none_are_an_error(model):

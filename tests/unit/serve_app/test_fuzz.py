@@ -107,7 +107,7 @@ PIXELS = np.arange(SIZE_PX**2 * 3).reshape(SIZE_PX, SIZE_PX, 3).tolist()
 BODIES: dict[str, tuple[str, Any]] = {
     "rows": (PREDICT, {"signature_name": "serving_default", "instances": [{"b64": B64}, {"image": {"b64": B64}}]}),
     "pixels": (PREDICT, {"instances": [PIXELS]}),
-    "columns": (PREDICT, {"inputs": {"image": [{"b64": B64}]}}),
+    "columns": (PREDICT, {"signature_name": "judged", "inputs": {"image": [{"b64": B64}]}}),
     "tensor of files": (INFER, {"id": "7", **tensor([B64]), "outputs": [{"name": "label", "parameters": {}}]}),
     "tensor of pixels": (INFER, tensor([PIXELS], "UINT8", (1, SIZE_PX, SIZE_PX, 3))),
     "batch": ("/v1/batches", {"input": "/data/in/a", "output": "/data/out/b", "version": 1}),
@@ -332,6 +332,15 @@ def ask():
 
 def test_right_requests_are_right(ask):
     assert ask(list(RIGHT.values())) == [200 if name != "batch" else 202 for name in RIGHT]
+
+
+def test_each_signature_is_answered_in_both_formats(ask):
+    bodies = [
+        {"signature_name": name} | images
+        for name in ("", "serving_default", "judged")
+        for images in ({"instances": [{"b64": B64}] * 2}, {"inputs": [{"b64": B64}] * 2})
+    ]
+    assert ask([Sent(path=PREDICT, content=dump(body), headers=JSON) for body in bodies]) == [200] * 6
 
 
 @pytest.mark.parametrize(("kind", "requests"), wrong_requests().items(), ids=wrong_requests())

@@ -9,6 +9,7 @@ import pytest
 from serve_app.errors import RequestError
 from serve_app.protocols import open_inference
 from serve_app.protocols.open_inference import InferRequest, RequestedOutput
+from serve_app.protocols.predicted import Predicted
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n ...", b"\xff\xd8\xff\xe0"
 SIZE_PX = 2
@@ -285,7 +286,7 @@ def encode(
     outputs: tuple[RequestedOutput, ...], id_: str | None = None, *, sets_BK: np.ndarray | None = SETS
 ) -> tuple[bytes, dict[str, str]]:
     request = InferRequest(id=id_, images=[PNG, JPEG], outputs=outputs)
-    predicted = open_inference.Predicted(
+    predicted = Predicted(
         probs_BK=PROBS,
         labels=["gro\u00df", "ok"],
         reasons=["", "ambiguous"],

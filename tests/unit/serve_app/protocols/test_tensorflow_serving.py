@@ -1,11 +1,13 @@
 import base64
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serve_app.errors import RequestError
 from serve_app.protocols import tensorflow_serving
+from serve_app.protocols.predicted import Predicted
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n ...", b"\xff\xd8\xff\xe0 ..."
 PIXELS = [[[0, 1, 2], [3, 4, 5]]]  # 1 high, 2 wide
@@ -40,6 +42,21 @@ def test_images_come_in_rows_and_columns_as_files_and_pixels(request_, images, c
     assert request.columnar is columnar
 
 
+@pytest.mark.parametrize(
+    ("named", "signature"),
+    [
+        ({}, "serving_default"),
+        ({"signature_name": ""}, "serving_default"),
+        ({"signature_name": "serving_default"}, "serving_default"),
+        ({"signature_name": "judged"}, "judged"),
+    ],
+)
+@pytest.mark.parametrize("key", ["instances", "inputs"])
+def test_the_request_names_a_signature(named, signature, key):
+    request = parse(named | {key: [b64(PNG)]})
+    assert (request.signature, request.images, request.columnar) == (signature, [PNG], key == "inputs")
+
+
 def test_pixels_are_arrays_of_bytes():
     (pixels,) = parse({"instances": [PIXELS]}).images
     assert isinstance(pixels, np.ndarray)
@@ -71,7 +88,11 @@ def test_the_example_of_the_documentation():
         ({"inputs": b64(PNG)}, '"inputs" must be a list of images. Received: {'),
         ({"inputs": {"image": b64(PNG)}}, '"inputs.image" must be a list of images. Received: {'),
         ({"inputs": {"picture": [PIXELS]}}, '"inputs" must be a list of images. Received: {'),
-        ({"signature_name": "classify", "instances": [PIXELS]}, 'signature_name must be "serving_default", or be left'),
+        (
+            {"signature_name": "classify", "instances": [PIXELS]},
+            'signature_name must be "serving_default" or "judged", or be left out. Received: \'classify\'',
+        ),
+        ({"signature_name": None, "instances": [PIXELS]}, "signature_name must be"),
         ({"signature_name": ["x"], "instances": [PIXELS]}, "signature_name must be"),
         (
             {"instances": [PIXELS, "iVBO"]},
@@ -104,13 +125,71 @@ def test_too_many_images_are_refused_before_they_are_decoded():
     assert caught.value.status == 413
 
 
-def test_answers():
-    probs_BK = np.array([[0.25, 0.75], [1.0, 0.0], [0.1, 0.9]], np.float32)
-    rows, columns = parse({"instances": [PIXELS]}), parse({"inputs": [PIXELS]})
-    answer = json.loads(json.dumps(tensorflow_serving.encode_predict(rows, probs_BK)))
+PROBS = np.array([[0.25, 0.75], [1.0, 0.0], [0.1, 0.9]], np.float32)
+SETS = np.array([[True, True], [True, False], [False, True]])
+
+
+def predicted(probs_BK: np.ndarray, sets_BK: np.ndarray | None = None) -> Predicted:
+    """Returns predictions for up to three images; the second one is referred, and its score is not known."""
+    return Predicted(
+        probs_BK=probs_BK,
+        labels=["light", "dark", "light"][: len(probs_BK)],
+        reasons=["", "ambiguous", ""][: len(probs_BK)],
+        ood_scores=np.array([0.5, np.nan, 1.5], np.float32)[: len(probs_BK)],
+        sets_BK=sets_BK,
+    )
+
+
+def answered(request: object, given: Predicted) -> dict[str, Any]:
+    """Returns the answer to a request as a client reads it, by JSON's own rules."""
+    return json.loads(json.dumps(tensorflow_serving.encode_predict(parse(request), given), allow_nan=False))
+
+
+@pytest.mark.parametrize("named", [{}, {"signature_name": ""}, {"signature_name": "serving_default"}])
+def test_answers(named):
+    answer = answered(named | {"instances": [PIXELS]}, predicted(PROBS, SETS))
     assert list(answer) == ["predictions"]
-    assert np.array(answer["predictions"], np.float32).tolist() == probs_BK.tolist()  # nothing is lost
-    assert tensorflow_serving.encode_predict(columns, probs_BK[:2]) == {"outputs": [[0.25, 0.75], [1.0, 0.0]]}
+    assert np.array(answer["predictions"], np.float32).tolist() == PROBS.tolist()  # nothing is lost
+    columns = answered(named | {"inputs": [PIXELS]}, predicted(PROBS[:2], SETS[:2]))
+    assert columns == {"outputs": [[0.25, 0.75], [1.0, 0.0]]}
+
+
+def test_judged_answers_have_named_outputs():
+    named = {"signature_name": "judged"}
+    given = predicted(PROBS[:2], SETS[:2])
+    assert answered(named | {"instances": [PIXELS]}, given) == {
+        "predictions": [
+            {
+                "probabilities": [0.25, 0.75],
+                "refer": False,
+                "refer_reason": "",
+                "ood_score": 0.5,
+                "prediction_set": [True, True],
+            },
+            {
+                "probabilities": [1.0, 0.0],
+                "refer": True,
+                "refer_reason": "ambiguous",
+                "ood_score": -1.0,
+                "prediction_set": [True, False],
+            },
+        ]
+    }
+    assert answered(named | {"inputs": [PIXELS]}, given) == {
+        "outputs": {
+            "probabilities": [[0.25, 0.75], [1.0, 0.0]],
+            "refer": [False, True],
+            "refer_reason": ["", "ambiguous"],
+            "ood_score": [0.5, -1.0],
+            "prediction_set": [[True, True], [True, False]],
+        }
+    }
+
+
+def test_a_model_without_prediction_sets_gives_sets_without_a_class():
+    """No real set is empty."""
+    answer = answered({"signature_name": "judged", "inputs": [PIXELS]}, predicted(PROBS[:2]))
+    assert answer["outputs"]["prediction_set"] == [[False, False], [False, False]]
 
 
 def test_the_status_is_that_of_the_documentation():
@@ -129,16 +208,29 @@ def test_the_metadata_is_that_of_the_documentation():
         dim = [{"size": size, "name": ""} for size in sizes]
         return {"dtype": dtype, "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": name}
 
+    inputs = {"image": tensor("image:0", "DT_UINT8", "-1", "299", "299", "3")}
+    probabilities = {"probabilities": tensor("probabilities:0", "DT_FLOAT", "-1", "4")}
     assert tensorflow_serving.metadata("chest-ct", version="3", size_px=299, num_classes=4) == {
         "model_spec": {"name": "chest-ct", "signature_name": "", "version": "3"},
         "metadata": {
             "signature_def": {
                 "signature_def": {
                     "serving_default": {
-                        "inputs": {"image": tensor("image:0", "DT_UINT8", "-1", "299", "299", "3")},
-                        "outputs": {"probabilities": tensor("probabilities:0", "DT_FLOAT", "-1", "4")},
+                        "inputs": inputs,
+                        "outputs": probabilities,
                         "method_name": "tensorflow/serving/predict",
-                    }
+                    },
+                    "judged": {
+                        "inputs": inputs,
+                        "outputs": probabilities
+                        | {
+                            "refer": tensor("refer:0", "DT_BOOL", "-1"),
+                            "refer_reason": tensor("refer_reason:0", "DT_STRING", "-1"),
+                            "ood_score": tensor("ood_score:0", "DT_FLOAT", "-1"),
+                            "prediction_set": tensor("prediction_set:0", "DT_BOOL", "-1", "4"),
+                        },
+                        "method_name": "tensorflow/serving/predict",
+                    },
                 }
             }
         },
