@@ -98,6 +98,13 @@ def test_copies_count_once_and_training_images_are_left_out(bundle, images, slic
     parts = [pq.read_table(path) for path in (out / predictions.DATA).iterdir()]
     assert [part.schema.names for part in parts] == [predictions.prediction_schema(("dark", "light")).names]
 
+    # Shortcuts were looked for in all images, and the control is of the new ones; six patients are too few for surety.
+    assert (found["shortcuts"]["num_images"], found["shortcuts"]["num_groups"]) == (8, 6)
+    assert (found["shortcuts"]["num_folds"], found["shortcuts"]["found"]) == (3, [])
+    assert (found["traits_control"]["num_images"], found["traits_control"]["split"]) == (6, "all")
+    assert (found["neighbour_control"], found["permuted_control"]) == (None, None)
+    assert "The label of the most similar training image was not measured" in page
+
     # The same images with a bundle that keeps nothing: copies are found, and nobody knows what the model knows.
     again = dataclasses.replace(config, bundle=bundle, overwrite=True, thumbnails=False)
     found = evaluate_images(again).metrics
@@ -163,3 +170,26 @@ def test_a_shortcut_that_the_training_found_is_told_before_the_figures(bundle, i
     (told,) = [text for text in found.warnings if "Sizes tell the classes." in text]
     assert (told == "Sizes tell the classes.") == is_own
     assert not is_own or found.warnings[0] == told
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert ("shortcuts" in metrics) == ("traits_control" in metrics) == (not is_own)
+    assert ("none was found in these images" in told) == (not is_own)
+
+
+def test_a_shortcut_planted_in_an_external_test_set_is_the_first_warning(bundle, tmp_path):
+    """One class is saved as PNG, the other one as JPEG. The bundle, of other images, knows no shortcut."""
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        pixels = phantom_drawing.render_slice(phantoms.sample_anatomy(rng), None, rng=rng, size_px=128)
+        folder, name = ("dark", f"{number}.png") if number % 2 else ("light", f"{number}.jpg")
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "data" / folder / name)
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    result = evaluate_images(EvaluateConfig(bundle=bundle, data=data, split="all", out=str(out), quiet=True))
+    assert result.warnings[0].startswith("Classes can be told without looking at the anatomy: ")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "file" in {test["family"] for test in metrics["shortcuts"]["found"]}
+    assert metrics["traits_control"]["is_above_chance"]
+    assert metrics["warnings"] == list(result.warnings)
+    page = (out / "report.html").read_text()
+    assert "Do not believe these numbers yet" in page
+    assert "Does it need the anatomy?" in page

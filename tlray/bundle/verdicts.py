@@ -4,27 +4,15 @@ The report and the model card show the same sentences, in the same order. Warnin
 too. Everything is computed from figures that were measured before; nothing is measured here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tlray.bundle import leaks, promises
+from tlray.bundle import anatomy, leaks, promises
+from tlray.bundle.anatomy import CONTROLS
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent
 from tlray.errors import counted
-
-CONTROLS = {
-    "traits_control": "A random forest that sees only how the files were made",
-    "neighbour_control": "The label of the most similar training image",
-    "permuted_control": "A linear probe that learns shuffled labels",
-}
-"""Descriptions of the controls, by the names that they have in an audit; see `tlray.trust.findings.find`."""
-
-IN_TRAINING = (
-    "The images that the model was trained on have a shortcut, which it may have learned; it is not known whether "
-    "these images have it, too. Found in training: {}"
-)
-"""Answer about a shortcut that is known of the training images only, where other images are measured."""
 
 MAX_NAMED = 3
 """Maximum number of subgroups that a sentence names."""
@@ -83,15 +71,17 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing. An evaluation's
-            have `leak_search`, the fields of `LeakSearch`, and where its images are not those of the training
-            `training_shortcuts`: what tells the classes of the training images without the anatomy, a text each.
+            have `leak_search`, the fields of `LeakSearch`, and where its images are not those of the training what
+            `tlray.trust.findings.find_elsewhere` returns and `training_shortcuts`: what tells the classes of the
+            training images without the anatomy, a text each.
 
     Returns:
         `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
         looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
         are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
         several images, so that patients were named; null if it is not known. `leak_search` and `training_shortcuts`
-        only if they are there.
+        only if they are there; with the latter `has_shortcut`: one was found in these images, too; null if they were
+        not tested.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
     about: dict[str, Any] = {
@@ -102,6 +92,9 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:
         about["unmeasured"] = unmeasured
+    if "training_shortcuts" in findings:
+        tested = findings.get("shortcuts", {})
+        about["has_shortcut"] = bool(tested["found"]) if tested.get("num_folds") else None
     return about | {name: findings[name] for name in ("leak_search", "training_shortcuts") if name in findings}
 
 
@@ -152,16 +145,15 @@ def _leaks(measured: Measured) -> Verdict | None:
 
 
 def _controls(measured: Measured) -> Verdict | None:
-    controls, elsewhere = measured.data.get("controls", {}), measured.data.get("training_shortcuts", ())
     sentences = [
-        *(IN_TRAINING.format(text) for text in elsewhere),
-        *control_texts(measured.data, split=measured.split),
-        *_unmeasured(measured.data.get("unmeasured", ())),
+        *anatomy.training_texts(measured.data),
+        *anatomy.measured_texts(measured.data, split=measured.split),
+        *anatomy.unmeasured_texts(measured.data, knows_all=leaks.knows_all(measured.metrics)),
     ]
     if not sentences:
         return None
-    is_warning = bool(elsewhere)
-    permuted = controls.get("permuted_control")
+    is_warning = bool(measured.data.get("training_shortcuts"))
+    permuted = measured.data.get("controls", {}).get("permuted_control")
     if permuted and permuted["is_above_chance"]:
         is_warning = True
         sentences.append("Shuffled labels should not be told: training and test images must be related.")
@@ -179,37 +171,6 @@ def _files_do_as_well(measured: Measured) -> bool:
     return bool(
         traits and traits["is_above_chance"] and traits["split"] == measured.split and traits["accuracy"] >= low
     )
-
-
-def control_texts(data: Mapping[str, Any], *, split: str | None = None) -> list[str]:
-    """Returns a sentence for each control: how often it is right.
-
-    Args:
-        data: See `about_data`.
-        split: The split that is known from the context. The name of another split is in the sentence.
-    """
-    sentences = []
-    for name, found in data.get("controls", {}).items():
-        where = f" of the new {found['split']} images" if found["split"] != split else ""
-        as_expected = ", as it should be" if name == "permuted_control" and not found["is_above_chance"] else ""
-        about = bracketed(found.get("accuracy_ci95"), beside=f"by chance {percent(found['chance'])}")
-        sentences.append(f"{CONTROLS[name]} is right in {percent(found['accuracy'])}{where}{about}{as_expected}.")
-    return sentences
-
-
-def _unmeasured(names: Sequence[str]) -> list[str]:
-    """Returns a sentence that says which controls were not measured, and why; none if there are no names."""
-    if not names:
-        return []
-    if len(names) == len(CONTROLS):
-        return ["No control was measured, because no test or validation image is new to the model."]
-    first, *others = [CONTROLS[name] for name in names]
-    told = f"{first}{''.join(f' and {each[0].lower()}{each[1:]}' for each in others)} {'were' if others else 'was'}"
-    if "neighbour_control" in names:
-        why = "this takes features of a frozen network, which the training did not compute (the recipe probe does)"
-    else:
-        why = "the images to learn from and to test on have one class only"
-    return [f"{told} not measured, because {why}."]
 
 
 def _calibration(measured: Measured) -> Verdict | None:

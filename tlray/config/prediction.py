@@ -13,7 +13,8 @@ class EvaluateConfig:
 
     Copies of a picture count as one image. Images that the model knows from its training are left out of the figures
     to quote, as far as they are found: by the pictures in the bundle, or in the data that it was trained on. Shortcuts
-    that the training found in its data are repeated as a warning.
+    that the training found in its data are repeated as a warning. In other data shortcuts are looked for, and controls
+    measured that see no anatomy.
     """
 
     bundle: str

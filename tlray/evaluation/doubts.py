@@ -1,7 +1,8 @@
 """Collects what speaks against the figures of an evaluation, the gravest first.
 
-Some of it was found in the measured images. The rest was found by the training of the model in its own data, and its
-bundle tells it: it concerns the figures where the measured images are of that data, and otherwise the model.
+Some of it was found in the measured images, such as shortcuts in other data than the model's. The rest was found by the
+training of the model in its own data, and its bundle tells it: it concerns the figures where the measured images are of
+that data, and otherwise the model.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from tlray.bundle.spec import BundleSpec
 from tlray.errors import counted
 from tlray.evaluation.measurement import SplitEvaluation
 from tlray.evaluation.scope import Scope
+from tlray.trust.findings import shortcut_warnings
 
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
 """Warning about leaks in a bundle's own data, shown where other images are measured."""
@@ -64,12 +66,13 @@ def find(
         spec: The description of the bundle that predicted.
         split: Name of the measured split, or `all`.
         evaluation: Its evaluation.
-        findings: What is known of the images: see `tlray.data.audit.audit`, `Relations.findings` and
-            `findings_of_training`.
+        findings: What is known of the images: see `tlray.data.audit.audit`, `Relations.findings`,
+            `tlray.evaluation.image_controls.find` and `findings_of_training`.
         is_own: The images are of the data set that the model was trained on, see `tlray.evaluation.scope.is_own`. Then
             what its training found concerns these figures.
     """
-    shortcuts, leaks = (spec.shortcuts, spec.leaks) if is_own else ((), ())
+    shortcuts = spec.shortcuts if is_own else tuple(shortcut_warnings(findings))
+    leaks = spec.leaks if is_own else ()
     leaks = all_leaks(leaks, evaluation.metrics)
     elsewhere = () if is_own else map(OTHER_IMAGES.format, spec.leaks)
     answers = _answers(split, evaluation, spec, findings)

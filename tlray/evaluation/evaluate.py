@@ -1,13 +1,15 @@
 """Evaluates a bundle on labelled images: scores them, computes metrics, and writes the report.
 
 Copies are looked for first, so that they count as one image, and images that the model knows are left out of the
-figures to quote; see `tlray.evaluation.relations`.
+figures to quote; see `tlray.evaluation.relations`. In data that the model was not trained on it looks for shortcuts and
+measures controls, too; see `tlray.evaluation.image_controls`.
 """
 
 import datetime
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +30,7 @@ from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import DataError, ImageErrorCode
-from tlray.evaluation import doubts, examples, overlay_check, relations, report, scope
+from tlray.evaluation import doubts, examples, image_controls, overlay_check, relations, report, scope
 from tlray.evaluation.measurement import (
     SplitEvaluation,
     headline,
@@ -115,6 +117,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         task_cpus=available.task_cpus,
         quiet=config.quiet,
     )
+    controls = image_controls.find(
+        looked_at,
+        seen,
+        predicted,
+        related,
+        kept=kept,
+        classes=spec.classes,
+        split=config.split,
+        call=partial(connection.call_in_tasks, task_cpus=available.task_cpus),
+    )
     table = relations.with_traits(table, seen)
     del seen  # thumbnails take 0.9 GB for 100,000 images
     grouped = related.regrouped(predicted)
@@ -124,7 +136,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     evaluation = with_subgroups(evaluation, table)
     bundle_sha256 = predicted["bundle_sha256"][0].as_py()
     findings = audit.audit(_as_inspected(predicted)) | dict(related.findings)
-    findings |= doubts.findings_of_training(spec, looked_at, config.split)
+    findings |= controls | doubts.findings_of_training(spec, looked_at, config.split)
     overlays, notes = None, ()
     if config.check_overlays:
         overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)
@@ -149,7 +161,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     write_report(out, content, picturing)
     metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
     summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": bundle_sha256}
-    summary |= {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
+    summary |= controls | {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     inspected.forget(out)
     return EvaluateResult(out=out, split=config.split, metrics=metrics, warnings=warnings, overlays=overlays)

@@ -129,7 +129,7 @@ def find(
         thumbnails = np.concatenate([thumbnails, shown])
     rows = rows.drop_columns(["thumbnail"])  # memory
     found = find_copies(
-        _features(rows, predicted, toward),
+        joint_directions(rows, predicted, toward),
         thumbnails,
         [*rows["pixels_sha256"].to_pylist(), *(f"in the bundle {number}" for number in range(num_kept))],
         num_known=num_kept,
@@ -187,7 +187,7 @@ def _pictures(kept: KeptImages | None, classes: Sequence[str]) -> tuple[np.ndarr
     return shown, labels, kept.directions[places] if places else None
 
 
-def _features(rows: pa.Table, predicted: pa.Table, toward: np.ndarray | None) -> np.ndarray | None:
+def joint_directions(rows: pa.Table, predicted: pa.Table, toward: np.ndarray | None) -> np.ndarray | None:
     """Returns where images lie in the space of the training images, with kept images after them.
 
     Args:

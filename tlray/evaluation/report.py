@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tlray.bundle import leaks, verdicts
+from tlray.bundle import anatomy, leaks, verdicts
 from tlray.bundle.card import metric_rows
 from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
 from tlray.data.labels import short_names
@@ -154,7 +154,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         num_subgroups=0 if measured is None else measured.metrics.get("subgroups", {}).get("num_looked_at", 0),
         flattery={split: _flattery(report, split) for split in report.evaluations},
         flattery_of_all=_flattery_of_all(report),
-        control_texts=[] if measured else verdicts.control_texts(verdicts.about_data(audit)),
+        control_texts=[] if measured else anatomy.measured_texts(verdicts.about_data(audit)),
         copies=audit.get("copies"),
         # Groups of an earlier version, all of copies, do not say of which kind they are.
         copy_groups=[group for group in report.gallery if group.get("kind") != "neighbours"],

@@ -175,6 +175,27 @@ def by_permuted_labels(
     return _judge("permuted labels", np.stack(predicted), np.stack(expected), test_numbers, seed)
 
 
+def by_predictions(
+    name: str, predicted: Sequence[str], labels: Sequence[str], groups: Sequence[str], *, seed: int = 0
+) -> Control:
+    """Judges predictions that were made elsewhere, such as by the forests of a cross-validation.
+
+    Args:
+        name: See `Control`.
+        predicted: The predicted class of each image.
+        labels: Its true class.
+        groups: Its group, such as its patient; copies of an image should be in one group.
+        seed: Seed of the permutations.
+
+    Raises:
+        DataError: The lengths differ, or there are no images.
+    """
+    codes = np.unique(np.array([*predicted, *labels], dtype=str), return_inverse=True)[1]
+    told, true = codes[: len(predicted)], codes[len(predicted) :]
+    _check(true, len(told), len(groups))
+    return _judge(name, told[None], true[None], _numbers(groups), seed)
+
+
 def nearest(train_BD: np.ndarray, features_BD: np.ndarray) -> np.ndarray:
     """Returns the row of the training image with the highest cosine for each image, int [images]."""
     unit_BD = _unit(features_BD)

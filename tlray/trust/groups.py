@@ -113,6 +113,20 @@ def permuted(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -
     return labels[order[starts[source] + (rng.random(len(labels)) * sizes[source]).astype(np.int64)]]
 
 
+def corrected_p_values(found: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
+    """Returns the p-value of each test, corrected for their number by the largest statistic of each permutation (maxT).
+
+    Args:
+        found: The statistic of each test, float [tests].
+        shuffled: The same with exchanged labels, float [permutations, tests].
+    """
+    mean, deviation = shuffled.mean(axis=0), shuffled.std(axis=0)
+    scale = np.where(deviation > 1e-9, deviation, np.inf)  # a test that always predicts the same says nothing
+    largest = ((shuffled - mean) / scale).max(axis=1)
+    statistic = (found - mean) / scale
+    return (1 + (largest[:, None] >= statistic).sum(axis=0)) / (1 + len(shuffled))
+
+
 def bootstrap_variance(replicates: np.ndarray, evidence: Evidence) -> float:
     """Returns the variance of a metric from its values in the resamples, float [resamples].
 

@@ -4,8 +4,8 @@ A model can learn these in place of the anatomy. Its accuracy is then too good, 
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from sklearn.tree import DecisionTreeClassifier
 from tlray.data import traits
 from tlray.errors import DataError
 from tlray.trust.classification import balanced_accuracy_interval
-from tlray.trust.groups import in_two_groups, permuted
+from tlray.trust.groups import corrected_p_values, in_two_groups, permuted
 
 ALL = "all traits"
 """Name of the test with `traits.TECHNICAL`: the traits of all families that do not depend on the anatomy."""
@@ -122,6 +122,8 @@ class Shortcuts:
         num_groups: Number of their groups.
         num_folds: Number of folds; 0 if there were no tests.
         left_out: Classes with fewer than two groups, which cannot be tested; of many images, in the sample of them.
+        held_out: The class that the forest of `together` predicts for each used image, by its row; it learned from the
+            other folds. Empty if there were no tests.
     """
 
     tests: tuple[TraitTest, ...]
@@ -129,6 +131,7 @@ class Shortcuts:
     num_groups: int
     num_folds: int
     left_out: tuple[str, ...]
+    held_out: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def together(self) -> TraitTest | None:
@@ -179,14 +182,14 @@ def find(table: pa.Table, classes: Sequence[str], groups: Sequence[str], *, seed
     group_of = np.unique(group_of[rows], return_inverse=True)[1]
     num_folds = min([MAX_FOLDS, *(len(np.unique(group_of[labels == label])) for label in range(len(names)))])
     tests: tuple[TraitTest, ...] = ()
+    held_out: dict[int, str] = {}
     if len(names) > 1:
         splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
         folds = list(splitter.split(np.zeros((len(rows), 1)), labels, group_of))
-        tests = _test(table.take(rows), labels, group_of, folds=folds, names=[str(name) for name in names], rng=rng)
-    num_groups = len(np.unique(group_of))
-    return Shortcuts(
-        tests=tests, num_images=len(rows), num_groups=num_groups, num_folds=num_folds if tests else 0, left_out=left_out
-    )
+        tests, predicted = _test(table.take(rows), labels, group_of, folds=folds, names=names.tolist(), rng=rng)
+        held_out = dict(zip(rows.tolist(), names[predicted].tolist(), strict=True))
+    counts = {"num_images": len(rows), "num_groups": len(np.unique(group_of)), "num_folds": num_folds if tests else 0}
+    return Shortcuts(tests=tests, **counts, left_out=left_out, held_out=held_out)
 
 
 def forest(seed: int = 0) -> ExtraTreesClassifier:
@@ -215,20 +218,22 @@ def _test(
     folds: list[tuple[np.ndarray, np.ndarray]],
     names: list[str],
     rng: np.random.Generator,
-) -> tuple[TraitTest, ...]:
+) -> tuple[tuple[TraitTest, ...], np.ndarray]:
+    """Returns the tests, and the class that the forest of all traits predicts for each image, int [images]."""
     num_classes = len(names)
     families = {**traits.FAMILIES, ALL: traits.TECHNICAL}
     told: list[int | None] = [None, *(range(num_classes) if num_classes > 2 else ())]
-    predicted, accuracies = [], []
+    predicted, accuracies, most_likely = [], [], []
     for family in families.values():
         probs_BK, shares_BK = _held_out_probs(forest(), traits.to_matrix(table, family), labels, folds, num_classes)
         predicted.append(_decide(probs_BK / shares_BK, told))
         accuracies.append(_accuracies(probs_BK, labels, told))
+        most_likely.append(probs_BK.argmax(axis=1))
     guesses_BT = np.concatenate(predicted, axis=1)  # columns: the tests, by family
     told_of = told * len(families)
     found = _balanced_accuracies(guesses_BT, labels[None], told_of, num_classes)[0]
     shuffled = np.stack([permuted(labels, groups, rng) for _ in range(NUM_PERMUTATIONS)])
-    p_values = _corrected(found, _balanced_accuracies(guesses_BT, shuffled, told_of, num_classes))
+    p_values = corrected_p_values(found, _balanced_accuracies(guesses_BT, shuffled, told_of, num_classes))
     shares = np.bincount(labels, minlength=num_classes) / len(labels)
     intervals = [
         balanced_accuracy_interval(labels if one is None else (labels == one).astype(int), guesses, groups)
@@ -247,7 +252,8 @@ def _test(
         )
         for place, one in enumerate(told_of)
     ]
-    return tuple(_with_traits(tests, table, labels, folds=folds, told=told, num_classes=num_classes))
+    named = tuple(_with_traits(tests, table, labels, folds=folds, told=told, num_classes=num_classes))
+    return named, most_likely[-1]  # the last family is `ALL`
 
 
 def _with_traits(
@@ -337,12 +343,3 @@ def _balanced_accuracies(
         rest = (1 - is_label) @ (guesses_BT[:, of_this] == 0).astype(np.float32) / np.maximum(num_images - counts, 1)
         sums[:, of_this] += (sensitivity[:, of_this] + rest) / 2
     return sums
-
-
-def _corrected(found: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
-    """Returns the p-value of each test [tests], given its statistic in each permutation, [permutations, tests]."""
-    mean, deviation = shuffled.mean(axis=0), shuffled.std(axis=0)
-    scale = np.where(deviation > 1e-9, deviation, np.inf)  # a test that always predicts the same says nothing
-    largest = ((shuffled - mean) / scale).max(axis=1)
-    statistic = (found - mean) / scale
-    return (1 + (largest[:, None] >= statistic).sum(axis=0)) / (1 + len(shuffled))

@@ -206,8 +206,40 @@ def test_controls_that_were_not_measured_are_told_with_the_reason():
     )
     nothing_new = judge("controls", data=verdicts.about_data(dict.fromkeys(verdicts.CONTROLS)))
     assert nothing_new.answer == "No control was measured, because no test or validation image is new to the model."
-    # An evaluation of other images looks for no controls.
+    # Where nobody looked for controls, nothing is said.
     assert "controls" not in verdicts.verdicts(measured(data=verdicts.about_data({})))
+
+
+def test_controls_of_other_data_are_told_in_words_of_their_own():
+    search = {"leak_search": {"among": "pictures", "is_own": False}}
+    data = {"traits_control": CONTROL, "neighbour_control": CONTROL, "permuted_control": None}
+    told = judge("controls", data=verdicts.about_data(data | search))
+    assert not told.is_warning
+    assert told.answer == (
+        "A random forest that sees only how the files were made, trained and tested on different parts of these "
+        "images, is right in 60.0 % (by chance 25.0 %). The label of the most similar training image that the bundle "
+        "keeps is right in 60.0 % (by chance 25.0 %). A linear probe that learns shuffled labels was not measured, "
+        "because this takes features of the training images, which a bundle does not keep."
+    )
+    nothing = verdicts.about_data(dict.fromkeys(verdicts.CONTROLS) | search)
+    assert judge("controls", data=nothing).answer.count(" was not measured, because this takes ") == 3
+    known = judge("controls", data=nothing, num_leaked=100, leak_free=None)
+    assert known.answer == "No control was measured, because no measured image is new to the model."
+
+
+@pytest.mark.parametrize(
+    ("tested", "has_shortcut"),
+    [({}, None), ({"num_folds": 0, "found": []}, None), ({"num_folds": 5, "found": []}, False),
+     ({"num_folds": 5, "found": [{"family": "size"}]}, True)],
+)  # fmt: skip
+def test_shortcuts_of_training_images_are_told_with_those_of_the_measured_ones(tested, has_shortcut):
+    data = verdicts.about_data({"training_shortcuts": ["Sizes tell."], "shortcuts": tested})
+    assert data["has_shortcut"] is has_shortcut
+    answer = judge("controls", data=data).answer
+    assert answer.endswith(" Found in training: Sizes tell.")
+    told = {None: "it is not known whether", True: "these images have one, too", False: "none was found"}
+    assert told[has_shortcut] in answer
+    assert "has_shortcut" not in verdicts.about_data({"shortcuts": tested})
 
 
 def test_a_leak_that_the_permuted_control_finds_is_told_here_and_warned_of_by_the_audit():

@@ -557,7 +557,7 @@ def test_an_evaluation_says_how_it_searched_for_images_that_the_model_knows():
     report = Report(title="Evaluation", audit={"leak_search": search}, evaluations={"all": sound})
     _, page = render(report)
     assert "Has the model seen these images before? Not known. The bundle keeps no pictures" in page.text
-    assert "No check in this report speaks against it." in page.text
+    assert "No check in this report speaks against it, but none tells whether the model needs the anatomy." in page.text
 
     blind = {**search, "is_own": True}
     _, page = render(dataclasses.replace(report, audit={"leak_search": blind}))
@@ -575,10 +575,15 @@ def test_an_evaluation_says_how_it_searched_for_images_that_the_model_knows():
 
 def test_what_the_first_section_answers():
     sound = dataclasses.replace(TEST, metrics={**TEST.metrics, **SOUND})
-    _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": sound}))
+    report = dataclasses.replace(FULL, leaks=(), evaluations={"test": sound})
+    _, page = render(report)
     assert "May I believe this?" in page.text
-    assert "No check in this report speaks against it." in page.text
+    assert "No check in this report speaks against it, but none tells whether the model needs the anatomy." in page.text
     assert "Careful." not in page.text
+
+    control = {"accuracy": 0.3, "chance": 0.25, "split": "test", "is_above_chance": False}
+    _, page = render(dataclasses.replace(report, audit={**(FULL.audit or {}), "traits_control": control}))
+    assert "No check in this report speaks against it. The interval says" in page.text
 
     _, page = render(dataclasses.replace(FULL, leaks=(), evaluations={"test": with_metrics(**SOUND)}))
     assert "Not without care. Of the 4 answers in this report, 1 is a reason for doubt, marked “Careful”." in page.text

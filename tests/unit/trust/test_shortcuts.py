@@ -57,6 +57,10 @@ def test_planted_shortcut_is_named(family: str, trait: str, values):
     assert f"A forest that sees {family} only tells 'b' from the rest in" in test.describe()
     assert f"'{trait}'" in test.describe()
     assert (found.num_images, found.num_groups, found.num_folds, found.left_out) == (120, 60, 3, ())
+    assert found.together is not None
+    assert list(found.held_out) == list(range(NUM_IMAGES))
+    is_right = [found.held_out[row] == label for row, label in enumerate(CLASSES)]
+    assert np.mean(is_right) == pytest.approx(found.together.accuracy)
 
 
 def test_perfect_shortcut_has_the_figures_by_hand():
