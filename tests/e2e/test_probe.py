@@ -255,6 +255,7 @@ def test_shared_images_are_told_before_any_figure(phantom_set, own, tmp_path, ca
     shown = capsys.readouterr().out
     audited = shown.partition("Audited")[2].partition("\n! ")[0]  # the audit's table comes before the warnings
     assert re.search(r"copies in several splits\W+2 images in 1 group", audited)
+    assert re.search(r"what tells the classes\W+\w.*\n\W+what tells the splits\W+\w", audited)
     notes = [line for line in shown.splitlines() if line.startswith("! ")]
     assert notes[0].startswith(f"! {told}")
     assert len(notes) > 1  # the classes are small, too

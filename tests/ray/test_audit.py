@@ -54,6 +54,8 @@ def test_an_audit_finds_and_mends(folder, tmp_path):
     (conflict,) = found["copies"]["copies"]["conflicting_labels"]["examples"]
     assert len({image["label"] for image in conflict["images"]}) == 2
     assert found["leaked"]["test"] == 1
+    assert found["split_shortcuts"]["given"] == ["train", "test"]
+    assert "what tells the splits" in dict(result.rows())
     assert any("copies of one another" in warning for warning in result.warnings)
     assert any("different labels" in warning for warning in result.warnings)
     assert json.loads((out / "audit.json").read_text()) == found
@@ -123,5 +125,6 @@ def test_features_find_wrong_labels(tmp_path):
             ("light/00.png", "light", "dark"), ("dark/01.png", "dark", "light"),
         }  # fmt: skip
         assert dict(result.rows())["labels to check"] == f"2 of 24: {out}/suspect_labels.csv"
+        assert "what tells the splits" not in dict(result.rows())  # there are none
         page = (out / "report.html").read_text()
         assert ("Labels to check" in page, page.count("data:image/jpeg;base64,")) == (thumbnails, 2 * thumbnails)

@@ -10,11 +10,12 @@ import keras
 import numpy as np
 import pytest
 
+from tlray.bundle import store
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import phantom_files
 from tlray.models.files import load_keras_file
 from tlray.timing import Timing
-from tlray.training import checkpoint, run
+from tlray.training import checkpoint, probing, run
 from tlray.training.begin import resume_or_begin
 from tlray.training.checkpoint import RunState
 from tlray.training.learn import learn
@@ -55,8 +56,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, **changes: Any) -> RunState:
-    """Trains and returns the last checkpoint; without an export if the run is not to be finished."""
+def make_config(images: Path, backbone: str, out: Path, **changes: Any) -> TrainConfig:
     settings = {
         "data": str(images),
         "out": str(out),
@@ -74,7 +74,12 @@ def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, *
         "inference_precision": "float32",
         "quiet": True,
     }
-    config = TrainConfig(**(settings | changes))
+    return TrainConfig(**(settings | changes))
+
+
+def train(images: Path, backbone: str, out: Path, *, is_finished: bool = True, **changes: Any) -> RunState:
+    """Trains and returns the last checkpoint; without an export if the run is not to be finished."""
+    config = make_config(images, backbone, out, **changes)
     if is_finished:
         run.train(config)
     else:
@@ -106,13 +111,23 @@ def test_two_workers_equal_one_after_ten_steps(images, backbone, tmp_path, batch
     assert changed == [True, is_trained, is_trained, is_trained, is_trained] * 2
 
 
+LP_FT: dict[str, Any] = {
+    "method": "lp-ft",
+    "trainable_layers": 3,
+    "hidden_units": (4,),
+    "augmentation": Augmentation(),
+    "learning_rate": None,
+}
+
+
 def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes: Any) -> RunState:
-    settings: dict[str, Any] = {"method": "lp-ft", "trainable_layers": 3, "hidden_units": (4,)}
-    settings |= {"augmentation": Augmentation(), "learning_rate": None}
-    return train(images, backbone, out, **(settings | changes))
+    return train(images, backbone, out, **(LP_FT | changes))
 
 
-def test_training_on_features_equals_training_on_images(images, backbone, tmp_path):
+def test_training_on_features_equals_training_on_images(images, backbone, tmp_path, monkeypatch):
+    # If the probe is exported, the validation images judge it, too. They are too few to calibrate, so that the log loss
+    # of the exported model is that of training.
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 1)
     streamed = probe_then_fine_tune(images, backbone, tmp_path / "streamed", cache="off").history
     cached = probe_then_fine_tune(images, backbone, tmp_path / "cached", num_workers=2).history
     assert [row["epoch"] for row in cached] == [0, 1, 2]  # epoch 0 is the probe
@@ -129,6 +144,35 @@ def test_training_on_features_equals_training_on_images(images, backbone, tmp_pa
         assert metrics[0][split]["log_loss"] == pytest.approx(metrics[1][split]["log_loss"], abs=1e-4)
     for splits, history in zip(metrics, (cached, streamed), strict=True):
         assert splits["valid"]["log_loss"] == pytest.approx(min(row["valid_loss"] for row in history), abs=1e-5)
+
+
+def test_a_probe_that_no_epoch_improves_is_judged_as_by_the_recipe_probe(images, backbone, tmp_path):
+    """Steps of 10 spoil all weights. Two workers train on features, one goes on; and one trains on images."""
+    run.train(
+        make_config(images, backbone, tmp_path / "probe", **(LP_FT | {"method": "probe", "inverse_penalty": 1e-2}))
+    )
+    expected, _ = store.read_spec(str(tmp_path / "probe/bundle"))
+    assert (expected.trust["num_images"], expected.temperature != 1) == (52, True)
+    settings: dict[str, Any] = {"learning_rate": 10.0, "inverse_penalty": 1e-2}
+    for name, changes in (
+        ("features", {"epochs": 1, "num_workers": 2}),
+        ("features", {"epochs": 2, "resume": True}),
+        ("images", {"epochs": 1, "cache": "off"}),
+    ):
+        out = tmp_path / name
+        probe_then_fine_tune(images, backbone, out, **settings, **changes)
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert (metrics["best_epoch"], metrics["num_epochs"]) == (0, changes["epochs"])
+        found, _ = store.read_spec(str(out / "bundle"))
+        for field in ("num_images", "num_groups", "origin"):
+            assert found.trust[field] == expected.trust[field]
+        assert found.temperature == pytest.approx(expected.temperature, abs=1e-3)
+        calibrations = [spec.trust["calibration"] for spec in (found, expected)]
+        assert calibrations[0]["biases"] == pytest.approx(calibrations[1]["biases"], abs=1e-3)
+        assert calibrations[0]["note"] == calibrations[1]["note"]
+        log_losses = [spec.metrics["valid"]["log_loss"] for spec in (found, expected)]
+        assert log_losses[0] == pytest.approx(log_losses[1], abs=1e-3)
+        assert "52 training and validation images, each predicted by a probe" in (out / "report.html").read_text()
 
 
 def test_a_finished_run_goes_on_for_more_epochs(images, backbone, tmp_path):

@@ -109,6 +109,7 @@ def called(monkeypatch):
                     },
                 },
                 "shortcuts": {"found": [{"family": "size"}, {"family": "file"}], "num_folds": 5},
+                "split_shortcuts": {"found": [], "num_folds": 5, "given": ["train", "test"]},
                 "traits_control": {
                     "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test", "num_images": 40,
                 },
@@ -479,6 +480,7 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
              "copies of a picture .* 5 images in 2 groups", "copies in several splits .* 3 images in 1 group",
              "copies with several labels .* none", "copies and neighbouring slices .* 9 images in 3 groups",
              "patients in several splits .* 2", "what tells the classes .* size, file",
+             "what tells the splits .* nothing that is sure",
              "told by the files alone .* 0.750 of 40 test images (95 % interval 0.500 to 0.875; by chance 0.250)",
              "report .* /o/report.html",
              "corrected manifest .* /o/fixed.csv, 12 images (7 left out)", "! The files tell the classes."],

@@ -110,7 +110,8 @@ def _describe_calibration(spec: BundleSpec) -> str:
     if not found:
         return f"temperature {spec.temperature:g}"
     return (
-        f"temperature {spec.temperature:.3g}, fitted on {found['num_images']} images; expected calibration error "
+        f"temperature {spec.temperature:.3g}, fitted on {found['num_images']} {spec.trust.get('origin', 'images')}; "
+        "expected calibration error "
         f"{estimate(found['ece'], found.get('ece_ci95'))}, before "
         f"{estimate(found['ece_before'], found.get('ece_before_ci95'))}"
     )

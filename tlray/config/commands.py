@@ -17,7 +17,7 @@ from tlray.config.values import TRAIN_PRIOR, check_seed, flag, parse_columns, re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditConfig:
-    """Look for what would spoil a result: copies, patients in several splits, and files that tell the classes.
+    """Look for what would spoil a result: copies, patients in several splits, files that tell the classes or splits.
 
     Training does this too, as its first step. It changes no image.
     """

@@ -108,8 +108,8 @@ class TrainConfig:
     values that has the lowest validation loss."""
     folds: int = 5
     """With a probe: number of folds of its cross-validation on training and validation images; patients, copies and
-    neighbouring slices together. It calibrates the probe, finds suspect labels, and stands beside the test split where
-    that is small."""
+    neighbouring slices together. It calibrates the probe if that is exported, finds suspect labels, and stands beside
+    the test split where that is small."""
     learning_curve: bool = False
     """With a probe: show in the report how accuracy grows with the number of training images, by probes on 5, 10, 20,
     50 and all images of each class."""

@@ -62,8 +62,8 @@ class Trained:
     Attributes:
         probe: The linear probe that is the head, or that the head started from; None where none was fitted.
         weights: The best weights of the part that was trained, tail or classifier; None where only a probe was fitted.
-        out_of_fold: What probes that were fitted without them say about training and validation images; None where
-            the validation images are to be used.
+        out_of_fold: What probes that were fitted without them say about training and validation images; only where
+            the exported model is a probe. None: the validation images are used.
     """
 
     probe: Probe | None = None

@@ -29,8 +29,9 @@ from tlray.files import storage
 from tlray.inference import score
 from tlray.progress import Progress
 from tlray.timing import Timing
-from tlray.training import export, plateau, probing, wording
+from tlray.training import export, probing, wording
 from tlray.training.export import Exported
+from tlray.training.history import exported_epoch
 from tlray.training.judgement_fit import Unseen, Wanted
 from tlray.training.paths import SHOWN, RunPaths
 from tlray.training.stages import Learned, Run, TrainResult
@@ -65,7 +66,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
     """
     config, images = run.config, run.images
     history, probe = learned.history, learned.trained.probe
-    best_epoch = int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"]) if history else 0
+    best_epoch = exported_epoch(history)
     num_epochs = int(history[-1]["epoch"]) if history else 0
     paths = run.paths
     storage.delete(paths.partial_bundle)

@@ -1,7 +1,10 @@
-"""The history of a training run, one row per epoch: the row of its probe, and the history as CSV."""
+"""The history of a training run, one row per epoch: the row of its probe, its best epoch, and the history as CSV."""
+
+from collections.abc import Mapping, Sequence
 
 from tlray.config.training import TrainConfig
 from tlray.probe.regression import Probe
+from tlray.training import plateau
 
 
 def _start_row(start: Probe, config: TrainConfig) -> dict[str, float]:
@@ -17,6 +20,20 @@ def _start_row(start: Probe, config: TrainConfig) -> dict[str, float]:
         "images_per_s": 0.0,
         "num_replaced": 0.0,
     }
+
+
+def exported_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """Returns the number of the epoch whose weights are exported: the first with the lowest validation loss.
+
+    Args:
+        history: One row per epoch; empty where only a probe was fitted.
+
+    Returns:
+        The number, from 1; 0: the probe is exported.
+    """
+    if not history:
+        return 0
+    return int(history[plateau.best_epoch([row["valid_loss"] for row in history])]["epoch"])
 
 
 def history_csv(history: list[dict[str, float]]) -> str:

@@ -5,6 +5,7 @@ from tlray.data import manifest
 from tlray.timing import Timing
 from tlray.training import fit, probing
 from tlray.training.export import Trained
+from tlray.training.history import exported_epoch
 from tlray.training.model import num_views
 from tlray.training.stages import Learned, Run
 
@@ -38,10 +39,13 @@ def learn(run: Run, timing: Timing) -> Learned:
     if run.is_cached:
         splits = {split: images.split(split) for split in manifest.SPLITS}
         cache = probing.load(run.paths.features, model.tail_inputs, splits, views=num_views(config))
+    out_of_fold = None if probing.has_enough_validation(images) else unseen
     if config.method == "probe":
-        trained = Trained(probe=probe, out_of_fold=None if probing.has_enough_validation(images) else unseen)
+        trained = Trained(probe=probe, out_of_fold=out_of_fold)
         return Learned(trained=trained, cache=cache, learning_curve=curve, unseen=unseen)
     with timing.phase("fine-tuning"):
         history, weights = fit.fit(run, start=probe, cache=cache)
-    trained = Trained(probe=probe, weights=weights)
+    # Predictions of probes say nothing about a fine-tuned model. They do if no epoch is better than the probe itself.
+    is_probe = exported_epoch(history) == 0
+    trained = Trained(probe=probe, weights=weights, out_of_fold=out_of_fold if is_probe else None)
     return Learned(trained=trained, history=history, cache=cache, learning_curve=curve, unseen=unseen)

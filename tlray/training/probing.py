@@ -199,7 +199,7 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
         labels=labels,
         groups=groups,
         assumed_shares=prior.class_shares(labels, num_classes, weights[labels]),
-        origin="training and validation images, by probes that were fitted without them",
+        origin="training and validation images, each predicted by a probe that was fitted without it",
     )
 
 

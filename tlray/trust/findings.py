@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlray.bundle.wording import bracketed, decimals, percent
-from tlray.data import splits
+from tlray.data import manifest, splits
 from tlray.errors import counted
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
@@ -46,7 +47,8 @@ def find(
         - `shortcuts`: how well the traits of the files tell the classes, and `split_shortcuts`, the splits; each with
           `num_images`, `num_groups`, `num_folds` (0: they were not tested), `left_out`, `together` (the test of all
           traits; null if they were not tested) and `found` (the tests that are shortcuts, the strongest first). A
-          test has the fields of `shortcuts.TraitTest` and a `text`;
+          test has the fields of `shortcuts.TraitTest` and a `text`. `split_shortcuts` also has `given`: the splits that
+          the data gives, not those that tlray has cut;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
         - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;
         - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
@@ -83,7 +85,7 @@ def find(
     return {
         "copies": copies.describe(seen.copies, readable),
         "shortcuts": _describe(between_classes, "classes"),
-        "split_shortcuts": _describe(between_splits, "splits"),
+        "split_shortcuts": _describe(between_splits, "splits") | {"given": _given_splits(seen.table)},
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
         "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
         **found,
@@ -148,6 +150,12 @@ def _control_of(
         return None
     told, grouped = [predicted[row] for row in rows], [groups[row] for row in rows]
     return _control_as_json(controls.by_predictions(name, told, true, grouped, seed=seed), split)
+
+
+def _given_splits(table: pa.Table) -> list[str]:
+    """Returns the splits of readable, labelled images in a table whose missing splits were not cut yet."""
+    given = table.filter(pc.field("error_code").is_null() & pc.field("label").is_valid())["split"].unique().to_pylist()
+    return [split for split in manifest.SPLITS if split in given]
 
 
 def _describe(found: Shortcuts, noun: str) -> dict[str, Any]:
@@ -254,14 +262,22 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     lines.append(("patients in several splits", str(found["groups"]["across_splits"]["num_groups"])))
     if told := found.get("shortcuts"):
-        families = ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
-        shown = families if told["num_folds"] else "not tested: it takes two classes, each with images of two patients"
-        lines.append(("what tells the classes", shown))
+        lines.append(("what tells the classes", _families(told, "classes")))
+    # An audit of an earlier version does not say which splits the data gives.
+    if (told := found.get("split_shortcuts")) and len(told.get("given", ())) > 1:
+        lines.append(("what tells the splits", _families(told, "splits")))
     if control := found.get("traits_control"):
         about = bracketed(control.get("accuracy_ci95"), decimals, beside=f"by chance {control['chance']:.3f}")
         right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
         lines.append(("told by the files alone", f"{right}{about}"))
     return lines
+
+
+def _families(told: Mapping[str, Any], noun: str) -> str:
+    """Returns the families of traits that tell classes or splits, whose name is `noun`, or why none were tested."""
+    if not told["num_folds"]:
+        return f"not tested: it takes two {noun}, each with images of two patients"
+    return ", ".join(test["family"] for test in told["found"]) or "nothing that is sure"
 
 
 def _groups(found: Mapping[str, Any]) -> str:

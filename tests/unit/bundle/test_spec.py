@@ -283,6 +283,15 @@ def test_model_card():
         assert fact in lines
 
 
+def test_model_card_says_on_which_images_a_model_was_calibrated():
+    found = {"num_images": 584, "ece": 0.0625, "ece_before": 0.125}
+    line = "- Calibration: temperature 1.5, fitted on 584 {}; expected calibration error 0.062, before 0.125"
+    origin = "training and validation images, each predicted by a probe that was fitted without it"
+    for trust, images in (({}, "images"), ({"origin": origin}, origin)):
+        spec = dataclasses.replace(SPEC, trust=trust | {"calibration": found})
+        assert line.format(images) in card.model_card(spec).splitlines()
+
+
 def test_model_card_says_what_may_be_believed_in_order_and_once():
     new = {
         "num_images": 30, "accuracy": 0.8, "accuracy_ci95": [0.625, 0.9], "balanced_accuracy": 0.75,

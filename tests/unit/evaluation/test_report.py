@@ -685,6 +685,14 @@ def test_a_calibration_is_told_with_its_intervals():
     )
 
 
+@pytest.mark.parametrize(("losses", "is_tuned"), [([1.0, 0.5], True), ([0.5, 1.0], False), ([], False)])
+def test_that_cross_validation_leaves_out_fine_tuning_is_said_only_of_a_fine_tuned_model(losses, is_tuned):
+    history = [HISTORY[0] | {"epoch": epoch, "valid_loss": loss} for epoch, loss in enumerate(losses)]
+    _, page = render(dataclasses.replace(FULL, history=history, cross_validation=VALID))
+    assert "Cross-validation: linear probes on the training and validation images" in page.text
+    assert ("does not tell what fine-tuning adds" in page.text) is is_tuned
+
+
 def test_shortcuts_are_a_sentence_and_a_table():
     test = {
         "family": "corners",
@@ -805,3 +813,39 @@ def test_nothing_is_cut_on_paper_and_tables_scroll_on_a_phone():
     tables = re.findall(r"(<div class=\"wide\">)?<table( class=\"settings\")?", html)
     assert tables
     assert all(bool(box) != bool(settings) for box, settings in tables)
+
+
+def test_what_tells_the_splits_is_said_only_if_the_data_gives_several():
+    test = {
+        "family": "size",
+        "told": None,
+        "accuracy": 0.9,
+        "majority": 0.75,
+        "balanced_accuracy": 0.625,
+        "balanced_accuracy_ci95": [0.5, 0.75],
+        "chance": 0.5,
+        "p_value": 0.0005,
+        "trait": "width_px",
+    }
+    nothing: dict[str, Any] = {"found": [], "together": None, "num_images": 0, "num_folds": 0}
+    told = {"found": [test], "together": test, "num_images": 60, "num_folds": 5, "given": ["train", "test"]}
+
+    def shown(split_shortcuts: dict[str, Any]) -> Page:
+        audit = {"shortcuts": nothing, "split_shortcuts": split_shortcuts}
+        return render(Report(title="Audit", audit=audit))[1]
+
+    page = shown(told)
+    assert (
+        "tell the splits with a balanced accuracy of 0.62 (95 % interval 0.50 to 0.75; by chance 0.50), "
+        "cross-validated in the same way on 60 images. So the images of the splits may be from different sources."
+    ) in page.text
+    assert [row[:3] for row in page.rows if row[:1] == ["size"]] == [
+        ["size", "all splits", "0.62 (by chance 0.50) 0.50 to 0.75"]
+    ]
+    assert "tells the splits of images" in page.text
+    page = shown(told | {"found": []})
+    assert "No group of traits tells the splits surely." in page.text
+    assert page.rows == []
+    assert "What tells the splits was not tested" in shown(nothing | {"given": ["train", "test"]}).text
+    for unknown in (nothing, told | {"given": ["train"]}):
+        assert "the splits" not in shown(unknown).text

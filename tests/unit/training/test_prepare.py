@@ -68,6 +68,7 @@ def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, 
     found = audit.audit(table) | {
         "copies": copies,
         "shortcuts": {"found": [{"family": "corners"}], "num_folds": 5},
+        "split_shortcuts": {"found": [{"family": "size"}], "num_folds": 5, "given": ["train", "valid"]},
         "traits_control": None,
     }
     images = Dataset(table=table, findings=found)
@@ -97,4 +98,5 @@ def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, 
         ("copies and neighbouring slices", "none"),
         ("patients in several splits", "0"),
         ("what tells the classes", "corners"),
+        ("what tells the splits", "size"),
     ]

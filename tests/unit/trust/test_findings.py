@@ -1,9 +1,15 @@
 """What is said about traits of the files that tell classes or splits."""
 
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from tlray.data import traits
-from tlray.trust import findings, shortcuts
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tlray.data import manifest, splits, traits
+from tlray.trust import copies, findings, shortcuts
 
 
 def trait_test(
@@ -96,3 +102,49 @@ def test_the_lines_for_people():
         ("told by the files alone", "0.750 of 40 test images (95 % interval 0.500 to 0.875; by chance 0.250)"),
     ]
     assert findings.rows(found | {"shortcuts": {"found": [], "num_folds": 5}})[-2][1] == "nothing that is sure"
+
+
+@pytest.mark.parametrize(
+    ("told", "row"),
+    [
+        ({"found": [trait_test("borders", 0.8, 0.7), trait_test("file", 0.5, 0.6)], "num_folds": 5}, "borders, file"),
+        ({"found": [], "num_folds": 5}, "nothing that is sure"),
+        ({"found": [], "num_folds": 0}, "not tested: it takes two splits, each with images of two patients"),
+    ],
+)
+def test_what_tells_the_splits_is_a_line_only_if_the_data_gives_several(told, row):
+    found: dict[str, Any] = {"num_images": 20, "num_readable": 19, "groups": {"across_splits": {"num_groups": 2}}}
+    found["shortcuts"] = {"found": [trait_test("corners", 0.8, 0.7)], "num_folds": 5}
+    lines = findings.rows(found | {"split_shortcuts": told | {"given": ["train", "valid"]}})
+    assert lines[-2:] == [("what tells the classes", "corners"), ("what tells the splits", row)]
+    # Cut by tlray; only train given; an audit of an earlier version.
+    for unknown in ({"given": []}, {"given": ["train"]}, {}):
+        assert findings.rows(found | {"split_shortcuts": told | unknown}) == lines[:-1]
+
+
+def one_by_one(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [function() for function in functions]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["test", "train", "train", "train"], ["train", "test"]),
+        ([None, "train", None, "valid"], ["train"]),  # the image of valid has no label
+        ([None] * 4, []),
+    ],
+)
+def test_the_findings_name_the_splits_that_the_data_gives_not_those_that_were_cut(monkeypatch, given, expected):
+    nothing = shortcuts.Shortcuts(tests=(), num_images=0, num_groups=0, num_folds=0, left_out=())
+    monkeypatch.setattr(shortcuts, "find", lambda *_, **__: nothing)
+    monkeypatch.setattr(copies, "describe", lambda *_: {})
+    monkeypatch.setattr(findings, "_controls", lambda *_, **__: {})
+    names = ["1", "2", "3", "4"]
+    columns = {"image_id": names, "group_id": names, splits.PICTURE: names, "label": ["a", "b", "a", None]}
+    listed = pa.table({**columns, "split": pa.array(given, pa.string()), "error_code": pa.nulls(4, pa.string())})
+    seen: Any = SimpleNamespace(
+        table=listed, traits=pa.table({"x": [1.0] * 4}), copies=SimpleNamespace(series_of=np.arange(4))
+    )
+    cut = manifest.with_column(listed, "split", ["train", "valid", "test", None])
+    found = findings.find(cut, seen, seed=0, call=one_by_one)
+    assert found["split_shortcuts"]["given"] == expected
