@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, SweepConfig, VerifyConfig
+    from tlray.config.commands import AuditConfig, FeaturesConfig, SweepConfig, VerifyConfig
+    from tlray.config.export import ExportConfig
     from tlray.config.prediction import CompareConfig, EvaluateConfig, ScoreConfig, SuggestConfig
     from tlray.config.recipes import RECIPES
     from tlray.config.training import Augmentation, TrainConfig
@@ -73,7 +74,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "tlray.config.commands": ("AuditConfig", "ExportConfig", "FeaturesConfig", "SweepConfig", "VerifyConfig"),
+    "tlray.config.commands": ("AuditConfig", "FeaturesConfig", "SweepConfig", "VerifyConfig"),
+    "tlray.config.export": ("ExportConfig",),
     "tlray.config.prediction": ("CompareConfig", "EvaluateConfig", "ScoreConfig", "SuggestConfig"),
     "tlray.config.recipes": ("RECIPES",),
     "tlray.config.training": ("Augmentation", "TrainConfig"),

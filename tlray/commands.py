@@ -13,12 +13,12 @@ from tlray.bundle.wording import estimate
 from tlray.config import helptext
 from tlray.config.commands import (
     AuditConfig,
-    ExportConfig,
     FeaturesConfig,
     PhantomConfig,
     SweepConfig,
     VerifyConfig,
 )
+from tlray.config.export import ExportConfig
 from tlray.config.helptext import Config
 from tlray.config.prediction import (
     CompareConfig,

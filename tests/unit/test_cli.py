@@ -22,7 +22,8 @@ import pytest
 from tests.processes import output_at_end
 from tlray import __version__, cli
 from tlray.bundle.agreement import Agreement
-from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
+from tlray.config.commands import AuditConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
+from tlray.config.export import ExportConfig
 from tlray.config.prediction import (
     CompareConfig,
     EnginesConfig,

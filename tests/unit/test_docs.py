@@ -23,7 +23,7 @@ from tests.unit.serve_app.test_api import Mean
 from tlray import cli
 from tlray.bundle.spec import BundleSpec
 from tlray.config import commands as commands_of
-from tlray.config import helptext, prediction
+from tlray.config import export, helptext, prediction
 from tlray.config.recipes import RECIPES
 from tlray.config.training import TrainConfig
 from tlray.errors import ImageErrorCode
@@ -36,7 +36,7 @@ CONFIGS = (
     TrainConfig,
     *(
         each
-        for module in (commands_of, prediction)
+        for module in (commands_of, export, prediction)
         for each in vars(module).values()
         if isinstance(each, type) and each.__module__ == module.__name__
     ),

@@ -23,7 +23,7 @@ CONTROLS_ELSEWHERE = {
     ),
     "neighbour_control": "The label of the most similar training image that the bundle keeps",
 }
-"""Descriptions of controls on other data than the model's own, see `tlray.trust.findings.find_elsewhere`."""
+"""Descriptions of controls on other data than the model's own, see `tlray.trust.elsewhere.find`."""
 
 UNMEASURED_ELSEWHERE = {
     "traits_control": "this takes new images of two classes, and of each class images of two patients",

@@ -45,8 +45,8 @@ class BundleSpec:
         thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
         set_thresholds: The thresholds of prediction sets, see `judgement.Limits`; None: there are no sets.
         trust: How temperature and thresholds were found, and what they are worth, see `tlray.training.judgement_fit`;
-            its `data` is that of `verdicts.about_data`. Empty in bundles of earlier versions, and of models that were
-            trained elsewhere.
+            its `data` is that of `verdicts.about_data`, which models that were trained elsewhere do not have. Empty in
+            bundles of earlier versions, and of models that were exported without labelled images.
         backbone: Name of the architecture.
         weights: The weights that training started from.
         data_fingerprint: See `manifest.fingerprint`; None if the data is not known.

@@ -7,7 +7,6 @@ from tlray.config.training import (
     MAX_TRAINABLE_TAIL_LAYERS,
     Augmentation,
     EngineChoice,
-    Outputs,
     PrecisionChoice,
     Preprocessing,
     TrainConfig,
@@ -273,43 +272,6 @@ class SweepConfig:
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
-    """Make a bundle from a trained Keras model, which can then be evaluated, used for scoring and served."""
-
-    model: str
-    """The trained model, a .keras file: images in, class probabilities or logits out."""
-    classes: str
-    """A text file with the class names, one per line, in the order of the model's outputs."""
-    out: str
-    """The bundle's directory, a path or URI."""
-    preprocessing: Preprocessing
-    """Pixels that the model was trained on: unit [0, 1], symmetric [-1, 1], imagenet, caffe, raw [0, 255]."""
-    outputs: Outputs | None = None
-    """Kind of the model's outputs. Default: found out with trial images; the command says if that does not work."""
-    refer_below: float = 0.5
-    """Predictions with a lower confidence are marked 'refer': leave them to a specialist."""
-    intensity_range: str = "0,65535"
-    """Values of 16-bit pixels that become 0 and 255: LO,HI."""
-    image_size_px: int | None = None
-    """Height and width of the input, for a model that accepts any."""
-    int8: bool = False
-    """Export an int8 model too. Needs --int8-images, and `pip install tlray[int8]`."""
-    int8_images: str | None = None
-    """Images like those of training that set the ranges of the int8 model: a folder, zip or manifest; a path or URI."""
-    overwrite: bool = False
-    """Replace an earlier bundle in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {self.refer_below}")
-        size_px = self.image_size_px
-        require(size_px is None or size_px > 0, f"--image-size-px must be positive. Received: {size_px}")
-        has_images = self.int8_images is not None
-        require(self.int8 == has_images, "--int8 and --int8-images go together: the images set the ranges. Give both.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

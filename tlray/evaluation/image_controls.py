@@ -15,7 +15,7 @@ from tlray.bundle.lookalikes import KeptImages
 from tlray.data import looks
 from tlray.evaluation.relations import Relations, joint_directions
 from tlray.evaluation.scope import Scope
-from tlray.trust import controls, findings
+from tlray.trust import controls, elsewhere
 
 SEED = 0
 """Seed of the folds, forests and permutations, so that a repeated evaluation gives the same figures."""
@@ -45,14 +45,14 @@ def find(
         call: Calls functions that take seconds each, see `connection.call_in_tasks`.
 
     Returns:
-        See `findings.find_elsewhere`. Empty for the data set that the model was trained on.
+        See `elsewhere.find`. Empty for the data set that the model was trained on.
     """
     if images.is_own:
         return {}
     scored = predicted.filter(pc.field("confidence").is_valid())["image_id"].combine_chunks()
     rows = seen.filter(pc.field("error_code").is_null() & pc.field("image_id").isin(scored))
     image_ids, known = rows["image_id"].to_pylist(), related.leaked or frozenset()
-    return findings.find_elsewhere(
+    return elsewhere.find(
         looks.traits_of(rows),
         rows["label"].to_pylist(),
         [related.group_of[image_id] for image_id in image_ids],

@@ -179,13 +179,23 @@ def with_hidden_layers(
     return keras.Model(classifier.input, logits, name=classifier.name)
 
 
-def with_probabilities(logits_model: keras.Model, *, temperature: float = 1.0) -> keras.Model:
+def with_probabilities(
+    logits_model: keras.Model, *, temperature: float = 1.0, shift: np.ndarray | None = None
+) -> keras.Model:
     """Appends the calibrating temperature (Guo et al. 2017, arXiv:1706.04599) and a softmax as layers.
+
+    Args:
+        logits_model: uint8 [batch, height, width, 3] in, float32 logits [batch, classes] out.
+        temperature: Divides the logits.
+        shift: Constants to add to the logits before that, [classes], for a model without the head that `shift_logits`
+            changes; None: nothing is added.
 
     Returns:
         A model with the same layers: uint8 [batch, height, width, 3] in, float32 probabilities [batch, classes] out.
     """
-    scaled = keras.layers.Rescaling(1 / temperature, dtype="float32", name=TEMPERATURE_LAYER)(logits_model.output)
+    offset = 0.0 if shift is None else (shift / temperature).tolist()
+    scale = keras.layers.Rescaling(1 / temperature, offset, dtype="float32", name=TEMPERATURE_LAYER)
+    scaled = scale(logits_model.output)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(scaled)
     return keras.Model(logits_model.input, probabilities)
 

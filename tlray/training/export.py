@@ -163,13 +163,13 @@ def export(
                 kept = lookalikes.collect(found["train"], tables["train"], foreign, pixels, thumbnails)
                 _save(Path(temporary, spec.LOOKALIKES), kept)
         directories, more = _convert(temporary, calibration, pixels)
-        compared, failed = _compare_engines(
+        compared, failed = compare_engines(
             directories, predict, images, tables[compared_split], foreign=foreign, limits=limits
         )
         directories, not_working = converted.keep_working(directories, failed)
         storage.copy_tree(temporary, artifact)
     engines = tuple(each.agreement for each in compared.values())
-    about_engines = _about_engines(compared, directories)
+    about_engines = engine_warnings(compared, directories)
     is_there = precision in ("auto", *directories) and DIFFERS not in about_engines
     kind = choice.choose(
         "auto",
@@ -254,7 +254,7 @@ def _softmax(logits_BK: np.ndarray) -> np.ndarray:
     return special.softmax(logits_BK.astype(np.float32), axis=1)
 
 
-def _compare_engines(
+def compare_engines(
     directories: dict[Precision, str],
     predict: Any,
     images: Mapping[int, np.ndarray],
@@ -263,6 +263,16 @@ def _compare_engines(
     foreign: Novelty | None,
     limits: Limits,
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
+    """Compares an exported model's engines on labelled images; see `comparison.compare`.
+
+    Args:
+        directories: See `comparison.compare`.
+        predict: The exported model, see `artifact.save_artifact`.
+        images: Row of the table to pixels, uint8 [size, size, 3]; if empty, nothing is compared.
+        table: The images, with the column `class_index`.
+        foreign: The model's score of foreign images; None: it has none.
+        limits: The limits by which its predictions are judged.
+    """
     if not images:
         return {}, {}
     return comparison.compare(
@@ -274,7 +284,7 @@ def _compare_engines(
     )
 
 
-def _about_engines(compared: Mapping[EngineKind, Compared], directories: Mapping[Precision, str]) -> list[str]:
+def engine_warnings(compared: Mapping[EngineKind, Compared], directories: Mapping[Precision, str]) -> list[str]:
     """Returns warnings about engines that will not be taken, though the bundle has files for them."""
     exact = compared.get(EngineKind("openvino", "float32"))
     if exact is not None and not exact.agreement.is_fit:

@@ -63,7 +63,11 @@ def of_features(model: Any, tables: Mapping[str, pa.Table], cache: FeatureCache)
 
 
 def of_images(
-    run: Callable[[np.ndarray], list[Any]], tables: Mapping[str, pa.Table], pixels: Pixels
+    run: Callable[[np.ndarray], list[Any]],
+    tables: Mapping[str, pa.Table],
+    pixels: Pixels,
+    *,
+    max_images: int = MAX_IMAGES_AGAIN,
 ) -> dict[str, Outputs]:
     """Returns a model's outputs for some training and validation images that can still be read, by split.
 
@@ -71,18 +75,22 @@ def of_images(
         run: The model, see `trunk.as_function`.
         tables: Split to the table of its images, with the column `class_index`.
         pixels: How files become pixels.
+        max_images: Maximum number of images of each split; each class has its share.
     """
     found = {}
     for split in ("train", "valid"):
         if split not in tables:
             continue
-        rows = spread_by_class(tables[split]["class_index"].to_numpy(), MAX_IMAGES_AGAIN)
-        read = read_some(tables[split].take(pa.array(rows)), pixels, max_images=len(rows))
-        images = list(read.values())
-        if images:
-            starts = range(0, len(images), IMAGE_BATCH)
-            outputs = (run(np.stack(images[start : start + IMAGE_BATCH])) for start in starts)
-            found[split] = _collect(rows[[*read]], outputs)
+        rows = spread_by_class(tables[split]["class_index"].to_numpy(), max_images)
+        places, outputs = [], []
+        for start in range(0, len(rows), IMAGE_BATCH):  # read batch by batch, as all pixels may not fit into memory
+            batch = rows[start : start + IMAGE_BATCH]
+            read = read_some(tables[split].take(pa.array(batch)), pixels, max_images=len(batch))
+            if read:
+                places.append(batch[[*read]])
+                outputs.append(run(np.stack([*read.values()])))
+        if places:
+            found[split] = _collect(np.concatenate(places), outputs)
     return found
 
 

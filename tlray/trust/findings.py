@@ -84,72 +84,12 @@ def find(
     between_classes, between_splits, found = call([find_shortcuts, find_split_shortcuts, find_controls])
     return {
         "copies": copies.describe(seen.copies, readable),
-        "shortcuts": _describe(between_classes, "classes"),
-        "split_shortcuts": _describe(between_splits, "splits") | {"given": _given_splits(seen.table)},
+        "shortcuts": describe_shortcuts(between_classes, "classes"),
+        "split_shortcuts": describe_shortcuts(between_splits, "splits") | {"given": _given_splits(seen.table)},
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
         "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
         **found,
     }
-
-
-def find_elsewhere(
-    traits: pa.Table,
-    labels: Sequence[str],
-    groups: Sequence[str],
-    *,
-    is_new: np.ndarray,
-    nearest: Sequence[str] | None,
-    split: str,
-    seed: int,
-    call: Callable[[Sequence[Callable[[], Any]]], list[Any]],
-) -> dict[str, Any]:
-    """Returns the findings about measured images of other data than the model's, whose training images are not there.
-
-    Args:
-        traits: The traits of the images, from `traits.to_table`.
-        labels: The class of each image.
-        groups: The group of each image, such as its patient; copies of an image should be in one group.
-        is_new: Which of them the model does not know from its training, bool [images].
-        nearest: The label of the most similar training image for each image; None: it is not known.
-        split: Name of the measured split, or `all`.
-        seed: See `find`.
-        call: See `find`.
-
-    Returns:
-        Findings as those of `find`. The controls are of the new images, and null where these have fewer than two
-        classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these images,
-        null if there were no tests; `neighbour_control`, null without `nearest`, too; and `permuted_control`, always
-        null, as it takes features of the training images.
-    """
-    control = partial(_control_of, labels=labels, groups=groups, is_new=is_new, split=split, seed=seed)
-    find_shortcuts = partial(shortcuts.find, traits, labels, groups, seed=seed)
-    look_up = partial(control, "nearest neighbour", dict(enumerate(nearest or ())))
-    found, by_neighbour = call([find_shortcuts, look_up])
-    return {
-        "shortcuts": _describe(found, "classes"),
-        "traits_control": control("traits", found.held_out),
-        "neighbour_control": by_neighbour,
-        "permuted_control": None,
-    }
-
-
-def _control_of(
-    name: str,
-    predicted: Mapping[int, str],
-    *,
-    labels: Sequence[str],
-    groups: Sequence[str],
-    is_new: np.ndarray,
-    split: str,
-    seed: int,
-) -> dict[str, Any] | None:
-    """Returns a control, given the predicted classes by the rows of their images; see `find_elsewhere`."""
-    rows = [row for row in predicted if is_new[row]]
-    true = [labels[row] for row in rows]
-    if len(set(true)) < 2:
-        return None
-    told, grouped = [predicted[row] for row in rows], [groups[row] for row in rows]
-    return _control_as_json(controls.by_predictions(name, told, true, grouped, seed=seed), split)
 
 
 def _given_splits(table: pa.Table) -> list[str]:
@@ -158,7 +98,13 @@ def _given_splits(table: pa.Table) -> list[str]:
     return [split for split in manifest.SPLITS if split in given]
 
 
-def _describe(found: Shortcuts, noun: str) -> dict[str, Any]:
+def describe_shortcuts(found: Shortcuts, noun: str) -> dict[str, Any]:
+    """Returns the tests of `shortcuts.find` as `find` gives them.
+
+    Args:
+        found: The tests.
+        noun: What is told from one another, in the plural.
+    """
     return {
         "num_images": found.num_images,
         "num_groups": found.num_groups,
@@ -237,10 +183,16 @@ def _controls(
             found["permuted_control"] = controls.by_permuted_labels(
                 pooled_BD, labels, groups.tolist(), is_test, seed=seed
             )
-    return {name: None if control is None else _control_as_json(control, split) for name, control in found.items()}
+    return {name: None if control is None else describe_control(control, split) for name, control in found.items()}
 
 
-def _control_as_json(control: Control, split: str) -> dict[str, Any]:
+def describe_control(control: Control, split: str) -> dict[str, Any]:
+    """Returns a control as `find` gives it.
+
+    Args:
+        control: The control.
+        split: Name of the split that it was tested on.
+    """
     ends = {"accuracy_ci95": list(control.accuracy_ci95)}
     return dataclasses.asdict(control) | ends | {"split": split, "is_above_chance": control.is_above_chance}
 

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.commands import AuditConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.export import ExportConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.config.values import parse_columns, parse_intensity_range, parse_prior
@@ -122,6 +123,13 @@ CONFIGS = {
         ("features", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         ("export", {"refer_below": 2.0}, "--refer-below must lie in [0, 1]. Received: 2.0"),
         ("export", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
+        ("export", {"data": "d", "max_error": 1.0}, "--max-error must lie between 0 and 1. Received: 1.0"),
+        *(
+            ("export", {name: value}, f"--{name.replace('_', '-')} says how labelled images are used. Give them with"
+                " --data, or leave it out.")
+            for name, value in (("max_error", 0.1), ("columns", "label=dx"), ("class_map", "m.json"))
+        ),
+        ("export", {"data": "d", "columns": "label"}, "--columns"),
         ("audit", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         *(
             ("phantoms", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")

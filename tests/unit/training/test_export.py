@@ -95,9 +95,9 @@ def compared_of(is_fit: Mapping[Precision, bool]) -> Any:
 def test_what_will_not_be_taken_is_told():
     small: dict[Precision, str] = {"float32": "o", "bfloat16": "o", "int8": "i"}
     everything = compared_of({"float32": True, "int8": False})
-    assert export._about_engines(everything, small) == []
-    assert export._about_engines(compared_of({"float32": True}), small) == [export.INT8_NOT_COMPARED]
-    assert export._about_engines(compared_of({"float32": True}), {"float32": "o"}) == []
+    assert export.engine_warnings(everything, small) == []
+    assert export.engine_warnings(compared_of({"float32": True}), small) == [export.INT8_NOT_COMPARED]
+    assert export.engine_warnings(compared_of({"float32": True}), {"float32": "o"}) == []
     # Where OpenVINO is wrong in float32, no precision of it is taken.
-    assert export._about_engines(compared_of({"float32": False}), small) == [export.DIFFERS]
-    assert export._about_engines({}, small) == []  # nothing could be compared, which is told elsewhere
+    assert export.engine_warnings(compared_of({"float32": False}), small) == [export.DIFFERS]
+    assert export.engine_warnings({}, small) == []  # nothing could be compared, which is told elsewhere

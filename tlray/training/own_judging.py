@@ -1,0 +1,196 @@
+"""Calibrates a model that was trained elsewhere, on labelled images that it was not trained on.
+
+Import it to choose these images, to calibrate on them as a training does, and to show what was found.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import special
+
+from tlray.bundle.wording import estimate, percent
+from tlray.config.export import ExportConfig
+from tlray.config.values import parse_columns
+from tlray.data import splits
+from tlray.data.drift import ValidationPredictions
+from tlray.data.labels import match_classes, read_class_map
+from tlray.data.listing import list_images
+from tlray.data.manifest import with_column
+from tlray.data.prior import class_shares
+from tlray.data.sample import NUM_READERS
+from tlray.data.stream import Pixels, read_or_error
+from tlray.errors import DataError, ImageError, counted
+from tlray.files import storage
+from tlray.training import judgement_fit, logits
+from tlray.training.export import GROUP
+from tlray.training.judgement_fit import Judging, Unseen, Wanted
+
+MAX_ERROR = 0.05
+"""Wished error rate of the predictions that are not referred, if the user gives none."""
+
+MAX_IMAGES = 5000
+"""Maximum number of images that the model sees. InceptionV3 takes some two minutes for them on two cores."""
+
+SEED = 0
+"""Seed of the folds with which the probabilities are calibrated."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """What labelled images tell of a model.
+
+    Attributes:
+        judging: How its predictions are calibrated and judged.
+        prior: Class shares that its calibrated probabilities assume; None: they are not known, as no class bias could
+            be fitted.
+        predictions: Its calibrated predictions for the images, to detect drift.
+    """
+
+    judging: Judging
+    prior: tuple[float, ...] | None
+    predictions: ValidationPredictions
+
+
+def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
+    """Lists the labelled images of --data that the model was not trained on.
+
+    These are the images of the split valid. Without one they are all images that are not in the split train. An image
+    is left out if train has an image of its patient, or the same file. All files are read once, to find equal ones.
+
+    Args:
+        config: The settings, with `data`.
+        classes: The model's classes.
+
+    Returns:
+        A manifest, with the columns `class_index` (int32) and `export.GROUP`.
+
+    Raises:
+        DataError: There are no such images, or their labels fit no class.
+    """
+    listed = list_images(storage.absolute(config.data or ""), columns=parse_columns(config.columns)).table
+    split = pc.field("split")
+    is_labelled = pc.field("label").is_valid()
+    found = listed.filter(is_labelled & (split == "valid"))
+    if not found.num_rows:
+        found = listed.filter(is_labelled & (split.is_null() | (split != "train")))
+    if not found.num_rows:
+        why = "All of its labelled images are in the split train." if listed["label"].null_count < len(listed) else ""
+        raise DataError(
+            f"'{config.data}' has no labelled image that the model was not trained on. {why or 'None has a label.'} "
+            "Give a folder with class folders (ROOT/CLASS/*), or a manifest with a column 'label'."
+        )
+    found = match_classes(found, classes, read_class_map(config.class_map) if config.class_map else None)
+    learned = listed.filter(split == "train")
+    table = pa.concat_tables([learned, found])
+    table = with_column(table, "sha256", _digests(table["uri"].to_pylist()))
+    groups = splits.image_groups(table)
+    names = ["train"] * learned.num_rows + ["valid"] * found.num_rows
+    is_new = ~splits.in_learned_group(groups, names)[learned.num_rows :]
+    if not is_new.all():
+        _LOG.warning(
+            "%s of %s are left out: the split train has images of the same patients, or the same files.",
+            int((~is_new).sum()),
+            counted(len(is_new), "image"),
+        )
+    if not is_new.any():
+        raise DataError(f"The split train of '{config.data}' has the patients of all other images. Add other patients.")
+    index = {name: number for number, name in enumerate(classes)}
+    numbers = pa.array([index[label] for label in found["label"].to_pylist()], pa.int32())
+    found = found.append_column("class_index", numbers)
+    found = found.append_column(GROUP, pa.array(groups[learned.num_rows :], pa.string()))
+    return found.filter(pa.array(is_new))
+
+
+def _digests(uris: list[str]) -> list[str | None]:
+    """Returns the sha256 of each file; None for files that cannot be read."""
+
+    def digest(uri: str) -> str | None:
+        content = read_or_error(uri)
+        return None if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return list(pool.map(digest, uris))
+
+
+def judge_on(
+    run: Callable[[np.ndarray], list[Any]],
+    table: pa.Table,
+    pixels: Pixels,
+    config: ExportConfig,
+    *,
+    num_classes: int,
+) -> Judged:
+    """Calibrates a model, and sets the limits by which its predictions are judged; see `judgement_fit.fit`.
+
+    The model is taken to assume the class shares of the images. If the images are enough to fit a bias for each class,
+    it does not matter what it assumes.
+
+    Args:
+        run: The model from images to logits, see `trunk.as_function`.
+        table: The images, see `choose_images`.
+        pixels: How files become pixels.
+        config: The settings.
+        num_classes: Number of the model's classes.
+
+    Raises:
+        DataError: None of the images can be read, or the model gives logits that are not finite.
+    """
+    found = logits.of_images(run, {"valid": table}, pixels, max_images=MAX_IMAGES).get("valid")
+    if found is None:
+        raise DataError(f"None of the {counted(len(table), 'labelled image')} of '{config.data}' can be read.")
+    read = table.take(pa.array(found.places))
+    labels = read["class_index"].to_numpy()
+    has_all = len(np.unique(labels)) == num_classes
+    shares = class_shares(labels, num_classes) if has_all else np.full(num_classes, 1 / num_classes)
+    unseen = Unseen(
+        logits_BK=found.logits_BK,
+        image_ids=read["image_id"].to_pylist(),
+        labels=labels,
+        groups=np.array(read[GROUP].to_pylist(), dtype=str),
+        assumed_shares=shares,
+        origin="labelled images that the model was not trained on, as the user of tlray export says",
+    )
+    max_error = MAX_ERROR if config.max_error is None else config.max_error
+    wanted = Wanted(assumed_shares=shares, shares=shares, refer_below=config.refer_below, max_error=max_error)
+    judging = judgement_fit.fit(unseen, wanted, seed=SEED)
+    probs_BK = special.softmax((found.logits_BK + judging.shift) / judging.temperature, axis=1)
+    not_known = np.full(len(labels), np.nan, np.float32)
+    return Judged(
+        judging=judging,
+        prior=None if judging.about["calibration"]["note"] else tuple(shares.tolist()),
+        predictions=ValidationPredictions.of(probs_BK, not_known, unseen.groups),
+    )
+
+
+def table_rows(judging: Judging) -> list[tuple[str, str]]:
+    """Returns what was found, for the terminal: a name and a text for each row.
+
+    Args:
+        judging: See `judge_on`.
+    """
+    about = judging.about
+    fitted, chosen, sets = about["calibration"], about["referral"], about["sets"]
+    images = f"{counted(about['num_images'], 'image')} of {counted(about['num_groups'], 'group')} (patients, copies)"
+    return [
+        ("calibrated on", images),
+        ("temperature", f"{judging.temperature:.3g}{' (' + fitted['note'] + ')' if fitted['note'] else ''}"),
+        ("expected calibration error", _before_and_after(fitted, "ece")),
+        ("Brier score", _before_and_after(fitted, "brier")),
+        ("refer below", f"{judging.refer_below:.3g}, which accepts {percent(chosen['coverage'])} of the images"),
+        ("prediction sets", f"{sets['mean_size']:.2f} classes on average" if sets else "none: too few images"),
+        ("ood_score", "none: the features of a model of one's own are not known"),
+    ]
+
+
+def _before_and_after(fitted: Mapping[str, Any], name: str) -> str:
+    before, after = (estimate(fitted[each], fitted[f"{each}_ci95"]) for each in (f"{name}_before", name))
+    return f"{before} before, {after} after"
