@@ -35,8 +35,8 @@ def find(
         call: See `findings.find`.
 
     Returns:
-        Findings as those of `findings.find`. The controls are of the new images, and null where these have fewer than two
-        classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these images,
+        Findings as those of `findings.find`. The controls are of the new images, and null where these have fewer than
+        two classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these images,
         null if there were no tests; `neighbour_control`, null without `nearest`, too; and `permuted_control`, always
         null, as it takes features of the training images.
     """
