@@ -102,6 +102,7 @@ def _evaluate(arguments: list[str]) -> None:
             else []
         ),
         *([("overlays", result.overlays.text)] if result.overlays else []),
+        ("engine", result.engine),
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions.csv"),
         ("predictions as Parquet", f"{result.out}/predictions"),
@@ -174,6 +175,7 @@ def _serve(arguments: list[str]) -> None:
             ("address", f"{endpoint.address} (a page for trying it; /docs describes the API)"),
             ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
             ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
+            ("engine", endpoint.engine),
             ("keys", "required" if endpoint.needs_key else f"none: {who} are answered"),
             ("bulk scoring", batches),
             ("log files", endpoint.logs),

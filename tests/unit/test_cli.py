@@ -115,7 +115,8 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
-            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",),
+            out="/o", split="test", engine="openvino bfloat16", metrics=metrics,
+            warnings=("The metrics are too good.",),
             overlays=SimpleNamespace(text="Overlays point at what decides."),
         ),
         ("evaluation.compare", "compare"): CompareResult(
@@ -207,6 +208,7 @@ def started(received: list, config: ServeConfig):
         options=config,
         spec=SimpleNamespace(classes=("dark", "light")),
         bundle_sha256="5" * 64,
+        engine="openvino bfloat16",
         needs_key=not config.open_without_keys,
         logs="/l",
         wait=wait,
@@ -450,8 +452,9 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
     metrics |= {f"{name}_ci95": [0.2, 1.0] for name in metrics}
     counts = {"num_images": 30, "num_failed": 2, "num_leaked": 10}
     result = SimpleNamespace(
-        out="/o", split="all", warnings=(), overlays=None, metrics={**metrics, **counts, "all_images": metrics}
-    )
+        out="/o", split="all", engine="openvino float32", warnings=(), overlays=None,
+        metrics={**metrics, **counts, "all_images": metrics},
+    )  # fmt: skip
     monkeypatch.setattr(stand_in, "evaluate", lambda _: result)
     assert tlray("evaluate --bundle b --data d --out o") == 0
     shown = unwrapped(capsys.readouterr().out)
@@ -487,7 +490,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
             "evaluate --bundle b --data d --out o",
             ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)",
              "balanced accuracy .* 0.750 (95 %: 0.625 to 0.875)", "log loss .* 0.500 (95 %: at least 0.375)",
-             "overlays .* Overlays point at what decides.", "! The metrics are too good."],
+             "overlays .* Overlays point at what decides.", "engine .* openvino bfloat16",
+             "! The metrics are too good."],
         ),
         (
             "compare --bundle b --reference r --data d --out o --split valid",
@@ -525,7 +529,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         (
             "serve --bundle b",
             ["address .* http://127.0.0.1:8000 (", "model .* chest-ct: dark, light", f"bundle .* b, sha256 {'5' * 64}",
-             "keys .* required", "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
+             "engine .* openvino bfloat16", "keys .* required",
+             "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
              "bulk scoring .* off: --input-roots and --output-roots", "log files .* /l",
              "! tlray is a research tool, no medical device.", "! Ctrl-C stops it.", "Stopping."],
         ),

@@ -1,5 +1,6 @@
 """Decides which engine and precision run a network, and loads it: the only place that tells engines apart."""
 
+import logging
 from collections.abc import Collection, Sequence
 
 from tlray.bundle.agreement import Agreement
@@ -9,6 +10,11 @@ from tlray.config.training import EngineChoice, PrecisionChoice
 from tlray.engines import converted, openvino_engine
 from tlray.engines.kinds import REFERENCE, Engine, EngineKind, Precision
 from tlray.errors import BundleError, ConfigError
+
+_LOG = logging.getLogger(__name__)
+
+INEXACT = "OpenVINO computes other probabilities than TensorFlow in float32 with this model"
+"""Why TensorFlow predicts though OpenVINO has the model."""
 
 FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 """The precisions, the fastest first on CPUs that have them in hardware."""
@@ -84,8 +90,8 @@ def _refuse_inexact(precision: PrecisionChoice, flag: str) -> None:
     """Raises a ConfigError if OpenVINO is wanted, by a precision that only it has, though it is wrong in float32."""
     if precision not in ("auto", "float32"):
         raise ConfigError(
-            f"{flag} {precision}: OpenVINO computes other probabilities than TensorFlow in float32 with this model, "
-            "so TensorFlow predicts, in float32. Give --engine openvino to take it all the same."
+            f"{flag} {precision}: {INEXACT}, so TensorFlow predicts, in float32. Give --engine openvino to take it "
+            "all the same."
         )
 
 
@@ -104,17 +110,26 @@ def for_bundle(
 ) -> EngineKind:
     """Decides which engine runs a bundle's model on this machine, and in which precision; see `choose`.
 
-    A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it.
+    A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it. If TensorFlow runs the
+    model though neither the user nor a GPU asks for it, one warning in the log says so, and why.
     """
     is_for_tensorflow = engine == "tensorflow" or (engine == "auto" and use_gpu)
-    return choose(
+    converted_to, why_none = ((), "") if is_for_tensorflow else converted.ensure(bundle)
+    kind = choose(
         engine,
         precision,
         use_gpu=use_gpu,
         agreements=bundle.spec.engines,
-        converted_to=() if is_for_tensorflow else converted.ensure(bundle),
+        converted_to=converted_to,
         on_this_cpu=on_this_cpu,
     )
+    if kind == REFERENCE and not is_for_tensorflow:
+        _LOG.warning(
+            "TensorFlow predicts with the bundle %s, in float32 and more slowly than OpenVINO would: %s.",
+            bundle.sha256[:12],
+            why_none or INEXACT,
+        )
+    return kind
 
 
 def load(
