@@ -17,7 +17,15 @@ INEXACT = "OpenVINO computes other probabilities than TensorFlow in float32 with
 """Why TensorFlow predicts though OpenVINO has the model."""
 
 FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
-"""The precisions, the fastest first on CPUs that have them in hardware."""
+"""The precisions, the one first that is the fastest with most networks, on CPUs that have it in hardware."""
+
+MIN_SPEEDUP = 1.25
+"""How many times as fast as an earlier one of `FASTEST_FIRST` a later one must have been measured to be taken instead.
+
+Below it the difference may be noise: precisions are measured one after another, a few seconds each, and what else runs
+on the machine slows one of them. InceptionV3 in bfloat16 had 152 images/s alone and 121 beside another process, see
+`openvino_engine.IMAGES_PER_THREAD`.
+"""
 
 FLAG = "--precision"
 """The option that chooses the precision, in most commands."""
@@ -39,7 +47,7 @@ def choose(
         engine: The wanted engine. auto: TensorFlow on GPUs, and for networks that OpenVINO does not know or that it
             computes otherwise in float32; else OpenVINO.
         precision: The wanted precision. auto: the fastest that is fit for the network (see `agreement.Agreement`) and
-            that this machine's CPU has; float32 where nothing is known about the network.
+            that this machine's CPU has, see `_fastest`; float32 where nothing is known about the network.
         use_gpu: Whether the network runs on a GPU.
         agreements: What is known about the network's precisions.
         converted_to: The precisions in which OpenVINO has the network; empty if it cannot be converted.
@@ -68,7 +76,8 @@ def choose(
     available &= set(converted_to)
     if precision == "auto":
         fit |= {"float32"}  # with --engine openvino
-        return EngineKind("openvino", next(each for each in FASTEST_FIRST if each in fit & available))
+        cpu = openvino_engine.cpu_name() if on_this_cpu else None
+        return EngineKind("openvino", _fastest(fit & available, agreements, cpu))
     if precision not in converted_to:
         raise ConfigError(f"{flag} {precision}: this bundle has no {precision} model. {remedy}")
     if precision not in available:
@@ -84,6 +93,27 @@ def _fit(agreements: Sequence[Agreement]) -> set[Precision]:
         each for each in FASTEST_FIRST if any(row.precision == each and row.is_fit for row in known)
     }
     return found if known else {"float32"}
+
+
+def _fastest(usable: Collection[Precision], agreements: Sequence[Agreement], cpu: str | None) -> Precision:
+    """Returns the first usable precision of `FASTEST_FIRST` that was not measured to be slow.
+
+    Slow: another usable one was measured at least `MIN_SPEEDUP` times as fast. Measurements on other CPUs decide
+    nothing, as their instructions and caches differ.
+
+    Args:
+        usable: The precisions to choose from, at least one.
+        agreements: What is known about the network's precisions.
+        cpu: Name of the CPU that is to run the network; None: it is not known.
+    """
+    measured = {
+        row.precision: row.images_per_s
+        for row in agreements
+        if (row.engine, row.cpu) == ("openvino", cpu) and row.precision in usable and row.images_per_s > 0
+    }
+    best = max(measured.values(), default=0.0)
+    slow = {precision for precision, images_per_s in measured.items() if best >= MIN_SPEEDUP * images_per_s}
+    return next(each for each in FASTEST_FIRST if each in usable and each not in slow)
 
 
 def _refuse_inexact(precision: PrecisionChoice, flag: str) -> None:

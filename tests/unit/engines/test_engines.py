@@ -361,6 +361,56 @@ def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chose
         assert named == EngineKind("openvino", "bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("images_per_s", "cpu", "chosen"),
+    [
+        ({"float32": 584, "bfloat16": 889, "int8": 177}, "this CPU", "bfloat16"),  # EfficientNetB0 on an AMD EPYC
+        ({"float32": 584, "bfloat16": 889, "int8": 177}, "another CPU", "int8"),
+        ({"float32": 99, "bfloat16": 50, "int8": 80}, "this CPU", "int8"),  # 1.24 times as fast: noise
+        ({"float32": 100, "bfloat16": 50, "int8": 80}, "this CPU", "float32"),  # 1.25 times as fast
+        ({"float32": 100, "bfloat16": 90, "int8": 80}, "this CPU", "bfloat16"),  # the order decides among the rest
+        ({"float32": 584, "int8": 177}, "this CPU", "float32"),
+    ],
+    ids=["int8 is slow", "on another CPU", "noise", "no noise", "two are quick", "two precisions"],
+)
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_auto_skips_a_precision_that_was_measured_to_be_slow(engine, images_per_s, cpu, chosen, monkeypatch):
+    everything: list[Precision] = ["float32", "bfloat16", "int8"]
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset(everything))
+    monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "this CPU")
+    agreements = [agreement(each, images_per_s=float(rate), cpu=cpu) for each, rate in images_per_s.items()]
+
+    def choose(agreements: list[Agreement], *, on_this_cpu: bool = True) -> Precision:
+        kind = choice.choose(
+            engine, "auto", use_gpu=False, agreements=agreements, converted_to=everything, on_this_cpu=on_this_cpu
+        )
+        assert kind.engine == "openvino"
+        return kind.precision
+
+    assert choose(agreements) == chosen
+    # What runs elsewhere is not known, and TensorFlow is no precision of OpenVINO.
+    assert choose(agreements, on_this_cpu=False) == "int8"
+    reference = replace(agreement("float32", images_per_s=9e9, cpu="this CPU"), engine="tensorflow")
+    assert choose([reference, *agreements]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "has", "converted_to"),
+    [
+        ({"num_clear_changed": 1}, {"float32", "bfloat16", "int8"}, ["float32", "bfloat16", "int8"]),
+        ({}, {"float32", "int8"}, ["float32", "bfloat16", "int8"]),
+        ({}, {"float32", "bfloat16", "int8"}, ["float32", "int8"]),
+    ],
+    ids=["not fit", "not of this CPU", "not in the bundle"],
+)
+def test_the_speed_of_a_precision_that_cannot_be_used_decides_nothing(changes, has, converted_to, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "a CPU")
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset(has))
+    agreements = [EXACT, agreement("bfloat16", images_per_s=500.0, **changes), agreement("int8")]
+    found = choice.choose("auto", "auto", use_gpu=False, agreements=agreements, converted_to=converted_to)
+    assert found == EngineKind("openvino", "int8")
+
+
 @pytest.fixture
 def plain_cpu(monkeypatch) -> None:
     """A CPU without bfloat16 and int8."""
