@@ -15,11 +15,11 @@ from tlray.config.commands import (
     AuditConfig,
     ExportConfig,
     FeaturesConfig,
-    PhantomConfig,
     SweepConfig,
     VerifyConfig,
 )
 from tlray.config.helptext import Config
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import (
     CompareConfig,
     EnginesConfig,

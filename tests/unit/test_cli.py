@@ -22,7 +22,8 @@ import pytest
 from tests.processes import output_at_end
 from tlray import __version__, cli
 from tlray.bundle.agreement import Agreement
-from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
+from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, SweepConfig, VerifyConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import (
     CompareConfig,
     EnginesConfig,
@@ -367,6 +368,10 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
         (
             "audit --data d --out o --fix --seed 3 --no-thumbnails",
             AuditConfig(data="d", out="o", fix=True, seed=3, thumbnails=False),
+        ),
+        (
+            "audit --data d --out o --weights w --engine openvino --precision float32",
+            AuditConfig(data="d", out="o", weights="w", engine="openvino", precision="float32"),
         ),
         (
             "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path --check-overlays 32",

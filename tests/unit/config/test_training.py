@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.commands import AuditConfig, ExportConfig, FeaturesConfig, SweepConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.config.values import parse_columns, parse_intensity_range, parse_prior
@@ -292,6 +293,13 @@ def test_priors(text, expected):
 def test_what_is_no_prior(config, text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         CONFIGS[config](prior=text)
+
+
+def test_the_network_of_an_audit_runs_as_it_is_told():
+    found = AuditConfig(data="d", out="o", weights="w", engine="tensorflow", precision="float32").features()
+    assert found is not None
+    assert (found.engine, found.precision) == ("tensorflow", "float32")
+    assert AuditConfig(data="d", out="o", engine="tensorflow").features() is None
 
 
 def test_the_prior_of_a_sweep_is_that_of_its_trainings():
