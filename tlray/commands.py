@@ -217,6 +217,9 @@ def _sweep(arguments: list[str]) -> None:
     rows.append(("trained", _trial_line(result.chosen)))
     rows += [(f"trained, {name}", text) for name, text in accuracy_rows(result.best.metrics)]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
+    if config.timing:
+        rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items()]
+        rows += [(f"trained, {phase}", f"{seconds:.1f} s") for phase, seconds in result.best.timing_s.items()]
     _show(f"Tried {len(result.trials)} settings", rows, warnings=result.warnings, quiet=config.quiet)
 
 

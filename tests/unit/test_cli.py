@@ -169,7 +169,10 @@ def called(monkeypatch):
                 "depths": 2, "inverse_penalty": 0.01, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
                 "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
             },
-            best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
+            best=SimpleNamespace(
+                metrics={"valid": metrics}, bundle="/o/best/bundle", timing_s={"computing features": 1.25}
+            ),
+            timing_s={"starting Ray": 2.04, "running the trials": 90.06},
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
         ("training.own_model", "export"): "5" * 64,
@@ -409,8 +412,8 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             ),
         ),
         (
-            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2 --resume",
-            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2, resume=True),
+            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2 --int8 --timing --resume",
+            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2, int8=True, timing=True, resume=True),
         ),
         (
             "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
@@ -558,6 +561,10 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
              "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
              "trained, valid: accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
+        ),
+        (
+            "sweep --data d --out o --timing",
+            ["starting Ray .* 2.0 s", "running the trials .* 90.1 s", "trained, computing features .* 1.2 s"],
         ),
         (
             "engines --bundle b",

@@ -244,6 +244,8 @@ class SweepConfig:
     """Compute on GPUs, one for each trial that runs."""
     inference_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that features are computed with, and that the best model is measured with; see `tlray train --help`."""
+    int8: bool = False
+    """Export an int8 model of the best settings too; see `tlray train --help`."""
     thumbnails: bool = True
     """Keep small pictures of training images in the bundle, and show images in the report; --no-thumbnails: for
     private data."""
@@ -251,6 +253,8 @@ class SweepConfig:
     """Continue the sweep in --out: only trials without a result are run. Give the other options as before."""
     overwrite: bool = False
     """Replace an earlier sweep in --out."""
+    timing: bool = False
+    """Show how long each phase took, of the trials and of the training of the best settings."""
     quiet: bool = False
     """Print errors only."""
 
@@ -272,7 +276,7 @@ class SweepConfig:
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
         shared += ("views", "batch_size", "max_error", "refer_below", "prior", "resume", "inference_precision")
-        shared += ("thumbnails",)
+        shared += ("int8", "thumbnails", "timing")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()

@@ -306,6 +306,12 @@ def test_the_prior_of_a_sweep_is_that_of_its_trainings():
     assert SweepConfig(data="d", out="o", prior="uniform").training().prior == "uniform"
 
 
+@pytest.mark.parametrize("name", ["int8", "timing"])
+def test_a_sweep_trains_with_an_int8_model_and_the_times_if_they_are_wanted(name):
+    found = [CONFIGS["sweep"](**{name: wanted}).training() for wanted in (True, False)]
+    assert [getattr(each, name) for each in found] == [True, False]
+
+
 @pytest.mark.parametrize("thumbnails", [True, False])
 def test_a_sweep_of_private_images_trains_without_their_pictures(thumbnails):
     assert SweepConfig(data="d", out="o", thumbnails=thumbnails).training().thumbnails is thumbnails
