@@ -26,8 +26,10 @@ from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection, locations, ray_internals
 from tlray.config.prediction import ServeConfig
+from tlray.config.training import PrecisionChoice
 from tlray.config.values import flag
 from tlray.engines import choice
+from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
 
@@ -53,6 +55,7 @@ class Endpoint:
         options: The settings of the application.
         spec: Description of the bundle that is served, its `bundle.json`.
         bundle_sha256: SHA-256 of that `bundle.json`, which identifies the model.
+        engine: The engine and precision that predict, in words; see `describe_engine`.
         needs_key: Whether requests must carry an API key.
         logs: The directory of Serve's log files on this node.
     """
@@ -61,6 +64,7 @@ class Endpoint:
     options: Options
     spec: BundleSpec
     bundle_sha256: str
+    engine: str
     needs_key: bool
     logs: str
 
@@ -89,7 +93,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
     is_own_ray = ray_internals.would_start()
     check_authentication(is_own_ray=is_own_ray)
     # The machines of a Ray that runs already may have other CPUs.
-    choice.for_bundle(bundle, options.engine, options.precision, use_gpu=options.use_gpu, on_this_cpu=is_own_ray)
+    kind = choice.for_bundle(bundle, options.engine, options.precision, use_gpu=options.use_gpu, on_this_cpu=is_own_ray)
     scratch = tempfile.TemporaryDirectory(prefix="tlray-serve-")
     token = new_token()
     options = options.model_copy(update={"endpoint": name_of(token)})
@@ -122,6 +126,7 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             options=options,
             spec=spec,
             bundle_sha256=sha256,
+            engine=describe_engine(kind, options.precision, on_this_cpu=is_own_ray),
             needs_key=has_keys,
             logs=_logs(),
         )
@@ -133,6 +138,19 @@ def started(config: ServeConfig) -> Iterator[Endpoint]:
             ray.shutdown(wait_for_processes=True)
         restore_environment(saved)
         scratch.cleanup()
+
+
+def describe_engine(kind: EngineKind, precision: PrecisionChoice, *, on_this_cpu: bool) -> str:
+    """Returns in words which engine and precision predict.
+
+    Args:
+        kind: The engine and precision that were chosen.
+        precision: The wanted precision. auto: each replica chooses for its own CPU.
+        on_this_cpu: Whether all replicas run on this machine's CPU.
+    """
+    if on_this_cpu or precision != "auto" or kind.precision == "float32":
+        return str(kind)
+    return f"each replica chooses for its own CPU, up to {kind}; see GET /model"
 
 
 def read_options(config: ServeConfig) -> Options:

@@ -14,12 +14,12 @@ from tlray.config import helptext
 from tlray.config.commands import (
     AuditConfig,
     FeaturesConfig,
-    PhantomConfig,
     SweepConfig,
     VerifyConfig,
 )
 from tlray.config.export import ExportConfig
 from tlray.config.helptext import Config
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import (
     CompareConfig,
     EnginesConfig,
@@ -102,6 +102,7 @@ def _evaluate(arguments: list[str]) -> None:
             else []
         ),
         *([("overlays", result.overlays.text)] if result.overlays else []),
+        ("engine", result.engine),
         ("report", f"{result.out}/report.html"),
         ("predictions", f"{result.out}/predictions.csv"),
         ("predictions as Parquet", f"{result.out}/predictions"),
@@ -174,6 +175,7 @@ def _serve(arguments: list[str]) -> None:
             ("address", f"{endpoint.address} (a page for trying it; /docs describes the API)"),
             ("model", f"{options.name}: {', '.join(endpoint.spec.classes)}"),
             ("bundle", f"{options.bundle}, sha256 {endpoint.bundle_sha256}"),
+            ("engine", endpoint.engine),
             ("keys", "required" if endpoint.needs_key else f"none: {who} are answered"),
             ("bulk scoring", batches),
             ("log files", endpoint.logs),
@@ -215,6 +217,9 @@ def _sweep(arguments: list[str]) -> None:
     rows.append(("trained", _trial_line(result.chosen)))
     rows += [(f"trained, {name}", text) for name, text in accuracy_rows(result.best.metrics)]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
+    if config.timing:
+        rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items()]
+        rows += [(f"trained, {phase}", f"{seconds:.1f} s") for phase, seconds in result.best.timing_s.items()]
     _show(f"Tried {len(result.trials)} settings", rows, warnings=result.warnings, quiet=config.quiet)
 
 

@@ -89,12 +89,14 @@ class ModelInfo:
         spec: Description of the model's bundle.
         bundle_sha256: SHA-256 of the model's bundle, which identifies the model.
         location: Path or URI of the model's bundle.
+        engine: The engine and precision that predict, such as "openvino bfloat16".
         max_batch_size: Maximum number of images in a batch.
     """
 
     spec: BundleSpec
     bundle_sha256: str
     location: str
+    engine: str
     max_batch_size: int
 
 
@@ -122,6 +124,7 @@ class Model:
             spec=spec,
             bundle_sha256=self.predictor.bundle.sha256,
             location=storage.absolute(location),
+            engine=str(self.predictor.kind),
             max_batch_size=max_batch_size,
         )
         self.batcher: Batcher[bytes, np.ndarray] = Batcher(
@@ -136,6 +139,7 @@ class Model:
         self._explaining = Explaining(self.predictor.bundle, num_threads=num_threads)
         for size in {1, max_batch_size}:  # warm up: the first call with a batch size is slow
             self.predictor.predict(np.zeros((size, spec.image_size_px, spec.image_size_px, 3), np.uint8))
+        _LOG.info("Loaded the bundle %s: %s predicts.", self.info.bundle_sha256[:12], self.info.engine)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+ENGINE = "The engine and precision that predict, such as openvino bfloat16; replicas on other CPUs may have another one"
+"""Description of a field of the answers that describe the model."""
+
 
 class Live(BaseModel):
     """The process is alive."""
@@ -30,6 +33,7 @@ class ModelShown(BaseModel):
     max_ood_score: float | None = Field(
         description="Limit of `ood_score`: images above it are marked `refer` as `out_of_distribution`; null: not known"
     )
+    engine: str = Field(description=ENGINE)
 
 
 Reason = Literal["out_of_distribution", "low_confidence", "ambiguous"]
@@ -171,6 +175,12 @@ class TensorMetadata(BaseModel):
     shape: list[int]
 
 
+class ModelParameters(BaseModel):
+    """What the Open Inference Protocol has no field for."""
+
+    engine: str = Field(description=ENGINE)
+
+
 class ModelMetadata(BaseModel):
     """Description of a model's input and output tensors."""
 
@@ -179,6 +189,7 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    parameters: ModelParameters
 
 
 class ModelReady(BaseModel):

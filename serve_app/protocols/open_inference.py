@@ -45,6 +45,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header with the length of the JSON in bytes, if binary data follows it."""
 
 PLATFORM = "tensorflow_savedmodel"
+"""Format of the model's bundle, in the protocol's words. What runs it is in `parameters`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +267,9 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "tlray", "version": version, "extensions": ["binary_tensor_data"]}
 
 
-def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_classes: int) -> dict[str, Any]:
+def model_metadata(
+    name: str, *, versions: Sequence[str], size_px: int, num_classes: int, engine: str
+) -> dict[str, Any]:
     """Returns the answer to GET /v2/models/NAME.
 
     The input is described as the model has it, UINT8, because the protocol allows one datatype per tensor. Image files,
@@ -277,6 +280,7 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
         versions: Versions of the model that can be asked for.
         size_px: Height and width of the model's input.
         num_classes: Number of classes.
+        engine: The engine and precision that predict. The protocol has no field for them.
     """
     return {
         "name": name,
@@ -291,4 +295,5 @@ def model_metadata(name: str, *, versions: Sequence[str], size_px: int, num_clas
             {"name": OOD_SCORE, "datatype": "FP32", "shape": [-1]},
             {"name": PREDICTION_SET, "datatype": "BOOL", "shape": [-1, num_classes]},
         ],
+        "parameters": {"engine": engine},
     }

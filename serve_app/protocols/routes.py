@@ -132,14 +132,15 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         return Response(content, headers=headers)
 
     async def metadata(name: str, version: int | None = None) -> dict[str, Any]:
-        """Describes the model's tensors."""
+        """Describes the model's tensors, and the engine that computes them (in `parameters`)."""
         service.check_name(name)
-        spec = (await service.model_info(version)).spec
+        info = await service.model_info(version)
         return open_inference.model_metadata(
             name,
             versions=[str(number) for number in service.versions],
-            size_px=spec.image_size_px,
-            num_classes=len(spec.classes),
+            size_px=info.spec.image_size_px,
+            num_classes=len(info.spec.classes),
+            engine=info.engine,
         )
 
     async def model_ready(name: str, version: int | None = None) -> dict[str, Any]:

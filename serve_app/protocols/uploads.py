@@ -67,6 +67,7 @@ def add_uploads(router: APIRouter, service: Service) -> None:
             "classes": list(info.spec.classes),
             "refer_below": info.spec.refer_below,
             "max_ood_score": info.spec.limits.max_ood_score,
+            "engine": info.engine,
         }
 
 

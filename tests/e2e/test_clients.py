@@ -44,6 +44,7 @@ def test_nvidias_client_is_answered(tmp_path):
             {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
             {"name": "prediction_set", "datatype": "BOOL", "shape": [-1, 2]},
         ],
+        "parameters": {"engine": "openvino bfloat16"},
     }
     assert told["files"]["label"] == ["light", "light"]
     assert told["files"]["probabilities"] == [pytest.approx([0.2, 0.8])] * 2

@@ -1,10 +1,12 @@
 """The endpoint on a local Ray of 2 CPUs: the same answers by every door, killed and swapped under load.
 
-`serve.run` restarts every replica, whatever has changed: all tests share one deployment, and the last one swaps it.
+`serve.run` restarts every replica, whatever has changed: the tests share one deployment, until one swaps its bundle and
+the last ones replace it.
 """
 
 import base64
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +24,17 @@ from serve_app.options import Options
 from tlray import cli
 from tlray.cluster.ports import free_ports
 from tlray.data.decoding import decode, to_array
+from tlray.engines import openvino_engine
+from tlray.engines.kinds import Precision
 from tlray.inference import predictions
 from tlray.inference.predictor import Predictor
 from tlray.models.files import load_keras_file
 
 SIZE_PX = 64
+DEADLINE_S = 60
 
 
-def export(directory: Path, name: str, seed: int) -> str:
+def export(directory: Path, name: str, seed: int, *options: str | Path) -> str:
     """Makes a bundle of a small random network."""
     keras.utils.set_random_seed(seed)
     image = keras.Input((SIZE_PX, SIZE_PX, 3))
@@ -38,7 +43,7 @@ def export(directory: Path, name: str, seed: int) -> str:
     keras.Model(image, x).save(directory / f"{name}.keras")
     (directory / "classes.txt").write_text("one\ntwo\nthree\n")
     arguments = ["--model", directory / f"{name}.keras", "--classes", directory / "classes.txt"]
-    arguments += ["--preprocessing", "unit", "--out", directory / name]
+    arguments += ["--preprocessing", "unit", "--out", directory / name, *options]
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["export", *map(str, arguments)])
     assert not exit_info.value.code
@@ -85,9 +90,16 @@ def predict(address: str, path: Path) -> list[float]:
 
 def test_every_door_gives_the_same(address, bundles, files, tmp_path):
     expected = Predictor(bundles[0]).predict(pixels(files))
-    assert np.ptp(expected, axis=0).max() > 0.01
     own_model = load_keras_file(f"{bundles[0]}.keras")
     np.testing.assert_allclose(expected, own_model(pixels(files) / np.float32(255)), atol=1e-5)
+    assert_every_door_gives(expected, address, bundles[0], files, tmp_path, precision="auto")
+
+
+def assert_every_door_gives(
+    expected: np.ndarray, address: str, bundle: str, files: list[Path], directory: Path, *, precision: str
+) -> None:
+    """Compares the probabilities of all protocols of an endpoint, and those of a scoring, with the expected ones."""
+    assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose([predict(address, path) for path in files], expected, atol=1e-6)
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in files]
     rows = {"instances": [{"b64": each} for each in encoded]}
@@ -96,12 +108,12 @@ def test_every_door_gives_the_same(address, bundles, files, tmp_path):
     tensor = {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": encoded}
     found = httpx.post(f"{address}/v2/models/chest-ct/infer", json={"inputs": [tensor]}, timeout=60).json()
     np.testing.assert_allclose(np.reshape(found["outputs"][0]["data"], expected.shape), expected, atol=1e-6)
-    (tmp_path / "in").mkdir()
+    (directory / "in").mkdir()
     for number, path in enumerate(files):
-        (tmp_path / "in" / f"{number}.png").write_bytes(path.read_bytes())
-    with pytest.raises(SystemExit):
-        cli.main(["score", "--bundle", bundles[0], "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    table = predictions.read_predictions(str(tmp_path / "out"))
+        (directory / "in" / f"{number}.png").write_bytes(path.read_bytes())
+    arguments = ["--bundle", bundle, "--input", directory / "in", "--out", directory / "out", "--precision", precision]
+    assert cli.execute("score", list(map(str, arguments))) == 0
+    table = predictions.read_predictions(str(directory / "out"))
     scored = np.stack([table[f"p_{name}"].to_numpy() for name in ("one", "two", "three")], axis=1)
     np.testing.assert_allclose(scored, expected, atol=1e-6)
 
@@ -177,3 +189,31 @@ def test_a_bundle_is_swapped_under_load(address, bundles, files):
         wait_for(load, after, count=20)
     assert set(load.statuses) == {200}
     assert served_bundle(address) == after
+
+
+@pytest.fixture(scope="module")
+def with_int8(phantom_set, tmp_path_factory) -> str:
+    """A bundle that has all precisions."""
+    return export(tmp_path_factory.mktemp("int8"), "int8", 0, "--int8", "--int8-images", phantom_set)
+
+
+def only_if_here(precision: Precision) -> Any:
+    """A parameter that is skipped on CPUs without a precision."""
+    is_here = precision in openvino_engine.cpu_precisions()
+    return pytest.param(precision, marks=pytest.mark.skipif(not is_here, reason=f"this CPU has no {precision}"))
+
+
+@pytest.mark.parametrize("precision", [only_if_here("bfloat16"), only_if_here("int8")])
+def test_every_door_gives_the_same_in_a_coarser_precision(address, with_int8, files, tmp_path, precision):
+    """Doors give the model batches of other sizes, which must not change how sums are rounded."""
+    serve.delete("default")  # no replica with another precision can answer any more
+    serve.run(build(Options(bundle=with_int8, precision=precision)))
+    deadline_s, pause = time.monotonic() + DEADLINE_S, threading.Event()
+    while (answer := httpx.get(f"{address}/model", timeout=DEADLINE_S)).status_code != 200:
+        assert time.monotonic() < deadline_s, answer.text  # until the proxy knows the new application
+        pause.wait(0.1)
+    assert answer.json()["engine"] == f"openvino {precision}"
+    expected = Predictor(with_int8, precision=precision).predict(pixels(files))
+    exact = Predictor(with_int8, precision="float32").predict(pixels(files))
+    assert np.abs(expected - exact).max() > 1e-5  # a door that computes in float32 would be found
+    assert_every_door_gives(expected, address, with_int8, files, tmp_path, precision=precision)

@@ -190,7 +190,8 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
     with serving(*arguments, *roots) as (process, lines, mark):
         address = f"http://127.0.0.1:{port}"
         shown = "\n".join(lines)
-        for fact in (f" {address} ", "small: one, two, three", bundle, f"-F file=@scan.png {address}/predict"):
+        facts = (f" {address} ", "small: one, two, three", bundle, f"-F file=@scan.png {address}/predict")
+        for fact in (*facts, " openvino float32 "):
             assert fact in shown
         assert "no medical device" in shown
         assert len(lines) < 20, shown  # nothing of Ray's own start
@@ -198,6 +199,7 @@ def test_it_answers_scores_a_folder_and_ends_with_nothing_left(phantom_set, tmp_
             scan = sorted(phantom_set.glob("*/*/*.png"))[0]
             image = {"file": scan.read_bytes()}
             plain = http.post("/predict", files=image).raise_for_status().json()
+            assert http.get("/model").raise_for_status().json()["engine"] == "openvino float32"
             assert loaded(mark, "tensorflow") == []  # none of all processes
             assert_replicas_inherit(mark, connection.WORKER_ENVIRONMENT)
             answer = http.post("/predict?explain=true", files=image).raise_for_status().json()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tlray import AuditConfig, audit_images
-from tlray.config.commands import PhantomConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.data import phantom_files
 from tlray.data.listing import list_images
 from tlray.data.manifest import read_manifest
@@ -111,11 +111,11 @@ def test_features_find_wrong_labels(tmp_path):
     keras.utils.set_random_seed(3)
     pixels = keras.Input((32, 32, 3))
     keras.Model(pixels, keras.layers.Conv2D(6, 3, strides=2)(pixels)).save(tmp_path / "own.keras")
-    for thumbnails in (True, False):
+    for thumbnails, precision in ((True, "auto"), (False, "float32")):
         out = tmp_path / f"out-{thumbnails}"
         config = AuditConfig(
             data=str(tmp_path / "data"), out=str(out), weights="imagenet", backbone=str(tmp_path / "own.keras"),
-            preprocessing="unit", image_size_px=32, thumbnails=thumbnails, quiet=True,
+            preprocessing="unit", image_size_px=32, precision=precision, thumbnails=thumbnails, quiet=True,
         )  # fmt: skip
         result = audit_images(config)
         checked = json.loads((out / "audit.json").read_text())["suspect_labels"]

@@ -34,6 +34,7 @@ from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.models.files import load_keras_file
 from tlray.probe import regression
+from tlray.timing import Timing
 from tlray.training import model, probing
 from tlray.tuning import folds, search, trial_table
 from tlray.tuning import trial as trials
@@ -86,6 +87,15 @@ def test_every_trial_is_in_the_table(config, result):
     assert Path(config.out, "trials.png").read_bytes().startswith(b"\x89PNG")
     assert not any(row["error"] for row in rows)
     assert result.warnings == result.best.warnings
+
+
+def test_every_phase_is_timed(result):
+    assert list(result.timing_s) == [
+        "checking settings, listing images", "starting Ray", "reading images, building the model", "computing features",
+        "looking for copies and shortcuts", "running the trials", "handing on features",
+    ]  # fmt: skip
+    assert result.timing_s["running the trials"] > 0
+    assert "exporting, comparing engines" in result.best.timing_s
 
 
 def share_features(config, trial, out) -> tuple[TrainConfig, Network]:
@@ -157,7 +167,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     config = dataclasses.replace(config, out=str(tmp_path / "out"))
     trial = result.trials[0] | {"depths": 2, "learning_rate": 2e-4, "views": 1, "best_epoch": 1}
     trial |= {"trainable_layers": num_layers, "hidden_layers": len(widths)}
-    best = search._train_best(config, trial, capacity.measure())
+    best = search._train_best(config, trial, capacity.measure(), Timing())
     assert (best.num_epochs, best.metrics["valid"]["num_images"]) == (1, 16)
     settings = json.loads((tmp_path / "out/best/config.json").read_text())
     assert (settings["method"], settings["depths"], settings["learning_rate"]) == ("lp-ft", 2, 2e-4)

@@ -22,8 +22,9 @@ import pytest
 from tests.processes import output_at_end
 from tlray import __version__, cli
 from tlray.bundle.agreement import Agreement
-from tlray.config.commands import AuditConfig, FeaturesConfig, PhantomConfig, SweepConfig, VerifyConfig
+from tlray.config.commands import AuditConfig, FeaturesConfig, SweepConfig, VerifyConfig
 from tlray.config.export import ExportConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import (
     CompareConfig,
     EnginesConfig,
@@ -117,7 +118,8 @@ def called(monkeypatch):
             },
         ),
         ("evaluation.evaluate", "evaluate"): SimpleNamespace(
-            out="/o", split="test", metrics=metrics, warnings=("The metrics are too good.",),
+            out="/o", split="test", engine="openvino bfloat16", metrics=metrics,
+            warnings=("The metrics are too good.",),
             overlays=SimpleNamespace(text="Overlays point at what decides."),
         ),
         ("evaluation.compare", "compare"): CompareResult(
@@ -169,7 +171,10 @@ def called(monkeypatch):
                 "depths": 2, "inverse_penalty": 0.01, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
                 "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
             },
-            best=SimpleNamespace(metrics={"valid": metrics}, bundle="/o/best/bundle"),
+            best=SimpleNamespace(
+                metrics={"valid": metrics}, bundle="/o/best/bundle", timing_s={"computing features": 1.25}
+            ),
+            timing_s={"starting Ray": 2.04, "running the trials": 90.06},
             warnings=("1 of 3 trials failed.", "Look out."),
         ),
         ("training.own_model", "export"): "5" * 64,
@@ -209,6 +214,7 @@ def started(received: list, config: ServeConfig):
         options=config,
         spec=SimpleNamespace(classes=("dark", "light")),
         bundle_sha256="5" * 64,
+        engine="openvino bfloat16",
         needs_key=not config.open_without_keys,
         logs="/l",
         wait=wait,
@@ -369,6 +375,10 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             AuditConfig(data="d", out="o", fix=True, seed=3, thumbnails=False),
         ),
         (
+            "audit --data d --out o --weights w --engine openvino --precision float32",
+            AuditConfig(data="d", out="o", weights="w", engine="openvino", precision="float32"),
+        ),
+        (
             "evaluate --bundle b --data d --out o --split all --batch-size 4 --columns uri=path --check-overlays 32",
             EvaluateConfig(
                 bundle="b", data="d", out="o", split="all", batch_size=4, columns="uri=path", check_overlays=32
@@ -404,8 +414,8 @@ def test_commands_in_the_recipes_docstrings_work(called, name):
             ),
         ),
         (
-            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2 --resume",
-            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2, resume=True),
+            "sweep --data d --out o --num-trials 7 --num-folds 4 --epochs 2 --int8 --timing --resume",
+            SweepConfig(data="d", out="o", num_trials=7, num_folds=4, epochs=2, int8=True, timing=True, resume=True),
         ),
         (
             "export --model m --classes c --out o --preprocessing unit --image-size-px 64",
@@ -452,8 +462,9 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
     metrics |= {f"{name}_ci95": [0.2, 1.0] for name in metrics}
     counts = {"num_images": 30, "num_failed": 2, "num_leaked": 10}
     result = SimpleNamespace(
-        out="/o", split="all", warnings=(), overlays=None, metrics={**metrics, **counts, "all_images": metrics}
-    )
+        out="/o", split="all", engine="openvino float32", warnings=(), overlays=None,
+        metrics={**metrics, **counts, "all_images": metrics},
+    )  # fmt: skip
     monkeypatch.setattr(stand_in, "evaluate", lambda _: result)
     assert tlray("evaluate --bundle b --data d --out o") == 0
     shown = unwrapped(capsys.readouterr().out)
@@ -490,7 +501,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
             "evaluate --bundle b --data d --out o",
             ["images .* 40 measured, 2 failed", "accuracy .* 0.812 (95 %: 0.700 to 0.900)",
              "balanced accuracy .* 0.750 (95 %: 0.625 to 0.875)", "log loss .* 0.500 (95 %: at least 0.375)",
-             "overlays .* Overlays point at what decides.", "! The metrics are too good."],
+             "overlays .* Overlays point at what decides.", "engine .* openvino bfloat16",
+             "! The metrics are too good."],
         ),
         (
             "compare --bundle b --reference r --data d --out o --split valid",
@@ -528,7 +540,8 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         (
             "serve --bundle b",
             ["address .* http://127.0.0.1:8000 (", "model .* chest-ct: dark, light", f"bundle .* b, sha256 {'5' * 64}",
-             "keys .* required", "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
+             "engine .* openvino bfloat16", "keys .* required",
+             "curl -H 'Authorization: Bearer KEY' -F file=@scan.png http://127.0.0.1:8000/predict",
              "bulk scoring .* off: --input-roots and --output-roots", "log files .* /l",
              "! tlray is a research tool, no medical device.", "! Ctrl-C stops it.", "Stopping."],
         ),
@@ -551,6 +564,10 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
              "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
              "trained, valid: accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
+        ),
+        (
+            "sweep --data d --out o --timing",
+            ["starting Ray .* 2.0 s", "running the trials .* 90.1 s", "trained, computing features .* 1.2 s"],
         ),
         (
             "engines --bundle b",

@@ -38,6 +38,10 @@ class AuditConfig:
     """With --weights: pixels that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
     image_size_px: int = 224
     """With --weights: height and width that every image is resized to."""
+    engine: EngineChoice = "auto"
+    """With --weights: the library that runs the network. auto: openvino, if it knows the network."""
+    precision: PrecisionChoice = "auto"
+    """With --weights: numbers that the network computes with; see `tlray features --help`."""
     class_map: str | None = None
     """A JSON or two-column CSV file that maps folder names (or labels) to classes."""
     columns: str | None = None
@@ -71,6 +75,7 @@ class AuditConfig:
         if self.weights is None:
             return None
         shared = ("data", "out", "weights", "backbone", "preprocessing", "image_size_px", "seed", "quiet")
+        shared += ("engine", "precision")
         return FeaturesConfig(**{name: getattr(self, name) for name in shared})
 
 
@@ -240,6 +245,8 @@ class SweepConfig:
     """Compute on GPUs, one for each trial that runs."""
     inference_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that features are computed with, and that the best model is measured with; see `tlray train --help`."""
+    int8: bool = False
+    """Export an int8 model of the best settings too; see `tlray train --help`."""
     thumbnails: bool = True
     """Keep small pictures of training images in the bundle, and show images in the report; --no-thumbnails: for
     private data."""
@@ -247,6 +254,8 @@ class SweepConfig:
     """Continue the sweep in --out: only trials without a result are run. Give the other options as before."""
     overwrite: bool = False
     """Replace an earlier sweep in --out."""
+    timing: bool = False
+    """Show how long each phase took, of the trials and of the training of the best settings."""
     quiet: bool = False
     """Print errors only."""
 
@@ -268,42 +277,7 @@ class SweepConfig:
         shared = ("data", "out", "weights", "backbone", "cut", "preprocessing", "image_size_px", "trainable_layers")
         shared += ("seed", "class_map", "columns", "intensity_range", "augmentation", "use_gpu", "overwrite", "quiet")
         shared += ("views", "batch_size", "max_error", "refer_below", "prior", "resume", "inference_precision")
-        shared += ("thumbnails",)
+        shared += ("int8", "thumbnails", "timing")
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhantomConfig:
-    """Make a synthetic data set of chest-CT-like images for trying things out."""
-
-    out: str
-    """The data set's folder: OUT/CLASS/PATIENT/*."""
-    task: Literal["cancer-type", "nodules"] = "cancer-type"
-    """cancer-type: three types of cancer, and none. nodules: a calcified granuloma, metastases, and none."""
-    patients_per_class: int = 50
-    """Number of patients of each class. Each has its own anatomy."""
-    slices_per_patient: int = 4
-    """Number of readable images of each patient."""
-    image_size_px: int = 96
-    """Height and width of the images."""
-    num_unreadable: int = 4
-    """Number of further files that cannot be read, as real data sets have some."""
-    seed: int = 0
-    """The same seed makes the same files."""
-    first_patient: int = 0
-    """Lowest number in a patient's name. Patients with the same name in two splits count as the same patient."""
-    overwrite: bool = False
-    """Replace an earlier data set in --out."""
-    quiet: bool = False
-    """Print errors only."""
-
-    def __post_init__(self) -> None:
-        for name in ("patients_per_class", "slices_per_patient", "image_size_px"):
-            value = getattr(self, name)
-            require(value > 0, f"{flag(name)} must be positive. Received: {value}")
-        for name in ("num_unreadable", "first_patient"):
-            value = getattr(self, name)
-            require(value >= 0, f"{flag(name)} must not be negative. Received: {value}")
-        check_seed(self.seed)

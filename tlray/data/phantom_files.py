@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tlray.config.commands import PhantomConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.training import to_json
 from tlray.data import phantom_drawing, phantoms
 from tlray.errors import ConfigError

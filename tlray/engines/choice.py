@@ -1,5 +1,6 @@
 """Decides which engine and precision run a network, and loads it: the only place that tells engines apart."""
 
+import logging
 from collections.abc import Collection, Sequence
 
 from tlray.bundle.agreement import Agreement
@@ -10,8 +11,21 @@ from tlray.engines import converted, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, Engine, EngineKind, Precision
 from tlray.errors import BundleError, ConfigError
 
+_LOG = logging.getLogger(__name__)
+
+INEXACT = "OpenVINO computes other probabilities than TensorFlow in float32 with this model"
+"""Why TensorFlow predicts though OpenVINO has the model."""
+
 FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
-"""The precisions, the fastest first on CPUs that have them in hardware."""
+"""The precisions, the one first that is the fastest with most networks, on CPUs that have it in hardware."""
+
+MIN_SPEEDUP = 1.25
+"""How many times as fast as an earlier one of `FASTEST_FIRST` a later one must have been measured to be taken instead.
+
+Below it the difference may be noise: precisions are measured one after another, a few seconds each, and what else runs
+on the machine slows one of them. InceptionV3 in bfloat16 had 152 images/s alone and 121 beside another process, see
+`openvino_engine.IMAGES_PER_THREAD`.
+"""
 
 FLAG = "--precision"
 """The option that chooses the precision, in most commands."""
@@ -33,7 +47,7 @@ def choose(
         engine: The wanted engine. auto: TensorFlow on GPUs, and for networks that OpenVINO does not know or that it
             computes otherwise in float32; else OpenVINO.
         precision: The wanted precision. auto: the fastest that is fit for the network (see `agreement.Agreement`) and
-            that this machine's CPU has; float32 where nothing is known about the network.
+            that this machine's CPU has, see `_fastest`; float32 where nothing is known about the network.
         use_gpu: Whether the network runs on a GPU.
         agreements: What is known about the network's precisions.
         converted_to: The precisions in which OpenVINO has the network; empty if it cannot be converted.
@@ -62,7 +76,8 @@ def choose(
     available &= set(converted_to)
     if precision == "auto":
         fit |= {"float32"}  # with --engine openvino
-        return EngineKind("openvino", next(each for each in FASTEST_FIRST if each in fit & available))
+        cpu = openvino_engine.cpu_name() if on_this_cpu else None
+        return EngineKind("openvino", _fastest(fit & available, agreements, cpu))
     if precision not in converted_to:
         raise ConfigError(f"{flag} {precision}: this bundle has no {precision} model. {remedy}")
     if precision not in available:
@@ -80,12 +95,33 @@ def _fit(agreements: Sequence[Agreement]) -> set[Precision]:
     return found if known else {"float32"}
 
 
+def _fastest(usable: Collection[Precision], agreements: Sequence[Agreement], cpu: str | None) -> Precision:
+    """Returns the first usable precision of `FASTEST_FIRST` that was not measured to be slow.
+
+    Slow: another usable one was measured at least `MIN_SPEEDUP` times as fast. Measurements on other CPUs decide
+    nothing, as their instructions and caches differ.
+
+    Args:
+        usable: The precisions to choose from, at least one.
+        agreements: What is known about the network's precisions.
+        cpu: Name of the CPU that is to run the network; None: it is not known.
+    """
+    measured = {
+        row.precision: row.images_per_s
+        for row in agreements
+        if (row.engine, row.cpu) == ("openvino", cpu) and row.precision in usable and row.images_per_s > 0
+    }
+    best = max(measured.values(), default=0.0)
+    slow = {precision for precision, images_per_s in measured.items() if best >= MIN_SPEEDUP * images_per_s}
+    return next(each for each in FASTEST_FIRST if each in usable and each not in slow)
+
+
 def _refuse_inexact(precision: PrecisionChoice, flag: str) -> None:
     """Raises a ConfigError if OpenVINO is wanted, by a precision that only it has, though it is wrong in float32."""
     if precision not in ("auto", "float32"):
         raise ConfigError(
-            f"{flag} {precision}: OpenVINO computes other probabilities than TensorFlow in float32 with this model, "
-            "so TensorFlow predicts, in float32. Give --engine openvino to take it all the same."
+            f"{flag} {precision}: {INEXACT}, so TensorFlow predicts, in float32. Give --engine openvino to take it "
+            "all the same."
         )
 
 
@@ -106,17 +142,26 @@ def for_bundle(
 ) -> EngineKind:
     """Decides which engine runs a bundle's model on this machine, and in which precision; see `choose`.
 
-    A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it.
+    A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it. If TensorFlow runs the
+    model though neither the user nor a GPU asks for it, one warning in the log says so, and why.
     """
     is_for_tensorflow = engine == "tensorflow" or (engine == "auto" and use_gpu)
-    return choose(
+    converted_to, why_none = ((), "") if is_for_tensorflow else converted.ensure(bundle)
+    kind = choose(
         engine,
         precision,
         use_gpu=use_gpu,
         agreements=bundle.spec.engines,
-        converted_to=() if is_for_tensorflow else converted.ensure(bundle),
+        converted_to=converted_to,
         on_this_cpu=on_this_cpu,
     )
+    if kind == REFERENCE and not is_for_tensorflow:
+        _LOG.warning(
+            "TensorFlow predicts with the bundle %s, in float32 and more slowly than OpenVINO would: %s.",
+            bundle.sha256[:12],
+            why_none or INEXACT,
+        )
+    return kind
 
 
 def load(

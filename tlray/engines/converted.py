@@ -75,21 +75,20 @@ def keep_working(
     return left, tuple(f"OpenVINO cannot run the model in {precision}: {why}" for precision, why in failed.items())
 
 
-def ensure(bundle: Bundle) -> Collection[Precision]:
+def ensure(bundle: Bundle) -> tuple[Collection[Precision], str]:
     """Converts a bundle of schema version 1, if that was not done before.
 
     Returns:
-        The precisions in which OpenVINO has the bundle's model; empty if it cannot be converted.
+        The precisions in which OpenVINO has the bundle's model; and why there are none, empty where there are some.
     """
     if not _has(bundle, spec.OPENVINO_DIR):
         if bundle.spec.schema_version > 1:
-            return ()
+            return (), "it has no files for OpenVINO, which could not convert or run the model when it was exported"
         try:
             _cached(bundle)
         except openvino_engine.ConversionError as error:
-            _LOG.warning("OpenVINO cannot convert the model (%s): TensorFlow predicts.", error)
-            return ()
-    return ("float32", "bfloat16", "int8") if _has(bundle, spec.INT8_DIR) else ("float32", "bfloat16")
+            return (), f"OpenVINO cannot convert the model ({error})"
+    return (("float32", "bfloat16", "int8") if _has(bundle, spec.INT8_DIR) else ("float32", "bfloat16")), ""
 
 
 def directory(bundle: Bundle, precision: Precision) -> str:

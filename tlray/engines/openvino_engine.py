@@ -133,7 +133,6 @@ class OpenVinoEngine:
 
     Args:
         network: The network, or the directory of its files. Processes that load the same files share their memory.
-        names: Names of the outputs, in the order in which they are wanted.
         precision: See `kinds.EngineKind`.
         num_threads: Threads to compute with; None: OpenVINO decides, the cores of one socket.
         batch_size: Number of images in most calls. From twice `IMAGES_PER_THREAD` on, a batch is computed in parts

@@ -86,7 +86,7 @@ def _compare(
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     reference = choice.load(bundle, REFERENCE)
     novelty, limits = bundle.novelty(), bundle.spec.limits
-    precisions: list[Precision] = list(converted.ensure(bundle))
+    precisions: list[Precision] = list(converted.ensure(bundle)[0])
     return comparison.compare(
         {precision: converted.directory(bundle, precision) for precision in precisions},
         reference.run,

@@ -59,6 +59,7 @@ class EvaluateResult:
     Attributes:
         out: The output directory.
         split: The split that was measured.
+        engine: The engine and precision that predicted, such as "openvino bfloat16".
         metrics: The metrics to quote, see `measurement.headline`.
         warnings: Warnings about the metrics, the gravest first.
         overlays: Whether Grad-CAM overlays point at what decides; None: not wanted, or not possible (see `warnings`).
@@ -66,6 +67,7 @@ class EvaluateResult:
 
     out: str
     split: str
+    engine: str
     metrics: Mapping[str, Any]
     warnings: tuple[str, ...]
     overlays: OverlayCheck | None = None
@@ -164,7 +166,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     summary |= controls | {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     inspected.forget(out)
-    return EvaluateResult(out=out, split=config.split, metrics=metrics, warnings=warnings, overlays=overlays)
+    return EvaluateResult(
+        out=out, split=config.split, engine=str(kind), metrics=metrics, warnings=warnings, overlays=overlays
+    )
 
 
 def quoted(split: str, metrics: Mapping[str, Any], search: LeakSearch) -> dict[str, Any]:

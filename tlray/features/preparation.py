@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from tlray.bundle import store as bundles
-from tlray.config.training import TrainConfig
+from tlray.cluster import connection
+from tlray.config.training import PrecisionChoice, TrainConfig
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.engines import cache, networks, quantization
@@ -214,6 +216,22 @@ def _renumbered(architecture: str) -> str:
     return re.sub(
         r"keras_tensor_\d+", lambda found: names.setdefault(found[0], f"keras_tensor_{len(names)}"), architecture
     )
+
+
+def finish(preparing: "ray.ObjectRef[Network]", table: pa.Table, pixels: Pixels, precision: PrecisionChoice) -> Network:
+    """Waits for a network, and quantizes it if it is wanted in int8; raises what `prepare` and `quantize` do.
+
+    Args:
+        preparing: Reference of what `prepare` returns.
+        table: A manifest with `inspection.INSPECTION_COLUMNS`.
+        pixels: How files become pixels.
+        precision: The wanted precision.
+    """
+    network: Network = connection.get(preparing)
+    if precision != "int8":
+        return network
+    readable = table.filter(table["error_code"].is_null())
+    return connection.get(connection.start_here(quantize, network, readable, pixels))
 
 
 def quantize(network: Network, table: pa.Table, pixels: Pixels) -> Network:

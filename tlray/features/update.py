@@ -108,10 +108,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         augmentation=config.augmentation,
         seed=config.seed,
     )
-    network: Network = connection.get(preparing)
-    if kind.precision == "int8":
-        readable = table.filter(table["error_code"].is_null())
-        network = connection.get(connection.start_here(preparation.quantize, network, readable, pixels))
+    network = preparation.finish(preparing, table, pixels, config.precision)
     result = update(
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
@@ -164,11 +161,12 @@ def pooled_features(
         DataError: An image has changed since it was read, or can no longer be read.
     """
     intensity_range = dataset.find_intensity_range(config.training(), table)
+    pixels = stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range)
     update(
         directory,
         table,
-        connection.get(network),
-        stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range),
+        preparation.finish(network, table, pixels, config.precision),
+        pixels,
         plan=plans.plan_scoring(available, use_gpu=config.use_gpu),
         views=1,
         batch_size=config.batch_size,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tlray.data import dataset, prior
 from tlray.data.dataset import Dataset
 from tlray.data.listing import Listing
 from tlray.data.splits import assign_splits
+from tlray.engines import quantization
 from tlray.errors import ConfigError
 from tlray.evaluation import figures
 from tlray.features import update
@@ -26,6 +27,7 @@ from tlray.features.store import POOLED
 from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.probe import regression
+from tlray.timing import Timing
 from tlray.training import model, probing, resume, run, stages
 from tlray.training.model import Untrained
 from tlray.training.paths import FEATURES, RunPaths
@@ -33,15 +35,16 @@ from tlray.training.prepare import create, first_features, look, read_and_build
 from tlray.training.resume import CONFIG
 from tlray.tuning import trial_table, tuner
 from tlray.tuning.folds import Folds, check_num_groups, groups_of, learned_from, make_folds
+from tlray.tuning.settings import draw_settings
 from tlray.tuning.task import TrialTask
 
 TRIALS_PNG = "trials.png"
 BEST = "best"
 KIND = "sweep"
-MAX_HIDDEN_LAYERS = 2
-"""Maximum number of hidden layers in the head, as in the recipe `article`."""
 NAMES = frozenset({CONFIG, dataset.MANIFEST, dataset.AUDIT, dataset.GALLERY, FEATURES, BEST})
 NAMES |= {trial_table.FILE, trial_table.LOSSES_FILE, TRIALS_PNG}
+FREE_ON_RESUME = frozenset({"refer_below", "max_error", "int8", "timing"})
+"""Settings that may differ between a sweep and its continuation: they do not change the trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class SweepResult:
         chosen: The settings that were trained, with their results in the trial; see `trial_table.choose`.
         best: The result of training these settings.
         warnings: Warnings about the trials and the training.
+        timing_s: Phase of the sweep to its seconds, without those of the training, which `best` has.
     """
 
     out: str
@@ -61,46 +65,7 @@ class SweepResult:
     chosen: dict[str, Any]
     best: stages.TrainResult
     warnings: tuple[str, ...]
-
-
-def draw_settings(config: SweepConfig) -> list[dict[str, Any]]:
-    """Returns the settings to try: first roughly those of the recipe `standard`, then random ones.
-
-    The same config gives the same settings, so that a continued sweep knows which are left. Every head has a linear
-    probe and, beside it, zero, one or two hidden layers.
-    """
-    most = config.trainable_layers
-    layers = sorted({0, most // 3, most * 2 // 3, most})
-    generator = np.random.default_rng(config.seed)
-    first = {
-        "depths": 5,
-        "inverse_penalty": 1e-3,
-        "hidden_layers": 0,
-        "trainable_layers": most,
-        "learning_rate": 1e-4,
-        "dropout": 0.3,
-        "views": config.views,
-        "seed": config.seed,
-    }
-    others = [
-        {
-            "depths": int(generator.integers(1, 6)),
-            "inverse_penalty": _log_uniform(generator, 1e-5, 1.0),
-            "hidden_layers": int(generator.integers(0, MAX_HIDDEN_LAYERS + 1)),
-            "trainable_layers": int(generator.choice(layers)),
-            "learning_rate": _log_uniform(generator, 1e-5, 1e-3),
-            "dropout": float(generator.choice([0.0, 0.3, 0.5])),
-            "views": int(generator.integers(1, config.views + 1)),
-            "seed": int(generator.integers(0, 1000)),
-        }
-        for _ in range(config.num_trials - 1)
-    ]
-    return [first, *others]
-
-
-def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
-    """Draws a number log-uniformly, rounded to three significant digits so that the table holds it exactly."""
-    return float(f"{np.exp(generator.uniform(np.log(low), np.log(high))):.3g}")
+    timing_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def sweep(config: SweepConfig) -> SweepResult:
@@ -125,32 +90,50 @@ def sweep(config: SweepConfig) -> SweepResult:
     base = locations.absolute(config.training())
     resolved = {name: getattr(base, name) for name in ("data", "out", "weights", "class_map", "backbone")}
     config = dataclasses.replace(config, **resolved)
-    # First the checks that need no Ray.
-    before = resume.stored_settings(config, kind=KIND, known_names=NAMES, free={"refer_below", "max_error"})
-    stored = dataset.stored_dataset(base.out) if before is not None else None
-    source = None
-    if before is None or not _is_tried(config):
-        if before is not None:  # trials are trained with class weights
-            has_losses = bool(trial_table.read_trials(base.out)[0])
-            resume.check_losses(before, kind=KIND, out=base.out, has_losses=has_losses)
-        check_weights(base.weights)
-        source = stored or _list(config)
-        prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
-    connection.connect()
-    available = capacity.measure()
+    timing = Timing()
+    with timing.phase("checking settings, listing images"):
+        before, stored, source = _begin(config)
+    with timing.phase("starting Ray"):
+        connection.connect()
+        available = capacity.measure()
     locations.check_shared(base.out, available)
     stored_uris = stored.table["uri"].to_pylist() if stored else None
     locations.check_shared_images(base.data, base.columns, available, stored_uris=stored_uris)
     capacity.tell_shortage(available, num_gpus=int(config.use_gpu), quiet=config.quiet)
     if source is not None:
-        _try_settings(config, source, available, before)
+        _try_settings(config, source, available, before, timing)
     trials, errors = trial_table.read_trials(base.out)
     images = dataset.stored_dataset(base.out)
     assert images is not None  # noqa: S101 (the trials were on them)
     chosen = trial_table.choose(trials, trial_table.read_losses(base.out), np.bincount(groups_of(images)))
-    best = _train_best(config, chosen, available)
+    best = _train_best(config, chosen, available, timing)
     warnings = (*best.warnings, *trial_table.failure_warnings(trials, errors))
-    return SweepResult(out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings)
+    return SweepResult(
+        out=base.out, trials=trials, chosen=chosen, best=best, warnings=warnings, timing_s=timing.seconds
+    )
+
+
+def _begin(config: SweepConfig) -> tuple[Mapping[str, Any] | None, Dataset | None, Dataset | Listing | None]:
+    """Checks, without Ray, the settings of a sweep, whose locations are absolute.
+
+    Returns:
+        The stored settings and the stored images of the sweep to continue, None where there are none; and the images
+        for the trials, None if all trials have ended.
+    """
+    base = config.training()
+    if config.int8:
+        quantization.check_installed()
+    before = resume.stored_settings(config, kind=KIND, known_names=NAMES, free=FREE_ON_RESUME)
+    stored = dataset.stored_dataset(base.out) if before is not None else None
+    if before is not None and _is_tried(config):
+        return before, stored, None
+    if before is not None:  # trials are trained with class weights
+        has_losses = bool(trial_table.read_trials(base.out)[0])
+        resume.check_losses(before, kind=KIND, out=base.out, has_losses=has_losses)
+    check_weights(base.weights)
+    source = stored or _list(config)
+    prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
+    return before, stored, source
 
 
 def _list(config: SweepConfig) -> Listing:
@@ -172,7 +155,9 @@ def _is_tried(config: SweepConfig) -> bool:
     return bool(trials) and len(trials) + len(errors) >= config.num_trials
 
 
-def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capacity) -> stages.TrainResult:
+def _train_best(
+    config: SweepConfig, trial: Mapping[str, Any], available: Capacity, timing: Timing
+) -> stages.TrainResult:
     best = best_config(config, trial)
     if dataset.stored_dataset(best.out) is None:
         images = dataset.stored_dataset(config.out)
@@ -181,7 +166,8 @@ def _train_best(config: SweepConfig, trial: Mapping[str, Any], available: Capaci
         begun = locations.absolute(dataclasses.replace(best, resume=False, overwrite=True).resolved())
         create(begun, RunPaths(begun.out))
         dataset.write_dataset(images, begun.out)
-        _share_features(config.training(), best, images)
+        with timing.phase("handing on features"):
+            _share_features(config.training(), best, images)
     return run.train(dataclasses.replace(best, resume=True, overwrite=False), available)
 
 
@@ -212,7 +198,11 @@ def _network(config: TrainConfig, images: Dataset) -> Network:
 
 
 def _try_settings(
-    config: SweepConfig, source: Dataset | Listing, available: Capacity, before: Mapping[str, Any] | None
+    config: SweepConfig,
+    source: Dataset | Listing,
+    available: Capacity,
+    before: Mapping[str, Any] | None,
+    timing: Timing,
 ) -> None:
     """Runs the trials; writes their table and, last, its figure."""
     base = config.training()
@@ -222,7 +212,8 @@ def _try_settings(
         _check_memory(config, available, images, prepared.network)
         probing.check_memory(base, available, images, prepared.network)
 
-    read = read_and_build(base, source, available, kind=KIND, refuse=refuse)
+    with timing.phase("reading images, building the model"):
+        read = read_and_build(base, source, available, kind=KIND, refuse=refuse)
     prepared = read.model
     assert prepared.network is not None  # noqa: S101
     make_folds(read.images, num_folds=config.num_folds, seed=config.seed)  # raises an error if it cannot
@@ -233,22 +224,26 @@ def _try_settings(
     else:
         resume.keep_new_settings(config, before, storage.join(base.out, CONFIG))
     directory = RunPaths(base.out).features
-    pooled = first_features(base, read, directory, available)
-    images = look(base, read, pooled, task_cpus=available.task_cpus, for_bundle=False)  # trials make none
+    with timing.phase("computing features"):
+        pooled = first_features(base, read, directory, available)
+    with timing.phase("looking for copies and shortcuts"):
+        images = look(base, read, pooled, task_cpus=available.task_cpus, for_bundle=False)  # trials make none
     del pooled  # the trials need the memory
     dataset.write_dataset(images, base.out)
     folds = make_folds(images, num_folds=config.num_folds, seed=config.seed)
     plan = plans.plan_scoring(available, use_gpu=base.use_gpu)
-    probing.compute(base, directory, images, prepared.network, plan=plan, views=model.num_views(base))
+    with timing.phase("computing features"):
+        probing.compute(base, directory, images, prepared.network, plan=plan, views=model.num_views(base))
     splits = {split: images.split(split) for split in ("train", "valid")}
     cache = probing.load(directory, prepared.network.names, splits, views=base.views)
     task = _make_task(config, images, prepared, cache, folds)
-    tuner.run_trials(
-        base.out, draw_settings(config), task,
-        cpus_per_trial=available.task_cpus,
-        most_at_once=most_at_once(config, available, images, prepared.network),
-        quiet=config.quiet,
-    )  # fmt: skip
+    with timing.phase("running the trials"):
+        tuner.run_trials(
+            base.out, draw_settings(config), task,
+            cpus_per_trial=available.task_cpus,
+            most_at_once=most_at_once(config, available, images, prepared.network),
+            quiet=config.quiet,
+        )  # fmt: skip
     trials, _ = trial_table.read_trials(base.out)
     storage.write_bytes(storage.join(base.out, TRIALS_PNG), figures.plot_trials(trials, trial_table.SETTINGS[:-1]))
 

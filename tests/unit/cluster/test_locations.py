@@ -132,6 +132,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
 
     class Bundle:
         spec = SPEC
+        sha256 = "aaa"
 
     for folder in (tmp_path / split / name for split in ("train", "valid", "test") for name in ("a", "b")):
         folder.mkdir(parents=True)

@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 import pytest
 
-from tlray.config.commands import AuditConfig, FeaturesConfig, PhantomConfig, SweepConfig
+from tlray.config.commands import AuditConfig, FeaturesConfig, SweepConfig
 from tlray.config.export import ExportConfig
+from tlray.config.phantoms import PhantomConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig, ServeConfig
 from tlray.config.training import Augmentation, TrainConfig, to_json
 from tlray.config.values import parse_columns, parse_intensity_range, parse_prior
@@ -302,8 +303,21 @@ def test_what_is_no_prior(config, text, message):
         CONFIGS[config](prior=text)
 
 
+def test_the_network_of_an_audit_runs_as_it_is_told():
+    found = AuditConfig(data="d", out="o", weights="w", engine="tensorflow", precision="float32").features()
+    assert found is not None
+    assert (found.engine, found.precision) == ("tensorflow", "float32")
+    assert AuditConfig(data="d", out="o", engine="tensorflow").features() is None
+
+
 def test_the_prior_of_a_sweep_is_that_of_its_trainings():
     assert SweepConfig(data="d", out="o", prior="uniform").training().prior == "uniform"
+
+
+@pytest.mark.parametrize("name", ["int8", "timing"])
+def test_a_sweep_trains_with_an_int8_model_and_the_times_if_they_are_wanted(name):
+    found = [CONFIGS["sweep"](**{name: wanted}).training() for wanted in (True, False)]
+    assert [getattr(each, name) for each in found] == [True, False]
 
 
 @pytest.mark.parametrize("thumbnails", [True, False])

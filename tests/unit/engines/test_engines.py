@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -171,21 +172,68 @@ def test_a_changed_file_of_an_engine_is_a_line_and_2(bundle, tmp_path, capsys):
     assert re.fullmatch(rf"tlray: .*{said}.*\n", capsys.readouterr().err)
 
 
-def test_a_network_that_openvino_does_not_know_is_run_by_tensorflow(images, tmp_path):
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory) -> tuple[keras.Model, str]:
+    """A network with an operation that OpenVINO does not know, and its bundle."""
     pixels = keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(pixels))
     x = keras.ops.erfinv(x)
     network = keras.Model(pixels, keras.layers.Softmax()(x))
-    save_artifact(network, tmp_path / "bundle")
-    directories, warnings = converted.add_to(str(tmp_path / "bundle"))
+    directory = tmp_path_factory.mktemp("unknown") / "bundle"
+    save_artifact(network, directory)
+    directories, warnings = converted.add_to(str(directory))
     assert directories == {}
     assert warnings[0].startswith("OpenVINO cannot convert the model, so TensorFlow will predict")
-    store.seal(str(tmp_path / "bundle"), SPEC)
-    predictor = Predictor(str(tmp_path / "bundle"))
+    store.seal(str(directory), SPEC)
+    return network, str(directory)
+
+
+def test_a_network_that_openvino_does_not_know_is_run_by_tensorflow(unknown, images):
+    network, bundle = unknown
+    predictor = Predictor(bundle)
     assert predictor.kind == REFERENCE
     np.testing.assert_allclose(predictor.predict(images), np.asarray(network(images)), atol=1e-5)
     with pytest.raises(ConfigError, match="--engine openvino: OpenVINO cannot run this model"):
-        Predictor(str(tmp_path / "bundle"), engine="openvino")
+        Predictor(bundle, engine="openvino")
+
+
+SLOWER = "TensorFlow predicts with the bundle {}, in float32 and more slowly than OpenVINO would: "
+
+
+def test_tensorflow_in_the_place_of_openvino_is_told_once_and_why(unknown, caplog):
+    bundle = store.load(unknown[1])
+    assert choice.for_bundle(bundle, "auto", "auto", use_gpu=False) == REFERENCE
+    (message,) = caplog.messages
+    why = "it has no files for OpenVINO, which could not convert or run the model when it was exported."
+    assert message == SLOWER.format(bundle.sha256[:12]) + why
+    # As it was asked for.
+    assert choice.for_bundle(bundle, "tensorflow", "auto", use_gpu=False) == REFERENCE
+    assert choice.for_bundle(bundle, "auto", "auto", use_gpu=True) == REFERENCE
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_earlier_bundle_that_cannot_be_converted_is_told_once(earlier, caplog, monkeypatch):
+    def fail(*_: object) -> None:
+        raise openvino_engine.ConversionError("it is odd")
+
+    monkeypatch.setattr(openvino_engine, "convert", fail)
+    bundle = store.load(earlier)
+    assert choice.for_bundle(bundle, "auto", "auto", use_gpu=False) == REFERENCE
+    converting, message = caplog.messages
+    assert converting.startswith("Converting the bundle ")
+    assert message == SLOWER.format(bundle.sha256[:12]) + "OpenVINO cannot convert the model (it is odd)."
+
+
+def test_a_bundle_that_openvino_computes_otherwise_is_told(bundle, caplog):
+    loaded = store.load(bundle)
+    inexact = replace(loaded, spec=replace(loaded.spec, engines=(agreement("float32", log_loss_change=0.02),)))
+    assert choice.for_bundle(inexact, "auto", "auto", use_gpu=False) == REFERENCE
+    (message,) = caplog.messages
+    said = "OpenVINO computes other probabilities than TensorFlow in float32 with this model."
+    assert message == SLOWER.format(loaded.sha256[:12]) + said
+    assert choice.for_bundle(inexact, "openvino", "auto", use_gpu=False) == EngineKind("openvino", "float32")
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -311,6 +359,56 @@ def test_auto_takes_the_fastest_fit_precision_of_this_cpu(agreements, has, chose
             choice.choose("auto", "bfloat16", use_gpu=False, agreements=agreements, converted_to=everything)
         named = choice.choose("openvino", "bfloat16", use_gpu=False, agreements=agreements, converted_to=everything)
         assert named == EngineKind("openvino", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("images_per_s", "cpu", "chosen"),
+    [
+        ({"float32": 584, "bfloat16": 889, "int8": 177}, "this CPU", "bfloat16"),  # EfficientNetB0 on an AMD EPYC
+        ({"float32": 584, "bfloat16": 889, "int8": 177}, "another CPU", "int8"),
+        ({"float32": 99, "bfloat16": 50, "int8": 80}, "this CPU", "int8"),  # 1.24 times as fast: noise
+        ({"float32": 100, "bfloat16": 50, "int8": 80}, "this CPU", "float32"),  # 1.25 times as fast
+        ({"float32": 100, "bfloat16": 90, "int8": 80}, "this CPU", "bfloat16"),  # the order decides among the rest
+        ({"float32": 584, "int8": 177}, "this CPU", "float32"),
+    ],
+    ids=["int8 is slow", "on another CPU", "noise", "no noise", "two are quick", "two precisions"],
+)
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_auto_skips_a_precision_that_was_measured_to_be_slow(engine, images_per_s, cpu, chosen, monkeypatch):
+    everything: list[Precision] = ["float32", "bfloat16", "int8"]
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset(everything))
+    monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "this CPU")
+    agreements = [agreement(each, images_per_s=float(rate), cpu=cpu) for each, rate in images_per_s.items()]
+
+    def choose(agreements: list[Agreement], *, on_this_cpu: bool = True) -> Precision:
+        kind = choice.choose(
+            engine, "auto", use_gpu=False, agreements=agreements, converted_to=everything, on_this_cpu=on_this_cpu
+        )
+        assert kind.engine == "openvino"
+        return kind.precision
+
+    assert choose(agreements) == chosen
+    # What runs elsewhere is not known, and TensorFlow is no precision of OpenVINO.
+    assert choose(agreements, on_this_cpu=False) == "int8"
+    reference = replace(agreement("float32", images_per_s=9e9, cpu="this CPU"), engine="tensorflow")
+    assert choose([reference, *agreements]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "has", "converted_to"),
+    [
+        ({"num_clear_changed": 1}, {"float32", "bfloat16", "int8"}, ["float32", "bfloat16", "int8"]),
+        ({}, {"float32", "int8"}, ["float32", "bfloat16", "int8"]),
+        ({}, {"float32", "bfloat16", "int8"}, ["float32", "int8"]),
+    ],
+    ids=["not fit", "not of this CPU", "not in the bundle"],
+)
+def test_the_speed_of_a_precision_that_cannot_be_used_decides_nothing(changes, has, converted_to, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "cpu_name", lambda: "a CPU")
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset(has))
+    agreements = [EXACT, agreement("bfloat16", images_per_s=500.0, **changes), agreement("int8")]
+    found = choice.choose("auto", "auto", use_gpu=False, agreements=agreements, converted_to=converted_to)
+    assert found == EngineKind("openvino", "int8")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def info(sha256="a" * 64, size_px=SIZE_PX):
         backbone="b",
         weights="w",
     )
-    return ModelInfo(spec=spec, bundle_sha256=sha256, location="/b", max_batch_size=4)
+    return ModelInfo(spec=spec, bundle_sha256=sha256, location="/b", engine="openvino bfloat16", max_batch_size=4)
 
 
 class Mean:
@@ -253,6 +253,7 @@ def test_the_model_is_described(model):
     assert call(model, "GET", "/v2/models").json() == {"models": ["chest-ct"]}
     about = call(model, "GET", "/v2/models/chest-ct").json()
     assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, SIZE_PX, SIZE_PX, 3]}]
+    assert about["parameters"] == {"engine": "openvino bfloat16"}
     status = call(model, "GET", "/v1/models/chest-ct").json()["model_version_status"]
     assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
 
@@ -265,6 +266,7 @@ def test_the_model_that_answers_is_told_to_those_who_may_ask(model):
         "classes": ["dark", "light"],
         "refer_below": 0.6,
         "max_ood_score": 1.5,
+        "engine": "openvino bfloat16",
     }
     assert call(model, "GET", "/model", {"TLRAY_API_KEYS": KEY}).status_code == 401
 

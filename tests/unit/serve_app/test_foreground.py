@@ -30,6 +30,7 @@ from serve_app.options import Options
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster.capacity import Capacity, Node
 from tlray.config.prediction import ServeConfig
+from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError, ConfigError, TlrayError
 
 KEY = "0123456789abcdef"
@@ -139,6 +140,21 @@ def test_a_precision_that_the_bundle_has_on_no_cpu_is_told_before_serving_on_a_r
     with pytest.raises(ConfigError, match="this bundle has no int8 model"), started(config):
         pass
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted", "on_this_cpu", "shown"),
+    [
+        ("int8", "auto", True, "openvino int8"),
+        ("int8", "int8", False, "openvino int8"),
+        ("float32", "auto", False, "openvino float32"),
+        ("int8", "auto", False, "each replica chooses for its own CPU, up to openvino int8; see GET /model"),
+    ],
+)
+def test_the_engine_is_shown_as_far_as_it_is_known(precision, wanted, on_this_cpu, shown):
+    """Replicas on the machines of a Ray that runs already choose for their own CPUs."""
+    found = foreground.describe_engine(EngineKind("openvino", precision), wanted, on_this_cpu=on_this_cpu)
+    assert found == shown
 
 
 def capacity(num_cpus: float, num_gpus: float) -> Capacity:

@@ -125,6 +125,22 @@ def test_a_sweep_with_losses_of_another_kind_is_not_continued(tmp_path, trials, 
         search.sweep(config)
 
 
+def test_a_sweep_in_int8_without_nncf_is_refused_before_its_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"--int8 needs NNCF: pip install 'tlray\[int8\]'\."):
+        search.sweep(SweepConfig(data=str(tmp_path), out=str(tmp_path / "out"), int8=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_is_continued_with_an_int8_model_and_the_times(tmp_path):
+    """It comes as far as the next check: the weights, which are not there."""
+    settings: dict[str, Any] = {"data": str(tmp_path), "out": str(tmp_path / "out"), "weights": str(tmp_path / "w.h5")}
+    config = SweepConfig(**settings)
+    begin(config)
+    with pytest.raises(ConfigError, match="There are no weights at"):
+        search.sweep(dataclasses.replace(config, resume=True, int8=True, timing=True))
+
+
 def test_a_continued_run_keeps_the_settings_that_are_new(config):
     """Those of the first continuation hold for the next ones; those that the run was begun with stay."""
     begin_before_priors(config)

@@ -64,8 +64,9 @@ class Noted:
 class Model:
     def __init__(self, number):
         self.info = ModelInfo(
-            spec=SPEC, bundle_sha256=f"{number}" * 64, location=f"/bundles/{number}", max_batch_size=4
-        )
+            spec=SPEC, bundle_sha256=f"{number}" * 64, location=f"/bundles/{number}", engine="openvino float32",
+            max_batch_size=4,
+        )  # fmt: skip
 
     async def describe(self):
         return self.info

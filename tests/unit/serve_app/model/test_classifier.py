@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -92,6 +93,25 @@ def test_another_bundle_takes_the_place_and_the_first_one_goes(classifier, bundl
         gc.unfreeze()
     assert sha256(classifier) != before
     assert first() is None
+
+
+def test_the_log_says_once_which_engine_predicts(bundles, caplog):
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)  # Serve's logger hands nothing on
+    try:
+        replica = LocalClassifier(bundles["first"])
+        before = list(caplog.records)
+        asyncio.run(replica.predict(pixels(replica)))
+        assert caplog.records == before
+    finally:
+        logger.removeHandler(caplog.handler)
+        logger.setLevel(level)
+    asyncio.run(replica._model.close())
+    said = f"Loaded the bundle {sha256_of(bundles['first'])[:12]}: openvino float32 predicts."
+    assert {record.getMessage() for record in before} == {said}
+    assert asyncio.run(replica.describe()).engine == "openvino float32"
 
 
 def test_the_present_bundle_is_not_loaded_again(classifier, bundles):

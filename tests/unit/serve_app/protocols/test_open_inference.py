@@ -369,7 +369,10 @@ def test_metadata():
         "version": "0.2.0",
         "extensions": ["binary_tensor_data"],
     }
-    assert open_inference.model_metadata("chest-ct", versions=["1", "2"], size_px=299, num_classes=4) == {
+    about = open_inference.model_metadata(
+        "chest-ct", versions=["1", "2"], size_px=299, num_classes=4, engine="openvino int8"
+    )
+    assert about == {
         "name": "chest-ct",
         "versions": ["1", "2"],
         "platform": "tensorflow_savedmodel",
@@ -382,4 +385,5 @@ def test_metadata():
             {"name": "ood_score", "datatype": "FP32", "shape": [-1]},
             {"name": "prediction_set", "datatype": "BOOL", "shape": [-1, 4]},
         ],
+        "parameters": {"engine": "openvino int8"},
     }
