@@ -36,9 +36,9 @@ def find(
 
     Returns:
         Findings as those of `findings.find`. The controls are of the new images, and null where these have fewer than
-        two classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these images,
-        null if there were no tests; `neighbour_control`, null without `nearest`, too; and `permuted_control`, always
-        null, as it takes features of the training images.
+        two classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these
+        images, null if there were no tests; `neighbour_control`, null without `nearest`, too; and `permuted_control`,
+        always null, as it takes features of the training images.
     """
     control = partial(_control_of, labels=labels, groups=groups, is_new=is_new, split=split, seed=seed)
     find_shortcuts = partial(shortcuts.find, traits, labels, groups, seed=seed)
