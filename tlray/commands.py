@@ -232,7 +232,8 @@ def _trial_line(trial: Mapping[str, Any]) -> str:
         if trial["best_epoch"]
         else "no fine-tuning"
     )
-    return f"loss {trial['best_loss']:.3f}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
+    loss = f"loss {trial['best_loss']:.3f} (standard error {trial['standard_error']:.3f})"
+    return f"{loss}, accuracy {trial['best_accuracy']:.3f}: {probe}; {tuned}"
 
 
 def _export(arguments: list[str]) -> None:

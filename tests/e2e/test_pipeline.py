@@ -53,6 +53,7 @@ def test_run_directory_is_complete(trained):
     assert names == {
         *("config.json", "manifest.parquet", "audit.json", "gallery.json", "history.csv", "checkpoints"),
         *("metrics.json", "figures", "report.html", "bundle", ".tlray", "evidence.json", "evaluated.parquet"),
+        "out_of_fold.parquet",
     }
     assert sorted(path.name for path in (trained / "figures").iterdir()) == [
         *("confusion_matrix_test.png", "confusion_matrix_valid.png", "history.png", "roc_test.png", "roc_valid.png"),

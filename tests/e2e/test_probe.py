@@ -105,6 +105,25 @@ def test_the_exported_model_is_the_probe(run):
     assert load(str(run / "bundle")).spec.classes == phantoms.CLASSES
 
 
+def test_cross_validation_and_calibration_are_verified(run, tmp_path, capsys):
+    assert tlray("verify", run) == 0
+    shown = capsys.readouterr().out
+    assert "not compared" not in shown
+    figures = json.loads((run / "evidence.json").read_text())["figures"]
+    told = json.loads((run / "metrics.json").read_text())["cross_validation"]
+    assert figures["cross_validation"] == told
+    of_bundle = load(str(run / "bundle")).spec.trust["calibration"]
+    for name in ("ece", "ece_before", "brier", "brier_before"):
+        assert figures["calibration"][name] == of_bundle[name]
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    content = json.loads((changed / "evidence.json").read_text())
+    content["figures"]["cross_validation"]["accuracy"] = told["accuracy"] / 2
+    (changed / "evidence.json").write_text(json.dumps(content))
+    assert tlray("verify", changed) == 1
+    assert capsys.readouterr().err == f"tlray: '{changed}' is not as it was written: cross_validation.accuracy.\n"
+
+
 def train_on_two_patients(phantom_set: Path, place: Path, *options: object, recipe: str) -> dict[str, Any]:
     """Trains on two classes that each have one patient to train on and one to validate on; returns the metrics."""
     for label in phantoms.CLASSES[:2]:

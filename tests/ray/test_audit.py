@@ -111,7 +111,8 @@ def test_features_find_wrong_labels(tmp_path):
     keras.utils.set_random_seed(3)
     pixels = keras.Input((32, 32, 3))
     keras.Model(pixels, keras.layers.Conv2D(6, 3, strides=2)(pixels)).save(tmp_path / "own.keras")
-    for thumbnails, precision in ((True, "auto"), (False, "float32")):
+    both: list[tuple[bool, PrecisionChoice]] = [(True, "auto"), (False, "float32")]
+    for thumbnails, precision in both:
         out = tmp_path / f"out-{thumbnails}"
         config = AuditConfig(
             data=str(tmp_path / "data"), out=str(out), weights="imagenet", backbone=str(tmp_path / "own.keras"),

@@ -163,13 +163,15 @@ def called(monkeypatch):
             trials=[
                 {"depths": 4, "inverse_penalty": 1e-3, "hidden_layers": 1, "trainable_layers": 10,
                  "learning_rate": 2e-4, "dropout": 0.3, "views": 2, "seed": 5,
-                 "best_loss": 0.2, "best_accuracy": 0.95, "best_epoch": 3},
+                 "best_loss": 0.2, "standard_error": 0.0312, "best_accuracy": 0.95, "best_epoch": 3},
                 {"depths": 1, "inverse_penalty": 0.05, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
-                 "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.4, "best_accuracy": 0.875, "best_epoch": 0},
+                 "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.4, "standard_error": 0.05,
+                 "best_accuracy": 0.875, "best_epoch": 0},
             ],
             chosen={
                 "depths": 2, "inverse_penalty": 0.01, "hidden_layers": 0, "trainable_layers": 0, "learning_rate": 2e-4,
-                "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.3, "best_accuracy": 0.9, "best_epoch": 0,
+                "dropout": 0.0, "views": 1, "seed": 6, "best_loss": 0.3, "standard_error": 0.0625, "best_accuracy": 0.9,
+                "best_epoch": 0,
             },
             best=SimpleNamespace(
                 metrics={"valid": metrics}, bundle="/o/best/bundle", timing_s={"computing features": 1.25}
@@ -558,10 +560,10 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
         (
             "sweep --data d --out o",
             ["Tried 2 settings",
-             "best trial .* loss 0.200, accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs of 10 layers and "
-             "1 hidden layer at 0.0002, dropout 0.3, 2 views",
-             "trial 2 .* loss 0.400, accuracy 0.875: 1 depth, penalty C 0.05; no fine-tuning",
-             "trained .* loss 0.300, accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
+             "best trial .* loss 0.200 (standard error 0.031), accuracy 0.950: 4 depths, penalty C 0.001; 3 epochs "
+             "of 10 layers and 1 hidden layer at 0.0002, dropout 0.3, 2 views",
+             "trial 2 .* loss 0.400 (standard error 0.050), accuracy 0.875: 1 depth, penalty C 0.05; no fine-tuning",
+             "trained .* loss 0.300 (standard error 0.062), accuracy 0.900: 2 depths, penalty C 0.01; no fine-tuning",
              "trained, valid: accuracy .* 0.812", "/o/trials.csv", "bundle .* /o/best/bundle",
              "! 1 of 3 trials failed.", "! Look out."],
         ),
@@ -663,6 +665,8 @@ def test_a_users_mistake_is_2(called, capsys, command_line, message):
     [
         ("train --data d --out o --max-error 2", "--max-error must lie between 0 and 1. Received: 2.0"),
         ("train probe --data d --out o --folds 1", "--folds must be at least 2. Received: 1"),
+        ("train article --data d --out o --folds 7",
+         "--folds needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights."),
         ("train --data d --out o --augmentation.zoom 2", "--augmentation.zoom must lie in [0, 1). Received: 2.0"),
         (
             "train --data d --out o --augmentation.shear-deg 90",

@@ -36,6 +36,7 @@ def model_card(spec: BundleSpec) -> str:
         "Preprocessing (in the model)": spec.preprocessing,
         "16-bit pixel values that become 0 to 255": f"{low:g} to {high:g}",
         "Calibration": _describe_calibration(spec),
+        **_describe_brier(spec),
         "Class shares that the probabilities assume": _describe_prior(spec),
         "Refer when confidence is below": f"{spec.refer_below:.3g}",
         "Refer when an image is unlike those of training": "yes" if spec.limits.max_ood_score is not None else "no",
@@ -115,6 +116,19 @@ def _describe_calibration(spec: BundleSpec) -> str:
         f"{estimate(found['ece'], found.get('ece_ci95'))}, before "
         f"{estimate(found['ece_before'], found.get('ece_before_ci95'))}"
     )
+
+
+def _describe_brier(spec: BundleSpec) -> dict[str, str]:
+    """Returns a line about the Brier score after and before calibration; empty if there is no calibration."""
+    found = spec.trust.get("calibration") or {}
+    if spec.temperature == 1 or "brier_before" not in found:
+        return {}
+    text = (
+        f"{estimate(found['brier'], found.get('brier_ci95'))}, before calibration "
+        f"{estimate(found['brier_before'], found.get('brier_before_ci95'))}; it is the mean squared distance of the "
+        "probabilities from the true class, so lower is better"
+    )
+    return {"Brier score": text}
 
 
 def metric_rows(metrics_of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

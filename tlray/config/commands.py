@@ -83,11 +83,11 @@ class AuditConfig:
 class VerifyConfig:
     """Check that a finished training run is still as it was when it ended. `tlray verify RUN` does the same.
 
-    The metrics of each split are computed again, from the stored predictions, the manifest and the bundle's limits.
-    The predictions must be of the manifest's images, with their splits and labels, and the manifest must have the
-    fingerprints that the bundle and evidence.json name. The report, its figures and pictures, the other files that
-    people read, and each file of the bundle, with its model card, are compared with the checksums that the run wrote.
-    It needs no images and no Ray.
+    The metrics of each split, of the cross-validation and of the calibration are computed again, from the stored
+    predictions, the manifest and the bundle's limits. The predictions must be of the manifest's images, with their
+    splits and labels, and the manifest must have the fingerprints that the bundle and evidence.json name. The report,
+    its figures and pictures, the other files that people read, and each file of the bundle, with its model card, are
+    compared with the checksums that the run wrote. It needs no images and no Ray.
 
     It cannot tell whether the predictions are those of this model for these images: `tlray evaluate` can. Somebody who
     changes evidence.json too can hide a change: keep the sha256 of that file, which is shown, in another place.

@@ -30,6 +30,9 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
 
+FOLDS = 5
+"""Default of --folds, which can be changed only where a linear probe is fitted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
@@ -106,7 +109,7 @@ class TrainConfig:
     inverse_penalty: float | None = None
     """With a probe: inverse strength of the penalty (C in scikit-learn's LogisticRegression). Default: the one of 13
     values that has the lowest validation loss."""
-    folds: int = 5
+    folds: int = FOLDS
     """With a probe: number of folds of its cross-validation on training and validation images; patients, copies and
     neighbouring slices together. It calibrates the probe if that is exported, finds suspect labels, and stands beside
     the test split where that is small."""
@@ -241,10 +244,11 @@ class TrainConfig:
             f"--cut works with your own .keras --backbone only. Leave it out with {self.backbone}.",
         )
         has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
-        require(
-            has_probe or not self.learning_curve,
-            "--learning-curve needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights.",
-        )
+        for name, is_default in (("learning_curve", not self.learning_curve), ("folds", self.folds == FOLDS)):
+            require(
+                has_probe or is_default,
+                f"{flag(name)} needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights.",
+            )
         require(
             self.views == 1 or self.augmentation != Augmentation(),
             f"--views {self.views} without augmentation would compute the same image {self.views} times. Give an "

@@ -90,46 +90,86 @@ def check_images(predicted: pa.Table, images: pa.Table, classes: Sequence[str]) 
         images: The readable, labelled images of the manifest, see `Dataset.readable`.
         classes: The K class names in the order of the model's outputs.
     """
-    names = dict(enumerate(classes))
     wanted: dict[str | None, dict[str, str]] = defaultdict(dict)
     for split, image_id, label in zip(*column_lists(images, "split", "image_id", "label"), strict=True):
         if split in _MEASURED:
             wanted[split][image_id] = label
-    found: dict[str | None, list[tuple[str | None, str]]] = defaultdict(list)
-    for split, image_id, index in zip(*column_lists(predicted, "split", "image_id", "label"), strict=True):
-        found[split].append((image_id, names.get(index, "no class")))
+    found = images_of(predicted, "split", classes)
     for split in dict.fromkeys((*found, *wanted)):
-        label_of = wanted[split]
-        yield _check_ids(f"images of {split}", [image_id for image_id, _ in found[split]], label_of)
-        other = {
-            f"{image_id} ({label}, not {label_of[image_id]})"
-            for image_id, label in found[split]
-            if image_id in label_of and label != label_of[image_id]
-        }
-        detail = f"{counted(len(other), 'image')} with another label than in the manifest: {some(other, _MAX_NAMED)}."
-        yield Check(name=f"labels of {split}", is_right=not other, detail=detail if other else "")
+        yield from compare_images(str(split), found.get(split, []), wanted[split], where="in this split")
 
 
-def _check_ids(name: str, image_ids: Sequence[str | None], wanted: Collection[str]) -> Check:
-    """Checks that predictions are of images that a split has, of each one once, and that there are some.
+def images_of(
+    predicted: pa.Table, column: str, classes: Sequence[str]
+) -> dict[str | None, list[tuple[str | None, str]]]:
+    """Returns the id and the class of each prediction's image, by the values of a column.
+
+    Args:
+        predicted: The predictions, with the columns `image_id` and `label` (class index).
+        column: Name of the column, such as `split`.
+        classes: The K class names in the order of the model's outputs.
+    """
+    names = dict(enumerate(classes))
+    found: dict[str | None, list[tuple[str | None, str]]] = defaultdict(list)
+    for value, image_id, index in zip(*column_lists(predicted, column, "image_id", "label"), strict=True):
+        found[value].append((image_id, names.get(index, "no class")))
+    return dict(found)
+
+
+def compare_images(
+    name: str,
+    found: Sequence[tuple[str | None, str]],
+    wanted: Mapping[str, str],
+    *,
+    where: str,
+    all_needed: bool = False,
+) -> Iterator[Check]:
+    """Compares the images of some predictions, and their labels, with those that the manifest has for them.
+
+    Args:
+        name: Name of the predictions, such as `test`.
+        found: Id and class of each prediction's image.
+        wanted: Id of each image that they may have to its class.
+        where: Where the manifest has these images, for people, such as `in this split`.
+        all_needed: Each of these images must have a prediction.
+    """
+    yield _check_ids(f"images of {name}", [image_id for image_id, _ in found], wanted, where, all_needed=all_needed)
+    other = {
+        f"{image_id} ({label}, not {wanted[image_id]})"
+        for image_id, label in found
+        if image_id is not None and image_id in wanted and label != wanted[image_id]
+    }
+    detail = f"{counted(len(other), 'image')} with another label than in the manifest: {some(other, _MAX_NAMED)}."
+    yield Check(name=f"labels of {name}", is_right=not other, detail=detail if other else "")
+
+
+def _check_ids(
+    name: str, image_ids: Sequence[str | None], wanted: Collection[str], where: str, *, all_needed: bool
+) -> Check:
+    """Checks that predictions are of images that they may have, of each one once, and that there are some.
 
     Args:
         name: Name of the check.
         image_ids: The id of each prediction's image.
-        wanted: Ids of the images that the split has.
+        wanted: Ids of the images that they may have.
+        where: See `compare_images`.
+        all_needed: See `compare_images`.
     """
     foreign = {str(image_id) for image_id in image_ids if image_id not in wanted}
     repeated = {str(image_id) for image_id, count in Counter(image_ids).items() if count > 1}
+    missing = set(wanted).difference(image_ids) if all_needed else set[str]()
     found = []
     if not image_ids:
-        found.append(f"The manifest has {counted(len(wanted), 'image')} in this split, none of which was measured.")
+        found.append(f"The manifest has {counted(len(wanted), 'image')} {where}, none of which was measured.")
     if foreign:
         found.append(
-            f"{counted(len(foreign), 'measured image')} that the manifest does not have in this split: "
+            f"{counted(len(foreign), 'measured image')} that the manifest does not have {where}: "
             f"{some(foreign, _MAX_NAMED)}."
         )
     if repeated:
         found.append(f"{counted(len(repeated), 'image')} measured more than once: {some(repeated, _MAX_NAMED)}.")
+    if missing:
+        found.append(f"{counted(len(missing), 'image')} without a prediction: {some(missing, _MAX_NAMED)}.")
     return Check(name=name, is_right=not found, detail=" ".join(found))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -20,22 +19,18 @@ from tlray.config.commands import VerifyConfig
 from tlray.data import dataset, manifest
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.evaluation import checks, evaluate
+from tlray.evaluation import checks, evaluate, out_of_fold
 from tlray.evaluation.checks import Check
-from tlray.evaluation.measurement import (
-    SplitEvaluation,
-    headline,
-    measure_probabilities,
-    with_leak_free,
-    with_subgroups,
-)
+from tlray.evaluation.measurement import SplitEvaluation, headline
+from tlray.evaluation.out_of_fold import Predicted
+from tlray.evaluation.recomputation import measure_again
 from tlray.files import storage
 
 EVIDENCE = "evidence.json"
 """Name of the file with the figures of a run, what they came from (see `origin`), and checksums of the run's files."""
 
 EVALUATED = "evaluated.parquet"
-"""Name of the file with the predictions that a run's figures were computed from."""
+"""Name of the file with the predictions that the figures of a run's splits were computed from."""
 
 BUNDLE = "bundle"
 """Name of the directory of a run's bundle."""
@@ -47,6 +42,12 @@ MUST_HAVE = (*FILES, evaluate.METRICS_JSON, evaluate.REPORT_HTML)
 """The files of which `EVIDENCE` must have a checksum. Otherwise one could leave out that of a report that was changed.
 """
 
+UNSEEN = "figures of cross-validation and calibration"
+"""What `tlray verify` calls `out_of_fold.FIGURES`."""
+
+UNSEEN_IN = (evaluate.METRICS_JSON, bundle_files.BUNDLE_JSON)
+"""The file that tells each of `out_of_fold.FIGURES`, beside `EVIDENCE`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
@@ -55,11 +56,13 @@ class VerifyResult:
     Attributes:
         checks: What is not as the run says, files first; `checks.SAME` if all is.
         num_files: Number of files whose checksums were compared.
-        num_images: Number of predictions whose image, split and label were compared with the manifest.
+        num_images: Number of images whose predictions were compared with the manifest.
         num_figures: Number of figures that were computed again and compared.
         evidence_sha256: The sha256 of `EVIDENCE`. A run with the same one has the same files.
         is_older: An earlier version made the run, without the figures of `checks.LATER`.
         has_origin: `EVIDENCE` says what the figures came from, see `origin`. Earlier versions did not write that.
+        has_unseen: The run has the predictions of its cross-validation and calibration, if it has figures of these.
+            Earlier versions did not write them.
     """
 
     checks: tuple[Check, ...]
@@ -69,6 +72,7 @@ class VerifyResult:
     evidence_sha256: str
     is_older: bool = False
     has_origin: bool = True
+    has_unseen: bool = True
 
     @property
     def is_right(self) -> bool:
@@ -82,7 +86,8 @@ class VerifyResult:
     def rows(self) -> list[tuple[str, str]]:
         """Returns lines for people, a name and a text each."""
         rows = [(check.name, "as it says" if check.is_right else check.detail) for check in self.checks]
-        lacking = " and ".join([*["intervals"] * self.is_older, *["an origin"] * (not self.has_origin)])
+        lacks = {"intervals": self.is_older, "an origin": not self.has_origin, UNSEEN: not self.has_unseen}
+        lacking = ", ".join(name for name, is_lacking in lacks.items() if is_lacking)
         why = f"{lacking} in {EVIDENCE}: an earlier version made the run, and did not write that"
         return [
             ("files", str(self.num_files)),
@@ -95,9 +100,16 @@ class VerifyResult:
 
 
 def write(
-    out: str, evaluations: Mapping[str, SplitEvaluation], *, metrics_json: str, shown: Sequence[str] = ()
+    out: str,
+    evaluations: Mapping[str, SplitEvaluation],
+    *,
+    metrics_json: str,
+    shown: Sequence[str] = (),
+    unseen: Mapping[str, Predicted],
 ) -> None:
-    """Writes `EVALUATED` and `EVIDENCE` into a run's directory, once all its files but `metrics.json` are there.
+    """Writes a run's predictions and `EVIDENCE` into its directory, once all its files but `metrics.json` are there.
+
+    The predictions go into `EVALUATED` and `out_of_fold.FILE`.
 
     Args:
         out: The directory.
@@ -105,16 +117,24 @@ def write(
         metrics_json: The content that `metrics.json` will have, as it is written last.
         shown: Names of files in the directory that people read, of which checksums are kept as well; those that are
             not there are passed over. The report's figures need not be named.
+        unseen: Predictions of cross-validation and calibration, see `out_of_fold.to_table`; may be empty.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(_predictions(evaluations), sink)
-    storage.write_bytes(storage.join(out, EVALUATED), sink.getvalue().to_pybytes())
+    spec, bundle_sha256 = store.read_spec(storage.join(out, BUNDLE))
+    tables = {EVALUATED: _predictions(evaluations)}
+    if unseen:
+        tables[out_of_fold.FILE] = out_of_fold.to_table(unseen, spec.classes)
+    for name, table in tables.items():
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        storage.write_bytes(storage.join(out, name), sink.getvalue().to_pybytes())
     figures = [f"{evaluate.FIGURES}/{name}" for name in storage.walk(storage.join(out, evaluate.FIGURES))]
-    names = [*FILES, *(name for name in shown if storage.exists(storage.join(out, name))), *figures]
+    shown = [name for name in shown if storage.exists(storage.join(out, name))]
+    names = [*dict.fromkeys((*FILES, *tables)), *shown, *figures]
     sha256 = {name: checks.sha256_of(storage.join(out, name)) for name in names}
     content = {
-        "figures": {split: each.metrics for split, each in evaluations.items()},
-        "origin": origin(*store.read_spec(storage.join(out, BUNDLE))),
+        "figures": {split: each.metrics for split, each in evaluations.items()}
+        | (out_of_fold.told(json.loads(metrics_json), spec.trust) if unseen else {}),
+        "origin": origin(spec, bundle_sha256),
         "sha256": sha256 | {evaluate.METRICS_JSON: hashlib.sha256(metrics_json.encode()).hexdigest()},
         "libraries": bundle_files.library_versions(),
     }
@@ -160,8 +180,9 @@ def origin(spec: BundleSpec, bundle_sha256: str) -> dict[str, str | None]:
 def verify(config: VerifyConfig) -> VerifyResult:
     """Checks a finished run: computes its figures again, and compares its files with each other and with checksums.
 
-    The figures come from the stored predictions, the manifest and the limits of the bundle. Images, splits and labels
-    of the predictions are compared with the manifest, and its fingerprints with those of the bundle.
+    The figures of splits, cross-validation and calibration come from the stored predictions, the manifest and the
+    limits of the bundle. Images, splits and labels of the predictions are compared with the manifest, and its
+    fingerprints with those of the bundle.
 
     Raises:
         DataError: There is no finished training run of this version, or its files are damaged.
@@ -172,18 +193,22 @@ def verify(config: VerifyConfig) -> VerifyResult:
     try:
         evidence = storage.read_bytes(storage.join(run, EVIDENCE))
         claimed = json.loads(evidence)
-        predicted = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, EVALUATED))))
+        predicted, unseen = _read_table(run, EVALUATED), None
+        if storage.exists(storage.join(run, out_of_fold.FILE)):
+            unseen = _read_table(run, out_of_fold.FILE)
         told = json.loads(storage.read_bytes(storage.join(run, evaluate.METRICS_JSON)))
         images = dataset.stored_dataset(run)
-        files, figures, splits = dict(claimed["sha256"]), claimed["figures"], told["splits"]
+        files, figures, splits = dict(claimed["sha256"]), dict(claimed["figures"]), told["splits"]
         came_from = dict(claimed["origin"]) if "origin" in claimed else None
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"The files of '{config.run}' are damaged: {error}. Restore them.") from error
     if images is None:
         raise DataError(f"'{config.run}' has no {dataset.MANIFEST}. Give the directory of a finished training run.")
     spec, bundle_sha256 = store.read_spec(storage.join(run, BUNDLE))
+    is_told = unseen is not None or out_of_fold.FILE in files or not figures.keys().isdisjoint(out_of_fold.FIGURES)
+    must_have = (*MUST_HAVE, *[out_of_fold.FILE] * is_told)
     of_files = [
-        checks.check_file(run, name, files.get(name), where=EVIDENCE) for name in dict.fromkeys((*MUST_HAVE, *files))
+        checks.check_file(run, name, files.get(name), where=EVIDENCE) for name in dict.fromkeys((*must_have, *files))
     ]
     of_files += [
         checks.check_file(run, f"{BUNDLE}/{name}", wanted, where=bundle_files.BUNDLE_JSON)
@@ -194,26 +219,67 @@ def verify(config: VerifyConfig) -> VerifyResult:
         found = {split: each.metrics for split, each in measure_again(predicted, images, spec).items()}
     except KeyError as error:
         raise DataError(f"{EVALUATED} of '{config.run}' does not fit its bundle: it has no {error}.") from error
+    if unseen is None:  # if the run should have it, the check of the file says so
+        of_unseen = dict[str, Any]()
+        figures = {name: each for name, each in figures.items() if name not in out_of_fold.FIGURES}
+    else:
+        of_unseen, more = _check_unseen(unseen, images, spec, config.run)
+        of_images += more
     quoted = headline(found) if found else {}
     is_older = not any(checks.is_later(name) for name, _ in checks.leaves(figures))
     of_metrics = {name: told[name] for name in quoted if name in told}
     compared = [
         *checks.check_values(found, splits, evaluate.METRICS_JSON, is_older=is_older),
         *checks.check_values(quoted, of_metrics, evaluate.METRICS_JSON, is_older=is_older),
-        *checks.check_values(found, figures, EVIDENCE, is_older=is_older),
+        *checks.check_values(found | of_unseen, figures, EVIDENCE, is_older=is_older),
         *checks.check_values(found, spec.metrics, bundle_files.BUNDLE_JSON, is_older=is_older),
     ]
+    told_unseen = (out_of_fold.told(told, {}), out_of_fold.told({}, spec.trust))
+    if unseen is not None:
+        for figure, each, where in zip(out_of_fold.FIGURES, told_unseen, UNSEEN_IN, strict=True):
+            compared += checks.check_values(
+                {name: values for name, values in of_unseen.items() if name == figure}, each, where
+            )
     of_origin = _check_origin(images.table, origin(spec, bundle_sha256), came_from)
     wrong = [check for check in (*of_files, *of_origin, *of_images, *compared) if not check.is_right]
     return VerifyResult(
         checks=tuple(wrong) or (checks.SAME,),
         num_files=len(of_files),
-        num_images=predicted.num_rows,
+        num_images=_num_images(predicted, unseen),
         num_figures=len(compared),
         evidence_sha256=hashlib.sha256(evidence).hexdigest(),
         is_older=is_older,
         has_origin=came_from is not None,
+        has_unseen=is_told or not any(told_unseen),
     )
+
+
+def _read_table(run: str, name: str) -> pa.Table:
+    """Reads a Parquet file in a run's directory."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(run, name))))
+
+
+def _num_images(*tables: pa.Table | None) -> int:
+    """Returns the number of images in tables of predictions."""
+    return len({image_id for table in tables if table is not None for image_id in table["image_id"].to_pylist()})
+
+
+def _check_unseen(
+    unseen: pa.Table, images: Dataset, spec: BundleSpec, given: str
+) -> tuple[dict[str, Any], list[Check]]:
+    """Returns the figures of cross-validation and calibration, computed again, and the checks of their images.
+
+    Args:
+        unseen: The content of `out_of_fold.FILE`.
+        images: The images of the run.
+        spec: Description of its bundle.
+        given: The run's location as the user gave it.
+    """
+    try:
+        found = list(out_of_fold.check_images(unseen, images, spec.classes))
+        return out_of_fold.measure(unseen, images, spec.classes), found
+    except KeyError as error:
+        raise DataError(f"{out_of_fold.FILE} of '{given}' does not fit its bundle: it has no {error}.") from error
 
 
 def _check_origin(
@@ -271,40 +337,3 @@ def _check_run(run: str, given: str) -> None:
         )
     what = f"is an output of another kind ({made_as})" if made_as else f"lacks {', '.join(missing)}"
     raise DataError(f"'{given}' is no training run: it {what}. Give the directory of a finished training run.")
-
-
-def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dict[str, SplitEvaluation]:
-    """Returns the evaluations of a run, computed from its predictions.
-
-    Predictions without a split, of images that the manifest does not have, and with labels that the bundle does not
-    have are left out; `checks.check_images` finds them. Images of a split without a prediction count as failed.
-
-    Args:
-        predicted: The table of `EVALUATED`.
-        images: The images of the run.
-        spec: Description of its bundle.
-    """
-    group_of, leaked = images.group_of, images.leaked
-    image_ids, labels = predicted["image_id"].to_pylist(), predicted["label"].to_pylist()
-    is_known = [
-        image_id in group_of and label in range(len(spec.classes))
-        for image_id, label in zip(image_ids, labels, strict=True)
-    ]
-    predicted = predicted.filter(pa.array(is_known, pa.bool_()))
-    found = {}
-    for split in predicted["split"].drop_null().unique().to_pylist():
-        rows = predicted.filter(pc.field("split") == split)
-        image_ids = rows["image_id"].to_pylist()
-        there = images.readable.filter(pc.field("split") == split)["image_id"].to_pylist()
-        evaluation = measure_probabilities(
-            rows["label"].to_numpy(),
-            np.column_stack([rows[f"p_{name}"].to_numpy() for name in spec.classes]),
-            spec.classes,
-            groups=np.array([group_of[image_id] for image_id in image_ids]),
-            image_ids=np.array(image_ids),
-            ood_scores=rows["ood_score"].to_numpy(),
-            limits=spec.limits,
-            num_failed=len(set(there) - set(image_ids)),
-        )
-        found[split] = with_subgroups(with_leak_free(evaluation, leaked), images.table)
-    return found

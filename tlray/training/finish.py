@@ -13,7 +13,6 @@ import ray
 
 from tlray.bundle import card, store, verdicts
 from tlray.bundle import spec as bundle
-from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
 from tlray.config.training import TrainConfig
@@ -22,8 +21,9 @@ from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
 from tlray.engines.kinds import EngineKind
-from tlray.evaluation import evaluate, evidence, measurement, suspect_labels
+from tlray.evaluation import evaluate, evidence, measurement, out_of_fold, suspect_labels
 from tlray.evaluation.measurement import SplitEvaluation, with_leak_free, with_subgroups
+from tlray.evaluation.out_of_fold import Predicted
 from tlray.evaluation.report import Report, render_report
 from tlray.files import storage
 from tlray.inference import score
@@ -145,7 +145,8 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         "timing_s": timing.seconds,
     }
     metrics_json = json.dumps(summary, indent=2) + "\n"
-    evidence.write(config.out, evaluations, metrics_json=metrics_json, shown=SHOWN)
+    unseen = _predicted_unseen(exported, crossed)
+    evidence.write(config.out, evaluations, metrics_json=metrics_json, shown=SHOWN, unseen=unseen)
     storage.write_text(paths.metrics, metrics_json)
     return TrainResult(
         out=config.out,
@@ -205,16 +206,19 @@ def _verdicts(spec: BundleSpec) -> tuple[str, ...]:
 
 
 def _cross_validated(unseen: Unseen, images: Dataset, spec: BundleSpec) -> SplitEvaluation:
-    """Measures probes on images that they were not fitted on; nothing judges them, as they are not the model."""
-    return measurement.measure_probabilities(
-        unseen.labels,
-        shifted(unseen.probs_BK, logit_shift(unseen.assumed_shares, np.array(spec.prior))),
-        images.classes,
-        groups=unseen.groups,
-        image_ids=np.array(unseen.image_ids),
-        ood_scores=np.full(len(unseen.labels), np.nan, np.float32),
-        limits=Limits(),
-    )
+    """Measures probes on images that they were not fitted on, with the class shares that the bundle assumes."""
+    probs_BK = shifted(unseen.probs_BK, logit_shift(unseen.assumed_shares, np.array(spec.prior)))
+    predicted = Predicted(image_ids=unseen.image_ids, labels=unseen.labels, probs_BK=probs_BK)
+    return out_of_fold.cross_validated(predicted, unseen.groups, images.classes)
+
+
+def _predicted_unseen(exported: Exported, crossed: SplitEvaluation | None) -> dict[str, Predicted]:
+    """Returns the predictions that `out_of_fold.FILE` keeps; empty if nothing was cross-validated or calibrated."""
+    found = dict(exported.judging.predicted)
+    if crossed is not None:
+        ids = crossed.image_ids.tolist()
+        found[out_of_fold.CROSS_VALIDATION] = Predicted(image_ids=ids, labels=crossed.labels, probs_BK=crossed.probs_BK)
+    return found
 
 
 def _suspects(images: Dataset, unseen: Unseen) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from sklearn.model_selection import GroupKFold
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares, logit_shift, shifted
 from tlray.errors import counted
+from tlray.evaluation import out_of_fold
+from tlray.evaluation.out_of_fold import Predicted
 from tlray.trust import calibration, conformal, referral
 from tlray.trust.calibration import Calibration
 from tlray.trust.conformal import Conformal
@@ -100,6 +102,8 @@ class Judging:
             upper bound) and `note`. `sets`: the fields of `Conformal`, and `mean_size`; null without sets.
             `num_images`, `num_groups`, `class_shares` and `origin`: what all this was fitted on. `prior`: the class
             shares that the probabilities assume. Empty: there were no such images.
+        predicted: The predictions that the errors of `calibration` were computed from: `out_of_fold.BEFORE` and
+            `out_of_fold.AFTER`. Empty: there were no such images.
         warnings: Warnings to the user.
     """
 
@@ -108,6 +112,7 @@ class Judging:
     refer_below: float
     set_thresholds: tuple[float, ...] | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predicted: Mapping[str, Predicted] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -142,8 +147,8 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
     chosen, warnings = _threshold(probs_BK, labels, groups, sets, wanted)
     about = {
         "calibration": dataclasses.asdict(fitted)
-        | _describe_errors(after_BK, labels, groups)
-        | _describe_errors(before_BK, labels, groups, end="_before"),
+        | out_of_fold.calibration_errors(after_BK, labels, groups)
+        | out_of_fold.calibration_errors(before_BK, labels, groups, end="_before"),
         "referral": chosen,
         "sets": _describe_sets(sets, probs_BK),
         "num_images": len(labels),
@@ -152,6 +157,10 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
         "prior": wanted.shares.tolist(),
         "origin": unseen.origin,
     }
+    predicted = {
+        kind: Predicted(image_ids=unseen.image_ids, labels=labels, probs_BK=probs)
+        for kind, probs in ((out_of_fold.BEFORE, before_BK), (out_of_fold.AFTER, after_BK))
+    }
     to_fitting = logit_shift(wanted.assumed_shares, fitting_shares)
     return Judging(
         shift=(to_fitting + fitted.temperature * (np.asarray(fitted.biases) + to_wanted)).astype(np.float32),
@@ -159,19 +168,9 @@ def fit(unseen: Unseen | None, wanted: Wanted, *, seed: int) -> Judging:
         refer_below=chosen["refer_below"],
         set_thresholds=sets.thresholds if sets else None,
         about=about,
+        predicted=predicted,
         warnings=warnings,
     )
-
-
-def _describe_errors(probs_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, end: str = "") -> dict[str, Any]:
-    """Returns `ece` and `brier` with their 95 % intervals NAME_ci95, [low, high]; `end` is added to both names."""
-    found = {
-        f"ece{end}": calibration.calibration_error_interval(probs_BK, labels, groups),
-        f"brier{end}": calibration.brier_interval(probs_BK, labels, groups),
-    }
-    return {name: each.value for name, each in found.items()} | {
-        f"{name}_ci95": [each.low, each.high] for name, each in found.items()
-    }
 
 
 def _weights(groups: np.ndarray) -> np.ndarray:

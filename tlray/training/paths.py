@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tlray.data import dataset
-from tlray.evaluation import evaluate, evidence, suspect_labels
+from tlray.evaluation import evaluate, evidence, out_of_fold, suspect_labels
 from tlray.files import storage
 from tlray.training.resume import CONFIG
 
@@ -20,7 +20,7 @@ HISTORY, CHECKPOINTS, FEATURES, BUNDLE, PARTIAL_BUNDLE = (
 
 NAMES = evaluate.NAMES | {
     *(CONFIG, dataset.MANIFEST, dataset.AUDIT, dataset.GALLERY, HISTORY, CHECKPOINTS, BUNDLE, PARTIAL_BUNDLE, FEATURES),
-    *(suspect_labels.FILE, evidence.EVIDENCE, evidence.EVALUATED),
+    *(suspect_labels.FILE, evidence.EVIDENCE, evidence.EVALUATED, out_of_fold.FILE),
 }
 """Names of everything that a training run writes into its directory."""
 

@@ -292,6 +292,22 @@ def test_model_card_says_on_which_images_a_model_was_calibrated():
         assert line.format(images) in card.model_card(spec).splitlines()
 
 
+def test_model_card_tells_calibration_error_and_brier_score_before_and_after():
+    errors = {"ece": 0.0625, "ece_before": 0.125, "brier": 0.25, "brier_before": 0.375}
+    errors |= {"brier_ci95": [0.125, 0.5], "brier_before_ci95": [0.25, 0.75]}
+    spec = dataclasses.replace(SPEC, trust={"calibration": {"num_images": 40, **errors}})
+    lines = card.model_card(spec).splitlines()
+    assert (
+        "- Calibration: temperature 1.5, fitted on 40 images; expected calibration error 0.062, before 0.125" in lines
+    )
+    assert (
+        "- Brier score: 0.250 (95 %: 0.125 to 0.500), before calibration 0.375 (95 %: 0.250 to 0.750); it is the mean "
+        "squared distance of the probabilities from the true class, so lower is better"
+    ) in lines
+    for other in (SPEC, dataclasses.replace(spec, temperature=1.0)):
+        assert "Brier" not in card.model_card(other)
+
+
 def test_model_card_says_what_may_be_believed_in_order_and_once():
     new = {
         "num_images": 30, "accuracy": 0.8, "accuracy_ci95": [0.625, 0.9], "balanced_accuracy": 0.75,

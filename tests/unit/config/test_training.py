@@ -85,6 +85,14 @@ CONFIGS = {
             )
             for settings in ({}, {"weights": "none"}, {"method": "lp-ft", "weights": "none"})
         ),
+        *(
+            (
+                "train",
+                {"folds": 7} | settings,
+                "--folds needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights.",
+            )
+            for settings in ({}, {"trainable_layers": "all"}, {"method": "lp-ft", "weights": "none"})
+        ),
         ("train", {"learning_rate": float("inf")}, "--learning-rate must be a positive number. Received: inf"),
         ("train", {"columns": "path"}, "--columns must look like uri=path,label=dx. Received: path"),
         ("train", {"intensity_range": "5,1"}, "--intensity-range must be 'auto' or LO,HI with LO < HI. Received: 5,1"),
@@ -165,6 +173,9 @@ def test_refusals(config, settings, message):
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),
         ("train", {"learning_curve": True, "method": "lp-ft", "hidden_units": (8,)}),
         ("train", {"learning_curve": True, "method": "probe", "weights": "none"}),
+        ("train", {"folds": 7, "method": "lp-ft"}),
+        ("train", {"folds": 7, "method": "probe", "weights": "none"}),
+        ("train", {"folds": 5}),
         ("serve", {"port": 65535}),
         ("phantoms", {"num_unreadable": 0, "first_patient": 0}),
         ("augmentation", {"rotation_deg": 180.0, "shear_deg": 89.9, "zoom": 0.99}),

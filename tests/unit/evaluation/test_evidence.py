@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from tlray.config.commands import VerifyConfig
 from tlray.data import dataset, inspection, manifest, splits
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.evaluation import checks, evidence
+from tlray.evaluation import checks, evidence, out_of_fold
 from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free, with_subgroups
 from tlray.evaluation.metrics import evaluate_predictions
+from tlray.evaluation.out_of_fold import Predicted
 from tlray.files import storage
 
 CLASSES = ("a", "b")
@@ -70,6 +71,7 @@ def make_run(
     measured: Dataset | None = None,
     stored: Dataset | None = None,
     num_failed: int = 0,
+    unseen: Mapping[str, Predicted] | None = None,
 ) -> Path:
     """Makes the directory of a finished run, without what is of no matter here.
 
@@ -81,6 +83,7 @@ def make_run(
         measured: The images of `evaluated.parquet`; None: those that the run was trained on.
         stored: The images of `manifest.parquet`; None: those that the run was trained on.
         num_failed: Number of test images that the run says it could not score.
+        unseen: Predictions of cross-validation and calibration; None: the run has none.
     """
     images = make_images()
     measured, stored = measured or images, stored or images
@@ -111,6 +114,8 @@ def make_run(
             evaluation = dataclasses.replace(evaluation, metrics=without_later(evaluation.metrics))
         evaluations[split] = evaluation
     assert evaluations["test"].metrics["num_leaked"] == 1
+    of_unseen = out_of_fold.measure(out_of_fold.to_table(unseen, CLASSES), stored, CLASSES) if unseen else {}
+    errors = of_unseen.get("calibration", {})
     bundle = tmp_path / "run/bundle"
     (bundle / "saved_model").mkdir(parents=True)
     (bundle / "model.keras").touch()
@@ -127,6 +132,7 @@ def make_run(
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
+        trust={**errors, "calibration": {"temperature": 1.5, **errors}} if errors else {},
     )
     store.seal(str(bundle), spec)
     out = tmp_path / "run"
@@ -135,9 +141,10 @@ def make_run(
     (out / "report.html").write_text("<p>Accuracy 0.5")
     (out / "figures").mkdir()
     (out / "figures/roc_test.png").write_bytes(b"PNG")
-    metrics_json = json.dumps({**headline(spec.metrics), "num_suspect_labels": 3, "splits": spec.metrics})
+    told = {"num_suspect_labels": 3, "splits": spec.metrics, "cross_validation": of_unseen.get("cross_validation")}
+    metrics_json = json.dumps({**headline(spec.metrics), **told})
     shown = ("report.html", "audit.json", "gallery.json", "history.csv")  # the last one is not there
-    evidence.write(str(out), evaluations, metrics_json=metrics_json, shown=shown)
+    evidence.write(str(out), evaluations, metrics_json=metrics_json, shown=shown, unseen=unseen or {})
     (out / "metrics.json").write_text(metrics_json)
     return out
 

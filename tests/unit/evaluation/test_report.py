@@ -677,11 +677,17 @@ def test_a_calibration_is_told_with_its_intervals():
     trust = {"calibration": calibration, "num_images": 584, "origin": "images"}
     _, page = render(dataclasses.replace(FULL, trust=trust))
     assert "was 12.5 % before and is 6.2 % after." in page.text  # a bundle of an earlier version
+    assert "The Brier score on these images" not in page.text
     calibration |= {"ece_before_ci95": [0.0625, 0.25], "ece_ci95": [0.0, 0.125]}
+    calibration |= {"brier_before": 0.375, "brier": 0.25, "brier_before_ci95": [0.25, 0.75], "brier_ci95": [0.125, 0.5]}
     _, page = render(dataclasses.replace(FULL, trust=trust))
     assert (
         "was 12.5 % (95 % interval 6.2 % to 25.0 %) before and is 6.2 % (95 % interval 0.0 % to 12.5 %) after."
         in page.text
+    )
+    assert (
+        "The Brier score on these images was 0.375 (95 % interval 0.250 to 0.750) before and is 0.250 (95 % interval "
+        "0.125 to 0.500) after. It is the mean squared distance of the probabilities from the true class" in page.text
     )
 
 

@@ -5,9 +5,13 @@ import pytest
 
 from tests.unit.evaluation.test_evidence import make_images
 from tlray.bundle.judgement import Limits
+from tlray.bundle.spec import BundleSpec
+from tlray.evaluation import out_of_fold
 from tlray.evaluation.measurement import SplitEvaluation, measure_probabilities, with_leak_free
+from tlray.evaluation.out_of_fold import Predicted
 from tlray.training import finish
-from tlray.training.judgement_fit import Unseen
+from tlray.training.export import Exported
+from tlray.training.judgement_fit import Judging, Unseen
 
 
 def evaluation() -> SplitEvaluation:
@@ -52,3 +56,26 @@ def test_suspects_are_found_by_their_ids():
     assert (found["label"], found["suggested"]) == images.classes
     assert found["label_prob"] == pytest.approx(1 - found["suggested_prob"], abs=1e-6)
     assert found["suggested_prob"] > 0.99
+
+
+def test_the_predictions_that_are_kept_give_the_figures_of_the_cross_validation():
+    images = make_images()
+    rows = [*range(20)]
+    unseen = Unseen(
+        logits_BK=np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32),
+        image_ids=[f"{number:02d}.png" for number in rows], labels=np.array(rows) % 2,
+        groups=np.array([images.group_of[f"{number:02d}.png"] for number in rows]),
+        assumed_shares=np.array([0.25, 0.75]), origin="",
+    )  # fmt: skip
+    spec = BundleSpec(
+        classes=images.classes, image_size_px=8, preprocessing="unit", backbone="b", weights="w", prior=(0.5, 0.5)
+    )
+    crossed = finish._cross_validated(unseen, images, spec)
+    calibrated = {out_of_fold.BEFORE: Predicted(image_ids=["00.png"], labels=np.array([0]), probs_BK=np.eye(2)[:1])}
+    exported = Exported(judging=Judging(shift=np.zeros(2), temperature=1.0, refer_below=0.5, predicted=calibrated))
+    assert finish._predicted_unseen(exported, None) == calibrated
+    kept = finish._predicted_unseen(exported, crossed)
+    assert list(kept) == [out_of_fold.BEFORE, out_of_fold.CROSS_VALIDATION]
+    found = out_of_fold.measure(out_of_fold.to_table(kept, spec.classes), images, spec.classes)
+    assert found == {"cross_validation": crossed.metrics}
+    assert crossed.metrics["num_images"] == 20

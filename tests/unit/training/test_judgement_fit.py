@@ -10,6 +10,7 @@ from scipy import special
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares
 from tlray.errors import DataError
+from tlray.evaluation import out_of_fold
 from tlray.training import judgement_fit
 from tlray.training.judgement_fit import Judging, Unseen, Wanted
 from tlray.trust import calibration
@@ -87,7 +88,21 @@ def test_without_unseen_images_only_the_prior_is_changed(nothing, given):
     found = judgement_fit.fit(nothing, wish(shares, assumed, refer_below=given), seed=0)
     assert found.shift == pytest.approx(np.log([2, 1.2, 0.4]))
     assert (found.temperature, found.refer_below) == (1, given or 0.5)
+    assert not found.predicted
     assert (found.set_thresholds, found.about, found.warnings) == (None, {}, (judgement_fit.NOTHING_UNSEEN,))
+
+
+def test_the_errors_can_be_computed_again_from_the_predictions_that_are_kept():
+    _, labels, judged = overconfident()
+    found: dict[str, object] = {}
+    for kind, end in ((out_of_fold.BEFORE, "_before"), (out_of_fold.AFTER, "")):
+        each = judged.predicted[kind]
+        assert each.image_ids == [str(number) for number in range(len(labels))]
+        assert np.array_equal(each.labels, labels)
+        found |= out_of_fold.calibration_errors(each.probs_BK, each.labels, patients(len(labels)), end=end)
+    assert found.items() <= judged.about["calibration"].items()
+    assert found.keys() >= {"ece", "ece_before", "brier_ci95", "brier_before_ci95"}
+    assert out_of_fold.told({}, judged.about)["calibration"].items() >= found.items()
 
 
 def test_logits_that_are_too_large_are_divided():
