@@ -11,6 +11,7 @@ from PIL import Image
 
 from tlray import AuditConfig, audit_images
 from tlray.config.phantoms import PhantomConfig
+from tlray.config.training import PrecisionChoice
 from tlray.data import phantom_files
 from tlray.data.listing import list_images
 from tlray.data.manifest import read_manifest
