@@ -41,10 +41,11 @@ def calibration(metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[s
     condition = f" These images have other class shares than its probabilities assume ({others})." if others else ""
     if low is not None and low > MAX_CALIBRATION_ERROR:
         remedy = (
-            "Measure it on images with the assumed shares, or train again with those of these images as --prior."
+            "Measure it on images with the assumed shares, or give the model those of these images (`tlray train "
+            "--prior`, `tlray export --data`)."
             if others
-            else "Either do not read it as a probability, or train again with validation images like these, which "
-            "calibrate it."
+            else "Either do not read it as a probability, or calibrate it with images like these: as validation images "
+            "of a training, or by `tlray export --data`."
         )
         return (
             f"The confidence is on average {100 * error:.1f} percentage points{ends} away from how often the model is "
@@ -76,7 +77,7 @@ def _other_shares(shares: Sequence[float], metrics: Mapping[str, Any], trust: Ma
     if sum(differences) / 2 <= MAX_OTHER_SHARES:
         return ""
     most = differences.index(max(differences))
-    return f"{classes[most]}: {percent(shares[most])} of the images, {percent(prior[most])} assumed by --prior"
+    return f"{classes[most]}: {percent(shares[most])} of the images, {percent(prior[most])} assumed"
 
 
 def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:
@@ -106,8 +107,8 @@ def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) 
         return (
             f"No threshold keeps errors at {100 * wanted:g} %{shown}: "
             f"{refers}, and {_one_in(rate)} wrong. {'Referral does nothing here. ' if is_little else ''}Let a person "
-            "look at every image, or add validation images of other patients and train again; --refer-below sets a "
-            "threshold by hand."
+            "look at every image, or add labelled images of other patients, and train or export again; --refer-below "
+            "sets a threshold by hand."
         ), True
     answer = (
         f"It refers {num_referred} of {num_images} images to a person{bracketed(metrics.get('referred_share_ci95'))}. "

@@ -253,8 +253,9 @@ def limits(measured: Measured) -> list[str]:
     ]
     if measured.data.get("has_patients") is False:
         found.append(
-            "Which images are of one patient: no patients are named, so images, but for known copies, count as "
-            "those of different patients. Where that is wrong, the figures are too good, and the intervals too narrow."
+            "Which images are of one patient: no patients are named, so images, but for known copies and neighbouring "
+            "slices, count as those of different patients. Where that is wrong, the figures are too good, and the "
+            "intervals too narrow."
         )
     if measured.split == "valid":
         found.append(

@@ -22,22 +22,29 @@ PIXELS, SERIES = "pixels", "series"
 """Names of two more such columns: the id of the first image with the same pixels, and that of the first one of the
 copies and neighbouring slices that an image is connected with."""
 
-MIN_SERIES = 5
-"""Number of groups that each class must have, if it has them without its series, for series to be kept together. It is
-the number of folds of a probe. Where all slices look alike, neighbours of neighbours could join a whole class."""
+MIN_GROUPS = 5
+"""Number of groups that a class shall have in a division, if it has them without its series: the folds of a probe."""
+
+MAX_SERIES_SHARE = 0.5
+"""Largest share of the images of a class that a series may have and be kept together in a division. Where all slices
+look alike, neighbours of neighbours can be of many patients."""
+
+LARGE = 2
+"""A group that has more than this many times the images that are wanted for a split, and as many times those of a mean
+group, is moved only if the others do not suffice."""
 
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
     """Fills missing splits by moving whole groups from train to them, and returns the table with the new splits.
 
     A split is missing if it has no labelled image. Given splits are kept, and a labelled image without one gets train.
-    For each label its groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until
-    it has `fraction` of the label's images in train and at least one group. A group with several labels counts for its
-    most common one (if equal, the first by name). Every label keeps a training group; if both splits are missing and a
-    label has two groups, valid gets one and test none. A group with images in a given valid or test split is never
-    moved. Unlabelled rows in train follow their group; those without a split keep none. Groups that share a picture or
-    a series count as one, because they would leak from train to test otherwise; see `independent_groups`. The order of
-    rows makes no difference.
+    For each label its groups, sorted by the sha256 of `SEED:GROUP_ID` and `LARGE` ones last, go first to test and then
+    to valid, each until it has `fraction` of the label's images in train and at least one group. A group with several
+    labels counts for its most common one (if equal, the first by name). Every label keeps a training group; if both
+    splits are missing and a label has two groups, valid gets one and test none. A group with a patient or picture in a
+    given valid or test split is never moved. Unlabelled rows in train follow their group; those without a split keep
+    none. Groups that share a picture or a series count as one, because they would leak from train to test otherwise;
+    see `dividing_groups`. The order of rows makes no difference.
 
     Args:
         table: A manifest with unified classes.
@@ -48,11 +55,15 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
         The table with splits for all labelled rows.
     """
     labels, splits = column_lists(table, "label", "split")
-    groups = independent_groups(table)
+    groups, known = dividing_groups(table), image_groups(table)
     splits = [split or ("train" if label else None) for label, split in zip(labels, splits, strict=True)]
     rows = list(zip(labels, splits, groups, strict=True))
     missing_splits = missing(table)
-    elsewhere = {group for _, split, group in rows if split in ("valid", "test")}
+    # Given splits may part a series; of these images, all but those with a copy or patient elsewhere can be moved.
+    held = {each for (_, split, _), each in zip(rows, known, strict=True) if split in ("valid", "test")}
+    elsewhere = {
+        group for (_, split, group), each in zip(rows, known, strict=True) if split == "train" and each in held
+    }
     label_counts: dict[str, Counter[str]] = defaultdict(Counter)
     for label, split, group in rows:
         if label and split == "train":
@@ -88,27 +99,49 @@ def image_groups(table: pa.Table) -> list[str]:
 def independent_groups(table: pa.Table) -> list[str]:
     """Returns the group of each image as `image_groups` does, joined with the neighbouring slices of its images, too.
 
-    Images of a group are not independent: they belong into one split or fold, and count as one in an interval.
-    Neighbours are likely slices of one patient, but it is not sure: images are kept together for that, not left out.
+    Images of a group are not independent: they count as one in an interval. Neighbours are joined where their patients
+    are not named. They are likely slices of one patient, but it is not sure: they are kept together, not left out.
 
     Args:
-        table: A manifest. Slices of a series have the same `SERIES`. Without this column, or if a class would have
-            fewer than `MIN_SERIES` groups by it and has more without it, series count for nothing.
+        table: A manifest. Slices of a series have the same `SERIES`; without this column, series count for nothing.
 
     Returns:
         The group of each row; groups that share a series are merged and have the first of their names.
     """
-    groups = image_groups(table)
-    if SERIES not in table.column_names:
-        return groups
-    labels, series = column_lists(table, "label", SERIES)
+    return _merged(image_groups(table), _series(table))
+
+
+def dividing_groups(table: pa.Table, *, num_groups: int = MIN_GROUPS) -> list[str]:
+    """Returns the groups that stay whole where images are divided into splits or folds.
+
+    These are the groups of `independent_groups`, but a series counts for nothing if it has more than `MAX_SERIES_SHARE`
+    of the images of a class, or if it is of a class that would have too few groups.
+
+    Args:
+        table: See `independent_groups`.
+        num_groups: Number of groups that each class shall have, if it has them without series.
+    """
+    groups, series = image_groups(table), _series(table)
     joined = _merged(groups, series)
-    for name in {*labels} - {None}:
-        rows = [place for place, label in enumerate(labels) if label == name]
-        num_groups, num_joined = (len({each[row] for row in rows}) for each in (groups, joined))
-        if num_joined < min(num_groups, MIN_SERIES):
-            return groups
-    return joined
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(table["label"].to_pylist()):
+        if label:
+            rows_of[label].append(row)
+    dropped: set[str] = set()
+    for rows in rows_of.values():
+        counts = Counter(each for row in rows if (each := series[row]) is not None)
+        if len({joined[row] for row in rows}) < min(len({groups[row] for row in rows}), num_groups):
+            dropped.update(counts)
+        dropped.update(each for each, count in counts.items() if count > MAX_SERIES_SHARE * len(rows))
+    return _merged(groups, [None if each in dropped else each for each in series]) if dropped else joined
+
+
+def _series(table: pa.Table) -> list[str | None]:
+    """Returns the series of each image; None where it is not known, or the patient is named."""
+    if SERIES not in table.column_names:
+        return [None] * len(table)
+    ids, groups, series = column_lists(table, "image_id", "group_id", SERIES)
+    return [each if group == image_id else None for image_id, group, each in zip(ids, groups, series, strict=True)]
 
 
 LEARNED_FROM: Mapping[str, tuple[str, ...]] = {"valid": ("train",), "test": ("train", "valid")}
@@ -186,9 +219,13 @@ def _cut_groups(
         num_images = sum(label_counts[group].total() for group in groups)
         # Round first, because 0.15 * 340 is slightly above 51 in binary floating point.
         num_wanted = max(1, math.ceil(round(fraction * num_images, 6)))
+        too_large = LARGE * max(num_wanted, num_images / len(groups))
         free = sorted(
             (group for group in groups if group not in elsewhere),
-            key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
+            key=lambda group: (
+                label_counts[group].total() > too_large,
+                hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
+            ),
         )
         for index, split in enumerate(missing):
             num_reserved = len(missing) - 1 - index  # one group for each split still to be filled

@@ -20,6 +20,9 @@ from tlray.data.table_uris import is_absolute, localize
 from tlray.errors import DataError
 from tlray.files import spreadsheet, storage
 
+GROUPINGS = frozenset({"pixels", "picture", "series"})
+"""Columns of groups of images in a manifest that an audit or a training has written; see `tlray.data.splits`."""
+
 COLUMNS = ("uri", "label", "split", "group_id", "image_id")
 """Names of the columns that a table of images may have, and that decide how an image is used."""
 
@@ -151,9 +154,11 @@ def further_columns(values: Mapping[str, list[str | None]], columns: Mapping[str
         columns: Names in the table of those of `COLUMNS` that it calls otherwise.
 
     Returns:
-        The columns, named as in the table, with `manifest.FURTHER` before it. An empty value is None.
+        The columns, named as in the table, with `manifest.FURTHER` before it. An empty value is None. Of a manifest
+        that tlray has written, `GROUPINGS` are left out: they have ids of images.
     """
     ours = {columns.get(name, name) for name in COLUMNS}
+    ours |= GROUPINGS if values.keys() >= GROUPINGS else set()
     few = {name: column for name, column in values.items() if 2 <= len({*column} - {None, ""}) <= MAX_VALUES}
     return {
         FURTHER + name.removeprefix(FURTHER): [value or None for value in column]

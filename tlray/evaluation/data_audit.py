@@ -153,10 +153,10 @@ def _check(network: "ray.ObjectRef[Network] | None") -> None:
 def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """Returns a manifest without what makes a result too good.
 
-    Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, and
-    their patients, become one group. A group with labelled images in several splits goes to train, so that the other
-    splits have only images that the training does not know. As in a training, a labelled image without a split counts
-    as one of train if any image has a split.
+    Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, their
+    neighbouring slices, and their patients become one group. A group with labelled images in several splits goes to
+    train, so that the other splits have only images that the training does not know. As in a training, a labelled image
+    without a split counts as one of train if any image has a split.
 
     Args:
         readable: A manifest of images that can be read, with `splits.PICTURE`.
@@ -168,7 +168,7 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """
     is_clear = ~_has_conflict(readable["label"].to_pylist(), found)
     kept = readable.filter(pa.array(is_clear))
-    groups = splits.image_groups(kept)
+    groups = splits.independent_groups(kept)
     labels, given = manifest.column_lists(kept, "label", "split")
     is_split = any(given)
     splits_of: dict[str, set[str]] = defaultdict(set)

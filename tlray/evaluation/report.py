@@ -159,7 +159,6 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         # Groups of an earlier version, all of copies, do not say of which kind they are.
         copy_groups=[group for group in report.gallery if group.get("kind") != "neighbours"],
         series_groups=[group for group in report.gallery if group.get("kind") == "neighbours"],
-        has_neighbours=any(audit.get("neighbours", {}).values()),
         short_names=short_names(_class_names(report)),
         further_warnings=_further_warnings(report, answers),
         shortcuts=audit.get("shortcuts"),

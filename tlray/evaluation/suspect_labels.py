@@ -103,7 +103,7 @@ def check(readable: pa.Table, pooled_BD: np.ndarray, *, memory_bytes: float, see
     """
     places = np.flatnonzero(readable["label"].is_valid())
     names = np.array(readable["label"].take(pa.array(places)).to_pylist(), dtype=str)
-    groups = np.array(splits.independent_groups(readable.take(pa.array(places))), dtype=str)
+    groups = np.array(splits.dividing_groups(readable.take(pa.array(places))), dtype=str)
     is_testable = in_two_groups(*(np.unique(each, return_inverse=True)[1] for each in (names, groups)))
     left_out = some(np.unique(names[~is_testable]).tolist()) if not is_testable.all() else ""
     note = f"classes left out, each of one patient or picture only: {left_out}" if left_out else ""

@@ -161,7 +161,7 @@ def _recipe(config: TrainConfig, level: str) -> str | None:
         settings.pop("seed")
     try:
         files = [_weights(config.weights), _backbone(config.backbone), _keras_settings()]
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: there is no home directory
         return None
     if None in files:
         return None

@@ -36,7 +36,7 @@ NUM_FOLDS = 5
 
 NOTHING_UNSEEN = (
     "No validation image is new to the model and can be read, so its probabilities are not calibrated, and no error "
-    "rate is known. Add validation images of other patients."
+    "rate is known. Add labelled images of other patients."
 )
 
 
@@ -245,7 +245,7 @@ def _threshold(
         f"({counted(len(np.unique(groups)), 'group')}) can show, so {REFER_BELOW:g} is taken, which promises nothing."
     )
     described = _describe_threshold(at(REFER_BELOW), share=share, max_error=wanted.max_error, note=note)
-    return described, (f"{note} Add validation images of other patients, or choose --refer-below.",)
+    return described, (f"{note} Add labelled images of other patients, or choose --refer-below.",)
 
 
 def _describe_threshold(found: Threshold, *, share: float, max_error: float | None, note: str) -> dict[str, Any]:

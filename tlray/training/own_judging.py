@@ -3,9 +3,10 @@
 Import it to choose these images, to calibrate on them as a training does, and to show what was found.
 """
 
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,11 @@ from tlray.data.manifest import with_column
 from tlray.data.prior import class_shares
 from tlray.data.sample import NUM_READERS
 from tlray.data.stream import Pixels, read_or_error
-from tlray.errors import DataError, ImageError, counted
+from tlray.errors import DataError, ImageError, counted, some
 from tlray.files import storage
 from tlray.training import judgement_fit, logits
 from tlray.training.export import GROUP
-from tlray.training.judgement_fit import Judging, Unseen, Wanted
+from tlray.training.judgement_fit import REFER_BELOW, Judging, Unseen, Wanted
 
 MAX_ERROR = 0.05
 """Wished error rate of the predictions that are not referred, if the user gives none."""
@@ -63,8 +64,9 @@ class Judged:
 def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
     """Lists the labelled images of --data that the model was not trained on.
 
-    These are the images of the split valid. Without one they are all images that are not in the split train. An image
-    is left out if train has an image of its patient, or the same file. All files are read once, to find equal ones.
+    These are the images of the split valid. Without one they are all images that are not in the split train; if some
+    images have a split, those without one are in train, as in a training. An image is left out if train has an image of
+    its patient, or the same file. All files are read once, to find equal ones.
 
     Args:
         config: The settings, with `data`.
@@ -77,6 +79,8 @@ def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
         DataError: There are no such images, or their labels fit no class.
     """
     listed = list_images(storage.absolute(config.data or ""), columns=parse_columns(config.columns)).table
+    if listed["split"].null_count < len(listed):
+        listed = with_column(listed, "split", [split or "train" for split in listed["split"].to_pylist()])
     split = pc.field("split")
     is_labelled = pc.field("label").is_valid()
     found = listed.filter(is_labelled & (split == "valid"))
@@ -127,7 +131,7 @@ def judge_on(
     pixels: Pixels,
     config: ExportConfig,
     *,
-    num_classes: int,
+    classes: Sequence[str],
 ) -> Judged:
     """Calibrates a model, and sets the limits by which its predictions are judged; see `judgement_fit.fit`.
 
@@ -139,7 +143,7 @@ def judge_on(
         table: The images, see `choose_images`.
         pixels: How files become pixels.
         config: The settings.
-        num_classes: Number of the model's classes.
+        classes: The model's classes.
 
     Raises:
         DataError: None of the images can be read, or the model gives logits that are not finite.
@@ -147,6 +151,7 @@ def judge_on(
     found = logits.of_images(run, {"valid": table}, pixels, max_images=MAX_IMAGES).get("valid")
     if found is None:
         raise DataError(f"None of the {counted(len(table), 'labelled image')} of '{config.data}' can be read.")
+    num_classes = len(classes)
     read = table.take(pa.array(found.places))
     labels = read["class_index"].to_numpy()
     has_all = len(np.unique(labels)) == num_classes
@@ -160,8 +165,21 @@ def judge_on(
         origin="labelled images that the model was not trained on, as the user of tlray export says",
     )
     max_error = MAX_ERROR if config.max_error is None else config.max_error
-    wanted = Wanted(assumed_shares=shares, shares=shares, refer_below=config.refer_below, max_error=max_error)
+    refer_below = REFER_BELOW if config.refer_below is None and not has_all else config.refer_below
+    wanted = Wanted(assumed_shares=shares, shares=shares, refer_below=refer_below, max_error=max_error)
     judging = judgement_fit.fit(unseen, wanted, seed=SEED)
+    if not has_all:  # images of other classes would break what these promise
+        lacking = some([name for label, name in enumerate(classes) if label not in labels])
+        warning = (
+            f"There is no readable image of {lacking}, so no threshold is chosen and there are no prediction sets. "
+            "Give --data images of every class."
+        )
+        judging = dataclasses.replace(
+            judging,
+            set_thresholds=None,
+            about={**judging.about, "sets": None},
+            warnings=(warning, *judging.warnings),
+        )
     probs_BK = special.softmax((found.logits_BK + judging.shift) / judging.temperature, axis=1)
     not_known = np.full(len(labels), np.nan, np.float32)
     return Judged(
@@ -186,7 +204,7 @@ def table_rows(judging: Judging) -> list[tuple[str, str]]:
         ("expected calibration error", _before_and_after(fitted, "ece")),
         ("Brier score", _before_and_after(fitted, "brier")),
         ("refer below", f"{judging.refer_below:.3g}, which accepts {percent(chosen['coverage'])} of the images"),
-        ("prediction sets", f"{sets['mean_size']:.2f} classes on average" if sets else "none: too few images"),
+        ("prediction sets", f"{sets['mean_size']:.2f} classes on average" if sets else "none"),
         ("ood_score", "none: the features of a model of one's own are not known"),
     ]
 

@@ -23,7 +23,7 @@ from tlray.data.manifest import normal_form
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.engines import comparison, converted, quantization
-from tlray.engines.kinds import EngineKind, Precision
+from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 from tlray.models import classifier as models
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> str:
     judged = None
     if labelled is not None:
         run = trunk.as_function(logits_model)
-        judged = own_judging.judge_on(run, labelled, pixels, config, num_classes=len(classes))
+        judged = own_judging.judge_on(run, labelled, pixels, config, classes=classes)
     images = _calibration_images(config, pixels) if config.int8 else []
     storage.prepare_output(out, kind=KIND, known_names=bundle.NAMES, overwrite=config.overwrite)
     classifier: keras.Model = models.with_probabilities(
@@ -103,8 +103,11 @@ def export(config: ExportConfig) -> str:
         if labelled is None:
             failed, compared = _find_failures(directories, predict, spec), {}
         else:
+            inexact = _find_failures(directories, predict, spec)
             read = read_some(labelled, pixels, max_images=comparison.MAX_IMAGES)
             compared, failed = compare_engines(directories, predict, read, labelled, foreign=None, limits=spec.limits)
+            failed |= inexact
+            compared = {kind: each for kind, each in compared.items() if kind == REFERENCE or "float32" not in inexact}
             spec = dataclasses.replace(spec, engines=tuple(each.agreement for each in compared.values()))
         directories, more = converted.keep_working(directories, failed)
         warnings += more

@@ -10,6 +10,7 @@ from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.training import TrainConfig
 from tlray.data import prior, stream
+from tlray.data import splits as data_splits
 from tlray.data.dataset import Dataset
 from tlray.errors import ConfigError
 from tlray.features import store, update
@@ -182,7 +183,7 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
     logits_BK = held_out.logits(
         store.look_up(table, rows),
         labels,
-        groups,
+        np.array(data_splits.dividing_groups(rows, num_groups=config.folds), dtype=str),
         num_classes=len(images.classes),
         balanced=config.class_weights,
         inverse_penalty=probe.best.inverse_penalty,

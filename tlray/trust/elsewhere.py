@@ -37,16 +37,18 @@ def find(
     Returns:
         Findings as those of `findings.find`. The controls are of the new images, and null where these have fewer than
         two classes: `shortcuts`; `traits_control`, by the forest of all traits that is cross-validated on all these
-        images, null if there were no tests; `neighbour_control`, null without `nearest`, too; and `permuted_control`,
-        always null, as it takes features of the training images.
+        images, null if there were no tests of one of their classes; `neighbour_control`, null without `nearest`, too;
+        and `permuted_control`, always null, as it takes features of the training images.
     """
     control = partial(_control_of, labels=labels, groups=groups, is_new=is_new, split=split, seed=seed)
     find_shortcuts = partial(shortcuts.find, traits, labels, groups, seed=seed)
     look_up = partial(control, "nearest neighbour", dict(enumerate(nearest or ())))
     found, by_neighbour = call([find_shortcuts, look_up])
+    # A control on some of the classes says nothing about an accuracy on all of them.
+    is_part = any(label in found.left_out for label, new in zip(labels, is_new.tolist(), strict=True) if new)
     return {
         "shortcuts": describe_shortcuts(found, "classes"),
-        "traits_control": control("traits", found.held_out),
+        "traits_control": None if is_part else control("traits", found.held_out),
         "neighbour_control": by_neighbour,
         "permuted_control": None,
     }

@@ -61,7 +61,7 @@ def find(
     is_labelled = readable["label"].is_valid()
     labelled, traits = readable.filter(is_labelled), seen.traits.filter(is_labelled)
     labels, in_split = labelled["label"].to_pylist(), np.array(labelled["split"].fill_null("").to_pylist(), dtype=str)
-    groups = np.array(splits.independent_groups(labelled), dtype=str)
+    groups = np.array(splits.dividing_groups(labelled), dtype=str)
     has_leaked = splits.has_leaked(labelled)
     series = seen.copies.series_of[is_labelled.to_numpy(zero_copy_only=False)].tolist()
     is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked

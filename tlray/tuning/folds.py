@@ -5,7 +5,7 @@ import pyarrow as pa
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tlray.data.dataset import Dataset
-from tlray.data.splits import independent_groups
+from tlray.data.splits import dividing_groups, independent_groups
 from tlray.errors import DataError
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -30,14 +30,14 @@ def check_num_groups(num_groups: int, *, num_folds: int) -> None:
 
 
 def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
-    """Splits training and validation images into folds; the images of a group (`groups_of`) stay together.
+    """Splits training and validation images into folds; groups stay whole, see `splits.dividing_groups`.
 
     Raises:
         DataError: A class has too few groups for this number of folds.
     """
     table = learned_from(images)
     labels = table["class_index"].to_numpy()
-    groups = groups_of(images)
+    groups = np.unique(np.array(dividing_groups(table, num_groups=num_folds)), return_inverse=True)[1]
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
     check_num_groups(num_groups, num_folds=num_folds)
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
@@ -50,10 +50,7 @@ def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
 
 
 def groups_of(images: Dataset) -> np.ndarray:
-    """Returns the group number of each image of `learned_from`, int64 [images].
-
-    A group is a patient, joined with other patients that share an image or a series with it.
-    """
+    """Returns the group number of each image of `learned_from`, int64 [images]; see `splits.independent_groups`."""
     table = learned_from(images)
     return np.unique(np.array(independent_groups(table)), return_inverse=True)[1]
 

@@ -63,7 +63,7 @@ def test_a_confidence_that_is_surely_far_off_is_warned_of_with_the_remedy():
     assert far.answer == (
         "The confidence is on average 18.0 percentage points (95 % interval 11.0 to 25.0) away from how often the "
         "model is right (expected calibration error), surely more than 10. Either do not read it as a probability, or "
-        "train again with validation images like these, which calibrate it."
+        "calibrate it with images like these: as validation images of a training, or by `tlray export --data`."
     )
     assert not judge("calibration", ece=0.18).is_warning
 
@@ -113,7 +113,7 @@ def test_a_prior_other_than_the_shares_of_the_images_is_a_condition_of_the_promi
     assert not kept.is_warning
     condition = (
         " The threshold was chosen on images with other class shares than its probabilities assume (healthy: 70.0 % of "
-        "the images, 95.0 % assumed by --prior): with the assumed shares, more of the accepted answers may be wrong."
+        "the images, 95.0 % assumed): with the assumed shares, more of the accepted answers may be wrong."
     )
     assert kept.answer.endswith(f"; at most 5 % were wanted.{condition}")
     broken = judge("referral", given | {"prior": [0.95, 0.05]}, **figures | {"accepted_error_rate_ci95": [0.06, 0.12]})
@@ -129,8 +129,9 @@ def test_a_prior_other_than_the_shares_of_the_images_is_a_condition_of_the_promi
         found = judge("calibration", given | {"prior": [0.95, 0.05]}, ece=0.3, ece_ci95=[low, 0.4], **figures)
         assert found.is_warning == is_warning
         assert here in found.answer
-        assert ("train again with those of these images as --prior." in found.answer) == is_warning
-        assert "validation images like these" not in found.answer
+        remedy = "give the model those of these images (`tlray train --prior`, `tlray export --data`)."
+        assert (remedy in found.answer) == is_warning
+        assert "images like these" not in found.answer
     assert "class shares" not in judge("calibration", given | {"prior": [0.55, 0.45]}, ece=0.3, **figures).answer
 
 

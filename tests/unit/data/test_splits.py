@@ -38,33 +38,81 @@ def with_series(table: pa.Table, series: Sequence[str | None]) -> pa.Table:
     return table.append_column(SERIES, pa.array(series, pa.string()))
 
 
+def unnamed(*rows: tuple[str | None, str | None]) -> pa.Table:
+    """Returns a table of images (label, split) without patients, whose ids are 0, 1, ..."""
+    table = make_table(*((label, split, str(number)) for number, (label, split) in enumerate(rows)))
+    return manifest.with_column(table, "image_id", [str(number) for number in range(len(rows))])
+
+
 def test_neighbours_are_one_group_but_known_only_by_copies():
-    table = with_pictures(make_table(*(("a", "train", f"p{number}") for number in range(7))), list("1134567"))
+    table = with_pictures(unnamed(*[("a", "train")] * 7), list("1134567"))
     table = with_series(table, ["1", "1", "1", "4", "5", "6", None])
-    assert splits.image_groups(table) == ["p0", "p0", "p2", "p3", "p4", "p5", "p6"]
-    assert splits.independent_groups(table) == ["p0", "p0", "p0", "p3", "p4", "p5", "p6"]
+    assert splits.image_groups(table) == ["0", "0", "2", "3", "4", "5", "6"]
+    assert splits.independent_groups(table) == ["0", "0", "0", "3", "4", "5", "6"]
     assert splits.independent_groups(table.drop_columns([SERIES])) == splits.image_groups(table)
     apart = manifest.with_column(table, "split", ["test", "train", "test", *(["train"] * 4)])
     assert splits.has_leaked(apart).tolist() == [True, *([False] * 6)]
 
 
-@pytest.mark.parametrize(("num_series", "is_joined"), [(5, True), (4, False)])
-def test_series_that_would_join_most_of_a_class_count_for_nothing(num_series, is_joined):
-    """Class a has six patients, whose slices are of so many series; class b has two patients, of a series each."""
-    table = make_table(*(("a", None, f"a{number}") for number in range(6)), ("b", None, "b0"), ("b", None, "b1"))
-    series = [str(min(number, num_series - 1)) for number in range(6)]
-    groups = splits.independent_groups(with_series(table, [*series, "b0", "b1"]))
-    assert (len({*groups}) == num_series + 2) == is_joined
-    assert len({*groups}) == num_series + 2 if is_joined else 8
+def test_neighbours_of_named_patients_are_not_joined():
+    table = make_table(*(("a", "train", patient) for patient in ("p1", "p1", "p2", "p3")))
+    assert splits.independent_groups(with_series(table, ["1"] * 4)) == ["p1", "p1", "p2", "p3"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_joined"),
+    [
+        ([2] * 5, True),
+        ([2] * 4, False),  # too few groups for five folds
+        ([5, 1, 1, 1, 2], True),
+        ([6, 1, 1, 1, 1], False),  # more than half of the class
+    ],
+)
+def test_a_series_that_leaves_nothing_to_divide_counts_for_nothing(sizes: list[int], is_joined: bool):
+    """Class a has series of these sizes, class b six of two slices."""
+    series = [
+        f"{label}{place}"
+        for label, of in (("a", sizes), ("b", [2] * 6))
+        for place, n in enumerate(of)
+        for _ in range(n)
+    ]
+    table = with_series(unnamed(*((each[0], None) for each in series)), series)
+    assert len({*splits.independent_groups(table)}) == len(sizes) + 6
+    expected = len(sizes) if is_joined else sum(sizes)
+    groups = splits.dividing_groups(table)
+    assert len({*groups[: sum(sizes)]}) == expected
+    assert len({*groups[sum(sizes) :]}) == 6
 
 
 def test_neighbours_stay_in_one_split_when_splits_are_cut():
-    rows = [(label, None, f"{label}{number}") for label in "ab" for number in range(40)]
-    series = [f"{label}{int(patient[1:]) % 20}" for label, _, patient in rows]
-    cut = splits.assign_splits(with_series(make_table(*rows), series), seed=0)
+    rows = [(label, None) for label in "ab" for _ in range(40)]
+    series = [f"{label}{number % 20}" for number, (label, _) in enumerate(rows)]
+    cut = splits.assign_splits(with_series(unnamed(*rows), series), seed=0)
     found = set(zip(series, cut["split"].to_pylist(), strict=True))
     assert len(found) == len(set(series)) == 40
     assert {split for _, split in found} == set(manifest.SPLITS)
+
+
+def test_a_test_split_that_parts_each_series_leaves_images_for_validation():
+    """Six series of ten slices of each class, two slices of each series in the given test."""
+    series = [f"{label}{number}" for label in "ab" for number in range(6) for _ in range(10)]
+    given = ["test" if number % 10 < 2 else "train" for number in range(len(series))]
+    table = unnamed(*((each[0], split) for each, split in zip(series, given, strict=True)))
+    cut = splits.assign_splits(with_series(table, series), seed=0)
+    found = list(zip(cut["label"].to_pylist(), cut["split"].to_pylist(), strict=True))
+    assert {("a", "valid"), ("b", "valid")} <= {*found}
+    kept = [split for split, before in zip(cut["split"].to_pylist(), given, strict=True) if before == "test"]
+    assert {*kept} == {"test"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("num_singles", [4, 30])
+def test_a_long_series_does_not_take_the_training_images(seed: int, num_singles: int):
+    series = [f"{label}{max(0, number - 39)}" for label in "ab" for number in range(40 + num_singles)]
+    cut = splits.assign_splits(with_series(unnamed(*((each[0], None) for each in series)), series), seed=seed)
+    for label in "ab":
+        of_label = [split for each, split in zip(series, cut["split"].to_pylist(), strict=True) if each[0] == label]
+        assert of_label.count("train") >= len(of_label) / 2
 
 
 def test_what_a_model_knows_before_it_is_measured():

@@ -150,6 +150,16 @@ def test_code_and_settings_that_build_a_network_are_in_its_recipe(own_backbone, 
     assert preparation._recipe(config, "pooled") not in (None, before)
 
 
+def test_without_a_home_directory_the_network_is_built(own_backbone, monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert preparation._recipe(make_config(own_backbone), "pooled") is None
+    assert preparation.prepare(make_config(own_backbone), "pooled", FLOAT32).packed.kind == FLOAT32
+
+
 def test_weights_are_told_by_their_content(tmp_path):
     file, listed = tmp_path / "w.weights.h5", tmp_path / "w.weights.json"
     (tmp_path / "w_00000.weights.h5").write_bytes(b"values")

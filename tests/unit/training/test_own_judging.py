@@ -113,7 +113,7 @@ def by_grey(images: np.ndarray) -> list[np.ndarray]:
 def judge(data: Path, **more: Any) -> own_judging.Judged:
     config = settings(data, **more)
     table = own_judging.choose_images(config, CLASSES)
-    return own_judging.judge_on(by_grey, table, Pixels(size_px=8), config, num_classes=2)
+    return own_judging.judge_on(by_grey, table, Pixels(size_px=8), config, classes=CLASSES)
 
 
 def test_images_of_one_class_calibrate_nothing(tmp_path):
@@ -124,6 +124,22 @@ def test_images_of_one_class_calibrate_nothing(tmp_path):
     assert "there are not images of every class" in judged.judging.about["calibration"]["note"]
     temperature = dict(own_judging.table_rows(judged.judging))["temperature"]
     assert temperature == "1 (Not calibrated: there are not images of every class.)"
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0.5), ({"refer_below": 0.9}, 0.9)])
+def test_images_of_one_class_promise_nothing(tmp_path, given: dict[str, float], expected: float):
+    """The model is right about all of them, and would be wrong about the others."""
+    write(tmp_path, *(f"ill/{number}.png" for number in range(80)), level=60)
+    found = judge(tmp_path, **given).judging
+    assert (found.refer_below, found.set_thresholds) == (expected, None)
+    assert found.about["referral"]["max_error"] is None
+    assert found.warnings[0].startswith("There is no readable image of 'normal', so no threshold is chosen")
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_images_without_a_split_are_of_train_where_others_have_one(tmp_path, split: str):
+    rows = ("a.png,ill,,p1", "b.png,normal,,p2", f"c.png,ill,{split},p1", f"d.png,normal,{split},p4")
+    assert chosen_ids(manifest(tmp_path, *rows), columns="uri=path,label=dx") == ["d.png"]
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 0.5), ({"refer_below": 0.9}, 0.9)])
