@@ -38,13 +38,13 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     """Fills missing splits by moving whole groups from train to them, and returns the table with the new splits.
 
     A split is missing if it has no labelled image. Given splits are kept, and a labelled image without one gets train.
-    For each label its groups, sorted by the sha256 of `SEED:GROUP_ID` and `LARGE` ones last, go first to test and then
-    to valid, each until it has `fraction` of the label's images in train and at least one group. A group with several
-    labels counts for its most common one (if equal, the first by name). Every label keeps a training group; if both
-    splits are missing and a label has two groups, valid gets one and test none. A group with a patient or picture in a
-    given valid or test split is never moved. Unlabelled rows in train follow their group; those without a split keep
-    none. Groups that share a picture or a series count as one, because they would leak from train to test otherwise;
-    see `dividing_groups`. The order of rows makes no difference.
+    For each label its groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until
+    it has `fraction` of the label's images in train and at least one group. `LARGE` groups, and series that a given
+    valid or test split parts, come last. A group with a patient or picture in a given valid or test split is never
+    moved. A group with several labels counts for its most common one (if equal, the first by name). Every label keeps a
+    training group; if both splits are missing and a label has two groups, valid gets one and test none. Unlabelled rows
+    in train follow their group; those without a split keep none. Groups that share a picture or a series count as one,
+    because they would leak from train to test otherwise; see `dividing_groups`. The order of rows makes no difference.
 
     Args:
         table: A manifest with unified classes.
@@ -59,7 +59,8 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     splits = [split or ("train" if label else None) for label, split in zip(labels, splits, strict=True)]
     rows = list(zip(labels, splits, groups, strict=True))
     missing_splits = missing(table)
-    # Given splits may part a series; of these images, all but those with a copy or patient elsewhere can be moved.
+    # Given splits may part a series: what is near one of them is moved last, and never with a copy or patient there.
+    near = {group for _, split, group in rows if split in ("valid", "test")}
     held = {each for (_, split, _), each in zip(rows, known, strict=True) if split in ("valid", "test")}
     elsewhere = {
         group for (_, split, group), each in zip(rows, known, strict=True) if split == "train" and each in held
@@ -68,7 +69,7 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     for label, split, group in rows:
         if label and split == "train":
             label_counts[group][label] += 1
-    cut = _cut_groups(label_counts, elsewhere, missing_splits, seed=seed, fraction=fraction)
+    cut = _cut_groups(label_counts, elsewhere, near, missing_splits, seed=seed, fraction=fraction)
     return with_column(
         table, "split", [cut.get(group, split) if split == "train" else split for _, split, group in rows]
     )
@@ -198,13 +199,20 @@ def _merged(groups: Sequence[str], pictures: Sequence[str | None]) -> list[str]:
 
 
 def _cut_groups(
-    label_counts: Mapping[str, Counter[str]], elsewhere: set[str], missing: Sequence[str], *, seed: int, fraction: float
+    label_counts: Mapping[str, Counter[str]],
+    elsewhere: set[str],
+    near: set[str],
+    missing: Sequence[str],
+    *,
+    seed: int,
+    fraction: float,
 ) -> dict[str, str]:
     """Returns the new split of each group that is moved.
 
     Args:
         label_counts: For each group in train, its number of training images by label.
-        elsewhere: Groups with images in a given valid or test split, which are not moved.
+        elsewhere: Groups with a patient or picture in a given valid or test split, which are not moved.
+        near: Groups with images in a given valid or test split, which are moved only if the others do not suffice.
         missing: The splits to fill, in this order.
         seed: See `assign_splits`.
         fraction: See `assign_splits`.
@@ -223,6 +231,7 @@ def _cut_groups(
         free = sorted(
             (group for group in groups if group not in elsewhere),
             key=lambda group: (
+                group in near,
                 label_counts[group].total() > too_large,
                 hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
             ),

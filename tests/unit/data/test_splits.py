@@ -105,6 +105,18 @@ def test_a_test_split_that_parts_each_series_leaves_images_for_validation():
     assert {*kept} == {"test"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_series_that_a_given_split_parts_is_moved_only_if_others_do_not_suffice(seed: int):
+    """Twenty series of five slices of each class; the first ten have a slice in the given test."""
+    series = [f"{label}{number:02}" for label in "ab" for number in range(20) for _ in range(5)]
+    given = ["test" if int(each[1:]) < 10 and place % 5 == 0 else "train" for place, each in enumerate(series)]
+    table = unnamed(*((each[0], split) for each, split in zip(series, given, strict=True)))
+    cut = splits.assign_splits(with_series(table, series), seed=seed)
+    moved = {each for each, split in zip(series, cut["split"].to_pylist(), strict=True) if split == "valid"}
+    assert moved
+    assert all(int(each[1:]) >= 10 for each in moved)
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("num_singles", [4, 30])
 def test_a_long_series_does_not_take_the_training_images(seed: int, num_singles: int):
