@@ -564,6 +564,15 @@ def test_further_columns_with_few_values_are_kept(tmp_path):
     assert found.table["given_kv"].null_count == 1
 
 
+def test_groups_of_images_in_a_manifest_of_tlray_are_no_further_columns(tmp_path):
+    ids = ["1.png", "2.png", "3.png"]
+    own = {"pixels": ids, "picture": ["1.png", "1.png", "3.png"], "series": ["1.png", "1.png", "3.png"]}
+    for columns, expected in ((own, []), ({"series": own["series"]}, ["given_series"])):
+        pq.write_table(pa.table({"uri": ids, "label": ["a", "b", "a"], **columns}), tmp_path / "list.parquet")
+        found = listing.list_images(str(tmp_path / "list.parquet")).table
+        assert found.column_names == [*manifest.SCHEMA.names, *expected]
+
+
 def test_csv_may_point_into_a_zip(tmp_path):
     make_zip(tmp_path / "scans.zip", "a/1.png")
     (tmp_path / "list.csv").write_text("uri\nscans.zip!/a/1.png\n")

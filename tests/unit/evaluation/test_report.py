@@ -697,6 +697,7 @@ def test_that_cross_validation_leaves_out_fine_tuning_is_said_only_of_a_fine_tun
     _, page = render(dataclasses.replace(FULL, history=history, cross_validation=VALID))
     assert "Cross-validation: linear probes on the training and validation images" in page.text
     assert ("does not tell what fine-tuning adds" in page.text) is is_tuned
+    assert "fitted without it, its patient, its copies and its neighbouring slices." in page.text
 
 
 def test_shortcuts_are_a_sentence_and_a_table():

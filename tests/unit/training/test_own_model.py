@@ -10,6 +10,7 @@ from scipy import special
 from tlray.config.export import ExportConfig
 from tlray.errors import ConfigError
 from tlray.inference.predictor import Predictor
+from tlray.training import own_model
 from tlray.training.own_model import export
 
 SLOPE, NUM_IMAGES = 12.0, 400
@@ -87,6 +88,24 @@ def test_labelled_images_calibrate_a_model_and_set_its_limits(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "expected calibration error" in shown
     assert "none: the features of a model of one's own are not known" in shown
+
+
+def test_openvino_must_be_exact_on_trial_images_also_where_there_are_labelled_ones(tmp_path, monkeypatch):
+    write_labelled(tmp_path / "data")
+    pixels = keras.Input((16, 16, 3))
+    model = keras.Model(pixels, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(pixels)))
+    model.save(tmp_path / "own.keras")
+    (tmp_path / "classes.txt").write_text("normal\nill\n")
+    monkeypatch.setattr(own_model, "_find_failures", lambda *_: {"float32": "it differs"})
+    export(
+        ExportConfig(
+            model=str(tmp_path / "own.keras"), classes=str(tmp_path / "classes.txt"), preprocessing="unit",
+            outputs="logits", out=str(tmp_path / "out"), data=str(tmp_path / "data"),
+        )
+    )  # fmt: skip
+    predictor = Predictor(str(tmp_path / "out"), num_threads=1)
+    assert {each.engine for each in predictor.bundle.spec.engines} == {"tensorflow"}
+    assert str(predictor.kind) == "tensorflow float32"
 
 
 def test_a_bundle_gives_what_its_model_gives_as_the_user_says(tmp_path):
