@@ -28,13 +28,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for label in ("dark", "light"):
-        (root / label).mkdir()
         for number in range(NUM_IMAGES // 2):
+            patient = root / label / f"{label}{number:02}"
+            patient.mkdir(parents=True)
             pixels = phantom_drawing.render_slice(phantoms.sample_anatomy(rng), None, rng=rng, size_px=128) // 3
-            Image.fromarray(255 - pixels if label == "light" else pixels).save(root / label / f"{label}{number:02}.png")
-    with Image.open(root / "light/light10.png") as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "light/light11.png")
-    (root / "dark/empty.png").touch()
+            Image.fromarray(255 - pixels if label == "light" else pixels).save(patient / f"{label}{number:02}.png")
+    with Image.open(root / "light/light10/light10.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "light/light11/light11.png")
+    (root / "dark/dark00/empty.png").touch()
     return root
 
 
@@ -93,7 +94,7 @@ def test_the_better_bundle_is_told(config, images):
     with (out / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
     names = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))
-    assert [line["image_id"] for line in lines] == [name for name in names if name != "dark/empty.png"]
+    assert [line["image_id"] for line in lines] == [name for name in names if name != "dark/dark00/empty.png"]
     assert {line["label"]: (line["is_right_bundle"], line["is_right_reference"]) for line in lines} == {
         "dark": ("true", "true"),
         "light": ("true", "false"),
@@ -113,5 +114,5 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(config, i
     with pytest.raises(DataError, match="It has no splits: use --split all"):
         compare(dataclasses.replace(changed, split="test"))
     with pytest.raises(DataError, match="have no labels, which a comparison needs"):
-        compare(dataclasses.replace(changed, data=str(images / "light")))
+        compare(dataclasses.replace(changed, data=str(images / "light/light10")))
     assert not (tmp_path / "out").exists()
