@@ -71,9 +71,12 @@ def run(data: str, weights: str, out: Path, cache: Path) -> Run:
     has_tensorflow = False
     start_s = time.monotonic()
     process = subprocess.Popen([*command, "--quiet"], env=environment)
-    while process.poll() is None:
-        has_tensorflow = has_tensorflow or has_mapped(process.pid, TENSORFLOW)
-        time.sleep(SAMPLE_S)
+    try:
+        while process.poll() is None:
+            has_tensorflow = has_tensorflow or has_mapped(process.pid, TENSORFLOW)
+            time.sleep(SAMPLE_S)
+    finally:
+        process.terminate()  # does nothing if it has ended
     wall_s = time.monotonic() - start_s
     if process.returncode:
         sys.exit(f"tlray features failed with exit code {process.returncode}.")

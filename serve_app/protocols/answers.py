@@ -176,7 +176,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelParameters(BaseModel):
-    """What the Open Inference Protocol has no field for."""
+    """Facts about a model that the Open Inference Protocol has no field of its own for, so they are parameters."""
 
     engine: str = Field(description=ENGINE)
 

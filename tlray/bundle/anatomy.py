@@ -43,7 +43,7 @@ HERE = {
     True: "these images have one, too",
     False: "none was found in these images",
 }
-"""What `IN_TRAINING` says of the measured images: whether a shortcut was found in them; None: nobody could look."""
+"""Ends of `IN_TRAINING`, by whether a shortcut was found in the measured images; None: it was not looked for."""
 
 
 def training_texts(data: Mapping[str, Any]) -> list[str]:

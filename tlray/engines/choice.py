@@ -20,7 +20,7 @@ FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 """The precisions, the one first that is the fastest with most networks, on CPUs that have it in hardware."""
 
 MIN_SPEEDUP = 1.25
-"""How many times as fast as an earlier one of `FASTEST_FIRST` a later one must have been measured to be taken instead.
+"""Ratio of measured speeds from which a precision is taken in place of one that stands before it in `FASTEST_FIRST`.
 
 Below it the difference may be noise: precisions are measured one after another, a few seconds each, and what else runs
 on the machine slows one of them. InceptionV3 in bfloat16 had 152 images/s alone and 121 beside another process, see

@@ -43,7 +43,7 @@ MUST_HAVE = (*FILES, evaluate.METRICS_JSON, evaluate.REPORT_HTML)
 """
 
 UNSEEN = "figures of cross-validation and calibration"
-"""What `tlray verify` calls `out_of_fold.FIGURES`."""
+"""Name by which `tlray verify` shows the figures that are computed from out-of-fold predictions."""
 
 UNSEEN_IN = (evaluate.METRICS_JSON, bundle_files.BUNDLE_JSON)
 """The file that tells each of `out_of_fold.FIGURES`, beside `EVIDENCE`."""

@@ -47,7 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Judged:
-    """What labelled images tell of a model.
+    """Calibration and limits of a model that was trained elsewhere, and its predictions for the images that set them.
 
     Attributes:
         judging: How its predictions are calibrated and judged.

@@ -1,4 +1,4 @@
-"""What an evaluation finds about images of other data than the model's, whose training images are not there."""
+"""Finds shortcuts in measured images, and controls of them, where the model's training images are not at hand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
