@@ -84,6 +84,7 @@ bench-trust: setup
 	$(BIN)/python benchmarks/foreign_images.py --run $(RUN) --out $(FOREIGN)/images
 	$(BIN)/tlray features --data $(FOREIGN)/images --weights $(WEIGHTS) --out $(FOREIGN)/features --overwrite
 	$(BIN)/python benchmarks/trust.py --run $(RUN) --foreign $(FOREIGN)/features
+	$(BIN)/python benchmarks/trust_fine_tuned.py --run $(RUN) --weights $(WEIGHTS) --foreign $(FOREIGN)/images
 	$(BIN)/python benchmarks/by_source.py --run $(RUN) --out benchmarks/results
 	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle --data $(DATA)
 

@@ -293,7 +293,7 @@ def measure(parts: Sequence[Held], max_errors: Sequence[float], seed: int) -> di
         found["sets with the true class, by group"] = mean_over_groups(covered, groups_of_sets)
         found["sets with the true class, by image"] = share_interval(covered, groups_of_sets)
         found["mean size of a set"] = float(sets_BK.sum(axis=1).mean())
-    return found | _measure_foreign(parts)
+    return found | measure_foreign([(each.ood_scores, each.foreign_scores, each.max_ood_score) for each in parts])
 
 
 def _measure_accepted(parts: Sequence[Held], max_error: float) -> dict[str, Figure]:
@@ -311,13 +311,17 @@ def _measure_accepted(parts: Sequence[Held], max_error: float) -> dict[str, Figu
     }
 
 
-def _measure_foreign(parts: Sequence[Held]) -> dict[str, Figure]:
-    """Returns how well foreign images are told from the held-out ones; a mean over the parts."""
-    found: dict[str, Figure] = {
-        "own images within the limit": float(np.mean(np.concatenate([e.ood_scores <= e.max_ood_score for e in parts])))
-    }
-    for name in parts[0].foreign_scores:
-        scores = [(each.ood_scores, each.foreign_scores[name], each.max_ood_score) for each in parts]
+def measure_foreign(parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], float]]) -> dict[str, Figure]:
+    """Returns how well foreign images are told from the held-out ones; a mean over the parts.
+
+    Args:
+        parts: For each part the scores of its images, float [images], the scores of foreign images by name, and the
+            limit of the scores.
+    """
+    within = [own <= limit for own, _, limit in parts]
+    found: dict[str, Figure] = {"own images within the limit": float(np.mean(np.concatenate(within)))}
+    for name in parts[0][1]:
+        scores = [(own, foreign[name], limit) for own, foreign, limit in parts]
         found[f"{name}: AUROC"] = float(
             np.mean([roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.r_[a, b]) for a, b, _ in scores])
         )

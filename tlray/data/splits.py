@@ -22,16 +22,17 @@ PIXELS, SERIES = "pixels", "series"
 """Names of two more such columns: the id of the first image with the same pixels, and that of the first one of the
 copies and neighbouring slices that an image is connected with."""
 
-MIN_GROUPS = 5
-"""Number of groups that a class shall have in a division, if it has them without its series: the folds of a probe."""
-
 MAX_SERIES_SHARE = 0.5
 """Largest share of the images of a class that a series may have and be kept together in a division. Where all slices
-look alike, neighbours of neighbours can be of many patients."""
+look alike, neighbours of neighbours can be of many patients. Without longer ones, each class has two groups at least."""
 
 LARGE = 2
 """A group that has more than this many times the images that are wanted for a split, and as many times those of a mean
 group, is moved only if the others do not suffice."""
+
+MAX_MOVED = 2
+"""A split takes at most this many times its fraction of the groups of a label that are not `LARGE`. Otherwise the images
+of one large group, which stay in train, would make all the others go."""
 
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
@@ -39,8 +40,8 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
 
     A split is missing if it has no labelled image. Given splits are kept, and a labelled image without one gets train.
     For each label its groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until
-    it has `fraction` of the label's images in train and at least one group. `LARGE` groups, and series that a given
-    valid or test split parts, come last. A group with a patient or picture in a given valid or test split is never
+    it has `fraction` of the label's images in train and at least one group, see `MAX_MOVED`. `LARGE` groups, and series
+    that a given valid or test split parts, come last. A group with a patient or picture in a given valid or test split is never
     moved. A group with several labels counts for its most common one (if equal, the first by name). Every label keeps a
     training group; if both splits are missing and a label has two groups, valid gets one and test none. Unlabelled rows
     in train follow their group; those without a split keep none. Groups that share a picture or a series count as one,
@@ -112,29 +113,28 @@ def independent_groups(table: pa.Table) -> list[str]:
     return _merged(image_groups(table), _series(table))
 
 
-def dividing_groups(table: pa.Table, *, num_groups: int = MIN_GROUPS) -> list[str]:
+def dividing_groups(table: pa.Table) -> list[str]:
     """Returns the groups that stay whole where images are divided into splits or folds.
 
-    These are the groups of `independent_groups`, but a series counts for nothing if it has more than `MAX_SERIES_SHARE`
-    of the images of a class, or if it is of a class that would have too few groups.
+    These are the groups of `independent_groups`, but the series of `long_series` count for nothing.
 
     Args:
         table: See `independent_groups`.
-        num_groups: Number of groups that each class shall have, if it has them without series.
     """
-    groups, series = image_groups(table), _series(table)
-    joined = _merged(groups, series)
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(table["label"].to_pylist()):
-        if label:
-            rows_of[label].append(row)
-    dropped: set[str] = set()
-    for rows in rows_of.values():
-        counts = Counter(each for row in rows if (each := series[row]) is not None)
-        if len({joined[row] for row in rows}) < min(len({groups[row] for row in rows}), num_groups):
-            dropped.update(counts)
-        dropped.update(each for each, count in counts.items() if count > MAX_SERIES_SHARE * len(rows))
-    return _merged(groups, [None if each in dropped else each for each in series]) if dropped else joined
+    long = long_series(table)
+    return _merged(image_groups(table), [None if each in long else each for each in _series(table)])
+
+
+def long_series(table: pa.Table) -> dict[str, str]:
+    """Returns the series with more than `MAX_SERIES_SHARE` of the images of a class, and the class of each.
+
+    Args:
+        table: See `independent_groups`.
+    """
+    labels, series = table["label"].to_pylist(), _series(table)
+    num_images = Counter(label for label in labels if label)
+    counts = Counter((each, label) for each, label in zip(series, labels, strict=True) if each is not None and label)
+    return {each: label for (each, label), count in counts.items() if count > MAX_SERIES_SHARE * num_images[label]}
 
 
 def _series(table: pa.Table) -> list[str | None]:
@@ -236,16 +236,20 @@ def _cut_groups(
                 hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
             ),
         )
+        num_small = sum(label_counts[group].total() <= too_large for group in groups)
+        max_moved = max(1, math.ceil(round(MAX_MOVED * fraction * num_small, 6)))
         for index, split in enumerate(missing):
             num_reserved = len(missing) - 1 - index  # one group for each split still to be filled
-            num_cut = 0
+            num_cut = num_moved = 0
             for group in free.copy():
-                if num_cut >= num_wanted or len(free) <= num_reserved or num_train_groups[label] < 2 + num_reserved:
+                is_full = num_cut >= num_wanted or num_moved >= max_moved
+                if is_full or len(free) <= num_reserved or num_train_groups[label] < 2 + num_reserved:
                     break
                 if all(num_train_groups[other] >= 2 for other in label_counts[group]):
                     cut[group] = split
                     free.remove(group)
                     num_cut += label_counts[group].total()
+                    num_moved += 1
                     num_train_groups.subtract(label_counts[group].keys())
     return cut
 

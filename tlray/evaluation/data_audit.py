@@ -15,7 +15,7 @@ import ray
 from tlray.cluster import capacity, connection, locations
 from tlray.config.commands import AuditConfig
 from tlray.data import audit, dataset, inspected, manifest, splits
-from tlray.errors import DataError
+from tlray.errors import DataError, some
 from tlray.evaluation import evaluate, suspect_labels
 from tlray.evaluation.report import Report
 from tlray.features import preparation, update
@@ -136,6 +136,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
         suspect_labels.write(out, doubtful)
     fixed = fix(readable, seen.copies) if config.fix else None
     if fixed is not None:
+        warnings = (*warnings, *fix_warnings(readable, fixed))
         sink = pa.BufferOutputStream()
         pyarrow.csv.write_csv(_as_texts(fixed), sink)
         storage.write_bytes(storage.join(out, FIXED), sink.getvalue().to_pybytes())
@@ -154,7 +155,7 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """Returns a manifest without what makes a result too good.
 
     Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, their
-    neighbouring slices, and their patients become one group. A group with labelled images in several splits goes to
+    neighbouring slices (see `splits.dividing_groups`), and their patients become one group. A group with labelled images in several splits goes to
     train, so that the other splits have only images that the training does not know. As in a training, a labelled image
     without a split counts as one of train if any image has a split.
 
@@ -168,7 +169,7 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """
     is_clear = ~_has_conflict(readable["label"].to_pylist(), found)
     kept = readable.filter(pa.array(is_clear))
-    groups = splits.independent_groups(kept)
+    groups = splits.dividing_groups(kept)
     labels, given = manifest.column_lists(kept, "label", "split")
     is_split = any(given)
     splits_of: dict[str, set[str]] = defaultdict(set)
@@ -179,6 +180,27 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     kept = manifest.with_column(manifest.with_column(kept, "group_id", groups), "split", fixed)
     further = [name for name in kept.column_names if name.startswith(manifest.FURTHER)]
     return kept.select(["image_id", "uri", "label", "split", "group_id", *further])
+
+
+def fix_warnings(readable: pa.Table, fixed: pa.Table) -> tuple[str, ...]:
+    """Returns warnings about given splits that a corrected manifest has no more, or without one of their classes.
+
+    Args:
+        readable: See `fix`.
+        fixed: What `fix` made of it.
+    """
+    before, after = manifest.labels_by_split(readable), manifest.labels_by_split(fixed)
+    found = []
+    for split in ("valid", "test"):
+        lost = set(before.get(split, ())) - set(after.get(split, ()))
+        if not lost:
+            continue
+        what = f"image of {some(lost)} in the split {split}" if after.get(split) else f"labelled image in {split}"
+        found.append(
+            f"{FIXED} has no {what} any more: all are copies, or slices of the same patient or series, of images in "
+            "another split, and went to train, or have copies with another label. Give images of other patients."
+        )
+    return tuple(found)
 
 
 def _as_texts(fixed: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ of it, does not show what the model is worth. `tlray evaluate` looks at the imag
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,8 @@ class Relations:
             the same series as images that the model learned from, where these are known) and `leak_search` (the fields
             of `LeakSearch`), for the report.
         near: Ids of other images that look like slices of the same series as images that the model learned from.
+        fold_group_of: The group that stays whole in a cross-validation of each image by its id, see
+            `splits.dividing_groups`.
         gallery: Pictures of copies and neighbours, see `gallery.make_gallery`.
     """
 
@@ -87,6 +89,7 @@ class Relations:
     leaked: frozenset[str] | None
     findings: Mapping[str, Any]
     near: frozenset[str] = frozenset()
+    fold_group_of: Mapping[str, str] = field(default_factory=dict)
     gallery: Sequence[Mapping[str, Any]] = ()
 
     def regrouped(self, predicted: pa.Table) -> pa.Table:
@@ -153,6 +156,7 @@ def find(
         group_of=related.group_of,
         leaked=related.leaked if images.knows_splits or num_kept else None,
         near=related.near,
+        fold_group_of=related.fold_group_of,
         findings={
             "copies": describe(found, named),
             "neighbours": {split: len(related.near)},
@@ -218,11 +222,13 @@ class Related:
 
     Attributes:
         group_of: See `Relations`.
+        fold_group_of: See `Relations`.
         leaked: Ids of the measured images in a group with an image, or picture, that the model learned from.
         near: Ids of other measured images in a series with such an image.
     """
 
     group_of: dict[str, str]
+    fold_group_of: dict[str, str]
     leaked: frozenset[str]
     near: frozenset[str]
 
@@ -247,7 +253,8 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     first_of = [image_ids[first] for first in found.series_of[:num_images].tolist()]
     series_of = dict(zip(image_ids, first_of, strict=True))
     in_series = pa.array([series_of.get(image_id) for image_id in ids], pa.string())
-    independent = splits.independent_groups(table.append_column(splits.SERIES, in_series))
+    table = table.append_column(splits.SERIES, in_series)
+    independent, in_folds = splits.independent_groups(table), splits.dividing_groups(table)
     known = {group for group, picture in zip(groups, shown, strict=True) if picture in in_bundle}
     is_known = splits.in_learned_group(groups, given)
     is_known |= np.array([group in known for group in groups], dtype=bool)
@@ -259,5 +266,8 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     is_near |= np.isin(found.series_of[:num_images], found.series_of[num_images:])
     near = {image_id for image_id, each in zip(image_ids, is_near.tolist(), strict=True) if each}
     return Related(
-        group_of=dict(zip(ids, independent, strict=True)), leaked=leaked, near=frozenset((near & measured) - leaked)
+        group_of=dict(zip(ids, independent, strict=True)),
+        fold_group_of=dict(zip(ids, in_folds, strict=True)),
+        leaked=leaked,
+        near=frozenset((near & measured) - leaked),
     )

@@ -183,7 +183,7 @@ def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Pr
     logits_BK = held_out.logits(
         store.look_up(table, rows),
         labels,
-        np.array(data_splits.dividing_groups(rows, num_groups=config.folds), dtype=str),
+        np.array(data_splits.dividing_groups(rows), dtype=str),
         num_classes=len(images.classes),
         balanced=config.class_weights,
         inverse_penalty=probe.best.inverse_penalty,

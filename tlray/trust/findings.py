@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tlray.bundle.wording import bracketed, decimals, percent
 from tlray.data import manifest, splits
-from tlray.errors import counted
+from tlray.errors import counted, some
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
 from tlray.trust.pictures import Pictures
@@ -51,6 +51,8 @@ def find(
           the data gives, not those that tlray has cut;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
         - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;
+        - `long_series`: the series that splits and folds do not keep together, see `splits.long_series`: `num_images`
+          and `classes`, a list;
         - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
           classes of the test images (of the validation images if there is no test) that the model does not know from
           its training; with `split`, `num_images` and `is_above_chance`. Null without such images;
@@ -88,8 +90,15 @@ def find(
         "split_shortcuts": describe_shortcuts(between_splits, "splits") | {"given": _given_splits(seen.table)},
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
         "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
+        "long_series": _long_series(labelled),
         **found,
     }
+
+
+def _long_series(labelled: pa.Table) -> dict[str, Any]:
+    long = splits.long_series(labelled)
+    in_series = labelled[splits.SERIES].to_pylist() if long else []
+    return {"num_images": sum(each in long for each in in_series), "classes": sorted(set(long.values()))}
 
 
 def _given_splits(table: pa.Table) -> list[str]:
@@ -239,8 +248,30 @@ def _groups(found: Mapping[str, Any]) -> str:
 
 
 def leak_warnings(found: Mapping[str, Any]) -> list[str]:
-    """Returns a warning if labels without meaning can be predicted for test images, with a remedy; otherwise none."""
-    control = found.get("permuted_control")
+    """Returns warnings that metrics may be too good, each with a remedy.
+
+    They say that labels without meaning can be predicted for test images, and that slices which may be of one patient
+    are divided between splits and folds.
+
+    Args:
+        found: The findings of `find`; those of an earlier version may lack some.
+    """
+    return [*_permuted_warnings(found.get("permuted_control")), *_series_warnings(found.get("long_series"))]
+
+
+def _series_warnings(long: Mapping[str, Any] | None) -> list[str]:
+    if not long or not long["num_images"]:
+        return []
+    classes = some(long["classes"])
+    return [
+        f"{long['num_images']} images look like neighbouring slices of one series, or of a few, with more than half of "
+        f"a class ({classes}). Splits and folds that tlray cuts divide them, because nothing would be left to divide "
+        "otherwise. If they are slices of one patient, the metrics are too good. Name the patients: one folder for "
+        "each, or the column group_id of a table."
+    ]
+
+
+def _permuted_warnings(control: Mapping[str, Any] | None) -> list[str]:
     if control is None or not control["is_above_chance"]:
         return []
     about = bracketed(control.get("accuracy_ci95"), beside=f"by chance {percent(control['chance'])}")

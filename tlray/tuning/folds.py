@@ -37,7 +37,7 @@ def make_folds(images: Dataset, *, num_folds: int, seed: int) -> Folds:
     """
     table = learned_from(images)
     labels = table["class_index"].to_numpy()
-    groups = np.unique(np.array(dividing_groups(table, num_groups=num_folds)), return_inverse=True)[1]
+    groups = np.unique(np.array(dividing_groups(table)), return_inverse=True)[1]
     num_groups = min(len(set(groups[labels == label])) for label in range(len(images.classes)))
     check_num_groups(num_groups, num_folds=num_folds)
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)

@@ -14,6 +14,7 @@ from benchmarks import (
     planted_copies,
     planted_shortcuts,
     trust,
+    trust_fine_tuned,
 )
 from tlray.trust.copies import Copies
 from tlray.trust.intervals import Interval
@@ -52,6 +53,62 @@ def test_figures_of_simulated_sets_are_covered_mostly(monkeypatch):
     case = interval_coverage.LogitCase(num_groups=40, signal=2.0, sharpness=1.0)
     found = interval_coverage.measure_figures(case, 20, np.random.default_rng(0))
     assert all(coverage >= 0.75 and 0 < width < 1 for coverage, width in found.values()), found
+
+
+def test_foreign_images_are_told_by_their_scores():
+    own, foreign = np.arange(20) / 100, {"brains": np.array([0.1, 0.5, 0.6, 0.7])}
+    found = trust.measure_foreign([(own, foreign, 0.15), (own, foreign, 0.55)])
+    assert found["own images within the limit"] == pytest.approx((16 + 20) / 40)
+    # of 80 pairs those are told in which the foreign image has the larger score; 0.1 is above 10 of 20 and equals one
+    assert found["brains: AUROC"] == pytest.approx((60 + 10.5) / 80)
+    assert found["brains: accepted at 95% of the own"] == 0.25
+    assert found["brains: within the limit"] == pytest.approx((0.25 + 0.5) / 2)
+
+
+def test_images_of_fine_tuned_models_are_links_in_their_places(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    paths = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
+    trust_fine_tuned.link(paths, ["train/normal", "valid/normal"], tmp_path / "data")
+    found = {path.relative_to(tmp_path / "data").as_posix(): path.read_bytes() for path in tmp_path.glob("data/*/*/*")}
+    assert found == {"train/normal/00000.png": b"a.png", "valid/normal/00001.jpg": b"b.jpg"}
+
+
+def fine_tuned(*, num_epochs: int, note: str, has_truth: list[bool] | None) -> trust_fine_tuned.Held:
+    probs_BK = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+    return trust_fine_tuned.Held(
+        labels=np.array([0, 1, 1, 0]),
+        groups=np.array(["a", "b", "b", "c"]),
+        probs_BK=probs_BK,
+        is_accepted=np.array([True, True, False, True]),
+        has_truth=None if has_truth is None else np.array(has_truth),
+        ood_scores=np.array([0.1, 0.2, 0.3, 0.4]),
+        foreign_scores={"noise": np.array([0.9])},
+        max_ood_score=0.35,
+        about={"calibration": {"ece_before": 0.2, "ece": 0.1}, "referral": {"note": note}},
+        num_epochs=num_epochs,
+    )
+
+
+def test_fine_tuned_models_are_measured_on_what_they_were_not_trained_on():
+    tuned = fine_tuned(num_epochs=3, note="", has_truth=[True, True, False, True])
+    probe = fine_tuned(num_epochs=0, note="No threshold.", has_truth=None)
+    settings = trust_fine_tuned.Settings(run="", weights="", max_error=0.2)
+    found = trust_fine_tuned.measure([tuned, probe], settings)
+    assert found["models that were fine-tuned, not probes"] == 1
+    assert found["models with a threshold for --max-error 0.2"] == 1
+    accuracy, wrong = found["accuracy"], found["wrong among them"]
+    assert isinstance(accuracy, Interval)
+    assert isinstance(wrong, Interval)
+    assert (accuracy.value, wrong.value) == (0.75, 0)
+    assert found["share accepted, by all models"] == 0.75
+    # confidences 0.9, 0.8, 0.6 and 0.7, each in a bin of its own, twice; the third is wrong
+    ece = found["ECE after it, on the held-out images"]
+    assert ece == pytest.approx((0.1 + 0.2 + 0.6 + 0.3) / 4)
+    covered = found["sets with the true class, by group"]
+    assert isinstance(covered, Interval)
+    assert covered.value == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["noise: AUROC"] == 1
 
 
 def test_the_mean_over_groups_counts_a_group_once():

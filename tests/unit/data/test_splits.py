@@ -1,5 +1,6 @@
 """Groups of images that are not independent, and those that a model knows from its training."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -63,7 +64,7 @@ def test_neighbours_of_named_patients_are_not_joined():
     ("sizes", "is_joined"),
     [
         ([2] * 5, True),
-        ([2] * 4, False),  # too few groups for five folds
+        ([5, 5], True),  # exactly half of the class
         ([5, 1, 1, 1, 2], True),
         ([6, 1, 1, 1, 1], False),  # more than half of the class
     ],
@@ -117,14 +118,41 @@ def test_a_series_that_a_given_split_parts_is_moved_only_if_others_do_not_suffic
     assert all(int(each[1:]) >= 10 for each in moved)
 
 
+def test_a_series_of_more_than_half_of_a_class_is_named_with_its_class():
+    table = with_series(unnamed(*((label, None) for label in "aaaabbb")), ["1", "1", "1", "2", "3", "4", None])
+    assert splits.long_series(table) == {"1": "a"}
+    named = with_series(make_table(*(("a", "train", "p1") for _ in range(4))), ["1", "1", "1", "2"])
+    assert splits.long_series(named) == {}  # their patients are named
+    assert splits.long_series(unnamed(("a", None))) == {}  # series were not looked for
+
+
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("num_singles", [4, 30])
+@pytest.mark.parametrize("num_singles", [60, 80])
 def test_a_long_series_does_not_take_the_training_images(seed: int, num_singles: int):
     series = [f"{label}{max(0, number - 39)}" for label in "ab" for number in range(40 + num_singles)]
     cut = splits.assign_splits(with_series(unnamed(*((each[0], None) for each in series)), series), seed=seed)
     for label in "ab":
-        of_label = [split for each, split in zip(series, cut["split"].to_pylist(), strict=True) if each[0] == label]
-        assert of_label.count("train") >= len(of_label) / 2
+        found = [
+            (each, split) for each, split in zip(series, cut["split"].to_pylist(), strict=True) if each[0] == label
+        ]
+        split_of = dict(found)
+        assert len({*found}) == len(split_of) == num_singles + 1  # the series is whole
+        shares = {split: [each for _, each in found].count(split) / len(found) for split in manifest.SPLITS}
+        assert shares == pytest.approx({"train": 0.7, "valid": 0.15, "test": 0.15}, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_large_patient_is_not_left_alone_in_train(seed: int):
+    """Class a has a patient with 60 images, and of two and of one image six each; class b ten patients."""
+    sizes = {"a": [60, *[2] * 6, *[1] * 6], "b": [3] * 10}
+    rows = [
+        (label, None, f"{label}{place}") for label, of in sizes.items() for place, n in enumerate(of) for _ in range(n)
+    ]
+    cut = splits.assign_splits(make_table(*rows), seed=seed)
+    found = set(zip(cut["group_id"].to_pylist(), cut["split"].to_pylist(), strict=True))
+    patients = Counter(split for patient, split in found if patient[0] == "a")
+    assert patients == {"train": 5, "test": 4, "valid": 4}
+    assert ("a0", "train") in found
 
 
 def test_what_a_model_knows_before_it_is_measured():

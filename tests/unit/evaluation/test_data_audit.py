@@ -10,7 +10,7 @@ import pytest
 from tlray.data import splits
 from tlray.data.listing import list_images
 from tlray.evaluation import data_audit
-from tlray.evaluation.data_audit import AuditResult, fix
+from tlray.evaluation.data_audit import AuditResult, fix, fix_warnings
 from tlray.trust.copies import Copies
 
 
@@ -91,6 +91,45 @@ def test_a_labelled_image_without_a_split_is_one_of_train_where_there_are_splits
     # Without any split, training cuts them, and the groups suffice.
     without = images.set_column(images.column_names.index("split"), "split", pa.nulls(4, pa.string()))
     assert [row["split"] for row in fix(without, copies(4, copied=[(0, 1)])).to_pylist()] == [None] * 4
+
+
+def slices(*rows: tuple[str, str, str]) -> pa.Table:
+    """A manifest of slices of (label, split, series) whose patients are not named."""
+    places = [str(place) for place in range(len(rows))]
+    labels, in_split, series = zip(*rows, strict=True)
+    found = table(
+        *((each, label, split, each, each) for each, label, split in zip(places, labels, in_split, strict=True))
+    )
+    return found.append_column(splits.SERIES, pa.array(series, pa.string()))
+
+
+def test_a_series_in_several_splits_goes_to_train():
+    images = slices(
+        ("a", "train", "1"), ("a", "test", "1"), ("a", "test", "2"), ("a", "valid", "3"), ("b", "test", "4")
+    )
+    found = fix(images, copies(5))
+    assert found["split"].to_pylist() == ["train", "train", "test", "valid", "test"]
+    assert found["group_id"].to_pylist() == ["0", "0", "2", "3", "4"]
+    assert fix_warnings(images, found) == ()
+
+
+def test_slices_that_all_look_alike_keep_the_given_splits():
+    images = slices(*(("ab"[place % 2], split, "1") for place, split in enumerate([*["train"] * 6, "valid", "test"])))
+    found = fix(images, copies(8))
+    assert found["split"].to_pylist() == images["split"].to_pylist()
+    assert found["group_id"].to_pylist() == images["image_id"].to_pylist()
+
+
+def test_a_split_or_class_that_is_gone_is_named():
+    images = slices(
+        *(("a", split, f"a{place % 4}") for place, split in enumerate([*["train"] * 4, *["test"] * 4])),
+        *(("b", split, f"b{place}") for place, split in enumerate([*["train"] * 4, *["test"] * 4])),
+    )
+    (class_gone,) = fix_warnings(images, fix(images, copies(16)))
+    assert class_gone.startswith("fixed.csv has no image of 'a' in the split test any more")
+    only_a = images.slice(0, 8)
+    (split_gone,) = fix_warnings(only_a, fix(only_a, copies(8)))
+    assert split_gone.startswith("fixed.csv has no labelled image in test any more")
 
 
 @pytest.mark.parametrize(

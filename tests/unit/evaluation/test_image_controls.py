@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ LISTED = make_table(*(("ab"[number % 2], "test", f"p{number}") for number in ran
 IMAGE_IDS, LABELS = manifest.column_lists(LISTED, "image_id", "label")
 IS_B = np.array(LABELS) == "b"
 WITHOUT_LEAKS = dataclasses.replace(SPEC, leaks=())
+ALONE = {image_id: image_id for image_id in IMAGE_IDS}
 PLACES_BC = np.random.default_rng(0).normal(size=(NUM_IMAGES, 4))
 
 
@@ -64,13 +65,18 @@ def kept_like(labels: Sequence[int]) -> KeptImages:
 
 
 def found(
-    seen: pa.Table, *, leaked: frozenset[str] | None = None, kept: KeptImages | None = None, is_own: bool = False
+    seen: pa.Table,
+    *,
+    leaked: frozenset[str] | None = None,
+    kept: KeptImages | None = None,
+    is_own: bool = False,
+    group_of: Mapping[str, str] = ALONE,
 ) -> dict[str, Any]:
     return image_controls.find(
         chosen(trained_on(LISTED) if is_own else SPEC, LISTED, "test"),
         seen,
         predicted_of(LISTED, PLACES_BC),
-        Relations(group_of={image_id: image_id for image_id in IMAGE_IDS}, leaked=leaked, findings={}),
+        Relations(group_of=group_of, fold_group_of=ALONE, leaked=leaked, findings={}),
         kept=kept,
         classes=CLASSES,
         split="test",
@@ -114,6 +120,14 @@ def test_a_shortcut_planted_in_other_data_is_the_first_warning():
         "A random forest that sees only how the files were made, trained and tested on different parts of these "
         f"images, is right in {100 * control['accuracy']:.1f} % (95 % interval" in text
     )
+
+
+def test_a_class_that_is_one_series_is_searched_all_the_same():
+    """All slices of class b look alike. They count as one patient in intervals, but are divided where they must be."""
+    in_series = {image_id: "b" if is_b else image_id for image_id, is_b in zip(IMAGE_IDS, IS_B.tolist(), strict=True)}
+    here = found(seen_of(brighter=8), group_of=in_series)
+    assert [shortcut["family"] for shortcut in here["shortcuts"]["found"]] == ["corners"]
+    assert here["traits_control"]["is_above_chance"]
 
 
 def test_where_nothing_speaks_against_figures_of_other_data_the_controls_are_told():

@@ -691,13 +691,29 @@ def test_a_calibration_is_told_with_its_intervals():
     )
 
 
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"long_series": {"num_images": 0, "classes": []}}, "its patient, its copies and its neighbouring slices."),
+        (
+            {"long_series": {"num_images": 9, "classes": ["a"]}},
+            "its patient and its copies, but perhaps with neighbouring slices.",
+        ),
+        ({}, "its patient and its copies, but perhaps with neighbouring slices."),  # by an earlier version
+    ],
+)
+def test_the_report_says_whether_neighbouring_slices_were_held_out_together(found, text):
+    assert FULL.audit is not None
+    _, page = render(dataclasses.replace(FULL, audit={**FULL.audit, **found}, history=None, cross_validation=VALID))
+    assert f"predicted by a probe that was fitted without it, {text}" in page.text
+
+
 @pytest.mark.parametrize(("losses", "is_tuned"), [([1.0, 0.5], True), ([0.5, 1.0], False), ([], False)])
 def test_that_cross_validation_leaves_out_fine_tuning_is_said_only_of_a_fine_tuned_model(losses, is_tuned):
     history = [HISTORY[0] | {"epoch": epoch, "valid_loss": loss} for epoch, loss in enumerate(losses)]
     _, page = render(dataclasses.replace(FULL, history=history, cross_validation=VALID))
     assert "Cross-validation: linear probes on the training and validation images" in page.text
     assert ("does not tell what fine-tuning adds" in page.text) is is_tuned
-    assert "fitted without it, its patient, its copies and its neighbouring slices." in page.text
 
 
 def test_shortcuts_are_a_sentence_and_a_table():

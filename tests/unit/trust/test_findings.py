@@ -60,6 +60,13 @@ def test_a_leak_is_told_with_its_interval():
     assert findings.leak_warnings({"permuted_control": control | {"is_above_chance": False}}) == []
 
 
+def test_series_that_are_divided_are_told_with_their_class():
+    (text,) = findings.leak_warnings({"long_series": {"num_images": 30, "classes": ["b"]}})
+    assert text.startswith("30 images look like neighbouring slices of one series")
+    assert "('b')" in text
+    assert findings.leak_warnings({"long_series": {"num_images": 0, "classes": []}}) == []
+
+
 def test_every_family_has_a_name():
     for family in (*traits.FAMILIES, shortcuts.ALL):
         if family not in traits.ANATOMICAL:
@@ -124,6 +131,71 @@ def test_what_tells_the_splits_is_a_line_only_if_the_data_gives_several(told, ro
 
 def one_by_one(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     return [function() for function in functions]
+
+
+SLICES_EACH = 10
+
+
+def find_in_series(seed: int, *, per_class: int, long: bool = False) -> dict[str, Any]:
+    """Returns the findings of slices with unnamed patients, whose traits and features tell their series only.
+
+    Args:
+        seed: Seed of all that is drawn, a given test split of a third of the slices among it.
+        per_class: Number of series of each of two classes, of `SLICES_EACH` slices each.
+        long: Class b is one series.
+    """
+    rng = np.random.default_rng(seed)
+    num_series = 2 * per_class
+    series = np.repeat(np.arange(num_series), SLICES_EACH)
+    is_b = series >= per_class
+    ids = [f"{number:03}" for number in range(len(series))]
+    named = np.where(is_b & long, per_class, series)
+    first = [ids[int(np.argmax(named == each))] for each in named]
+    listed = pa.table(
+        {
+            "image_id": ids,
+            "group_id": ids,
+            splits.PICTURE: ids,
+            splits.SERIES: first,
+            "label": np.where(is_b, "b", "a"),
+            "split": np.where(rng.random(len(ids)) < 1 / 3, "test", "train"),
+            "error_code": pa.nulls(len(ids), pa.string()),
+        }
+    )
+    of_series, noise = rng.normal(size=(num_series, 40)), rng.normal(size=(len(ids), 40))
+    features = of_series[series] + 0.05 * noise
+    names = [name for name in traits.SCHEMA.names if name not in traits.CATEGORIES]
+    columns = {name: features[:, place % 40] for place, name in enumerate(names)}
+    columns |= {name: ["PNG" if name == "format" else "L"] * len(ids) for name in traits.CATEGORIES}
+    same = SimpleNamespace(series_of=np.array([ids.index(each) for each in first]))
+    seen: Any = SimpleNamespace(table=listed, traits=pa.table(columns), copies=same)
+    return findings.find(listed, seen, features.astype(np.float16), seed=seed, call=one_by_one)
+
+
+@pytest.fixture
+def _without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "describe", lambda *_: {})
+    monkeypatch.setattr(shortcuts, "NUM_TREES", 20)
+
+
+@pytest.mark.usefixtures("_without_copies")
+@pytest.mark.parametrize("seed", range(2))
+def test_few_series_are_no_shortcut_and_hide_no_leak(seed: int):
+    """Four series of each class, parted by the given test split: only who knows a series knows its label."""
+    found = find_in_series(seed, per_class=4)
+    assert found["shortcuts"]["found"] == []
+    assert found["shortcuts"]["num_groups"] == 8
+    assert found["permuted_control"]["is_above_chance"]
+    assert found["permuted_control"]["accuracy"] > 0.9
+    assert found["long_series"] == {"num_images": 0, "classes": []}
+
+
+@pytest.mark.usefixtures("_without_copies")
+def test_a_class_of_one_series_is_named_and_tested_all_the_same():
+    found = find_in_series(0, per_class=4, long=True)
+    assert found["long_series"] == {"num_images": 40, "classes": ["b"]}
+    assert found["shortcuts"]["num_folds"] > 0
+    assert findings.leak_warnings(found)[-1].startswith("40 images look like")
 
 
 @pytest.mark.parametrize(
