@@ -24,15 +24,16 @@ copies and neighbouring slices that an image is connected with."""
 
 MAX_SERIES_SHARE = 0.5
 """Largest share of the images of a class that a series may have and be kept together in a division. Where all slices
-look alike, neighbours of neighbours can be of many patients. Without longer ones, each class has two groups at least."""
+look alike, neighbours of neighbours can be of many patients. Without longer series each class has two groups at least.
+"""
 
 LARGE = 2
 """A group that has more than this many times the images that are wanted for a split, and as many times those of a mean
 group, is moved only if the others do not suffice."""
 
 MAX_MOVED = 2
-"""A split takes at most this many times its fraction of the groups of a label that are not `LARGE`. Otherwise the images
-of one large group, which stay in train, would make all the others go."""
+"""A split takes at most this many times its fraction of the groups of a label that are not `LARGE`. Otherwise the large
+groups, which stay in train, would make all the others go."""
 
 
 def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.Table:
@@ -41,11 +42,12 @@ def assign_splits(table: pa.Table, *, seed: int, fraction: float = 0.15) -> pa.T
     A split is missing if it has no labelled image. Given splits are kept, and a labelled image without one gets train.
     For each label its groups, sorted by the sha256 of `SEED:GROUP_ID`, go first to test and then to valid, each until
     it has `fraction` of the label's images in train and at least one group, see `MAX_MOVED`. `LARGE` groups, and series
-    that a given valid or test split parts, come last. A group with a patient or picture in a given valid or test split is never
-    moved. A group with several labels counts for its most common one (if equal, the first by name). Every label keeps a
-    training group; if both splits are missing and a label has two groups, valid gets one and test none. Unlabelled rows
-    in train follow their group; those without a split keep none. Groups that share a picture or a series count as one,
-    because they would leak from train to test otherwise; see `dividing_groups`. The order of rows makes no difference.
+    that a given valid or test split parts, come last. A group with a patient or picture in a given valid or test split
+    is never moved. A group with several labels counts for its most common one (if equal, the first by name). Every
+    label keeps a training group; if both splits are missing and a label has two groups, valid gets one and test none.
+    Unlabelled rows in train follow their group; those without a split keep none. Groups that share a picture or a
+    series count as one, because they would leak from train to test otherwise; see `dividing_groups`. The order of rows
+    makes no difference.
 
     Args:
         table: A manifest with unified classes.

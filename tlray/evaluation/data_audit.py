@@ -155,9 +155,9 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """Returns a manifest without what makes a result too good.
 
     Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, their
-    neighbouring slices (see `splits.dividing_groups`), and their patients become one group. A group with labelled images in several splits goes to
-    train, so that the other splits have only images that the training does not know. As in a training, a labelled image
-    without a split counts as one of train if any image has a split.
+    neighbouring slices (see `splits.dividing_groups`), and their patients become one group. A group with labelled
+    images in several splits goes to train, so that the other splits have only images that the training does not know.
+    As in a training, a labelled image without a split counts as one of train if any image has a split.
 
     Args:
         readable: A manifest of images that can be read, with `splits.PICTURE`.

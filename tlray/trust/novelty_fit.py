@@ -73,8 +73,8 @@ def fit(
     num_groups = len(np.unique(numbers))
     if num_groups < MIN_GROUPS:
         raise DataError(
-            f"A novelty score needs training images of {MIN_GROUPS} groups (patients), and there are {num_groups}. "
-            "Add images."
+            f"A novelty score needs training images of {MIN_GROUPS} groups, and there are {num_groups}: patients, or, "
+            "where these are not named, pictures and series of neighbouring slices. Add patients, or name them."
         )
     rows = _sample(numbers, np.random.default_rng(seed))
     normalized_BD, numbers = normalized(features_BD[rows]), numbers[rows]

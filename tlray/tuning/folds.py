@@ -24,8 +24,8 @@ def check_num_groups(num_groups: int, *, num_folds: int) -> None:
     """
     if num_groups < num_folds:
         raise DataError(
-            f"A class has images of only {num_groups} patients (or single images), too few for --num-folds "
-            f"{num_folds}. Add patients, or lower --num-folds."
+            f"A class has images of only {num_groups} patients (or single images, or series of neighbouring slices), "
+            f"too few for --num-folds {num_folds}. Add patients, or lower --num-folds."
         )
 
 
