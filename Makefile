@@ -72,6 +72,7 @@ bench: setup
 	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/scoring.py --data $(DATA) --bundle $(BUNDLE)
 	$(BIN)/python benchmarks/serving.py --data $(DATA) --bundle $(BUNDLE)
+	$(BIN)/python benchmarks/serving_turns.py --data $(DATA) --bundle $(BUNDLE)
 
 FOREIGN := runs/foreign
 bench-trust: setup
@@ -85,6 +86,7 @@ bench-trust: setup
 	$(BIN)/tlray features --data $(FOREIGN)/images --weights $(WEIGHTS) --out $(FOREIGN)/features --overwrite
 	$(BIN)/python benchmarks/trust.py --run $(RUN) --foreign $(FOREIGN)/features
 	$(BIN)/python benchmarks/trust_fine_tuned.py --run $(RUN) --weights $(WEIGHTS) --foreign $(FOREIGN)/images
+	$(BIN)/python benchmarks/suggest_gain.py --run $(RUN)
 	$(BIN)/python benchmarks/by_source.py --run $(RUN) --out benchmarks/results
 	$(BIN)/python benchmarks/score_cost.py --bundle $(RUN)/bundle --data $(DATA)
 
