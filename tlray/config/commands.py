@@ -27,7 +27,7 @@ class AuditConfig:
     """The output directory for audit.json, report.html and manifest.parquet; a path or URI."""
     fix: bool = False
     """Also write fixed.csv, a manifest for --data: without images that cannot be read and pictures with conflicting
-    labels, copies in one group, and groups that are in several splits in train."""
+    labels, copies and neighbouring slices in one group, and groups that are in several splits in train."""
     weights: str | None = None
     """Weights of a network whose features find more copies and labels that are likely wrong (suspect_labels.csv), and
     tell what a look-up of the most similar training image is worth: 'imagenet' (downloaded), a Keras weights file, or a

@@ -33,7 +33,8 @@ from tlray.training.model import Untrained
 from tlray.trust import novelty_fit
 
 GROUP, IS_NEW = "group", "is_new"
-"""Names of columns: the group of an image (`splits.image_groups`), and whether it is new to the model."""
+"""Names of columns: the group of an image (see `tlray.data.splits.independent_groups`), and whether it is new to the
+model."""
 
 MAX_DIFFERENCE = 0.02
 """Maximum difference between a probability of the exported model and the one computed from float16 features."""
