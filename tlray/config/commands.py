@@ -92,7 +92,8 @@ class VerifyConfig:
     It cannot tell whether the predictions are those of this model for these images: `tlray evaluate` can. Somebody who
     changes evidence.json too can hide a change: keep the sha256 of that file, which is shown, in another place.
 
-    Exit codes: 0 everything is as the run says, 1 something is not and is named, 2 there is no finished training run.
+    Exit codes: 0 everything is as the run says, 1 something is not and is named, 2 there is no finished training run,
+    evidence.json is damaged, or a file cannot be used though its checksum is right.
     """
 
     run: str
