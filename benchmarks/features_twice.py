@@ -77,6 +77,7 @@ def run(data: str, weights: str, out: Path, cache: Path) -> Run:
             time.sleep(SAMPLE_S)
     finally:
         process.terminate()  # does nothing if it has ended
+        process.wait()
     wall_s = time.monotonic() - start_s
     if process.returncode:
         sys.exit(f"tlray features failed with exit code {process.returncode}.")

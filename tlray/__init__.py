@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlray.evaluation.compare import CompareResult, compare
     from tlray.evaluation.data_audit import AuditResult, audit_images
     from tlray.evaluation.evaluate import EvaluateResult, evaluate
-    from tlray.evaluation.evidence import VerifyResult, verify
+    from tlray.evaluation.verification import VerifyResult, verify
     from tlray.features.update import FeaturesResult, extract_features
     from tlray.inference.predictor import Predictor
     from tlray.inference.score import ScoreResult, score
@@ -83,7 +83,7 @@ _MODULES = {
     "tlray.evaluation.compare": ("CompareResult", "compare"),
     "tlray.evaluation.data_audit": ("AuditResult", "audit_images"),
     "tlray.evaluation.evaluate": ("EvaluateResult", "evaluate"),
-    "tlray.evaluation.evidence": ("VerifyResult", "verify"),
+    "tlray.evaluation.verification": ("VerifyResult", "verify"),
     "tlray.features.update": ("FeaturesResult", "extract_features"),
     "tlray.inference.predictor": ("Predictor",),
     "tlray.inference.score": ("ScoreResult", "score"),

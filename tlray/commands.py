@@ -122,7 +122,7 @@ def _verify(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):  # `tlray verify RUN`
         arguments = ["--run", *arguments]
     config = _parse(VerifyConfig, "verify", arguments)
-    from tlray.evaluation.evidence import verify  # noqa: PLC0415
+    from tlray.evaluation.verification import verify  # noqa: PLC0415
 
     result = verify(config)
     _show("Verified" if result.is_right else "Changed", result.rows(), quiet=config.quiet)

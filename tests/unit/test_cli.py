@@ -41,7 +41,7 @@ from tlray.errors import BundleError, ConfigError, DataError, ImageError, ImageE
 from tlray.evaluation.checks import Check
 from tlray.evaluation.compare import CompareResult
 from tlray.evaluation.data_audit import AuditResult
-from tlray.evaluation.evidence import VerifyResult
+from tlray.evaluation.verification import VerifyResult
 from tlray.files import storage
 from tlray.inference.suggest import SuggestResult
 
@@ -135,7 +135,7 @@ def called(monkeypatch):
                 "reference_metrics": metrics | {"accuracy": 0.75, "per_class": {"a": other_recall, "b": {}}},
             },
         ),
-        ("evaluation.evidence", "verify"): VerifyResult(
+        ("evaluation.verification", "verify"): VerifyResult(
             checks=(Check(name="the run", is_right=True),),
             num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64,
         ),
@@ -607,11 +607,11 @@ def test_the_gravest_warning_comes_before_the_figures(monkeypatch, capsys):
 
 def test_a_run_that_is_not_as_it_says_is_a_failure(monkeypatch, capsys):
     check = Check(name="test.accuracy", is_right=False, detail="metrics.json says 0.9, and it is 0.8.")
-    stand_in = ModuleType("tlray.evaluation.evidence")
+    stand_in = ModuleType("tlray.evaluation.verification")
     stand_in.__dict__["verify"] = lambda _: VerifyResult(
         checks=(check,), num_files=9, num_images=22, num_figures=81, evidence_sha256="5" * 64
     )
-    monkeypatch.setitem(sys.modules, "tlray.evaluation.evidence", stand_in)
+    monkeypatch.setitem(sys.modules, "tlray.evaluation.verification", stand_in)
     assert tlray("verify runs/a") == 1
     shown = capsys.readouterr()
     assert re.search(r"test.accuracy\W+metrics.json says 0.9, and it is 0.8.", shown.out)

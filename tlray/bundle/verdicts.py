@@ -164,13 +164,21 @@ def _controls(measured: Measured) -> Verdict | None:
     return Verdict(question="Does it need the anatomy?", answer=" ".join(sentences), is_warning=is_warning)
 
 
+def traits_control(measured: Measured) -> Mapping[str, Any] | None:
+    """Returns the control on traits of the files that the model can be compared with: one on the measured split.
+
+    Returns:
+        See `tlray.trust.findings.find`; None if there is no such control, or it was measured on another split.
+    """
+    found = measured.data.get("controls", {}).get("traits_control")
+    return found if found and found["split"] == measured.split else None
+
+
 def _files_do_as_well(measured: Measured) -> bool:
     """Tells whether the traits of the files predict the classes as well as the model may, within its interval."""
-    traits = measured.data.get("controls", {}).get("traits_control")
+    traits = traits_control(measured)
     low, _ = measured.new.get("accuracy_ci95") or (1.0, 1.0)
-    return bool(
-        traits and traits["is_above_chance"] and traits["split"] == measured.split and traits["accuracy"] >= low
-    )
+    return bool(traits and traits["is_above_chance"] and traits["accuracy"] >= low)
 
 
 def _calibration(measured: Measured) -> Verdict | None:

@@ -27,7 +27,7 @@ class AuditConfig:
     """The output directory for audit.json, report.html and manifest.parquet; a path or URI."""
     fix: bool = False
     """Also write fixed.csv, a manifest for --data: without images that cannot be read and pictures with conflicting
-    labels, copies in one group, and groups that are in several splits in train."""
+    labels, copies and neighbouring slices in one group, and groups that are in several splits in train."""
     weights: str | None = None
     """Weights of a network whose features find more copies and labels that are likely wrong (suspect_labels.csv), and
     tell what a look-up of the most similar training image is worth: 'imagenet' (downloaded), a Keras weights file, or a
@@ -92,7 +92,8 @@ class VerifyConfig:
     It cannot tell whether the predictions are those of this model for these images: `tlray evaluate` can. Somebody who
     changes evidence.json too can hide a change: keep the sha256 of that file, which is shown, in another place.
 
-    Exit codes: 0 everything is as the run says, 1 something is not and is named, 2 there is no finished training run.
+    Exit codes: 0 everything is as the run says, 1 something is not and is named, 2 there is no finished training run,
+    evidence.json is damaged, or a file cannot be used though its checksum is right.
     """
 
     run: str

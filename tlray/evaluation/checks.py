@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    if isinstance(value, float) and isinstance(other, int | float):
+    if isinstance(value, float) and isinstance(other, int | float) and abs(other) <= sys.float_info.max:
         return math.isclose(value, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return value == other
 

@@ -50,7 +50,8 @@ def find(
     if images.is_own:
         return {}
     scored = predicted.filter(pc.field("confidence").is_valid())["image_id"].combine_chunks()
-    rows = seen.filter(pc.field("error_code").is_null() & pc.field("image_id").isin(scored))
+    slim = seen.drop_columns(["thumbnail"])  # memory
+    rows = slim.filter(pc.field("error_code").is_null() & pc.field("image_id").isin(scored))
     image_ids, known = rows["image_id"].to_pylist(), related.leaked or frozenset()
     return elsewhere.find(
         looks.traits_of(rows),

@@ -146,6 +146,7 @@ def measure(predicted: pa.Table, images: Dataset, classes: tuple[str, ...]) -> d
     Raises:
         KeyError: A column is missing.
         DataError: Probabilities are not finite, or not in [0, 1].
+        TypeError: They are no numbers.
     """
     group_of = images.group_of
     parts: dict[str, tuple[Predicted, np.ndarray]] = {}

@@ -19,6 +19,11 @@ def measure_again(predicted: pa.Table, images: Dataset, spec: BundleSpec) -> dic
         predicted: The table of `evidence.EVALUATED`.
         images: The images of the run.
         spec: Description of its bundle.
+
+    Raises:
+        KeyError: A column is missing.
+        DataError: Probabilities are not finite, or not in [0, 1].
+        TypeError: Probabilities or scores are no numbers.
     """
     group_of, leaked = images.group_of, images.leaked
     image_ids, labels = predicted["image_id"].to_pylist(), predicted["label"].to_pylist()

@@ -147,6 +147,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         errors=audit.get("errors"),
         headline=headline,
         verdicts=answers,
+        is_compared_with_files=measured is not None and verdicts.traits_control(measured) is not None,
         lowest=None if measured is None else verdicts.lowest_sensitivity(measured.new),
         even_log_loss=None if measured is None else math.log(len(measured.metrics["classes"])),
         limits=[] if measured is None else verdicts.limits(measured),

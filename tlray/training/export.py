@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from tlray.training.model import Untrained
 from tlray.trust import novelty_fit
 
 GROUP, IS_NEW = "group", "is_new"
-"""Names of columns: the group of an image (`splits.image_groups`), and whether it is new to the model."""
+"""Names of columns: the group of an image (see `tlray.data.splits.independent_groups`), and whether it is new to the
+model."""
 
 MAX_DIFFERENCE = 0.02
 """Maximum difference between a probability of the exported model and the one computed from float16 features."""
@@ -140,7 +141,7 @@ def export(
     elif trained.probe is not None:
         models.set_linear_head(tail, **trained.probe.arrays())
     if cache is None:
-        found = logits.of_images(trunk.as_function(trunk.with_features(classifier)), tables, pixels)
+        found = _outputs_again(trunk.as_function(trunk.with_features(classifier)), tables, pixels)
     else:
         found = logits.of_features(trunk.with_features(tail), tables, cache)
     unseen = trained.out_of_fold or _unseen(found.get("valid"), tables, wanted)
@@ -209,6 +210,17 @@ def _convert(
     images = read_some(calibration, pixels, max_images=quantization.MAX_IMAGES)
     added, more = converted.try_int8(artifact, [*images.values()])
     return directories | added, (*notes, *more)
+
+
+def _outputs_again(
+    run: Callable[[np.ndarray], list[Any]], tables: Mapping[str, pa.Table], pixels: Pixels
+) -> dict[str, Outputs]:
+    """Returns a model's outputs for some training and validation images; see `logits.of_images`.
+
+    The validation images are drawn among those that are new to the model, as the others are of no use.
+    """
+    rows_of = {"valid": np.flatnonzero(tables["valid"][IS_NEW].to_numpy())} if "valid" in tables else None
+    return logits.of_images(run, tables, pixels, rows_of=rows_of)
 
 
 def _unseen(found: Outputs | None, tables: Mapping[str, pa.Table], wanted: Wanted) -> Unseen | None:

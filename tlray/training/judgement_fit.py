@@ -48,7 +48,8 @@ class Unseen:
         logits_BK: Its logits, floating point [images, K].
         image_ids: The id of each image.
         labels: True classes, int [images].
-        groups: Group of each image, str [images], see `splits.image_groups`.
+        groups: Group of each image, str [images]: its patient, joined with those who have a copy or a neighbouring
+            slice of one of its images; see `tlray.data.splits.independent_groups`.
         assumed_shares: Class shares that the logits assume, float [K].
         origin: Which images these are, and which model said it, for people.
     """

@@ -67,6 +67,7 @@ def of_images(
     tables: Mapping[str, pa.Table],
     pixels: Pixels,
     *,
+    rows_of: Mapping[str, np.ndarray] | None = None,
     max_images: int = MAX_IMAGES_AGAIN,
 ) -> dict[str, Outputs]:
     """Returns a model's outputs for some training and validation images that can still be read, by split.
@@ -75,13 +76,17 @@ def of_images(
         run: The model, see `trunk.as_function`.
         tables: Split to the table of its images, with the column `class_index`.
         pixels: How files become pixels.
+        rows_of: Split to the rows of its table among which images are drawn, int [rows]. None, or no such split: all
+            its rows.
         max_images: Maximum number of images of each split; each class has its share.
     """
     found = {}
     for split in ("train", "valid"):
         if split not in tables:
             continue
-        rows = spread_by_class(tables[split]["class_index"].to_numpy(), max_images)
+        labels = tables[split]["class_index"].to_numpy()
+        rows = (rows_of or {}).get(split, np.arange(len(labels)))
+        rows = rows[spread_by_class(labels[rows], max_images)]
         places, outputs = [], []
         for start in range(0, len(rows), IMAGE_BATCH):  # read batch by batch, as all pixels may not fit into memory
             batch = rows[start : start + IMAGE_BATCH]

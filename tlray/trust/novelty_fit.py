@@ -57,8 +57,8 @@ def fit(
 
     Args:
         features_BD: Pooled features of the training images, floating point [images, features].
-        groups: The group of each image, such as its patient; copies of an image should be in one group, see
-            `splits.image_groups`.
+        groups: The group of each image, such as its patient; copies of an image, and neighbouring slices, should be in
+            one group, see `tlray.data.splits.independent_groups`.
         valid_BD: Features of validation images, floating point [images, features], of other patients than the training
             images and without copies of them; None or no row: only cross-validation sets the threshold.
         accepted: Share of new images of this kind to accept, in (0, 1).

@@ -161,8 +161,8 @@ def find(table: pa.Table, classes: Sequence[str], groups: Sequence[str], *, seed
     Args:
         table: The traits of the images, from `traits.to_table`.
         classes: The class of each image.
-        groups: The group of each image, such as its patient; copies of an image should be in one group, see
-            `splits.image_groups`.
+        groups: The group of each image, such as its patient; copies of an image, and neighbouring slices, should be in
+            one group, see `tlray.data.splits.dividing_groups`.
         seed: Seed of the folds, the forests, the permutations, and the sample if there are more than `MAX_IMAGES`.
 
     Raises:

@@ -1,8 +1,10 @@
 """What the benchmarks know of the processes that they start."""
 
 import os
+import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,24 @@ def test_running_tasks_do_not_count_the_one_that_asks(monkeypatch):
     monkeypatch.setattr(processes, "SAMPLES", 2)
     monkeypatch.setattr(processes.Path, "read_text", lambda _: next(texts))
     assert processes.num_running() == 1.5
+
+
+def test_a_run_of_features_that_is_interrupted_has_ended(monkeypatch, tmp_path):
+    started = []
+
+    def start(*_: Any, **__: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", WAITING], stdout=subprocess.DEVNULL))
+        return started[0]
+
+    def interrupt(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(features_twice.subprocess, "Popen", start)
+    monkeypatch.setattr(features_twice, "has_mapped", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        features_twice.run("data", "weights", tmp_path / "out", tmp_path / "cache")
+    assert started[0].returncode == -signal.SIGTERM
 
 
 def test_the_second_run_of_features_is_judged_by_whether_it_loads_tensorflow():

@@ -22,6 +22,7 @@ from tlray.evaluation.scope import Scope
 SHORTCUT = "Classes can be told without looking at the anatomy: the corners alone reach a balanced accuracy of 0.74."
 LEAK = "3 images are copies of one another."
 CONTROL = {"accuracy": 0.9, "chance": 0.25, "split": "test", "is_above_chance": True}
+NONE_TELLS = "No check in this report speaks against it, but none tells whether the model needs the anatomy."
 SEARCH = dataclasses.asdict(LeakSearch(among=NOTHING))
 
 
@@ -118,6 +119,17 @@ def test_controls_are_those_of_the_trainings_splits():
     assert told.warnings[:2] == (SHORTCUT, LEAK)
 
 
+@pytest.mark.parametrize("split", ["valid", "all"])
+def test_a_control_on_other_images_does_not_tell_whether_the_model_needs_the_anatomy(split):
+    """It was measured on the test images of the training, so the model is not compared with it."""
+    spec = dataclasses.replace(OWN, shortcuts=(), leaks=())
+    told, findings = evaluated(spec, chosen(spec, LISTED, split), split)
+    assert told.warnings == ()
+    text = shown(told, findings, split)
+    assert "is right in 90.0 % of the new test images" in text
+    assert NONE_TELLS in text
+
+
 def test_a_shortcut_of_the_training_images_is_a_doubt_about_the_model_on_other_images():
     images = chosen(OTHER, LISTED, "test")
     assert not images.is_own
@@ -142,8 +154,7 @@ def test_a_bundle_without_findings_adds_none():
         assert doubts.findings_of_training(spec, chosen(spec, LISTED, "test"), "test") == {}
     told, findings = evaluated(dataclasses.replace(SPEC, leaks=()), chosen(SPEC, LISTED, "test"))
     assert told == Doubts(shortcuts=(), leaks=(), warnings=())
-    alone = "No check in this report speaks against it, but none tells whether the model needs the anatomy."
-    assert alone in shown(told, findings)
+    assert NONE_TELLS in shown(told, findings)
 
 
 def test_files_that_cannot_be_used_are_told_before_what_other_images_had():

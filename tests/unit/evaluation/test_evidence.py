@@ -21,7 +21,7 @@ from tlray.config.commands import VerifyConfig
 from tlray.data import dataset, inspection, manifest, splits
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
-from tlray.evaluation import checks, evidence, out_of_fold
+from tlray.evaluation import checks, evidence, out_of_fold, verification
 from tlray.evaluation.measurement import headline, measure_probabilities, with_leak_free, with_subgroups
 from tlray.evaluation.metrics import evaluate_predictions
 from tlray.evaluation.out_of_fold import Predicted
@@ -149,8 +149,8 @@ def make_run(
     return out
 
 
-def verify(run: Path) -> evidence.VerifyResult:
-    return evidence.verify(VerifyConfig(run=str(run)))
+def verify(run: Path) -> verification.VerifyResult:
+    return verification.verify(VerifyConfig(run=str(run)))
 
 
 def test_an_untouched_run_is_right(run):
@@ -482,7 +482,7 @@ def test_another_origin_is_told(run, name):
 def test_a_run_without_origin_is_compared_with_its_bundle(tmp_path):
     """An earlier version made it."""
 
-    def make_old(where: Path, stored: Dataset | None = None) -> evidence.VerifyResult:
+    def make_old(where: Path, stored: Dataset | None = None) -> verification.VerifyResult:
         run = make_run(where, stored=stored)
         content = json.loads((run / "evidence.json").read_text())
         del content["origin"]

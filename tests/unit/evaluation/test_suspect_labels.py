@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.unit.data.test_manifest import make_table
-from tlray.data import looks
+from tests.unit.data.test_splits import with_series
+from tlray.data import looks, manifest
 from tlray.evaluation import suspect_labels
 from tlray.evaluation.suspect_labels import MAX_PICTURES
 
@@ -100,6 +101,21 @@ def test_copies_of_a_picture_are_held_out_together():
     checked = suspect_labels.check(table, features, memory_bytes=math.inf, seed=0)
     assert checked.suspects is not None
     assert {each["image_id"] for each in checked.suspects} == {f"{number:05}" for number in range(2 * NUM_SLICES)}
+
+
+def test_neighbouring_slices_are_held_out_together():
+    """Nobody names the patients. A probe that knows a series would know its labels, right or wrong."""
+    table, features = make_images()
+    names = table["image_id"].to_pylist()
+    unnamed = manifest.with_column(table, "group_id", names)
+    series = [names[number // NUM_SLICES * NUM_SLICES] for number in range(len(names))]
+    found, without = (
+        suspect_labels.check(each, features, memory_bytes=math.inf, seed=0).suspects
+        for each in (with_series(unnamed, series), unnamed)
+    )
+    assert found is not None
+    assert {each["image_id"] for each in found} == {f"{number:05}" for number in range(2 * NUM_SLICES)}
+    assert without == []
 
 
 def suspect(uri: str, **changed: str | None) -> dict[str, Any]:

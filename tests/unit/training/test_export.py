@@ -13,8 +13,8 @@ from PIL import Image
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
 from tlray.engines.kinds import EngineKind, Precision
-from tlray.training import export
-from tlray.training.judgement_fit import Judging
+from tlray.training import export, logits
+from tlray.training.judgement_fit import Judging, Wanted
 
 PIXELS = Pixels(size_px=8)
 
@@ -82,6 +82,21 @@ def test_where_features_and_model_differ_the_model_is_to_be_measured(uris, wrong
     assert (
         f"differ by up to {difference} from those of the stored features, so the metrics were measured with" in warning
     )
+
+
+def test_a_model_without_stored_features_is_calibrated_on_images_that_are_new_to_it(uris):
+    """Half of the validation images are known: of the others, as many as may be seen again are."""
+    num_images = 2 * logits.MAX_IMAGES_AGAIN
+    names, is_new = [f"{number:04d}" for number in range(num_images)], np.arange(num_images) % 4 < 2
+    columns = {"image_id": names, "uri": [uris[0]] * num_images, export.GROUP: names, export.IS_NEW: is_new}
+    table = pa.table(columns | {"class_index": pa.array([0, 1] * (num_images // 2), pa.int32())})
+    found = export._outputs_again(lambda images: [np.zeros((len(images), 2), np.float32)], {"valid": table}, PIXELS)
+    shares = np.array([0.5, 0.5])
+    wanted = Wanted(assumed_shares=shares, shares=shares, refer_below=None, max_error=0.05)
+    unseen = export._unseen(found["valid"], {"valid": table}, wanted)
+    assert unseen is not None
+    assert unseen.image_ids == [name for name, new in zip(names, is_new, strict=True) if new]
+    assert len(unseen.labels) == len(unseen.groups) == len(unseen.logits_BK) == 500
 
 
 def compared_of(is_fit: Mapping[Precision, bool]) -> Any:

@@ -43,5 +43,15 @@ def test_of_many_images_each_class_has_its_share(table):
     assert found.logits_BK[:, 0].tolist() == found.places.tolist()
 
 
+def test_images_are_drawn_among_the_rows_that_are_given(table):
+    """The limit counts these ten alone, the first of which cannot be read."""
+    rows = np.arange(0, NUM_IMAGES, NUM_IMAGES // 10)[:10]
+    found = logits.of_images(run, {"valid": table}, Pixels(size_px=8), rows_of={"valid": rows}, max_images=10)["valid"]
+    assert found.places.tolist() == [place for place in rows.tolist() if place not in UNREADABLE]
+    assert found.logits_BK[:, 0].tolist() == found.places.tolist()
+    nothing = logits.of_images(run, {"valid": table}, Pixels(size_px=8), rows_of={"valid": rows[:0]})
+    assert nothing == {}
+
+
 def test_a_split_without_a_readable_image_has_no_outputs(table):
     assert logits.of_images(run, {"valid": table.take([*UNREADABLE])}, Pixels(size_px=8)) == {}
