@@ -22,9 +22,8 @@ FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 MIN_SPEEDUP = 1.25
 """Ratio of measured speeds from which a precision is taken in place of one that stands before it in `FASTEST_FIRST`.
 
-Below it the difference may be noise: precisions are measured one after another, a few seconds each, and what else runs
-on the machine slows one of them. InceptionV3 in bfloat16 had 152 images/s alone and 121 beside another process, see
-`openvino_engine.IMAGES_PER_THREAD`.
+Below it the difference may be noise: the precisions are measured in turns, for about a second together, and what else
+runs on the machine may slow one more than another.
 """
 
 FLAG = "--precision"
