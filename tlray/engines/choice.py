@@ -186,10 +186,7 @@ def load(
 def _load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None, use_gpu: bool, batch_size: int) -> Engine:
     try:
         if kind.engine == "openvino":
-            files = converted.directory(bundle, kind.precision)
-            return openvino_engine.OpenVinoEngine(
-                files, precision=kind.precision, num_threads=num_threads, batch_size=batch_size
-            )
+            return converted.load(bundle, kind.precision, num_threads=num_threads, batch_size=batch_size)
         from tlray.engines import tensorflow_engine  # noqa: PLC0415 (TensorFlow only where it predicts)
 
         return tensorflow_engine.load_saved_model(bundle.saved_model_path, num_threads=num_threads, use_gpu=use_gpu)

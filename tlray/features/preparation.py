@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.resources
 import json
 import math
 import os
@@ -36,7 +35,7 @@ _NOT_OF_THE_NETWORK = frozenset(
 )
 """Settings that do not change the network."""
 
-_CODE = ("tlray.models", "tlray.features", "tlray.engines")
+_CODE = (*cache.CODE, "tlray.features")
 """Packages whose code builds and converts networks."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -166,12 +165,7 @@ def _recipe(config: TrainConfig, level: str) -> str | None:
     if None in files:
         return None
     versions = [importlib.metadata.version(name) for name in ("keras", "tensorflow")]
-    code = hashlib.sha256()
-    for package in _CODE:
-        for each in sorted(importlib.resources.files(package).iterdir(), key=lambda each: each.name):
-            if each.name.endswith(".py"):
-                code.update(each.read_bytes())
-    parts = [settings, level, files, versions, code.hexdigest()]
+    parts = [settings, level, files, versions, cache.code_digest(_CODE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -151,7 +152,24 @@ def test_a_bundle_of_an_earlier_version_is_converted_once(bundle, earlier, image
     (message,) = [record.getMessage() for record in caplog.records]
     sha256 = store.read_spec(earlier)[1]
     assert message == f"Converting the bundle {sha256[:12]}, of an earlier version, for OpenVINO: only once"
-    assert os.listdir(cache / "tlray/bundles") == [f"{sha256}-{openvino_engine.version()}"]
+    (name,) = os.listdir(cache / "tlray/bundles")
+    assert name.startswith(f"{sha256}-{openvino_engine.version()}-")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_converted_bundle_that_is_removed_while_it_is_loaded_is_converted_again(bundle, earlier, images, monkeypatch):
+    expected = Predictor(bundle, precision="float32").predict(images)
+    kept, directories = networks.cache.kept, []
+
+    def keep_and_remove(*arguments: Any) -> str:
+        directories.append(kept(*arguments))
+        if len(directories) == 2:  # the first call only looks whether it can be converted
+            shutil.rmtree(directories[-1])
+        return directories[-1]
+
+    monkeypatch.setattr(networks.cache, "kept", keep_and_remove)
+    np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
+    assert len(directories) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(bundle, earlier, images, tmp_path, monkeypatch):
@@ -598,8 +616,7 @@ def test_what_was_made_of_a_model_that_does_not_run_is_left_out(tmp_path):
 
 def test_a_damaged_network_in_the_cache_is_made_again(network, cache, images):
     packed = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")
-    (weights,) = (cache / "tlray/networks").glob("f-*/model.bin")
-    assert weights.parent.name == f"f-{openvino_engine.version()}"
+    (weights,) = (cache / "tlray/networks").glob(f"f-{openvino_engine.version()}-*/model.bin")
     content = weights.read_bytes()
     weights.write_bytes(content[:-8])
     again = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")

@@ -144,9 +144,10 @@ def test_code_and_settings_that_build_a_network_are_in_its_recipe(own_backbone, 
         monkeypatch.setenv(place, "other")
     else:
         (tmp_path / "changed.py").write_text("")
-        files = preparation.importlib.resources.files
-        other = lambda package: tmp_path if package == place else files(package)  # noqa: E731
-        monkeypatch.setattr(preparation.importlib.resources, "files", other)
+        files = cache.importlib.resources.files
+        monkeypatch.setattr(
+            cache.importlib.resources, "files", lambda package: tmp_path if package == place else files(package)
+        )
     assert preparation._recipe(config, "pooled") not in (None, before)
 
 
@@ -235,10 +236,14 @@ def test_a_damaged_network_that_cannot_be_removed_is_not_used(own_backbone, plac
     first = preparation.prepare(config, "pooled", FLOAT32)
     (weights,) = (places / "networks").glob("*/model.bin")
     weights.write_bytes(weights.read_bytes()[:-8])
-    remove = shutil.rmtree
-    monkeypatch.setattr(
-        cache.shutil, "rmtree", lambda path, **options: None if path == weights.parent else remove(path, **options)
-    )
+    rename = os.rename
+
+    def refuse(source: str | Path, target: str | Path) -> None:
+        if source == weights.parent:
+            raise PermissionError(source)
+        rename(source, target)
+
+    monkeypatch.setattr(cache.os, "rename", refuse)
     again = preparation.prepare(config, "pooled", FLOAT32)
     np.testing.assert_array_equal(compute(again, images_BHWC)[0], compute(first, images_BHWC)[0])
 
