@@ -38,6 +38,17 @@ _NOT_OF_THE_NETWORK = frozenset(
 _CODE = (*cache.CODE, "tlray.features")
 """Packages whose code builds and converts networks."""
 
+_KERAS_DEFAULTS = {
+    "floatx": "float32",
+    "epsilon": 1e-7,
+    "backend": "tensorflow",
+    "image_data_format": "channels_last",
+}
+"""Settings of Keras that decide how it builds networks, and the values of those that its file does not have.
+
+Keras writes its file where there is none, so that a first run would differ from the second by the file's content.
+"""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -78,7 +89,7 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
     """
     if kind.precision == "int8":
         kind = EngineKind(kind.engine, "float32")
-    recipe = _recipe(config, level)
+    recipe = _recipe(config, level) if kind.engine == "openvino" else None  # others cannot be recalled
     found = None if recipe is None else _recalled(recipe, kind)
     if found is not None:
         return found
@@ -160,7 +171,7 @@ def _recipe(config: TrainConfig, level: str) -> str | None:
         settings.pop("seed")
     try:
         files = [_weights(config.weights), _backbone(config.backbone), _keras_settings()]
-    except (OSError, RuntimeError):  # the latter: there is no home directory
+    except OSError:
         return None
     if None in files:
         return None
@@ -197,11 +208,27 @@ def _content(location: str) -> str:
     return digest.hexdigest()
 
 
-def _keras_settings() -> list[str]:
-    """Returns the settings of Keras that the user has made: its file, and its environment variables."""
-    place = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
-    variables = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("KERAS_"))
-    return [place.read_text() if place.is_file() else "", *variables]
+def _keras_settings() -> dict[str, Any]:
+    """Returns the settings with which Keras builds networks, read from its file as Keras does, which is not imported.
+
+    Raises:
+        OSError: The file is there, and cannot be read.
+    """
+    if "KERAS_HOME" in os.environ:
+        directory = os.environ["KERAS_HOME"]
+    else:
+        home = os.path.expanduser("~")
+        directory = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")  # noqa: S108 (Keras looks there)
+    path = os.path.expanduser(os.path.join(directory, "keras.json"))
+    try:
+        found = json.loads(Path(path).read_bytes()) if os.path.exists(path) else {}
+    except ValueError:  # Keras takes the defaults then
+        found = {}
+    given = found if isinstance(found, dict) else {}
+    settings = {name: given.get(name, default) for name, default in _KERAS_DEFAULTS.items()}
+    if backend := os.environ.get("KERAS_BACKEND"):
+        settings["backend"] = backend
+    return settings
 
 
 def _renumbered(architecture: str) -> str:

@@ -151,14 +151,101 @@ def test_code_and_settings_that_build_a_network_are_in_its_recipe(own_backbone, 
     assert preparation._recipe(config, "pooled") not in (None, before)
 
 
+def test_the_first_run_of_a_user_notes_its_network(own_backbone, tmp_path):
+    """Keras writes its file while it is imported for the first time."""
+    program = f"""
+import os
+from tlray.config.commands import FeaturesConfig
+from tlray.engines.kinds import EngineKind
+from tlray.features import preparation
+config = FeaturesConfig(data="x", out="y", backbone={own_backbone!r}, preprocessing="unit", image_size_px={SIZE_PX},
+                        trainable_layers=1).training()
+print(os.path.exists(os.environ["HOME"] + "/.keras/keras.json"))
+preparation.prepare(config, "pooled", EngineKind("openvino", "float32"))
+print(os.path.exists(os.environ["HOME"] + "/.keras/keras.json"))
+preparation._built = None
+print(preparation.prepare(config, "pooled", EngineKind("openvino", "float32")).names)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "XDG_"))}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", "True", "['pooled']"]
+
+
+def test_keras_settings_are_looked_for_where_keras_does(tmp_path, monkeypatch):
+    places = {"given": tmp_path / "given", "home": tmp_path / "home/.keras", "shared": tmp_path / "home/own"}
+    for name, place in places.items():
+        place.mkdir(parents=True)
+        (place / "keras.json").write_text(json.dumps({"backend": name}))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def found() -> object:
+        return preparation._keras_settings()["backend"]
+
+    assert found() == "home"
+    monkeypatch.setenv("KERAS_HOME", "~/own")
+    assert found() == "shared"
+    monkeypatch.setenv("KERAS_HOME", str(places["given"]))
+    assert found() == "given"
+    monkeypatch.setenv("KERAS_BACKEND", "variable")
+    assert found() == "variable"
+    monkeypatch.setenv("KERAS_HOME", "")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.chdir(places["shared"])
+    assert found() == "shared"
+
+
+def test_keras_settings_of_a_user_who_may_not_write_at_home_are_in_tmp(monkeypatch):
+    for name in ("KERAS_HOME", "KERAS_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(preparation.os, "access", lambda *_: False)
+    paths: list[str] = []
+    monkeypatch.setattr(preparation.os.path, "exists", paths.append)
+    assert preparation._keras_settings() == preparation._KERAS_DEFAULTS
+    assert paths == ["/tmp/.keras/keras.json"]  # noqa: S108 (Keras looks there)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"max_epochs": 3}', '{"floatx": "float32"}'])
+def test_a_file_of_keras_that_sets_nothing_else_changes_no_recipe(own_backbone, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    defaults = {"floatx": "float32", "epsilon": 1e-07, "backend": "tensorflow", "image_data_format": "channels_last"}
+    (tmp_path / "keras.json").write_text(json.dumps(defaults, indent=4))  # as Keras writes it
+    written = preparation._recipe(make_config(own_backbone), "pooled")
+    if content is None:
+        (tmp_path / "keras.json").unlink()
+    else:
+        (tmp_path / "keras.json").write_text(content)
+    assert preparation._recipe(make_config(own_backbone), "pooled") == written is not None
+
+
+def test_a_file_of_keras_that_cannot_be_read_gives_no_recipe(own_backbone, tmp_path, monkeypatch):
+    (tmp_path / "keras.json").mkdir()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert preparation._recipe(make_config(own_backbone), "pooled") is None
+
+
 def test_without_a_home_directory_the_network_is_built(own_backbone, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    assert preparation._recipe(make_config(own_backbone), "pooled") is None
-    assert preparation.prepare(make_config(own_backbone), "pooled", FLOAT32).packed.kind == FLOAT32
+    built = count_built(monkeypatch)
+    for _ in range(2):
+        assert preparation.prepare(make_config(own_backbone), "pooled", FLOAT32).packed.kind == FLOAT32
+    assert built == ["pooled"] * 2
+
+
+def test_weights_are_read_only_where_a_network_can_be_recalled(own_backbone, monkeypatch):
+    read, content = [], preparation._content
+    monkeypatch.setattr(preparation, "_content", lambda location: (read.append(location), content(location))[1])
+    preparation.prepare(make_config(own_backbone), "pooled", REFERENCE)
+    assert read == []
+    preparation.prepare(make_config(own_backbone), "pooled", FLOAT32)
+    assert read == [own_backbone] * 2  # before and after it was built
 
 
 def test_weights_are_told_by_their_content(tmp_path):
