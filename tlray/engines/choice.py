@@ -128,12 +128,23 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
     """Decides which engine computes features; see `choose`. auto: bfloat16 where this machine's CPU has it.
 
     Rounding a feature to bfloat16 matters less than to a prediction: the classifier is trained on the rounded ones.
+
+    Raises:
+        ConfigError: See `choose`; or int8 is wanted, and what quantizes is not installed.
     """
     if precision == "auto" and engine != "tensorflow" and not use_gpu:
         precision = "bfloat16" if "bfloat16" in openvino_engine.cpu_precisions() else "float32"
-    if precision == "int8":
+    kind = choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
+    if precision == "int8":  # last: installing it must not be advised where int8 cannot be had
         quantization.check_installed(f"{flag} int8")
-    return choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
+    return kind
+
+
+def wish_for_openvino(engine: EngineChoice, precision: PrecisionChoice) -> str:
+    """Returns the option by which a user asks for what only OpenVINO does, such as --precision int8; empty: none."""
+    if engine == "openvino":
+        return "--engine openvino"
+    return "" if precision in ("auto", "float32") else f"{FLAG} {precision}"
 
 
 def for_bundle(

@@ -17,15 +17,16 @@ import pyarrow as pa
 import ray
 
 from tlray.bundle import store as bundles
-from tlray.cluster import connection
+from tlray.cluster import connection, locations
+from tlray.config.commands import FeaturesConfig
 from tlray.config.training import PrecisionChoice, TrainConfig
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
-from tlray.engines import cache, networks, quantization
+from tlray.engines import cache, choice, networks, quantization
 from tlray.engines.kinds import EngineKind
 from tlray.engines.networks import Packed
 from tlray.engines.openvino_engine import OpenVinoNetwork
-from tlray.errors import DataError
+from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 from tlray.models.weights import NAMED, has_bundle
 
@@ -74,7 +75,18 @@ class Network:
         return sum(2 * math.prod(shape) for shape in self.shapes)
 
 
-def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
+def start(config: FeaturesConfig, kind: EngineKind) -> "ray.ObjectRef[Network]":
+    """Starts `prepare` in a process of its own, and returns its reference at once.
+
+    Args:
+        config: The settings of the network.
+        kind: The engine and precision that are to run it, see `choice.for_features`.
+    """
+    wish = choice.wish_for_openvino(config.engine, config.precision)
+    return connection.start_here(prepare, locations.absolute(config.training()), config.level, kind, wish)
+
+
+def prepare(config: TrainConfig, level: str, kind: EngineKind, wish: str = "") -> Network:
     """Returns the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`.
 
     It is built with Keras once. Later runs on this machine with OpenVINO find it in the cache and load no TensorFlow.
@@ -83,9 +95,11 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
         config: The settings of the network.
         level: What it computes.
         kind: The engine and precision that it runs in. int8: the network is that for float32; see `quantize`.
+        wish: The user's option that only OpenVINO can fulfil. Without one, TensorFlow computes what OpenVINO cannot.
 
     Raises:
-        ConfigError: The model or its weights are not available, or do not fit together.
+        ConfigError: The model or its weights are not available, or do not fit together; or OpenVINO cannot run the
+            network, against the wish.
     """
     if kind.precision == "int8":
         kind = EngineKind(kind.engine, "float32")
@@ -94,6 +108,8 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
     if found is not None:
         return found
     network, noted = _built(config, level, kind)
+    if wish and network.packed.kind != kind:
+        raise ConfigError(f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32.")
     if recipe is not None and recipe == _recipe(config, level):  # else a file has changed while the network was built
         cache.note(recipe, noted)
     return network

@@ -227,6 +227,57 @@ def test_a_file_of_keras_that_cannot_be_read_gives_no_recipe(own_backbone, tmp_p
     assert preparation._recipe(make_config(own_backbone), "pooled") is None
 
 
+@pytest.fixture(scope="module")
+def unknown_backbone(tmp_path_factory) -> str:
+    """A backbone with an operation that OpenVINO does not know."""
+    path = tmp_path_factory.mktemp("unknown") / "unknown.keras"
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    keras.Model(pixels, keras.ops.erfinv(keras.layers.Conv2D(4, 3, activation="sigmoid")(pixels))).save(path)
+    return str(path)
+
+
+def started(monkeypatch, config: FeaturesConfig) -> preparation.Network:
+    """Returns the network that the process computes which `preparation.start` starts, without Ray."""
+    monkeypatch.setattr(preparation.connection, "start_here", lambda function, *arguments: function(*arguments))
+    return preparation.start(config, update.check(config, config.training()))  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "tensorflow"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "int8"])
+def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
+    unknown_backbone, monkeypatch, engine, precision
+):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "bfloat16", "int8"}))
+    config = FeaturesConfig(
+        data="d", out="o", backbone=unknown_backbone, preprocessing="unit", image_size_px=SIZE_PX, engine=engine,
+        precision=precision,
+    )  # fmt: skip
+    wish = "--engine openvino" if engine == "openvino" else f"--precision {precision}"
+    if engine == "tensorflow" and precision in ("bfloat16", "int8"):
+        said = f"{wish}: the engine tensorflow predicts in float32. Give --precision float32, which every machine has."
+    elif engine == "openvino" or precision in ("bfloat16", "int8"):
+        said = f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32."
+    else:
+        network = started(monkeypatch, config)
+        note = "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: "
+        assert network.packed.kind == REFERENCE
+        assert network.packed.note.startswith(note) == (engine == "auto")
+        return
+    with pytest.raises(ConfigError) as raised:
+        started(monkeypatch, config)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto", "int8"])
+def test_an_engine_that_the_network_can_have_is_taken(own_backbone, monkeypatch, precision):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "int8"}))
+    config = FeaturesConfig(
+        data="d", out="o", backbone=own_backbone, preprocessing="unit", image_size_px=SIZE_PX, engine="openvino",
+        precision=precision,
+    )  # fmt: skip
+    assert started(monkeypatch, config).packed.kind == FLOAT32
+
+
 def test_without_a_home_directory_the_network_is_built(own_backbone, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -472,5 +523,12 @@ def test_int8_without_nncf_is_refused_before_anything(own_backbone, monkeypatch)
     config = FeaturesConfig(
         data="d", out="o", backbone=own_backbone, preprocessing="unit", image_size_px=SIZE_PX, precision="int8"
     )
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "int8"}))
     with pytest.raises(ConfigError, match=r"--precision int8 needs NNCF: pip install 'tlray\[int8\]'"):
+        update.check(config, config.training())
+    # To install it would not help there.
+    with pytest.raises(ConfigError, match="--precision int8: the engine tensorflow predicts in float32"):
+        update.check(dataclasses.replace(config, engine="tensorflow"), config.training())
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32"}))
+    with pytest.raises(ConfigError, match=r"--precision int8: this machine's CPU .* has no instructions for it"):
         update.check(config, config.training())
