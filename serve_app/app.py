@@ -21,6 +21,9 @@ from serve_app.watch.telemetry import Telemetry
 MODEL_CPUS, INGRESS_CPUS = 0.25, 0.1
 """CPUs that a replica requests from Ray. Small, so that a bulk-scoring job (1.5 CPUs) still fits on a 2-CPU machine."""
 
+# Ray 2.60 deprecates `metrics_interval_s`, but has nothing else for it: the variables that will take its place,
+# RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S and RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S, have no
+# effect yet. With its default, 10 s, a replica is asked for too late. A test fails when it is gone.
 DELAYS = {"upscale_delay_s": 2.0, "downscale_delay_s": 300.0, "look_back_period_s": 5.0, "metrics_interval_s": 1.0}
 """Seconds of higher or lower load before Serve adds or removes a replica; seconds over which the load is averaged, and
 between two measurements of it.

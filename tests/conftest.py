@@ -16,8 +16,8 @@ from tlray.data import phantom_files
 def pytest_configure(config: pytest.Config) -> None:
     """Lets Ctrl-C through, and gives all tests a cache of their own.
 
-    Programs that a shell runs in the background ignore Ctrl-C, and so would the tested commands. Networks that earlier
-    code has converted, in the user's own cache, would hide what is wrong with the code that converts them.
+    Programs that a shell runs in the background ignore Ctrl-C, and so would the tested commands. The networks of the
+    tests would push those of the user out of the user's own cache.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         directory = tempfile.TemporaryDirectory(prefix="tlray-test-cache-", ignore_cleanup_errors=True)

@@ -16,28 +16,9 @@ import numpy as np
 
 from serve_app.protocols import json_body
 from serve_app.protocols.json_body import invalid, shown
-from serve_app.protocols.predicted import (
-    LABEL,
-    OOD_SCORE,
-    PREDICTION_SET,
-    PROBABILITIES,
-    REFER,
-    REFER_REASON,
-    Predicted,
-)
+from serve_app.protocols.predicted import LABEL, OUTPUTS, PROBABILITIES, Predicted
 
 INPUT = "image"
-DATATYPES = {
-    PROBABILITIES: "FP32",
-    LABEL: "BYTES",
-    REFER: "BOOL",
-    REFER_REASON: "BYTES",
-    OOD_SCORE: "FP32",
-    PREDICTION_SET: "BOOL",
-}
-"""Datatype of each output tensor."""
-
-OUTPUTS = tuple(DATATYPES)
 DEFAULT_OUTPUTS = (PROBABILITIES, LABEL)
 """The tensors that a request gets which names none."""
 
@@ -142,7 +123,7 @@ def _outputs(request: dict[str, Any]) -> tuple[RequestedOutput, ...]:
     outputs: dict[str, RequestedOutput] = {}
     for each in wanted:
         name = each.get("name") if isinstance(each, dict) else None
-        if name not in OUTPUTS or name in outputs:
+        if not isinstance(name, str) or name not in OUTPUTS or name in outputs:
             raise invalid(f"outputs may be {', '.join(OUTPUTS)}, each at most once. Received: {shown(each)}")
         parameters = _parameters(each, f"the output {name}")
         if parameters.keys() - {"binary_data"}:
@@ -235,9 +216,10 @@ def encode_infer(
     """
     outputs, chunks = [], []
     for wanted in request.outputs:
-        values = predicted.tensor(wanted.name)
+        tensor = OUTPUTS[wanted.name]
+        values = tensor.values(predicted)
         shape = list(values.shape) if isinstance(values, np.ndarray) else [len(values)]
-        output: dict[str, Any] = {"name": wanted.name, "datatype": DATATYPES[wanted.name], "shape": shape}
+        output: dict[str, Any] = {"name": wanted.name, "datatype": tensor.datatype, "shape": shape}
         if wanted.is_binary:
             chunks.append(values.tobytes() if isinstance(values, np.ndarray) else _binary_text(values))
             output["parameters"] = {"binary_data_size": len(chunks[-1])}
@@ -288,12 +270,8 @@ def model_metadata(
         "platform": PLATFORM,
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, size_px, size_px, 3]}],
         "outputs": [
-            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, num_classes]},
-            {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
-            {"name": REFER, "datatype": "BOOL", "shape": [-1]},
-            {"name": REFER_REASON, "datatype": "BYTES", "shape": [-1]},
-            {"name": OOD_SCORE, "datatype": "FP32", "shape": [-1]},
-            {"name": PREDICTION_SET, "datatype": "BOOL", "shape": [-1, num_classes]},
+            {"name": each, "datatype": tensor.datatype, "shape": tensor.shape(num_classes)}
+            for each, tensor in OUTPUTS.items()
         ],
         "parameters": {"engine": engine},
     }

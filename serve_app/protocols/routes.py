@@ -72,7 +72,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         return tensorflow_serving.status({str(number): "AVAILABLE" for number in numbers})
 
     async def metadata(name: str, version: int | None = None) -> dict[str, Any]:
-        """Describes the model's input and output."""
+        """Describes the input and outputs of both signatures, `serving_default` and `judged`."""
         service.check_name(name)
         spec = (await service.model_info(version)).spec
         return tensorflow_serving.metadata(

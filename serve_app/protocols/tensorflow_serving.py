@@ -13,7 +13,7 @@ import numpy as np
 
 from serve_app.protocols import json_body
 from serve_app.protocols.json_body import invalid, shown
-from serve_app.protocols.predicted import OOD_SCORE, PREDICTION_SET, PROBABILITIES, REFER, REFER_REASON, Predicted
+from serve_app.protocols.predicted import LABEL, OUTPUTS, PROBABILITIES, Predicted
 
 INPUT = "image"
 SIGNATURE = "serving_default"
@@ -22,14 +22,11 @@ SIGNATURE = "serving_default"
 JUDGED = "judged"
 """The signature that also says which images a person must look at, and why."""
 
-JUDGED_DTYPES = {
-    PROBABILITIES: "DT_FLOAT",
-    REFER: "DT_BOOL",
-    REFER_REASON: "DT_STRING",
-    OOD_SCORE: "DT_FLOAT",
-    PREDICTION_SET: "DT_BOOL",
-}
-"""Data type of each output of `JUDGED`."""
+JUDGED_OUTPUTS = {name: tensor for name, tensor in OUTPUTS.items() if name != LABEL}
+"""The outputs of `JUDGED`, by name: all but the label, which the probabilities tell."""
+
+DTYPES = {"FP32": "DT_FLOAT", "BOOL": "DT_BOOL", "BYTES": "DT_STRING"}
+"""TensorFlow's names of the datatypes of output tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +104,8 @@ def encode_predict(request: PredictRequest, predicted: Predicted) -> dict[str, A
     """Returns the answer to a predict request.
 
     With the signature `SIGNATURE` it has a list of probabilities for each image: TensorFlow Serving leaves the name of
-    an only output out. With `JUDGED` it has the outputs of `JUDGED_DTYPES` by name: in row format an object for each
-    image, in columnar format one object of lists.
+    an only output out. With `JUDGED` it has all of `JUDGED_OUTPUTS` by name: in row format an object for each image, in
+    columnar format one object of lists.
 
     Args:
         request: The request that is answered.
@@ -117,7 +114,7 @@ def encode_predict(request: PredictRequest, predicted: Predicted) -> dict[str, A
     key = "outputs" if request.columnar else "predictions"
     if request.signature == SIGNATURE:
         return {key: predicted.probs_BK.tolist()}
-    columns = {name: _listed(predicted.tensor(name)) for name in JUDGED_DTYPES}
+    columns = {name: _listed(tensor.values(predicted)) for name, tensor in JUDGED_OUTPUTS.items()}
     if request.columnar:
         return {key: columns}
     return {key: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
@@ -154,8 +151,10 @@ def metadata(name: str, *, version: str, size_px: int, num_classes: int) -> dict
         size_px: Height and width of the input.
         num_classes: Number of classes.
     """
-    shapes = {name: [-1, num_classes] if name in (PROBABILITIES, PREDICTION_SET) else [-1] for name in JUDGED_DTYPES}
-    tensors = {name: _tensor(name, dtype, shapes[name]) for name, dtype in JUDGED_DTYPES.items()}
+    tensors = {
+        each: _tensor(each, DTYPES[tensor.datatype], tensor.shape(num_classes))
+        for each, tensor in JUDGED_OUTPUTS.items()
+    }
     outputs = {SIGNATURE: {PROBABILITIES: tensors[PROBABILITIES]}, JUDGED: tensors}
     signatures = {
         signature: {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from tlray.config.training import PrecisionChoice
 from tlray.data import phantom_files
 from tlray.data.listing import list_images
 from tlray.data.manifest import read_manifest
+from tlray.engines import openvino_engine
 from tlray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -130,3 +132,19 @@ def test_features_find_wrong_labels(tmp_path):
         assert "what tells the splits" not in dict(result.rows())  # there are none
         page = (out / "report.html").read_text()
         assert ("Labels to check" in page, page.count("data:image/jpeg;base64,")) == (thumbnails, 2 * thumbnails)
+
+
+def test_a_network_that_openvino_does_not_know_is_told_and_not_taken_for_another(folder, tmp_path):
+    pixels = keras.Input((32, 32, 3))
+    path = str(tmp_path / "unknown.keras")
+    keras.Model(pixels, keras.ops.erfinv(keras.layers.Conv2D(4, 3, activation="sigmoid")(pixels))).save(path)
+    config = AuditConfig(
+        data=str(folder), out=str(tmp_path / "out"), weights="imagenet", backbone=path, preprocessing="unit",
+        image_size_px=32, quiet=True,
+    )  # fmt: skip
+    for engine, precision, wish in (("openvino", "auto", "--engine openvino"), ("auto", "int8", "--precision int8")):
+        if precision in ("auto", *openvino_engine.cpu_precisions()):
+            with pytest.raises(ConfigError, match=f"{wish}: OpenVINO cannot run this model"):
+                audit_images(replace(config, engine=engine, precision=precision, out=str(tmp_path / engine)))
+    note = "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: "
+    assert audit_images(config).warnings[-1].startswith(note)

@@ -107,7 +107,7 @@ class FeaturesConfig:
     """Compute features of images with a pretrained network, and write them as Parquet files for any other tool.
 
     Features in --out that are still valid are kept: the same command continues an interrupted run, and after images
-    have changed it computes only theirs.
+    have changed it computes only theirs (int8: see --precision).
     """
 
     data: str
@@ -154,7 +154,7 @@ class FeaturesConfig:
     precision: PrecisionChoice = "auto"
     """Numbers that the network computes with. auto: bfloat16 on CPUs that have it, float32 on others and on GPUs. int8:
     faster still, and coarser; needs `pip install tlray[int8]`. Up to 300 of the training images set its ranges: if one
-    of these changes, all features are computed anew, with --overwrite."""
+    of these changes, also because images are added or removed, all features are computed anew, with --overwrite."""
     overwrite: bool = False
     """Replace features of another network in --out."""
     quiet: bool = False

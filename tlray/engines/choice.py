@@ -22,9 +22,8 @@ FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 MIN_SPEEDUP = 1.25
 """Ratio of measured speeds from which a precision is taken in place of one that stands before it in `FASTEST_FIRST`.
 
-Below it the difference may be noise: precisions are measured one after another, a few seconds each, and what else runs
-on the machine slows one of them. InceptionV3 in bfloat16 had 152 images/s alone and 121 beside another process, see
-`openvino_engine.IMAGES_PER_THREAD`.
+Below it the difference may be noise: the precisions are measured in turns, for about a second together, and what else
+runs on the machine may slow one more than another.
 """
 
 FLAG = "--precision"
@@ -129,12 +128,23 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
     """Decides which engine computes features; see `choose`. auto: bfloat16 where this machine's CPU has it.
 
     Rounding a feature to bfloat16 matters less than to a prediction: the classifier is trained on the rounded ones.
+
+    Raises:
+        ConfigError: See `choose`; or int8 is wanted, and what quantizes is not installed.
     """
     if precision == "auto" and engine != "tensorflow" and not use_gpu:
         precision = "bfloat16" if "bfloat16" in openvino_engine.cpu_precisions() else "float32"
-    if precision == "int8":
+    kind = choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
+    if precision == "int8":  # last: installing it must not be advised where int8 cannot be had
         quantization.check_installed(f"{flag} int8")
-    return choose(engine, precision, use_gpu=use_gpu, flag=flag, converted_to=FASTEST_FIRST)
+    return kind
+
+
+def wish_for_openvino(engine: EngineChoice, precision: PrecisionChoice) -> str:
+    """Returns the option by which a user asks for what only OpenVINO does, such as --precision int8; empty: none."""
+    if engine == "openvino":
+        return "--engine openvino"
+    return "" if precision in ("auto", "float32") else f"{FLAG} {precision}"
 
 
 def for_bundle(
@@ -187,10 +197,7 @@ def load(
 def _load(bundle: Bundle, kind: EngineKind, *, num_threads: int | None, use_gpu: bool, batch_size: int) -> Engine:
     try:
         if kind.engine == "openvino":
-            files = converted.directory(bundle, kind.precision)
-            return openvino_engine.OpenVinoEngine(
-                files, precision=kind.precision, num_threads=num_threads, batch_size=batch_size
-            )
+            return converted.load(bundle, kind.precision, num_threads=num_threads, batch_size=batch_size)
         from tlray.engines import tensorflow_engine  # noqa: PLC0415 (TensorFlow only where it predicts)
 
         return tensorflow_engine.load_saved_model(bundle.saved_model_path, num_threads=num_threads, use_gpu=use_gpu)

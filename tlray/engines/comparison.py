@@ -1,7 +1,9 @@
-"""Compares what a new model predicts in every engine and precision of this machine, on the same images."""
+"""Compares what a new model predicts, and how fast, in every engine and precision that this machine has."""
 
+import itertools
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,18 @@ from tlray.bundle.agreement import Agreement
 from tlray.engines import openvino_engine
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
+"""Number of images in a batch. On two cores InceptionV3 takes 0.1 to 0.3 s for one, so that rounds are short."""
+
+MIN_ROUNDS = 5
+"""Number of rounds in which speeds are measured at least. In a round each engine and precision runs one batch."""
+
+MIN_TIMED_S = 0.5
+"""Seconds for which speeds are measured at least, for each engine and precision: networks that are quick run more
+often."""
+
+MAX_TIMED_S = 4.0
+"""Seconds of measuring after which no further round begins, for all precisions of OpenVINO together."""
 
 MAX_IMAGES = 256
 """Number of validation images that are compared at most: some seconds for InceptionV3 on two cores."""
@@ -53,55 +66,116 @@ def compare(
         cannot run the model in a precision.
     """
 
-    def row(kind: EngineKind, outputs: list[np.ndarray], images_per_s: float) -> Compared:
+    def row(kind: EngineKind, measured: _Measured) -> Compared:
         found = agreement.compare(
-            outputs[0],
+            measured.outputs[0],
             expected[0],
             labels,
             engine=kind.engine,
             precision=kind.precision,
-            num_referrals_changed=int(np.sum(decide(outputs) != decide(expected))),
-            images_per_s=images_per_s,
+            num_referrals_changed=int(np.sum(decide(measured.outputs) != decide(expected))),
+            images_per_s=measured.images_per_s,
             cpu=cpu,
         )
-        return Compared(probs_BK=outputs[0], agreement=found)
+        return Compared(probs_BK=measured.outputs[0], agreement=found)
 
-    cpu = openvino_engine.cpu_name()
-    expected, images_per_s = _timed(reference, images_BHWC)
-    rows = {REFERENCE: row(REFERENCE, expected, images_per_s)}
-    available = openvino_engine.cpu_precisions()
+    cpu, available = openvino_engine.cpu_name(), openvino_engine.cpu_precisions()
+    # By itself: threads of TensorFlow that are still awake would slow the precision that runs next.
+    measured, _ = _measure({REFERENCE: reference}, images_BHWC)
+    expected = measured[REFERENCE].outputs
+    runs: dict[EngineKind, _Run] = {}
     failed: dict[Precision, str] = {}
     for precision, directory in directories.items():
         if precision not in available:
             continue
-        kind = EngineKind("openvino", precision)
         try:
             engine = openvino_engine.OpenVinoEngine(directory, precision=precision)
-            rows[kind] = row(kind, *_timed(engine.run, images_BHWC))
         except openvino_engine.ConversionError as error:
             failed[precision] = str(error)
-    return rows, failed
+        else:
+            runs[EngineKind("openvino", precision)] = engine.run
+    if runs:
+        by_openvino, more = _measure(runs, images_BHWC)
+        measured |= by_openvino
+        failed |= {kind.precision: why for kind, why in more.items()}
+    return {kind: row(kind, each) for kind, each in measured.items()}, failed
 
 
-def _timed(run: Callable[[np.ndarray], list[np.ndarray]], images_BHWC: np.ndarray) -> tuple[list[np.ndarray], float]:
-    """Returns the outputs for all images, and images per second.
+_Run = Callable[[np.ndarray], list[np.ndarray]]
 
-    The first batch, which prepares the engine, does not count, nor does a smaller one at the end. Where no other is
-    left, the first one runs again.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """The outputs of an engine and precision for all images, and its speed."""
+
+    outputs: list[np.ndarray]
+    images_per_s: float
+
+
+def _measure(
+    runs: Mapping[EngineKind, _Run], images_BHWC: np.ndarray
+) -> tuple[dict[EngineKind, _Measured], dict[EngineKind, str]]:
+    """Runs engines on all images, in turns after each batch, and then again until their speeds are known.
+
+    The first batch, which prepares the engines, is not timed, nor is a smaller one at the end. See `MIN_ROUNDS`,
+    `MIN_TIMED_S` and `MAX_TIMED_S` for how long it takes.
+
+    Returns:
+        What each engine computes, and how fast; and the errors of engines that cannot run.
     """
+    running, failed = dict(runs), {}
+    outputs: dict[EngineKind, list[list[np.ndarray]]] = {kind: [] for kind in runs}
+    durations_s: dict[EngineKind, list[float]] = {kind: [] for kind in runs}
     batches = list(_batches(images_BHWC))
-    found = [run(batches[0])]
-    num_timed, duration_s = 0, 0.0
-    for batch in batches[1:]:
-        start_s = time.perf_counter()
-        found.append(run(batch))
-        if len(batch) == BATCH_SIZE:
-            num_timed, duration_s = num_timed + len(batch), duration_s + time.perf_counter() - start_s
-    if not num_timed:
-        start_s = time.perf_counter()
-        run(batches[0])
-        num_timed, duration_s = len(batches[0]), time.perf_counter() - start_s
-    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)], num_timed / duration_s
+    whole = [batch for batch in batches if len(batch) == len(batches[0])]
+    for number, batch in enumerate(itertools.chain(batches, itertools.cycle(whole))):
+        if number >= len(batches) and _is_enough([durations_s[kind] for kind in running]):
+            break
+        for kind, run in [*running.items()]:
+            start_s = time.perf_counter()
+            try:
+                found = run(batch)
+            except openvino_engine.ConversionError as error:
+                failed[kind] = str(error)
+                del running[kind]
+                continue
+            duration_s = time.perf_counter() - start_s
+            if number < len(batches):
+                outputs[kind].append(found)
+            if number and len(batch) == len(whole[0]):
+                durations_s[kind].append(duration_s)
+    seconds = _typical([durations_s[kind] for kind in running])
+    measured = {
+        kind: _Measured(
+            outputs=[np.concatenate(arrays) for arrays in zip(*outputs[kind], strict=True)],
+            images_per_s=len(whole[0]) / duration_s,
+        )
+        for kind, duration_s in zip(running, seconds, strict=True)
+    }
+    return measured, failed
+
+
+def _is_enough(durations_s: Sequence[Sequence[float]]) -> bool:
+    """Tells whether these durations [engines][rounds] are enough to know the engines' speeds."""
+    num_rounds = min(map(len, durations_s), default=MIN_ROUNDS)
+    timed_s = sum(map(sum, durations_s))
+    if timed_s >= MAX_TIMED_S:
+        return num_rounds > 0
+    return num_rounds >= MIN_ROUNDS and timed_s >= MIN_TIMED_S * len(durations_s)
+
+
+def _typical(durations_s: Sequence[Sequence[float]]) -> list[float]:
+    """Returns the typical duration of a batch for each engine, in seconds, given all durations [engines][rounds].
+
+    It is the median of the engine's shares in the rounds' durations, times the median of the rounds' durations. Another
+    process that is busy for longer than a round slows all engines alike, and so changes no share.
+    """
+    rounds_s = [sum(each) for each in zip(*durations_s, strict=True)]
+    return [
+        statistics.median(part_s / round_s for part_s, round_s in zip(parts_s, rounds_s, strict=True))
+        * statistics.median(rounds_s)
+        for parts_s in durations_s
+    ]
 
 
 def _batches(images_BHWC: np.ndarray) -> Iterator[np.ndarray]:

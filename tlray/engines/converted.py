@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from tlray.bundle import spec
 from tlray.bundle.store import Bundle
 from tlray.engines import cache, openvino_engine, quantization
 from tlray.engines.kinds import Precision
+from tlray.engines.openvino_engine import ConversionError, OpenVinoEngine
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def add_to(artifact: str) -> tuple[dict[Precision, str], tuple[str, ...]]:
     target = os.path.join(artifact, spec.OPENVINO_DIR)
     try:
         openvino_engine.convert(os.path.join(artifact, spec.SAVED_MODEL_DIR), target)
-    except openvino_engine.ConversionError as error:
+    except ConversionError as error:
         return {}, (CANNOT.format(error),)
     return {"float32": target, "bfloat16": target}, ()
 
@@ -86,7 +88,7 @@ def ensure(bundle: Bundle) -> tuple[Collection[Precision], str]:
             return (), "it has no files for OpenVINO, which could not convert or run the model when it was exported"
         try:
             _cached(bundle)
-        except openvino_engine.ConversionError as error:
+        except ConversionError as error:
             return (), f"OpenVINO cannot convert the model ({error})"
     return (("float32", "bfloat16", "int8") if _has(bundle, spec.INT8_DIR) else ("float32", "bfloat16")), ""
 
@@ -98,6 +100,30 @@ def directory(bundle: Bundle, precision: Precision) -> str:
     if _has(bundle, spec.OPENVINO_DIR):
         return os.fspath(bundle.directory / spec.OPENVINO_DIR)
     return _cached(bundle)
+
+
+def load(
+    bundle: Bundle, precision: Precision, *, num_threads: int | None = None, batch_size: int = 1
+) -> OpenVinoEngine:
+    """Loads a bundle's model with OpenVINO, see `ensure`.
+
+    Args:
+        bundle: The bundle.
+        precision: One that the bundle has.
+        num_threads: See `OpenVinoEngine`.
+        batch_size: See `OpenVinoEngine`.
+
+    Raises:
+        ConversionError: OpenVINO cannot convert or load the model.
+    """
+    start = partial(OpenVinoEngine, precision=precision, num_threads=num_threads, batch_size=batch_size)
+    files = directory(bundle, precision)
+    try:
+        return start(files)
+    except ConversionError:
+        if os.path.isdir(files):
+            raise
+        return start(directory(bundle, precision))  # another process has removed it from the cache
 
 
 def _has(bundle: Bundle, folder: str) -> bool:

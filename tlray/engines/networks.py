@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,11 @@ from tlray.engines.kinds import REFERENCE, Engine, EngineKind
 from tlray.engines.openvino_engine import OpenVinoNetwork
 from tlray.errors import ConfigError
 
-FOLDER = "networks"
-"""The cache's folder for networks that compute features."""
+FOLDER, INT8_FOLDER = "networks", "networks-int8"
+"""The cache's folders for networks that compute features, and for those that are quantized."""
+
+MAX_INT8 = 4
+"""Number of quantized networks that the cache keeps: each set of training images gives another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,15 @@ def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
             files.save_function(model, saved_model)
             openvino_engine.convert(saved_model, directory)
 
-    return openvino_engine.read(cache.kept(FOLDER, fingerprint, convert))
+    return _read(lambda: cache.kept(FOLDER, fingerprint, convert))
+
+
+def _read(kept: Callable[[], str]) -> OpenVinoNetwork:
+    """Reads the network of the directory that a function returns, once more if another process has just removed it."""
+    try:
+        return openvino_engine.read(kept())
+    except OSError:
+        return openvino_engine.read(kept())
 
 
 def kept(fingerprint: str, kind: EngineKind) -> Packed | None:
@@ -83,7 +95,7 @@ def kept(fingerprint: str, kind: EngineKind) -> Packed | None:
         return None
     try:
         return Packed(network=openvino_engine.read(directory), kind=kind)
-    except OSError:  # somebody has just deleted it
+    except OSError:  # another process has just removed it
         return None
 
 
@@ -109,7 +121,7 @@ def quantized(network: OpenVinoNetwork, images_BHWC: np.ndarray, *, fingerprint:
                 f"--precision int8: NNCF cannot quantize this network: {error}. Give --precision auto."
             ) from error
 
-    return openvino_engine.read(cache.kept(FOLDER, fingerprint, quantize))
+    return _read(lambda: cache.kept(INT8_FOLDER, fingerprint, quantize, max_entries=MAX_INT8))
 
 
 def load(packed: Packed, *, num_threads: int | None, use_gpu: bool, is_long: bool, batch_size: int = 1) -> Engine:

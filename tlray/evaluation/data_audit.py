@@ -40,7 +40,7 @@ class AuditResult:
         out: The output directory.
         findings: Those of `tlray.data.audit.audit` and `tlray.trust.findings.find`, and `suspect_labels`: what
             `Checked.describe` returns, null without weights.
-        warnings: Warnings about the images, the gravest first.
+        warnings: Warnings about the images, the gravest first, then notes about the network.
         num_fixed: Number of images in the corrected manifest; None: it was not asked for.
     """
 
@@ -81,13 +81,12 @@ def audit_images(config: AuditConfig) -> AuditResult:
     storage.check_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     listed = dataset.list_classes(data, columns=config.columns, class_map=config.class_map, quiet=config.quiet)
     features = config.features()
-    training = None if features is None else locations.absolute(features.training())
-    kind = None if features is None or training is None else update.check(features, training)
+    kind = None if features is None else update.check(features, locations.absolute(features.training()))
     connection.connect()
     available = capacity.measure()
     locations.check_shared(out, available)
     locations.check_shared_images(data, config.columns, available)
-    network = None if kind is None else connection.start_here(preparation.prepare, training, "pooled", kind)
+    network = None if features is None or kind is None else preparation.start(features, kind)
     table = dataset.read_images(
         listed.table,
         out=out,
@@ -100,11 +99,11 @@ def audit_images(config: AuditConfig) -> AuditResult:
         raise DataError(
             f"None of the {table.num_rows} images of '{config.data}' can be read, {audit.explain_failures(table)}"
         )
-    pooled = None
+    pooled, notes = None, ()
     if features is not None and network is not None:
         storage.mark_output(out, kind=KIND)  # else what follows would not know whose features these are
         directory = storage.join(out, storage.UNFINISHED, "features")
-        pooled = update.pooled_features(features, network, dataset.without_looks(table), directory, available)
+        pooled, notes = update.pooled_features(features, network, dataset.without_looks(table), directory, available)
     seen = pictures.look(table, pooled, task_cpus=available.task_cpus, quiet=config.quiet)
     table, readable = seen.table, seen.table.filter(seen.table["error_code"].is_null())
     in_tasks = partial(connection.call_in_tasks, task_cpus=available.task_cpus)
@@ -116,7 +115,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
         report["suspect_labels"], doubtful = checked.describe(), checked.suspects
     shortcuts, known = tuple(findings.shortcut_warnings(report)), audit.leak_warnings(report)
     leaks = (*known, *findings.leak_warnings(report))
-    warnings = (*shortcuts, *leaks, *findings.split_warnings(report), *audit.warnings(report)[len(known) :])
+    warnings = (*shortcuts, *leaks, *findings.split_warnings(report), *audit.warnings(report)[len(known) :], *notes)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     evaluate.write_report(
         out,

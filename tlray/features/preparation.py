@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.resources
 import json
 import math
 import os
@@ -18,15 +17,16 @@ import pyarrow as pa
 import ray
 
 from tlray.bundle import store as bundles
-from tlray.cluster import connection
+from tlray.cluster import connection, locations
+from tlray.config.commands import FeaturesConfig
 from tlray.config.training import PrecisionChoice, TrainConfig
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
-from tlray.engines import cache, networks, quantization
+from tlray.engines import cache, choice, networks, quantization
 from tlray.engines.kinds import EngineKind
 from tlray.engines.networks import Packed
 from tlray.engines.openvino_engine import OpenVinoNetwork
-from tlray.errors import DataError
+from tlray.errors import ConfigError, DataError
 from tlray.files import storage
 from tlray.models.weights import NAMED, has_bundle
 
@@ -36,8 +36,19 @@ _NOT_OF_THE_NETWORK = frozenset(
 )
 """Settings that do not change the network."""
 
-_CODE = ("tlray.models", "tlray.features", "tlray.engines")
+_CODE = (*cache.CODE, "tlray.features")
 """Packages whose code builds and converts networks."""
+
+_KERAS_DEFAULTS = {
+    "floatx": "float32",
+    "epsilon": 1e-7,
+    "backend": "tensorflow",
+    "image_data_format": "channels_last",
+}
+"""Settings of Keras that decide how it builds networks, and the values of those that its file does not have.
+
+Keras writes its file where there is none, so that a first run would differ from the second by the file's content.
+"""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -64,7 +75,18 @@ class Network:
         return sum(2 * math.prod(shape) for shape in self.shapes)
 
 
-def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
+def start(config: FeaturesConfig, kind: EngineKind) -> "ray.ObjectRef[Network]":
+    """Starts `prepare` in a process of its own, and returns its reference at once.
+
+    Args:
+        config: The settings of the network.
+        kind: The engine and precision that are to run it, see `choice.for_features`.
+    """
+    wish = choice.wish_for_openvino(config.engine, config.precision)
+    return connection.start_here(prepare, locations.absolute(config.training()), config.level, kind, wish)
+
+
+def prepare(config: TrainConfig, level: str, kind: EngineKind, wish: str = "") -> Network:
     """Returns the network of a config that computes `pooled`, `cut` or `both`; run by `connection.start_here`.
 
     It is built with Keras once. Later runs on this machine with OpenVINO find it in the cache and load no TensorFlow.
@@ -73,17 +95,21 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind) -> Network:
         config: The settings of the network.
         level: What it computes.
         kind: The engine and precision that it runs in. int8: the network is that for float32; see `quantize`.
+        wish: The user's option that only OpenVINO can fulfil. Without one, TensorFlow computes what OpenVINO cannot.
 
     Raises:
-        ConfigError: The model or its weights are not available, or do not fit together.
+        ConfigError: The model or its weights are not available, or do not fit together; or OpenVINO cannot run the
+            network, against the wish.
     """
     if kind.precision == "int8":
         kind = EngineKind(kind.engine, "float32")
-    recipe = _recipe(config, level)
+    recipe = _recipe(config, level) if kind.engine == "openvino" else None  # others cannot be recalled
     found = None if recipe is None else _recalled(recipe, kind)
     if found is not None:
         return found
     network, noted = _built(config, level, kind)
+    if wish and network.packed.kind != kind:
+        raise ConfigError(f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32.")
     if recipe is not None and recipe == _recipe(config, level):  # else a file has changed while the network was built
         cache.note(recipe, noted)
     return network
@@ -161,17 +187,12 @@ def _recipe(config: TrainConfig, level: str) -> str | None:
         settings.pop("seed")
     try:
         files = [_weights(config.weights), _backbone(config.backbone), _keras_settings()]
-    except (OSError, RuntimeError):  # the latter: there is no home directory
+    except OSError:
         return None
     if None in files:
         return None
     versions = [importlib.metadata.version(name) for name in ("keras", "tensorflow")]
-    code = hashlib.sha256()
-    for package in _CODE:
-        for each in sorted(importlib.resources.files(package).iterdir(), key=lambda each: each.name):
-            if each.name.endswith(".py"):
-                code.update(each.read_bytes())
-    parts = [settings, level, files, versions, code.hexdigest()]
+    parts = [settings, level, files, versions, cache.code_digest(_CODE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -203,11 +224,27 @@ def _content(location: str) -> str:
     return digest.hexdigest()
 
 
-def _keras_settings() -> list[str]:
-    """Returns the settings of Keras that the user has made: its file, and its environment variables."""
-    place = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
-    variables = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("KERAS_"))
-    return [place.read_text() if place.is_file() else "", *variables]
+def _keras_settings() -> dict[str, Any]:
+    """Returns the settings with which Keras builds networks, read from its file as Keras does, which is not imported.
+
+    Raises:
+        OSError: The file is there, and cannot be read.
+    """
+    if "KERAS_HOME" in os.environ:
+        directory = os.environ["KERAS_HOME"]
+    else:
+        home = os.path.expanduser("~")
+        directory = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")  # noqa: S108 (Keras looks there)
+    path = os.path.expanduser(os.path.join(directory, "keras.json"))
+    try:
+        found = json.loads(Path(path).read_bytes()) if os.path.exists(path) else {}
+    except ValueError:  # Keras takes the defaults then
+        found = {}
+    given = found if isinstance(found, dict) else {}
+    settings = {name: given.get(name, default) for name, default in _KERAS_DEFAULTS.items()}
+    if backend := os.environ.get("KERAS_BACKEND"):
+        settings["backend"] = backend
+    return settings
 
 
 def _renumbered(architecture: str) -> str:

@@ -83,7 +83,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     locations.check_shared_images(training.data, training.columns, available)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
-    preparing = connection.start_here(preparation.prepare, training, config.level, kind)
+    preparing = preparation.start(config, kind)
     table = dataset.read_images(
         listed.table,
         out=training.out,
@@ -144,25 +144,25 @@ def pooled_features(
     table: pa.Table,
     directory: str,
     available: Capacity,
-) -> np.ndarray:
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Computes the pooled features of images that have been read, as they are.
 
     Args:
         config: The settings of the network.
-        network: The network, see `preparation.prepare`.
+        network: The network, see `preparation.start`.
         table: A manifest with `inspection.INSPECTION_COLUMNS`.
         directory: The directory for the features; an interrupted run continues with what it has there.
         available: Resources of the cluster.
 
     Returns:
-        float16 [readable images, features], in the order of the table.
+        float16 [readable images, features], in the order of the table; and notes to the user.
 
     Raises:
         DataError: An image has changed since it was read, or can no longer be read.
     """
     intensity_range = dataset.find_intensity_range(config.training(), table)
     pixels = stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range)
-    update(
+    result = update(
         directory,
         table,
         preparation.finish(network, table, pixels, config.precision),
@@ -174,7 +174,7 @@ def pooled_features(
         quiet=config.quiet,
     )
     found = store.read_features(directory, columns=["image_id", "view", POOLED], view=0)
-    return store.look_up(found, table.filter(table["error_code"].is_null()))
+    return store.look_up(found, table.filter(table["error_code"].is_null())), result.notes
 
 
 def _variation(out: str) -> float:

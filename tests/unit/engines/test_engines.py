@@ -1,5 +1,6 @@
 """The engines on one small network: the same numbers, what each machine takes, and what is refused."""
 
+import math
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -150,7 +152,24 @@ def test_a_bundle_of_an_earlier_version_is_converted_once(bundle, earlier, image
     (message,) = [record.getMessage() for record in caplog.records]
     sha256 = store.read_spec(earlier)[1]
     assert message == f"Converting the bundle {sha256[:12]}, of an earlier version, for OpenVINO: only once"
-    assert os.listdir(cache / "tlray/bundles") == [f"{sha256}-{openvino_engine.version()}"]
+    (name,) = os.listdir(cache / "tlray/bundles")
+    assert name.startswith(f"{sha256}-{openvino_engine.version()}-")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_converted_bundle_that_is_removed_while_it_is_loaded_is_converted_again(bundle, earlier, images, monkeypatch):
+    expected = Predictor(bundle, precision="float32").predict(images)
+    kept, directories = networks.cache.kept, []
+
+    def keep_and_remove(*arguments: Any) -> str:
+        directories.append(kept(*arguments))
+        if len(directories) == 2:  # the first call only looks whether it can be converted
+            shutil.rmtree(directories[-1])
+        return directories[-1]
+
+    monkeypatch.setattr(networks.cache, "kept", keep_and_remove)
+    np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
+    assert len(directories) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(bundle, earlier, images, tmp_path, monkeypatch):
@@ -274,29 +293,106 @@ def compared(network, bundle, images):
     return found
 
 
-@pytest.mark.parametrize(
-    ("num_images", "sizes", "images_per_s"),
-    [
-        # Calls take 10 s, 1 s, 2 s, 3 s and so on: the first one prepares the engine.
-        (100, [32, 32, 32, 4], 64 / 3),
-        (40, [32, 8, 32], 32 / 2),
-        (5, [5, 5], 5 / 1),
-    ],
-)
-def test_the_first_and_the_last_batch_are_not_timed(monkeypatch, num_images, sizes, images_per_s):
-    now_s, called = [0.0], []
-    monkeypatch.setattr(comparison.time, "perf_counter", lambda: now_s[0])
+class Clock:
+    """A clock, and engines that take 0.2 s for 16 images in float32 and half of that in bfloat16.
 
-    def predict(batch: np.ndarray) -> list[np.ndarray]:
-        now_s[0] += len(called) or 10
-        called.append(len(batch))
-        return [batch.astype(np.float32), batch + 1]
+    Attributes:
+        now_s: The time.
+        slowdown: By how much other work of the machine slows the engines at a time.
+        called: Each call of an engine: its precision and the number of images.
+    """
 
-    (found, other), rate = comparison._timed(predict, np.arange(num_images))
-    assert np.array_equal(found, np.arange(num_images))
-    assert np.array_equal(other, np.arange(num_images) + 1)
-    assert called == sizes
-    assert rate == pytest.approx(images_per_s)
+    def __init__(self, monkeypatch, slowdown=lambda _: 1) -> None:
+        self.now_s, self.slowdown, self.called = 0.0, slowdown, []
+        clock = self
+
+        class FakeEngine:
+            def __init__(self, _directory: str, *, precision: Precision) -> None:
+                self.precision = precision
+
+            def run(self, batch: np.ndarray) -> list[np.ndarray]:
+                return clock.run(self.precision, batch)
+
+        monkeypatch.setattr(comparison.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(openvino_engine, "OpenVinoEngine", FakeEngine)
+        monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "bfloat16"}))
+
+    def run(self, precision: str, batch: np.ndarray) -> list[np.ndarray]:
+        self.called.append((precision, len(batch)))
+        left_s = {"tensorflow": 0.3, "float32": 0.2, "bfloat16": 0.1}[precision] * len(batch) / 16
+        if precision not in [name for name, _ in self.called[:-1]]:
+            left_s += 1  # the first call prepares the engine
+        while left_s > 0:
+            step_s = min(left_s, 0.01)
+            self.now_s += step_s * self.slowdown(self.now_s)
+            left_s -= step_s
+        probs_BK = np.tile(np.array([0.9, 0.1], np.float32), (len(batch), 1))
+        return [probs_BK, batch.astype(np.float32)]
+
+    def compare(self, num_images: int) -> dict[EngineKind, comparison.Compared]:
+        self.called.clear()
+        found, failed = comparison.compare(
+            {"float32": "f", "bfloat16": "f"},
+            lambda batch: self.run("tensorflow", batch),
+            np.zeros((num_images, 1, 1, 3), np.uint8),
+            np.zeros(num_images, np.int64),
+            decide=lambda outputs: outputs[0].argmax(axis=1),
+        )
+        assert failed == {}
+        return found
+
+
+@pytest.mark.parametrize("num_images", [72, 40, 16, 5])
+def test_speeds_are_measured_in_turns_and_without_the_first_batch(monkeypatch, num_images):
+    clock = Clock(monkeypatch)
+    found = clock.compare(num_images)
+    assert {str(kind): each.agreement.images_per_s for kind, each in found.items()} == pytest.approx(
+        {"tensorflow float32": 16 / 0.3, "openvino float32": 16 / 0.2, "openvino bfloat16": 16 / 0.1}
+    )
+    assert {len(each.probs_BK) for each in found.values()} == {num_images}
+    by_openvino = [precision for precision, _ in clock.called if precision != "tensorflow"]
+    assert by_openvino == ["float32", "bfloat16"] * (len(by_openvino) // 2)
+    # At least the first batch and five rounds; for small batches a second of work.
+    seconds = (0.2 + 0.1) * min(num_images, 16) / 16
+    num_whole = max(5, math.ceil(1 / seconds)) + 1
+    assert len(by_openvino) == 2 * (num_whole + (num_images % 16 > 0 and num_images > 16))
+
+
+@pytest.mark.parametrize("start", range(15))
+@pytest.mark.parametrize("period_s", [1.0, 3.0])
+def test_a_machine_that_is_busy_now_and_then_does_not_change_the_precision(monkeypatch, start, period_s):
+    """Other processes take two thirds of the CPUs, half of the time."""
+    clock = Clock(monkeypatch, lambda now_s: 3 if (now_s / period_s + start / 15) % 1 < 0.5 else 1)
+    agreements = [each.agreement for each in clock.compare(72).values()]
+    assert choice.choose("auto", "auto", use_gpu=False, agreements=agreements) == EngineKind("openvino", "bfloat16")
+
+
+def test_a_large_network_is_not_measured_for_long(monkeypatch):
+    clock = Clock(monkeypatch, lambda _: 60)  # 12 s and 6 s for a batch
+    found = clock.compare(16)
+    assert clock.called == [("tensorflow", 16)] * 2 + [("float32", 16), ("bfloat16", 16)] * 2
+    assert found[EngineKind("openvino", "bfloat16")].agreement.images_per_s == pytest.approx(16 / 6)
+
+
+def test_a_precision_that_fails_while_it_runs_is_left_out(monkeypatch):
+    clock = Clock(monkeypatch)
+    run = clock.run
+
+    def fail(precision: str, batch: np.ndarray) -> list[np.ndarray]:
+        if precision == "bfloat16" and len(clock.called) > 15:
+            raise openvino_engine.ConversionError("no memory")
+        return run(precision, batch)
+
+    monkeypatch.setattr(clock, "run", fail)
+    found, failed = comparison.compare(
+        {"float32": "f", "bfloat16": "f"},
+        lambda batch: run("tensorflow", batch),
+        np.zeros((72, 1, 1, 3), np.uint8),
+        np.zeros(72, np.int64),
+        decide=lambda outputs: outputs[0].argmax(axis=1),
+    )
+    assert (list(found), failed) == ([REFERENCE, EngineKind("openvino", "float32")], {"bfloat16": "no memory"})
+    assert found[EngineKind("openvino", "float32")].agreement.images_per_s == pytest.approx(16 / 0.2)
 
 
 def test_the_engines_of_a_new_model_are_compared(network, bundle, images):
@@ -520,8 +616,7 @@ def test_what_was_made_of_a_model_that_does_not_run_is_left_out(tmp_path):
 
 def test_a_damaged_network_in_the_cache_is_made_again(network, cache, images):
     packed = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")
-    (weights,) = (cache / "tlray/networks").glob("f-*/model.bin")
-    assert weights.parent.name == f"f-{openvino_engine.version()}"
+    (weights,) = (cache / "tlray/networks").glob(f"f-{openvino_engine.version()}-*/model.bin")
     content = weights.read_bytes()
     weights.write_bytes(content[:-8])
     again = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")

@@ -144,20 +144,159 @@ def test_code_and_settings_that_build_a_network_are_in_its_recipe(own_backbone, 
         monkeypatch.setenv(place, "other")
     else:
         (tmp_path / "changed.py").write_text("")
-        files = preparation.importlib.resources.files
-        other = lambda package: tmp_path if package == place else files(package)  # noqa: E731
-        monkeypatch.setattr(preparation.importlib.resources, "files", other)
+        files = cache.importlib.resources.files
+        monkeypatch.setattr(
+            cache.importlib.resources, "files", lambda package: tmp_path if package == place else files(package)
+        )
     assert preparation._recipe(config, "pooled") not in (None, before)
+
+
+def test_the_first_run_of_a_user_notes_its_network(own_backbone, tmp_path):
+    """Keras writes its file while it is imported for the first time."""
+    program = f"""
+import os
+from tlray.config.commands import FeaturesConfig
+from tlray.engines.kinds import EngineKind
+from tlray.features import preparation
+config = FeaturesConfig(data="x", out="y", backbone={own_backbone!r}, preprocessing="unit", image_size_px={SIZE_PX},
+                        trainable_layers=1).training()
+print(os.path.exists(os.environ["HOME"] + "/.keras/keras.json"))
+preparation.prepare(config, "pooled", EngineKind("openvino", "float32"))
+print(os.path.exists(os.environ["HOME"] + "/.keras/keras.json"))
+preparation._built = None
+print(preparation.prepare(config, "pooled", EngineKind("openvino", "float32")).names)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "XDG_"))}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", "True", "['pooled']"]
+
+
+def test_keras_settings_are_looked_for_where_keras_does(tmp_path, monkeypatch):
+    places = {"given": tmp_path / "given", "home": tmp_path / "home/.keras", "shared": tmp_path / "home/own"}
+    for name, place in places.items():
+        place.mkdir(parents=True)
+        (place / "keras.json").write_text(json.dumps({"backend": name}))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def found() -> object:
+        return preparation._keras_settings()["backend"]
+
+    assert found() == "home"
+    monkeypatch.setenv("KERAS_HOME", "~/own")
+    assert found() == "shared"
+    monkeypatch.setenv("KERAS_HOME", str(places["given"]))
+    assert found() == "given"
+    monkeypatch.setenv("KERAS_BACKEND", "variable")
+    assert found() == "variable"
+    monkeypatch.setenv("KERAS_HOME", "")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.chdir(places["shared"])
+    assert found() == "shared"
+
+
+def test_keras_settings_of_a_user_who_may_not_write_at_home_are_in_tmp(monkeypatch):
+    for name in ("KERAS_HOME", "KERAS_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(preparation.os, "access", lambda *_: False)
+    paths: list[str] = []
+    monkeypatch.setattr(preparation.os.path, "exists", paths.append)
+    assert preparation._keras_settings() == preparation._KERAS_DEFAULTS
+    assert paths == ["/tmp/.keras/keras.json"]  # noqa: S108 (Keras looks there)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"max_epochs": 3}', '{"floatx": "float32"}'])
+def test_a_file_of_keras_that_sets_nothing_else_changes_no_recipe(own_backbone, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    defaults = {"floatx": "float32", "epsilon": 1e-07, "backend": "tensorflow", "image_data_format": "channels_last"}
+    (tmp_path / "keras.json").write_text(json.dumps(defaults, indent=4))  # as Keras writes it
+    written = preparation._recipe(make_config(own_backbone), "pooled")
+    if content is None:
+        (tmp_path / "keras.json").unlink()
+    else:
+        (tmp_path / "keras.json").write_text(content)
+    assert preparation._recipe(make_config(own_backbone), "pooled") == written is not None
+
+
+def test_a_file_of_keras_that_cannot_be_read_gives_no_recipe(own_backbone, tmp_path, monkeypatch):
+    (tmp_path / "keras.json").mkdir()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert preparation._recipe(make_config(own_backbone), "pooled") is None
+
+
+@pytest.fixture(scope="module")
+def unknown_backbone(tmp_path_factory) -> str:
+    """A backbone with an operation that OpenVINO does not know."""
+    path = tmp_path_factory.mktemp("unknown") / "unknown.keras"
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    keras.Model(pixels, keras.ops.erfinv(keras.layers.Conv2D(4, 3, activation="sigmoid")(pixels))).save(path)
+    return str(path)
+
+
+def started(monkeypatch, config: FeaturesConfig) -> preparation.Network:
+    """Returns the network that the process computes which `preparation.start` starts, without Ray."""
+    monkeypatch.setattr(preparation.connection, "start_here", lambda function, *arguments: function(*arguments))
+    return preparation.start(config, update.check(config, config.training()))  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "tensorflow"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "int8"])
+def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
+    unknown_backbone, monkeypatch, engine, precision
+):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "bfloat16", "int8"}))
+    config = FeaturesConfig(
+        data="d", out="o", backbone=unknown_backbone, preprocessing="unit", image_size_px=SIZE_PX, engine=engine,
+        precision=precision,
+    )  # fmt: skip
+    wish = "--engine openvino" if engine == "openvino" else f"--precision {precision}"
+    if engine == "tensorflow" and precision in ("bfloat16", "int8"):
+        said = f"{wish}: the engine tensorflow predicts in float32. Give --precision float32, which every machine has."
+    elif engine == "openvino" or precision in ("bfloat16", "int8"):
+        said = f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32."
+    else:
+        network = started(monkeypatch, config)
+        note = "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: "
+        assert network.packed.kind == REFERENCE
+        assert network.packed.note.startswith(note) == (engine == "auto")
+        return
+    with pytest.raises(ConfigError) as raised:
+        started(monkeypatch, config)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto", "int8"])
+def test_an_engine_that_the_network_can_have_is_taken(own_backbone, monkeypatch, precision):
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "int8"}))
+    config = FeaturesConfig(
+        data="d", out="o", backbone=own_backbone, preprocessing="unit", image_size_px=SIZE_PX, engine="openvino",
+        precision=precision,
+    )  # fmt: skip
+    assert started(monkeypatch, config).packed.kind == FLOAT32
 
 
 def test_without_a_home_directory_the_network_is_built(own_backbone, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    assert preparation._recipe(make_config(own_backbone), "pooled") is None
-    assert preparation.prepare(make_config(own_backbone), "pooled", FLOAT32).packed.kind == FLOAT32
+    built = count_built(monkeypatch)
+    for _ in range(2):
+        assert preparation.prepare(make_config(own_backbone), "pooled", FLOAT32).packed.kind == FLOAT32
+    assert built == ["pooled"] * 2
+
+
+def test_weights_are_read_only_where_a_network_can_be_recalled(own_backbone, monkeypatch):
+    read, content = [], preparation._content
+    monkeypatch.setattr(preparation, "_content", lambda location: (read.append(location), content(location))[1])
+    preparation.prepare(make_config(own_backbone), "pooled", REFERENCE)
+    assert read == []
+    preparation.prepare(make_config(own_backbone), "pooled", FLOAT32)
+    assert read == [own_backbone] * 2  # before and after it was built
 
 
 def test_weights_are_told_by_their_content(tmp_path):
@@ -235,10 +374,14 @@ def test_a_damaged_network_that_cannot_be_removed_is_not_used(own_backbone, plac
     first = preparation.prepare(config, "pooled", FLOAT32)
     (weights,) = (places / "networks").glob("*/model.bin")
     weights.write_bytes(weights.read_bytes()[:-8])
-    remove = shutil.rmtree
-    monkeypatch.setattr(
-        cache.shutil, "rmtree", lambda path, **options: None if path == weights.parent else remove(path, **options)
-    )
+    rename = os.rename
+
+    def refuse(source: str | Path, target: str | Path) -> None:
+        if source == weights.parent:
+            raise PermissionError(source)
+        rename(source, target)
+
+    monkeypatch.setattr(cache.os, "rename", refuse)
     again = preparation.prepare(config, "pooled", FLOAT32)
     np.testing.assert_array_equal(compute(again, images_BHWC)[0], compute(first, images_BHWC)[0])
 
@@ -380,5 +523,12 @@ def test_int8_without_nncf_is_refused_before_anything(own_backbone, monkeypatch)
     config = FeaturesConfig(
         data="d", out="o", backbone=own_backbone, preprocessing="unit", image_size_px=SIZE_PX, precision="int8"
     )
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32", "int8"}))
     with pytest.raises(ConfigError, match=r"--precision int8 needs NNCF: pip install 'tlray\[int8\]'"):
+        update.check(config, config.training())
+    # To install it would not help there.
+    with pytest.raises(ConfigError, match="--precision int8: the engine tensorflow predicts in float32"):
+        update.check(dataclasses.replace(config, engine="tensorflow"), config.training())
+    monkeypatch.setattr(openvino_engine, "cpu_precisions", lambda: frozenset({"float32"}))
+    with pytest.raises(ConfigError, match=r"--precision int8: this machine's CPU .* has no instructions for it"):
         update.check(config, config.training())

@@ -1,8 +1,14 @@
 """The progress of a feature extraction, without Ray."""
 
+import dataclasses
+from typing import Any, cast
+
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from tlray.cluster.plans import ScorePlan
+from tlray.config.commands import FeaturesConfig
 from tlray.data.stream import Pixels
 from tlray.engines.kinds import EngineKind
 from tlray.engines.networks import KerasNetwork, Packed
@@ -31,7 +37,7 @@ def make_table(num_images: int) -> pa.Table:
 
 def compute(out, rows, network, pixels, plan, *, batch_size):
     """Writes features of zeros for the rows, as `extraction.compute` writes those of a network."""
-    assert (network, pixels.size_px, plan, batch_size) == (NETWORK, 8, None, 4)
+    assert (network.fingerprint, pixels.size_px, plan, batch_size) == ("f", 8, None, 4)
     if not rows.num_rows:
         return
     zeros = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((rows.num_rows, 2), np.float16))
@@ -56,3 +62,17 @@ def test_a_pass_has_a_name_and_is_not_shown_if_nothing_is_left_to_do(tmp_path, m
     )  # fmt: skip
     assert run(3) == (3, "")
     assert run(5) == (3, "Computing features: 5 images\n")
+
+
+@pytest.mark.parametrize("note", ["", "TensorFlow computes."])
+def test_notes_about_the_network_of_an_audit_are_returned(tmp_path, monkeypatch, note):
+    network = dataclasses.replace(NETWORK, packed=dataclasses.replace(NETWORK.packed, note=note))
+    monkeypatch.setattr(extraction, "compute", compute)
+    monkeypatch.setattr(update.preparation, "finish", lambda *_: network)
+    monkeypatch.setattr(update.plans, "plan_scoring", lambda *_, **__: cast("ScorePlan", None))
+    config = FeaturesConfig(data="d", out="o", image_size_px=8, batch_size=4, quiet=True)
+    pooled, notes = update.pooled_features(
+        config, cast("Any", None), make_table(3), str(tmp_path / "features"), cast("Any", None)
+    )
+    np.testing.assert_array_equal(pooled, np.zeros((3, 2), np.float16))
+    assert notes == ((note,) if note else ())

@@ -7,10 +7,11 @@ from typing import Any, cast
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 import serve_app
-from serve_app.app import build
+from serve_app.app import DELAYS, build
 from serve_app.options import MAX_REQUESTS, Options
 
 TEXT = (Path(serve_app.__file__).parent / "config.yaml").read_text()
@@ -161,6 +162,22 @@ def test_the_config_file_has_the_deployments_and_limits_of_the_code():
     assert ingress["autoscaling_config"]["max_replicas"] * options.max_queued_images >= num_images
     assert CONFIG["http_options"]["request_timeout_s"] > options.timeout_s
     assert CONFIG["http_options"]["host"] == "127.0.0.1"
+
+
+def test_serve_still_takes_the_seconds_between_measurements_of_the_load():
+    """Without them it measures each 10 s, and an endpoint that is too busy waits so long for another replica."""
+    variables = [f"RAY_SERVE_{each}_AUTOSCALING_METRIC_PUSH_INTERVAL_S" for each in ("REPLICA", "HANDLE")]
+    hint = (
+        "Ray has removed `metrics_interval_s`. Delete it from `DELAYS` in serve_app/app.py and from config.yaml, and "
+        f"add {' and '.join(variables)}, each 1, to SERVE_ENVIRONMENT in serve_app/environment.py and to config.yaml."
+    )
+    assert "metrics_interval_s" in AutoscalingConfig.model_fields, hint
+    with pytest.warns(DeprecationWarning, match="metrics_interval_s") as warned:
+        assert AutoscalingConfig(metrics_interval_s=DELAYS["metrics_interval_s"]).metrics_interval_s == 1
+    for variable in variables:
+        assert variable in str(warned[0].message)
+        for name in ("app.py", "config.yaml"):
+            assert variable in (Path(serve_app.__file__).parent / name).read_text()
 
 
 def test_the_config_file_names_the_environment_of_serve():

@@ -355,6 +355,12 @@ def test_how_predictions_are_judged():
     assert body[length:] == (b"\0\1" + b"\0\0\0\0\x09\0\0\0ambiguous" + struct.pack("<2f", 0.5, -1) + b"\0\1\1\1")
 
 
+def test_only_the_tensors_that_are_asked_for_are_computed(monkeypatch):
+    monkeypatch.setattr(np, "isfinite", None)  # which the unknown scores need
+    body, _ = encode(BOTH_IN_JSON)
+    assert [output["name"] for output in json.loads(body)["outputs"]] == ["probabilities", "label"]
+
+
 def test_a_model_without_prediction_sets_gives_sets_without_a_class():
     """No real set is empty. The tensor is there all the same, as the metadata says, like an unknown score of -1."""
     body, _ = encode((RequestedOutput(name="prediction_set", is_binary=False),), sets_BK=None)
