@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import tyro
 from scipy import special
 
@@ -184,7 +183,7 @@ def main() -> None:
     """Measures and writes the table."""
     settings = tyro.cli(Settings, prog="suggest_gain.py", description=__doc__)
     images, stored = read(settings.run)
-    pictures = np.array(pc.dictionary_encode(stored.readable["picture"]).combine_chunks().indices)
+    pictures = np.array(stored.readable["picture"].combine_chunks().dictionary_encode().indices)
     rounds = []
     for seed in range(settings.seeds):
         parts = [part for _, part in cut(images, seed, NUM_PARTS)]

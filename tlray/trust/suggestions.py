@@ -81,11 +81,12 @@ def choose(
         return listed[:count]
     directions_BC, weights = directions(places_BC[listed]), uncertainty(probs_BK[listed])
     # A weight of 0 for all would leave k-means nothing to fit.
-    clusters = KMeans(count, n_init=1, random_state=0).fit(directions_BC, sample_weight=np.maximum(weights, _TINY))
-    distances = np.linalg.norm(directions_BC - clusters.cluster_centers_[clusters.labels_], axis=1)
+    clusters = KMeans(count, random_state=0)
+    cluster_of = clusters.fit_predict(directions_BC, sample_weight=np.maximum(weights, _TINY))
+    distances = clusters.transform(directions_BC)[np.arange(len(listed)), cluster_of]
     # In the order of distance, and of the list where it is equal; the first one of each cluster.
     order = np.argsort(distances, kind="stable")
-    _, first = np.unique(clusters.labels_[order], return_index=True)
+    _, first = np.unique(cluster_of[order], return_index=True)
     return [listed[place] for place in sorted(order[first].tolist())]
 
 
