@@ -4,12 +4,13 @@
 
 RUN is a finished `tlray train probe`; only its features and its manifest are used. Its readable images are cut into
 five stratified parts, with patients, copies and neighbouring slices together. One part measures, the next one
-validates, and of the other three some images have labels at the beginning: whole groups, drawn at random. A probe is
-fitted to them, and --count of the others get their labels:
+validates, and of the other three some images have labels at the beginning, as many of each class, drawn at random. A
+probe is fitted to them, and --count of the others get their labels:
 
 - `suggested`: by `tlray.trust.suggestions`, as `tlray suggest` chooses them, with copies told by the manifest;
 - `uncertain`: those with the highest entropy, copies among them or not;
 - `random`: drawn at random;
+- `random pictures`: the same without copies of one another and of those with labels;
 - `all`: all others, as the limit of what labels can give.
 
 Each time a probe is fitted anew and measured on the part. Every part measures in turn, and all is repeated with other
@@ -35,7 +36,9 @@ from tlray.probe.regression import Probe
 from tlray.trust import novelty_fit, suggestions
 from tlray.trust.suggestions import Seen
 
-WAYS = ("suggested", "uncertain", "random", "all")
+WAYS = ("suggested", "uncertain", "random", "random pictures", "all")
+MAX_SHARE = 5
+"""Of the first images of a class one in so many may be of one group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Settings:
     run: str
     """A finished `tlray train probe`."""
     num_labelled: int = 60
-    """Number of images with labels at the beginning, about: groups are whole."""
+    """Number of images with labels at the beginning."""
     count: int = 50
     """Number of further images that get labels."""
     seeds: int = 5
@@ -68,7 +71,7 @@ def probs(probe: Probe, images: Images) -> np.ndarray:
 
 
 def draw_labelled(images: Images, rows: np.ndarray, num_labelled: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws whole groups until there are enough images, every class among them; returns their rows.
+    """Draws as many images of each class, at most a fifth of them from one group; returns their rows.
 
     Args:
         images: All images.
@@ -76,25 +79,23 @@ def draw_labelled(images: Images, rows: np.ndarray, num_labelled: int, rng: np.r
         num_labelled: Number of images that are wanted.
         rng: Draws.
     """
-    wanted = set(images.labels[rows].tolist())
+    labels, groups = images.labels[rows], images.groups[rows]
+    classes = np.unique(labels)
+    num_of_class = num_labelled // len(classes)
     drawn: list[int] = []
-    for group in rng.permutation(np.unique(images.groups[rows])):
-        members = rows[images.groups[rows] == group].tolist()
-        # A large group may not fill the place of all others.
-        if len(members) > max(1, num_labelled // 10):
-            continue
-        has_all = set(images.labels[drawn].tolist()) == wanted
-        if len(drawn) >= num_labelled and has_all:
-            break
-        if len(drawn) < num_labelled or not set(images.labels[members].tolist()) <= set(images.labels[drawn].tolist()):
-            drawn += members
+    for label in classes:
+        of_class: list[int] = []
+        for group in rng.permutation(np.unique(groups[labels == label])):
+            members = rng.permutation(rows[(labels == label) & (groups == group)])
+            of_class += members[: max(1, num_of_class // MAX_SHARE)].tolist()
+        drawn += of_class[:num_of_class]
     return np.array(sorted(drawn))
 
 
 def choose(
     images: Images, pictures: np.ndarray, valid: Images, *, labelled: np.ndarray, pool: np.ndarray, count: int
 ) -> dict[str, np.ndarray]:
-    """Returns the rows that each of `WAYS` but `random` chooses from a pool.
+    """Returns the rows that each of `WAYS` but the random ones chooses from a pool.
 
     Args:
         images: All images.
@@ -135,7 +136,11 @@ def measure(
     labelled = draw_labelled(images, rest, settings.num_labelled, rng)
     pool = np.setdiff1d(rest, labelled)
     chosen = choose(images, pictures, valid, labelled=labelled, pool=pool, count=settings.count)
-    chosen["random"] = rng.choice(pool, settings.count, replace=False)
+    drawn = rng.permutation(pool)
+    chosen["random"] = drawn[: settings.count]
+    new = drawn[~np.isin(pictures[drawn], pictures[labelled])]
+    _, first = np.unique(pictures[new], return_index=True)
+    chosen["random pictures"] = new[np.sort(first)][: settings.count]
     num_classes = int(images.labels.max()) + 1
 
     def accuracy(rows: np.ndarray) -> float:

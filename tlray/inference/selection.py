@@ -111,8 +111,11 @@ def select(
     # All scores are NaN if the bundle has a novelty score but its model gives no features for it.
     if scored.places_BC is not None and not np.isnan(ood_scores).all():
         places_BC = scored.places_BC[is_scored.to_numpy()]
-    choose = functools.partial(suggestions.choose, probs_BK, ood_scores, limit, places_BC)
-    chosen, seen = _choose_pictures(choose, search(rows["uri"], places_BC) if search else None, count=count)
+    images = (probs_BK, ood_scores, limit, places_BC)
+    shortlist = functools.partial(suggestions.shortlist, *images)
+    num_compared = suggestions.SHORTLIST * count
+    seen = _look(shortlist, search(rows["uri"], places_BC), num_compared) if search else suggestions.NOTHING
+    chosen = suggestions.choose(*images, count=count, seen=seen)
     if not chosen:
         raise DataError(
             f"All {rows.num_rows - num_foreign} images that could be scored and are like the training images of the "
@@ -130,27 +133,23 @@ def select(
     )
 
 
-def _choose_pictures(choose: Callable[..., list[int]], find: Find | None, *, count: int) -> tuple[list[int], Seen]:
-    """Chooses images, looks at them, and chooses anew without the copies, until all chosen ones have been looked at.
+def _look(shortlist: Callable[..., list[int]], find: Find, num_wanted: int) -> Seen:
+    """Looks at the shortlist and lists anew without the copies, until all images on the list have been looked at.
 
     So only few images are read. If many are copies, ever more are looked at in a turn: twice as many as before if all
     are.
 
     Args:
-        choose: `suggestions.choose`, without `count` and `seen`.
-        find: See `Find`; None: no image can be looked at.
-        count: Number of images that are wanted.
-
-    Returns:
-        The indices of the chosen images, the most wanted first, and what was seen.
+        shortlist: `suggestions.shortlist`, without `num_wanted` and `seen`.
+        find: See `Find`.
+        num_wanted: Number of images on the list.
     """
     seen, looked_at = suggestions.NOTHING, set[int]()
     while True:
-        chosen = choose(count=max(count, len(looked_at)), seen=seen)
-        new = set(chosen) - looked_at
-        if find is None or looked_at.issuperset(chosen[:count]):
-            return chosen[:count], seen
-        looked_at |= new
+        listed = shortlist(num_wanted=max(num_wanted, len(looked_at)), seen=seen)
+        if looked_at.issuperset(listed[:num_wanted]):
+            return seen
+        looked_at.update(listed)
         seen = find(sorted(looked_at))
 
 

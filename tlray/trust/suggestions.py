@@ -1,4 +1,4 @@
-"""Chooses the images whose labels would help a model most: uncertain ones that differ from one another.
+"""Chooses the images whose labels would help a model most: uncertain ones of each kind.
 
 Import it to decide which unlabelled images to label next, given a model's predictions for them. It reads no image and
 runs no model: `tlray.inference.suggest` scores them, `tlray.inference.copy_search` tells which are copies.
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from sklearn.cluster import KMeans
 
 from tlray.bundle.novelty import directions
 
@@ -17,11 +18,13 @@ COPY_DISTANCE = 0.02
 a picture that was saved again is expected to be much closer than this. The value was not measured. It spares reading
 images that were only saved again; copies that were changed are told by their pictures, see `Seen`."""
 
+SHORTLIST = 3
+"""Number of images for each wanted one that are clustered: the most uncertain ones."""
+
 SURE = 0.95
 """Confidence from which on a model counts as sure of an image. If its probabilities are calibrated, at most one in
 twenty labels of such images differs from its prediction, so they tell it little."""
 
-_MAX_DISTANCE = 2.0  # of two directions
 _NOT_SEEN = -1  # in place of the picture of an image that has not been looked at
 _TINY = 1e-12
 
@@ -53,39 +56,90 @@ def choose(
     count: int,
     seen: Seen = NOTHING,
 ) -> list[int]:
-    """Chooses images for labelling, the most wanted first.
+    """Chooses images for labelling, the most uncertain first.
 
-    The first one is the most uncertain image. Each further one has the largest product of its uncertainty and its
-    distance to the nearest image chosen before: a farthest-first traversal (Gonzalez 1985, Theoretical Computer Science
-    38:293-306), weighted with the uncertainty. The distance is the cosine distance of the places.
+    Of the images of `shortlist`, so many clusters are made as images are wanted, by k-means of the directions of their
+    places, weighted with their uncertainty. Of each cluster the image is chosen that is nearest to its centre (Zhdanov
+    2019, Diverse mini-batch active learning, arXiv:1901.05954). So each image stands for others like it: an image that
+    is merely unlike all others teaches little.
 
-    Foreign images are left out, because their labels would teach nothing about images like those of training. So are
-    copies: images that are closer than `COPY_DISTANCE` to a chosen one, that show the same picture as a chosen one, or
-    that are copies of training images. Of several images with the same product the first one is chosen, so the same
-    input always gives the same result, and a smaller `count` its first images.
-
-    The time grows with count * images * components, the memory with images * components.
+    The same input gives the same result on one machine.
 
     Args:
-        probs_BK: Class probabilities, floating point [images, K], finite, with K of at least 2.
-        ood_scores: How foreign the images are, floating point [images]; NaN where it is not known.
-        max_ood_score: The score above which an image is foreign; None: no image counts as foreign.
-        places_BC: Where the images lie in the space that the training images span, floating point [images, components],
-            see `Novelty.place`; finite for all images that are not foreign. None: not known; the most uncertain images
-            are chosen, even if they are much alike.
+        probs_BK: See `shortlist`.
+        ood_scores: See `shortlist`.
+        max_ood_score: See `shortlist`.
+        places_BC: See `shortlist`. None: not known; the most uncertain images are chosen, even if they are much alike.
         count: Number of images that are wanted, positive.
         seen: What the pictures of the images tell that have been looked at.
 
     Returns:
         Indices of the chosen images; fewer than `count` if all others are foreign or copies.
     """
+    listed = shortlist(probs_BK, ood_scores, max_ood_score, places_BC, num_wanted=SHORTLIST * count, seen=seen)
+    if places_BC is None or len(listed) <= count:
+        return listed[:count]
+    directions_BC, weights = directions(places_BC[listed]), uncertainty(probs_BK[listed])
+    # A weight of 0 for all would leave k-means nothing to fit.
+    clusters = KMeans(count, n_init=1, random_state=0).fit(directions_BC, sample_weight=np.maximum(weights, _TINY))
+    distances = np.linalg.norm(directions_BC - clusters.cluster_centers_[clusters.labels_], axis=1)
+    # In the order of distance, and of the list where it is equal; the first one of each cluster.
+    order = np.argsort(distances, kind="stable")
+    _, first = np.unique(clusters.labels_[order], return_index=True)
+    return [listed[place] for place in sorted(order[first].tolist())]
+
+
+def shortlist(
+    probs_BK: np.ndarray,
+    ood_scores: np.ndarray,
+    max_ood_score: float | None,
+    places_BC: np.ndarray | None,
+    *,
+    num_wanted: int,
+    seen: Seen = NOTHING,
+) -> list[int]:
+    """Returns the most uncertain images that are worth a look, the most uncertain first.
+
+    Foreign images are left out, because their labels would teach nothing about images like those of training. So are
+    copies: images that are closer than `COPY_DISTANCE` to a more uncertain one, that show the same picture as one, or
+    that are copies of training images. Of equally uncertain images the first one comes first, so a smaller `num_wanted`
+    gives its first images.
+
+    The time grows with num_wanted * images * components, the memory with images * components.
+
+    Args:
+        probs_BK: Class probabilities, floating point [images, K], finite, with K of at least 2.
+        ood_scores: How foreign the images are, floating point [images]; NaN where it is not known.
+        max_ood_score: The score above which an image is foreign; None: no image counts as foreign.
+        places_BC: Where the images lie in the space that the training images span, floating point [images, components],
+            see `Novelty.place`; finite for all images that are not foreign. None: not known; copies are told by `seen`
+            alone.
+        num_wanted: Number of images that are wanted, positive.
+        seen: What the pictures of the images tell that have been looked at.
+
+    Returns:
+        Indices of the images; fewer than `num_wanted` if all others are foreign or copies.
+    """
     is_left = ~is_foreign(ood_scores, max_ood_score)
     is_left[list(seen.known or ())] = False
     candidates = np.flatnonzero(is_left)
     pictures = np.array([seen.picture_of.get(index, _NOT_SEEN) for index in candidates.tolist()], dtype=np.int64)
     directions_BC = None if places_BC is None else directions(places_BC[candidates])
-    order = _traverse(uncertainty(probs_BK[candidates]), directions_BC, pictures, count)
-    return [int(candidates[place]) for place in order]
+    order = np.argsort(-uncertainty(probs_BK[candidates]), kind="stable")
+    is_left = np.ones(len(candidates), dtype=bool)
+    listed: list[int] = []
+    for place in order.tolist():
+        if len(listed) == num_wanted:
+            break
+        if not is_left[place]:
+            continue
+        listed.append(int(candidates[place]))
+        if pictures[place] != _NOT_SEEN:
+            is_left &= pictures != pictures[place]
+        if directions_BC is not None:
+            # Unlike `@`, einsum adds in the same order for any row and any number of threads: equal rows stay equal.
+            is_left &= 1 - np.einsum("bc,c->b", directions_BC, directions_BC[place]) >= COPY_DISTANCE
+    return listed
 
 
 def is_foreign(ood_scores: np.ndarray, max_ood_score: float | None) -> np.ndarray:
@@ -119,29 +173,3 @@ def is_unsure(probs_BK: np.ndarray) -> np.ndarray:
         probs_BK: Class probabilities, floating point [images, K].
     """
     return probs_BK.max(axis=1) < SURE
-
-
-def _traverse(weights: np.ndarray, directions_BC: np.ndarray | None, pictures: np.ndarray, count: int) -> list[int]:
-    """Returns at most `count` indices in the order of the weighted farthest-first traversal.
-
-    Args:
-        weights: The uncertainties, float32 [images], in [0, 1].
-        directions_BC: Places of length 1, float32 [images, components]; None: all images count as equally far apart.
-        pictures: The picture that each image shows, int64 [images]; `_NOT_SEEN` where it is not known.
-        count: Number of images that are wanted.
-    """
-    nearest = np.full(len(weights), _MAX_DISTANCE, np.float32)  # distance of each image to the nearest chosen one
-    is_left = np.ones(len(weights), dtype=bool)
-    chosen: list[int] = []
-    while len(chosen) < count and is_left.any():
-        place = int(np.argmax(np.where(is_left, weights * nearest, -1)))
-        chosen.append(place)
-        is_left[place] = False
-        if pictures[place] != _NOT_SEEN:
-            is_left &= pictures != pictures[place]
-        if directions_BC is not None:
-            # Unlike `@`, einsum adds in the same order for any row and any number of threads: equal rows stay equal.
-            cosines = np.einsum("bc,c->b", directions_BC, directions_BC[place])
-            nearest = np.minimum(nearest, 1 - cosines)
-            is_left &= nearest >= COPY_DISTANCE
-    return chosen

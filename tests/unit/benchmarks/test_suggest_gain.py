@@ -12,16 +12,34 @@ def make_images(groups: list[str], labels: list[int]) -> Images:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_labelled_images_are_whole_groups_of_all_classes(seed: int):
-    groups = [f"g{number // 2}" for number in range(80)] + ["rare"] + ["large"] * 20
-    labels = [number // 2 % 2 for number in range(80)] + [2] + [0] * 20
+def test_as_many_images_of_each_class_are_drawn_from_several_groups(seed: int):
+    groups = [f"g{number // 2}" for number in range(80)] + ["rare"] * 3 + ["large"] * 20
+    labels = [number // 2 % 2 for number in range(80)] + [2] * 3 + [0] * 20
     images, rows = make_images(groups, labels), np.arange(len(groups))
-    drawn = suggest_gain.draw_labelled(images, rows, 20, np.random.default_rng(seed))
-    assert {*images.labels[drawn].tolist()} == {0, 1, 2}
-    assert 20 <= len(drawn) <= 22
-    names = images.groups[drawn].tolist()
-    assert "large" not in names  # more than a tenth of what is wanted
-    assert all(names.count(name) == groups.count(name) for name in names)
+    drawn = suggest_gain.draw_labelled(images, rows, 30, np.random.default_rng(seed))
+    assert np.bincount(images.labels[drawn]).tolist() == [10, 10, 2]  # the rare class has one group
+    assert len({*drawn.tolist()}) == 22
+    assert np.unique(images.groups[drawn], return_counts=True)[1].max() == 2
+
+
+def test_random_pictures_are_no_copies(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 2
+    images = Images(
+        pooled_BD=(rng.normal(size=(100, 8)) + 2 * labels[:, None]).astype(np.float16),
+        labels=labels,
+        groups=np.array([f"g{number}" for number in range(100)]),
+    )
+    pictures = np.arange(100) // 4
+    parts = np.array_split(rng.permutation(100), 5)
+    settings = suggest_gain.Settings(run="", num_labelled=20, count=10)
+    monkeypatch.setattr(
+        suggest_gain, "choose", lambda *_, pool, **__: dict.fromkeys(("suggested", "uncertain", "all"), pool)
+    )
+    found = suggest_gain.measure(images, pictures, parts, settings, number=0, seed=0)
+    assert found["random pictures: images"] == found["random pictures: pictures"] <= 10
+    assert (found["random: images"], found["start: images"]) == (10, 20)
+    assert found["start"] > 0.8
 
 
 def test_the_table_has_paired_gains_with_their_standard_errors():
