@@ -11,7 +11,7 @@ from tlray.config.training import (
     Preprocessing,
     TrainConfig,
 )
-from tlray.config.values import TRAIN_PRIOR, check_seed, flag, parse_columns, require
+from tlray.config.values import MAX_ERROR, TRAIN_PRIOR, check_seed, flag, parse_columns, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +236,7 @@ class SweepConfig:
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
     """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
-    max_error: float = 0.05
+    max_error: float = MAX_ERROR
     """Predictions that are not marked 'refer' shall be wrong at most this often; see `tlray train --help`."""
     refer_below: float | None = None
     """The confidence below which predictions are marked 'refer'. Default: chosen by --max-error."""

@@ -30,8 +30,8 @@ class ExportConfig:
     columns: str | None = None
     """With --data: pairs such as uri=path,label=dx for a manifest with other column names; see `tlray train --help`."""
     max_error: float | None = None
-    """With --data: predictions that are not marked 'refer' shall be wrong at most this often. Default: 0.05. See
-    `tlray train --help`."""
+    """With --data: predictions that are not marked 'refer' shall be wrong at most this often; see `tlray train
+    --help`. Default: 0.05. Not together with --refer-below."""
     refer_below: float | None = None
     """Predictions with a lower confidence are marked 'refer': leave them to a specialist. Default: 0.5; with --data
     chosen by --max-error."""
@@ -54,6 +54,10 @@ class ExportConfig:
             refer_below is None or 0 <= refer_below <= 1, f"--refer-below must lie in [0, 1]. Received: {refer_below}"
         )
         require(max_error is None or 0 < max_error < 1, f"--max-error must lie between 0 and 1. Received: {max_error}")
+        require(
+            refer_below is None or max_error is None,
+            "--refer-below sets the threshold, and --max-error chooses it. Give only one of them.",
+        )
         parse_columns(self.columns)
         for name in ("class_map", "columns", "max_error"):
             require(

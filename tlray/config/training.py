@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tlray.config.values import (
+    MAX_ERROR,
     TRAIN_PRIOR,
     check_seed,
     flag,
@@ -151,7 +152,7 @@ class TrainConfig:
     intensity_range: str = "auto"
     """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
     images)."""
-    max_error: float = 0.05
+    max_error: float = MAX_ERROR
     """Predictions that are not marked 'refer' shall be wrong at most this often. The confidence below which they are
     marked, to be left to a specialist, is chosen on images that the model was not trained on. The limit holds for class
     shares like theirs, also where --prior assumes others."""

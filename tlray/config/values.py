@@ -15,6 +15,9 @@ MAX_PRIOR_ERROR = 0.002
 """Largest allowed deviation from 1 of the sum of the shares in `--prior`, so that three times 0.333 is accepted."""
 
 
+MAX_ERROR = 0.05
+"""Default of `--max-error`: the wished error rate of the predictions that are not referred."""
+
 MAX_SEED = 2**32 - 1
 """Largest seed, that of NumPy's `RandomState`, which scikit-learn and Keras use."""
 

@@ -268,11 +268,7 @@ def read_images(
             keeper.add(part)
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
-    found = pa.concat_tables(parts)
-    table = table.drop_columns(["sha256"])
-    for name in (*inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names):
-        table = table.append_column(name, found[name])
-    return table.sort_by("image_id")
+    return inspection.with_results(table, pa.concat_tables(parts)).sort_by("image_id")
 
 
 def without_looks(table: pa.Table) -> pa.Table:

@@ -1,4 +1,7 @@
-"""Inspects all files of a data set in parallel: checksum, stamp, what they show, and range of 16-bit intensities."""
+"""Inspects all files of a data set in parallel: checksum, stamp, what they show, and range of 16-bit intensities.
+
+`inspect_here` inspects some thousand files without Ray.
+"""
 
 import contextlib
 import dataclasses
@@ -16,6 +19,7 @@ from tlray.data import decoding, inspected, looks
 from tlray.data.stream import READ_THREADS, iterate, map_rows, read_file, read_or_error
 from tlray.errors import DataError, ImageError
 from tlray.files import file_stamps
+from tlray.progress import Progress
 
 ROWS_PER_INSPECTION = 64
 """Number of files that one task inspects, which takes half a second."""
@@ -61,6 +65,40 @@ _INSPECTION_SCHEMA = pa.schema(
 INSPECTED_SCHEMA = pa.schema([*_INSPECTION_SCHEMA, *looks.SCHEMA, (file_stamps.COLUMN, pa.string())])
 """Schema of an inspection's results: the `INSPECTION_COLUMNS`, what `looks` saw, and the file's stamp, see
 `inspected.stamps`."""
+
+
+def inspect_here(table: pa.Table, *, quiet: bool) -> pa.Table:
+    """Reads and decodes every file once, in threads of this process: for some thousand files at most.
+
+    Args:
+        table: A manifest.
+        quiet: Show no progress.
+
+    Returns:
+        The manifest with the columns of an inspection, see `with_results`, in its order.
+    """
+    rows: list[dict[str, Any]] = []
+    with (
+        Progress("Reading images", table.num_rows, quiet=quiet) as progress,
+        ThreadPoolExecutor(READ_THREADS) as pool,
+    ):
+        for row in pool.map(lambda uri: _inspect(read_or_error(uri)), table["uri"].to_pylist()):
+            rows.append(row)
+            progress.update(len(rows))
+    return with_results(table, pa.Table.from_pylist(rows, schema=pa.schema([*_INSPECTION_SCHEMA, *looks.SCHEMA])))
+
+
+def with_results(table: pa.Table, found: pa.Table) -> pa.Table:
+    """Returns a manifest with the results of an inspection: `INSPECTION_COLUMNS` and the columns of `looks.SCHEMA`.
+
+    Args:
+        table: The manifest.
+        found: The results, with a row for each row of the manifest, in its order.
+    """
+    table = table.drop_columns(["sha256"])
+    for name in (*INSPECTION_COLUMNS, *looks.SCHEMA.names):
+        table = table.append_column(name, found[name])
+    return table
 
 
 def _inspect_rows(

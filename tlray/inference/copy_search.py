@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
@@ -60,12 +61,13 @@ class CopySearch:
             return Seen(known=frozenset() if num_kept else None)
         shown = list(seen)
         digests = [each.pixels_sha256 for each in seen.values()]
-        found = find_copies(
-            self._features(shown),
-            np.concatenate([np.stack([each.thumbnail for each in seen.values()]), self._kept_BHW]),
-            [*digests, *(f"in the bundle {number}" for number in range(num_kept))],
-            num_known=num_kept,
-        )
+        with threadpool_limits(1, "blas"):  # as in `pictures.compare`: its threads would only wait for one another
+            found = find_copies(
+                self._features(shown),
+                np.concatenate([np.stack([each.thumbnail for each in seen.values()]), self._kept_BHW]),
+                [*digests, *(f"in the bundle {number}" for number in range(num_kept))],
+                num_known=num_kept,
+            )
         self._join([*shown, *(-1 - number for number in range(num_kept))], found.group_of.tolist())
         picture_of = {index: min(self._copies_of.get(index, {index})) for index in shown}
         known = frozenset(index for index, picture in picture_of.items() if picture < 0)

@@ -98,7 +98,7 @@ class Judging:
         about: How they were found and what they are worth; can be written as JSON. `calibration`: the fields of
             `Calibration`, and `ece`, `ece_before`, `brier`, `brier_before` (expected calibration error in
             `calibration.NUM_BINS` bins and Brier score, after it and before), each with its 95 % interval NAME_ci95
-            ([low, high]). `referral`: `refer_below`, `max_error` (null: the user gave the threshold), `coverage` (share
+            ([low, high]). `referral`: `refer_below`, `max_error` (null: the threshold was given), `coverage` (share
             of images that are not under it, nor ambiguous), `error_rate` of these (null: none), `error_rate_high` (its
             upper bound) and `note`. `sets`: the fields of `Conformal`, and `mean_size`; null without sets.
             `num_images`, `num_groups`, `class_shares` and `origin`: what all this was fitted on. `prior`: the class
@@ -262,7 +262,12 @@ def _describe_threshold(found: Threshold, *, share: float, max_error: float | No
 
 
 def _sets(probs_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Conformal | None:
-    """Returns the thresholds of prediction sets; None where a class would be in every set, for lack of images."""
+    """Returns the thresholds of prediction sets; None where a class has no image, or would be in every set.
+
+    Sets that are fitted without images of a class do not cover it; a class is in every set if the images are too few.
+    """
+    if len(np.unique(labels)) < probs_BK.shape[1]:
+        return None
     found = conformal.fit(probs_BK, labels, ALPHA, groups)
     return None if max(found.thresholds) >= 1 else found
 

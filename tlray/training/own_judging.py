@@ -18,26 +18,26 @@ from scipy import special
 
 from tlray.bundle.wording import estimate, percent
 from tlray.config.export import ExportConfig
-from tlray.config.values import parse_columns
-from tlray.data import splits
+from tlray.config.values import MAX_ERROR, parse_columns
+from tlray.data import inspection, splits
 from tlray.data.drift import ValidationPredictions
 from tlray.data.labels import match_classes, read_class_map
 from tlray.data.listing import list_images
 from tlray.data.manifest import with_column
 from tlray.data.prior import class_shares
-from tlray.data.sample import NUM_READERS
+from tlray.data.sample import NUM_READERS, spread_by_class
 from tlray.data.stream import Pixels, read_or_error
 from tlray.errors import DataError, ImageError, counted, some
 from tlray.files import storage
+from tlray.progress import Progress
 from tlray.training import judgement_fit, logits
 from tlray.training.export import GROUP
 from tlray.training.judgement_fit import REFER_BELOW, Judging, Unseen, Wanted
-
-MAX_ERROR = 0.05
-"""Wished error rate of the predictions that are not referred, if the user gives none."""
+from tlray.training.logits import Outputs
+from tlray.trust import pictures
 
 MAX_IMAGES = 5000
-"""Maximum number of images that the model sees. InceptionV3 takes some two minutes for them on two cores."""
+"""Maximum number of images that are compared with one another and shown to the model, so that neither takes long."""
 
 SEED = 0
 """Seed of the folds with which the probabilities are calibrated."""
@@ -66,17 +66,19 @@ def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
 
     These are the images of the split valid. Without one they are all images that are not in the split train; if some
     images have a split, those without one are in train, as in a training. An image is left out if train has an image of
-    its patient, or the same file. All files are read once, to find equal ones.
+    its patient, or the same file, and if it cannot be read. At most `MAX_IMAGES` are chosen, from each class its share.
+    They are compared with one another by their pictures: patients with copies or neighbouring slices are one group. If
+    there is a split train, all files are read once more before, to find equal ones. Warnings count what is left out.
 
     Args:
         config: The settings, with `data`.
         classes: The model's classes.
 
     Returns:
-        A manifest, with the columns `class_index` (int32) and `export.GROUP`.
+        A manifest, with the columns `class_index` (int32), `splits.PICTURE`, `splits.SERIES` and `export.GROUP`.
 
     Raises:
-        DataError: There are no such images, or their labels fit no class.
+        DataError: There are no such images, none of them can be read, or their labels fit no class.
     """
     listed = list_images(storage.absolute(config.data or ""), columns=parse_columns(config.columns)).table
     if listed["split"].null_count < len(listed):
@@ -93,36 +95,81 @@ def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
             "Give a folder with class folders (ROOT/CLASS/*), or a manifest with a column 'label'."
         )
     found = match_classes(found, classes, read_class_map(config.class_map) if config.class_map else None)
-    learned = listed.filter(split == "train")
-    table = pa.concat_tables([learned, found])
-    table = with_column(table, "sha256", _digests(table["uri"].to_pylist()))
-    groups = splits.image_groups(table)
-    names = ["train"] * learned.num_rows + ["valid"] * found.num_rows
-    is_new = ~splits.in_learned_group(groups, names)[learned.num_rows :]
+    is_new = _is_new(listed.filter(split == "train"), found, quiet=config.quiet)
+    if not is_new.any():
+        raise DataError(f"The split train of '{config.data}' has the patients of all other images. Add other patients.")
     if not is_new.all():
         _LOG.warning(
             "%s of %s are left out: the split train has images of the same patients, or the same files.",
             int((~is_new).sum()),
             counted(len(is_new), "image"),
         )
-    if not is_new.any():
-        raise DataError(f"The split train of '{config.data}' has the patients of all other images. Add other patients.")
     index = {name: number for number, name in enumerate(classes)}
     numbers = pa.array([index[label] for label in found["label"].to_pylist()], pa.int32())
-    found = found.append_column("class_index", numbers)
-    found = found.append_column(GROUP, pa.array(groups[learned.num_rows :], pa.string()))
-    return found.filter(pa.array(is_new))
+    found = found.append_column("class_index", numbers).filter(pa.array(is_new))
+    chosen = found.take(pa.array(spread_by_class(found["class_index"].to_numpy(), MAX_IMAGES)))
+    if len(chosen) < len(found):
+        _LOG.warning("%s of %s images are used, from each class its share.", len(chosen), len(found))
+    return _with_groups(chosen, config)
 
 
-def _digests(uris: list[str]) -> list[str | None]:
+def _is_new(learned: pa.Table, table: pa.Table, *, quiet: bool) -> np.ndarray:
+    """Tells which images are of other patients than those of train, and other files; bool [images].
+
+    Args:
+        learned: The images of train.
+        table: The other images.
+        quiet: Show no progress.
+    """
+    if not learned.num_rows:
+        return np.ones(table.num_rows, bool)
+    together = pa.concat_tables([learned, table])
+    together = with_column(together, "sha256", _digests(together["uri"].to_pylist(), quiet=quiet))
+    names = ["train"] * learned.num_rows + ["valid"] * table.num_rows
+    return ~splits.in_learned_group(splits.image_groups(together), names)[learned.num_rows :]
+
+
+def _digests(uris: list[str], *, quiet: bool) -> list[str | None]:
     """Returns the sha256 of each file; None for files that cannot be read."""
 
     def digest(uri: str) -> str | None:
         content = read_or_error(uri)
         return None if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest()
 
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        return list(pool.map(digest, uris))
+    found: list[str | None] = []
+    with (
+        Progress("Looking for files of train", len(uris), unit="files", quiet=quiet) as progress,
+        ThreadPoolExecutor(NUM_READERS) as pool,
+    ):
+        for each in pool.map(digest, uris):
+            found.append(each)
+            progress.update(len(found))
+    return found
+
+
+def _with_groups(table: pa.Table, config: ExportConfig) -> pa.Table:
+    """Looks at images as a training does, and returns those that can be read, with their groups.
+
+    Raises:
+        DataError: None of the images can be read.
+    """
+    seen = inspection.inspect_here(table, quiet=config.quiet)
+    readable = seen.filter(seen["error_code"].is_null())
+    if not readable.num_rows:
+        raise DataError(
+            f"None of the {counted(len(table), 'labelled image')} of '{config.data}' can be read. "
+            f"'{seen['uri'][0]}': {seen['error'][0]}"
+        )
+    if len(readable) < len(seen):
+        unreadable = seen.filter(seen["error_code"].is_valid())["image_id"].to_pylist()
+        _LOG.warning(
+            "%s of %s cannot be read and are left out: %s.",
+            len(unreadable),
+            counted(len(seen), "image"),
+            some(unreadable, limit=3),
+        )
+    readable = pictures.look(readable, task_cpus=None, quiet=config.quiet).table
+    return readable.append_column(GROUP, pa.array(splits.independent_groups(readable), pa.string()))
 
 
 def judge_on(
@@ -146,11 +193,11 @@ def judge_on(
         classes: The model's classes.
 
     Raises:
-        DataError: None of the images can be read, or the model gives logits that are not finite.
+        DataError: None of the images can be read any more, or the model gives logits that are not finite.
     """
-    found = logits.of_images(run, {"valid": table}, pixels, max_images=MAX_IMAGES).get("valid")
+    found = _outputs(run, table, pixels, quiet=config.quiet)
     if found is None:
-        raise DataError(f"None of the {counted(len(table), 'labelled image')} of '{config.data}' can be read.")
+        raise DataError(f"None of the {counted(len(table), 'image')} of '{config.data}' can be read any more.")
     num_classes = len(classes)
     read = table.take(pa.array(found.places))
     labels = read["class_index"].to_numpy()
@@ -168,18 +215,13 @@ def judge_on(
     refer_below = REFER_BELOW if config.refer_below is None and not has_all else config.refer_below
     wanted = Wanted(assumed_shares=shares, shares=shares, refer_below=refer_below, max_error=max_error)
     judging = judgement_fit.fit(unseen, wanted, seed=SEED)
-    if not has_all:  # images of other classes would break what these promise
+    if not has_all:
         lacking = some([name for label, name in enumerate(classes) if label not in labels])
         warning = (
             f"There is no readable image of {lacking}, so no threshold is chosen and there are no prediction sets. "
             "Give --data images of every class."
         )
-        judging = dataclasses.replace(
-            judging,
-            set_thresholds=None,
-            about={**judging.about, "sets": None},
-            warnings=(warning, *judging.warnings),
-        )
+        judging = dataclasses.replace(judging, warnings=(warning, *judging.warnings))
     probs_BK = special.softmax((found.logits_BK + judging.shift) / judging.temperature, axis=1)
     not_known = np.full(len(labels), np.nan, np.float32)
     return Judged(
@@ -187,6 +229,21 @@ def judge_on(
         prior=None if judging.about["calibration"]["note"] else tuple(shares.tolist()),
         predictions=ValidationPredictions.of(probs_BK, not_known, unseen.groups),
     )
+
+
+def _outputs(run: Callable[[np.ndarray], list[Any]], table: pa.Table, pixels: Pixels, *, quiet: bool) -> Outputs | None:
+    """Returns a model's outputs for images, see `judge_on`; None if none of them can be read any more."""
+    with Progress("Predicting", len(table), quiet=quiet) as progress:
+        num_done = 0
+
+        def run_next(images_BHWC: np.ndarray) -> list[Any]:
+            nonlocal num_done
+            outputs = run(images_BHWC)
+            num_done += len(images_BHWC)
+            progress.update(num_done)
+            return outputs
+
+        return logits.of_images(run_next, {"valid": table}, pixels, max_images=len(table)).get("valid")
 
 
 def table_rows(judging: Judging) -> list[tuple[str, str]]:
@@ -197,7 +254,9 @@ def table_rows(judging: Judging) -> list[tuple[str, str]]:
     """
     about = judging.about
     fitted, chosen, sets = about["calibration"], about["referral"], about["sets"]
-    images = f"{counted(about['num_images'], 'image')} of {counted(about['num_groups'], 'group')} (patients, copies)"
+    images = (
+        f"{counted(about['num_images'], 'image')} of {counted(about['num_groups'], 'group')} (patients, copies, series)"
+    )
     return [
         ("calibrated on", images),
         ("temperature", f"{judging.temperature:.3g}{' (' + fitted['note'] + ')' if fitted['note'] else ''}"),

@@ -63,7 +63,6 @@ def export(config: ExportConfig) -> str:
     if limits is None:
         raise ConfigError("--intensity-range auto needs training images: give LO,HI.")
     storage.check_output(out, kind=KIND, known_names=bundle.NAMES, overwrite=config.overwrite)
-    labelled = own_judging.choose_images(config, classes) if config.data is not None else None
     logits_model = models.from_trained(
         storage.absolute(config.model),
         preprocessing=config.preprocessing,
@@ -71,6 +70,8 @@ def export(config: ExportConfig) -> str:
         image_size_px=config.image_size_px,
         outputs=config.outputs,
     )
+    # The model is checked first, which takes a moment: reading many images takes minutes.
+    labelled = own_judging.choose_images(config, classes) if config.data is not None else None
     pixels = Pixels(size_px=logits_model.input_shape[1], intensity_range=limits)
     judged = None
     if labelled is not None:

@@ -139,6 +139,8 @@ CONFIGS = {
             for name, value in (("max_error", 0.1), ("columns", "label=dx"), ("class_map", "m.json"))
         ),
         ("export", {"data": "d", "columns": "label"}, "--columns"),
+        ("export", {"data": "d", "max_error": 0.1, "refer_below": 0.5}, "--refer-below sets the threshold, and"
+            " --max-error chooses it. Give only one of them."),
         ("audit", {"image_size_px": 0}, "--image-size-px must be positive. Received: 0"),
         *(
             ("phantoms", {name: 0}, f"--{name.replace('_', '-')} must be positive. Received: 0")

@@ -221,8 +221,9 @@ def test_a_class_without_images_is_not_calibrated():
     found = judged.about["calibration"]
     assert "not images of every class" in found["note"]
     assert (found["biases"], found["ece"]) == ((0, 0, 0), found["ece_before"])
-    assert judged.set_thresholds is not None
-    assert judged.about["sets"]["is_class_conditional"] == (True, True, False)
+    assert (judged.set_thresholds, judged.about["sets"]) == (None, None)
+    is_accepted = probabilities(3 * true_BK[is_kept], judged).max(axis=1) >= judged.refer_below
+    assert judged.about["referral"]["coverage"] == pytest.approx(is_accepted.mean())
 
 
 @pytest.mark.parametrize("given", [None, 0.7])

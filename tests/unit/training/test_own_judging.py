@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
+from scipy import ndimage, special
 
+from tlray.bundle.judgement import Limits
+from tlray.bundle.judgement import judge as judge_predictions
 from tlray.config.export import ExportConfig
 from tlray.data.stream import Pixels
 from tlray.errors import DataError
@@ -21,11 +25,24 @@ def settings(data: Path, **more: Any) -> ExportConfig:
     return ExportConfig(model="m", classes="c", out="o", preprocessing="unit", data=str(data), **more)
 
 
-def write(root: Path, *names: str, level: int | None = None) -> None:
-    """Writes an image to each path below a folder, each with another grey level or all with a given one."""
+def write(root: Path, *names: str, first_level: int = 10) -> None:
+    """Writes an image of one grey level to each path below a folder, each one level brighter than the one before."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), level if level is not None else 10 + number).save(root / name)
+        Image.new("L", (8, 8), first_level + number).save(root / name)
+
+
+def texture(rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise with a standard deviation of 1, float64 [96, 96]: of two, none is like the other."""
+    noise = ndimage.gaussian_filter(rng.normal(size=(96, 96)), 2)
+    return noise / noise.std()
+
+
+def picture(texture_HW: np.ndarray, label: str) -> Image.Image:
+    """An image of a texture that tells its class by a corner, see `by_grey`."""
+    grey = np.clip(128 + 40 * texture_HW, 0, 255).astype(np.uint8)
+    grey[:12, :12] = 200 if label == "ill" else 0
+    return Image.fromarray(grey)
 
 
 def chosen_ids(data: Path, **more: Any) -> list[str]:
@@ -57,6 +74,7 @@ def test_images_that_the_model_was_not_trained_on_are_chosen(tmp_path, names: Se
 
 def test_a_copy_of_a_training_image_is_left_out_and_copies_are_one_group(tmp_path, caplog):
     write(tmp_path, *OF_TRAIN, *OF_VALID)
+    picture(texture(np.random.default_rng(0)), "ill").save(tmp_path / OF_VALID[0])
     copy = (tmp_path / OF_TRAIN[0]).read_bytes()
     (tmp_path / "valid/ill/copy of a.png").write_bytes(copy)
     (tmp_path / "valid/ill/copy of c.png").write_bytes((tmp_path / OF_VALID[0]).read_bytes())
@@ -128,12 +146,59 @@ def test_images_of_one_class_calibrate_nothing(tmp_path):
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 0.5), ({"refer_below": 0.9}, 0.9)])
 def test_images_of_one_class_promise_nothing(tmp_path, given: dict[str, float], expected: float):
-    """The model is right about all of them, and would be wrong about the others."""
-    write(tmp_path, *(f"ill/{number}.png" for number in range(80)), level=60)
+    """The model is wrong about the twelve darkest of the 80 images."""
+    write(tmp_path, *(f"ill/{number}.png" for number in range(80)), first_level=4)
     found = judge(tmp_path, **given).judging
     assert (found.refer_below, found.set_thresholds) == (expected, None)
-    assert found.about["referral"]["max_error"] is None
+    assert (found.about["num_groups"], found.about["referral"]["max_error"]) == (80, None)
+    images = np.broadcast_to(np.arange(4, 84, dtype=np.uint8)[:, None, None, None], (80, 8, 8, 3))
+    limits = Limits(refer_below=found.refer_below, set_thresholds=found.set_thresholds)
+    judged = judge_predictions(special.softmax(by_grey(images)[0], axis=1), np.full(80, np.nan), limits)
+    assert found.about["referral"]["coverage"] == pytest.approx(1 - judged.refer.mean())
     assert found.warnings[0].startswith("There is no readable image of 'normal', so no threshold is chosen")
+
+
+def saved_again(image: Image.Image, path: Path, number: int) -> None:
+    size_px = 96 + 4 * number
+    image.resize((size_px, size_px)).save(path.with_suffix(".jpg"), quality=90)
+
+
+@pytest.mark.parametrize("are_copies", [False, True], ids=["neighbouring slices", "copies"])
+def test_images_of_unnamed_patients_that_are_alike_count_as_one(tmp_path, are_copies: bool):
+    """The model is right about all 84 images, of which 59 independent ones would show an error rate of 5 %."""
+    rng = np.random.default_rng(0)
+    for patient in range(12):
+        label, own = CLASSES[patient % 2], texture(rng)
+        (tmp_path / label).mkdir(exist_ok=True)
+        for number in range(7):
+            path = tmp_path / label / f"{patient}_{number}.png"
+            if are_copies:
+                saved_again(picture(own, label), path, number)
+            else:
+                picture(0.96 * own + 0.28 * texture(rng), label).save(path)
+    found = judge(tmp_path).judging
+    assert (found.about["num_images"], found.about["num_groups"]) == (84, 12)
+    assert found.about["referral"]["note"].startswith(
+        "No threshold keeps errors at 5 % as far as 84 images (12 groups)"
+    )
+    assert dict(own_judging.table_rows(found))["calibrated on"].startswith("84 images of 12 groups")
+    assert not ray.is_initialized()
+
+
+def test_unreadable_images_are_left_out_and_told(tmp_path, caplog):
+    write(tmp_path, *(f"{name}/{number}.png" for number in range(6) for name in CLASSES))
+    for name in ("ill/0.png", "normal/3.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert len(chosen_ids(tmp_path)) == 10
+    assert "2 of 12 images cannot be read and are left out: 'ill/0.png', 'normal/3.png'." in caplog.text
+
+
+def test_no_more_images_are_used_than_the_limit_and_it_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(own_judging, "MAX_IMAGES", 4)
+    write(tmp_path, *(f"ill/{number}.png" for number in range(9)), *(f"normal/{number}.png" for number in range(3)))
+    table = own_judging.choose_images(settings(tmp_path), CLASSES)
+    assert sorted(table["label"].to_pylist()) == ["ill", "ill", "ill", "normal"]
+    assert "4 of 12 images are used" in caplog.text
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -10,7 +10,7 @@ from scipy import special
 from tlray.config.export import ExportConfig
 from tlray.errors import ConfigError
 from tlray.inference.predictor import Predictor
-from tlray.training import own_model
+from tlray.training import own_judging, own_model
 from tlray.training.own_model import export
 
 SLOPE, NUM_IMAGES = 12.0, 400
@@ -88,6 +88,18 @@ def test_labelled_images_calibrate_a_model_and_set_its_limits(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "expected calibration error" in shown
     assert "none: the features of a model of one's own are not known" in shown
+
+
+def test_a_model_that_cannot_be_opened_is_told_before_images_are_read(tmp_path, monkeypatch):
+    (tmp_path / "classes.txt").write_text("normal\nill\n")
+    monkeypatch.setattr(own_judging, "choose_images", lambda *_: pytest.fail("The images were read."))
+    with pytest.raises(ConfigError, match=r"misspelt\.keras"):
+        export(
+            ExportConfig(
+                model=str(tmp_path / "misspelt.keras"), classes=str(tmp_path / "classes.txt"), preprocessing="unit",
+                out=str(tmp_path / "out"), data=str(tmp_path),
+            )
+        )  # fmt: skip
 
 
 def test_openvino_must_be_exact_on_trial_images_also_where_there_are_labelled_ones(tmp_path, monkeypatch):
