@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy import special
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
 from tlray.bundle.judgement import prediction_sets
@@ -195,7 +196,11 @@ def _own_shares(labels: np.ndarray, weights: np.ndarray, wanted: Wanted) -> tupl
 def _calibrated(
     logits_BK: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray, *, seed: int
 ) -> tuple[Calibration, np.ndarray]:
-    """Returns a calibration fitted on all images, and the probabilities of each from one fitted without its group."""
+    """Returns a calibration fitted on all images, and the probabilities of each from one fitted without its group.
+
+    It is the identity if the images are too few to fit one. So it is if those fitted without an image's group do not
+    lower the log loss: with few images, a calibration can do more harm than good.
+    """
     num_classes, index = logits_BK.shape[1], group_index(groups, len(labels))
     num_groups = int(index.max()) + 1
     note = ""
@@ -204,9 +209,7 @@ def _calibrated(
     elif num_groups < NUM_FOLDS:
         note = f"Not calibrated: the images are of {counted(num_groups, 'group')}, and {NUM_FOLDS} are needed."
     if note:
-        biases = (0.0,) * num_classes
-        fitted = Calibration(temperature=1.0, biases=biases, num_images=len(labels), note=note)
-        return fitted, special.softmax(logits_BK, axis=1)
+        return _identity(logits_BK, note)
     fitted = calibration.fit(logits_BK, labels, weights)
     probs_BK = np.zeros_like(logits_BK)
     for rest, held_out in GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed).split(logits_BK, groups=index):
@@ -214,7 +217,22 @@ def _calibrated(
         # A part of the images may be too few for what all of them allow.
         is_like = (each.note == "") == (fitted.note == "") and (each.temperature == 1) == (fitted.temperature == 1)
         probs_BK[held_out] = calibration.apply(logits_BK[held_out], each if is_like else fitted)
+    if fitted.temperature == 1 and not any(fitted.biases):
+        return fitted, probs_BK  # it has a note of its own
+    before, after = (
+        log_loss(labels, each, sample_weight=weights, labels=range(num_classes))
+        for each in (special.softmax(logits_BK, axis=1), probs_BK)
+    )
+    if after >= before:
+        return _identity(logits_BK, f"Not calibrated: with {counted(len(labels), 'image')} it would not help new ones.")
     return fitted, probs_BK
+
+
+def _identity(logits_BK: np.ndarray, note: str) -> tuple[Calibration, np.ndarray]:
+    """Returns a calibration that changes nothing, with the reason, and the probabilities."""
+    num_images, num_classes = logits_BK.shape
+    fitted = Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=num_images, note=note)
+    return fitted, special.softmax(logits_BK, axis=1)
 
 
 def _threshold(

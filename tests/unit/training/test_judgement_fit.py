@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from scipy import special
+from sklearn.metrics import log_loss
 
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares
@@ -145,15 +146,17 @@ def test_the_chosen_threshold_keeps_the_error_rate_of_new_images():
 
 
 def test_logits_of_balanced_training_get_the_shares_of_the_images():
-    """Gaussian clusters 1.5 from the origin: 1.5 times the features are the logits under equal class shares."""
+    """Gaussian clusters 1.5 from the origin: 1.5 times the features are the logits under equal class shares; twice that
+    is given."""
     rng = np.random.default_rng(0)
     labels = rng.choice(3, 3000, p=[0.6, 0.3, 0.1])
-    logits_BK = 1.5 * (1.5 * np.eye(3)[labels] + rng.normal(size=(3000, 3)))
+    logits_BK = 3 * (1.5 * np.eye(3)[labels] + rng.normal(size=(3000, 3)))
     shares = class_shares(labels, 3)
     balanced = np.full(3, 1 / 3)
     judged = judgement_fit.fit(unseen(logits_BK, labels, assumed=balanced), wish(shares, balanced), seed=0)
-    assert judged.temperature == pytest.approx(1, rel=0.15)
-    assert judged.shift - judged.shift.mean() == pytest.approx(np.log(shares) - np.log(shares).mean(), abs=0.3)
+    assert judged.temperature == pytest.approx(2, rel=0.15)
+    shift = judged.shift / judged.temperature
+    assert shift - shift.mean() == pytest.approx(np.log(shares) - np.log(shares).mean(), abs=0.3)
     assert probabilities(logits_BK, judged).mean(axis=0) == pytest.approx(shares, abs=5e-3)
 
 
@@ -208,6 +211,27 @@ def test_too_few_images_are_told():
     assert judged.about["calibration"]["note"] == "Not calibrated: the images are of 4 groups, and 5 are needed."
     assert judged.shift == pytest.approx(np.log(shares / assumed), abs=1e-6)
     assert (judged.temperature, judged.set_thresholds, judged.about["sets"]) == (1, None, None)
+
+
+def test_few_images_are_calibrated_only_where_that_helps_others():
+    """Forty images of three classes whose probabilities are right, and with logits twice too large."""
+    losses: dict[float, list[tuple[float, float, bool]]] = {1.0: [], 2.0: []}
+    for factor, found in losses.items():
+        for seed in range(20):
+            true_BK, labels = simulated(seed, 40)
+            judged = judgement_fit.fit(unseen(factor * true_BK, labels), wish(class_shares(labels, 3)), seed=0)
+            before, after = (
+                log_loss(labels, judged.predicted[kind].probs_BK, labels=range(3))
+                for kind in (out_of_fold.BEFORE, out_of_fold.AFTER)
+            )
+            note = "Not calibrated: with 40 images it would not help new ones."
+            is_calibrated = judged.about["calibration"]["note"] != note
+            assert (judged.temperature != 1) is is_calibrated
+            found.append((before, after, is_calibrated))
+        assert all(after < before if is_calibrated else after == before for before, after, is_calibrated in found)
+    calibrated = {factor: sum(each[2] for each in found) for factor, found in losses.items()}
+    assert calibrated[1.0] <= 12, calibrated
+    assert calibrated[2.0] >= 16, calibrated
 
 
 def test_a_class_without_images_is_not_calibrated():
