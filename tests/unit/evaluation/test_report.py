@@ -672,6 +672,19 @@ def test_every_tile_has_the_interval_of_its_figure():
     assert "at most 2guessing evenly: 0.750" in page.text
 
 
+def test_that_a_model_is_not_calibrated_is_told_with_the_reason():
+    why = "Not calibrated: with 40 images it would not help new ones."
+    calibration = {"temperature": 1.0, "biases": [0.0, 0.0], "ece_before": 0.125, "ece": 0.125, "note": why}
+    calibration |= {"brier_before": 0.25, "brier": 0.25, "brier_ci95": [0.125, 0.5]}
+    trust = {"calibration": calibration, "num_images": 40, "origin": "images"}
+    _, page = render(dataclasses.replace(FULL, trust=trust))
+    assert (
+        f"{why} The calibration error on 40 images is 12.5 %, and the Brier score 0.250 (95 % interval 0.125 to 0.500): "
+        "the mean squared distance" in page.text
+    )
+    assert "Calibrated on" not in page.text
+
+
 def test_a_calibration_is_told_with_its_intervals():
     calibration = {"temperature": 1.5, "ece_before": 0.125, "ece": 0.0625, "note": ""}
     trust = {"calibration": calibration, "num_images": 584, "origin": "images"}
