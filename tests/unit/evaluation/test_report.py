@@ -679,8 +679,8 @@ def test_that_a_model_is_not_calibrated_is_told_with_the_reason():
     trust = {"calibration": calibration, "num_images": 40, "origin": "images"}
     _, page = render(dataclasses.replace(FULL, trust=trust))
     assert (
-        f"{why} The calibration error on 40 images is 12.5 %, and the Brier score 0.250 (95 % interval 0.125 to 0.500): "
-        "the mean squared distance" in page.text
+        f"{why} The calibration error on 40 images is 12.5 %, and the Brier score 0.250 (95 % interval 0.125 to "
+        "0.500): the mean squared distance" in page.text
     )
     assert "Calibrated on" not in page.text
 
