@@ -151,8 +151,8 @@ def main() -> None:
     write_goals(
         "serving_turns",
         "The server around the engine, in turns",
-        f"python benchmarks/serving_turns.py --bundle BUNDLE --data DIR --precision {settings.precision} --pairs "
-        f"{settings.pairs} --duration-s {settings.duration_s:g}",
+        f"python benchmarks/serving_turns.py --bundle BUNDLE --data DIR --precision {settings.precision} --clients "
+        f"{' '.join(map(str, settings.clients))} --pairs {settings.pairs} --duration-s {settings.duration_s:g}",
         goals=[
             Goal(
                 wanted=f"times LitServe's images/s with the same engine, {most} clients: at least {MIN_RATIO:g}",

@@ -156,10 +156,6 @@ def measure(
 
 def table(rounds: Sequence[Mapping[str, float]]) -> list[str]:
     """Returns the table of all rounds: mean accuracies, and gains over `random` with their standard errors."""
-    lines = [
-        "| labels | images | different pictures | accuracy | more than random |",
-        "| --- | --- | --- | --- | --- |",
-    ]
 
     def mean(name: str) -> float:
         return float(np.mean([each[name] for each in rounds]))

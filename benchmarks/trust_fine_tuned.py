@@ -134,6 +134,8 @@ def hold_out(
     labels = images.labels[part]
     sets = [each for each, own in zip(table["prediction_set"].to_pylist(), is_own, strict=True) if own]
     about = json.loads((bundle / BUNDLE_JSON).read_text())
+    if "max_ood_score" not in about["thresholds"] or "calibration" not in about["trust"]:
+        sys.exit("The bundle has no novelty score, or no validation image was new to it. Give a run on more patients.")
     return Held(
         labels=labels,
         groups=images.groups[part],

@@ -59,8 +59,8 @@ class BundleSpec:
         metrics: Metrics by split, see `tlray.evaluation.measurement.with_leak_free`.
         measured_with: The engine and precision that these metrics were measured with; empty: nothing was measured.
         leaks: Reasons why these metrics may be too good, see `audit.leak_warnings`; empty if no leak is known.
-        shortcuts: What tells the classes without the anatomy, see `tlray.trust.findings.shortcut_warnings`; empty if
-            nothing is known to.
+        shortcuts: What tells the classes without the anatomy, see `tlray.trust.finding_warnings.shortcut_warnings`;
+            empty if nothing is known to.
         engines: How the model's other engines and precisions agree with the one that it was trained in, on validation
             images; empty if they were not compared.
         library_versions: Versions of Python and of the libraries that made the bundle.

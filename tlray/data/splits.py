@@ -112,7 +112,7 @@ def independent_groups(table: pa.Table) -> list[str]:
     Returns:
         The group of each row; groups that share a series are merged and have the first of their names.
     """
-    return _merged(image_groups(table), _series(table))
+    return _merged(image_groups(table), unnamed_series(table))
 
 
 def dividing_groups(table: pa.Table) -> list[str]:
@@ -124,23 +124,31 @@ def dividing_groups(table: pa.Table) -> list[str]:
         table: See `independent_groups`.
     """
     long = long_series(table)
-    return _merged(image_groups(table), [None if each in long else each for each in _series(table)])
+    return _merged(image_groups(table), [None if each in long else each for each in unnamed_series(table)])
 
 
-def long_series(table: pa.Table) -> dict[str, str]:
-    """Returns the series with more than `MAX_SERIES_SHARE` of the images of a class, and the class of each.
+def long_series(table: pa.Table) -> dict[str, set[str]]:
+    """Returns the series with more than `MAX_SERIES_SHARE` of the images of a class, and these classes of each.
 
     Args:
         table: See `independent_groups`.
     """
-    labels, series = table["label"].to_pylist(), _series(table)
+    labels, series = table["label"].to_pylist(), unnamed_series(table)
     num_images = Counter(label for label in labels if label)
     counts = Counter((each, label) for each, label in zip(series, labels, strict=True) if each is not None and label)
-    return {each: label for (each, label), count in counts.items() if count > MAX_SERIES_SHARE * num_images[label]}
+    found: dict[str, set[str]] = defaultdict(set)
+    for (each, label), count in counts.items():
+        if count > MAX_SERIES_SHARE * num_images[label]:
+            found[each].add(label)
+    return dict(found)
 
 
-def _series(table: pa.Table) -> list[str | None]:
-    """Returns the series of each image; None where it is not known, or the patient is named."""
+def unnamed_series(table: pa.Table) -> list[str | None]:
+    """Returns the series of each image; None where it is not known, or the patient is named.
+
+    Args:
+        table: See `independent_groups`.
+    """
     if SERIES not in table.column_names:
         return [None] * len(table)
     ids, groups, series = column_lists(table, "image_id", "group_id", SERIES)

@@ -21,7 +21,7 @@ from tlray.evaluation.report import Report
 from tlray.features import preparation, update
 from tlray.features.preparation import Network
 from tlray.files import spreadsheet, storage
-from tlray.trust import findings, pictures
+from tlray.trust import finding_warnings, findings, pictures
 from tlray.trust.copies import Copies
 from tlray.trust.gallery import make_gallery
 from tlray.trust.pixel_match import Kind
@@ -113,9 +113,18 @@ def audit_images(config: AuditConfig) -> AuditResult:
     if pooled is not None:
         checked = suspect_labels.check(readable, pooled, memory_bytes=available.memory_bytes, seed=config.seed)
         report["suspect_labels"], doubtful = checked.describe(), checked.suspects
-    shortcuts, known = tuple(findings.shortcut_warnings(report)), audit.leak_warnings(report)
-    leaks = (*known, *findings.leak_warnings(report))
-    warnings = (*shortcuts, *leaks, *findings.split_warnings(report), *audit.warnings(report)[len(known) :], *notes)
+    shortcuts, known = tuple(finding_warnings.shortcut_warnings(report)), audit.leak_warnings(report)
+    leaks = (*known, *finding_warnings.leak_warnings(report))
+    fixed = fix(readable, seen.copies) if config.fix else None
+    warnings = (
+        *shortcuts,
+        *leaks,
+        *finding_warnings.series_warnings(report),
+        *finding_warnings.split_warnings(report),
+        *audit.warnings(report)[len(known) :],
+        *(fix_warnings(readable, fixed) if fixed is not None else ()),
+        *notes,
+    )
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     evaluate.write_report(
         out,
@@ -133,9 +142,7 @@ def audit_images(config: AuditConfig) -> AuditResult:
     manifest.write_manifest(table, storage.join(out, dataset.MANIFEST))
     if doubtful is not None:
         suspect_labels.write(out, doubtful)
-    fixed = fix(readable, seen.copies) if config.fix else None
     if fixed is not None:
-        warnings = (*warnings, *fix_warnings(readable, fixed))
         sink = pa.BufferOutputStream()
         pyarrow.csv.write_csv(_as_texts(fixed), sink)
         storage.write_bytes(storage.join(out, FIXED), sink.getvalue().to_pybytes())
@@ -182,7 +189,7 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
 
 
 def fix_warnings(readable: pa.Table, fixed: pa.Table) -> tuple[str, ...]:
-    """Returns warnings about given splits that a corrected manifest has no more, or without one of their classes.
+    """Returns warnings about splits that a corrected manifest has no more, or without one of their classes.
 
     Args:
         readable: See `fix`.
@@ -190,14 +197,14 @@ def fix_warnings(readable: pa.Table, fixed: pa.Table) -> tuple[str, ...]:
     """
     before, after = manifest.labels_by_split(readable), manifest.labels_by_split(fixed)
     found = []
-    for split in ("valid", "test"):
+    for split in manifest.SPLITS:
         lost = set(before.get(split, ())) - set(after.get(split, ()))
         if not lost:
             continue
         what = f"image of {some(lost)} in the split {split}" if after.get(split) else f"labelled image in {split}"
         found.append(
-            f"{FIXED} has no {what} any more: all are copies, or slices of the same patient or series, of images in "
-            "another split, and went to train, or have copies with another label. Give images of other patients."
+            f"{FIXED} has no {what} any more: all have copies with another label, or are copies, or slices of the same "
+            "patient or series, of images in another split, and went to train. Give images of other patients."
         )
     return tuple(found)
 

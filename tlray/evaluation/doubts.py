@@ -15,7 +15,7 @@ from tlray.bundle.spec import BundleSpec
 from tlray.errors import counted
 from tlray.evaluation.measurement import SplitEvaluation
 from tlray.evaluation.scope import Scope
-from tlray.trust.findings import shortcut_warnings
+from tlray.trust.finding_warnings import shortcut_warnings
 
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
 """Warning about leaks in a bundle's own data, shown where other images are measured."""

@@ -56,7 +56,8 @@ def find(
     return elsewhere.find(
         looks.traits_of(rows),
         rows["label"].to_pylist(),
-        [related.fold_group_of[image_id] for image_id in image_ids],
+        [related.group_of[image_id] for image_id in image_ids],
+        fold_groups=[related.fold_group_of[image_id] for image_id in image_ids],
         is_new=np.array([image_id not in known for image_id in image_ids], dtype=bool),
         nearest=_nearest_labels(rows, predicted, kept, classes),
         split=split,

@@ -47,7 +47,8 @@ class Report:
     leaks: tuple[str, ...] = ()
     """Why the metrics may be too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
     shortcuts: tuple[str, ...] = ()
-    """What tells the classes without the anatomy, shown with `leaks`; see `tlray.trust.findings.shortcut_warnings`."""
+    """What tells the classes without the anatomy, shown with `leaks`; see
+    `tlray.trust.finding_warnings.shortcut_warnings`."""
     notices: tuple[str, ...] = ()
     """Notices that a reader must know before the metrics, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)

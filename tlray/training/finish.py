@@ -35,7 +35,7 @@ from tlray.training.history import exported_epoch
 from tlray.training.judgement_fit import Unseen, Wanted
 from tlray.training.paths import SHOWN, RunPaths
 from tlray.training.stages import Learned, Run, TrainResult
-from tlray.trust import findings
+from tlray.trust import finding_warnings
 
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
@@ -50,8 +50,8 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
-        leaks=(*audit.leak_warnings(images.findings), *findings.leak_warnings(images.findings)),
-        shortcuts=tuple(findings.shortcut_warnings(images.findings)),
+        leaks=(*audit.leak_warnings(images.findings), *finding_warnings.leak_warnings(images.findings)),
+        shortcuts=tuple(finding_warnings.shortcut_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
     )
 
@@ -100,7 +100,8 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
-        *findings.split_warnings(images.findings),
+        *finding_warnings.series_warnings(images.findings),
+        *finding_warnings.split_warnings(images.findings),
         *audit.warnings(images.findings)[len(audit.leak_warnings(images.findings)) :],
     )
     content = Report(

@@ -16,6 +16,7 @@ def find(
     labels: Sequence[str],
     groups: Sequence[str],
     *,
+    fold_groups: Sequence[str],
     is_new: np.ndarray,
     nearest: Sequence[str] | None,
     split: str,
@@ -27,7 +28,9 @@ def find(
     Args:
         traits: The traits of the images, from `traits.to_table`.
         labels: The class of each image.
-        groups: The group of each image, such as its patient; copies of an image should be in one group.
+        groups: The group of each image, such as its patient; copies of an image should be in one group. Intervals and
+            p-values count them.
+        fold_groups: The group of each image that stays whole in the cross-validation, see `splits.dividing_groups`.
         is_new: Which of them the model does not know from its training, bool [images].
         nearest: The label of the most similar training image for each image; None: it is not known.
         split: Name of the measured split, or `all`.
@@ -41,7 +44,7 @@ def find(
         and `permuted_control`, always null, as it takes features of the training images.
     """
     control = partial(_control_of, labels=labels, groups=groups, is_new=is_new, split=split, seed=seed)
-    find_shortcuts = partial(shortcuts.find, traits, labels, groups, seed=seed)
+    find_shortcuts = partial(shortcuts.find, traits, labels, fold_groups, seed=seed)
     look_up = partial(control, "nearest neighbour", dict(enumerate(nearest or ())))
     found, by_neighbour = call([find_shortcuts, look_up])
     # A control on some of the classes says nothing about an accuracy on all of them.

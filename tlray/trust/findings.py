@@ -10,16 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.bundle.wording import bracketed, decimals, percent
+from tlray.bundle.wording import bracketed, decimals
 from tlray.data import manifest, splits
-from tlray.errors import counted, some
+from tlray.errors import counted
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
 from tlray.trust.pictures import Pictures
 from tlray.trust.shortcuts import Shortcuts, TraitTest
-
-AUDIT = "tlray audit --data DATA --out OUT"
-"""Command that looks for traits of the files that tell the classes."""
 
 
 def find(
@@ -51,7 +48,7 @@ def find(
           the data gives, not those that tlray has cut;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
         - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;
-        - `long_series`: the series that splits and folds do not keep together, see `splits.long_series`: `num_images`
+        - `long_series`: the series that splits or folds do not keep together, see `splits.long_series`: `num_images`
           and `classes`, a list;
         - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
           classes of the test images (of the validation images if there is no test) that the model does not know from
@@ -64,6 +61,7 @@ def find(
     labelled, traits = readable.filter(is_labelled), seen.traits.filter(is_labelled)
     labels, in_split = labelled["label"].to_pylist(), np.array(labelled["split"].fill_null("").to_pylist(), dtype=str)
     groups = np.array(splits.dividing_groups(labelled), dtype=str)
+    independent = np.array(splits.independent_groups(labelled), dtype=str)
     has_leaked = splits.has_leaked(labelled)
     series = seen.copies.series_of[is_labelled.to_numpy(zero_copy_only=False)].tolist()
     is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
@@ -75,7 +73,7 @@ def find(
         None if places is None else places.split,
         np.arange(len(chosen)) >= (0 if places is None else len(places.train)),
         np.unique(np.array(labels, dtype=str), return_inverse=True)[1][chosen],
-        groups[chosen],
+        independent[chosen],
         traits=traits.take(chosen),
         pooled_BD=None if pooled_BD is None else pooled_BD[np.flatnonzero(is_labelled)[chosen]],
         seed=seed,
@@ -96,9 +94,14 @@ def find(
 
 
 def _long_series(labelled: pa.Table) -> dict[str, Any]:
-    long = splits.long_series(labelled)
-    in_series = labelled[splits.SERIES].to_pylist() if long else []
-    return {"num_images": sum(each in long for each in in_series), "classes": sorted(set(long.values()))}
+    # Folds divide the images that a model learns from, shortcuts and splits all of them.
+    learned = labelled.filter(pc.field("split").isin(["train", "valid"]))
+    long = [splits.long_series(rows) for rows in (labelled, learned)]
+    names = set[str]().union(*long)
+    return {
+        "num_images": sum(each in names for each in splits.unnamed_series(labelled)),
+        "classes": sorted(set[str]().union(*(classes for each in long for classes in each.values()))),
+    }
 
 
 def _given_splits(table: pa.Table) -> list[str]:
@@ -245,103 +248,3 @@ def _groups(found: Mapping[str, Any]) -> str:
     if not found["num_groups"]:
         return "none"
     return f"{counted(found['num_images'], 'image')} in {counted(found['num_groups'], 'group')}"
-
-
-def leak_warnings(found: Mapping[str, Any]) -> list[str]:
-    """Returns warnings that metrics may be too good, each with a remedy.
-
-    They say that labels without meaning can be predicted for test images, and that slices which may be of one patient
-    are divided between splits and folds.
-
-    Args:
-        found: The findings of `find`; those of an earlier version may lack some.
-    """
-    return [*_permuted_warnings(found.get("permuted_control")), *_series_warnings(found.get("long_series"))]
-
-
-def _series_warnings(long: Mapping[str, Any] | None) -> list[str]:
-    if not long or not long["num_images"]:
-        return []
-    classes = some(long["classes"])
-    return [
-        f"{long['num_images']} images look like neighbouring slices of one series, or of a few, with more than half of "
-        f"a class ({classes}). Splits and folds that tlray cuts divide them, because nothing would be left to divide "
-        "otherwise. If they are slices of one patient, the metrics are too good. Name the patients: one folder for "
-        "each, or the column group_id of a table."
-    ]
-
-
-def _permuted_warnings(control: Mapping[str, Any] | None) -> list[str]:
-    if control is None or not control["is_above_chance"]:
-        return []
-    about = bracketed(control.get("accuracy_ci95"), beside=f"by chance {percent(control['chance'])}")
-    return [
-        f"Labels that were exchanged at random between patients can still be predicted for {control['split']} images: "
-        f"{percent(control['accuracy'])} right{about}. Training images must be related to them in a way that is not "
-        "known here, such as patients without a name. Give patients (`group_id`), and cut the splits by them."
-    ]
-
-
-_TRAITS = {
-    "size": "the picture size",
-    "file": "the file format and its bytes",
-    "grey levels": "the extreme grey levels",
-    "borders": "the borders",
-    "corners": "the corners",
-    "colour": "the colour",
-    shortcuts.ALL: "traits of the files (size, format, grey levels, borders, corners, colour)",
-}
-"""Names for people of what a test of `shortcuts` sees."""
-
-
-def shortcut_warnings(found: Mapping[str, Any]) -> list[str]:
-    """Returns a warning if the findings of `find` have traits that tell the classes; otherwise none.
-
-    It ends with a remedy and with the command that checks the images anew.
-    """
-    best = _strongest(found.get("shortcuts", {}))
-    if best is None:
-        return []
-    told = "Classes can be told" if best["told"] is None else f"'{best['told']}' can be told from the other classes"
-    return [
-        f"{told} without looking at the anatomy: {_reach(best)}. A model can learn this in place of the disease, and "
-        "then fails on images from elsewhere. Get the images of all classes from the same sources, and save them in "
-        f"the same way; this tells whether it has helped: `{AUDIT}`"
-    ]
-
-
-def split_warnings(found: Mapping[str, Any]) -> list[str]:
-    """Returns a warning if the findings of `find` have traits that tell the splits, with a remedy; otherwise none."""
-    best = _strongest(found.get("split_shortcuts", {}))
-    if best is None:
-        return []
-    told = "The splits" if best["told"] is None else f"The split '{best['told']}' and the others"
-    return [
-        f"{told} differ in how their files were made, so training and test images may be from different sources: "
-        f"{_reach(best)}. Cut the splits from all sources alike, unless this is what you want to test."
-    ]
-
-
-def _strongest(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the test that tells most above chance: of a family that is a shortcut, or of all traits together."""
-    told = found.get("found", [])
-    if not told:
-        return None
-    together = found.get("together")
-    return max([*told, *([together] if together and together["trait"] else [])], key=_margin)
-
-
-def _margin(test: Mapping[str, Any]) -> float:
-    """Returns the balanced accuracy above chance as a share of the possible, see `shortcuts.TraitTest.margin`."""
-    return (test["balanced_accuracy"] - test["chance"]) / (1 - test["chance"])
-
-
-def _reach(test: Mapping[str, Any]) -> str:
-    """Returns how well a test tells by which traits, such as "the corners alone reach a balanced accuracy of 0.74"."""
-    verb = "reaches" if test["family"] in ("size", "colour") else "reach"
-    about = bracketed(test.get("balanced_accuracy_ci95"), _hundredths, beside=f"by chance {test['chance']:.2f}")
-    return f"{_TRAITS[test['family']]} alone {verb} a balanced accuracy of {test['balanced_accuracy']:.2f}{about}"
-
-
-def _hundredths(value: float) -> str:
-    return decimals(value, 2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from tlray.bundle.novelty import directions
 
@@ -82,8 +83,9 @@ def choose(
     directions_BC, weights = directions(places_BC[listed]), uncertainty(probs_BK[listed])
     # A weight of 0 for all would leave k-means nothing to fit.
     clusters = KMeans(count, random_state=0)
-    cluster_of = clusters.fit_predict(directions_BC, sample_weight=np.maximum(weights, _TINY))
-    distances = clusters.transform(directions_BC)[np.arange(len(listed)), cluster_of]
+    with threadpool_limits(1, "openmp"):  # several threads add up the centres in any order
+        cluster_of = clusters.fit_predict(directions_BC, sample_weight=np.maximum(weights, _TINY))
+        distances = clusters.transform(directions_BC)[np.arange(len(listed)), cluster_of]
     # In the order of distance, and of the list where it is equal; the first one of each cluster.
     order = np.argsort(distances, kind="stable")
     _, first = np.unique(cluster_of[order], return_index=True)

@@ -120,7 +120,9 @@ def test_a_series_that_a_given_split_parts_is_moved_only_if_others_do_not_suffic
 
 def test_a_series_of_more_than_half_of_a_class_is_named_with_its_class():
     table = with_series(unnamed(*((label, None) for label in "aaaabbb")), ["1", "1", "1", "2", "3", "4", None])
-    assert splits.long_series(table) == {"1": "a"}
+    assert splits.long_series(table) == {"1": {"a"}}
+    all_alike = with_series(unnamed(*((label, None) for label in "aabb")), ["1"] * 4)
+    assert splits.long_series(all_alike) == {"1": {"a", "b"}}
     named = with_series(make_table(*(("a", "train", "p1") for _ in range(4))), ["1", "1", "1", "2"])
     assert splits.long_series(named) == {}  # their patients are named
     assert splits.long_series(unnamed(("a", None))) == {}  # series were not looked for

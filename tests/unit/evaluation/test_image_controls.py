@@ -129,7 +129,8 @@ def test_a_class_that_is_one_series_is_searched_all_the_same():
     in_series = {image_id: "b" if is_b else image_id for image_id, is_b in zip(IMAGE_IDS, IS_B.tolist(), strict=True)}
     here = found(seen_of(brighter=8), group_of=in_series)
     assert [shortcut["family"] for shortcut in here["shortcuts"]["found"]] == ["corners"]
-    assert here["traits_control"]["is_above_chance"]
+    assert here["shortcuts"]["num_groups"] == NUM_IMAGES
+    assert here["traits_control"]["num_groups"] == NUM_IMAGES // 2 + 1
 
 
 def test_where_nothing_speaks_against_figures_of_other_data_the_controls_are_told():

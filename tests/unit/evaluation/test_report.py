@@ -749,7 +749,7 @@ def test_shortcuts_are_a_sentence_and_a_table():
     assert page.text.index(name) < page.text.index("Research tool")
     told = "tell the classes with a balanced accuracy of 0.80 (95 % interval 0.75 to 0.88; by chance 0.50). Cross"
     assert told in page.text
-    assert "on 60 images in 5 folds; patients, copies and neighbouring slices stay together." in page.text
+    assert "on 60 images in 5 folds; patients and copies stay together, and so do neighbouring slices." in page.text
 
 
 def test_the_table_of_copies_says_what_it_counts():

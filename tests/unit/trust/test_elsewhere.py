@@ -22,6 +22,7 @@ def test_a_control_that_leaves_out_a_class_is_none(monkeypatch, has_patients: bo
         random_table(),
         CLASSES,
         groups,
+        fold_groups=groups,
         is_new=np.ones(NUM_IMAGES, bool),
         nearest=CLASSES,
         split="test",

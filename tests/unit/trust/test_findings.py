@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tlray.data import manifest, splits, traits
-from tlray.trust import copies, findings, shortcuts
+from tlray.trust import copies, finding_warnings, findings, shortcuts
 
 
 def trait_test(
@@ -24,13 +24,13 @@ def trait_test(
 
 
 def warn(*found: dict[str, Any], together: dict[str, Any] | None = None) -> list[str]:
-    return findings.shortcut_warnings({"shortcuts": {"found": list(found), "together": together}})
+    return finding_warnings.shortcut_warnings({"shortcuts": {"found": list(found), "together": together}})
 
 
 def test_nothing_found_is_no_warning():
-    assert findings.shortcut_warnings({}) == []
+    assert finding_warnings.shortcut_warnings({}) == []
     assert warn(together=trait_test(shortcuts.ALL, 0.5, 0.5, trait=None)) == []
-    assert findings.split_warnings({"split_shortcuts": {"found": [], "together": None}}) == []
+    assert finding_warnings.split_warnings({"split_shortcuts": {"found": [], "together": None}}) == []
 
 
 def test_the_strongest_figure_comes_first():
@@ -55,16 +55,16 @@ def test_the_strongest_figure_comes_first():
 
 def test_a_leak_is_told_with_its_interval():
     control = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test"}
-    (text,) = findings.leak_warnings({"permuted_control": control | {"is_above_chance": True}})
+    (text,) = finding_warnings.leak_warnings({"permuted_control": control | {"is_above_chance": True}})
     assert "for test images: 75.0 % right (95 % interval 50.0 % to 87.5 %; by chance 25.0 %)." in text
-    assert findings.leak_warnings({"permuted_control": control | {"is_above_chance": False}}) == []
+    assert finding_warnings.leak_warnings({"permuted_control": control | {"is_above_chance": False}}) == []
 
 
 def test_series_that_are_divided_are_told_with_their_class():
-    (text,) = findings.leak_warnings({"long_series": {"num_images": 30, "classes": ["b"]}})
+    (text,) = finding_warnings.series_warnings({"long_series": {"num_images": 30, "classes": ["b"]}})
     assert text.startswith("30 images look like neighbouring slices of one series")
     assert "('b')" in text
-    assert findings.leak_warnings({"long_series": {"num_images": 0, "classes": []}}) == []
+    assert finding_warnings.series_warnings({"long_series": {"num_images": 0, "classes": []}}) == []
 
 
 def test_every_family_has_a_name():
@@ -74,7 +74,9 @@ def test_every_family_has_a_name():
 
 
 def test_splits_that_differ():
-    (text,) = findings.split_warnings({"split_shortcuts": {"found": [trait_test("file", 0.9, 0.9)], "together": None}})
+    (text,) = finding_warnings.split_warnings(
+        {"split_shortcuts": {"found": [trait_test("file", 0.9, 0.9)], "together": None}}
+    )
     assert text.startswith("The splits differ in how their files were made, so training and test images may be from")
     assert "the file format and its bytes alone reach a balanced accuracy of 0.90" in text
 
@@ -195,7 +197,8 @@ def test_a_class_of_one_series_is_named_and_tested_all_the_same():
     found = find_in_series(0, per_class=4, long=True)
     assert found["long_series"] == {"num_images": 40, "classes": ["b"]}
     assert found["shortcuts"]["num_folds"] > 0
-    assert findings.leak_warnings(found)[-1].startswith("40 images look like")
+    (text,) = finding_warnings.series_warnings(found)
+    assert text.startswith("40 images look like")
 
 
 @pytest.mark.parametrize(
