@@ -109,9 +109,9 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind, wish: str = "") -
         return found
     network, noted = _built(config, level, kind)
     if wish and network.packed.kind != kind:
-        why = network.packed.why_not
         raise ConfigError(
-            f"{wish}: OpenVINO cannot run this model ({why}). Without {wish}, TensorFlow computes in float32."
+            f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32. OpenVINO says: "
+            f"{network.packed.why_not.strip()}"
         )
     if recipe is not None and recipe == _recipe(config, level):  # else a file has changed while the network was built
         cache.note(recipe, noted)

@@ -30,7 +30,7 @@ from tlray.models import devices
 SIZE_PX = 32
 FLOAT32 = EngineKind("openvino", "float32")
 HAS_INT8 = "int8" in openvino_engine.cpu_precisions()
-WHY_NOT = "reason"
+REASON = "OpenVINO says: "
 NEEDS_INT8 = pytest.mark.skipif(not HAS_INT8, reason="this CPU has no 8-bit arithmetic")
 
 
@@ -260,7 +260,7 @@ def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
     if engine == "tensorflow" and precision in ("bfloat16", "int8"):
         said = f"{wish}: the engine tensorflow predicts in float32. Give --precision float32, which every machine has."
     elif engine == "openvino" or precision in ("bfloat16", "int8"):
-        said = f"{wish}: OpenVINO cannot run this model ({WHY_NOT}). Without {wish}, TensorFlow computes in float32."
+        said = f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32. {REASON}"
     else:
         network = started(monkeypatch, config)
         note = "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: "
@@ -269,7 +269,7 @@ def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
         return
     with pytest.raises(ConfigError) as raised:
         started(monkeypatch, config)
-    assert re.fullmatch(re.escape(said).replace(WHY_NOT, ".*Erfinv.*"), str(raised.value), re.DOTALL)
+    assert re.sub(f"{REASON}.* Erfinv.*", REASON, str(raised.value), flags=re.DOTALL) == said
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto", "int8"])
