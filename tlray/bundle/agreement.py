@@ -48,8 +48,9 @@ class Agreement:
         accuracy_change_low: Lower end of the 95 % interval of the change.
         accuracy_change_high: Upper end of this interval.
         num_referrals_changed: Number of images with another decision, see `judgement.Judgement.decisions`.
-        images_per_s: Images per second in batches of 16, or of all images where there are fewer. The precisions took
-            turns, so that the ratios of their speeds are right even if the machine was busy.
+        images_per_s: Images per second in batches of 16, or of all images where there are fewer. OpenVINO's precisions
+            took turns, so that the ratios of their speeds are right even if the machine was busy. TensorFlow was
+            measured before them, by itself.
         cpu: Name of the CPU that it ran on.
     """
 

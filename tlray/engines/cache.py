@@ -73,6 +73,10 @@ def code_digest(packages: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+_CODE_DIGEST = code_digest(CODE)[:16]
+"""Digest of `CODE`, computed when this module is imported: the files may be replaced while the process runs."""
+
+
 def find(folder: str, name: str) -> str | None:
     """Returns a directory of the cache with a network for OpenVINO; None where it is missing or damaged.
 
@@ -108,7 +112,7 @@ def kept(folder: str, name: str, make: Callable[[str], None], *, max_entries: in
 
 def _suffix() -> str:
     """Returns the end of the names of networks that this version of OpenVINO and this code have converted."""
-    return f"-{openvino_engine.version()}-{code_digest(CODE)[:16]}"
+    return f"-{openvino_engine.version()}-{_CODE_DIGEST}"
 
 
 @functools.cache

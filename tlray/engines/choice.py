@@ -22,8 +22,8 @@ FASTEST_FIRST: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 MIN_SPEEDUP = 1.25
 """Ratio of measured speeds from which a precision is taken in place of one that stands before it in `FASTEST_FIRST`.
 
-Below it the difference may be noise: the precisions are measured in turns, for about a second together, and what else
-runs on the machine may slow one more than another.
+Below it the difference may be noise: OpenVINO's precisions are measured in turns for some seconds (see
+`tlray.engines.comparison`), and what else runs on the machine may slow one more than another.
 """
 
 FLAG = "--precision"
@@ -141,10 +141,12 @@ def for_features(engine: EngineChoice, precision: PrecisionChoice, *, use_gpu: b
 
 
 def wish_for_openvino(engine: EngineChoice, precision: PrecisionChoice) -> str:
-    """Returns the option by which a user asks for what only OpenVINO does, such as --precision int8; empty: none."""
-    if engine == "openvino":
-        return "--engine openvino"
-    return "" if precision in ("auto", "float32") else f"{FLAG} {precision}"
+    """Returns the options by which a user asks for what only OpenVINO does, such as --precision int8; empty: none."""
+    wishes = [
+        *(["--engine openvino"] if engine == "openvino" else []),
+        *([] if precision in ("auto", "float32") else [f"{FLAG} {precision}"]),
+    ]
+    return " ".join(wishes)
 
 
 def for_bundle(

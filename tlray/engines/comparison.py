@@ -17,14 +17,15 @@ BATCH_SIZE = 16
 """Number of images in a batch. On two cores InceptionV3 takes 0.1 to 0.3 s for one, so that rounds are short."""
 
 MIN_ROUNDS = 5
-"""Number of rounds in which speeds are measured at least. In a round each engine and precision runs one batch."""
+"""Minimum number of timed rounds, unless they take `MAX_TIMED_S`. In a round each engine and precision runs a batch."""
 
 MIN_TIMED_S = 0.5
-"""Seconds for which speeds are measured at least, for each engine and precision: networks that are quick run more
-often."""
+"""Minimum seconds of timed rounds for each engine and precision, on average over those that take turns, unless all
+together take `MAX_TIMED_S`. Quick networks run more rounds."""
 
 MAX_TIMED_S = 4.0
-"""Seconds of measuring after which no further round begins, for all precisions of OpenVINO together."""
+"""Seconds of timed rounds, of all that take turns together, after which no batch runs again. All batches run once even
+if that takes longer."""
 
 MAX_IMAGES = 256
 """Number of validation images that are compared at most: some seconds for InceptionV3 on two cores."""
@@ -80,11 +81,9 @@ def compare(
         return Compared(probs_BK=measured.outputs[0], agreement=found)
 
     cpu, available = openvino_engine.cpu_name(), openvino_engine.cpu_precisions()
-    # By itself: threads of TensorFlow that are still awake would slow the precision that runs next.
-    measured, _ = _measure({REFERENCE: reference}, images_BHWC)
-    expected = measured[REFERENCE].outputs
     runs: dict[EngineKind, _Run] = {}
     failed: dict[Precision, str] = {}
+    # First: another process may remove a directory from the cache while the reference runs.
     for precision, directory in directories.items():
         if precision not in available:
             continue
@@ -94,6 +93,9 @@ def compare(
             failed[precision] = str(error)
         else:
             runs[EngineKind("openvino", precision)] = engine.run
+    # By itself: threads of TensorFlow that are still awake would slow the precision that runs next.
+    measured, _ = _measure({REFERENCE: reference}, images_BHWC)
+    expected = measured[REFERENCE].outputs
     if runs:
         by_openvino, more = _measure(runs, images_BHWC)
         measured |= by_openvino
@@ -156,12 +158,11 @@ def _measure(
 
 
 def _is_enough(durations_s: Sequence[Sequence[float]]) -> bool:
-    """Tells whether these durations [engines][rounds] are enough to know the engines' speeds."""
+    """Tells whether these durations in seconds [engines][rounds] are enough to know the engines' speeds."""
     num_rounds = min(map(len, durations_s), default=MIN_ROUNDS)
     timed_s = sum(map(sum, durations_s))
-    if timed_s >= MAX_TIMED_S:
-        return num_rounds > 0
-    return num_rounds >= MIN_ROUNDS and timed_s >= MIN_TIMED_S * len(durations_s)
+    is_known = num_rounds >= MIN_ROUNDS and timed_s >= MIN_TIMED_S * len(durations_s)
+    return is_known or timed_s >= MAX_TIMED_S
 
 
 def _typical(durations_s: Sequence[Sequence[float]]) -> list[float]:

@@ -40,12 +40,19 @@ class Packed:
     Attributes:
         network: The network.
         kind: Its engine and precision.
-        note: A warning to the user about them; empty: none.
+        why_not: Why OpenVINO cannot convert the network, though it was wanted; empty: it can, or it was not wanted.
     """
 
     network: KerasNetwork | OpenVinoNetwork
     kind: EngineKind
-    note: str = ""
+    why_not: str = ""
+
+    @property
+    def note(self) -> str:
+        """A warning to the user about engine and precision; empty: none."""
+        if not self.why_not:
+            return ""
+        return "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: " + self.why_not
 
 
 def pack(model: Any, kind: EngineKind, *, fingerprint: str) -> Packed:
@@ -56,16 +63,16 @@ def pack(model: Any, kind: EngineKind, *, fingerprint: str) -> Packed:
         kind: The wanted engine and precision. A model that OpenVINO does not know is packed for TensorFlow.
         fingerprint: Tells this model from all others. What it is converted into is kept in the cache by this name.
     """
-    note = ""
+    why_not = ""
     if kind.engine == "openvino":
         try:
             return Packed(network=_converted(model, fingerprint), kind=kind)
         except openvino_engine.ConversionError as error:
-            note = f"OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: {error}"
+            why_not = str(error)
     from tlray.models import classifier as models  # noqa: PLC0415
 
     network = KerasNetwork(architecture=model.to_json(), weights=models.get_weights(model))
-    return Packed(network=network, kind=REFERENCE, note=note)
+    return Packed(network=network, kind=REFERENCE, why_not=why_not)
 
 
 def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:

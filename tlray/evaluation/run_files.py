@@ -26,7 +26,7 @@ from tlray.files import storage
 T = TypeVar("T")
 
 _UNUSABLE = (
-    OSError,
+    FileNotFoundError,
     ValueError,
     LookupError,
     TypeError,
@@ -35,7 +35,10 @@ _UNUSABLE = (
     pa.ArrowException,
     BundleError,
 )
-"""Errors of code that gets a file with another content than a training run writes."""
+"""Errors of code that gets no file, or one with another content than a training run writes.
+
+Other kinds of OSError are not among them: a file that cannot be read now may be as it was.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,8 @@ class RunFiles:
     """The files of a run, whose checksums were compared.
 
     Each method returns None if a file that it takes was changed so that it cannot be used; `unusable` says why then. It
-    raises a DataError, or a BundleError for `DESCRIPTION`, if a file cannot be used though none of them was changed.
+    raises a DataError, or a BundleError for `DESCRIPTION`, if a file cannot be used though none of them was changed. It
+    raises an OSError if a file is there and cannot be read.
 
     Attributes:
         location: The run's location.
@@ -140,7 +144,11 @@ class RunFiles:
         return self.use(self._read_images, dataset.MANIFEST)
 
     def _read_table(self, name: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(self.location, name))))
+        content = storage.read_bytes(storage.join(self.location, name))
+        try:
+            return pq.read_table(pa.BufferReader(content))
+        except OSError as error:  # a damaged page
+            raise DataError(str(error)) from error
 
     def _read_bundle(self) -> RunBundle:
         spec, sha256 = store.read_spec(storage.join(self.location, BUNDLE))
@@ -205,6 +213,7 @@ def read_evidence(location: str, given: str) -> Evidence:
 
     Raises:
         DataError: It is damaged.
+        OSError: It cannot be read.
     """
     try:
         content = storage.read_bytes(storage.join(location, EVIDENCE))

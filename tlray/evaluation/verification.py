@@ -102,6 +102,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         DataError: There is no finished training run of this version, `EVIDENCE` is damaged, or a file cannot be used
             though it is as its checksum says.
         BundleError: The same, for the description of the run's bundle.
+        OSError: A file is there and cannot be read.
     """
     location = locations.input_location(config.run)
     run_files.check_run(location, config.run)

@@ -95,7 +95,7 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind, wish: str = "") -
         config: The settings of the network.
         level: What it computes.
         kind: The engine and precision that it runs in. int8: the network is that for float32; see `quantize`.
-        wish: The user's option that only OpenVINO can fulfil. Without one, TensorFlow computes what OpenVINO cannot.
+        wish: The user's options that only OpenVINO can fulfil. Without one, TensorFlow computes what OpenVINO cannot.
 
     Raises:
         ConfigError: The model or its weights are not available, or do not fit together; or OpenVINO cannot run the
@@ -109,7 +109,10 @@ def prepare(config: TrainConfig, level: str, kind: EngineKind, wish: str = "") -
         return found
     network, noted = _built(config, level, kind)
     if wish and network.packed.kind != kind:
-        raise ConfigError(f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32.")
+        raise ConfigError(
+            f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32. OpenVINO says: "
+            f"{network.packed.why_not.strip()}"
+        )
     if recipe is not None and recipe == _recipe(config, level):  # else a file has changed while the network was built
         cache.note(recipe, noted)
     return network
@@ -275,7 +278,7 @@ def quantize(network: Network, table: pa.Table, pixels: Pixels) -> Network:
     """Returns the int8 version of a network; run by `connection.start_here`.
 
     Args:
-        network: From `prepare`. One that OpenVINO cannot run stays as it is.
+        network: From `prepare`, for OpenVINO in float32.
         table: A manifest of images that can be read. Its training images, or all of them where there are none, decide
             the ranges of the activations; at most `quantization.MAX_IMAGES` of them.
         pixels: How files become pixels; nothing is augmented.
@@ -285,8 +288,7 @@ def quantize(network: Network, table: pa.Table, pixels: Pixels) -> Network:
         DataError: One of these images can no longer be read.
     """
     exact = network.packed.network
-    if not isinstance(exact, OpenVinoNetwork):
-        return network
+    assert isinstance(exact, OpenVinoNetwork)  # noqa: S101 (`prepare` refuses others if int8 is wanted)
     train = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
     chosen = train if train.num_rows else table
     images = read_some(chosen, pixels, max_images=quantization.MAX_IMAGES)

@@ -299,7 +299,8 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
         raise ConfigError(
             f"'{out}' holds features of another network, level, image size or precision: {kind} has computed them, and "
             f"{network.packed.kind} would now. The files of --weights or --backbone, the CPU, tlray itself, or with "
-            "--precision int8 the training images may have changed. Give another --out, or --overwrite."
+            "--precision int8 the training images or OpenVINO's version may have changed (in other precisions rows of "
+            "its earlier versions are kept). Give another --out, or --overwrite."
         )
     if not is_same:
         storage.prepare_output(out, kind="features", known_names=NAMES, overwrite=overwrite)

@@ -56,7 +56,7 @@ def set_age(path: Path | str, days: float) -> None:
 
 @pytest.fixture
 def change_code(tmp_path, monkeypatch) -> Callable[[str], None]:
-    """Returns a function that changes the code of a package, as it is read from now on."""
+    """Returns a function that changes the code of a package, as a process that starts now reads it."""
 
     def change(package: str) -> None:
         files = cache.importlib.resources.files
@@ -65,6 +65,7 @@ def change_code(tmp_path, monkeypatch) -> Callable[[str], None]:
         monkeypatch.setattr(
             cache.importlib.resources, "files", lambda name: tmp_path / "changed" if name == package else files(name)
         )
+        monkeypatch.setattr(cache, "_CODE_DIGEST", cache.code_digest(cache.CODE)[:16])
 
     return change
 
@@ -106,6 +107,14 @@ def test_what_other_code_has_quantized_is_quantized_again(monkeypatch, change_co
     assert [quantize(), quantize()] == [1, 1]
     change_code("tlray.engines")
     assert [quantize(), quantize()] == [2, 2]
+
+
+def test_a_process_keeps_networks_by_the_code_that_it_runs(monkeypatch, tmp_path, make):
+    """The files of its code may be replaced while it runs."""
+    cache.kept("networks", "f", make)
+    (tmp_path / "module.py").write_text("")
+    monkeypatch.setattr(cache.importlib.resources, "files", lambda _: tmp_path)
+    assert cache.find("networks", "f") is not None
 
 
 @pytest.mark.parametrize("num_looks", [1, 2])

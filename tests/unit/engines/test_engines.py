@@ -602,6 +602,23 @@ def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images
     assert warnings[0].startswith("OpenVINO cannot run the model in float32: ")
 
 
+def test_a_model_that_another_process_removes_while_the_reference_runs_is_compared(network, bundle, images, tmp_path):
+    directory = str(shutil.copytree(Path(bundle) / "openvino", tmp_path / "openvino"))
+
+    def reference(batch: np.ndarray) -> list[np.ndarray]:
+        shutil.rmtree(directory, ignore_errors=True)
+        return [np.asarray(network(batch))]
+
+    found, failed = comparison.compare(
+        {"float32": directory},
+        reference,
+        images,
+        np.zeros(len(images), np.int64),
+        decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
+    )
+    assert (list(found), failed) == ([REFERENCE, EngineKind("openvino", "float32")], {})
+
+
 def test_what_was_made_of_a_model_that_does_not_run_is_left_out(tmp_path):
     exact, small = str(tmp_path / "openvino"), str(tmp_path / "openvino-int8")
     directories: dict[Precision, str] = {"float32": exact, "bfloat16": exact, "int8": small}

@@ -12,7 +12,9 @@ import pytest
 
 from tests.unit.evaluation.test_evidence import make_run, verify
 from tests.unit.evaluation.test_out_of_fold import edit, whole
+from tlray import cli
 from tlray.errors import BundleError, DataError
+from tlray.files import storage
 
 Damage = Callable[[Path], Any]
 
@@ -115,6 +117,36 @@ def test_a_file_that_cannot_be_used_though_its_checksum_is_right_is_refused(run,
     with pytest.raises((DataError, BundleError)) as caught:
         verify(run)
     assert str(caught.value).startswith(f"{name.rpartition('/')[2]} of '{run}")
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+@pytest.mark.parametrize(
+    "reading",
+    [
+        *((name, 0) for name in ("evidence.json", "gallery.json", "metrics.json", "bundle/bundle.json")),
+        *((name, 1) for name in ("evaluated.parquet", "manifest.parquet", "metrics.json", "bundle/bundle.json")),
+    ],
+)
+def test_a_store_that_does_not_give_a_file_is_neither_a_change_nor_damage(
+    run, monkeypatch, capsys, reading, is_changed
+):
+    """A file is read for its checksum, and then to compute from it."""
+    name, num_before = reading
+    if is_changed:
+        no_content(run / name)
+    read, readings = storage.read_bytes, []
+
+    def refuse(location: str, max_bytes: int | None = None) -> bytes:
+        if location == f"{run}/{name}":
+            readings.append(location)
+            if len(readings) > num_before:
+                raise PermissionError(f"Access to '{name}' was denied")
+        return read(location, max_bytes)
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    assert cli.execute("verify", ["--run", str(run)]) == cli.EXIT_FAILURE
+    said = f"tlray: Access to '{name}' was denied. Fix the cause. Run the same command again.\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_what_can_be_computed_without_the_file_is_compared(run):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from tlray.models import devices
 SIZE_PX = 32
 FLOAT32 = EngineKind("openvino", "float32")
 HAS_INT8 = "int8" in openvino_engine.cpu_precisions()
+REASON = "OpenVINO says: "
 NEEDS_INT8 = pytest.mark.skipif(not HAS_INT8, reason="this CPU has no 8-bit arithmetic")
 
 
@@ -252,11 +254,13 @@ def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
         data="d", out="o", backbone=unknown_backbone, preprocessing="unit", image_size_px=SIZE_PX, engine=engine,
         precision=precision,
     )  # fmt: skip
-    wish = "--engine openvino" if engine == "openvino" else f"--precision {precision}"
+    wishes = ["--engine openvino"] * (engine == "openvino")
+    wishes += [f"--precision {precision}"] * (precision in ("bfloat16", "int8"))
+    wish = " ".join(wishes)
     if engine == "tensorflow" and precision in ("bfloat16", "int8"):
         said = f"{wish}: the engine tensorflow predicts in float32. Give --precision float32, which every machine has."
     elif engine == "openvino" or precision in ("bfloat16", "int8"):
-        said = f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32."
+        said = f"{wish}: OpenVINO cannot run this model. Without {wish}, TensorFlow computes in float32. {REASON}"
     else:
         network = started(monkeypatch, config)
         note = "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: "
@@ -265,7 +269,7 @@ def test_an_engine_or_precision_that_the_network_cannot_have_is_refused(
         return
     with pytest.raises(ConfigError) as raised:
         started(monkeypatch, config)
-    assert str(raised.value) == said
+    assert re.sub(f"{REASON}.* Erfinv.*", REASON, str(raised.value), flags=re.DOTALL) == said
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto", "int8"])
@@ -478,11 +482,6 @@ def test_an_int8_network_is_near_and_made_once(own_backbone, images_table, image
     of_others = preparation.quantize(exact, images_table.slice(4), pixels)  # no training images: all are taken
     assert len(measured[1]) == 2
     assert len({exact.fingerprint, rounded.fingerprint, of_others.fingerprint}) == 3
-
-
-def test_what_openvino_cannot_run_is_not_quantized(own_backbone, images_table):
-    network = preparation.prepare(make_config(own_backbone), "pooled", REFERENCE)
-    assert preparation.quantize(network, images_table, Pixels(size_px=SIZE_PX)) is network
 
 
 def test_an_image_that_cannot_be_read_any_more_does_not_change_the_int8_network(own_backbone, images_table):
