@@ -84,10 +84,11 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
         not tested.
     """
     groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
+    num_alike = findings.get("groups", {}).get("num_alike", 0)
     about: dict[str, Any] = {
         "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
         "neighbours": dict(findings.get("neighbours", {})),
-        "has_patients": None if groups is None or num_images is None else groups < num_images,
+        "has_patients": None if groups is None or num_images is None else groups + num_alike < num_images,
     }
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:

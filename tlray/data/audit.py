@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlray.data import splits
 from tlray.errors import ImageErrorCode, some, times
 
 MAX_EXAMPLES = 20
@@ -63,7 +64,8 @@ def audit(table: pa.Table) -> dict[str, Any]:
           groups with two images in one split (`within_split`), with images in several splits (`across_splits`), and
           with several labels (`conflicting_labels`). An example has `sha256` and `images`, each with `image_id`,
           `split` and `label`;
-        - `groups`: `num_groups`, and `across_splits` as above, with `group_id` in place of `sha256`;
+        - `groups`: `num_groups`, `num_alike` (images in groups of `splits.ALIKE`, less these groups), and
+          `across_splits` as above, with `group_id` in place of `sha256`;
         - `size_px`: `width` and `height`, each with `min`, `median` and `max`; null if not known.
     """
     readable = table.filter(pc.field("error_code").is_null())
@@ -119,7 +121,12 @@ def _duplicates(readable: pa.Table) -> dict[str, Any]:
 def _groups(readable: pa.Table) -> dict[str, Any]:
     by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
     across = by_group.filter(pc.field("split_count_distinct") > 1)
-    return {"num_groups": by_group.num_rows, "across_splits": _finding(readable, "group_id", across)}
+    alike = by_group.filter(pc.starts_with(by_group["group_id"], splits.ALIKE))
+    return {
+        "num_groups": by_group.num_rows,
+        "num_alike": sum(alike["count_all"].to_pylist()) - alike.num_rows,
+        "across_splits": _finding(readable, "group_id", across),
+    }
 
 
 def _finding(images: pa.Table, key: str, found: pa.Table) -> dict[str, Any]:

@@ -22,6 +22,9 @@ PIXELS, SERIES = "pixels", "series"
 """Names of two more such columns: the id of the first image with the same pixels, and that of the first one of the
 copies and neighbouring slices that an image is connected with."""
 
+ALIKE = "alike: "
+"""How `audit --fix` begins the name of a group of images that only look alike: their patients are not named."""
+
 MAX_SERIES_SHARE = 0.5
 """Largest share of the images of a class that a series may have and be kept together in a division. Where all slices
 look alike, neighbours of neighbours can be of many patients. Without longer series each class has two groups at least.

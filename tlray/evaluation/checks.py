@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs
 
 from tlray.data.manifest import column_lists
 from tlray.data.splits import LEARNED_FROM
@@ -77,6 +78,10 @@ def check_file(run: str, name: str, wanted: str | None, *, where: str) -> Check:
         found = sha256_of(storage.join(run, name))
     except FileNotFoundError:
         return Check(name=name, is_right=False, detail="The file is missing.")
+    except OSError:
+        if storage.file_info(storage.join(run, name)).type != fs.FileType.Directory:
+            raise
+        return Check(name=name, is_right=False, detail="It is a directory, not a file.")
     detail = "" if found == wanted else f"The file was changed: its sha256 is {_short(found)}, not {_short(wanted)}."
     return Check(name=name, is_right=found == wanted, detail=detail)
 

@@ -1,7 +1,7 @@
 """Audits labelled images without training: copies, leaks between splits, telltale files, and labels likely wrong."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,7 @@ class AuditResult:
             rows.append(("labels to check", self._labels_to_check(checked)))
         rows.append(("report", f"{self.out}/{evaluate.REPORT_HTML}"))
         if self.num_fixed is not None:
-            left_out = self.findings["num_readable"] - self.num_fixed
+            left_out = self.findings["num_images"] - self.num_fixed
             rows.append(("corrected manifest", f"{self.out}/{FIXED}, {self.num_fixed} images ({left_out} left out)"))
         return rows
 
@@ -175,7 +175,7 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """
     is_clear = ~_has_conflict(readable["label"].to_pylist(), found)
     kept = readable.filter(pa.array(is_clear))
-    groups = splits.dividing_groups(kept)
+    groups = _told_from_patients(splits.dividing_groups(kept), *manifest.column_lists(kept, "image_id", "group_id"))
     labels, given = manifest.column_lists(kept, "label", "split")
     is_split = any(given)
     splits_of: dict[str, set[str]] = defaultdict(set)
@@ -186,6 +186,20 @@ def fix(readable: pa.Table, found: Copies) -> pa.Table:
     kept = manifest.with_column(manifest.with_column(kept, "group_id", groups), "split", fixed)
     further = [name for name in kept.column_names if name.startswith(manifest.FURTHER)]
     return kept.select(["image_id", "uri", "label", "split", "group_id", *further])
+
+
+def _told_from_patients(groups: Sequence[str], image_ids: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Returns names of groups, with `splits.ALIKE` before those of several images whose patients are not named."""
+    sizes = Counter(groups)
+    named = {
+        group
+        for group, image_id, patient in zip(groups, image_ids, given, strict=True)
+        if patient != image_id and not patient.startswith(splits.ALIKE)
+    }
+    return [
+        group if sizes[group] == 1 or group in named or group.startswith(splits.ALIKE) else f"{splits.ALIKE}{group}"
+        for group in groups
+    ]
 
 
 def fix_warnings(readable: pa.Table, fixed: pa.Table) -> tuple[str, ...]:

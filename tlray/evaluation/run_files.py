@@ -133,7 +133,7 @@ class RunFiles:
     def metrics(self) -> dict[str, Any] | None:
         """Reads `metrics.json`. Its `splits` are an object."""
         name = evaluate.METRICS_JSON
-        return self.use(lambda: _parse(storage.read_bytes(storage.join(self.location, name)), "splits"), name)
+        return self.use(lambda: _parse(self._read(name), "splits"), name)
 
     def bundle(self) -> RunBundle | None:
         """Reads `DESCRIPTION`."""
@@ -143,8 +143,13 @@ class RunFiles:
         """Reads the manifest."""
         return self.use(self._read_images, dataset.MANIFEST)
 
+    def _read(self, name: str) -> bytes:
+        if storage.file_info(storage.join(self.location, name)).type == fs.FileType.Directory:
+            raise DataError("it is a directory")
+        return storage.read_bytes(storage.join(self.location, name))
+
     def _read_table(self, name: str) -> pa.Table:
-        content = storage.read_bytes(storage.join(self.location, name))
+        content = self._read(name)
         try:
             return pq.read_table(pa.BufferReader(content))
         except OSError as error:  # a damaged page
@@ -183,6 +188,10 @@ def check_run(run: str, given: str) -> None:
     names, made_as = set(storage.list_names(run)), storage.output_kind(run)
     needed = (evaluate.METRICS_JSON, EVIDENCE, EVALUATED, dataset.MANIFEST, dataset.AUDIT, BUNDLE)
     missing = [name for name in needed if name not in names]
+    if made_as == "training" and not {EVIDENCE, evaluate.METRICS_JSON}.intersection(missing):
+        # What has a checksum was there; the checks of the files say that it is missing.
+        told = read_evidence(run, given).files
+        missing = [name for name in missing if name not in told and not (name == BUNDLE and DESCRIPTION in told)]
     if not missing:
         return
     if bundle_files.BUNDLE_JSON in names:

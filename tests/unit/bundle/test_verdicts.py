@@ -324,6 +324,13 @@ def test_what_an_audit_knows_of_the_data():
     assert verdicts.about_data({}) == {"controls": {}, "neighbours": {}, "has_patients": None}
 
 
+@pytest.mark.parametrize(("num_groups", "num_alike", "has_patients"), [(12, 8, False), (11, 8, True), (12, 0, True)])
+def test_groups_that_only_look_alike_are_no_patients(num_groups, num_alike, has_patients):
+    """Twenty images; `audit --fix` has put some that look alike into groups."""
+    groups = {"num_groups": num_groups, "num_alike": num_alike}
+    assert verdicts.about_data({"groups": groups, "num_readable": 20})["has_patients"] is has_patients
+
+
 @pytest.mark.parametrize(("has_patients", "is_told"), [(False, True), (True, False), (None, False)])
 def test_limits_name_what_is_missing(has_patients, is_told):
     texts = " ".join(verdicts.limits(measured(data={"has_patients": has_patients})))

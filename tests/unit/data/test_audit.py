@@ -7,6 +7,12 @@ from tlray.data import manifest
 from tlray.data.audit import audit, explain_failures, leak_warnings, warnings
 
 
+def test_images_in_groups_that_only_look_alike_are_counted():
+    ids = ["alike: 1", "alike: 1", "alike: 1", "alike: 2", "alike: 2", "p1", "p1", "x"]
+    groups = audit(make_table(*({"group_id": each} for each in ids)))["groups"]
+    assert (groups["num_groups"], groups["num_alike"]) == (4, 3)
+
+
 def make_table(*images: dict) -> pa.Table:
     """Makes a table of files that have been read; each image gives what differs from a plain training image."""
     schema = manifest.SCHEMA
@@ -136,6 +142,7 @@ def test_patients_in_several_splits():
     )
     assert report["groups"] == {
         "num_groups": 2,
+        "num_alike": 0,
         "across_splits": {
             "num_groups": 1,
             "num_images": 2,

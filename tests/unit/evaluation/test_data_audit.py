@@ -109,7 +109,9 @@ def test_a_series_in_several_splits_goes_to_train():
     )
     found = fix(images, copies(5))
     assert found["split"].to_pylist() == ["train", "train", "test", "valid", "test"]
-    assert found["group_id"].to_pylist() == ["0", "0", "2", "3", "4"]
+    assert found["group_id"].to_pylist() == ["alike: 0", "alike: 0", "2", "3", "4"]
+    again = fix(found.append_column(splits.PICTURE, found["image_id"]), copies(5))
+    assert again["group_id"].to_pylist() == found["group_id"].to_pylist()
     assert fix_warnings(images, found) == ()
 
 

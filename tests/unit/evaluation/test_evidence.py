@@ -503,7 +503,6 @@ def test_a_run_without_origin_is_compared_with_its_bundle(tmp_path):
         ("training", ["metrics.json"], "The training run 'RUN' is not finished: it has no metrics.json. Continue it"),
         ("training", ["evidence.json", "evaluated.parquet"],
          "The training run 'RUN' lacks evidence.json, evaluated.parquet: an earlier version of tlray made it, or"),
-        ("training", ["audit.json"], "The training run 'RUN' lacks audit.json"),
         ("sweep", ["metrics.json"], "'RUN' is a sweep. Give the directory of its best training: 'RUN/best'."),
         ("scoring", ["metrics.json"], "'RUN' is no training run: it is an output of another kind (scoring)."),
         (None, ["evidence.json"], "'RUN' is no training run: it lacks evidence.json. Give the directory of a finished"),

@@ -705,6 +705,23 @@ def test_a_calibration_is_told_with_its_intervals():
 
 
 @pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["train", "valid"], "All splits. The data has no split test: tlray cut it from train."),
+        (["train"], "All splits. The data has no split valid and test: tlray cut them from train."),
+        ([], "All splits. The data has no split valid and test: tlray cut them from train."),
+        (["train", "valid", "test"], None),
+        (None, None),  # by an earlier version
+    ],
+)
+def test_splits_that_tlray_has_cut_are_told(given, text):
+    assert FULL.audit is not None
+    found = {} if given is None else {"split_shortcuts": {"given": given, "found": [], "together": None}}
+    _, page = render(dataclasses.replace(FULL, audit={**FULL.audit, **found}))
+    assert text in page.text if text else "tlray cut" not in page.text
+
+
+@pytest.mark.parametrize(
     ("found", "text"),
     [
         ({"long_series": {"num_images": 0, "classes": []}}, "its patient, its copies and its neighbouring slices."),

@@ -174,6 +174,18 @@ def test_a_description_of_the_bundle_that_is_gone_is_named(run):
     ]
 
 
+@pytest.mark.parametrize("name", ["evaluated.parquet", "manifest.parquet", "audit.json"])
+@pytest.mark.parametrize(("make", "detail"), [(None, "The file is missing."), (Path.mkdir, "It is a directory, not a")])
+def test_a_file_that_is_gone_or_a_directory_hides_no_other(run, name, make, detail):
+    (run / name).unlink()
+    if make:
+        make(run / name)
+    edit(run / "metrics.json", "accuracy", value=0.9375)
+    found = {check.name: check.detail for check in verify(run).checks}
+    assert {name, "metrics.json"} <= found.keys()
+    assert found[name].startswith(detail)
+
+
 def test_a_number_that_is_too_large_for_a_figure_is_told(run):
     edit(run / "metrics.json", "splits", "test", "accuracy", value=10**400)
     assert verify(run).wrong() == ["metrics.json", "test.accuracy"]

@@ -102,6 +102,10 @@ def test_the_lines_for_people():
         ("patients in several splits", "2"),
         ("what tells the classes", "not tested: it takes two classes, each with images of two patients"),
     ]
+    for groups, text in (({"num_groups": 17, "num_alike": 2}, "not known: no patient has several images"),
+                         ({"num_groups": 16, "num_alike": 2}, "2")):  # fmt: skip
+        lines = findings.rows(found | {"groups": found["groups"] | groups})
+        assert ("patients in several splits", text) in lines
     found["shortcuts"] = {"found": [trait_test("corners", 0.8, 0.7), trait_test("size", 0.5, 0.6)], "num_folds": 5}
     found["traits_control"] = {
         "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test", "num_images": 40,
