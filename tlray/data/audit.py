@@ -121,10 +121,10 @@ def _duplicates(readable: pa.Table) -> dict[str, Any]:
 def _groups(readable: pa.Table) -> dict[str, Any]:
     by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
     across = by_group.filter(pc.field("split_count_distinct") > 1)
-    alike = by_group.filter(pc.starts_with(by_group["group_id"], splits.ALIKE))
+    sizes = dict(zip(*(by_group[name].to_pylist() for name in ("group_id", "count_all")), strict=True))
     return {
         "num_groups": by_group.num_rows,
-        "num_alike": sum(alike["count_all"].to_pylist()) - alike.num_rows,
+        "num_alike": sum(size - 1 for name, size in sizes.items() if name.startswith(splits.ALIKE)),
         "across_splits": _finding(readable, "group_id", across),
     }
 
