@@ -64,9 +64,9 @@ def test_a_pass_has_a_name_and_is_not_shown_if_nothing_is_left_to_do(tmp_path, m
     assert run(5) == (3, "Computing features: 5 images\n")
 
 
-@pytest.mark.parametrize("note", ["", "TensorFlow computes."])
-def test_notes_about_the_network_of_an_audit_are_returned(tmp_path, monkeypatch, note):
-    network = dataclasses.replace(NETWORK, packed=dataclasses.replace(NETWORK.packed, note=note))
+@pytest.mark.parametrize("why_not", ["", "It has an operation of another world."])
+def test_notes_about_the_network_of_an_audit_are_returned(tmp_path, monkeypatch, why_not):
+    network = dataclasses.replace(NETWORK, packed=dataclasses.replace(NETWORK.packed, why_not=why_not))
     monkeypatch.setattr(extraction, "compute", compute)
     monkeypatch.setattr(update.preparation, "finish", lambda *_: network)
     monkeypatch.setattr(update.plans, "plan_scoring", lambda *_, **__: cast("ScorePlan", None))
@@ -75,4 +75,5 @@ def test_notes_about_the_network_of_an_audit_are_returned(tmp_path, monkeypatch,
         config, cast("Any", None), make_table(3), str(tmp_path / "features"), cast("Any", None)
     )
     np.testing.assert_array_equal(pooled, np.zeros((3, 2), np.float16))
-    assert notes == ((note,) if note else ())
+    assert notes == ((network.packed.note,) if why_not else ())
+    assert all(note.endswith(why_not) for note in notes)
