@@ -145,6 +145,10 @@ def _score(arguments: list[str]) -> None:
         ("predictions as Parquet", f"{result.out}/predictions"),
     ]
     _show("Scored", rows, quiet=config.quiet)
+    if result.num_failed == result.num_images:
+        raise TlrayError(
+            f"No image of '{config.input}' could be predicted. {result.out}/predictions.csv has the reason for each."
+        )
 
 
 def _counted(counts: Mapping[str, int]) -> str:

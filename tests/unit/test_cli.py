@@ -223,6 +223,19 @@ def started(received: list, config: ServeConfig):
     )
 
 
+def test_a_scoring_in_which_every_image_fails_is_an_error(monkeypatch, capsys):
+    stand_in = ModuleType("tlray.inference.score")
+    stand_in.__dict__["score"] = lambda _: SimpleNamespace(
+        out="/o", engine="openvino float32", num_images=2, num_failed=2, num_referred=0, num_by_reason={},
+        num_by_label={"a": 0}, num_by_error={"empty": 2}, num_skipped=0,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tlray.inference.score", stand_in)
+    assert tlray("score --bundle b --input i --out o") == 1
+    shown = capsys.readouterr()
+    assert "2, 2 failed (empty: 2)" in shown.out
+    assert "No image of 'i' could be predicted. /o/predictions.csv has the reason for each." in shown.err
+
+
 # The overview, the version, the help
 
 
