@@ -23,7 +23,8 @@ PIXELS, SERIES = "pixels", "series"
 copies and neighbouring slices that an image is connected with."""
 
 ALIKE = "alike: "
-"""How `audit --fix` begins the name of a group of images that only look alike: their patients are not named."""
+"""The first letters of the name of a group whose images look alike, but whose patients are not named. `tlray audit
+--fix` makes such groups."""
 
 MAX_SERIES_SHARE = 0.5
 """Largest share of the images of a class that a series may have and be kept together in a division. Where all slices

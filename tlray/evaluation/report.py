@@ -47,8 +47,8 @@ class Report:
     leaks: tuple[str, ...] = ()
     """Why the metrics may be too good, shown before everything else; see `tlray.data.audit.leak_warnings`."""
     shortcuts: tuple[str, ...] = ()
-    """What tells the classes without the anatomy, shown with `leaks`; see
-    `tlray.trust.finding_warnings.shortcut_warnings`."""
+    """Warnings that the classes can be told without the anatomy, see
+    `tlray.trust.finding_warnings.shortcut_warnings`. They are shown with `leaks`."""
     notices: tuple[str, ...] = ()
     """Notices that a reader must know before the metrics, shown above them."""
     config: Mapping[str, object] = field(default_factory=dict)
