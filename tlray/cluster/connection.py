@@ -203,7 +203,7 @@ def call_in_tasks(functions: Sequence[Callable[[], Any]], *, task_cpus: float) -
         task_cpus: CPUs that a task asks for; a task keeps one CPU busy.
 
     Raises:
-        TlrayError: The first one that a function has raised. The other tasks are cancelled.
+        TlrayError: The first one that a function has raised. The other tasks are cancelled, see `_cancel`.
     """
     task = ray.remote(_call).options(num_cpus=task_cpus)
     references = [task.remote(function) for function in functions]
@@ -212,9 +212,19 @@ def call_in_tasks(functions: Sequence[Callable[[], Any]], *, task_cpus: float) -
     try:
         return [get(reference) for reference in references]
     except BaseException:
-        for reference in references:
-            ray.cancel(reference, force=True)
+        _cancel(references)
         raise
+
+
+def _cancel(references: Sequence["ray.ObjectRef[Any]"]) -> None:
+    """Cancels the tasks that have not ended. A task that Ray is just starting may nevertheless run.
+
+    If a task has just ended, cancelling it can end this process: Ray 2.60 checks that a task whose result arrives is
+    still in its table (`task_manager.cc`, "Tried to complete task that was not pending").
+    """
+    _, unfinished = ray.wait(list(references), num_returns=len(references), timeout=0)
+    for reference in unfinished:
+        ray.cancel(reference, force=True)
 
 
 def _call(function: Callable[[], Any]) -> Any:
@@ -226,7 +236,7 @@ def get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except KeyboardInterrupt:
-        ray.cancel(reference, force=True)
+        _cancel([reference])
         raise
     except RayTaskError as error:
         if isinstance(error.cause, TlrayError):
