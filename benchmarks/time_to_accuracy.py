@@ -12,7 +12,9 @@ sweep's with the training of its best settings.
 The images of DATA's train and valid folders are cut anew for each seed, into five stratified parts; byte-identical
 images stay together, and so do an image and its perturbed copies (`--num-images`, `perturbed.py`). One part is held
 out (`test`), the next one is `valid`, the rest is `train`: the same folders for all. `--folds 5` holds out every part
-in turn: repeated grouped cross-validation. Images in a test folder of DATA are left out.
+in turn: repeated grouped cross-validation. Images in a test folder of DATA are left out. With `--full-rounds N` the
+script, which takes most of the time, and the sweep run in the first N rounds only: `probe` and `standard` then have
+more rounds for their accuracy than for their part of the script's time.
 
 It prints tables and writes `time_to_accuracy_DATE.md` and `.json` into --out, after each round anew; with --num-images
 N their names begin with `time_to_accuracy_N`. No figure makes it fail.
@@ -86,6 +88,8 @@ class Settings:
     which has none. Without a sweep. None: the given ones."""
     float32: bool = False
     """Also run `standard` with features in float32: what training on bfloat16 features changes."""
+    full_rounds: int | None = None
+    """Rounds in which the script and the sweep run; None: all."""
     resume: bool = False
     """Go on with an interrupted comparison of the same day: the rounds that it has written are not run again."""
 
@@ -266,9 +270,14 @@ def run_process(name: str, command: Sequence[object], scratch: Path) -> tuple[fl
     return start_s, end_s
 
 
-def methods_of(fold: int, settings: Settings) -> list[str]:
-    """Returns what runs when a part is held out: a sweep, which has to be quick only, runs once for each seed."""
-    is_wanted = {"sweep": fold == 0 and settings.num_images is None, FLOAT32: settings.float32}
+def methods_of(number: int, fold: int, settings: Settings) -> list[str]:
+    """Returns what runs in a round, from 0, in which a part is held out.
+
+    A sweep, which has to be quick only, runs once for each seed.
+    """
+    is_full = settings.full_rounds is None or number < settings.full_rounds
+    has_sweep = is_full and fold == 0 and settings.num_images is None
+    is_wanted = {"script": is_full, "sweep": has_sweep, FLOAT32: settings.float32}
     return [method for method in METHODS if is_wanted.get(method, True)]
 
 
@@ -292,7 +301,7 @@ def measure(settings: Settings, directory: Path, done: Sequence[tuple[int, int]]
         data = directory / f"data-{seed}-{fold}"
         num_images = link_images(images, cut(images, seed), fold, data)
         runs: dict[str, Run] = {}
-        for method in turned(methods_of(fold, settings), number):
+        for method in turned(methods_of(number, fold, settings), number):
             time.sleep(REST_S)
             with tempfile.TemporaryDirectory(dir=directory) as scratch:
                 runs[method] = METHODS[method](settings, data, seed, Path(scratch))
@@ -325,10 +334,11 @@ def summarise(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
     if FLOAT32 in summary:
         summary[FLOAT32] |= {"changes_points": changes(rounds)}
     for method, goal in TIME_GOALS.items():
-        if method not in summary:
+        both = [each for each in rounds if {"script", method} <= each.runs.keys()]
+        if not both:
             continue
-        ratios = [each.time_ratio(method) for each in rounds if method in each.runs]
-        gains = [each.gain_points(method) for each in rounds if method in each.runs]
+        ratios = [each.time_ratio(method) for each in both]
+        gains = [each.gain_points(method) for each in both]
         summary[method] |= {
             "time_ratios": ratios,
             "median_time_ratio": statistics.median(ratios),
@@ -371,6 +381,7 @@ def describe(settings: Settings, load_before: float) -> dict[str, Any]:
             f"--seeds {settings.seeds} --folds {settings.folds} --epochs {settings.epochs}"
             + (f" --num-images {settings.num_images}" if settings.num_images is not None else "")
             + (" --float32" if settings.float32 else "")
+            + (f" --full-rounds {settings.full_rounds}" if settings.full_rounds is not None else "")
         ),
         "machine": machine(),
         "load_1_min": {"before": round(load_before, 2), "after": round(os.getloadavg()[0], 2)},
@@ -392,13 +403,13 @@ def spread(middle: float, values: Sequence[float], form: str) -> str:
 def to_row(method: str, figures: dict[str, Any]) -> str:
     """Returns a method's row of the first table."""
     cells = [method, spread(figures["median_wall_s"], figures["wall_s"], ".1f")]
-    if method in TIME_GOALS:
+    if "time_ratios" in figures:
         ratio = spread(figures["median_time_ratio"], figures["time_ratios"], ".2f")
         cells += [ratio, f"at most {figures['goal_time_ratio']:.2f}"]
     else:
         cells += ["", ""]
     cells.append(spread(figures["mean_test_accuracy"], figures["test_accuracy"], ".3f"))
-    if method in TIME_GOALS:
+    if "gains_points" in figures:
         gain = spread(figures["mean_gain_points"], figures["gains_points"], "+.1f")
         cells += [gain, f"at least {GAIN_GOALS_POINTS[method]:+.0f}" if method in GAIN_GOALS_POINTS else ""]
     else:
@@ -415,7 +426,7 @@ def to_round_row(number: int, each: Round) -> str:
         run = each.runs.get(method)
         cells.append(f"{run.wall_s:.1f} s, {run.test_accuracy:.3f}" if run else "")
     for method in TIME_GOALS:
-        ran = method in each.runs
+        ran = {"script", method} <= each.runs.keys()
         cells.append(f"{each.time_ratio(method):.2f}, {each.gain_points(method):+.1f}" if ran else "")
     return f"| {' | '.join(cells)} |"
 
@@ -426,6 +437,8 @@ def to_markdown(
     """Returns the results as a page."""
     computer, weights, load = about["machine"], about["weights"], about["load_1_min"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    num_full = sum("script" in each.runs for each in rounds)
+    others = f", and {len(rounds) - num_full} more of `probe` and `standard`" if num_full < len(rounds) else ""
     columns = ["round", "images: train, valid, test", *METHODS, *(f"{method} to script" for method in TIME_GOALS)]
     lines = [
         f"# Time to a model and its accuracy, {about['date']}",
@@ -441,9 +454,9 @@ def to_markdown(
         "| --- " * len(columns) + "|",
         *(to_round_row(number, each) for number, each in enumerate(rounds, start=1)),
         "",
-        f"- Rounds of all of them in turns, each beginning with another one: {len(rounds)}. Each run is a process of "
-        "its own, timed from its start: the script until its model is saved, tlray until its process ends, with Ray's "
-        "start, evaluation, report and bundle.",
+        f"- Rounds of all of them in turns, each beginning with another one: {num_full}{others}. Each run is a process "
+        "of its own, timed from its start: the script until its model is saved, tlray until its process ends, with the "
+        "start of its Ray, evaluation, report and bundle.",
         f"- Script: `benchmarks/article_script.py`, epochs: {settings.epochs}; its last model counts. tlray: "
         f"`jobs/train.py` with the recipes `probe` and `standard`, one worker, and `jobs/sweep.py` with {NUM_TRIALS} "
         "trials, whose best settings are trained and evaluated; once for each seed, and not with --num-images.",

@@ -242,14 +242,22 @@ def hold_out(
     )
 
 
-def right_by_chance(probs_BK: np.ndarray, seed: int) -> float:
+def right_by_chance(probs_BK: np.ndarray, seed: int, groups: np.ndarray | None = None) -> float:
     """Returns the mean calibration error if the probabilities were right: labels are drawn from them.
 
     It is above 0, since the images of a bin are few. No calibration can be shown to be better.
+
+    Args:
+        probs_BK: Probabilities, floating point [images, K].
+        seed: Seed of the draws.
+        groups: Images of one group are right and wrong together: they share a random number, [images]. Their errors
+            then depend on one another as much as they can. None: each image is drawn alone.
     """
     rng = np.random.default_rng(seed)
     up_to_BK = np.cumsum(probs_BK, axis=1)[:, :-1]
-    drawn = [(rng.random((len(probs_BK), 1)) > up_to_BK).sum(axis=1) for _ in range(NUM_DRAWS)]
+    index = np.unique(np.arange(len(probs_BK)) if groups is None else groups, return_inverse=True)[1]
+    num_groups = int(index.max()) + 1
+    drawn = [(rng.random(num_groups)[index, None] > up_to_BK).sum(axis=1) for _ in range(NUM_DRAWS)]
     return float(np.mean([calibration.expected_calibration_error(probs_BK, labels) for labels in drawn]))
 
 
@@ -275,7 +283,8 @@ def measure(parts: Sequence[Held], max_errors: Sequence[float], seed: int) -> di
         "ECE with the prior only": calibration.expected_calibration_error(prior_BK, labels),
         "ECE after": after,
         "ECE after / before": after / before,
-        "ECE if these probabilities were right": right_by_chance(after_BK, seed),
+        "ECE if these probabilities were right, each image for itself": right_by_chance(after_BK, seed),
+        "the same, and the images of a group right or wrong together": right_by_chance(after_BK, seed, groups),
         "Brier score before": calibration.brier_score(uncorrected_BK, labels),
         "Brier score with the prior only": calibration.brier_score(prior_BK, labels),
         "Brier score after": calibration.brier_score(after_BK, labels),

@@ -13,9 +13,10 @@ It prints a table and writes it as `trust_RECIPE_DATE.md` into --out. No figure 
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,6 +48,8 @@ class Settings:
     """The trainings' `--max-error`."""
     seed: int = 0
     """Seed of the cut and of the trainings."""
+    keep: str = ""
+    """A local folder where the runs and scores of each part stay; empty: they are deleted."""
     out: str = "benchmarks/results"
     """The folder for the results."""
 
@@ -152,6 +155,11 @@ def hold_out(
     )
 
 
+def is_calibrated(found: Mapping[str, Any]) -> bool:
+    """Tells whether a calibration changes anything; `found` has the fields of `tlray.trust.calibration.Calibration`."""
+    return found["temperature"] != 1 or any(found["biases"])
+
+
 def measure(parts: Sequence[Held], settings: Settings) -> dict[str, Figure]:
     """Returns the figures by name; each image was held out once."""
     labels, groups = (np.concatenate([getattr(each, name) for each in parts]) for name in ("labels", "groups"))
@@ -162,11 +170,13 @@ def measure(parts: Sequence[Held], settings: Settings) -> dict[str, Figure]:
     with_threshold = [each for each in parts if not each.about["referral"]["note"]]
     found: dict[str, Figure] = {
         "models that were fine-tuned, not probes": float(sum(each.num_epochs > 0 for each in parts)),
+        "models that were calibrated": float(sum(is_calibrated(each.about["calibration"]) for each in parts)),
         "accuracy": share_interval(is_right, groups),
         "ECE before calibration, on the images that it was fitted on": before,
         "ECE after it, on the same, each by a calibration without its group": after,
         "ECE after it, on the held-out images": calibration.expected_calibration_error(probs_BK, labels),
-        "the same if these probabilities were right": right_by_chance(probs_BK, settings.seed),
+        "the same if these probabilities were right, each image for itself": right_by_chance(probs_BK, settings.seed),
+        "the same, and the images of a group right or wrong together": right_by_chance(probs_BK, settings.seed, groups),
         "Brier score, on the held-out images": calibration.brier_score(probs_BK, labels),
         f"models with a threshold for --max-error {settings.max_error:g}": float(len(with_threshold)),
         "share accepted, by all models": float(is_accepted.mean()),
@@ -189,8 +199,10 @@ def main() -> None:
     uris = stored.readable["uri"].to_pylist()
     parts = []
     for number, (_, part) in enumerate(cut(images, settings.seed, NUM_PARTS)):
-        with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as scratch:
-            parts.append(hold_out(images, part, settings, uris=uris, classes=stored.classes, scratch=Path(scratch)))
+        with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as temporary:
+            scratch = Path(settings.keep, f"part-{number + 1}") if settings.keep else Path(temporary)
+            scratch.mkdir(parents=True, exist_ok=True)
+            parts.append(hold_out(images, part, settings, uris=uris, classes=stored.classes, scratch=scratch))
         right = np.mean(parts[-1].probs_BK.argmax(axis=1) == parts[-1].labels)
         print(f"Part {number + 1} of {NUM_PARTS}: {right:.3f} right, {parts[-1].num_epochs} epochs.", flush=True)
     counted = ", ".join(f"{len(scores)} {name}" for name, scores in parts[0].foreign_scores.items())

@@ -32,7 +32,7 @@ from tlray.config.recipes import RECIPES
 from tlray.config.training import TrainConfig
 from tlray.data import phantom_files
 from tlray.errors import ConfigError, TlrayError, counted
-from tlray.screen import show_table
+from tlray.screen import held_back, show_table
 
 if TYPE_CHECKING:
     from tlray.evaluation.engine_table import EnginesResult
@@ -63,7 +63,7 @@ def _train(arguments: list[str]) -> None:
     from tlray.training.run import train  # noqa: PLC0415
 
     result = train(config)
-    rows = accuracy_rows(result.metrics)
+    rows = accuracy_rows(result.metrics, result.cross_validation)
     if result.num_epochs:
         rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
     rows += [("report", f"{result.out}/report.html"), ("bundle", result.bundle)]
@@ -242,7 +242,8 @@ def _trial_line(trial: Mapping[str, Any]) -> str:
 
 def _export(arguments: list[str]) -> None:
     config = _parse(ExportConfig, "export", arguments)
-    from tlray.training.own_model import export  # noqa: PLC0415
+    with held_back():
+        from tlray.training.own_model import export  # noqa: PLC0415
 
     sha256 = export(config)
     _show("Exported", [("bundle", config.out), ("sha256", sha256)], quiet=config.quiet)

@@ -1,7 +1,10 @@
-"""Shows results on standard output: tables of names and values."""
+"""Shows results on standard output: tables of names and values. Holds back what libraries print as they start."""
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -25,6 +28,29 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
         table.add_row(name, value, style=None)
     console = Console(width=None if sys.stdout.isatty() else _log_width(rows))
     console.print(table, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Holds back what is written to standard error within the block, by C++ code too; shows it if the block fails.
+
+    TensorFlow 2.21 prints lines as it is imported, whatever TF_CPP_MIN_LOG_LEVEL says.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            written.seek(0)
+            os.write(shown, written.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _log_width(rows: Sequence[tuple[str, str]]) -> int:

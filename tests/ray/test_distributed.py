@@ -127,7 +127,7 @@ def probe_then_fine_tune(images: Path, backbone: str, out: Path, **changes: Any)
 def test_training_on_features_equals_training_on_images(images, backbone, tmp_path, monkeypatch):
     # If the probe is exported, the validation images judge it, too. They are too few to calibrate, so that the log loss
     # of the exported model is that of training.
-    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 1)
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_PATIENTS", 1)
     streamed = probe_then_fine_tune(images, backbone, tmp_path / "streamed", cache="off").history
     cached = probe_then_fine_tune(images, backbone, tmp_path / "cached", num_workers=2).history
     assert [row["epoch"] for row in cached] == [0, 1, 2]  # epoch 0 is the probe

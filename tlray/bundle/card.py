@@ -8,6 +8,11 @@ from tlray.bundle import leaks, verdicts
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.wording import decimals, estimate, span
 
+CROSS_VALIDATED = (
+    "Probes, cross-validated: the figures of linear probes on the training and validation images, each image "
+    "predicted by a probe that was fitted without it, its patient and its copies."
+)
+
 
 def _inert(text: str) -> str:
     """Returns Markdown that shows a text literally, even if it looks like HTML or a link, as a file name may."""
@@ -83,12 +88,14 @@ def _beliefs(spec: BundleSpec) -> list[str]:
         return ["The model has not been evaluated."]
     metrics_of = {split: spec.metrics[split] for split in sorted(spec.metrics, key=lambda split: split != "test")}
     split, metrics = next(iter(metrics_of.items()))
+    crossed = spec.trust.get("cross_validation")
     measured = verdicts.Measured(split=split, metrics=metrics, trust=spec.trust, data=spec.trust.get("data", {}))
     return [
         "| images | number | accuracy | 95 % interval | balanced accuracy | 95 % interval |",
         "| --- | --- | --- | --- | --- | --- |",
-        *(_row(name, each) for name, each in metric_rows(metrics_of)),
+        *(_row(name, each) for name, each in metric_rows(metrics_of, crossed)),
         "",
+        *([CROSS_VALIDATED, ""] if crossed else []),
         *(f"- **{each.question}** {_inert(each.answer)}" for each in verdicts.verdicts(measured).values()),
         "",
         "The figures cannot tell:",
@@ -131,11 +138,14 @@ def _describe_brier(spec: BundleSpec) -> dict[str, str]:
     return {"Brier score": text}
 
 
-def metric_rows(metrics_of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def metric_rows(
+    metrics_of: Mapping[str, Any], cross_validation: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields a name and metrics for each row of a table: images that are new to the model come first.
 
     Args:
         metrics_of: Split to its metrics, see `tlray.evaluation.measurement.with_leak_free`.
+        cross_validation: Metrics of a cross-validation of linear probes, which come last.
     """
     for split, metrics in metrics_of.items():
         num_leaked, leak_free = metrics.get("num_leaked", 0), metrics.get("leak_free")
@@ -145,6 +155,8 @@ def metric_rows(metrics_of: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
             yield split, metrics
         else:
             yield f"{split}, {'all images' if leak_free is not None else 'all known from training'}", metrics
+    if cross_validation:
+        yield "probes, cross-validated", cross_validation
 
 
 def _describe_prior(spec: BundleSpec) -> str:

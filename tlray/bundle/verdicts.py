@@ -79,7 +79,8 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
         `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
         looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
         are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
-        several images, so that patients were named; null if it is not known. `leak_search` and `training_shortcuts`
+        several images, so that patients were named; null if it is not known; `cut_splits`: which of valid and test
+        the data did not have, so that tlray cut them, only if it is known. `leak_search` and `training_shortcuts`
         only if they are there; with the latter `has_shortcut`: one was found in these images, too; null if they were
         not tested.
     """
@@ -90,6 +91,9 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
         "neighbours": dict(findings.get("neighbours", {})),
         "has_patients": None if groups is None or num_images is None else groups + num_alike < num_images,
     }
+    given = findings.get("split_shortcuts", {}).get("given")
+    if given is not None:
+        about["cut_splits"] = [split for split in ("valid", "test") if split not in given]
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:
         about["unmeasured"] = unmeasured
@@ -265,6 +269,11 @@ def limits(measured: Measured) -> list[str]:
             "Which images are of one patient: no patients are named, so images, but for known copies and neighbouring "
             "slices, count as those of different patients. Where that is wrong, the figures are too good, and the "
             "intervals too narrow."
+        )
+    if measured.split in measured.data.get("cut_splits", ()):
+        found.append(
+            f"How it does on images that somebody else has set aside: the data has no split {measured.split}, so tlray "
+            "cut it from train."
         )
     if measured.split == "valid":
         found.append(

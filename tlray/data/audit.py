@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,9 @@ UNASSIGNED = "unassigned"
 MAX_NAMED_FAILURES = 3
 """Maximum number of unreadable images that a message names."""
 
-FIX = "tlray audit --data DATA --out OUT --fix"
-"""Command that writes a manifest with the copies of an image, and the images of a patient, in one split."""
+FIX = "tlray audit --data DATA --weights WEIGHTS --out OUT --fix"
+"""Command that writes a manifest with the copies of an image, and the images of a patient, in one split. The features
+of a network find more copies than thumbnails, which it looks at alone without --weights."""
 
 _REMEDIES: dict[str, str] = {
     ImageErrorCode.NOT_FOUND: "Write paths relative to the manifest, or absolute ones that every node has.",
@@ -64,8 +66,9 @@ def audit(table: pa.Table) -> dict[str, Any]:
           groups with two images in one split (`within_split`), with images in several splits (`across_splits`), and
           with several labels (`conflicting_labels`). An example has `sha256` and `images`, each with `image_id`,
           `split` and `label`;
-        - `groups`: `num_groups`, `num_alike` (images in groups of `splits.ALIKE`, less these groups), and
-          `across_splits` as above, with `group_id` in place of `sha256`;
+        - `groups`: `num_groups`, `by_class` (by class, the number of groups with images of it), `num_alike` (images in
+          groups of `splits.ALIKE`, less these groups), and `across_splits` as above, with `group_id` in place of
+          `sha256`;
         - `size_px`: `width` and `height`, each with `min`, `median` and `max`; null if not known.
     """
     readable = table.filter(pc.field("error_code").is_null())
@@ -82,6 +85,17 @@ def audit(table: pa.Table) -> dict[str, Any]:
         "groups": _groups(readable),
         "size_px": _sizes(readable),
     }
+
+
+def patients_by_class(report: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the number of patients with images of each class; empty if no patients are named, or it is not known.
+
+    Args:
+        report: What `audit` returns; parts may be missing, as in reports of earlier versions.
+    """
+    groups, num_readable = report.get("groups", {}), report.get("num_readable", 0)
+    is_named = groups.get("num_groups", num_readable) + groups.get("num_alike", 0) < num_readable
+    return dict(groups.get("by_class", {})) if is_named else {}
 
 
 def _counts(readable: pa.Table) -> dict[str, dict[str, int]]:
@@ -122,8 +136,11 @@ def _groups(readable: pa.Table) -> dict[str, Any]:
     by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
     across = by_group.filter(pc.field("split_count_distinct") > 1)
     sizes = dict(zip(*(by_group[name].to_pylist() for name in ("group_id", "count_all")), strict=True))
+    labelled = readable.filter(pc.field("label").is_valid())
+    by_class = labelled.group_by("label").aggregate([("group_id", "count_distinct")]).sort_by("label")
     return {
         "num_groups": by_group.num_rows,
+        "by_class": {row["label"]: row["group_id_count_distinct"] for row in by_class.to_pylist()},
         "num_alike": sum(size - 1 for name, size in sizes.items() if name.startswith(splits.ALIKE)),
         "across_splits": _finding(readable, "group_id", across),
     }

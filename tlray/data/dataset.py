@@ -30,7 +30,7 @@ from tlray.data import (
 )  # fmt: skip
 from tlray.data.drift import Distribution, TrainingImages, grey_statistics
 from tlray.data.two_samples import independent_images
-from tlray.errors import DataError, ImageError, some
+from tlray.errors import DataError, ImageError, counted, some
 from tlray.files import storage
 from tlray.progress import Progress
 
@@ -234,10 +234,12 @@ def write_dataset(dataset: Dataset, out: str) -> None:
 
 
 def describe(dataset: Dataset) -> str:
-    """Returns a text with a line for each class: its number of images in each split."""
+    """Returns a text with a line for each class: its images in each split, and its patients if they are named."""
     counts: dict[str, dict[str, int]] = dataset.findings["counts"]
+    patients = audit.patients_by_class(dataset.findings)
     lines = [
         f"  {name}: {', '.join(f'{counts.get(split, {}).get(name, 0)} {split}' for split in manifest.SPLITS)}"
+        + (f" (of {counted(patients[name], 'patient')})" if name in patients else "")
         for name in dataset.classes
     ]
     return "\n".join(["Images by class:", *lines])

@@ -186,10 +186,17 @@ def headline(metrics_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**whole, **new, **quoted, "all_images": all_images}
 
 
-def accuracy_rows(metrics_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Returns lines for people, a name and a text each: accuracy and balanced accuracy of each split."""
+def accuracy_rows(
+    metrics_of: Mapping[str, Mapping[str, Any]], cross_validation: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
+    """Returns lines for people, a name and a text each: accuracy and balanced accuracy of each split.
+
+    Args:
+        metrics_of: Split to its metrics.
+        cross_validation: Those of the cross-validation, see `tlray.evaluation.out_of_fold.cross_validated`.
+    """
     rows = []
-    for name, values in metric_rows(metrics_of):
+    for name, values in metric_rows(metrics_of, cross_validation):
         images = f"{values['num_images']} images"
         rows.append((f"{name}: accuracy", estimate(values["accuracy"], values["accuracy_ci95"], beside=images)))
         balanced = estimate(values["balanced_accuracy"], values["balanced_accuracy_ci95"])

@@ -12,6 +12,7 @@ import numpy as np
 from tlray.bundle import anatomy, leaks, verdicts
 from tlray.bundle.card import metric_rows
 from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
+from tlray.data.audit import patients_by_class
 from tlray.data.labels import short_names
 from tlray.errors import counted
 from tlray.evaluation import glyphs, markup
@@ -145,6 +146,7 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         confusions={name: _worst_confusion(each.metrics) for name, each in evaluated},
         count_splits=_in_order(audit.get("counts", {})),
         count_rows=_count_rows(audit.get("counts", {})),
+        patients=patients_by_class(audit),
         errors=audit.get("errors"),
         headline=headline,
         verdicts=answers,

@@ -202,7 +202,7 @@ def _compare_splits(
         quoted = headline(found.figures) if found.figures else {}
         of_metrics = {name: metrics[name] for name in quoted if name in metrics}
         compared += compare(found.figures, metrics["splits"], evaluate.METRICS_JSON)
-        compared += compare(quoted, of_metrics, evaluate.METRICS_JSON)
+        compared += compare({"quoted": quoted}, {"quoted": of_metrics}, evaluate.METRICS_JSON)
     compared += compare(found.figures, evidence.of_splits, EVIDENCE)
     compared += compare(found.figures, bundle.spec.metrics, bundle_files.BUNDLE_JSON)
     return compared

@@ -73,5 +73,6 @@ def finished_result(config: TrainConfig, paths: RunPaths) -> TrainResult | None:
         num_epochs=content["num_epochs"],
         best_epoch=content["best_epoch"],
         metrics=content["splits"],
+        cross_validation=content.get("cross_validation"),
         warnings=(*content.get("warnings", ()), "The run had already finished: nothing was done."),
     )

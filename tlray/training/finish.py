@@ -82,14 +82,15 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         }
     metrics = {split: result.metrics for split, result in evaluations.items()}
     valid = evaluations.get("valid")
+    crossed = _cross_validated(learned.unseen, images, spec) if learned.unseen else None
     spec = dataclasses.replace(
         spec,
         metrics=metrics,
+        trust={**spec.trust, **_in_short(crossed)},
         training_images=connection.get(run.measuring),
         validation_predictions=_validation_predictions(valid) if valid else None,
     )
     picturing = _picture_examples(run, exported, spec, evaluations)  # while this process measures and draws
-    crossed = _cross_validated(learned.unseen, images, spec) if learned.unseen else None
     doubtful = _suspects(images, learned.unseen) if learned.unseen else []
     curve = [dataclasses.asdict(point) for point in learned.learning_curve]
     # The gravest first: reasons why the metrics are wrong, then reasons why the model is poor.
@@ -155,6 +156,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         num_epochs=num_epochs,
         best_epoch=best_epoch,
         metrics=metrics,
+        cross_validation=crossed.metrics if crossed else None,
         warnings=warnings,
         timing_s=timing.seconds,
     )
@@ -211,6 +213,12 @@ def _cross_validated(unseen: Unseen, images: Dataset, spec: BundleSpec) -> Split
     probs_BK = shifted(unseen.probs_BK, logit_shift(unseen.assumed_shares, np.array(spec.prior)))
     predicted = Predicted(image_ids=unseen.image_ids, labels=unseen.labels, probs_BK=probs_BK)
     return out_of_fold.cross_validated(predicted, unseen.groups, images.classes)
+
+
+def _in_short(crossed: SplitEvaluation | None) -> dict[str, Any]:
+    """Returns what a bundle keeps of a cross-validation; empty if there was none."""
+    names = ("num_images", "num_groups", "accuracy", "accuracy_ci95", "balanced_accuracy", "balanced_accuracy_ci95")
+    return {out_of_fold.CROSS_VALIDATION: {name: crossed.metrics[name] for name in names}} if crossed else {}
 
 
 def _predicted_unseen(exported: Exported, crossed: SplitEvaluation | None) -> dict[str, Predicted]:

@@ -210,15 +210,14 @@ def _calibrated(
         note = f"Not calibrated: the images are of {counted(num_groups, 'group')}, and {NUM_FOLDS} are needed."
     if note:
         return _identity(logits_BK, note)
-    fitted = calibration.fit(logits_BK, labels, weights)
+    form = calibration.form_for(labels, num_classes, weights)
+    if not form.has_temperature:
+        return _identity(logits_BK, form.note)
+    fitted = calibration.fit(logits_BK, labels, weights, form)
     probs_BK = np.zeros_like(logits_BK)
     for rest, held_out in GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed).split(logits_BK, groups=index):
-        each = calibration.fit(logits_BK[rest], labels[rest], weights[rest])
-        # A part of the images may be too few for what all of them allow.
-        is_like = (each.note == "") == (fitted.note == "") and (each.temperature == 1) == (fitted.temperature == 1)
-        probs_BK[held_out] = calibration.apply(logits_BK[held_out], each if is_like else fitted)
-    if fitted.temperature == 1 and not any(fitted.biases):
-        return fitted, probs_BK  # it has a note of its own
+        each = calibration.fit(logits_BK[rest], labels[rest], weights[rest], form)
+        probs_BK[held_out] = calibration.apply(logits_BK[held_out], each)
     before, after = (
         log_loss(labels, each, sample_weight=weights, labels=range(num_classes))
         for each in (special.softmax(logits_BK, axis=1), probs_BK)

@@ -23,9 +23,9 @@ from tlray.training import model
 from tlray.training.judgement_fit import Unseen
 from tlray.trust.intervals import mean_interval
 
-ENOUGH_VALIDATION_IMAGES = 1000
-"""Number of validation images that are new to the model from which on they alone calibrate a probe: the training images
-would hardly change its calibration then."""
+ENOUGH_VALIDATION_PATIENTS = 1000
+"""Number of patients with validation images that are new to the model from which on these alone calibrate a probe: the
+training images would hardly change its calibration then."""
 
 MAX_CACHE_PART = 0.5
 """Maximum share of an object store for cached features. The rest is for data in flight and for Ray itself."""
@@ -154,10 +154,15 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
 
 
 def has_enough_validation(images: Dataset) -> bool:
-    """Tells whether a run has `ENOUGH_VALIDATION_IMAGES`, so that no other images calibrate its probe."""
-    leaked = images.leaked
-    valid_ids = images.split("valid")["image_id"].to_pylist()
-    return sum(image_id not in leaked for image_id in valid_ids) >= ENOUGH_VALIDATION_IMAGES
+    """Tells whether a run has `ENOUGH_VALIDATION_PATIENTS`, and some of each class, so that only they calibrate its probe.
+
+    Copies and neighbouring slices count as images of one patient.
+    """
+    leaked, group_of, valid = images.leaked, images.group_of, images.split("valid")
+    rows = zip(*(valid[name].to_pylist() for name in ("image_id", "label")), strict=True)
+    new = [(group_of[image_id], label) for image_id, label in rows if image_id not in leaked]
+    has_all_classes = {label for _, label in new} == {*images.classes}
+    return has_all_classes and len({group for group, _ in new}) >= ENOUGH_VALIDATION_PATIENTS
 
 
 def out_of_fold(config: TrainConfig, images: Dataset, table: pa.Table, probe: Probe) -> Unseen | None:

@@ -30,6 +30,7 @@ class TrainResult:
         num_epochs: Number of epochs that were trained.
         best_epoch: The epoch whose weights were exported, from 1; 0: the probe.
         metrics: Split to its metrics, see `metrics.evaluate_predictions`.
+        cross_validation: Metrics of the cross-validation of the probe; None: there was none.
         warnings: Warnings about the metrics, the model and the data, the gravest first.
         timing_s: Phase of the run to its seconds; empty where nothing was done.
     """
@@ -39,6 +40,7 @@ class TrainResult:
     num_epochs: int
     best_epoch: int
     metrics: Mapping[str, Mapping[str, Any]]
+    cross_validation: Mapping[str, Any] | None
     warnings: tuple[str, ...]
     timing_s: Mapping[str, float] = field(default_factory=dict)
 

@@ -35,6 +35,21 @@ NUM_BINS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The parameters of a calibration.
+
+    Attributes:
+        has_temperature: A temperature is fitted.
+        has_biases: A bias for each class is fitted, too.
+        note: Why the temperature or the biases are not fitted; otherwise empty.
+    """
+
+    has_temperature: bool
+    has_biases: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """A change of logits that makes their softmax agree better with how often it is right.
 
@@ -76,7 +91,32 @@ class Reliability:
         return float(gap @ self.num_images / self.num_images.sum())
 
 
-def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | None = None) -> Calibration:
+def form_for(labels: np.ndarray, num_classes: int, sample_weights: np.ndarray | None = None) -> Form:
+    """Returns which parameters images can bear.
+
+    Args:
+        labels: True classes, int [images], in [0, num_classes).
+        num_classes: Number of classes.
+        sample_weights: See `fit`.
+
+    Returns:
+        No biases if a class has fewer than `MIN_IMAGES_PER_CLASS` independent images, and no temperature either if
+        there are fewer than this many for each class on average.
+    """
+    weights = np.ones(len(labels)) if sample_weights is None else sample_weights
+    per_class, size = np.bincount(labels, weights, num_classes), float(weights.sum())
+    if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes - _ROUNDING:
+        few = f"{math.floor(size + _ROUNDING)} independent images are fewer than {MIN_IMAGES_PER_CLASS} for each class"
+        return Form(has_temperature=False, has_biases=False, note=f"Not calibrated: {few}.")
+    if per_class.min() < MIN_IMAGES_PER_CLASS - _ROUNDING:
+        few = f"{math.floor(per_class.min() + _ROUNDING)} independent images, fewer than {MIN_IMAGES_PER_CLASS}"
+        return Form(has_temperature=True, has_biases=False, note=f"No class biases: a class has {few}.")
+    return Form(has_temperature=True, has_biases=True)
+
+
+def fit(
+    logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | None = None, form: Form | None = None
+) -> Calibration:
     """Fits a temperature and a bias for each class by minimizing the penalized log loss; see `PENALTY`.
 
     Args:
@@ -85,10 +125,7 @@ def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | 
         sample_weights: The number of independent images that each image counts as, float [images], not negative.
             Give 1 divided by the number of the patient's images if patients have several: these count as one. None: 1
             for each.
-
-    Returns:
-        Only a temperature if a class has fewer than `MIN_IMAGES_PER_CLASS` independent images, and neither if there
-        are fewer than this many for each class on average.
+        form: What is fitted; None: what these images can bear.
 
     Raises:
         DataError: Arrays that do not fit together, values that are not finite, or negative weights.
@@ -99,24 +136,18 @@ def fit(logits_BK: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray | 
     weights = np.ones(len(labels)) if sample_weights is None else sample_weights.astype(np.float64)
     if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all() or weights.sum() == 0:
         raise DataError(f"Each of {len(labels)} images needs a finite weight of at least 0, not all 0; got {weights}.")
-    num_classes = logits_BK.shape[1]
+    num_classes, size = logits_BK.shape[1], float(weights.sum())
+    chosen = form_for(labels, num_classes, weights) if form is None else form
+    if not chosen.has_temperature:
+        return Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=len(labels), note=chosen.note)
     in_class_BK = labels[:, None] == np.arange(num_classes)
-    per_class, size = weights @ in_class_BK, float(weights.sum())
-    if num_classes < 2 or size < MIN_IMAGES_PER_CLASS * num_classes - _ROUNDING:
-        few = f"{math.floor(size + _ROUNDING)} independent images are fewer than {MIN_IMAGES_PER_CLASS} for each class"
-        note = f"Not calibrated: {few}."
-        return Calibration(temperature=1.0, biases=(0.0,) * num_classes, num_images=len(labels), note=note)
-    has_bias, note = bool(per_class.min() >= MIN_IMAGES_PER_CLASS - _ROUNDING), ""
-    if not has_bias:
-        few = f"{math.floor(per_class.min() + _ROUNDING)} independent images, fewer than {MIN_IMAGES_PER_CLASS}"
-        note = f"No class biases: a class has {few}."
-    parameters = _minimized(logits_BK, in_class_BK, weights / weights.sum(), PENALTY / size, has_bias=has_bias)
+    parameters = _minimized(logits_BK, in_class_BK, weights / size, PENALTY / size, has_bias=chosen.has_biases)
     biases = parameters[1:] - parameters[1:].mean()
     return Calibration(
         temperature=math.exp(parameters[0]),
         biases=tuple(float(each) for each in biases),
         num_images=len(labels),
-        note=note,
+        note=chosen.note,
     )
 
 

@@ -30,7 +30,7 @@ class Conformal:
         alpha: Largest share of images whose set may miss the true class, in (0, 1).
         thresholds: Largest score of each class with which it is in a set, in [0, 1].
         is_class_conditional: For each class, True if its threshold comes from its own images, so that its own images
-            are covered; False if it comes from the images of all classes.
+            are covered; False if it comes from the images of several classes.
         num_groups: Number of groups (patients) with images of each class.
     """
 
@@ -61,6 +61,11 @@ def min_groups(alpha: float) -> int:
 def fit(probs_BK: np.ndarray, labels: np.ndarray, alpha: float, groups: np.ndarray | None = None) -> Conformal:
     """Finds the thresholds, for each class alone where it has enough groups (Mondrian; Vovk et al. 2005).
 
+    Classes with too few groups share one threshold, of their images together. If these have too few groups, too, the
+    class with the fewest of the others joins them, and so on. So the images of each threshold are covered, and all images
+    together. A threshold of all images for the small classes alone would not do: with own ones for two easy classes of 60
+    patients, the sets of these and of a hard class of 15 patients covered 83 % in place of 90 %.
+
     Args:
         probs_BK: Probabilities of images that the model was not trained on, floating point [images, K].
         labels: True classes, int [images], in [0, K).
@@ -80,14 +85,20 @@ def fit(probs_BK: np.ndarray, labels: np.ndarray, alpha: float, groups: np.ndarr
     scores = 1 - probs_BK[np.arange(len(labels)), labels].astype(np.float64)
     in_class = [labels == each for each in range(probs_BK.shape[1])]
     num_groups = tuple(len(np.unique(index[rows])) for rows in in_class)
-    is_conditional = tuple(num >= needed for num in num_groups)
-    marginal = _threshold(scores, index, alpha)
+    sharing = np.zeros(len(labels), bool)
+    is_conditional = [True] * len(num_groups)
+    for k in np.argsort(num_groups, kind="stable"):
+        if num_groups[k] >= needed and (all(is_conditional) or len(np.unique(index[sharing])) >= needed):
+            break
+        sharing |= in_class[k]
+        is_conditional[k] = False
+    shared = _threshold(scores[sharing], index[sharing], alpha)
     thresholds = [
-        _threshold(scores[rows], index[rows], alpha) if is_own else marginal
+        _threshold(scores[rows], index[rows], alpha) if is_own else shared
         for rows, is_own in zip(in_class, is_conditional, strict=True)
     ]
     return Conformal(
-        alpha=alpha, thresholds=tuple(thresholds), is_class_conditional=is_conditional, num_groups=num_groups
+        alpha=alpha, thresholds=tuple(thresholds), is_class_conditional=tuple(is_conditional), num_groups=num_groups
     )
 
 

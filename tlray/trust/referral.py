@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from tlray.errors import ConfigError, DataError
-from tlray.trust.groups import effective_size_of_share, group_index
+from tlray.trust.groups import effective_size_of_share, evidence_of, group_index
 
 ALL_REFERRED = 1.1
 """Threshold above every confidence: all images are referred."""
@@ -20,9 +20,9 @@ NUM_STEPS = 50
 """Number of thresholds that are tried. Each step is then a fiftieth of the images; more steps cost no error level."""
 
 MAX_FIRST_ERRORS = 3
-"""Errors that the first test can bear, if this takes at most a quarter of the images: 153 images at an error rate of
-0.05 and a level of 0.05. Otherwise it bears fewer: none of 59 images, where one wrong label refers all. In simulations
-of 150 to 600 images, a first test of a larger share found a threshold less often; so did several starts that share
+"""Errors that the first test can bear, if this takes at most a quarter of the independent images: 153 images at an error
+rate of 0.05 and a level of 0.05. Otherwise it bears fewer: none of 59 images, where one wrong label refers all. In
+simulations of 150 to 600 images, a first test of a larger share found a threshold less often; so did several starts that share
 the level."""
 
 _ROUNDING = 1e-9  # of a number of groups
@@ -108,7 +108,8 @@ def choose_threshold(
         note=f"All images are referred: these {len(confidence)} images show no threshold with an error rate of at "
         f"most {max_error:g}. Even without errors this takes {least} independent images.",
     )
-    for value in _candidates(confidence, index, _first_size(len(confidence), max_error, delta)):
+    first_size = _first_size(evidence_of(index).effective_groups, max_error, delta)
+    for value in _candidates(confidence, index, first_size):
         tested = _tested(float(value), confidence, is_right, index, delta)
         if tested.error_rate_high > max_error:
             break
@@ -179,9 +180,10 @@ def _num_needed(num_errors: int, max_error: float, delta: float) -> int:
     return int(stats.nbinom.ppf(1 - delta, num_errors + 1, max_error)) + num_errors + 1
 
 
-def _first_size(num_images: int, max_error: float, delta: float) -> int:
+def _first_size(num_independent: float, max_error: float, delta: float) -> int:
+    """Returns the number of independent images that the first test takes; see `MAX_FIRST_ERRORS`."""
     sizes = [_num_needed(num_errors, max_error, delta) for num_errors in range(MAX_FIRST_ERRORS + 1)]
-    return max([size for size in sizes if size <= num_images / 4], default=sizes[0])
+    return max([size for size in sizes if size <= num_independent / 4], default=sizes[0])
 
 
 def _candidates(confidence: np.ndarray, index: np.ndarray, least: int) -> np.ndarray:

@@ -122,6 +122,9 @@ def test_probabilities_that_are_right_have_a_small_calibration_error_by_chance()
     # The mean of |observed - 0.7| in one bin: sqrt(2 / pi) standard errors.
     expected = np.sqrt(2 / np.pi) * np.sqrt(0.7 * 0.3 / 2_000)
     assert trust.right_by_chance(probs_BK, 0) == pytest.approx(expected, rel=0.2)
+    # Together, 20 images count as one.
+    in_groups = trust.right_by_chance(probs_BK, 0, np.arange(2_000) // 20)
+    assert in_groups == pytest.approx(np.sqrt(20) * expected, rel=0.2)
 
 
 def test_the_mean_of_a_figure_is_over_the_cuts_that_have_it():

@@ -283,6 +283,15 @@ def test_model_card():
         assert fact in lines
 
 
+def test_model_card_has_the_cross_validation_after_the_splits():
+    crossed = {"num_images": 90, "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "balanced_accuracy": 0.625}
+    lines = card.model_card(dataclasses.replace(SPEC, trust={"cross_validation": crossed})).splitlines()
+    row = "| probes, cross-validated | 90 | 0.750 | 0.500 to 0.875 | 0.625 | unknown |"
+    assert lines[lines.index(row) - 1].startswith("| valid | 40 |")
+    assert card.CROSS_VALIDATED in lines
+    assert card.CROSS_VALIDATED not in card.model_card(SPEC).splitlines()
+
+
 def test_model_card_says_on_which_images_a_model_was_calibrated():
     found = {"num_images": 584, "ece": 0.0625, "ece_before": 0.125}
     line = "- Calibration: temperature 1.5, fitted on 584 {}; expected calibration error 0.062, before 0.125"

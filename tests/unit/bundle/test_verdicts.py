@@ -312,6 +312,7 @@ def test_what_an_audit_knows_of_the_data():
         "neighbours": {"valid": 1, "test": 2},
         "groups": {"num_groups": 20},
         "num_readable": 20,
+        "split_shortcuts": {"given": ["train", "valid"]},
     }
     found = verdicts.about_data(findings)
     assert found == {
@@ -319,6 +320,7 @@ def test_what_an_audit_knows_of_the_data():
         "unmeasured": ["neighbour_control"],
         "neighbours": {"valid": 1, "test": 2},
         "has_patients": False,
+        "cut_splits": ["test"],
     }
     assert json.loads(json.dumps(found)) == found
     assert verdicts.about_data({}) == {"controls": {}, "neighbours": {}, "has_patients": None}
@@ -329,6 +331,14 @@ def test_groups_that_only_look_alike_are_no_patients(num_groups, num_alike, has_
     """Twenty images; `audit --fix` has put some that look alike into groups."""
     groups = {"num_groups": num_groups, "num_alike": num_alike}
     assert verdicts.about_data({"groups": groups, "num_readable": 20})["has_patients"] is has_patients
+
+
+@pytest.mark.parametrize(
+    ("cut", "is_told"), [(["valid", "test"], True), (["valid"], False), ([], False), (None, False)]
+)
+def test_limits_tell_that_the_split_was_cut(cut, is_told):
+    texts = " ".join(verdicts.limits(measured(data={} if cut is None else {"cut_splits": cut})))
+    assert ("the data has no split test, so tlray cut it from train" in texts) == is_told
 
 
 @pytest.mark.parametrize(("has_patients", "is_told"), [(False, True), (True, False), (None, False)])

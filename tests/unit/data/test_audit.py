@@ -3,8 +3,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from tlray.data import manifest
-from tlray.data.audit import audit, explain_failures, leak_warnings, warnings
+from tlray.data import manifest, splits
+from tlray.data.audit import audit, explain_failures, leak_warnings, patients_by_class, warnings
 
 
 def test_images_in_groups_that_only_look_alike_are_counted():
@@ -75,6 +75,18 @@ def test_unsplit_data_is_counted_as_unassigned():
     assert report["imbalance_ratio"] == 2.0
     # Images in no split leak into none.
     assert report["groups"]["across_splits"]["num_groups"] == 0
+
+
+def test_patients_are_counted_where_they_are_named():
+    named = audit(
+        make_table({"group_id": "p"}, {"group_id": "p"}, {"group_id": "p", "label": "b"}, {"label": None}, {})
+    )
+    assert named["groups"]["by_class"] == {"a": 2, "b": 1}
+    assert patients_by_class(named) == {"a": 2, "b": 1}
+    alike = audit(make_table(*({"group_id": f"{splits.ALIKE}0"} for _ in range(3)), {"label": "b"}))
+    assert alike["groups"]["by_class"] == {"a": 1, "b": 1}
+    for unnamed in (alike, audit(make_table({}, {}, {"label": "b"})), {}):
+        assert patients_by_class(unnamed) == {}
 
 
 def test_duplicates():
@@ -209,7 +221,7 @@ def test_warnings_say_what_and_how_to_mend():
     assert warnings(audit(make_table(*images))) == [
         "3 images are byte for byte copies of one another in different splits (groups: 1, for example '00007' and "
         "'00201'), so the metrics of all images count images that the model knows. Keep the copies of "
-        "an image in one split; this writes such a table: `tlray audit --data DATA --out OUT --fix`",
+        "an image in one split; this writes such a table: `tlray audit --data DATA --weights WEIGHTS --out OUT --fix`",
         "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images count "
         "patients that the model knows. Split by patient.",
         "The same image has different labels (once, for example '00007' and '00201'). Correct the labels.",
@@ -273,7 +285,7 @@ def test_the_first_leak_that_can_be_mended_ends_with_the_command():
     patients = make_table({"group_id": "p"}, {"group_id": "p", "split": "test"})
     (text,) = leak_warnings(audit(patients))
     assert text.endswith(
-        "Split by patient; this writes such a table: `tlray audit --data DATA --out OUT --fix`",
+        "Split by patient; this writes such a table: `tlray audit --data DATA --weights WEIGHTS --out OUT --fix`",
     )
     both = make_table({"sha256": "x", "group_id": "p"}, {"sha256": "x", "group_id": "p", "split": "test"})
     assert ["--fix" in text for text in leak_warnings(audit(both))] == [True, False]

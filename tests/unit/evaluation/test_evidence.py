@@ -274,7 +274,7 @@ def test_the_figures_that_people_quote_and_added_ones_are_compared_too(run):
     content["splits"]["test"]["per_class"]["c"] = {"recall": 1.0}
     (run / "metrics.json").write_text(json.dumps(content))
     wrong = {check.name: check.detail for check in verify(run).checks}
-    assert wrong["accuracy"].startswith("metrics.json says 0.99, and it is 0.")
+    assert wrong["quoted.accuracy"].startswith("metrics.json says 0.99, and it is 0.")
     assert wrong["test.per_class.c.recall"] == "metrics.json says 1.0, and it is not known."
 
 

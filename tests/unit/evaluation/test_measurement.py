@@ -40,6 +40,11 @@ def test_images_that_the_model_knows_are_left_out_beside_all_of_them():
     assert (quoted["is_leak_free"], quoted["num_failed"], quoted["num_leaked"]) == (True, 0, 3)
     names = [name for name, _ in accuracy_rows({"test": found.metrics})]
     assert names[::2] == ["test, new images: accuracy", "test, all images: accuracy"]
+    *_, crossed, balanced = accuracy_rows({"test": found.metrics}, evaluation([0, 1], [0, 1]).metrics)
+    assert crossed[0] == "probes, cross-validated: accuracy"
+    assert crossed[1].startswith("1.000 (95 %: ")
+    assert crossed[1].endswith(", 2 images)")
+    assert balanced[0] == "probes, cross-validated: balanced accuracy"
 
 
 def test_without_leaks_there_is_one_figure():

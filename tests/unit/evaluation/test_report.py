@@ -426,6 +426,21 @@ def test_audit_with_missing_keys(audit: dict[str, object], shows_none: bool):
     assert "Images by class and split" not in page.text or audit.get("counts")
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_patients_are_counted_beside_the_images_where_they_are_named(is_named: bool):
+    groups = {"num_groups": 7 if is_named else 9, "by_class": {"a": 5, "b": 3}}
+    counts = {"train": {"a": 5, "b": 1}, "valid": {"b": 3}}
+    _, page = render(Report(title="run", audit={"counts": counts, "num_readable": 9, "groups": groups}))
+    table = [row for row in page.rows if row[0] in ("Class", "a", "b", "All")]
+    expected = [
+        ["Class", "train", "valid", "All", "Patients"],
+        ["a", "5", "0", "5", "5"],
+        ["b", "1", "3", "4", "3"],
+        ["All", "6", "3", "9", "7"],
+    ]
+    assert table == [row if is_named else row[:-1] for row in expected]
+
+
 def test_undefined_values_are_explained():
     absent = evaluation([[3, 0, 1], [0, 4, 0], [0, 0, 0]], ("a", "b", "c"))
     _, page = render(Report(title="run", evaluations={"test": absent}))

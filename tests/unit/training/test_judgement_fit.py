@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold
 
 from tlray.bundle.judgement import prediction_sets
 from tlray.data.prior import class_shares
@@ -305,9 +306,28 @@ def test_no_group_calibrates_itself():
     assert np.abs(probs_BK[own] - calibration.apply(2 * true_BK[own], fitted)).max() > 0.02
 
 
+@pytest.mark.parametrize("counts", [(12, 12), (100, 11)], ids=["too few without a part", "a class too few"])
+def test_no_image_is_judged_by_a_calibration_that_saw_it_even_if_the_others_are_few(counts):
+    """The images are enough to fit a temperature or biases; without a fifth of them they would not be."""
+    labels = np.repeat([0, 1], counts)
+    rng = np.random.default_rng(0)
+    logits_BK = 4 * rng.normal(size=(len(labels), 2)) + 2 * np.eye(2)[labels]
+    groups = patients(len(labels))
+    form = calibration.form_for(labels, 2)
+    fitted, probs_BK = judgement_fit._calibrated(logits_BK, labels, groups, np.ones(len(labels)), seed=0)
+    assert fitted == calibration.fit(logits_BK, labels)
+    assert fitted.temperature > 1
+    assert (np.abs(probs_BK - calibration.apply(logits_BK, fitted)).max(axis=1) > 1e-9).all()
+    folds = GroupKFold(judgement_fit.NUM_FOLDS, shuffle=True, random_state=0)
+    for rest, held_out in folds.split(logits_BK, groups=np.unique(groups, return_inverse=True)[1]):
+        each = calibration.fit(logits_BK[rest], labels[rest], form=form)
+        assert any(each.biases) == form.has_biases
+        assert probs_BK[held_out] == pytest.approx(calibration.apply(logits_BK[held_out], each), abs=1e-9)
+
+
 @pytest.mark.parametrize("groups", [patients(33), np.repeat("a", 33)], ids=["many groups", "one group"])
 def test_limits_are_set_on_calibrated_probabilities_where_the_model_is_calibrated(groups):
-    """Eleven images of each class calibrate a model; four fifths of them do not, nor can one group be held out."""
+    """Eleven images of each class calibrate a model, if that helps; one group cannot be held out."""
     true_BK, _ = simulated(6, 33)
     labels = np.arange(33) % 3
     fitted, probs_BK = judgement_fit._calibrated(3 * true_BK, labels, groups, judgement_fit._weights(groups), seed=0)

@@ -52,9 +52,17 @@ def test_probes_without_an_image_are_asked_however_many_validation_images_there_
     """Those of validation alone calibrate the model then, but a wrong label is looked for among all."""
     data = make_images()
     assert not probing.has_enough_validation(data)
-    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 2)
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_PATIENTS", 2)
     assert probing.has_enough_validation(data)
-    monkeypatch.setattr(type(data), "leaked", data.split("valid")["image_id"].to_pylist()[:1])
+    ids = data.split("valid")["image_id"].to_pylist()
+    with monkeypatch.context() as changed:  # both images are of one patient
+        changed.setattr(type(data), "group_of", dict.fromkeys(ids, "p"))
+        assert not probing.has_enough_validation(data)
+        changed.setattr(probing, "ENOUGH_VALIDATION_PATIENTS", 1)
+        assert probing.has_enough_validation(data)
+    monkeypatch.setattr(type(data), "leaked", ids[:1])  # no image of a class is left
+    assert not probing.has_enough_validation(data)
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_PATIENTS", 1)
     assert not probing.has_enough_validation(data)
 
     rows = pa.concat_tables([data.split("train"), data.split("valid")])
@@ -63,7 +71,7 @@ def test_probes_without_an_image_are_asked_however_many_validation_images_there_
     table = pa.table({"image_id": rows["image_id"], "view": pa.array([0] * len(labels), pa.int32())})
     table = table.append_column("pooled", pa.FixedShapeTensorArray.from_numpy_ndarray(values))
     config = TrainConfig(data="d", out="o", method="probe", folds=3).resolved()
-    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_IMAGES", 0)
+    monkeypatch.setattr(probing, "ENOUGH_VALIDATION_PATIENTS", 0)
     found = probing.out_of_fold(config, data, table, probing.fit(config, data, table))
     assert found is not None
     assert found.image_ids == rows["image_id"].to_pylist()

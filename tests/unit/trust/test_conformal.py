@@ -32,7 +32,7 @@ def test_the_quantile_by_hand():
     probs_BK, labels = scored(np.arange(19, 0, -1) / 20)
     found = fit(probs_BK, labels, 0.1)
     assert found.thresholds == pytest.approx((0.9, 0.9))
-    assert (found.is_class_conditional, found.num_groups) == ((True, False), (19, 0))
+    assert (found.is_class_conditional, found.num_groups) == ((False, False), (19, 0))
 
 
 def test_with_few_images_the_threshold_is_the_largest_score_then_1():
@@ -64,13 +64,25 @@ def test_the_number_of_groups_for_a_threshold_of_a_class(alpha, least):
     assert least >= math.ceil(1 / alpha) - 1
 
 
-def test_a_class_with_few_patients_takes_the_threshold_of_all():
-    scores = np.r_[np.arange(1, 41) / 100, np.full(18, 0.8)]
-    probs_BK = np.stack([1 - scores, scores], axis=1)
-    probs_BK[40:] = probs_BK[40:, ::-1]
-    found = fit(probs_BK, np.r_[np.zeros(40, int), np.ones(18, int)], 0.1)
-    assert found.is_class_conditional == (True, False)
-    assert found.thresholds == pytest.approx((0.37, 0.8))  # ceil(41 * 0.9) = 37 of 40; ceil(59 * 0.9) = 54 of 58
+def test_classes_with_few_patients_share_a_threshold():
+    scores = np.r_[np.arange(1, 41) / 100, np.full(10, 0.8), np.full(9, 0.9)]
+    labels = np.repeat([0, 1, 2], [40, 10, 9])
+    probs_BK = (1 - np.eye(3)[labels]) * scores[:, None] / 2 + np.eye(3)[labels] * (1 - scores[:, None])
+    found = fit(probs_BK, labels, 0.1)
+    assert found.is_class_conditional == (True, False, False)
+    assert found.thresholds == pytest.approx((0.37, 0.9, 0.9))  # ceil(41 * 0.9) = 37 of 40; ceil(20 * 0.9) = 18 of 19
+
+
+def test_if_these_have_too_few_the_next_smallest_class_joins_them():
+    scores = np.r_[np.arange(1, 41) / 100, np.full(30, 0.5), np.full(18, 0.8)]
+    labels = np.repeat([0, 1, 2], [40, 30, 18])
+    probs_BK = (1 - np.eye(3)[labels]) * scores[:, None] / 2 + np.eye(3)[labels] * (1 - scores[:, None])
+    found = fit(probs_BK, labels, 0.1)
+    assert found.is_class_conditional == (True, False, False)
+    assert found.thresholds == pytest.approx((0.37, 0.8, 0.8))  # ceil(49 * 0.9) = 45 of 48
+    alone = fit(probs_BK[labels != 1], labels[labels != 1], 0.1)  # and a class without images
+    assert alone.is_class_conditional == (False, False, False)
+    assert alone.thresholds == pytest.approx((0.8, 0.8, 0.8))  # ceil(59 * 0.9) = 54 of 58
 
 
 def test_a_threshold_of_1_takes_all_classes():
@@ -99,6 +111,29 @@ def test_sets_cover_by_patient_and_by_class():
         of_class.append([coverage(sets_BK[labels == k], labels[labels == k], groups[labels == k]) for k in range(3)])
     assert np.mean(of_all) == pytest.approx(0.9, abs=0.02)
     assert np.mean(of_class, axis=0) == pytest.approx([0.9, 0.9, 0.9], abs=0.02)
+
+
+def test_sets_cover_all_patients_together_where_the_hardest_classes_have_few():
+    """150 sets of 60, 60, 15 and 10 patients; the images of the last two classes look like those of the others."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat([0, 1, 2, 3], [60, 60, 15, 10])
+        logits_BK = rng.normal(size=(len(labels), 4))
+        logits_BK[np.arange(len(labels)), labels] += np.where(labels >= 2, 0, 4)
+        probs_BK = np.exp(logits_BK)
+        return probs_BK / probs_BK.sum(axis=1, keepdims=True), labels
+
+    of_all, of_few = [], []
+    for _ in range(150):
+        conformal = fit(*draw(), 0.1)
+        assert conformal.is_class_conditional == (True, True, False, False)
+        probs_BK, labels = draw()
+        is_covered = prediction_sets(probs_BK, conformal.thresholds)[np.arange(len(labels)), labels]
+        of_all.append(np.mean(is_covered))
+        of_few.append(np.mean(is_covered[labels >= 2]))
+    assert np.mean(of_all) == pytest.approx(0.9, abs=0.02)
+    assert np.mean(of_few) == pytest.approx(0.9, abs=0.025)
 
 
 def test_what_cannot_be_used_is_refused():

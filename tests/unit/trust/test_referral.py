@@ -29,6 +29,15 @@ def test_images_of_a_patient_do_not_count_as_independent():
     assert choose_threshold(confidence, right, groups=np.arange(118) // 4).value == ALL_REFERRED
 
 
+@pytest.mark.parametrize("num_slices", [1, 2, 5, 10, 30])
+@pytest.mark.parametrize("num_patients", [59, 100, 160])
+def test_more_images_of_the_same_patients_do_not_cost_the_threshold(num_patients, num_slices):
+    """All are right."""
+    groups = np.repeat(np.arange(num_patients), num_slices)
+    found = choose_threshold(np.linspace(0.5, 1, len(groups)), np.ones(len(groups), bool), groups=groups)
+    assert (found.value, found.coverage) == (0.5, 1)
+
+
 def test_unsure_images_are_referred():
     confidence = np.r_[np.linspace(0.8, 1, 400), np.linspace(0.3, 0.6, 100)]
     is_right = np.r_[np.ones(400, bool), np.zeros(100, bool)]
