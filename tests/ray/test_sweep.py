@@ -33,6 +33,7 @@ from tlray.features.preparation import Network, as_network
 from tlray.models import classifier as models
 from tlray.models import devices
 from tlray.models.files import load_keras_file
+from tlray.models.layers import leaf_layers
 from tlray.probe import regression
 from tlray.timing import Timing
 from tlray.training import model, probing
@@ -179,7 +180,7 @@ def test_fine_tuning_that_is_chosen_is_trained(config, result, tmp_path, num_lay
     (backbone,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
     weights = zip(backbone.get_weights(), load_keras_file(config.backbone).get_weights(), strict=True)
     assert [not np.array_equal(*pair) for pair in weights] == [False] * (6 - 2 * num_layers) + [True] * 2 * num_layers
-    layers = models.leaf_layers(classifier)
+    layers = leaf_layers(classifier)
     relus = [layer for layer in layers if getattr(layer, "activation", None) is keras.activations.relu]
     assert tuple(layer.units for layer in relus if isinstance(layer, keras.layers.Dense)) == widths
 
@@ -236,7 +237,7 @@ def test_the_layers_of_a_trial_are_trained_and_no_others(config, task, hidden_la
     tail = trials._Tail(task, settings | {"learning_rate": 1e-2}, reader, [start] * 2)
     linear = (pooled - start["mean"]) / start["deviation"] @ start["weights"] + start["bias"]
     np.testing.assert_allclose(tail._predict_all(rows), linear, rtol=2e-3, atol=2e-2)  # of features rounded to float16
-    dense = [layer for layer in models.leaf_layers(tail.model) if isinstance(layer, keras.layers.Dense)]
+    dense = [layer for layer in leaf_layers(tail.model) if isinstance(layer, keras.layers.Dense)]
     from_features = [num_columns] if hidden_layers else []
     hidden = [layer for layer in dense if layer.name != models.LOGITS_LAYER]
     assert [layer.kernel.shape[0] for layer in hidden] == [*from_features, *[task.hidden_units] * hidden_layers]
@@ -491,5 +492,5 @@ def test_layers_are_counted_as_in_training(tmp_path):
     prepared = model.build(config, 4)
     assert prepared.tail is not None
     # The first of the three has no weights and is fed by the trunk alone: it counts, though the tail lacks it.
-    names = [layer.name for layer in models.leaf_layers(models.from_json(prepared.tail))]
+    names = [layer.name for layer in leaf_layers(models.from_json(prepared.tail))]
     assert [name in names for name in prepared.tail_layers] == [False, True, True]

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import socket
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tlray.errors import ConfigError, TlrayError
 from tlray.files import storage
 from tlray.models import graph
 from tlray.models.files import load_keras_file
+from tlray.models.layers import leaf_layers, set_weights
 from tlray.models.weights import NAMED, check_weights, has_bundle
 
 DOWNLOAD_TIMEOUT_S = 20.0
@@ -26,6 +28,12 @@ DOWNLOAD_TIMEOUT_S = 20.0
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+_RESCALED = frozenset(f"EfficientNetB{number}" for number in range(8))
+"""Networks that Keras builds with a Rescaling layer after their Normalization, but for its own weights only."""
+
+_KERAS_RESCALING = 1 / np.sqrt(_IMAGENET_DEVIATION)
+"""The factors of that layer: keras.src.applications.efficientnet."""
 
 
 def preprocess(images: Any, mode: Preprocessing) -> Any:
@@ -164,9 +172,14 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
     try:
         with storage.local_copy(config.weights) as path:
             if is_bundle:
-                backbone.set_weights(_bundle_backbone(path).get_weights())
+                source = _bundle_backbone(path)
+                set_weights(backbone, source.get_weights())
+                rescaling = _rescaling(source)
             else:
                 backbone.load_weights(path)
+                rescaling = _KERAS_RESCALING if _has_weights_of_keras(backbone, config) else None
+            if rescaling is not None and _rescaling(backbone) is None:
+                _rescale(backbone, rescaling)
     except TlrayError:
         raise
     except Exception as error:  # h5py, Keras and NumPy each raise their own error for weights that do not fit
@@ -179,6 +192,41 @@ def _load_weights(backbone: keras.Model, config: TrainConfig) -> None:
             f"--weights: {what} '{config.weights}' does not fit the backbone {config.backbone} without its top. "
             f"Name the --backbone that it was made for. ({_first_line(error)})"
         ) from error
+
+
+def _rescaling(backbone: keras.Model) -> np.ndarray | None:
+    """Returns the factors of a Rescaling layer that follows a Normalization layer, float64 [3]; None: it has none."""
+    layers = leaf_layers(backbone)
+    for before, layer in itertools.pairwise(layers):
+        if isinstance(before, keras.layers.Normalization) and isinstance(layer, keras.layers.Rescaling):
+            return np.asarray(layer.scale, np.float64)
+    return None
+
+
+def _has_weights_of_keras(backbone: keras.Model, config: TrainConfig) -> bool:
+    """Tells whether a weights file of a network of `_RESCALED` is that of Keras, or was made from it."""
+    if config.backbone not in _RESCALED:
+        return False
+    mean, variance, _ = _normalization(backbone).get_weights()
+    return np.allclose(mean, _IMAGENET_MEAN, atol=1e-3) and np.allclose(
+        variance, np.square(_IMAGENET_DEVIATION), atol=1e-3
+    )
+
+
+def _rescale(backbone: keras.Model, factors: np.ndarray) -> None:
+    """Makes the Normalization of a backbone also do what a Rescaling layer behind it would do.
+
+    Keras builds the networks of `_RESCALED` with such a layer for its own weights, and without it for others. The layer
+    has no weights, so nothing else tells that it is missing.
+    """
+    layer = _normalization(backbone)
+    mean, variance, count = layer.get_weights()
+    layer.set_weights([mean, variance / np.square(factors), count])
+    layer.finalize_state()
+
+
+def _normalization(backbone: keras.Model) -> keras.layers.Normalization:
+    return next(layer for layer in leaf_layers(backbone) if isinstance(layer, keras.layers.Normalization))
 
 
 def _first_line(error: Exception) -> str:

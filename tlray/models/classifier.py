@@ -15,6 +15,7 @@ from tlray.config.training import Outputs, Preprocessing, TrainConfig
 from tlray.errors import ConfigError
 from tlray.models.backbone import preprocess
 from tlray.models.files import load_keras_file
+from tlray.models.layers import leaf_layers, set_weights
 from tlray.models.outputs import find_outputs, trial_images
 
 TEMPERATURE_LAYER = "temperature"
@@ -28,14 +29,6 @@ MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smallest probability of which a logarithm is taken, in place of 0: the smallest normal float32."""
 
 _FLOAT32_LAYERS = (STANDARDISATION_LAYER, LOGITS_LAYER, HIDDEN_LOGITS_LAYER, SUM_LAYER)
-
-
-def leaf_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns a model's layers in order, with the layers of a nested model in place of that model."""
-    leaves: list[keras.Layer] = []
-    for layer in model.layers:
-        leaves += leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
-    return leaves
 
 
 def trained_layers(backbone: keras.Model, config: TrainConfig) -> list[keras.Layer]:
@@ -101,7 +94,7 @@ def with_linear_head(extractor: keras.Model, *, num_classes: int, dropout: float
     Returns:
         A model with the same layers, to float32 logits [batch, num_classes].
     """
-    # Not keras.layers.Normalization, whose statistics `set_weights` leaves as they were when it was built.
+    # Not keras.layers.Normalization, whose statistics Keras' `set_weights` leaves as they were when it was built.
     standardise = keras.layers.BatchNormalization(
         center=False,
         scale=False,
@@ -271,7 +264,7 @@ def from_json(architecture: str, weights: Sequence[np.ndarray] | None = None) ->
     """Builds a model from its architecture, and sets its weights if given."""
     model = keras.models.model_from_json(architecture)
     if weights is not None:
-        model.set_weights(list(weights))
+        set_weights(model, weights)
     return model
 
 

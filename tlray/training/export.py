@@ -132,12 +132,13 @@ def export(
     from tlray.models import classifier as models  # noqa: PLC0415
     from tlray.models import devices, trunk  # noqa: PLC0415 (TensorFlow only in this process)
     from tlray.models.artifact import save_artifact  # noqa: PLC0415
+    from tlray.models.layers import set_weights  # noqa: PLC0415
 
     devices.use_cpus()
     classifier = models.from_json(prepared.architecture, prepared.weights)
     tail = trunk.split(classifier)[1] if prepared.tail else classifier
     if trained.weights is not None:
-        tail.set_weights(trained.weights)
+        set_weights(tail, trained.weights)
     elif trained.probe is not None:
         models.set_linear_head(tail, **trained.probe.arrays())
     if cache is None:

@@ -27,6 +27,7 @@ from tlray.data.schedule import EvalSchedule, TrainSchedule
 from tlray.files import storage
 from tlray.models import classifier as models
 from tlray.models import trunk
+from tlray.models.layers import leaf_layers
 from tlray.training import checkpoint, plateau, step
 from tlray.training.batches import Batches
 from tlray.training.checkpoint import RunState
@@ -197,7 +198,7 @@ class Trainer:
 
         The variance of a mixture is the mean of the variances plus the variance of the means.
         """
-        for layer in models.leaf_layers(self.model):
+        for layer in leaf_layers(self.model):
             if not isinstance(layer, keras.layers.BatchNormalization) or not layer.trainable:
                 continue
             local_mean, local_variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()

@@ -154,7 +154,7 @@ def fit(config: TrainConfig, images: Dataset, table: pa.Table) -> Probe:
 
 
 def has_enough_validation(images: Dataset) -> bool:
-    """Tells whether a run has `ENOUGH_VALIDATION_PATIENTS`, and some of each class, so that only they calibrate its probe.
+    """Tells whether a run has `ENOUGH_VALIDATION_PATIENTS`, and some of each class: then only they calibrate its probe.
 
     Copies and neighbouring slices count as images of one patient.
     """

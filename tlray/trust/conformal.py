@@ -62,9 +62,9 @@ def fit(probs_BK: np.ndarray, labels: np.ndarray, alpha: float, groups: np.ndarr
     """Finds the thresholds, for each class alone where it has enough groups (Mondrian; Vovk et al. 2005).
 
     Classes with too few groups share one threshold, of their images together. If these have too few groups, too, the
-    class with the fewest of the others joins them, and so on. So the images of each threshold are covered, and all images
-    together. A threshold of all images for the small classes alone would not do: with own ones for two easy classes of 60
-    patients, the sets of these and of a hard class of 15 patients covered 83 % in place of 90 %.
+    class with the fewest of the others joins them, and so on. So the images of each threshold are covered, and all
+    images together. A threshold of all images for the small classes alone would not do: with own ones for two easy
+    classes of 60 patients, the sets of these and of a hard class of 15 patients covered 83 % in place of 90 %.
 
     Args:
         probs_BK: Probabilities of images that the model was not trained on, floating point [images, K].

@@ -20,10 +20,10 @@ NUM_STEPS = 50
 """Number of thresholds that are tried. Each step is then a fiftieth of the images; more steps cost no error level."""
 
 MAX_FIRST_ERRORS = 3
-"""Errors that the first test can bear, if this takes at most a quarter of the independent images: 153 images at an error
-rate of 0.05 and a level of 0.05. Otherwise it bears fewer: none of 59 images, where one wrong label refers all. In
-simulations of 150 to 600 images, a first test of a larger share found a threshold less often; so did several starts that share
-the level."""
+"""Errors that the first test can bear, if this takes at most a quarter of the independent images: 153 images at an
+error rate of 0.05 and a level of 0.05. Otherwise it bears fewer: none of 59 images, where one wrong label refers all.
+In simulations of 150 to 600 images, a first test of a larger share found a threshold less often; so did several starts
+that share the level."""
 
 _ROUNDING = 1e-9  # of a number of groups
 

@@ -15,6 +15,7 @@ from tlray.data.schedule import Rows, TrainSchedule, view_of
 from tlray.features.cache import FeatureReader
 from tlray.models import classifier as models
 from tlray.models import devices
+from tlray.models.layers import leaf_layers
 from tlray.probe import regression
 from tlray.training import step
 from tlray.tuning import comparison
@@ -124,7 +125,7 @@ class _Tail:
         keras.utils.set_random_seed(settings["seed"])
         tail = models.from_json(task.tail, ray.get(task.tail_weights[0]))
         trained = set(task.tail_layers[max(0, len(task.tail_layers) - settings["trainable_layers"]) :])
-        for layer in models.leaf_layers(tail):
+        for layer in leaf_layers(tail):
             if layer.name in task.tail_layers and layer.name not in trained:
                 layer.trainable = False
             if layer.name == models.HEAD_DROPOUT_LAYER:

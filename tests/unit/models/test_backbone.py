@@ -1,9 +1,13 @@
+import contextlib
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 from tlray.config.training import TrainConfig
 from tlray.errors import ConfigError
+from tlray.models import backbone as backbones
 from tlray.models.backbone import application_preprocessing, build_backbone, preprocess
 
 
@@ -90,6 +94,52 @@ def test_weights_of_another_model_are_refused(tmp_path):
     cut_off.write_bytes(weights.read_bytes()[:1_000_000])
     with pytest.raises(ConfigError, match=r"is damaged or incomplete. Copy or download it again"):
         build_backbone(make_config(backbone="MobileNetV2", weights=str(cut_off)))
+
+
+@pytest.fixture(scope="module")
+def efficient_net(tmp_path_factory) -> tuple[Path, keras.Model]:
+    """A file of weights with the statistics of ImageNet, and the network that Keras builds for its own weights."""
+    path = tmp_path_factory.mktemp("efficient_net") / "w.weights.h5"
+    plain = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(75, 75, 3))  # pyright: ignore[reportArgumentType]
+    normalization = next(layer for layer in plain.layers if isinstance(layer, keras.layers.Normalization))
+    deviation = np.array([0.229, 0.224, 0.225])
+    normalization.set_weights([np.array([0.485, 0.456, 0.406]), deviation**2, np.array(0)])
+    plain.save_weights(path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("keras.src.applications.efficientnet.file_utils.get_file", lambda *_, **__: str(path))
+        original = build_backbone(make_config(backbone="EfficientNetB0", weights="imagenet"))
+    assert len(original.layers) == len(plain.layers) + 1
+    return path, original
+
+
+def test_a_weights_file_of_efficient_net_gives_the_network_that_the_download_gives(efficient_net):
+    path, original = efficient_net
+    images = np.random.default_rng(0).uniform(0, 255, (1, 75, 75, 3)).astype(np.float32)
+    found = build_backbone(make_config(backbone="EfficientNetB0", weights=str(path)))
+    assert np.asarray(found(images)) == pytest.approx(np.asarray(original(images)), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_efficient_net_of_a_bundle_stays_what_it_was_however_often_it_is_reused(efficient_net, monkeypatch, times):
+    _, original = efficient_net
+    images = np.random.default_rng(0).uniform(0, 255, (1, 75, 75, 3)).astype(np.float32)
+    found = original
+    for _ in range(times):
+        monkeypatch.setattr(backbones, "check_weights", lambda _: None)
+        monkeypatch.setattr(backbones, "has_bundle", lambda _: True)
+        monkeypatch.setattr(backbones.storage, "local_copy", contextlib.nullcontext)
+        monkeypatch.setattr(backbones, "_bundle_backbone", lambda _, source=found: source)
+        found = build_backbone(make_config(backbone="EfficientNetB0", weights="bundle"))
+    assert len(found.layers) == len(original.layers) - 1
+    assert np.asarray(found(images)) == pytest.approx(np.asarray(original(images)), rel=1e-4, abs=1e-5)
+
+
+def test_weights_of_efficient_net_that_are_not_those_of_keras_are_taken_as_they_are(tmp_path):
+    plain = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(75, 75, 3))  # pyright: ignore[reportArgumentType]
+    plain.save_weights(tmp_path / "own.weights.h5")
+    images = np.random.default_rng(0).uniform(0, 255, (1, 75, 75, 3)).astype(np.float32)
+    found = build_backbone(make_config(backbone="EfficientNetB0", weights=str(tmp_path / "own.weights.h5")))
+    assert np.array_equal(np.asarray(found(images)), np.asarray(plain(images)))
 
 
 def test_failed_download_names_the_remedy(monkeypatch):

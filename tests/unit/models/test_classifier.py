@@ -10,6 +10,7 @@ from tlray.errors import ConfigError
 from tlray.models import classifier as models
 from tlray.models.backbone import build_backbone
 from tlray.models.files import load_keras_file
+from tlray.models.layers import leaf_layers
 from tlray.training.own_model import read_classes
 
 
@@ -35,6 +36,20 @@ def test_backbones_give_logits_of_uint8_images(backbone):
     probabilities = np.asarray(models.with_probabilities(classifier)(images))
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     assert probabilities == pytest.approx(exponentials / exponentials.sum(axis=1, keepdims=True), abs=1e-6)
+
+
+def test_a_model_that_normalizes_its_input_is_rebuilt_as_it_was(tmp_path):
+    """As EfficientNet does, whose statistics come from its weights file."""
+    normalize = keras.layers.Normalization()
+    normalize.adapt(np.random.default_rng(0).uniform(50, 90, (20, 75, 75, 3)))
+    given = keras.Input((75, 75, 3))
+    features = keras.layers.Conv2D(4, 3, activation="relu")(normalize(given))
+    keras.Model(given, features).save(tmp_path / "own.keras")
+    config = make_config(backbone=str(tmp_path / "own.keras"), weights="imagenet", preprocessing="raw")
+    classifier = build_classifier(config, preprocessing="raw", num_classes=3)
+    again = models.from_json(classifier.to_json(), models.get_weights(classifier))
+    images = np.random.default_rng(1).integers(0, 256, (2, 75, 75, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(again(images)), np.asarray(classifier(images)))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +214,7 @@ def test_trained_model_with_other_classes_is_refused(own_model):
 
 def test_mixed_precision_leaves_the_logits_alone(classifier):
     mixed = models.from_json(models.mixed_bfloat16(classifier.to_json()), models.get_weights(classifier))
-    by_name = {layer.name: layer.compute_dtype for layer in models.leaf_layers(mixed)}
+    by_name = {layer.name: layer.compute_dtype for layer in leaf_layers(mixed)}
     assert by_name.pop("logits") == "float32"
     del by_name["image"]
     assert mixed.inputs[0].dtype == "uint8"

@@ -8,6 +8,7 @@ from tlray.config.training import TrainConfig
 from tlray.models import classifier as models
 from tlray.models import trunk
 from tlray.models.backbone import build_backbone
+from tlray.models.layers import leaf_layers
 
 SIZE_PX = 75
 
@@ -24,7 +25,7 @@ def pretrained(backbone: str, dropout: float) -> tuple[keras.Model, keras.Model]
     classifier = models.build_classifier(backbone_model, config, preprocessing="symmetric", num_classes=3)
     (inner,) = (layer for layer in classifier.layers if isinstance(layer, keras.Model))
     rng = np.random.default_rng(2)
-    for layer in models.leaf_layers(inner):
+    for layer in leaf_layers(inner):
         if isinstance(layer, keras.layers.BatchNormalization):
             for variable in layer.variables:
                 variable.assign(rng.uniform(0.5, 1.5, variable.shape))
@@ -131,7 +132,7 @@ def test_training_the_tail_trains_the_classifier(images):
 
 def test_dropout_of_the_head_stays_and_that_of_the_trunk_is_off(images):
     first, second = trunk.split(build("EfficientNetB0", 1)[0])
-    assert any(isinstance(layer, keras.layers.Dropout) for layer in models.leaf_layers(first))
+    assert any(isinstance(layer, keras.layers.Dropout) for layer in leaf_layers(first))
     constant = trunk.as_constant(first)
     maps = constant(images)
     assert all(np.array_equal(a, b) for a, b in zip(maps, constant(images), strict=True))
