@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from scipy import special
-from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
 from tlray.bundle.judgement import prediction_sets
@@ -198,8 +197,7 @@ def _calibrated(
 ) -> tuple[Calibration, np.ndarray]:
     """Returns a calibration fitted on all images, and the probabilities of each from one fitted without its group.
 
-    It is the identity if the images are too few to fit one. So it is if those fitted without an image's group do not
-    lower the log loss: with few images, a calibration can do more harm than good.
+    It is the identity if the images are too few to fit one.
     """
     num_classes, index = logits_BK.shape[1], group_index(groups, len(labels))
     num_groups = int(index.max()) + 1
@@ -218,12 +216,6 @@ def _calibrated(
     for rest, held_out in GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed).split(logits_BK, groups=index):
         each = calibration.fit(logits_BK[rest], labels[rest], weights[rest], form)
         probs_BK[held_out] = calibration.apply(logits_BK[held_out], each)
-    before, after = (
-        log_loss(labels, each, sample_weight=weights, labels=range(num_classes))
-        for each in (special.softmax(logits_BK, axis=1), probs_BK)
-    )
-    if after >= before:
-        return _identity(logits_BK, f"Not calibrated: with {counted(len(labels), 'image')} it would not help new ones.")
     return fitted, probs_BK
 
 

@@ -688,7 +688,7 @@ def test_every_tile_has_the_interval_of_its_figure():
 
 
 def test_that_a_model_is_not_calibrated_is_told_with_the_reason():
-    why = "Not calibrated: with 40 images it would not help new ones."
+    why = "Not calibrated: 20 independent images are fewer than 10 for each class."
     calibration = {"temperature": 1.0, "biases": [0.0, 0.0], "ece_before": 0.125, "ece": 0.125, "note": why}
     calibration |= {"brier_before": 0.25, "brier": 0.25, "brier_ci95": [0.125, 0.5]}
     trust = {"calibration": calibration, "num_images": 40, "origin": "images"}
