@@ -220,7 +220,7 @@ def _cancel(references: Sequence["ray.ObjectRef[Any]"]) -> None:
     """Cancels the tasks that have not ended. A task that Ray is just starting may nevertheless run.
 
     If a task has just ended, cancelling it can end this process: Ray 2.60 checks that a task whose result arrives is
-    still in its table (`task_manager.cc`, "Tried to complete task that was not pending").
+    still in its table ("Tried to complete task that was not pending", in its task_manager).
     """
     _, unfinished = ray.wait(list(references), num_returns=len(references), timeout=0)
     for reference in unfinished:
