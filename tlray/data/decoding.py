@@ -15,7 +15,7 @@ from tlray.errors import DataError, ImageError, ImageErrorCode
 
 DECODING = 2
 """Version of the results of `decode` and `augment`. Raise it when they change, so that stored features and stamps of
-read files are no longer used."""
+read files are no longer used, and no scoring is continued that was begun with other pixels."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """Names of the image formats that are read, as Pillow spells them."""

@@ -126,9 +126,19 @@ def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Ta
         out: The output.
         name: See `part_names`.
         columns: The columns to read; None: all.
+
+    Raises:
+        DataError: The part is damaged.
+        OSError: The file cannot be read.
     """
-    file_system, path = storage.open_location(storage.join(out, DATA, name))
-    return pq.read_table(file_system.open_input_file(path), columns=columns)
+    location = storage.join(out, DATA, name)
+    content = pa.BufferReader(storage.read_bytes(location))  # a storage that fails has damaged nothing
+    try:
+        return pq.read_table(content, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"'{location}' is damaged: {error}. Continue the scoring with --resume, or run the evaluation again."
+        ) from error
 
 
 def delete_part(out: str, name: str) -> None:
@@ -159,7 +169,8 @@ def write_predictions(
 ) -> None:
     """Writes predictions as Parquet parts, then the CSV, then `_SUCCESS`.
 
-    Where no patient is named, a manifest has the image's own id as `group_id`. It is written as null.
+    Where no patient is named, a manifest has the image's own id as `group_id`. It is written as null. Files that a
+    killed scoring has left half written are deleted.
 
     Args:
         tables: The predictions.
@@ -168,13 +179,11 @@ def write_predictions(
         num_done: The number of rows in the parts that are there already.
         progress: Shows the number of rows.
     """
-    for name in storage.list_names(storage.join(out, DATA)):
-        if name.startswith(".part-"):  # a killed writer has left it, and Polars would refuse the folder
-            storage.delete(storage.join(out, DATA, name))
+    _delete_leftovers(out)
     waiting: list[pa.Table] = []
     num_waiting, num_parts = 0, len(part_names(out))
     for table in tables:
-        waiting.append(_without_own_groups(table))
+        waiting.append(without_own_groups(table))
         num_waiting += table.num_rows
         while num_waiting >= ROWS_PER_PART:
             whole = pa.concat_tables(waiting)
@@ -189,8 +198,26 @@ def write_predictions(
     storage.write_text(storage.join(out, SUCCESS), "")
 
 
-def _without_own_groups(table: pa.Table) -> pa.Table:
-    """Returns predictions with a null `group_id` where it is the image's own id: no patient is known."""
+def _delete_leftovers(out: str) -> None:
+    """Deletes the files `.NAME.RANDOM` that a killed writer has left of an output, see `storage.output_stream`.
+
+    Polars would refuse the folder of parts with them.
+    """
+    state, parts = score_state.FOLDER, (".part-",)
+    starts_of = {
+        out: tuple(f".{name}." for name in (CSV, SUCCESS, storage.MARK)),
+        storage.join(out, DATA): parts,
+        storage.join(out, state): tuple(f".{name}." for name in (score_state.IDENTITY, score_state.PROGRESS)),
+        storage.join(out, state, score_state.STAMPS): parts,
+    }
+    for folder, starts in starts_of.items():
+        for name in storage.list_names(folder):
+            if name.startswith(starts):
+                storage.delete(storage.join(folder, name))
+
+
+def without_own_groups(table: pa.Table) -> pa.Table:
+    """Returns a manifest or predictions, with a null `group_id` where it is the image's own id: no patient is known."""
     if "group_id" not in table.column_names:
         return table
     ids, groups = manifest.column_lists(table, "image_id", "group_id")

@@ -13,7 +13,7 @@ from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import ScoreConfig
 from tlray.config.values import parse_columns
-from tlray.data import manifest
+from tlray.data import decoding, manifest
 from tlray.data.listing import Listing, list_images
 from tlray.data.table_uris import localize
 from tlray.engines import choice
@@ -139,6 +139,7 @@ def score(config: ScoreConfig) -> ScoreResult:
         "input": localize(source),  # the same for every spelling of a location
         "data_fingerprint": manifest.fingerprint(listing.table),
         "columns": ",".join(predictions.prediction_schema(spec.classes).names),
+        "decoding": str(decoding.DECODING),
     }
     is_continued = _check_output(out, identity, config)
     connection.connect()
@@ -243,8 +244,9 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
         other = "with another bundle or other images"
         if differing == {"engine"}:
             other = f"in another precision ({found.get('engine')})"
-        elif differing <= {"columns", "engine"}:
-            other = "by another version of tlray, with other columns"
+        elif differing <= {"columns", "decoding", "engine"}:
+            what = "other columns" if "columns" in differing else "another decoding of images"
+            other = f"by another version of tlray, with {what}"
         raise ConfigError(f"--resume: '{out}' was made {other}. Give what it was made with, or another output.")
     return True
 

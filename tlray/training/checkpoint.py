@@ -1,4 +1,7 @@
-"""A training run's state on disk: arrays in .npz files and a history in JSON, nothing pickled."""
+"""A training run's state on disk: arrays in .npz files and a history in JSON, nothing pickled.
+
+The state of seed generators before the first step, of which no file is written, is here too: see `first_seed`.
+"""
 
 import json
 import zipfile
@@ -74,6 +77,20 @@ def load_best_weights(directory: Path) -> list[np.ndarray]:
 def load_history(directory: Path) -> list[dict[str, float]]:
     """Reads only the history from a directory."""
     return json.loads((directory / HISTORY_FILE).read_text())
+
+
+def first_seed(seed: int, *, index: int, rank: int) -> np.ndarray:
+    """Returns the state of one of a rank's seed generators (dropout) before the first step.
+
+    Args:
+        seed: The run's seed, in [0, 2**32 - 1].
+        index: The generator's place among those of the model, from 0. Each gets a seed of its own.
+        rank: The rank.
+
+    Returns:
+        uint32 [2], as Keras' seed generators keep it.
+    """
+    return np.array([(seed + 7919 * index) % 2**32, rank], dtype=np.uint32)
 
 
 def save_seeds(directory: Path, rank: int, states: Sequence[np.ndarray]) -> None:

@@ -101,7 +101,7 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         self.seeds = [variable for variable in self.model.variables if "seed_generator" in variable.path]
         for index, variable in enumerate(self.seeds):
-            variable.assign(np.array([self.config.seed + 7919 * index, rank], dtype=np.uint32))
+            variable.assign(checkpoint.first_seed(self.config.seed, index=index, rank=rank))
         if start is not None:
             self._restore(start)
         elif task.start is not None:

@@ -77,13 +77,15 @@ def check_losses(before: Mapping[str, Any], *, kind: str, out: str, has_losses: 
 
 
 def keep_new_settings(config: TrainConfig | SweepConfig, before: Mapping[str, Any], location: str) -> None:
-    """Adds settings that an earlier version of tlray did not know to the stored settings of a run.
+    """Stores the settings with which a run is continued: those that may differ, and those that are new in this version.
+
+    `resume`, `overwrite` and `quiet` stay as the run was begun.
 
     Args:
-        config: The settings of the run to continue.
-        before: Its stored settings.
+        config: The settings of the continuation, which `stored_settings` has accepted.
+        before: The stored settings of the run.
         location: The file in which they are stored.
     """
-    now = json.loads(to_json(config)) | before
+    now = {**before, **json.loads(to_json(config)), **{name: before[name] for name in _FREE & before.keys()}}
     if now != before:
         storage.write_text(location, json.dumps(now, indent=2) + "\n")

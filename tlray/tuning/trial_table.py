@@ -154,6 +154,10 @@ def choose(trials: Sequence[dict[str, Any]], losses: Losses, num_images_G: np.nd
         trials: At least one trial, the one with the lowest loss first.
         losses: Losses of these trials.
         num_images_G: Number of images of each group.
+
+    Returns:
+        The trial's settings and results. If a probe is chosen, `best_epoch` is 0, and loss, accuracy and standard
+        errors are those of the probe, not of the trial's best epoch.
     """
     best = trials[0]
     probe = min(trials, key=lambda trial: trial["probe_loss"])
@@ -162,6 +166,8 @@ def choose(trials: Sequence[dict[str, Any]], losses: Losses, num_images_G: np.nd
     if difference > standard_error:
         return best
     alone = {"best_loss": probe["probe_loss"], "best_accuracy": probe["probe_accuracy"], "best_epoch": 0}
+    _, alone["standard_error"] = comparison.mean_by_group(losses[identity(probe)].probe, num_images_G)
+    alone[DIFFERENCE_ERROR] = standard_error
     return {**probe, **alone}
 
 

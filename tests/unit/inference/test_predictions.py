@@ -46,6 +46,33 @@ def test_what_a_killed_writer_has_left_goes(tmp_path, monkeypatch):
     assert predictions.read_predictions(str(tmp_path))["image_id"].to_pylist() == ["a", "b"]
 
 
+def test_nothing_half_written_lies_beside_a_finished_scoring(tmp_path):
+    left = (
+        *(".predictions.csv.x1y2z3w4", "._SUCCESS.x1y2z3w4", "..tlray.x1y2z3w4"),
+        *("_state/.progress.json.x1y2z3w4", "_state/.scoring.json.x1y2z3w4"),
+        *("_state/stamps/.part-00000.parquet.x1y2z3w4", "predictions/.part-00000.parquet.x1y2z3w4"),
+    )
+    others = (".nfs0001", ".predictions", "_state/.nfs0002", "_state/stamps/.nfs0003")
+    for name in (*left, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write(tmp_path, rows("a", stamp=["1"]))
+    found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    ours = ["_SUCCESS", "predictions.csv", "predictions/part-00000.parquet", "_state/stamps/part-00000.parquet"]
+    assert sorted(found) == sorted([*ours, *others])
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    write(tmp_path, rows("a"))
+    path = tmp_path / "predictions/part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"/part-00000\.parquet' is damaged: .*Continue the scoring with --resume, or"):
+        predictions.read_predictions(str(tmp_path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):  # not damaged: the storage has failed
+        predictions.read_part(str(tmp_path), path.name)
+
+
 def test_the_group_of_an_image_without_a_patient_is_empty(tmp_path):
     """In memory it is the image's own id, by which intervals count the image alone."""
     schema = SCHEMA.append(pa.field("group_id", pa.string()))

@@ -1,5 +1,7 @@
 """What scoring does before and beside Ray: roots, the bundle that was asked for, what is kept on resuming."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from tests.unit.data.test_manifest import make_table
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.config.prediction import ScoreConfig
+from tlray.data import manifest
 from tlray.data.listing import list_images
 from tlray.errors import BundleError, ConfigError, DataError, TlrayError
 from tlray.files import storage
@@ -135,17 +138,23 @@ def test_where_no_stamps_are_left_images_are_read(stored):
 def stored(tmp_path, monkeypatch):
     """An output of five images in three parts, of which the third image was not found, and a storage."""
 
+    table = make_table(*(("a", "test", str(number)) for number in range(7)))
+    table = manifest.with_column(table, "uri", [f"/{number}" for number in range(7)])
+    ids = table["image_id"].to_pylist()
+    table = manifest.with_column(table, "group_id", ["patient", *ids[1:]])
+
     class Stored:
         out = str(tmp_path)
+        rows = table
         read = ""
 
-        def keep(self, now, touched, verify=False):
+        def keep(self, now, touched, verify=False, rows=None):
             self.now, self.touched = now, touched
-            return resumed.keep_unchanged(self.out, table, verify=verify, quiet=False)
+            return resumed.keep_unchanged(self.out, self.rows if rows is None else rows, verify=verify, quiet=False)
 
         def stamps(self, uris):
             places = [int(uri[1:]) for uri in uris.to_pylist()]
-            assert places == [0, 1, 2, 3, 4]
+            assert places == list(range(len(places)))
             found = ["" if self.now[place] == "?" else f"stamp {place}" for place in places]
             found = [stamp + "'" * (str(place) in self.touched) for place, stamp in enumerate(found)]
             yield found[:2]
@@ -158,10 +167,12 @@ def stored(tmp_path, monkeypatch):
             yield found[:1]
             yield found[1:]
 
-    table = pa.table({"uri": [f"/{number}" for number in range(7)]})
     first = 0
     for number, part in enumerate(("ab", "?d", "e")):
+        rows = predictions.without_own_groups(table.slice(first, len(part)))
+        assert rows["group_id"].to_pylist() == [None if first else "patient", None][: len(part)]
         columns = {
+            **{name: rows[name].to_pylist() for name in ("uri", "split", "group_id")},
             "sha256": [None if each == "?" else each for each in part],
             "error_code": ["not_found" if each == "?" else None for each in part],
             "stamp": ["" if each == "?" else f"stamp {first + place}" for place, each in enumerate(part)],
@@ -170,19 +181,59 @@ def stored(tmp_path, monkeypatch):
         predictions.write_part(str(tmp_path), number, pa.table(arrays))
         first += len(part)
     (tmp_path / "_SUCCESS").touch()
-    assert predictions.read_part(str(tmp_path), "part-00000.parquet").column_names == ["sha256", "error_code"]
+    names = predictions.read_part(str(tmp_path), "part-00000.parquet").column_names
+    assert names == ["uri", "split", "group_id", "sha256", "error_code"]
     stored = Stored()
     monkeypatch.setattr(resumed.inspection, "stamps", stored.stamps)
     monkeypatch.setattr(resumed.inspection, "digests", stored.digests)
     return stored
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value", "expected"),
+    [
+        ("split", 0, "valid", (0, 0, 0)),
+        ("split", 1, None, (0, 0, 0)),
+        ("group_id", 0, "another", (0, 0, 0)),
+        ("group_id", 3, "patient", (1, 2, 0)),  # it was not known
+        ("group_id", 0, "00000", (0, 0, 0)),  # it is no longer known
+        ("uri", 4, "/04", (2, 4, 1)),
+        ("split", 5, "valid", (3, 5, 1)),  # of an image that was not scored yet
+    ],
+)
+def test_images_of_which_the_table_says_something_else_are_scored_again(stored, name, place, value, expected):
+    """The predictions repeat what the table says. No file has changed, so none that was read is read again."""
+    kept, num_done, num_failed = expected
+    values = stored.rows[name].to_pylist()
+    assert values[place] != value
+    values[place] = value
+    assert stored.keep("ab?de", "", rows=manifest.with_column(stored.rows, name, values)) == (num_done, num_failed)
+    assert stored.read == "2"
+    assert len(predictions.part_names(stored.out)) == kept
+    assert storage.exists(f"{stored.out}/_SUCCESS") == (kept == 3)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, (0, 0)), (1, (2, 0)), (2, (4, 1))])
+@pytest.mark.parametrize("num_bytes", [0, 100, -1])
+def test_a_damaged_part_and_those_after_it_are_scored_again(stored, capsys, number, expected, num_bytes):
+    path = Path(stored.out) / f"predictions/part-0000{number}.parquet"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert stored.keep("ab?de"[: expected[0]], "") == expected
+    assert len(predictions.part_names(stored.out)) == number
+    assert not storage.exists(f"{stored.out}/_SUCCESS")
+    assert capsys.readouterr().out == (
+        f"part-0000{number}.parquet was damaged. Its images and those after it are scored again.\n"
+        f"{expected[0]} of 7 images were scored before.\n"
+    )
+
+
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch, capsys):
+    table = make_table(("a", "test", "0"))
     monkeypatch.setattr(resumed.inspection, "stamps", None)
     monkeypatch.setattr(resumed.inspection, "digests", None)
-    assert resumed.keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=True) == (0, 0)
+    assert resumed.keep_unchanged(str(tmp_path), table, verify=True, quiet=True) == (0, 0)
     assert capsys.readouterr().out == ""
-    assert resumed.keep_unchanged(str(tmp_path), pa.table({"uri": ["/a"]}), verify=True, quiet=False) == (0, 0)
+    assert resumed.keep_unchanged(str(tmp_path), table, verify=True, quiet=False) == (0, 0)
     assert "0 of 1 images were scored before.\n" in capsys.readouterr().out
 
 
@@ -232,6 +283,14 @@ def test_another_spelling_of_the_input_is_the_same_scoring(score, tmp_path):
     (tmp_path / "in2/a.png").touch()
     with pytest.raises(ConfigError, match="was made with another bundle or other images"):
         score(f"file://{tmp_path}/in2", resume=True)
+
+
+def test_a_scoring_is_not_continued_with_another_decoding(score, tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    assert score(tmp_path / "a.png")
+    monkeypatch.setattr(scoring.decoding, "DECODING", scoring.decoding.DECODING + 1)
+    with pytest.raises(ConfigError, match="by another version of tlray, with another decoding of images"):
+        score(tmp_path / "a.png", resume=True)
 
 
 def test_a_scoring_that_finds_nothing_to_resume_says_so(tmp_path, capsys):

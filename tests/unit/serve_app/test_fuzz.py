@@ -41,8 +41,6 @@ from tests.unit.serve_app.test_api import KEY, SIZE_PX, Mean
 pytestmark = [
     # Pillow tells of damaged metadata, and goes on without.
     pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL\\..*"),
-    # Of a form that ends within a file Starlette leaves the file to the garbage collector.
-    pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile.*:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 DEADLINE_S = 30

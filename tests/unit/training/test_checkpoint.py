@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from tlray.config.values import MAX_SEED
 from tlray.errors import DataError
 from tlray.training import checkpoint
 from tlray.training.checkpoint import RunState
@@ -77,3 +78,13 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=f"{path}' is damaged .*--overwrite"):
         checkpoint.load_seeds(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("seed", "index", "expected"),
+    [(0, 0, 0), (5, 2, 15_843), (MAX_SEED, 0, 4_294_967_295), (MAX_SEED, 1, 7918), (4_294_959_377, 1, 0)],
+)
+def test_every_seed_that_is_accepted_starts_dropout(seed, index, expected):
+    found = checkpoint.first_seed(seed, index=index, rank=3)
+    assert found.dtype == np.uint32
+    assert found.tolist() == [expected, 3]

@@ -142,13 +142,24 @@ def test_a_sweep_is_continued_with_an_int8_model_and_the_times(tmp_path):
 
 
 def test_a_continued_run_keeps_the_settings_that_are_new(config):
-    """Those of the first continuation hold for the next ones; those that the run was begun with stay."""
+    """Those of the first continuation hold for the next ones."""
     begin_before_priors(config)
     before = check(dataclasses.replace(config, prior="uniform"))
     assert before is not None
     location = f"{config.out}/config.json"
-    continuation.keep_new_settings(dataclasses.replace(config, prior="uniform", epochs=99), before, location)
-    stored = json.loads(storage.read_bytes(f"{config.out}/config.json"))
-    assert (stored["prior"], stored["epochs"]) == ("uniform", config.epochs)
+    continuation.keep_new_settings(dataclasses.replace(config, prior="uniform"), before, location)
+    assert json.loads(storage.read_bytes(location))["prior"] == "uniform"
     with pytest.raises(ConfigError, match="prior was 'uniform' and is 'train'"):
         check(config)
+
+
+def test_a_continued_run_keeps_the_settings_that_may_differ(config):
+    begin(config)
+    changed = dataclasses.replace(config, epochs=40, max_error=0.02, quiet=True)
+    before = check(changed, free=frozenset({"epochs", "max_error"}))
+    assert before is not None
+    location = f"{config.out}/config.json"
+    continuation.keep_new_settings(changed, before, location)
+    # How the command was called is no setting of the run.
+    assert json.loads(storage.read_bytes(location)) == before | {"epochs": 40, "max_error": 0.02}
+    assert check(changed)

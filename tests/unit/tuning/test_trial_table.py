@@ -142,9 +142,19 @@ def test_the_probe_of_any_trial_may_be_chosen():
     found = losses((tuned, [0.5, 0.5], [0.2, 0.6]), (PROBE, [2.0, 0.0], [2.0, 0.0]))
     # Differences of 0.3 and -0.1 of 2 images each: a mean of 0.05, an error of 0.1.
     expected = tuned | {"best_loss": 0.25, "best_accuracy": tuned["probe_accuracy"], "best_epoch": 0}
+    expected |= {"standard_error": 0.0, "difference_error": pytest.approx(0.1)}
     assert trial_table.choose([tuned, PROBE], found, np.array([2, 2])) == expected
+
+
+def test_a_chosen_probe_has_its_own_standard_error():
+    """The probe's losses deviate by 0.5 and -0.5 from 0.5 an image: sqrt(2 / 1 * 0.5) / 4, those of the epoch by 0."""
+    tuned = TUNED | {"probe_loss": 0.5, "best_loss": 0.5, "standard_error": 0.0}
+    found = losses((tuned, [1.5, 0.5], [1.0, 1.0]))
+    chosen_trial = trial_table.choose([tuned], found, np.array([2, 2]))
+    assert (chosen_trial["best_epoch"], chosen_trial["standard_error"]) == (0, 0.25)
 
 
 def test_a_probe_that_is_the_best_is_chosen():
     found = losses((PROBE, [1.0, 1.0], [1.0, 1.0]))
-    assert trial_table.choose([PROBE], found, np.array([2, 2])) == PROBE | {"best_accuracy": PROBE["probe_accuracy"]}
+    expected = PROBE | {"best_accuracy": PROBE["probe_accuracy"], "standard_error": 0.0, "difference_error": 0.0}
+    assert trial_table.choose([PROBE], found, np.array([2, 2])) == expected
