@@ -138,11 +138,24 @@ class ModelTelemetry:
             "tlray_batch_images", "Number of images in each batch of the model.", BATCH_SIZES, _tags("version")
         )
         self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.", _tags("version"))
+        self.failed_loads = Gauge(
+            "tlray_failed_loads",
+            "Failed attempts in a row to load the bundle that user_config names; 0: it is loaded.",
+            _tags("version"),
+        )
 
     def started(self, *, batch_size: int, num_waiting: int) -> None:
         """Counts a batch that begins, and sets the gauge of the images that still wait."""
         self.batches.observe(batch_size, self._tags)
         self.waiting_images.set(num_waiting, self._tags)
+
+    def loaded(self) -> None:
+        """Sets the gauge of failed attempts to 0: the bundle that is wanted is loaded."""
+        self.failed_loads.set(0, self._tags)
+
+    def not_loaded(self, num_failed: int) -> None:
+        """Sets the gauge of failed attempts to load the bundle that is wanted."""
+        self.failed_loads.set(num_failed, self._tags)
 
 
 def _tags(*names: str) -> Any:

@@ -291,7 +291,7 @@ def test_the_dashboard_can_be_imported():
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     ids = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(ids)) == len(ids) == 13
+    assert len(set(ids)) == len(ids) == 14
     source = {"type": "prometheus", "uid": "${datasource}"}
     for panel in dashboard["panels"]:
         assert panel["datasource"] == source
