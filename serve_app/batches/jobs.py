@@ -134,9 +134,11 @@ class Batches:
             RequestError: 404: there is no such batch; 503: there is no job server; 504: it does not answer in time.
         """
         async with self._limit():
-            until_s = self._reading_end_s()
-            job = await self._find(name)
-            return await self._describe(job, *await self._progress(job, until_s))
+            return await self._show(name, self._reading_end_s())
+
+    async def _show(self, name: str, until_s: float) -> dict[str, Any]:
+        job = await self._find(name)
+        return await self._describe(job, *await self._progress(job, until_s))
 
     async def show_all(self, limit: int) -> list[dict[str, Any]]:
         """Returns the state and progress of this model's batches, as `show` does, the newest first.
@@ -196,23 +198,27 @@ class Batches:
             "bundle_sha256": job.metadata["bundle_sha256"],
         }
 
-    async def cancel(self, name: str) -> bool:
+    async def cancel(self, name: str) -> tuple[bool, dict[str, Any]]:
         """Cancels a batch, which then ends within seconds. The rows that it has written stay.
 
         Returns:
-            Whether there was anything to cancel: False if the batch had ended already.
+            Whether there was anything to cancel: False if the batch had ended already. And what `show` returns.
 
         Raises:
             RequestError: 404: there is no such batch; 503: there is no job server, or the job is just being started;
                 504: the job server does not answer in time.
         """
         async with self._limit():
-            if (await self._find(name)).status in _ENDED:
-                return False
-            if await self._ask(self._jobs.stop, PREFIX + name):
-                return True
-            if (await self._find(name)).status in _ENDED:
-                return False
+            until_s = self._reading_end_s()
+            return await self._cancel(name), await self._show(name, until_s)
+
+    async def _cancel(self, name: str) -> bool:
+        if (await self._find(name)).status in _ENDED:
+            return False
+        if await self._ask(self._jobs.stop, PREFIX + name):
+            return True
+        if (await self._find(name)).status in _ENDED:
+            return False
         raise RequestError(503, "The batch is still being started. Cancel it a little later.", None, retry_after_s=1)
 
     async def _find(self, name: str) -> Job:

@@ -479,7 +479,7 @@ def test_a_storage_that_hangs_stops_neither_a_cancellation_nor_a_new_batch(endpo
         batches = endpoint.start()
         shown = await asyncio.gather(*map(batches.show, names))
         assert len(hanging) == NUM_THREADS
-        is_cancelled = await batches.cancel(names[0])
+        is_cancelled, _ = await batches.cancel(names[0])
         for name in names:
             endpoint.change(name, JobStatus.STOPPED)
         body = json.dumps({"input": str(endpoint.input), "output": f"{endpoint.output}/1"})
@@ -506,7 +506,8 @@ def test_a_new_batch_waits_for_the_one_before_within_its_time_limit(endpoint):
     assert endpoint.jobs.jobs == {}
 
 
-def test_a_list_has_one_time_limit(endpoint, monkeypatch):
+@pytest.mark.parametrize(("method", "calls"), [("GET", {"find_all": 14, "cpus": 17}), ("DELETE", {"find": 16})])
+def test_a_request_for_batches_has_one_time_limit(endpoint, monkeypatch, method, calls):
     """Each of two calls to the job server takes less than the limit, and both together more."""
     endpoint.options["timeout_s"] = 30
     (name,) = add_running(endpoint, 1)
@@ -519,19 +520,20 @@ def test_a_list_has_one_time_limit(endpoint, monkeypatch):
         monkeypatch.setattr(loop, "time", lambda: clock() + passed[0])
 
         def slowly(function, seconds):
-            def call():
+            def call(*arguments):
                 passed[0] += seconds
-                return function()
+                return function(*arguments)
 
             return call
 
-        endpoint.jobs.find_all = slowly(endpoint.jobs.find_all, 14)
-        endpoint.jobs.cpus = slowly(endpoint.jobs.cpus, 17)
-        return await endpoint.start().show_all(20)
+        for call, seconds in calls.items():
+            monkeypatch.setattr(endpoint.jobs, call, slowly(getattr(endpoint.jobs, call), seconds))
+        api = create_api(Service(Options(bundle="b"), {}), ApiKeys({}), endpoint.start())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1") as http:
+            return await http.request(method, "/v1/batches" if method == "GET" else f"/v1/batches/{name}")
 
-    with pytest.raises(RequestError) as caught:
-        asyncio.run(ask())
-    assert caught.value.status == 504
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error_code"]) == (504, "timed_out")
 
 
 # -- the real job server's client
