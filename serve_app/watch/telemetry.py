@@ -85,17 +85,18 @@ class Telemetry:
         if status >= 400:
             self.request_errors.inc(1, {"route": route, "code": code or str(status)})
 
-    def predicted(
-        self, version: int, *, labels: Sequence[str], reasons: Sequence[str], error_codes: Sequence[str] = ()
-    ) -> None:
-        """Counts the images of a request: predictions by label, referrals by reason, and what cannot be decoded."""
+    def predicted(self, version: int, *, labels: Sequence[str], reasons: Sequence[str]) -> None:
+        """Counts the predicted images of a request by label, and those that are referred by reason."""
         tags = {"version": str(version)}
         for label, count in Tally(labels).items():
             self.predictions.inc(count, {**tags, "label": label})
         for reason, count in Tally(reasons).items():
             self.referred.inc(count, {**tags, "reason": reason})
-        for code, count in Tally(error_codes).items():
-            self.image_errors.inc(count, {**tags, "code": code})
+
+    def undecodable(self, version: int, codes: Sequence[str]) -> None:
+        """Counts the images of a request that cannot be decoded, by error code."""
+        for code, count in Tally(codes).items():
+            self.image_errors.inc(count, {"version": str(version), "code": code})
 
     def looked(self, version: int, look: Look, chance: Mapping[str, float]) -> None:
         """Sets the gauges of a version's drift, and counts the statistics that have drifted.
