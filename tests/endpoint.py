@@ -1,11 +1,12 @@
 """The endpoint without Ray: its HTTP side over a socket, around a bundle that is loaded in this process."""
 
-import functools
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import uvicorn
 
@@ -13,28 +14,18 @@ from serve_app.api import create_api
 from serve_app.batches.job_server import JobServer
 from serve_app.batches.jobs import Batches
 from serve_app.http.auth import ApiKeys
-from serve_app.model.classifier import Classifier, Model
+from serve_app.model.classifier import Classifier
 from serve_app.model.service import Service
 from serve_app.options import Options
-from serve_app.watch.telemetry import ModelTelemetry
 
 
 class LocalClassifier(Classifier):
     """A replica without Ray, which would say how many CPUs it has."""
 
     def __init__(self, location: str, *, max_batch_size: int = 4, max_waiting: int = 64, use_gpu: bool = False) -> None:
-        self._load = functools.partial(
-            Model,
-            telemetry=ModelTelemetry(1),
-            max_batch_size=max_batch_size,
-            max_waiting=max_waiting,
-            engine="auto",
-            precision="auto",
-            num_threads=None,
-            use_gpu=use_gpu,
-        )
-        self._model = self._load(location)
-        self._is_started = False
+        context = SimpleNamespace(get_assigned_resources=dict)
+        with mock.patch("serve_app.model.classifier.ray.get_runtime_context", return_value=context):
+            super().__init__(location, 1, max_batch_size=max_batch_size, max_waiting=max_waiting, use_gpu=use_gpu)
 
 
 def local_api(model: Any, environment: Mapping[str, str] | None = None, **options: Any) -> Any:

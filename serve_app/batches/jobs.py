@@ -1,13 +1,13 @@
 """Batches: bulk scoring as jobs that outlive the endpoint. The job server keeps their list, not this process."""
 
 import asyncio
-import functools
 import logging
 import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from serve_app.batches.job_server import RETRY_AFTER_S, Job
@@ -24,7 +24,10 @@ PREFIX = "tlray-batch-"
 """Start of the submission ids of batches."""
 
 NUM_THREADS = 4
-"""Number of threads for calls to the job server and to storage."""
+"""Number of threads for calls to the job server, for reading progress, and for checking locations: each has as many."""
+
+READING_SHARE = 0.5
+"""Share of `timeout_s` after which a request reads no more progress, so that it is answered even if storage hangs."""
 
 _LOG = logging.getLogger("ray.serve")
 
@@ -73,8 +76,10 @@ class Batches:
         self._input_roots = service.options.input_roots
         self._output_roots = service.options.output_roots
         self._submitting = asyncio.Lock()
-        # Separate threads, so that nothing else waits for one while the job server hangs.
+        # Separate threads, so that nothing else waits for one while the job server or a storage hangs.
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches")
+        self._readers = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches-progress")
+        self._checkers = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="batches-locations")
 
     async def create(self, body: bytes) -> dict[str, Any]:
         """Starts a batch, or resumes one that failed or was cancelled. Only one batch runs at a time.
@@ -87,10 +92,14 @@ class Batches:
 
         Raises:
             RequestError: 400: the body is wrong; 403: a location is not allowed; 404: there is no such version; 409:
-                a batch is writing to this output; 429: another one is running; 503: there is no job server.
+                a batch is writing to this output; 429: another one is running; 503: there is no job server; 504: it was
+                not done in time. A batch that is being submitted at that moment may start all the same; see `show_all`.
         """
-        order = parse(body)
-        await self._ask(self._check_locations, order)
+        async with self._limit():
+            return await self._create(parse(body))
+
+    async def _create(self, order: Order) -> dict[str, Any]:
+        await self._run(self._checkers, self._check_locations, order)
         version = self._service.number(order.version)
         info = await self._service.model_info(version)
         name = uuid.uuid4().hex
@@ -107,14 +116,8 @@ class Batches:
             "output": order.output,
         }
         async with self._submitting:
-            await self._ask(self._refuse_if_busy, order.output)
-            await self._ask(self._jobs.submit, command, id=PREFIX + name, metadata=metadata)
-            try:  # another replica may have submitted a batch at the same moment: the earlier one stays
-                await self._ask(self._refuse_if_busy, order.output, name)
-            except RequestError:
-                await self._ask(self._jobs.stop, PREFIX + name)
-                raise
-        return await self.show(name)
+            await self._ask(self._submit, command, name, metadata)
+        return await self._describe(await self._find(name), None)
 
     async def show(self, name: str) -> dict[str, Any]:
         """Returns the state and progress of a batch.
@@ -124,41 +127,65 @@ class Batches:
 
         Returns:
             `id`, `state` (pending, running, succeeded, failed, cancelled), `progress` (`done`, `failed`, `total`, or
-            None if it is not known yet), `message` (what a pending batch waits for, or why a batch failed), `input`,
-            `output`, `version`, `bundle_sha256`.
+            None if it is not known), `message` (what a pending batch waits for, why a batch failed, or that the
+            progress cannot be read), `input`, `output`, `version`, `bundle_sha256`.
 
         Raises:
-            RequestError: 404: there is no such batch; 503: there is no job server.
+            RequestError: 404: there is no such batch; 503: there is no job server; 504: it does not answer in time.
         """
-        return await self._describe(await self._find(name))
+        async with self._limit():
+            return await self._show(name, self._reading_end_s())
+
+    async def _show(self, name: str, until_s: float) -> dict[str, Any]:
+        job = await self._find(name)
+        return await self._describe(job, *await self._progress(job, until_s))
 
     async def show_all(self, limit: int) -> list[dict[str, Any]]:
         """Returns the state and progress of this model's batches, as `show` does, the newest first.
+
+        If the storage is slow, the later ones have no progress, and say so.
 
         Args:
             limit: Maximum number of batches.
 
         Raises:
-            RequestError: 503: there is no job server.
+            RequestError: 503: there is no job server; 504: it does not answer in time.
         """
-        jobs = await self._ask(self._jobs.find_all)
-        ours = [job for job in jobs if job.id.startswith(PREFIX) and job.metadata.get("model") == self._options.name]
-        newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
-        # One after another, because other requests need the few threads too.
-        return [await self._describe(job, or_less=True) for job in newest]
+        async with self._limit():
+            until_s = self._reading_end_s()
+            jobs = await self._ask(self._jobs.find_all)
+            ours = [each for each in jobs if each.id.startswith(PREFIX) and self._is_ours(each)]
+            newest = sorted(ours, key=lambda job: (job.start_ms, job.id), reverse=True)[:limit]
+            # One after another, because other requests need the few threads too.
+            return [await self._describe(job, *await self._progress(job, until_s)) for job in newest]
 
-    async def _describe(self, job: Job, *, or_less: bool = False) -> dict[str, Any]:
-        """Returns what `show` returns. With `or_less`, progress is None if the storage does not answer."""
+    def _is_ours(self, job: Job) -> bool:
+        return job.metadata.get("model") == self._options.name
+
+    def _reading_end_s(self) -> float:
+        return asyncio.get_running_loop().time() + READING_SHARE * self._options.timeout_s
+
+    async def _progress(self, job: Job, until_s: float) -> tuple[dict[str, Any] | None, bool]:
+        """Returns what `_read_progress` does, and whether it could be read until then (by the event loop's clock)."""
+        if job.status == "PENDING":
+            return None, True  # it has not run yet
+        if asyncio.get_running_loop().time() >= until_s:
+            return None, False
         try:
-            progress = await self._ask(_read_progress, job)
-        except RequestError:
-            if not or_less:
-                raise
-            progress = None
+            async with asyncio.timeout_at(until_s):
+                return await self._run(self._readers, _read_progress, job), True
+        except (OSError, ValueError) as error:  # among them TimeoutError, without a text
+            _LOG.error("The progress of a batch cannot be read: %s", str(error) or "The storage does not answer.")
+            return None, False
+
+    async def _describe(self, job: Job, progress: Mapping[str, Any] | None, is_readable: bool = True) -> dict[str, Any]:
+        """Returns what `show` returns. `progress` is None if it is not written yet, or if it is not readable."""
         state, message = _ENDED.get(job.status, "running"), None
         if state == "failed":
             message = failure(job)
-        elif state == "running" and (job.status == "PENDING" or progress is None or progress["waiting"]):
+        elif not is_readable:
+            message = "The progress cannot be read now."
+        elif state == "running" and (progress is None or progress["waiting"]):
             state, message = "pending", await self._ask(self._what_is_missing, job, progress)
         return {
             "id": job.id.removeprefix(PREFIX),
@@ -171,15 +198,21 @@ class Batches:
             "bundle_sha256": job.metadata["bundle_sha256"],
         }
 
-    async def cancel(self, name: str) -> bool:
+    async def cancel(self, name: str) -> tuple[bool, dict[str, Any]]:
         """Cancels a batch, which then ends within seconds. The rows that it has written stay.
 
         Returns:
-            Whether there was anything to cancel: False if the batch had ended already.
+            Whether there was anything to cancel: False if the batch had ended already. And what `show` returns.
 
         Raises:
-            RequestError: 404: there is no such batch; 503: there is no job server, or the job is just being started.
+            RequestError: 404: there is no such batch; 503: there is no job server, or the job is just being started;
+                504: the job server does not answer in time.
         """
+        async with self._limit():
+            until_s = self._reading_end_s()
+            return await self._cancel(name), await self._show(name, until_s)
+
+    async def _cancel(self, name: str) -> bool:
         if (await self._find(name)).status in _ENDED:
             return False
         if await self._ask(self._jobs.stop, PREFIX + name):
@@ -191,19 +224,27 @@ class Batches:
     async def _find(self, name: str) -> Job:
         if re.fullmatch(r"[0-9a-f]{32}", name):
             job = await self._ask(self._jobs.find, PREFIX + name)
-            if job is not None and job.metadata.get("model") == self._options.name:
+            if job is not None and self._is_ours(job):
                 return job
         raise RequestError(404, f"There is no batch {name[:100]!r}.")
 
-    async def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        call = functools.partial(function, *arguments, **named)
+    @asynccontextmanager
+    async def _limit(self) -> AsyncIterator[None]:
+        """Ends a request with RequestError (504) if it takes longer than `timeout_s`."""
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+                yield
         except TimeoutError:
             raise RequestError(
                 504, f"The job server or the storage did not answer within {self._options.timeout_s:g} s."
             ) from None
+
+    async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function that asks the job server."""
+        return await self._run(self._threads, function, *arguments)
+
+    async def _run(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
     def _check_locations(self, order: Order) -> None:
         if not self._input_roots or not self._output_roots:
@@ -221,13 +262,23 @@ class Batches:
         if roots.is_below(where, source) or roots.is_below(source, where):
             raise forbidden("output: input and output must not contain each other. Give a folder elsewhere.")
 
+    def _submit(self, command: Sequence[str], name: str, metadata: Mapping[str, str]) -> None:
+        """Submits a batch unless another one runs: in one thread, which goes on to the end if nobody waits any more."""
+        self._refuse_if_busy(metadata["output"])
+        self._jobs.submit(command, id=PREFIX + name, metadata=metadata)
+        try:  # another replica may have submitted a batch at the same moment: the earlier one stays
+            self._refuse_if_busy(metadata["output"], name)
+        except RequestError:
+            self._jobs.stop(PREFIX + name)
+            raise
+
     def _refuse_if_busy(self, output: str, name: str | None = None) -> None:
         """Raises RequestError (409, 429) if another batch is running. `name` is this one's id, if submitted already."""
         living = [job for job in self._jobs.find_all() if job.id.startswith(PREFIX) and job.status not in _ENDED]
         first = min(living, key=lambda job: (job.start_ms, job.id), default=None)
         if first is None or first.id == f"{PREFIX}{name}":
             return
-        if first.metadata.get("output") == output and first.metadata.get("model") == self._options.name:
+        if first.metadata.get("output") == output and self._is_ours(first):
             raise RequestError(
                 409,
                 f"The batch {first.id.removeprefix(PREFIX)} is writing to this output. Wait until it has ended.",
@@ -256,15 +307,15 @@ def _without_wildcards(location: str) -> str:
 
 
 def _read_progress(job: Job) -> dict[str, Any] | None:
-    """Returns the progress that this batch has written to its output; None if there is none or it cannot be read.
+    """Returns the progress that this batch has written to its output; None: nothing yet.
 
     The output may still have the progress of an earlier batch that this one resumes.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file has no progress.
     """
-    try:
-        progress = score_state.read_progress(job.metadata["output"])
-    except (OSError, ValueError) as error:
-        _LOG.error("The progress of a batch cannot be read: %s", error)
-        return None
+    progress = score_state.read_progress(job.metadata["output"])
     return progress if progress is not None and progress.get("job") == job.id else None
 
 

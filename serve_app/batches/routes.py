@@ -52,5 +52,6 @@ def add_batches(router: APIRouter, batches: Batches) -> None:
     )
     async def cancel_batch(batch_id: str, response: Response) -> dict[str, Any]:
         """Cancels a batch; 200 if it had ended already. Rows that it has written stay."""
-        response.status_code = 202 if await batches.cancel(batch_id) else 200
-        return await batches.show(batch_id)
+        is_ending, batch = await batches.cancel(batch_id)
+        response.status_code = 202 if is_ending else 200
+        return batch

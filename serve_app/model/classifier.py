@@ -27,6 +27,9 @@ from tlray.inference.predictor import Predictor
 
 _LOG = logging.getLogger("ray.serve")  # Serve's logger, which writes into the replica's log
 
+FIRST_PAUSE_S, MAX_PAUSE_S = 5.0, 300.0
+"""Seconds before a replica tries again to load a bundle: the first pause and the longest. Each is twice the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
@@ -215,9 +218,10 @@ class Classifier:
     ) -> None:
         # A replica with whole CPUs uses as many threads. One with a fraction of a CPU uses all CPUs of its node.
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+        self._telemetry = ModelTelemetry(version)
         self._load = functools.partial(
             Model,
-            telemetry=ModelTelemetry(version),
+            telemetry=self._telemetry,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             engine=engine,
@@ -226,7 +230,11 @@ class Classifier:
             use_gpu=use_gpu,
         )
         self._model = self._load(location)
+        self._telemetry.loaded()
         self._is_started = False
+        self._order = object()  # each `reconfigure` sets a new one, which ends the attempts of those before
+        self._replacing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def check_health(self) -> None:
         """Notes that the replica has started. Serve calls this regularly, first after the model is configured."""
@@ -235,27 +243,60 @@ class Classifier:
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
 
-        A bundle that cannot be used is logged and changes nothing, because Serve would end a replica that raised here,
-        and the service with it. A replica that is just being started does raise, because it would otherwise answer with
-        another model than the other replicas.
+        If a bundle cannot be loaded, the present one stays, because Serve would end a replica that raised here, and the
+        service with it. Serve does not call again, so the replica tries again by itself, with growing pauses, until the
+        bundle is loaded or another call names one. A replica that is just being started does raise, because it would
+        otherwise answer with another model than the other replicas.
         """
+        location, order = user_config["bundle"], object()
+        self._order = order
         try:
-            model = await asyncio.to_thread(self._load_other, user_config["bundle"])
+            await self._replace(location, order)
         except Exception as error:
             if not self._is_started:
                 raise
-            known = isinstance(error, TlrayError)
-            _LOG.error("The bundle was not replaced: %s", error if known else repr(error), exc_info=not known)
-            return
-        if model is None:
-            return
-        before, self._model = self._model, model
-        await before.close()
-        del before, model
-        # Ray hides all objects of a new replica from the garbage collector, which would never free its first model.
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+            self._note_failure(error, 1, FIRST_PAUSE_S)
+            task = asyncio.create_task(self._catch_up(location, order))
+            self._tasks.add(task)  # the loop itself keeps no reference to it
+            task.add_done_callback(self._tasks.discard)
+
+    async def _catch_up(self, location: str, order: object) -> None:
+        """Calls `_replace` after growing pauses until it succeeds, or until another `reconfigure` has come."""
+        num_failed, pause_s = 1, FIRST_PAUSE_S
+        while order is self._order:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._replace(location, order)
+            except Exception as error:  # any error: it may be gone the next time
+                num_failed, pause_s = num_failed + 1, min(2 * pause_s, MAX_PAUSE_S)
+                self._note_failure(error, num_failed, pause_s)
+            else:
+                return
+
+    def _note_failure(self, error: Exception, num_failed: int, pause_s: float) -> None:
+        known = isinstance(error, TlrayError)
+        said = error if known else f"{error!r}."
+        _LOG.error(
+            "The bundle was not replaced: %s Trying again in %g s.", said, pause_s, exc_info=None if known else error
+        )
+        self._telemetry.not_loaded(num_failed)
+
+    async def _replace(self, location: str, order: object) -> None:
+        """Replaces the model by that of a bundle; does nothing once another `reconfigure` has come after `order`."""
+        async with self._replacing:  # one after another, so that a replica never holds more than two models
+            model = await asyncio.to_thread(self._load_other, location) if order is self._order else None
+            if order is not self._order:
+                return
+            self._telemetry.loaded()
+            if model is None:
+                return
+            before, self._model = self._model, model
+            await before.close()
+            del before, model
+            # Ray hides all objects of a new replica from the garbage collector, which would never free its first model.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
 
     def _load_other(self, location: str) -> Model | None:
         """Loads a bundle; returns None for the present one, which Serve also passes when it renumbers its replicas."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from serve_app.errors import RETRY_AFTER_S, RequestError
+from serve_app.errors import RETRY_AFTER_S, RequestError, image_error
 from serve_app.http.request_log import note
 from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels
 from serve_app.model.decoding import Decoded, decode
@@ -199,6 +199,7 @@ class Service:
         *,
         explain: bool = False,
         lookalikes: bool = False,
+        all_of: str | None = None,
     ) -> Prediction:
         """Returns the predictions for the images of a request.
 
@@ -207,9 +208,12 @@ class Service:
             version: Version of the model; None: the main one.
             explain: Whether to add Grad-CAM overlays.
             lookalikes: Whether to add the training images that are most like each image.
+            all_of: For protocols that answer all images or none: the name of the list of images, for the message.
+                None: an image that cannot be decoded has an error in the answer.
 
         Raises:
-            RequestError: 413: too many images; 429: too many others are waiting; 504: no answer in time.
+            RequestError: 413: too many images; 422: with `all_of`, an image cannot be decoded, and none is
+                predicted; 429: too many others are waiting; 504: no answer in time.
         """
         number = self.number(version)
         note(num_images=len(files))
@@ -220,14 +224,20 @@ class Service:
         self._hold(len(files), explain=explain)
         try:
             async with asyncio.timeout(self.options.timeout_s):
-                return await self._predict(number, files, explain=explain, lookalikes=lookalikes)
+                return await self._predict(number, files, all_of, explain=explain, lookalikes=lookalikes)
         except TimeoutError:
             raise RequestError(504, f"The model did not answer within {self.options.timeout_s:g} s.") from None
         finally:
             self._hold(-len(files), explain=explain)
 
     async def _predict(
-        self, number: int, files: Sequence[bytes | np.ndarray], *, explain: bool, lookalikes: bool
+        self,
+        number: int,
+        files: Sequence[bytes | np.ndarray],
+        all_of: str | None,
+        *,
+        explain: bool,
+        lookalikes: bool,
     ) -> Prediction:
         info = await self.known_info(number)
         while True:
@@ -235,12 +245,15 @@ class Service:
             decoded = await self._decode(files, info)
             decode_s = time.monotonic() - start_s
             spec = info.spec
-            good = [each for each in decoded if not isinstance(each, ImageError)]
-            pixels = Pixels(
-                images=[each.pixels for each in good],
-                size_px=spec.image_size_px,
-                intensity_range=spec.intensity_range,
-            )
+            errors = [each if isinstance(each, ImageError) else None for each in decoded]
+            if all_of is not None and any(errors):
+                known, info = info, await self.model_info(number)
+                if info.bundle_sha256 != known.bundle_sha256:
+                    continue  # another bundle has just replaced this one, and may take these images
+                self.telemetry.undecodable(number, [each.code.value for each in errors if each is not None])
+                raise image_error(errors, [f"{all_of}[{place}]" for place in range(len(errors))])
+            images = [each.pixels for each in decoded if isinstance(each, Decoded)]
+            pixels = Pixels(images=images, size_px=spec.image_size_px, intensity_range=spec.intensity_range)
             # The mirror gets the pixels alone.
             answer = await self._ask(number, replace(pixels, with_lookalikes=lookalikes), info, explain=explain)
             probs_BK = answer.probabilities
@@ -258,7 +271,7 @@ class Service:
                     probabilities=probs_BK,
                     ood_scores=ood_scores,
                     judgement=judged,
-                    errors=[each if isinstance(each, ImageError) else None for each in decoded],
+                    errors=errors,
                     explanations=explained.overlays,
                     not_explained=explained.problem,
                     lookalikes=answer.lookalikes,
@@ -309,8 +322,8 @@ class Service:
             number,
             labels=[info.spec.classes[each] for each in classes],
             reasons=[reason for reason in judged.reasons if reason],
-            error_codes=[each.code.value for each in decoded if isinstance(each, ImageError)],
         )
+        self.telemetry.undecodable(number, [each.code.value for each in decoded if isinstance(each, ImageError)])
         window = self._window(number, info)
         if window is not None:
             greys = [each.grey for each in decoded if isinstance(each, Decoded) and each.grey is not None]

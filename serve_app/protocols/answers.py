@@ -229,7 +229,9 @@ class Batch(BaseModel):
     id: str
     state: str = Field(description="pending, running, succeeded, failed, cancelled")
     progress: Progress | None
-    message: str | None = Field(description="What a pending batch waits for, or why a batch failed")
+    message: str | None = Field(
+        description="What a pending batch waits for, why a batch failed, or that its progress cannot be read"
+    )
     input: str
     output: str
     version: int

@@ -3,12 +3,13 @@
 Their formats are in `tensorflow_serving` and `open_inference`.
 """
 
+import functools
 from enum import Enum
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.errors import image_error
+from serve_app.errors import RequestError
 from serve_app.http.body import admit, check_media_type
 from serve_app.model.service import Prediction, Service
 from serve_app.protocols import open_inference, tensorflow_serving
@@ -59,8 +60,7 @@ def add_tensorflow_serving(router: APIRouter, service: Service) -> None:
         parsed = await service.parse(
             tensorflow_serving.parse_predict, body, max_images=service.options.max_images_per_request
         )
-        found = await service.predict(parsed.images, version)
-        _refuse_errors(found, "instances")
+        found = await service.predict(parsed.images, version, all_of="instances")
         return tensorflow_serving.encode_predict(parsed, _predicted(found))
 
     async def status(name: str, version: int | None = None) -> dict[str, Any]:
@@ -113,16 +113,25 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
         check_media_type(request, INFER_TYPES)
         await admit(request, service.check_room)
         body = await request.body()
-        info = await service.known_info(version)
-        parsed = await service.parse(
+        parse = functools.partial(
+            service.parse,
             open_inference.parse_infer,
             body,
             header_length=request.headers.get(open_inference.HEADER_LENGTH),
-            size_px=info.spec.image_size_px,
             max_images=service.options.max_images_per_request,
         )
-        found = await service.predict(parsed.images, version)
-        _refuse_errors(found, open_inference.INPUT)
+        size_px = (await service.known_info(version)).spec.image_size_px
+        try:
+            parsed = await parse(size_px=size_px)
+        except RequestError as error:
+            if error.status != 400:
+                raise
+            # Perhaps the pixels are right for another bundle, which has replaced the one that is known.
+            new_size_px = (await service.model_info(version)).spec.image_size_px
+            if new_size_px == size_px:
+                raise
+            parsed = await parse(size_px=new_size_px)
+        found = await service.predict(parsed.images, version, all_of=open_inference.INPUT)
         content, headers = open_inference.encode_infer(
             parsed,
             model_name=name,
@@ -165,11 +174,6 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
             responses={**WITH_IMAGES, **binary_answer},
             tags=tags,
         )(infer)
-
-
-def _refuse_errors(found: Prediction, name: str) -> None:
-    if any(found.errors):
-        raise image_error(found.errors, [f"{name}[{place}]" for place in range(len(found.errors))])
 
 
 def _predicted(found: Prediction) -> Predicted:

@@ -85,17 +85,18 @@ class Telemetry:
         if status >= 400:
             self.request_errors.inc(1, {"route": route, "code": code or str(status)})
 
-    def predicted(
-        self, version: int, *, labels: Sequence[str], reasons: Sequence[str], error_codes: Sequence[str] = ()
-    ) -> None:
-        """Counts the images of a request: predictions by label, referrals by reason, and what cannot be decoded."""
+    def predicted(self, version: int, *, labels: Sequence[str], reasons: Sequence[str]) -> None:
+        """Counts the predicted images of a request by label, and those that are referred by reason."""
         tags = {"version": str(version)}
         for label, count in Tally(labels).items():
             self.predictions.inc(count, {**tags, "label": label})
         for reason, count in Tally(reasons).items():
             self.referred.inc(count, {**tags, "reason": reason})
-        for code, count in Tally(error_codes).items():
-            self.image_errors.inc(count, {**tags, "code": code})
+
+    def undecodable(self, version: int, codes: Sequence[str]) -> None:
+        """Counts the images of a request that cannot be decoded, by error code."""
+        for code, count in Tally(codes).items():
+            self.image_errors.inc(count, {"version": str(version), "code": code})
 
     def looked(self, version: int, look: Look, chance: Mapping[str, float]) -> None:
         """Sets the gauges of a version's drift, and counts the statistics that have drifted.
@@ -138,11 +139,24 @@ class ModelTelemetry:
             "tlray_batch_images", "Number of images in each batch of the model.", BATCH_SIZES, _tags("version")
         )
         self.waiting_images = Gauge("tlray_waiting_images", "Images that wait for the model.", _tags("version"))
+        self.failed_loads = Gauge(
+            "tlray_failed_loads",
+            "Failed attempts in a row to load the bundle that user_config names; 0: it is loaded.",
+            _tags("version"),
+        )
 
     def started(self, *, batch_size: int, num_waiting: int) -> None:
         """Counts a batch that begins, and sets the gauge of the images that still wait."""
         self.batches.observe(batch_size, self._tags)
         self.waiting_images.set(num_waiting, self._tags)
+
+    def loaded(self) -> None:
+        """Sets the gauge of failed attempts to 0: the bundle that is wanted is loaded."""
+        self.failed_loads.set(0, self._tags)
+
+    def not_loaded(self, num_failed: int) -> None:
+        """Sets the gauge of failed attempts to load the bundle that is wanted."""
+        self.failed_loads.set(num_failed, self._tags)
 
 
 def _tags(*names: str) -> Any:

@@ -412,6 +412,41 @@ def test_images_are_decoded_again_for_another_bundle(model):
     assert after["predictions"] == before["predictions"]
 
 
+def test_pixels_of_the_size_of_another_bundle_are_taken_after_it_has_come(model):
+    def tensor(size_px):
+        pixels = np.full((1, size_px, size_px, 3), 255)
+        return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [*pixels.shape], "data": pixels.tolist()}]}
+
+    async def swap():
+        async with client(model) as http:
+            before = await http.post("/v2/models/chest-ct/infer", json=tensor(SIZE_PX))
+            model.info = info("b" * 64, size_px=16)
+            after = await http.post("/v2/models/chest-ct/infer", json=tensor(16))
+            return before, after, await http.post("/v2/models/chest-ct/infer", json=tensor(17))
+
+    before, after, wrong = run(swap())
+    assert [answer.status_code for answer in (before, after, wrong)] == [200, 200, 400]
+    assert after.json()["outputs"][0]["data"] == [0.0, 1.0]
+    assert "[n, 16, 16, 3]" in wrong.json()["error"]
+
+
+def test_a_request_is_not_refused_by_a_bundle_that_has_gone(model):
+    """A signed 16-bit image, such as one of Hounsfield units, needs a bundle with an intensity range."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((SIZE_PX, SIZE_PX), -1000, np.int32)).save(file, "TIFF")
+    body = {"instances": [b64(file.getvalue())]}
+
+    async def swap():
+        async with client(model) as http:
+            before = await http.post("/v1/models/chest-ct:predict", json=body)
+            model.info = replace(info("b" * 64), spec=replace(info().spec, intensity_range=(-1000.0, 400.0)))
+            return before, await http.post("/v1/models/chest-ct:predict", json=body)
+
+    before, after = run(swap())
+    assert (before.status_code, after.status_code) == (422, 200)
+    assert after.json() == {"predictions": [[1.0, 0.0]]}
+
+
 def test_an_overlay_is_of_the_bundle_that_answered(model):
     explain = model.explain
 

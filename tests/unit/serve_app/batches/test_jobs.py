@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus
 
 from serve_app.batches import job_server
 from serve_app.batches.job_server import Job, JobServer
-from serve_app.batches.jobs import Batches
+from serve_app.batches.jobs import NUM_THREADS, Batches
 from serve_app.errors import RequestError
 from serve_app.http.auth import ApiKeys
 from serve_app.model.classifier import ModelInfo
@@ -24,6 +24,7 @@ from serve_app.options import Options
 from tests.unit.serve_app.application import create_api
 from tlray.bundle.spec import BundleSpec
 from tlray.files import storage
+from tlray.inference import score_state
 
 SPEC = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="unit", backbone="b", weights="w")
 
@@ -197,10 +198,16 @@ def test_progress_that_is_none_is_not_shown(endpoint, caplog):
     with (endpoint.output / "1/_state/progress.json").open("r+b") as file:
         file.truncate(2**40)
     batch = endpoint.call("GET", f"/{name}").json()
-    assert (batch["state"], batch["progress"]) == ("pending", None)
+    unreadable = ("running", None, "The progress cannot be read now.")
+    assert (batch["state"], batch["progress"], batch["message"]) == unreadable
     assert "The progress of a batch cannot be read: The file has 1,099,511,627,776 bytes" in caplog.text
     endpoint.change(name, JobStatus.RUNNING, progress={"done": 1})
-    assert endpoint.call("GET", f"/{name}").json()["progress"] is None
+    batch = endpoint.call("GET", f"/{name}").json()
+    assert (batch["state"], batch["progress"], batch["message"]) == unreadable
+    endpoint.change(name, JobStatus.FAILED)
+    batch = endpoint.call("GET", f"/{name}").json()
+    assert (batch["state"], batch["progress"]) == ("failed", None)
+    assert batch["message"].startswith("The job failed.")
 
 
 def test_a_client_says_that_all_nodes_see_a_folder(endpoint):
@@ -430,6 +437,103 @@ def test_a_job_server_that_hangs_is_not_waited_for(endpoint):
     with pytest.raises(RequestError, match=r"did not answer within 0\.01 s") as caught:
         asyncio.run(ask())
     assert caught.value.status == 504
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """A storage that hangs until the test ends; gives the outputs whose progress is being read."""
+    gate, outputs = threading.Event(), []
+
+    def hang(output):
+        outputs.append(output)
+        gate.wait()
+
+    monkeypatch.setattr(score_state, "read_progress", hang)
+    yield outputs
+    gate.set()
+
+
+def add_running(endpoint, count):
+    names = [f"{number:032x}" for number in range(count)]
+    for number, name in enumerate(names):
+        metadata = {"model": "chest-ct", "version": "1", "bundle_sha256": "1" * 64, "input": "/in"}
+        metadata["output"] = f"/out/{number}"
+        endpoint.jobs.add(f"tlray-batch-{name}", metadata, status=JobStatus.RUNNING, start_ms=number)
+    return names
+
+
+def test_a_list_waits_once_for_a_storage_that_hangs(endpoint, hanging):
+    endpoint.options["timeout_s"] = 0.2
+    names = add_running(endpoint, 3)
+    listed = asyncio.run(endpoint.start().show_all(20))
+    assert hanging == ["/out/2"]
+    found = [(batch["id"], batch["state"], batch["progress"], batch["message"]) for batch in listed]
+    assert found == [(name, "running", None, "The progress cannot be read now.") for name in reversed(names)]
+
+
+def test_a_storage_that_hangs_stops_neither_a_cancellation_nor_a_new_batch(endpoint, hanging):
+    endpoint.options["timeout_s"] = 0.2
+    names = add_running(endpoint, NUM_THREADS)
+
+    async def ask():
+        batches = endpoint.start()
+        shown = await asyncio.gather(*map(batches.show, names))
+        assert len(hanging) == NUM_THREADS
+        is_cancelled, _ = await batches.cancel(names[0])
+        for name in names:
+            endpoint.change(name, JobStatus.STOPPED)
+        body = json.dumps({"input": str(endpoint.input), "output": f"{endpoint.output}/1"})
+        return shown, is_cancelled, await batches.create(body.encode())
+
+    shown, is_cancelled, created = asyncio.run(ask())
+    assert [batch["message"] for batch in shown] == ["The progress cannot be read now."] * NUM_THREADS
+    assert is_cancelled
+    assert created["message"] == "The job is being started."
+
+
+def test_a_new_batch_waits_for_the_one_before_within_its_time_limit(endpoint):
+    endpoint.options["timeout_s"] = 0.05
+
+    async def ask():
+        batches = endpoint.start()
+        async with batches._submitting, asyncio.timeout(60):
+            body = json.dumps({"input": str(endpoint.input), "output": f"{endpoint.output}/1"})
+            await batches.create(body.encode())
+
+    with pytest.raises(RequestError, match=r"did not answer within 0\.05 s") as caught:
+        asyncio.run(ask())
+    assert caught.value.status == 504
+    assert endpoint.jobs.jobs == {}
+
+
+@pytest.mark.parametrize(("method", "calls"), [("GET", {"find_all": 14, "cpus": 17}), ("DELETE", {"find": 16})])
+def test_a_request_for_batches_has_one_time_limit(endpoint, monkeypatch, method, calls):
+    """Each of two calls to the job server takes less than the limit, and both together more."""
+    endpoint.options["timeout_s"] = 30
+    (name,) = add_running(endpoint, 1)
+    progress = {"job": f"tlray-batch-{name}", "done": 0, "failed": 0, "total": 9, "waiting": True}
+    monkeypatch.setattr(score_state, "read_progress", lambda _: progress)
+
+    async def ask():
+        loop = asyncio.get_running_loop()
+        clock, passed = loop.time, [0.0]
+        monkeypatch.setattr(loop, "time", lambda: clock() + passed[0])
+
+        def slowly(function, seconds):
+            def call(*arguments):
+                passed[0] += seconds
+                return function(*arguments)
+
+            return call
+
+        for call, seconds in calls.items():
+            monkeypatch.setattr(endpoint.jobs, call, slowly(getattr(endpoint.jobs, call), seconds))
+        api = create_api(Service(Options(bundle="b"), {}), ApiKeys({}), endpoint.start())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1") as http:
+            return await http.request(method, "/v1/batches" if method == "GET" else f"/v1/batches/{name}")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error_code"]) == (504, "timed_out")
 
 
 # -- the real job server's client

@@ -5,7 +5,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import pytest
 from serve_app.app import build
 from serve_app.errors import RequestError
 from serve_app.model import explaining
-from serve_app.model.classifier import Answer, Explained, Pixels, to_batch
+from serve_app.model.classifier import Answer, Classifier, Explained, Pixels, to_batch
 from serve_app.model.remote import RemoteModel
 from serve_app.model.service import Prediction, Service
 from serve_app.options import Options
@@ -129,6 +129,109 @@ def test_a_bundle_that_is_none_stops_a_start_and_no_service(classifier, bundles)
     asyncio.run(classifier.reconfigure({"bundle": f"{bundles['first']}/nowhere"}))
     assert sha256(classifier) == before
     assert asyncio.run(classifier.predict(pixels(classifier))).probabilities is not None
+
+
+class Storage:
+    """Fails to load bundles as often as it is told, as a full /tmp or a storage that times out does."""
+
+    def __init__(self, classifier: LocalClassifier, monkeypatch, num_failures: int) -> None:
+        self.num_failures = num_failures
+        self.locations: list[str] = []
+        self._load = classifier._load
+        monkeypatch.setattr(classifier, "_load", self)
+
+    def __call__(self, location: str) -> Any:
+        self.locations.append(location)
+        if self.num_failures:
+            self.num_failures -= 1
+            raise OSError("No space left on device")
+        return self._load(location)
+
+
+class Pauses:
+    """Notes the pauses between attempts in place of waiting; `between` is called in each."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.seconds: list[float] = []
+        self.between: Callable[[], Awaitable[None]] | None = None
+        self._sleep = asyncio.sleep
+        monkeypatch.setattr(f"{Classifier.__module__}.asyncio.sleep", self)
+
+    async def __call__(self, seconds: float) -> None:
+        if seconds < 1:  # those of the tests themselves
+            await self._sleep(seconds)
+            return
+        self.seconds.append(seconds)
+        if self.between is not None:
+            await self.between()
+
+
+async def caught_up(classifier: LocalClassifier) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*classifier._tasks)
+
+
+def test_a_replica_that_alone_could_not_load_a_bundle_tries_again_until_it_has_it(
+    classifier, bundles, monkeypatch, recorded
+):
+    storage, pauses = Storage(classifier, monkeypatch, num_failures=9), Pauses(monkeypatch)
+    first, meanwhile = sha256(classifier), []
+    classifier.check_health()
+
+    async def predict() -> None:
+        meanwhile.append((await classifier.predict(pixels(classifier))).bundle_sha256)
+
+    async def exchange() -> None:
+        pauses.between = predict
+        await classifier.reconfigure({"bundle": bundles["second"]})
+        await caught_up(classifier)
+
+    asyncio.run(exchange())
+    assert sha256(classifier) == sha256_of(bundles["second"])
+    assert pauses.seconds == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert meanwhile == [first] * 9
+    assert storage.locations == [bundles["second"]] * 10
+    failed = [(value, tags) for name, value, tags in recorded if name == "tlray_failed_loads"]
+    assert failed == [(count, {"version": "1"}) for count in (*range(1, 10), 0)]
+
+
+@pytest.mark.parametrize("named", ["first", "second"])
+def test_a_bundle_that_is_named_later_ends_the_attempts_for_the_former(classifier, bundles, monkeypatch, named):
+    storage, pauses = Storage(classifier, monkeypatch, num_failures=1), Pauses(monkeypatch)
+    classifier.check_health()
+
+    async def exchange() -> None:
+        pauses.between = lambda: classifier.reconfigure({"bundle": bundles[named]})
+        await classifier.reconfigure({"bundle": f"{bundles['second']}/../second"})
+        await caught_up(classifier)
+
+    asyncio.run(exchange())
+    assert sha256(classifier) == sha256_of(bundles[named])
+    assert storage.locations[1:] == ([] if named == "first" else [bundles["second"]])
+
+
+def test_a_bundle_is_dropped_if_another_one_is_named_while_it_is_loaded(classifier, bundles, monkeypatch):
+    load, begun, gate = classifier._load, threading.Event(), threading.Event()
+
+    def load_when_let(location: str) -> Any:
+        begun.set()
+        assert gate.wait(DEADLINE_S)
+        return load(location)
+
+    monkeypatch.setattr(classifier, "_load", load_when_let)
+    classifier.check_health()
+    model = classifier._model
+
+    async def exchange() -> None:
+        exchanging = asyncio.create_task(classifier.reconfigure({"bundle": bundles["second"]}))
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
+        going_back = asyncio.create_task(classifier.reconfigure({"bundle": bundles["first"]}))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(exchanging, going_back)
+
+    asyncio.run(exchange())
+    assert classifier._model is model
 
 
 @pytest.mark.usefixtures("explaining_here")

@@ -110,6 +110,33 @@ def test_images_are_counted_by_class_and_error(model, recorded):
     assert held == [5, 0]
 
 
+@pytest.mark.parametrize("protocol", ["TensorFlow Serving", "Open Inference Protocol"])
+def test_of_a_request_that_is_refused_for_one_image_only_that_one_is_counted(model, recorded, monkeypatch, protocol):
+    monkeypatch.setattr(drift, "WINDOW", 2)
+    monkeypatch.setattr(drift, "STRIDE", 1)
+    spec = dataclasses.replace(model.info.spec, training_images=training_images())
+    model.info = dataclasses.replace(model.info, spec=spec)
+    asked, predict = [], model.predict
+
+    async def note(pixels):
+        asked.append(pixels)
+        return await predict(pixels)
+
+    model.predict = note
+    files = [b64(png(0))["b64"], b64(png(128))["b64"], b64(b"")["b64"]]
+    if protocol == "TensorFlow Serving":
+        path, body = "/v1/models/chest-ct:predict", {"instances": [{"b64": file} for file in files]}
+    else:
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [3], "data": files}
+        path, body = "/v2/models/chest-ct/infer", {"inputs": [tensor]}
+    answer = call(model, "POST", path, json=body)
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "empty")
+    assert asked == []
+    assert of(recorded, "tlray_image_errors", "version", "code") == {("1", "empty"): 1}
+    others = {name for name, _, _ in recorded} - {"tlray_image_errors"}
+    assert others == {"tlray_held_images", "tlray_request_duration_seconds", "tlray_request_errors"}
+
+
 def test_batches_are_counted(recorded):
     telemetry = ModelTelemetry("shadow")
     telemetry.started(batch_size=32, num_waiting=7)
@@ -291,7 +318,7 @@ def test_the_dashboard_can_be_imported():
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     ids = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(ids)) == len(ids) == 13
+    assert len(set(ids)) == len(ids) == 14
     source = {"type": "prometheus", "uid": "${datasource}"}
     for panel in dashboard["panels"]:
         assert panel["datasource"] == source
