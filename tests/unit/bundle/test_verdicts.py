@@ -76,8 +76,11 @@ def test_without_a_threshold_this_is_said_with_the_remedy():
     assert little.is_warning
     assert little.answer.startswith(
         "No threshold keeps errors at 5 %, as far as 584 images can show: the model refers hardly anything, 1 of 100 "
-        "test images, and 1 in 5 accepted answers is wrong. Referral does nothing here."
+        "test images, and 20.0 % of the accepted answers are wrong. Referral does nothing here."
     )
+    for rate, text in ((0.4, "40.0 % of the accepted answers are"), (0.45, "45.0 % of the accepted answers are"),
+                       (0.1, "1 in 10 accepted answers is"), (0.05, "1 in 20 accepted answers is")):  # fmt: skip
+        assert f"and {text} wrong." in judge("referral", NO_THRESHOLD, num_referred=1, accepted_error_rate=rate).answer
     assert "--refer-below" in little.answer
     much = judge("referral", NO_THRESHOLD, num_referred=40, accepted_error_rate=0.0)
     assert "the model refers 40 of 100 test images, and none of the accepted answers here is wrong." in much.answer
