@@ -226,7 +226,8 @@ def _subgroups(measured: Measured) -> Verdict | None:
             f"{subgroup_name(each)} {percent(each['accuracy'])}{bracketed(each['accuracy_ci95'])}"
             for each in worse[:MAX_NAMED]
         )
-        more = f"; and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
+        num_worse = found.get("num_worse", len(worse))  # bundles of earlier versions do not have it
+        more = f"; and {num_worse - MAX_NAMED} more" if num_worse > MAX_NAMED else ""
         answer = (
             f"It is significantly worse than overall ({percent(measured.new['accuracy'])}) for {named}{more}. This is "
             f"of {looked_at} that were looked at; about 1 in 40 would seem worse by chance. Add training images like "
