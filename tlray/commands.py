@@ -65,7 +65,8 @@ def _train(arguments: list[str]) -> None:
     result = train(config)
     rows = accuracy_rows(result.metrics, result.cross_validation)
     if result.num_epochs:
-        rows.append(("epochs", f"{result.num_epochs}, the best one was {result.best_epoch}"))
+        best, probe = f"the best one was {result.best_epoch}", "none was better than the probe, which was exported"
+        rows.append(("epochs", f"{result.num_epochs}, {best if result.best_epoch else probe}"))
     rows += [("report", f"{result.out}/report.html"), ("bundle", result.bundle)]
     rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items() if config.timing]
     _show("Trained", rows, warnings=result.warnings, quiet=config.quiet)

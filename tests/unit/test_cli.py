@@ -94,7 +94,7 @@ def called(monkeypatch):
     )
     results = {
         ("training.run", "train"): SimpleNamespace(
-            out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics},
+            out="/o", bundle="/o/bundle", num_epochs=7, best_epoch=4, metrics={"test": metrics}, cross_validation=None,
             warnings=("Look out.",), timing_s={"starting Ray": 2.04, "computing features": 10.96},
         ),
         ("evaluation.data_audit", "audit_images"): AuditResult(
@@ -489,6 +489,15 @@ def test_figures_of_new_images_are_shown_before_those_of_all(called, monkeypatch
     )  # fmt: skip
     assert [shown.find(fact) for fact in facts] == sorted(shown.find(fact) for fact in facts)
     assert -1 not in [shown.find(fact) for fact in facts]
+
+
+def test_a_probe_that_no_epoch_betters_is_told(called, monkeypatch, capsys):
+    assert called == []
+    stand_in = sys.modules["tlray.training.run"]
+    result = SimpleNamespace(**vars(stand_in.train(None)) | {"best_epoch": 0})
+    monkeypatch.setattr(stand_in, "train", lambda _: result)
+    assert tlray("train --data d --out o") == 0
+    assert "epochs 7, none was better than the probe, which was exported" in unwrapped(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

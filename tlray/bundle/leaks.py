@@ -93,7 +93,8 @@ def answer(
         images: Their name in a sentence, such as `test images`.
         metrics: Their metrics; `num_leaked` and `leak_free` may be missing, see
             `tlray.evaluation.measurement.with_leak_free`.
-        num_near: Number of the images that look like neighbouring slices of images that the model learned from.
+        num_near: Number of the images that look like neighbouring slices of images that the model learned from, and
+            that may be of their patients: in the model's own data, images without a named patient.
         search: How known images were searched for; None: all images that the model learned from were there.
 
     Returns:

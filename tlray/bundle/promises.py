@@ -15,6 +15,10 @@ MAX_CALIBRATION_ERROR = 0.1
 """Expected calibration error above which a confidence is no probability, if it is surely larger. The confidence is then
 more than ten percentage points off on average, as if 80 % of the predictions with a confidence of 0.9 were right."""
 
+MAX_ONE_IN = 0.1
+"""Error rate up to which a sentence says "1 in N". Above it, whole numbers are too coarse: 0.4 and 0.45 would be the
+same."""
+
 MAX_OTHER_SHARES = 0.1
 """Half the sum of the differences between two sets of class shares up to which they count as alike. If nothing but the
 class shares differs between two sets of images, the share of wrong predictions differs by at most this."""
@@ -133,12 +137,12 @@ def referral(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) 
 
 
 def _one_in(rate: float) -> str:
-    """Returns an error rate with its subject and verb, such as `1 in 5 accepted answers is`."""
+    """Returns an error rate with its subject and verb, such as `1 in 20 accepted answers is`; see `MAX_ONE_IN`."""
     if not rate:
         return "none of the accepted answers here is"
-    return (
-        f"1 in {round(1 / rate)} accepted answers is" if rate <= 0.5 else f"{percent(rate)} of the accepted answers are"
-    )
+    if rate > MAX_ONE_IN:
+        return f"{percent(rate)} of the accepted answers are"
+    return f"1 in {round(1 / rate)} accepted answers is"
 
 
 def coverage(images: str, metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[str, bool] | None:

@@ -11,7 +11,8 @@ from typing import Any
 from tlray.bundle import anatomy, leaks, promises
 from tlray.bundle.anatomy import CONTROLS
 from tlray.bundle.leaks import LeakSearch
-from tlray.bundle.wording import bracketed, percent
+from tlray.bundle.wording import bracketed, percent, unnamed
+from tlray.data import audit
 from tlray.errors import counted
 
 MAX_NAMED = 3
@@ -78,19 +79,20 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `controls`: name to the control, without those that are not known; `unmeasured`: the names of those that were
         looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
-        are neighbouring slices of images that the model learned from; `has_patients`: a patient, or a group, has
-        several images, so that patients were named; null if it is not known; `cut_splits`: which of valid and test
-        the data did not have, so that tlray cut them, only if it is known. `leak_search` and `training_shortcuts`
-        only if they are there; with the latter `has_shortcut`: one was found in these images, too; null if they were
-        not tested.
+        are neighbouring slices of images that the model learned from; `has_patients`: see `audit.has_patients`;
+        `num_unnamed` of `num_images` images have no named patient, only if it is known; `cut_splits`: which of valid
+        and test the data did not have, so that tlray cut them, only if it is known. `leak_search` and
+        `training_shortcuts` only if they are there; with the latter `has_shortcut`: one was found in these images, too;
+        null if they were not tested.
     """
-    groups, num_images = findings.get("groups", {}).get("num_groups"), findings.get("num_readable")
-    num_alike = findings.get("groups", {}).get("num_alike", 0)
+    num_unnamed, num_images = findings.get("groups", {}).get("num_unnamed"), findings.get("num_readable")
     about: dict[str, Any] = {
         "controls": {name: findings[name] for name in CONTROLS if findings.get(name)},
         "neighbours": dict(findings.get("neighbours", {})),
-        "has_patients": None if groups is None or num_images is None else groups + num_alike < num_images,
+        "has_patients": audit.has_patients(findings),
     }
+    if num_unnamed is not None and num_images is not None:
+        about |= {"num_unnamed": num_unnamed, "num_images": num_images}
     given = findings.get("split_shortcuts", {}).get("given")
     if given is not None:
         about["cut_splits"] = [split for split in ("valid", "test") if split not in given]
@@ -226,7 +228,8 @@ def _subgroups(measured: Measured) -> Verdict | None:
             f"{subgroup_name(each)} {percent(each['accuracy'])}{bracketed(each['accuracy_ci95'])}"
             for each in worse[:MAX_NAMED]
         )
-        more = f"; and {len(worse) - MAX_NAMED} more" if len(worse) > MAX_NAMED else ""
+        num_worse = found.get("num_worse", len(worse))  # bundles of earlier versions do not have it
+        more = f"; and {num_worse - MAX_NAMED} more" if num_worse > MAX_NAMED else ""
         answer = (
             f"It is significantly worse than overall ({percent(measured.new['accuracy'])}) for {named}{more}. This is "
             f"of {looked_at} that were looked at; about 1 in 40 would seem worse by chance. Add training images like "
@@ -265,10 +268,12 @@ def limits(measured: Measured) -> list[str]:
         "Whether the labels are right: the figures take them as they are given.",
     ]
     if measured.data.get("has_patients") is False:
+        # Bundles of earlier versions do not count the images.
+        num_unnamed, num_images = (measured.data.get(name, 0) for name in ("num_unnamed", "num_images"))
         found.append(
-            "Which images are of one patient: no patients are named, so images, but for known copies and neighbouring "
-            "slices, count as those of different patients. Where that is wrong, the figures are too good, and the "
-            "intervals too narrow."
+            f"Which images are of one patient: {unnamed(num_unnamed, num_images)}. Images without a named patient, but "
+            "for known copies and neighbouring slices, count as those of different patients. Where that is wrong, the "
+            "figures are too good, and the intervals too narrow."
         )
     if measured.split in measured.data.get("cut_splits", ()):
         found.append(

@@ -46,3 +46,15 @@ def estimate(value: float, ends: Ends, *, beside: str = "") -> str:
     known = span(ends)
     texts = [f"95 %: {known}"] * bool(known) + [beside] * bool(beside)
     return f"{decimals(value)} ({', '.join(texts)})" if texts else decimals(value)
+
+
+def unnamed(num_unnamed: int, num_images: int) -> str:
+    """Returns how many images have no named patient, such as `18 of 20 images have no named patient`.
+
+    Args:
+        num_unnamed: Number of these images; `no patients are named` if it is that of all.
+        num_images: Number of all images.
+    """
+    if num_unnamed == num_images:
+        return "no patients are named"
+    return f"{num_unnamed} of {num_images} images {'has' if num_unnamed == 1 else 'have'} no named patient"

@@ -24,6 +24,9 @@ MIN_CLASS_IMAGES = 20
 MAX_UNREADABLE_FRACTION = 0.05
 """Share of unreadable images above which the audit warns."""
 
+MAX_UNNAMED_FRACTION = 0.05
+"""Share of images without a named patient up to which the patients of a data set count as named."""
+
 MAX_IMBALANCE_RATIO = 10.0
 """Ratio of the largest to the smallest training class above which the audit warns."""
 
@@ -66,9 +69,9 @@ def audit(table: pa.Table) -> dict[str, Any]:
           groups with two images in one split (`within_split`), with images in several splits (`across_splits`), and
           with several labels (`conflicting_labels`). An example has `sha256` and `images`, each with `image_id`,
           `split` and `label`;
-        - `groups`: `num_groups`, `by_class` (by class, the number of groups with images of it), `num_alike` (images in
-          groups of `splits.ALIKE`, less these groups), and `across_splits` as above, with `group_id` in place of
-          `sha256`;
+        - `groups`: `num_groups`, `num_unnamed` (images without a named patient, see `splits.has_named_patient`),
+          `by_class` (the number of patients of each class whose images all have a named patient), and `across_splits`
+          as above, with `group_id` in place of `sha256`;
         - `size_px`: `width` and `height`, each with `min`, `median` and `max`; null if not known.
     """
     readable = table.filter(pc.field("error_code").is_null())
@@ -88,14 +91,29 @@ def audit(table: pa.Table) -> dict[str, Any]:
 
 
 def patients_by_class(report: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the number of patients with images of each class; empty if no patients are named, or it is not known.
+    """Returns the number of patients of each class, of classes whose images all have a named patient.
 
     Args:
-        report: What `audit` returns; parts may be missing, as in reports of earlier versions.
+        report: What `audit` returns; parts may be missing, as in reports of earlier versions. Empty for these, which
+            count an image without a named patient as one.
     """
-    groups, num_readable = report.get("groups", {}), report.get("num_readable", 0)
-    is_named = groups.get("num_groups", num_readable) + groups.get("num_alike", 0) < num_readable
-    return dict(groups.get("by_class", {})) if is_named else {}
+    groups = report.get("groups", {})
+    return dict(groups["by_class"]) if "num_unnamed" in groups else {}
+
+
+def has_patients(report: Mapping[str, Any]) -> bool | None:
+    """Tells whether patients are named, for all images but a share of `MAX_UNNAMED_FRACTION`; None: it is not known.
+
+    Args:
+        report: What `audit` returns; parts may be missing. Reports of earlier versions tell only whether a patient, or
+            a group that does not just look alike, has several images.
+    """
+    groups, num_readable = report.get("groups", {}), report.get("num_readable")
+    if num_readable is None or "num_groups" not in groups:
+        return None
+    if "num_unnamed" not in groups:
+        return groups["num_groups"] + groups.get("num_alike", 0) < num_readable
+    return groups["num_unnamed"] <= MAX_UNNAMED_FRACTION * num_readable
 
 
 def _counts(readable: pa.Table) -> dict[str, dict[str, int]]:
@@ -135,13 +153,13 @@ def _duplicates(readable: pa.Table) -> dict[str, Any]:
 def _groups(readable: pa.Table) -> dict[str, Any]:
     by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
     across = by_group.filter(pc.field("split_count_distinct") > 1)
-    sizes = dict(zip(*(by_group[name].to_pylist() for name in ("group_id", "count_all")), strict=True))
-    labelled = readable.filter(pc.field("label").is_valid())
-    by_class = labelled.group_by("label").aggregate([("group_id", "count_distinct")]).sort_by("label")
+    unnamed = readable.filter(pa.array(~splits.has_named_patient(readable)))
+    is_counted = pc.field("label").is_valid() & ~pc.field("label").isin(unnamed["label"].unique().drop_null())
+    by_class = readable.filter(is_counted).group_by("label").aggregate([("group_id", "count_distinct")])
     return {
         "num_groups": by_group.num_rows,
-        "by_class": {row["label"]: row["group_id_count_distinct"] for row in by_class.to_pylist()},
-        "num_alike": sum(size - 1 for name, size in sizes.items() if name.startswith(splits.ALIKE)),
+        "num_unnamed": unnamed.num_rows,
+        "by_class": {row["label"]: row["group_id_count_distinct"] for row in by_class.sort_by("label").to_pylist()},
         "across_splits": _finding(readable, "group_id", across),
     }
 
@@ -199,7 +217,7 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
     """Returns warnings about images or patients that splits share, which may make metrics too good.
 
     Args:
-        report: A report from `audit`.
+        report: A report from `audit`; with the findings of `tlray.trust.findings.find`, if the pictures were looked at.
 
     Returns:
         Texts for people, which `warnings` lists first; empty if no two splits share images or patients. The first text
@@ -229,16 +247,30 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
             f"so the metrics of {_measured_twice(report)} count patients that the model knows. Split by patient{end}"
         )
-    series = report["copies"]["series"]["across_splits"] if is_looked else None
-    # A slice beside a copy that is in another split is no news; groups without such a copy are.
-    if series and series["num_groups"] > copies["num_groups"]:
+    if is_looked and (parted := _parted_series(report)):
         found.append(
-            f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
-            f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). If these are "
-            "slices of one patient, the metrics are too good. Name the patients: one folder for each, or the column "
-            "group_id of a table."
+            f"{parted}. If these are slices of one patient, the metrics are too good. Name the patients: one folder "
+            "for each, or the column group_id of a table."
         )
     return found
+
+
+def _parted_series(report: Mapping[str, Any]) -> str:
+    """Returns which neighbouring slices are in different splits, though none is a copy; empty if there are none."""
+    series, copies = (report["copies"][name]["across_splits"] for name in ("series", "copies"))
+    if "neighbours" not in report:
+        # Of a report of an earlier version, which does not count neighbours: more groups than those that have copies.
+        if series["num_groups"] <= copies["num_groups"]:
+            return ""
+        return (
+            f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
+            f"(groups: {series['num_groups']}, for example {_example(series, 'split')})"
+        )
+    near = ", ".join(f"{number} in {split}" for split, number in report["neighbours"].items() if number)
+    pair = report.get("neighbour_example")
+    example = f" (for example '{pair[0]}' and '{pair[1]}')" if pair else ""
+    what = "Images without a named patient that look like neighbouring slices of images that the model learns from"
+    return f"{what}: {near}{example}" if near else ""
 
 
 def _measured_twice(report: dict[str, Any]) -> str:

@@ -155,8 +155,26 @@ def unnamed_series(table: pa.Table) -> list[str | None]:
     """
     if SERIES not in table.column_names:
         return [None] * len(table)
-    ids, groups, series = column_lists(table, "image_id", "group_id", SERIES)
-    return [each if group == image_id else None for image_id, group, each in zip(ids, groups, series, strict=True)]
+    series = table[SERIES].to_pylist()
+    return [
+        None if is_named else each for is_named, each in zip(has_named_patient(table).tolist(), series, strict=True)
+    ]
+
+
+def has_named_patient(table: pa.Table) -> np.ndarray:
+    """Tells which images have a named patient: a group that is neither the image's own id nor one of `ALIKE`.
+
+    Args:
+        table: A manifest.
+
+    Returns:
+        bool [images].
+    """
+    ids, groups = column_lists(table, "image_id", "group_id")
+    return np.array(
+        [group != image_id and not group.startswith(ALIKE) for image_id, group in zip(ids, groups, strict=True)],
+        dtype=bool,
+    )
 
 
 LEARNED_FROM: Mapping[str, tuple[str, ...]] = {"valid": ("train",), "test": ("train", "valid")}
@@ -179,7 +197,7 @@ def in_learned_group(groups: Sequence[Any], splits: Sequence[str | None]) -> np.
     """Tells which images of valid and test are in a group with images that the model learned from.
 
     Args:
-        groups: The group of each image, of values that can be hashed.
+        groups: The group of each image, of values that can be hashed; None: it is in no group.
         splits: The split of each image.
 
     Returns:
@@ -190,7 +208,7 @@ def in_learned_group(groups: Sequence[Any], splits: Sequence[str | None]) -> np.
         splits_of[group].add(split)
     return np.array(
         [
-            not splits_of[group].isdisjoint(LEARNED_FROM.get(split or "", ()))
+            group is not None and not splits_of[group].isdisjoint(LEARNED_FROM.get(split or "", ()))
             for group, split in zip(groups, splits, strict=True)
         ],
         dtype=bool,

@@ -76,10 +76,10 @@ class Relations:
         group_of: The group of each image by its id: its patient, joined with those who have a copy or a neighbour of
             one of its pictures.
         leaked: Ids of the images that the model knows from its training; None: it cannot be told.
-        findings: `copies` (see `copies.describe`), `neighbours` (split to the number of images that look like slices of
-            the same series as images that the model learned from, where these are known) and `leak_search` (the fields
-            of `LeakSearch`), for the report.
-        near: Ids of other images that look like slices of the same series as images that the model learned from.
+        findings: `copies` (see `copies.describe`), `neighbours` (split to the number of images in `near`) and
+            `leak_search` (the fields of `LeakSearch`), for the report.
+        near: Ids of other images that look like slices of the same series as images that the model learned from, where
+            these are known. Of the model's own data, only images without a named patient.
         fold_group_of: The group that stays whole in a cross-validation of each image by its id, see
             `splits.dividing_groups`.
         gallery: Pictures of copies and neighbours, see `gallery.make_gallery`.
@@ -224,7 +224,7 @@ class Related:
         group_of: See `Relations`.
         fold_group_of: See `Relations`.
         leaked: Ids of the measured images in a group with an image, or picture, that the model learned from.
-        near: Ids of other measured images in a series with such an image.
+        near: See `Relations`.
     """
 
     group_of: dict[str, str]
@@ -261,10 +261,13 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     is_known |= np.array([each == "train" for each in given], dtype=bool)
     leaked = frozenset(np.array(ids, dtype=object)[is_known & images.is_measured].tolist())
     measured = set(np.array(ids, dtype=object)[images.is_measured].tolist())
-    series, split_of = found.series_of.tolist(), dict(zip(ids, given, strict=True))
-    is_near = splits.in_learned_group(series[:num_images], [split_of[image_id] for image_id in image_ids])
-    is_near |= np.isin(found.series_of[:num_images], found.series_of[num_images:])
-    near = {image_id for image_id, each in zip(image_ids, is_near.tolist(), strict=True) if each}
+    unnamed = splits.unnamed_series(table)
+    is_near = splits.in_learned_group(unnamed, given)
+    kept_series = {image_ids[first] for first in found.series_of[num_images:].tolist() if first < num_images}
+    # A bundle does not name its patients, so named patients of other data may be among them.
+    series = unnamed if images.knows_splits else in_series.to_pylist()
+    is_near |= np.array([each in kept_series for each in series], dtype=bool)
+    near = {image_id for image_id, each in zip(ids, is_near.tolist(), strict=True) if each}
     return Related(
         group_of=dict(zip(ids, independent, strict=True)),
         fold_group_of=dict(zip(ids, in_folds, strict=True)),

@@ -34,7 +34,7 @@ they would find a copy. It is in the middle of `regression.INVERSE_PENALTIES`.""
 MAX_TRAIN_IMAGES = 2000
 """Number of training images above which a probe with permuted labels takes some of them, drawn at random."""
 
-_BLOCK = 1024  # rows of features that are converted to float32 at once
+_BLOCK = 1024  # rows of features that are converted at once to float32, or turned in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,19 +160,21 @@ def by_permuted_labels(
     if len(train) > MAX_TRAIN_IMAGES:
         train = np.sort(rng.choice(train, MAX_TRAIN_IMAGES, replace=False))
     basis = regression.basis(features_BD[train])
-    train_turned, test_turned = basis.turn(features_BD[train]), basis.turn(features_BD[test])
-    predicted, expected = [], []
-    for _ in range(NUM_PROBES):
-        exchanged = permuted(labels, numbers, rng)
-        expected.append(exchanged[test])
-        if len(np.unique(exchanged[train])) < 2:  # there is nothing to learn: predict this one label
-            predicted.append(np.full(len(test), exchanged[train][0]))
-            continue
-        model = regression.regression(balanced=False)
-        regression.solve(model, train_turned, exchanged[train], inverse_penalty=inverse_penalty)
-        predicted.append(model.predict(test_turned))
+    train_turned = basis.turn(features_BD[train])
+    exchanged_PB = np.stack([permuted(labels, numbers, rng) for _ in range(NUM_PROBES)])
+    # Where the training images have one label there is nothing to learn: it is predicted.
+    predicted_PB = np.repeat(exchanged_PB[:, train[:1]], len(test), axis=1)
+    models = {}
+    for number, exchanged in enumerate(exchanged_PB):
+        if len(np.unique(exchanged[train])) > 1:
+            models[number] = regression.regression(balanced=False)
+            regression.solve(models[number], train_turned, exchanged[train], inverse_penalty=inverse_penalty)
+    for start in range(0, len(test), _BLOCK):  # memory: turned features are float64
+        turned = basis.turn(features_BD[test[start : start + _BLOCK]])
+        for number, model in models.items():
+            predicted_PB[number, start : start + _BLOCK] = model.predict(turned)
     test_numbers = np.unique(numbers[test], return_inverse=True)[1]
-    return _judge("permuted labels", np.stack(predicted), np.stack(expected), test_numbers, seed)
+    return _judge("permuted labels", predicted_PB, exchanged_PB[:, test], test_numbers, seed)
 
 
 def by_predictions(

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.bundle.wording import bracketed, decimals
-from tlray.data import manifest, splits
+from tlray.bundle.wording import bracketed, decimals, unnamed
+from tlray.data import audit, manifest, splits
 from tlray.errors import counted
 from tlray.trust import controls, copies, shortcuts
 from tlray.trust.controls import Control
@@ -47,7 +47,8 @@ def find(
           test has the fields of `shortcuts.TraitTest` and a `text`. `split_shortcuts` also has `given`: the splits that
           the data gives, not those that tlray has cut;
         - `leaked`: by split, the number of images that the model knows from its training; see `splits.has_leaked`;
-        - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from;
+        - `neighbours`: by split, the number of other images that are neighbouring slices of one that it learned from,
+          of images without a named patient; `neighbour_example`: the ids of two such images, null if there are none;
         - `long_series`: the series that splits or folds do not keep together, see `splits.long_series`: `num_images`
           and `classes`, a list;
         - `traits_control`: see `controls.Control`: how well a forest of the training images' traits predicts the
@@ -63,8 +64,7 @@ def find(
     groups = np.array(splits.dividing_groups(labelled), dtype=str)
     independent = np.array(splits.independent_groups(labelled), dtype=str)
     has_leaked = splits.has_leaked(labelled)
-    series = seen.copies.series_of[is_labelled.to_numpy(zero_copy_only=False)].tolist()
-    is_neighbour = splits.in_learned_group(series, labelled["split"].to_pylist()) & ~has_leaked
+    is_neighbour = splits.in_learned_group(splits.unnamed_series(labelled), labelled["split"].to_pylist()) & ~has_leaked
     is_split = in_split != ""
     places = _places(in_split, np.array(labels, dtype=str), ~has_leaked)
     chosen = np.empty(0, int) if places is None else np.concatenate([places.train, places.test])
@@ -88,9 +88,21 @@ def find(
         "split_shortcuts": describe_shortcuts(between_splits, "splits") | {"given": _given_splits(seen.table)},
         "leaked": {split: int(has_leaked[in_split == split].sum()) for split in splits.LEARNED_FROM},
         "neighbours": {split: int(is_neighbour[in_split == split].sum()) for split in splits.LEARNED_FROM},
+        "neighbour_example": _neighbour_example(labelled, is_neighbour),
         "long_series": _long_series(labelled),
         **found,
     }
+
+
+def _neighbour_example(labelled: pa.Table, is_neighbour: np.ndarray) -> list[str] | None:
+    """Returns the ids of the first neighbour and of an image of its series that the model learned from, or None."""
+    if not is_neighbour.any():
+        return None
+    series, place = splits.unnamed_series(labelled), int(np.argmax(is_neighbour))
+    ids, in_split = manifest.column_lists(labelled, "image_id", "split")
+    learned_from = splits.LEARNED_FROM[in_split[place]]
+    rows = zip(ids, in_split, series, strict=True)
+    return [next(name for name, split, each in rows if each == series[place] and split in learned_from), ids[place]]
 
 
 def _long_series(labelled: pa.Table) -> dict[str, Any]:
@@ -224,11 +236,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("copies with several labels", _groups(seen["copies"]["conflicting_labels"])),
             ("copies and neighbouring slices", _groups(seen["series"])),
         ]
-    groups = found["groups"]
-    # Audits of earlier versions do not count groups.
-    is_known = groups.get("num_groups", 0) + groups.get("num_alike", 0) < found["num_readable"]
-    across = str(groups["across_splits"]["num_groups"]) if is_known else "not known: no patient has several images"
-    lines.append(("patients in several splits", across))
+    lines.append(("patients in several splits", _patients_across(found)))
     if told := found.get("shortcuts"):
         lines.append(("what tells the classes", _families(told, "classes")))
     # An audit of an earlier version does not say which splits the data gives.
@@ -239,6 +247,18 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         right = f"{control['accuracy']:.3f} of {control['num_images']} {control['split']} images"
         lines.append(("told by the files alone", f"{right}{about}"))
     return lines
+
+
+def _patients_across(found: Mapping[str, Any]) -> str:
+    """Returns the number of patients in several splits, with that of the images whose patients are not named."""
+    groups = found["groups"]
+    num_across = groups["across_splits"]["num_groups"]
+    if audit.has_patients(found) is not False:
+        return str(num_across)
+    if "num_unnamed" not in groups:  # an audit of an earlier version
+        return "not known: no patient has several images"
+    why = unnamed(groups["num_unnamed"], found["num_readable"])
+    return f"{num_across} known; {why}" if num_across else f"not known: {why}"
 
 
 def _families(told: Mapping[str, Any], noun: str) -> str:

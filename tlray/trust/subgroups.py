@@ -68,8 +68,9 @@ def find(columns: Mapping[str, Sequence[str | None]], is_right: np.ndarray, grou
 
     Returns:
         Only str, int, float, bool, list and dict: `num_looked_at`, the number of subgroups of at least `MIN_IMAGES`
-        images, and `lowest`, at most `MAX_KEPT` of them: first those that are worse, then by their accuracy. Each has
-        `column`, `value`, `num_images`, `num_groups`, `accuracy`, `accuracy_ci95` and `is_worse`.
+        images, `num_worse`, the number of those that are worse, and `lowest`, at most `MAX_KEPT` of them: first those
+        that are worse, then by their accuracy. Each has `column`, `value`, `num_images`, `num_groups`, `accuracy`,
+        `accuracy_ci95` and `is_worse`.
 
     Raises:
         DataError: Arrays of different lengths.
@@ -94,4 +95,5 @@ def find(columns: Mapping[str, Sequence[str | None]], is_right: np.ndarray, grou
                 }
             )
     found.sort(key=lambda each: (not each["is_worse"], each["accuracy"]))
-    return {"num_looked_at": len(found), "lowest": found[:MAX_KEPT]}
+    num_worse = sum(each["is_worse"] for each in found)
+    return {"num_looked_at": len(found), "num_worse": num_worse, "lowest": found[:MAX_KEPT]}

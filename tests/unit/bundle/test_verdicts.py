@@ -76,8 +76,11 @@ def test_without_a_threshold_this_is_said_with_the_remedy():
     assert little.is_warning
     assert little.answer.startswith(
         "No threshold keeps errors at 5 %, as far as 584 images can show: the model refers hardly anything, 1 of 100 "
-        "test images, and 1 in 5 accepted answers is wrong. Referral does nothing here."
+        "test images, and 20.0 % of the accepted answers are wrong. Referral does nothing here."
     )
+    for rate, text in ((0.4, "40.0 % of the accepted answers are"), (0.45, "45.0 % of the accepted answers are"),
+                       (0.1, "1 in 10 accepted answers is"), (0.05, "1 in 20 accepted answers is")):  # fmt: skip
+        assert f"and {text} wrong." in judge("referral", NO_THRESHOLD, num_referred=1, accepted_error_rate=rate).answer
     assert "--refer-below" in little.answer
     much = judge("referral", NO_THRESHOLD, num_referred=40, accepted_error_rate=0.0)
     assert "the model refers 40 of 100 test images, and none of the accepted answers here is wrong." in much.answer
@@ -276,7 +279,8 @@ def test_subgroups_that_are_called_out():
     )
     assert "scanner b" not in some.answer
     many = {"num_looked_at": 9, "lowest": [subgroup(name, is_worse=True) for name in "abcde"]}
-    assert "; and 2 more." in judge("subgroups", subgroups=many).answer
+    assert "; and 2 more." in judge("subgroups", subgroups=many).answer  # of an earlier version
+    assert "; and 11 more." in judge("subgroups", subgroups=many | {"num_worse": 14}).answer
     assert judge("subgroups", subgroups={"num_looked_at": 0, "lowest": []}).answer.startswith("Not known")
 
 
@@ -328,9 +332,24 @@ def test_what_an_audit_knows_of_the_data():
 
 @pytest.mark.parametrize(("num_groups", "num_alike", "has_patients"), [(12, 8, False), (11, 8, True), (12, 0, True)])
 def test_groups_that_only_look_alike_are_no_patients(num_groups, num_alike, has_patients):
-    """Twenty images; `audit --fix` has put some that look alike into groups."""
+    """An audit of an earlier version on twenty images; `audit --fix` has put some that look alike into groups."""
     groups = {"num_groups": num_groups, "num_alike": num_alike}
     assert verdicts.about_data({"groups": groups, "num_readable": 20})["has_patients"] is has_patients
+
+
+@pytest.mark.parametrize(
+    ("num_unnamed", "text"),
+    [
+        (20, "Which images are of one patient: no patients are named. Images without a named patient"),
+        (18, "Which images are of one patient: 18 of 20 images have no named patient. Images without"),  # one pair
+        (1, None),
+    ],
+)
+def test_limits_count_the_images_without_a_patient(num_unnamed, text):
+    about = verdicts.about_data({"groups": {"num_groups": 19, "num_unnamed": num_unnamed}, "num_readable": 20})
+    assert (about["num_unnamed"], about["num_images"]) == (num_unnamed, 20)
+    told = [each for each in verdicts.limits(measured(data=about)) if each.startswith("Which images")]
+    assert [each[: len(text or "")] for each in told] == ([] if text is None else [text])
 
 
 @pytest.mark.parametrize(
@@ -344,7 +363,7 @@ def test_limits_tell_that_the_split_was_cut(cut, is_told):
 @pytest.mark.parametrize(("has_patients", "is_told"), [(False, True), (True, False), (None, False)])
 def test_limits_name_what_is_missing(has_patients, is_told):
     texts = " ".join(verdicts.limits(measured(data={"has_patients": has_patients})))
-    assert ("Which images are of one patient" in texts) == is_told
+    assert ("Which images are of one patient: no patients are named." in texts) == is_told
     assert "chosen on validation images" not in texts
     valid = Measured(split="valid", metrics={}, trust={}, data={})
     assert "chosen on validation images" in " ".join(verdicts.limits(valid))

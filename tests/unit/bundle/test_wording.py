@@ -22,3 +22,9 @@ def test_a_known_interval_is_in_brackets():
     assert wording.estimate(0.75, ends) == "0.750 (95 %: 0.500 to 0.875)"
     assert wording.estimate(0.75, ends, beside="8 images") == "0.750 (95 %: 0.500 to 0.875, 8 images)"
     assert wording.estimate(0.75, [0.0, None]) == "0.750 (95 %: at least 0.000)"  # the log loss of a single patient
+
+
+def test_images_without_a_patient():
+    assert wording.unnamed(20, 20) == "no patients are named"
+    assert wording.unnamed(18, 20) == "18 of 20 images have no named patient"
+    assert wording.unnamed(1, 10) == "1 of 10 images has no named patient"

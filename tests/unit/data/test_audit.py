@@ -4,13 +4,22 @@ import pyarrow as pa
 import pytest
 
 from tlray.data import manifest, splits
-from tlray.data.audit import audit, explain_failures, leak_warnings, patients_by_class, warnings
+from tlray.data.audit import audit, explain_failures, has_patients, leak_warnings, patients_by_class, warnings
 
 
-def test_images_in_groups_that_only_look_alike_are_counted():
-    ids = ["alike: 1", "alike: 1", "alike: 1", "alike: 2", "alike: 2", "p1", "p1", "x"]
+def test_images_without_a_named_patient_are_counted():
+    ids = ["alike: 1", "alike: 1", "alike: 1", "alike: 2", "alike: 2", "p1", "p1", "x", "00008"]
     groups = audit(make_table(*({"group_id": each} for each in ids)))["groups"]
-    assert (groups["num_groups"], groups["num_alike"]) == (4, 3)
+    assert (groups["num_groups"], groups["num_unnamed"]) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("num_unnamed", "is_named"),
+    [(0, True), (1, True), (2, False), (18, False), (20, False)],  # 18: one named pair
+)
+def test_patients_are_named_if_nearly_all_are(num_unnamed: int, is_named: bool):
+    table = make_table(*({"group_id": f"{row:05}" if row < num_unnamed else f"p{row // 2}"} for row in range(20)))
+    assert has_patients(audit(table)) is is_named
 
 
 def make_table(*images: dict) -> pa.Table:
@@ -81,12 +90,14 @@ def test_patients_are_counted_where_they_are_named():
     named = audit(
         make_table({"group_id": "p"}, {"group_id": "p"}, {"group_id": "p", "label": "b"}, {"label": None}, {})
     )
-    assert named["groups"]["by_class"] == {"a": 2, "b": 1}
     assert patients_by_class(named) == {"a": 2, "b": 1}
-    alike = audit(make_table(*({"group_id": f"{splits.ALIKE}0"} for _ in range(3)), {"label": "b"}))
-    assert alike["groups"]["by_class"] == {"a": 1, "b": 1}
-    for unnamed in (alike, audit(make_table({}, {}, {"label": "b"})), {}):
-        assert patients_by_class(unnamed) == {}
+    # An image without a named patient is not one more patient: its class has no number.
+    for name in (f"{splits.ALIKE}0", "00000"):
+        partly = make_table({"group_id": name}, {"group_id": "p"}, {"group_id": "p"}, {"label": "b", "group_id": "p"})
+        assert patients_by_class(audit(partly)) == {"b": 1}
+    earlier = {"num_readable": 9, "groups": {"num_groups": 8, "by_class": {"a": 8}}}
+    for unknown in (earlier, {}):
+        assert patients_by_class(unknown) == {}
 
 
 def test_duplicates():
@@ -154,7 +165,8 @@ def test_patients_in_several_splits():
     )
     assert report["groups"] == {
         "num_groups": 2,
-        "num_alike": 0,
+        "num_unnamed": 0,
+        "by_class": {"a": 2},
         "across_splits": {
             "num_groups": 1,
             "num_images": 2,
@@ -306,3 +318,35 @@ def test_a_leak_names_the_splits_whose_metrics_may_be_too_good():
     assert "so the metrics of all images of valid count images that the model knows" in text
     (text,) = leak_warnings(report | {"leaked": {"valid": 1, "test": 2}})
     assert "so the metrics of all images of valid and test count images that the model knows" in text
+
+
+def looked_at(*, num_copies: int, num_series: int) -> dict:
+    """Returns a report on images that were looked at, with so many groups that have images in several splits."""
+
+    def found(num_groups: int) -> dict:
+        images = [{"image_id": "x", "split": "train"}, {"image_id": "y", "split": "test"}]
+        example = {"num_groups": num_groups, "num_images": 2 * num_groups, "examples": [{"images": images}]}
+        return {"across_splits": example, "conflicting_labels": {"num_groups": 0}}
+
+    return audit(make_table({})) | {"copies": {"copies": found(num_copies), "series": found(num_series)}}
+
+
+def test_neighbours_in_several_splits_are_told_however_many_copies_others_have():
+    """Ten pairs of copies are in one series; another series without copies is parted."""
+    report = looked_at(num_copies=10, num_series=2)
+    near = {"neighbours": {"valid": 0, "test": 12}, "neighbour_example": ["b1", "b2"]}
+    copies, text = leak_warnings(report | near)
+    assert copies.startswith("20 images are copies of one another")
+    assert text == (
+        "Images without a named patient that look like neighbouring slices of images that the model learns from: 12 "
+        "in test (for example 'b1' and 'b2'). If these are slices of one patient, the metrics are too good. Name the "
+        "patients: one folder for each, or the column group_id of a table."
+    )
+
+
+def test_neighbours_that_are_copies_or_of_named_patients_are_not_told():
+    report = looked_at(num_copies=0, num_series=2)
+    assert leak_warnings(report | {"neighbours": {"valid": 0, "test": 0}, "neighbour_example": None}) == []
+    (earlier,) = leak_warnings(report)
+    assert earlier.startswith("4 images are copies or neighbouring slices of one another in different splits")
+    assert len(leak_warnings(looked_at(num_copies=2, num_series=2))) == 1

@@ -175,3 +175,16 @@ def test_what_a_model_knows_before_it_is_measured():
 def test_images_in_a_series_with_images_that_were_learned_from():
     found = splits.in_learned_group([0, 0, 2, 2, 4, 5, 5], ["train", "test", "valid", "test", "test", None, "valid"])
     assert found.tolist() == [False, True, False, True, False, False, False]
+
+
+def test_series_count_where_the_patient_is_not_named():
+    table = with_series(unnamed(*[("a", "train")] * 4), ["0", "0", "0", None])
+    table = manifest.with_column(table, "group_id", ["0", f"{splits.ALIKE}1", "p", "3"])
+    assert splits.has_named_patient(table).tolist() == [False, False, True, False]
+    assert splits.unnamed_series(table) == ["0", "0", None, None]
+
+
+def test_images_in_no_group_are_in_none_that_was_learned_from():
+    assert splits.in_learned_group([None, None, 1, 1], ["train", "test", "train", "test"]).tolist() == [False] * 3 + [
+        True
+    ]

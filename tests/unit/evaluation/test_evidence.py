@@ -305,6 +305,14 @@ def test_a_figure_of_a_subgroup_too(run):
     assert verify(run).wrong() == ["metrics.json", "test.subgroups.lowest.0.accuracy"]
 
 
+def test_a_run_of_an_earlier_version_does_not_count_the_subgroups_that_are_worse():
+    now = {"test": {"subgroups": {"num_looked_at": 3, "num_worse": 1}}}
+    before = {"test": {"subgroups": {"num_looked_at": 3}}}
+    assert [check.name for check in checks.check_values(now, before, "f")] == ["test.subgroups.num_looked_at"]
+    wrong = {"test": {"subgroups": {"num_looked_at": 3, "num_worse": 2}}}
+    assert [check.is_right for check in checks.check_values(now, wrong, "f")] == [True, False]
+
+
 def test_a_file_that_was_changed_is_told(run):
     table = manifest.read_manifest(str(run / "manifest.parquet"))
     manifest.write_manifest(

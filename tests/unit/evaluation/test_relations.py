@@ -223,6 +223,27 @@ def test_neighbouring_slices_of_what_the_model_learned_from_are_counted(slices, 
     assert (found.leaked, found.findings["neighbours"]) == (frozenset(), {"test": 1})
 
 
+@pytest.mark.parametrize("has_learned", [True, False])
+@pytest.mark.parametrize(("is_named", "num_near"), [(True, 0), (False, 1)])
+def test_of_own_data_neighbours_of_named_patients_do_not_count(slices, monkeypatch, has_learned, is_named, num_near):
+    """The first test image and the first training image, or its picture in the bundle, are given as neighbours."""
+
+    def compare(thumbnails_BHW: np.ndarray, pairs: np.ndarray, **_: Any) -> pixel_match.Match:
+        found = pixel_match.compare(thumbnails_BHW, pairs)
+        is_near = (pairs == [0, 2]).all(axis=1)
+        return dataclasses.replace(found, kinds=np.where(is_near, pixel_match.Kind.NEIGHBOUR.value, "other"))
+
+    monkeypatch.setattr(pictures, "compare", compare)
+    monkeypatch.setattr(scope, "MAX_LEARNED", 2 if has_learned else 1)
+    rows = [("a", "train"), ("b", "train"), ("a", "test"), ("b", "test")]
+    groups = ("p0", "p1", "p2", "p3") if is_named else ("00000", "00001", "00002", "00003")
+    listed = make_table(*((*row, group) for row, group in zip(rows, groups, strict=True)))
+    kept = None if has_learned else kept_of(slices[:1])
+    found = related(listed, by_id(listed, slices[:4]), is_own=True, kept=kept)
+    assert found.findings["neighbours"] == {"test": num_near}
+    assert found.near == {"00002"} if num_near else not found.near
+
+
 def test_images_that_cannot_be_read_again_or_were_not_scored_keep_their_patients(slices):
     listed = make_table(*(("a", "test", patient) for patient in "wxyz"))
     looked_at = scope.choose(SPEC, listed, listed, "test")

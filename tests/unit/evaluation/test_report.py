@@ -428,7 +428,7 @@ def test_audit_with_missing_keys(audit: dict[str, object], shows_none: bool):
 
 @pytest.mark.parametrize("is_named", [True, False])
 def test_patients_are_counted_beside_the_images_where_they_are_named(is_named: bool):
-    groups = {"num_groups": 7 if is_named else 9, "by_class": {"a": 5, "b": 3}}
+    groups = {"num_groups": 7, "num_unnamed": 0, "by_class": {"a": 5, "b": 3}} if is_named else {"num_groups": 9}
     counts = {"train": {"a": 5, "b": 1}, "valid": {"b": 3}}
     _, page = render(Report(title="run", audit={"counts": counts, "num_readable": 9, "groups": groups}))
     table = [row for row in page.rows if row[0] in ("Class", "a", "b", "All")]
@@ -439,6 +439,13 @@ def test_patients_are_counted_beside_the_images_where_they_are_named(is_named: b
         ["All", "6", "3", "9", "7"],
     ]
     assert table == [row if is_named else row[:-1] for row in expected]
+
+
+def test_the_patients_of_a_class_are_not_counted_if_one_of_its_images_has_none():
+    groups = {"num_groups": 7, "num_unnamed": 1, "by_class": {"b": 3}}
+    counts = {"train": {"a": 5, "b": 1}, "valid": {"b": 3}}
+    _, page = render(Report(title="run", audit={"counts": counts, "num_readable": 9, "groups": groups}))
+    assert [row[-1] for row in page.rows if row[0] in ("Class", "a", "b", "All")] == ["Patients", "", "3", ""]
 
 
 def test_undefined_values_are_explained():
@@ -850,6 +857,11 @@ def test_neighbouring_slices_have_a_heading_of_their_own():
     assert folded < page.text.index("2 pictures of one series.")
     assert html.count("<details>") == 1
     assert "groups of copies" not in page.text  # all of them are shown
+    assert "the metrics are too good: name the patients, by one folder" in page.text
+
+    named = audit | {"groups": {"num_groups": 4, "num_unnamed": 0, "by_class": {}}}
+    _, page = render(Report(title="Audit", audit=named, gallery=gallery))
+    assert "the metrics are too good: give that patient one name." in page.text
 
 
 def test_a_warning_that_an_answer_gives_is_not_said_again():

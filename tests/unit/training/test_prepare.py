@@ -96,7 +96,7 @@ def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, 
         ("copies in several splits", "2 images in 1 group"),
         ("copies with several labels", "none"),
         ("copies and neighbouring slices", "none"),
-        ("patients in several splits", "not known: no patient has several images"),
+        ("patients in several splits", "not known: no patients are named"),
         ("what tells the classes", "corners"),
         ("what tells the splits", "size"),
     ]

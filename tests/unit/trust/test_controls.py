@@ -6,6 +6,7 @@ import pytest
 
 from tlray.data import traits
 from tlray.errors import DataError
+from tlray.probe import regression
 from tlray.trust import controls
 from tlray.trust.intervals import share_interval
 
@@ -109,6 +110,20 @@ def test_permuted_labels_of_two_groups():
 def test_many_training_images_are_sampled(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(controls, "MAX_TRAIN_IMAGES", 20)
     assert controls.by_permuted_labels(features(), LABELS, GROUPS, IS_TEST).num_images == 30
+
+
+def test_test_images_are_turned_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    expected = controls.by_permuted_labels(features(), LABELS, GROUPS, IS_TEST)
+    turn, turned = regression.Basis.turn, []
+
+    def counted(basis: regression.Basis, some: np.ndarray) -> np.ndarray:
+        turned.append(len(some))
+        return turn(basis, some)
+
+    monkeypatch.setattr(regression.Basis, "turn", counted)
+    monkeypatch.setattr(controls, "_BLOCK", 7)
+    assert controls.by_permuted_labels(features(), LABELS, GROUPS, IS_TEST) == expected
+    assert turned == [60, 7, 7, 7, 7, 2]  # the training images first
 
 
 def test_wrong_lengths():

@@ -103,9 +103,15 @@ def test_the_lines_for_people():
         ("what tells the classes", "not tested: it takes two classes, each with images of two patients"),
     ]
     for groups, text in (({"num_groups": 17, "num_alike": 2}, "not known: no patient has several images"),
-                         ({"num_groups": 16, "num_alike": 2}, "2")):  # fmt: skip
+                         ({"num_groups": 16, "num_alike": 2}, "2"),  # audits of earlier versions
+                         ({"num_groups": 18, "num_unnamed": 17}, "2 known; 17 of 19 images have no named patient"),
+                         ({"num_groups": 19, "num_unnamed": 0}, "2")):  # fmt: skip
         lines = findings.rows(found | {"groups": found["groups"] | groups})
         assert ("patients in several splits", text) in lines
+    for num_unnamed, text in ((19, "not known: no patients are named"),
+                              (17, "not known: 17 of 19 images have no named patient")):  # fmt: skip
+        groups = {"num_groups": 18, "num_unnamed": num_unnamed, "across_splits": {"num_groups": 0}}
+        assert ("patients in several splits", text) in findings.rows(found | {"groups": groups})
     found["shortcuts"] = {"found": [trait_test("corners", 0.8, 0.7), trait_test("size", 0.5, 0.6)], "num_folds": 5}
     found["traits_control"] = {
         "accuracy": 0.75, "accuracy_ci95": [0.5, 0.875], "chance": 0.25, "split": "test", "num_images": 40,
@@ -173,8 +179,7 @@ def find_in_series(seed: int, *, per_class: int, long: bool = False) -> dict[str
     names = [name for name in traits.SCHEMA.names if name not in traits.CATEGORIES]
     columns = {name: features[:, place % 40] for place, name in enumerate(names)}
     columns |= {name: ["PNG" if name == "format" else "L"] * len(ids) for name in traits.CATEGORIES}
-    same = SimpleNamespace(series_of=np.array([ids.index(each) for each in first]))
-    seen: Any = SimpleNamespace(table=listed, traits=pa.table(columns), copies=same)
+    seen: Any = SimpleNamespace(table=listed, traits=pa.table(columns), copies=None)
     return findings.find(listed, seen, features.astype(np.float16), seed=seed, call=one_by_one)
 
 
@@ -205,6 +210,44 @@ def test_a_class_of_one_series_is_named_and_tested_all_the_same():
     assert text.startswith("40 images look like")
 
 
+@pytest.fixture
+def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tested or described: what is counted is left."""
+    nothing = shortcuts.Shortcuts(tests=(), num_images=0, num_groups=0, num_folds=0, left_out=())
+    monkeypatch.setattr(shortcuts, "find", lambda *_, **__: nothing)
+    monkeypatch.setattr(copies, "describe", lambda *_: {})
+    monkeypatch.setattr(findings, "_controls", lambda *_, **__: {})
+
+
+@pytest.mark.usefixtures("_untested")
+@pytest.mark.parametrize(
+    ("groups", "num_near", "example"),
+    [
+        (["1", "2", "3", "4", "5"], 2, ["2", "3"]),
+        (["p1", "p2", "p3", "p4", "p5"], 0, None),  # patients that are named are other patients
+        (["1", "p2", "p3", "4", "5"], 1, ["1", "4"]),
+        (["1", "p2", "p2", "p4", "5"], 0, None),  # 3 has leaked
+    ],
+)
+def test_neighbours_are_images_whose_patients_are_not_named(
+    groups: list[str], num_near: int, example: list[str] | None
+):
+    """2 and 3 of train and test are in a series, 1 and 4 in another; 5 is in none."""
+    ids = ["1", "2", "3", "4", "5"]
+    listed = pa.table(
+        {
+            "image_id": ids, "group_id": groups, splits.PICTURE: ids, splits.SERIES: ["1", "2", "2", "1", "5"],
+            "label": ["a"] * 5, "split": ["train", "train", "test", "test", "test"],
+            "error_code": pa.nulls(5, pa.string()),
+        }
+    )  # fmt: skip
+    seen: Any = SimpleNamespace(table=listed, traits=pa.table({"x": [1.0] * 5}), copies=None)
+    found = findings.find(listed, seen, seed=0, call=one_by_one)
+    assert found["neighbours"] == {"valid": 0, "test": num_near}
+    assert found["neighbour_example"] == example
+
+
+@pytest.mark.usefixtures("_untested")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -213,17 +256,11 @@ def test_a_class_of_one_series_is_named_and_tested_all_the_same():
         ([None] * 4, []),
     ],
 )
-def test_the_findings_name_the_splits_that_the_data_gives_not_those_that_were_cut(monkeypatch, given, expected):
-    nothing = shortcuts.Shortcuts(tests=(), num_images=0, num_groups=0, num_folds=0, left_out=())
-    monkeypatch.setattr(shortcuts, "find", lambda *_, **__: nothing)
-    monkeypatch.setattr(copies, "describe", lambda *_: {})
-    monkeypatch.setattr(findings, "_controls", lambda *_, **__: {})
+def test_the_findings_name_the_splits_that_the_data_gives_not_those_that_were_cut(given, expected):
     names = ["1", "2", "3", "4"]
     columns = {"image_id": names, "group_id": names, splits.PICTURE: names, "label": ["a", "b", "a", None]}
     listed = pa.table({**columns, "split": pa.array(given, pa.string()), "error_code": pa.nulls(4, pa.string())})
-    seen: Any = SimpleNamespace(
-        table=listed, traits=pa.table({"x": [1.0] * 4}), copies=SimpleNamespace(series_of=np.arange(4))
-    )
+    seen: Any = SimpleNamespace(table=listed, traits=pa.table({"x": [1.0] * 4}), copies=None)
     cut = manifest.with_column(listed, "split", ["train", "valid", "test", None])
     found = findings.find(cut, seen, seed=0, call=one_by_one)
     assert found["split_shortcuts"]["given"] == expected

@@ -78,3 +78,9 @@ def test_at_most_some_are_kept_and_all_are_counted():
     found = subgroups.find(columns, np.arange(100) >= 50, ALONE)
     assert found["num_looked_at"] == 20
     assert [each["value"] for each in found["lowest"]] == ["a"] * 10 + ["b"] * 2
+
+
+def test_those_that_are_worse_are_counted_beyond_those_that_are_kept():
+    columns = {str(number): ["a"] * 50 + ["b"] * 50 for number in range(14)}
+    found = subgroups.find(columns, np.arange(100) >= 50, ALONE)
+    assert (found["num_worse"], len(found["lowest"])) == (14, subgroups.MAX_KEPT)
