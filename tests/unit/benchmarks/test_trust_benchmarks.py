@@ -74,7 +74,9 @@ def test_images_of_fine_tuned_models_are_links_in_their_places(tmp_path):
     assert found == {"train/normal/00000.png": b"a.png", "valid/normal/00001.jpg": b"b.jpg"}
 
 
-def fine_tuned(*, num_epochs: int, note: str, has_truth: list[bool] | None) -> trust_fine_tuned.Held:
+def fine_tuned(
+    *, num_epochs: int, note: str, has_truth: list[bool] | None, temperature: float = 1.0
+) -> trust_fine_tuned.Held:
     probs_BK = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
     return trust_fine_tuned.Held(
         labels=np.array([0, 1, 1, 0]),
@@ -85,17 +87,21 @@ def fine_tuned(*, num_epochs: int, note: str, has_truth: list[bool] | None) -> t
         ood_scores=np.array([0.1, 0.2, 0.3, 0.4]),
         foreign_scores={"noise": np.array([0.9])},
         max_ood_score=0.35,
-        about={"calibration": {"ece_before": 0.2, "ece": 0.1}, "referral": {"note": note}},
+        about={
+            "calibration": {"ece_before": 0.2, "ece": 0.1, "temperature": temperature, "biases": [0.0, 0.0]},
+            "referral": {"note": note},
+        },
         num_epochs=num_epochs,
     )
 
 
 def test_fine_tuned_models_are_measured_on_what_they_were_not_trained_on():
-    tuned = fine_tuned(num_epochs=3, note="", has_truth=[True, True, False, True])
+    tuned = fine_tuned(num_epochs=3, note="", has_truth=[True, True, False, True], temperature=1.5)
     probe = fine_tuned(num_epochs=0, note="No threshold.", has_truth=None)
     settings = trust_fine_tuned.Settings(run="", weights="", max_error=0.2)
     found = trust_fine_tuned.measure([tuned, probe], settings)
     assert found["models that were fine-tuned, not probes"] == 1
+    assert found["models that were calibrated"] == 1
     assert found["models with a threshold for --max-error 0.2"] == 1
     accuracy, wrong = found["accuracy"], found["wrong among them"]
     assert isinstance(accuracy, Interval)
