@@ -36,7 +36,7 @@ def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
     paths = RunPaths(config.out)
     before = stored_settings(config)
     if before is None:
-        check_weights(config.weights)
+        check_weights(config.weights, config.preprocessing)
         source = dataset.list_trainable(config)
     else:
         finished = finished_result(config, paths)
@@ -44,7 +44,7 @@ def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
             return finished
         has_losses = config.class_weights and fit.has_checkpoint(paths)
         resume.check_losses(before, kind=KIND, out=config.out, has_losses=has_losses)
-        check_weights(config.weights)
+        check_weights(config.weights, config.preprocessing)
         source = dataset.stored_dataset(config.out) or dataset.list_trainable(config)
     prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
     cache = config.cache if before is None else before.get("cache", config.cache)

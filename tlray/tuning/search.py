@@ -130,7 +130,7 @@ def _begin(config: SweepConfig) -> tuple[Mapping[str, Any] | None, Dataset | Non
     if before is not None:  # trials are trained with class weights
         has_losses = bool(trial_table.read_trials(base.out)[0])
         resume.check_losses(before, kind=KIND, out=base.out, has_losses=has_losses)
-    check_weights(base.weights)
+    check_weights(base.weights, base.preprocessing)
     source = stored or _list(config)
     prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     return before, stored, source
