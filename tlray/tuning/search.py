@@ -255,6 +255,7 @@ def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
     """
     base = config.training()
     is_probe = trial["best_epoch"] == 0
+    names = ("depths", "inverse_penalty", "learning_rate", *(() if is_probe else ("dropout",)))
     return dataclasses.replace(
         base,
         out=storage.join(base.out, BEST),
@@ -263,7 +264,7 @@ def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
         hidden_units=() if is_probe else (config.hidden_units,) * trial["hidden_layers"],
         trainable_layers=base.trainable_layers if is_probe else trial["trainable_layers"],
         views=1 if is_probe else trial["views"],
-        **{name: trial[name] for name in ("depths", "inverse_penalty", "learning_rate", "dropout")},
+        **{name: trial[name] for name in names},
     )
 
 
