@@ -59,11 +59,12 @@ def settings(images: Path, backbone: str, out: Path, **changes) -> TrainConfig:
         "class_weights": True,
         "epochs": 1,
         "batch_size": 100,  # all images in one step: they always have the same shares
-        "dropout": 0.0,
         "max_failures": 0,
         "inference_precision": "float32",
         "quiet": True,
     }
+    if changes.get("method") != "probe":
+        defaults["dropout"] = 0.0
     return TrainConfig(**(defaults | changes))
 
 

@@ -148,9 +148,8 @@ def test_training_on_features_equals_training_on_images(images, backbone, tmp_pa
 
 def test_a_probe_that_no_epoch_improves_is_judged_as_by_the_recipe_probe(images, backbone, tmp_path):
     """Steps of 10 spoil all weights. Two workers train on features, one goes on; and one trains on images."""
-    run.train(
-        make_config(images, backbone, tmp_path / "probe", **(LP_FT | {"method": "probe", "inverse_penalty": 1e-2}))
-    )
+    as_probe: dict[str, Any] = {"method": "probe", "inverse_penalty": 1e-2, "hidden_units": (), "dropout": 0.3}
+    run.train(make_config(images, backbone, tmp_path / "probe", **(LP_FT | as_probe)))
     expected, _ = store.read_spec(str(tmp_path / "probe/bundle"))
     assert (expected.trust["num_images"], expected.temperature != 1) == (52, True)
     settings: dict[str, Any] = {"learning_rate": 10.0, "inverse_penalty": 1e-2}

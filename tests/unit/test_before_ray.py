@@ -9,13 +9,16 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
+from tlray.bundle import store
+from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection
-from tlray.config.commands import FeaturesConfig, SweepConfig
+from tlray.config.commands import AuditConfig, FeaturesConfig, SweepConfig
 from tlray.config.prediction import EvaluateConfig, ScoreConfig
+from tlray.config.recipes import article
 from tlray.config.training import TrainConfig, to_json
 from tlray.data import dataset, inspection, listing
 from tlray.errors import ConfigError, DataError, TlrayError
-from tlray.evaluation import evaluate
+from tlray.evaluation import data_audit, evaluate
 from tlray.features import update
 from tlray.files import storage
 from tlray.inference import score
@@ -65,6 +68,24 @@ def test_what_is_wrong_with_a_run(given, command, mistake, message):
     changes = {name: value.replace("DATA", given["data"]) for name, value in mistake.items()}
     with pytest.raises(TlrayError, match=message):
         run(config(**(given | changes)))
+    assert not storage.exists(given["out"])
+
+
+@pytest.mark.parametrize("command", [*RUNS, "audit", "article"])
+def test_a_bundle_that_was_trained_on_other_pixels_is_refused(given, tmp_path, command):
+    """The recipe article names the pixels by itself."""
+    spec = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing="symmetric", backbone="b", weights="w")
+    store.seal(str(tmp_path / "bundle"), spec)
+    given |= {"weights": str(tmp_path / "bundle"), "preprocessing": "unit"}
+    runs: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
+        **RUNS,
+        "audit": (data_audit.audit_images, AuditConfig),
+        "article": (training.train, lambda **settings: dataclasses.replace(article("d", "o"), **settings)),
+    }
+    run, make_config = runs[command]
+    config = make_config(**given)
+    with pytest.raises(ConfigError, match=r"unit\. Give --preprocessing symmetric\.$"):
+        run(config)
     assert not storage.exists(given["out"])
 
 

@@ -39,7 +39,8 @@ class BundleSpec:
     Attributes:
         classes: Class names in the order of the model's outputs.
         image_size_px: Height and width of the input.
-        preprocessing: How the model scales the 8-bit pixels. For information only: the model does it by itself.
+        preprocessing: How the model scales the 8-bit pixels. The model does it by itself; a training that starts from
+            the bundle's network scales them so, too.
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
         temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
         thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
@@ -48,7 +49,7 @@ class BundleSpec:
             its `data` is that of `verdicts.about_data`, which models that were trained elsewhere do not have. Empty in
             bundles of earlier versions, and of models that were exported without labelled images.
         backbone: Name of the architecture.
-        weights: The weights that training started from.
+        weights: The weights that training started from; the file of an own backbone that has its own weights.
         data_fingerprint: See `manifest.fingerprint`; None if the data is not known.
         split_fingerprint: See `manifest.split_fingerprint`; None if the data is not known.
         id_fingerprint: See `manifest.id_fingerprint`; None also in bundles of earlier versions.

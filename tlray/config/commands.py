@@ -35,7 +35,8 @@ class AuditConfig:
     backbone: str = "InceptionV3"
     """With --weights: name of a model of keras.applications, or path of your own .keras file."""
     preprocessing: Preprocessing | None = None
-    """With --weights: pixels that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
+    """With --weights: pixels that the backbone expects; see `tlray train --help`. Default: those of the bundle if
+    --weights is one, else those of keras.applications. Required for a .keras backbone."""
     image_size_px: int = 224
     """With --weights: height and width that every image is resized to."""
     engine: EngineChoice = "auto"
@@ -130,7 +131,8 @@ class FeaturesConfig:
     cut: str | None = None
     """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
     preprocessing: Preprocessing | None = None
-    """Preprocessing that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
+    """Preprocessing that the backbone expects; see `tlray train --help`. Default: that of the bundle if --weights is
+    one, else that of keras.applications. Required for a .keras backbone."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     trainable_layers: int = MAX_TRAINABLE_TAIL_LAYERS
@@ -221,7 +223,8 @@ class SweepConfig:
     cut: str | None = None
     """With a .keras backbone: the layer whose output is the last one used (default: the last with height and width)."""
     preprocessing: Preprocessing | None = None
-    """Preprocessing that the backbone expects; see `tlray train --help`. Required for a .keras backbone."""
+    """Preprocessing that the backbone expects; see `tlray train --help`. Default: that of the bundle if --weights is
+    one, else that of keras.applications. Required for a .keras backbone."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     batch_size: int = 32

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tlray.config.training import Augmentation, TrainConfig
+from tlray.config.training import ARTICLE_HIDDEN_UNITS, Augmentation, TrainConfig
 
 
 def article(data: str, out: str) -> TrainConfig:
@@ -23,7 +23,7 @@ def article(data: str, out: str) -> TrainConfig:
         preprocessing="unit",
         image_size_px=224,
         batch_norm="synchronized",
-        hidden_units=(512, 512),
+        hidden_units=ARTICLE_HIDDEN_UNITS,
         dropout=0.3,
         epochs=8,
         batch_size=32,

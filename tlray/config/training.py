@@ -31,8 +31,9 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
 MAX_TRAINABLE_TAIL_LAYERS = 15
 """How many of the backbone's last layers are trained by default (the article's choice for InceptionV3)."""
 
-FOLDS = 5
-"""Default of --folds, which can be changed only where a linear probe is fitted."""
+ARTICLE_HIDDEN_UNITS = (512, 512)
+"""Widths of the hidden layers of the recipe `article`. They may stand where nothing uses them, as with
+`article --method probe`: the user did not choose them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +80,17 @@ class TrainConfig:
     lp-ft: linear probing, then fine-tuning from such a probe; with --weights none it is the same as fine-tune."""
     weights: str = "imagenet"
     """Initial weights of the backbone: 'imagenet' (downloaded), 'none' (random, and all layers are trained), a Keras
-    weights file, or an earlier bundle of tlray."""
+    weights file, or an earlier bundle of tlray. With your own .keras --backbone the default stands for the weights in
+    that file, and 'none' is refused."""
     backbone: str = "InceptionV3"
     """Name of a model of keras.applications, or path of your own .keras file."""
     cut: str | None = None
     """With a .keras backbone: the layer whose output is used (default: the last one with height and width)."""
     preprocessing: Preprocessing | None = None
     """Preprocessing of the pixels that the backbone expects: unit [0, 1], symmetric [-1, 1], imagenet (minus the mean,
-    divided by the standard deviation), caffe (BGR minus the mean), raw [0, 255]. Default: that of keras.applications
-    for this backbone; required for a .keras backbone."""
+    divided by the standard deviation), caffe (BGR minus the mean), raw [0, 255]. Default: that of the bundle if
+    --weights is one, else that of keras.applications for this backbone; required for a .keras backbone. Another one
+    than the bundle's is refused."""
     image_size_px: int = 224
     """Height and width that every image is resized to."""
     trainable_layers: int | Literal["all"] | None = None
@@ -97,20 +100,20 @@ class TrainConfig:
     batch, so that the number of workers makes no difference. local: those of each worker's own batch, averaged after
     each epoch; faster with several workers on CPUs. Default: frozen, or synchronized with --weights none."""
     batch_norm_momentum: float | None = None
-    """Momentum of the moving statistics of BatchNormalization. Default: that of the backbone, or 0.9 with --weights
-    none."""
+    """Momentum of the moving statistics of BatchNormalization, where --batch-norm is not frozen. Default: that of the
+    backbone, or 0.9 with --weights none."""
     hidden_units: tuple[int, ...] = ()
-    """Widths of the head's hidden layers (relu), each followed by dropout. With --method lp-ft and pretrained --weights
-    they are a branch beside the linear probe: the logits of both are added."""
+    """Widths of the head's hidden layers (relu), each followed by dropout; not with --method probe. With --method lp-ft
+    and pretrained --weights they are a branch beside the linear probe: the logits of both are added."""
     dropout: float = 0.3
-    """Dropout rate in the head."""
+    """Dropout rate in the head, in fine-tuning."""
 
     depths: int = 5
     """With a probe: number of depths of the backbone that its features come from; 1: from the last feature map only."""
     inverse_penalty: float | None = None
     """With a probe: inverse strength of the penalty (C in scikit-learn's LogisticRegression). Default: the one of 13
     values that has the lowest validation loss."""
-    folds: int = FOLDS
+    folds: int = 5
     """With a probe: number of folds of its cross-validation on training and validation images; patients, copies and
     neighbouring slices together. It calibrates the probe if that is exported, finds suspect labels, and stands beside
     the test split where that is small."""
@@ -121,8 +124,8 @@ class TrainConfig:
     """With --method lp-ft. auto: run the frozen layers once over the --views of all images and train the others on the
     stored result, if it fits into Ray's object store. off: read, augment and run all images anew in every epoch."""
     views: int = 1
-    """With a cache: number of views of each training image. The first is the image as it is, the others are augmented;
-    each epoch uses the next one."""
+    """With --method lp-ft and --cache auto: number of views of each training image. The first is the image as it is,
+    the others are augmented; each epoch uses the next one."""
     epochs: int = 30
     """Maximum number of epochs to train."""
     batch_size: int = 32
@@ -139,7 +142,8 @@ class TrainConfig:
     """In training, weight each image by the inverse frequency of its class. The exported probabilities assume --prior
     all the same."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Random changes of the training images."""
+    """Random changes of the training images. Not used with --method probe, nor with --method lp-ft and --cache auto
+    (recipe standard) as long as --views is 1: training is on stored features of the images as they are."""
     seed: int = 0
     """Seed of the splits, the order of images, augmentation, initial weights and dropout."""
 
@@ -244,12 +248,15 @@ class TrainConfig:
             own_model or self.cut is None,
             f"--cut works with your own .keras --backbone only. Leave it out with {self.backbone}.",
         )
-        has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
-        for name, is_default in (("learning_curve", not self.learning_curve), ("folds", self.folds == FOLDS)):
-            require(
-                has_probe or is_default,
-                f"{flag(name)} needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights.",
-            )
+        require(
+            not own_model or self.weights != "none",
+            f"--weights none is for random weights, but your own network keeps its weights: those in {self.backbone}. "
+            "Leave --weights out; --trainable-layers all trains all of its layers.",
+        )
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        for name, remedy in self.unused().items():
+            untouched = [defaults[name], *([ARTICLE_HIDDEN_UNITS] if name == "hidden_units" else [])]
+            require(getattr(self, name) in untouched, f"{flag(name)} {remedy}")
         require(
             self.views == 1 or self.augmentation != Augmentation(),
             f"--views {self.views} without augmentation would compute the same image {self.views} times. Give an "
@@ -264,6 +271,33 @@ class TrainConfig:
             self.weights != "none" or self.batch_norm != "frozen",
             "--batch-norm frozen needs the stored statistics of pretrained weights. Leave it out with --weights none.",
         )
+
+    def unused(self) -> dict[str, str]:
+        """Returns the settings that would change nothing beside the others: their names, each with what to do."""
+        has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
+        is_streamed = self.method != "lp-ft" or self.weights == "none" or self.cache == "off"
+        found = {}
+        if not has_probe:
+            remedy = "needs a linear probe. Give --method probe, or --method lp-ft with pretrained --weights."
+            found |= dict.fromkeys(("learning_curve", "folds", "depths", "inverse_penalty"), remedy)
+        if is_streamed or self.trainable_layers == "all":
+            found["views"] = (
+                "is for fine-tuning on stored features. Give --method lp-ft with pretrained --weights, --cache auto "
+                "and a number of --trainable-layers, or leave --views out."
+            )
+        if self.batch_norm == "frozen" or (self.batch_norm is None and self.weights != "none"):
+            found["batch_norm_momentum"] = (
+                "changes nothing while BatchNormalization is frozen. Give --batch-norm synchronized or local, or leave "
+                "it out."
+            )
+        if self.method == "probe":
+            remedy = "is for fine-tuning. Leave it out with --method probe, or give --method lp-ft."
+            found |= dict.fromkeys(("hidden_units", "dropout"), remedy)
+        return found
+
+    def streamed(self) -> "TrainConfig":
+        """Returns this config without stored features: training reads and augments the images in every epoch."""
+        return dataclasses.replace(self, cache="off", views=1)
 
     @property
     def initial_learning_rate(self) -> float:

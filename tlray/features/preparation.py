@@ -28,7 +28,7 @@ from tlray.engines.networks import Packed
 from tlray.engines.openvino_engine import OpenVinoNetwork
 from tlray.errors import ConfigError, DataError
 from tlray.files import storage
-from tlray.models.weights import NAMED, has_bundle
+from tlray.models.weights import NAMED, has_bundle, trained_preprocessing
 
 _NOT_OF_THE_NETWORK = frozenset(
     {"data", "out", "columns", "class_map", "intensity_range", "augmentation"}
@@ -129,7 +129,8 @@ def _built(config: TrainConfig, level: str, kind: EngineKind) -> tuple[Network, 
     devices.use_cpus()  # leaves all GPUs to the extractors
     keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
     keras.utils.set_random_seed(config.seed)  # with --weights none every run builds the same network
-    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
+    of_weights = trained_preprocessing(config.weights)
+    preprocessing = config.preprocessing or of_weights or application_preprocessing(config.backbone)
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     extractor, names = trunk.extractor(backbone, preprocessing, pooled=level != "cut", cut=level != "pooled")

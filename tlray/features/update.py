@@ -132,9 +132,10 @@ def check(config: FeaturesConfig, training: TrainConfig) -> EngineKind:
         training: `config.training()` with absolute locations.
 
     Raises:
-        ConfigError: There are no such weights, or this machine does not have the engine or the precision.
+        ConfigError: There are no such weights, they are a bundle that was trained with another preprocessing, or this
+            machine does not have the engine or the precision.
     """
-    check_weights(training.weights)
+    check_weights(training.weights, training.preprocessing)
     return choice.for_features(config.engine, config.precision, use_gpu=config.use_gpu)
 
 

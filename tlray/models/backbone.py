@@ -142,6 +142,11 @@ def _download_timeout() -> Iterator[None]:
 
 def _own_backbone(config: TrainConfig) -> keras.Model:
     model = load_keras_file(config.backbone)
+    if len(model.input_shape) != 4 or model.input_shape[3] != 3:
+        raise ConfigError(
+            f"'{config.backbone}' has the input {model.input_shape}, but tlray needs square RGB images [batch, size, "
+            "size, 3]. Give another --backbone."
+        )
     height, width = model.input_shape[1:3]
     if {height, width} - {None, config.image_size_px}:
         raise ConfigError(

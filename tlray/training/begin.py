@@ -1,6 +1,5 @@
 """The first step of a training run: finds the run to continue, or the images for a new one. It needs no Ray."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from tlray.data import dataset, prior
 from tlray.engines import quantization
 from tlray.files import storage
 from tlray.models.weights import check_weights
-from tlray.training import fit, resume
+from tlray.training import fit, resume, wording
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, TrainResult
 
@@ -36,25 +35,33 @@ def resume_or_begin(config: TrainConfig) -> Begun | TrainResult:
     paths = RunPaths(config.out)
     before = stored_settings(config)
     if before is None:
-        check_weights(config.weights)
+        check_weights(config.weights, config.preprocessing)
         source = dataset.list_trainable(config)
+        message = wording.unused_augmentation(config)
+        if message and not config.quiet:
+            print(message)
     else:
         finished = finished_result(config, paths)
         if finished is not None:
             return finished
         has_losses = config.class_weights and fit.has_checkpoint(paths)
         resume.check_losses(before, kind=KIND, out=config.out, has_losses=has_losses)
-        check_weights(config.weights)
+        check_weights(config.weights, config.preprocessing)
         source = dataset.stored_dataset(config.out) or dataset.list_trainable(config)
     prior.check_classes(config.prior, source.table["label"].drop_null().unique().to_pylist())
-    cache = config.cache if before is None else before.get("cache", config.cache)
-    return Begun(config=dataclasses.replace(config, cache=cache), paths=paths, source=source, before=before)
+    if before is not None and before.get("cache") == "off":
+        if config.views > 1 and not config.quiet:
+            print(f"The run was begun without stored features, so that --views {config.views} is not used.")
+        config = config.streamed()
+    return Begun(config=config, paths=paths, source=source, before=before)
 
 
 def stored_settings(config: TrainConfig) -> Mapping[str, Any] | None:
     """Returns the stored settings of the run to continue; None if there is none. See `resume.stored_settings`."""
-    # A run whose features did not fit into memory was stored with the cache off.
-    free = FREE_ON_RESUME | ({"cache"} if config.cache == "auto" else set())
+    # An earlier version took settings that changed nothing, which are refused now, and stored them.
+    free = FREE_ON_RESUME | config.unused().keys()
+    if config.cache == "auto" and (resume.read_settings(config) or {}).get("cache") == "off":
+        free |= {"cache", "views"}  # the features did not fit into memory: the run was stored without them
     if config.method == "fine-tune":  # there are no stored features, which another precision would not fit
         free |= {"inference_precision"}
     return resume.stored_settings(config, kind=KIND, known_names=NAMES, free=free)

@@ -46,7 +46,7 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
         preprocessing=preprocessing,
         intensity_range=images.intensity_range,
         backbone=os.path.basename(config.backbone),
-        weights=os.path.basename(config.weights),
+        weights=os.path.basename(wording.starting_weights(config)),
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
@@ -109,9 +109,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         title=os.path.basename(config.out.rstrip("/")),
         subtitle=f"{spec.backbone} {wording.verb(config)} on {config.data}",
         notices=wording.weights_notice(config),
-        config={"trained_on": wording.trained_on(config)}
-        | dataclasses.asdict(config)
-        | {"preprocessing": spec.preprocessing, "probe": wording.describe_probe(probe)},
+        config=wording.settings(config, spec.preprocessing, probe),
         provenance=evaluate.provenance(spec),
         audit=images.findings,
         leaks=spec.leaks,

@@ -8,6 +8,7 @@ from tlray.config.training import TrainConfig
 from tlray.engines import choice
 from tlray.features.preparation import Network, as_network
 from tlray.features.store import POOLED
+from tlray.models.weights import trained_preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,16 @@ class Untrained:
 
 
 def build(config: TrainConfig, num_classes: int) -> Untrained:
-    """Builds the classifier of a resolved config and the network of its features; run by `connection.start_here`."""
+    """Builds the classifier of a resolved config and the network of its features; run by `connection.start_here`.
+
+    Args:
+        config: A resolved config.
+        num_classes: At least 2.
+
+    Raises:
+        BundleError: The bundle that --weights names is damaged.
+        ConfigError: The model or its weights are not available, or do not fit together.
+    """
     import keras  # noqa: PLC0415 (TensorFlow only in this process)
 
     from tlray.models import classifier as models  # noqa: PLC0415
@@ -56,7 +66,8 @@ def build(config: TrainConfig, num_classes: int) -> Untrained:
     devices.use_cpus()  # leaves all GPUs to the workers
     keras.utils.clear_session()  # Keras numbers layers per process, and this one may have built others before
     keras.utils.set_random_seed(config.seed)
-    preprocessing = config.preprocessing or application_preprocessing(config.backbone)
+    of_weights = trained_preprocessing(config.weights)
+    preprocessing = config.preprocessing or of_weights or application_preprocessing(config.backbone)
     backbone = build_backbone(config)
     models.set_trainable(backbone, config)
     if config.method == "probe":

@@ -62,7 +62,7 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
             )
         if not config.quiet:
             print(wording.describe_misfit(config, available, images, network))
-        config = dataclasses.replace(config, cache="off")
+        config = config.streamed()
         with timing.phase("reading images, building the model"):
             model = read_and_build(config, images, available, kind=KIND, refuse=refuse).model
             read, has_room = dataclasses.replace(read, model=model), False

@@ -17,6 +17,12 @@ CONFIG = "config.json"
 _FREE = frozenset({"resume", "overwrite", "quiet"})
 
 
+def read_settings(config: TrainConfig | SweepConfig) -> dict[str, Any] | None:
+    """Returns the stored settings of the run or sweep to continue, unchecked; None if there is none to continue."""
+    location = storage.join(config.out, CONFIG)
+    return json.loads(storage.read_bytes(location)) if config.resume and storage.exists(location) else None
+
+
 def stored_settings(
     config: TrainConfig | SweepConfig,
     *,
@@ -37,13 +43,13 @@ def stored_settings(
     Raises:
         ConfigError: The output must not be touched, or the run was begun with other settings.
     """
-    location = storage.join(config.out, CONFIG)
-    if not config.resume or not storage.exists(location):
+    before = read_settings(config)
+    if before is None:
         storage.check_output(config.out, kind=kind, known_names=known_names, overwrite=config.overwrite)
         if config.resume and not config.quiet:
             print(f"There is no {kind} to resume in '{config.out}', so it starts from the beginning.")
         return None
-    before, now = json.loads(storage.read_bytes(location)), json.loads(to_json(config))
+    now = json.loads(to_json(config))
     changed = [name for name in before if name not in _FREE | free and now.get(name) != before[name]]
     if changed:
         listed = "; ".join(f"{name} was {before[name]!r} and is {now.get(name)!r}" for name in changed)

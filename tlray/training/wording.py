@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from tlray.cluster.capacity import Capacity
+from tlray.config.recipes import RECIPES
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.dataset import Dataset
 from tlray.errors import times
@@ -16,11 +17,30 @@ from tlray.training import model, probing
 def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
     """Returns the message that features do not fit into memory, with their size and what is done instead."""
     needed, there = probing.cache_bytes(config, images, network), available.smallest_object_store_bytes
+    without_views = f", without --views {config.views}" if config.views > 1 else ""
     return (
         f"The stored features for training would take {needed / 1e9:.1f} GB, more than half of Ray's object store "
         f"({there / 1e9:.1f} GB on its smallest node). Training uses "
-        f"{trained_on(dataclasses.replace(config, cache='off'))} instead."
+        f"{trained_on(config.streamed())} instead{without_views}."
     )
+
+
+def unused_augmentation(config: TrainConfig) -> str | None:
+    """Returns the message that the user's augmentation is not used; None where it is, or where it is a recipe's own.
+
+    Args:
+        config: A resolved config.
+    """
+    of_recipes = [recipe(config.data, config.out).augmentation for recipe in RECIPES.values()]  # also that of none
+    if config.augmentation in of_recipes or not _sees_plain_images_only(config):
+        return None
+    remedy = "Give --method lp-ft with --views V." if config.method == "probe" else "Give --views V, or --cache off."
+    return f"The augmentation is not used: training is on {trained_on(config)}. {remedy}"
+
+
+def _sees_plain_images_only(config: TrainConfig) -> bool:
+    """Tells whether a resolved config trains on stored features of the images as they are."""
+    return config.method == "probe" or (model.is_cached(config) and config.views == 1)
 
 
 def network_warnings(config: TrainConfig, probe: Probe | None) -> list[str]:
@@ -60,13 +80,31 @@ def describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
 
 def trained_on(config: TrainConfig) -> str:
     """Returns what the model was trained on: the config lists augmentation settings even where they were not used."""
-    if config.method == "probe" or (model.is_cached(config) and config.views == 1):
+    if _sees_plain_images_only(config):
         return "stored features of the images as they are, without augmentation"
     if model.is_cached(config):
         return f"stored features of {config.views} views of each image: as it is, and augmented"
     if config.augmentation == Augmentation():
         return "images that are read in every epoch, without augmentation"
     return "images that are read and augmented in every epoch"
+
+
+def starting_weights(config: TrainConfig) -> str:
+    """Returns what the backbone's weights were at the start: --weights, or the file of an own backbone with its own."""
+    is_own = config.backbone.endswith(".keras") and config.weights == "imagenet"
+    return config.backbone if is_own else config.weights
+
+
+def settings(config: TrainConfig, preprocessing: str, probe: Probe | None) -> dict[str, Any]:
+    """Returns the settings of a run for its report, with those that were found and what the model was trained on.
+
+    Args:
+        config: A resolved config.
+        preprocessing: The scaling of the pixels that the network was given.
+        probe: The run's probe; None without one.
+    """
+    found = {"weights": starting_weights(config), "preprocessing": preprocessing, "probe": describe_probe(probe)}
+    return {"trained_on": trained_on(config)} | dataclasses.asdict(config) | found
 
 
 def verb(config: TrainConfig) -> str:

@@ -130,7 +130,7 @@ def _begin(config: SweepConfig) -> tuple[Mapping[str, Any] | None, Dataset | Non
     if before is not None:  # trials are trained with class weights
         has_losses = bool(trial_table.read_trials(base.out)[0])
         resume.check_losses(before, kind=KIND, out=base.out, has_losses=has_losses)
-    check_weights(base.weights)
+    check_weights(base.weights, base.preprocessing)
     source = stored or _list(config)
     prior.check_classes(base.prior, source.table["label"].drop_null().unique().to_pylist())
     return before, stored, source
@@ -255,6 +255,7 @@ def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
     """
     base = config.training()
     is_probe = trial["best_epoch"] == 0
+    names = ("depths", "inverse_penalty", "learning_rate", *(() if is_probe else ("dropout",)))
     return dataclasses.replace(
         base,
         out=storage.join(base.out, BEST),
@@ -263,7 +264,7 @@ def best_config(config: SweepConfig, trial: Mapping[str, Any]) -> TrainConfig:
         hidden_units=() if is_probe else (config.hidden_units,) * trial["hidden_layers"],
         trainable_layers=base.trainable_layers if is_probe else trial["trainable_layers"],
         views=1 if is_probe else trial["views"],
-        **{name: trial[name] for name in ("depths", "inverse_penalty", "learning_rate", "dropout")},
+        **{name: trial[name] for name in names},
     )
 
 

@@ -65,6 +65,15 @@ def test_fine_tuning_recipes(recipe, trainable_layers, batch_norm, learning_rate
     assert config.augmentation == MILD
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("method", ["probe", "lp-ft", "fine-tune"])
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_what_a_recipe_sets_may_stand_where_it_is_not_used(name, method, weights):
+    config = dataclasses.replace(RECIPES[name]("d", "o"), method=method, weights=weights)
+    assert config.hidden_units == ((512, 512) if name == "article" else ())
+    assert config.resolved().weights == weights
+
+
 def test_without_pretrained_weights_there_is_nothing_to_probe():
     assert standard("d", "o").resolved().method == "lp-ft"
     scratch = dataclasses.replace(standard("d", "o"), weights="none").resolved()

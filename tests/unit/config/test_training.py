@@ -74,8 +74,47 @@ CONFIGS = {
         ("train", {"depths": 6}, "--depths must lie in [1, 5]. Received: 6"),
         ("train", {"inverse_penalty": -1.0}, "--inverse-penalty must be a positive number. Received: -1.0"),
         ("train", {"learning_rate": 0.0}, "--learning-rate must be a positive number. Received: 0.0"),
-        ("train", {"views": 2}, "--views 2 without augmentation would compute the same image 2 times. Give an"
-            " augmentation, such as --augmentation.zoom 0.1, or --views 1."),
+        ("train", {"views": 2, "method": "lp-ft"}, "--views 2 without augmentation would compute the same image 2"
+            " times. Give an augmentation, such as --augmentation.zoom 0.1, or --views 1."),
+        *(
+            (
+                "train",
+                {"views": 2, "augmentation": Augmentation(zoom=0.1)} | settings,
+                "--views is for fine-tuning on stored features. Give --method lp-ft with pretrained --weights, --cache "
+                "auto and a number of --trainable-layers, or leave --views out.",
+            )
+            for settings in (
+                {},
+                {"method": "probe"},
+                {"method": "lp-ft", "weights": "none"},
+                {"method": "lp-ft", "cache": "off"},
+                {"method": "lp-ft", "trainable_layers": "all"},
+            )
+        ),
+        *(
+            (
+                "train",
+                {name: value} | settings,
+                f"--{name.replace('_', '-')} needs a linear probe. Give --method probe, or --method lp-ft with "
+                "pretrained --weights.",
+            )
+            for name, value in (("depths", 4), ("inverse_penalty", 0.1))
+            for settings in ({}, {"method": "lp-ft", "weights": "none"})
+        ),
+        *(
+            (
+                "train",
+                {name: value, "method": "probe"},
+                f"--{name.replace('_', '-')} is for fine-tuning. Leave it out with --method probe, or give --method "
+                "lp-ft.",
+            )
+            for name, value in (("hidden_units", (8,)), ("dropout", 0.0))
+        ),
+        *(
+            ("train", {"batch_norm_momentum": 0.9} | settings, "--batch-norm-momentum changes nothing while"
+                " BatchNormalization is frozen. Give --batch-norm synchronized or local, or leave it out.")
+            for settings in ({}, {"batch_norm": "frozen"}, {"method": "lp-ft"})
+        ),
         *(
             (
                 "train",
@@ -107,6 +146,8 @@ CONFIGS = {
             " one of them."),
         ("train", {"backbone": "my.keras"}, "--backbone my.keras is your own model, so tlray does not know the pixels"
             " that it was trained on. Give --preprocessing"),
+        ("train", {"backbone": "my.keras", "preprocessing": "unit", "weights": "none"}, "--weights none is for random"
+            " weights, but your own network keeps its weights: those in my.keras. Leave --weights out;"),
         ("train", {"cut": "mixed7"}, "--cut works with your own .keras --backbone only. Leave it out with"
             " InceptionV3."),
         ("train", {"weights": "none", "trainable_layers": 15}, "--trainable-layers 15 with --weights none would freeze"
@@ -169,7 +210,12 @@ def test_refusals(config, settings, message):
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        ("train", {"dropout": 0.0, "refer_below": 0.0, "seed": 0, "max_failures": 0, "batch_norm_momentum": 0.0}),
+        ("train", {"dropout": 0.0, "refer_below": 0.0, "seed": 0, "max_failures": 0}),
+        ("train", {"batch_norm_momentum": 0.0, "batch_norm": "local"}),
+        ("train", {"batch_norm_momentum": 0.0, "weights": "none"}),
+        ("train", {"views": 3, "method": "lp-ft", "augmentation": Augmentation(zoom=0.1), "trainable_layers": 0}),
+        ("train", {"depths": 1, "inverse_penalty": 0.1, "method": "probe", "weights": "none"}),
+        ("train", {"depths": 1, "inverse_penalty": 0.1, "method": "lp-ft", "hidden_units": (8,), "dropout": 0.0}),
         ("train", {"refer_below": 1.0, "trainable_layers": 0, "num_workers": 32, "batch_size": 32}),
         ("train", {"backbone": "my.keras", "preprocessing": "raw", "cut": "mixed7"}),
         ("train", {"weights": "none", "trainable_layers": "all", "batch_norm": "synchronized"}),

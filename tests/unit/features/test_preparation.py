@@ -18,6 +18,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tlray.bundle import store as bundles
+from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import Augmentation, TrainConfig
 from tlray.data.stream import Pixels
@@ -25,7 +27,7 @@ from tlray.engines import cache, networks, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, EngineKind
 from tlray.errors import ConfigError, DataError
 from tlray.features import preparation, update
-from tlray.models import devices
+from tlray.models import backbone, devices
 
 SIZE_PX = 32
 FLOAT32 = EngineKind("openvino", "float32")
@@ -322,6 +324,27 @@ def test_a_bundle_as_weights_is_told_by_its_sha256(tmp_path, monkeypatch):
     (tmp_path / "bundle.json").write_text("{}")
     monkeypatch.setattr(preparation.bundles, "read_spec", lambda _: (None, "sha256 of the bundle"))
     assert preparation._weights(str(tmp_path)) == "sha256 of the bundle"
+
+
+def test_the_network_of_a_bundle_gets_the_pixels_that_it_was_trained_on(tmp_path, monkeypatch):
+    spec = BundleSpec(classes=("a", "b"), image_size_px=SIZE_PX, preprocessing="unit", backbone="b", weights="w")
+    bundles.seal(str(tmp_path / "bundle"), spec)
+
+    def build(_: TrainConfig) -> keras.Model:
+        pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+        return keras.Model(pixels, keras.layers.Conv2D(4, 3, strides=2, kernel_initializer="ones")(pixels))
+
+    monkeypatch.setattr(backbone, "build_backbone", build)
+    settings = [{}, {"preprocessing": "unit"}, {"weights": "imagenet"}]
+    prints = [
+        preparation.prepare(
+            make_config("MobileNetV2", **({"weights": str(tmp_path / "bundle"), "preprocessing": None} | changes)),
+            "pooled",
+            REFERENCE,
+        ).fingerprint
+        for changes in settings
+    ]
+    assert (prints[0] == prints[1], prints[0] == prints[2]) == (True, False)
 
 
 def test_the_seed_decides_random_weights():

@@ -83,6 +83,22 @@ def test_own_models_that_do_not_fit(own_model, changes, message):
         build_backbone(make_config(**config))
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 1), (32, 32, None), (3, 32, 32), (32,)])
+def test_own_models_that_take_no_rgb_images_are_refused(tmp_path, shape):
+    pixels = keras.Input(shape)
+    keras.Model(pixels, keras.layers.Activation("relu")(pixels)).save(tmp_path / "own.keras")
+    config = make_config(
+        backbone=str(tmp_path / "own.keras"), weights="imagenet", preprocessing="unit", image_size_px=32
+    )
+    given = ", ".join(map(str, (None, *shape)))
+    with pytest.raises(ConfigError) as raised:
+        build_backbone(config)
+    assert str(raised.value) == (
+        f"'{config.backbone}' has the input ({given}), but tlray needs square RGB images [batch, size, size, 3]. Give "
+        "another --backbone."
+    )
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     keras.applications.MobileNet(include_top=False, weights=None, input_shape=(75, 75, 3)).save_weights(  # pyright: ignore[reportArgumentType]
         tmp_path / "other.weights.h5"

@@ -19,9 +19,7 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
 
 
 def test_saved_artifacts_agree(tmp_path, own_model):
-    config = TrainConfig(
-        data="d", out="o", weights="none", backbone=own_model[0], preprocessing="symmetric", image_size_px=32
-    )
+    config = TrainConfig(data="d", out="o", backbone=own_model[0], preprocessing="symmetric", image_size_px=32)
     config = config.resolved()
     classifier = models.with_probabilities(
         models.build_classifier(build_backbone(config), config, preprocessing="symmetric", num_classes=3)

@@ -4,8 +4,10 @@ import h5py
 import keras
 import pytest
 
-from tlray.errors import ConfigError
-from tlray.models.weights import check_weights, has_bundle
+from tlray.bundle import store
+from tlray.bundle.spec import BundleSpec
+from tlray.errors import BundleError, ConfigError
+from tlray.models.weights import check_weights, has_bundle, trained_preprocessing
 
 
 @pytest.mark.parametrize("name", ["imagenet", "none"])
@@ -54,3 +56,35 @@ def test_what_cannot_be_weights_is_refused(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         check_weights(str(tmp_path / name))
+
+
+def make_bundle(location: str, preprocessing: str) -> str:
+    """Writes a bundle that has nothing but its description."""
+    spec = BundleSpec(classes=("a", "b"), image_size_px=8, preprocessing=preprocessing, backbone="b", weights="w")
+    store.seal(location, spec)
+    return location
+
+
+def test_a_bundle_tells_the_pixels_that_its_network_was_trained_on(tmp_path):
+    bundle = make_bundle(str(tmp_path / "bundle"), "unit")
+    assert trained_preprocessing(bundle) == "unit"
+    assert check_weights(bundle) is None
+    assert check_weights(bundle, "unit") is None
+    message = r"was trained with --preprocessing unit, and would .*preprocessing caffe\. Give --preprocessing unit\.$"
+    with pytest.raises(ConfigError, match=message):
+        check_weights(bundle, "caffe")
+
+
+def test_other_weights_do_not_tell_the_pixels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_bundle("imagenet", "unit")  # a name is no location
+    path = str(tmp_path / "a.hdf5")
+    h5py.File(path, "w").close()
+    for weights in ("imagenet", "none", path):
+        assert trained_preprocessing(weights) is None
+        assert check_weights(weights, "caffe") is None
+
+
+def test_a_preprocessing_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(BundleError, match=r"names the preprocessing 'sepia', which is none of unit, .*Restore it or"):
+        trained_preprocessing(make_bundle(str(tmp_path), "sepia"))

@@ -1,15 +1,21 @@
 """What a finished run puts into its bundle."""
 
+import dataclasses
+import os
+
 import numpy as np
 import pytest
 
 from tests.unit.evaluation.test_evidence import make_images
+from tlray.bundle import card
 from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
+from tlray.config.training import TrainConfig
+from tlray.data import audit
 from tlray.evaluation import out_of_fold
 from tlray.evaluation.measurement import SplitEvaluation, measure_probabilities, with_leak_free
 from tlray.evaluation.out_of_fold import Predicted
-from tlray.training import finish
+from tlray.training import finish, wording
 from tlray.training.export import Exported
 from tlray.training.judgement_fit import Judging, Unseen
 
@@ -26,6 +32,33 @@ def evaluation() -> SplitEvaluation:
         ood_scores=np.array([0.0, 0.0, 0.5, 0.25, 0.5, 0.25], np.float32),
         limits=Limits(),
     )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "of_bundle", "of_report"),
+    [
+        ("InceptionV3", "imagenet", "imagenet", "imagenet"),
+        ("InceptionV3", "/runs/a.h5", "a.h5", "/runs/a.h5"),
+        ("/models/own.keras", "imagenet", "own.keras", "/models/own.keras"),
+        ("/models/own.keras", "/runs/a.h5", "a.h5", "/runs/a.h5"),
+    ],
+)
+def test_the_weights_of_an_own_backbone_are_those_of_its_file(backbone, weights, of_bundle, of_report):
+    config = TrainConfig(data="d", out="o", backbone=backbone, weights=weights, preprocessing="unit").resolved()
+    images = make_images()
+    spec = finish.make_spec(
+        config, dataclasses.replace(images, findings=images.findings | audit.audit(images.table)), "unit"
+    )
+    assert (spec.weights, spec.backbone) == (of_bundle, os.path.basename(backbone))
+    assert f"- Starting weights: {of_bundle}\n" in card.model_card(spec)
+    assert wording.settings(config, "unit", None)["weights"] == of_report
+
+
+def test_the_report_shows_the_settings_that_were_found():
+    config = TrainConfig(data="d", out="o", seed=3).resolved()
+    shown = wording.settings(config, "symmetric", None)
+    assert (shown["preprocessing"], shown["probe"], shown["seed"]) == ("symmetric", None, 3)
+    assert next(iter(shown.items())) == ("trained_on", "images that are read in every epoch, without augmentation")
 
 
 def test_the_reference_for_drift_is_of_images_that_are_new_to_the_model():

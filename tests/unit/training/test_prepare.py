@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from tlray.cluster import capacity, locations, plans
-from tlray.config.training import TrainConfig
+from tlray.config.training import Augmentation, TrainConfig
 from tlray.data import audit, dataset
 from tlray.data.dataset import Dataset
 from tlray.files import storage
 from tlray.timing import Timing
-from tlray.training import prepare
+from tlray.training import prepare, probing
 from tlray.training.paths import RunPaths
 from tlray.training.prepare import Read
 from tlray.training.stages import Begun
@@ -58,6 +58,44 @@ def test_thumbnails_are_encoded_only_if_a_bundle_is_made_of_the_images(monkeypat
     assert groups == (both if thumbnails else [])
 
 
+def without_cluster(monkeypatch: pytest.MonkeyPatch, images: Dataset, model: Any) -> None:
+    """Gives `prepare.prepare` images and a model, and takes all from it that needs a cluster or writes files."""
+    for module, name in (
+        *((prepare, "create"), (prepare, "first_features"), (storage, "delete"), (dataset, "write_dataset")),
+        *((dataset, "measure"), (locations, "check_shared"), (locations, "check_shared_images")),
+        *((plans, "plan_training"), (capacity, "tell_shortage")),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    monkeypatch.setattr(prepare, "read_and_build", lambda *_, **__: Read(images=images, model=model))
+    monkeypatch.setattr(prepare, "look", lambda *_, **__: images)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_views_that_do_not_fit_are_no_error_but_told(monkeypatch, capsys, quiet):
+    table = TABLE.append_column("uri", pa.array(NAMES))
+    images, model = Dataset(table=table, findings={}), SimpleNamespace(network=object(), tail=None)
+    without_cluster(monkeypatch, images, model)
+    monkeypatch.setattr(dataset, "describe", lambda _: "images")
+    monkeypatch.setattr(findings, "rows", lambda _: [])
+    monkeypatch.setattr(prepare, "show_table", lambda *_: None)
+    monkeypatch.setattr(probing, "fits_cache", lambda *_: False)
+    monkeypatch.setattr(probing, "cache_bytes", lambda *_: 6_000_000_000)
+    config = TrainConfig(
+        data="d", out="o", method="lp-ft", views=3, augmentation=Augmentation(zoom=0.1), quiet=quiet
+    ).resolved()
+    begun = Begun(config=config, paths=RunPaths("o"), source=images, before=None)
+    available: Any = SimpleNamespace(task_cpus=1.0, smallest_object_store_bytes=2_000_000_000)
+    run = prepare.prepare(begun, Timing(), available)
+    assert (run.config.cache, run.config.views, run.is_cached) == ("off", 1, False)
+    assert capsys.readouterr().out == (
+        ""
+        if quiet
+        else "The stored features for training would take 6.0 GB, more than half of Ray's object store (2.0 GB on its "
+        "smallest node). Training uses images that are read and augmented in every epoch instead, without --views 3.\n"
+        "images\n"
+    )
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, capsys, quiet):
     nothing = {"num_groups": 0, "num_images": 0}
@@ -73,14 +111,7 @@ def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, 
     }
     images = Dataset(table=table, findings=found)
     model: Any = SimpleNamespace(network=None, tail=None)
-    for module, name in (
-        *((prepare, "create"), (prepare, "first_features"), (storage, "delete"), (dataset, "write_dataset")),
-        *((dataset, "measure"), (locations, "check_shared"), (locations, "check_shared_images")),
-        *((plans, "plan_training"), (capacity, "tell_shortage")),
-    ):
-        monkeypatch.setattr(module, name, lambda *_, **__: None)
-    monkeypatch.setattr(prepare, "read_and_build", lambda *_, **__: Read(images=images, model=model))
-    monkeypatch.setattr(prepare, "look", lambda *_, **__: images)
+    without_cluster(monkeypatch, images, model)
     begun = Begun(config=TrainConfig(data="d", out="o", quiet=quiet), paths=RunPaths("o"), source=images, before=None)
     available: Any = SimpleNamespace(task_cpus=1.0)
     assert prepare.prepare(begun, Timing(), available).images is images

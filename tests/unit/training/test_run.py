@@ -92,6 +92,37 @@ def test_a_run_whose_features_did_not_fit_goes_on_with_images(tmp_path, monkeypa
         begin.resume_or_begin(dataclasses.replace(config, data="/d", cache="off"))
 
 
+def test_a_run_with_views_whose_features_did_not_fit_goes_on_with_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(begin.dataset, "stored_dataset", lambda _: make_images())
+    config = TrainConfig(
+        data="/d", out=str(tmp_path), method="lp-ft", views=3, augmentation=Augmentation(zoom=0.1), resume=True
+    )
+    stored = config.resolved().streamed()
+    assert (stored.cache, stored.views) == ("off", 1)
+    (tmp_path / "config.json").write_text(to_json(stored))
+    begun = begin.resume_or_begin(config)
+    assert isinstance(begun, Begun)
+    assert (begun.config.cache, begun.config.views) == ("off", 1)
+    told = "The run was begun without stored features, so that --views 3 is not used.\n"
+    assert capsys.readouterr().out == told
+    begin.resume_or_begin(dataclasses.replace(config, quiet=True))
+    begin.resume_or_begin(dataclasses.replace(config, views=1))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "config.json").write_text(to_json(config.resolved()))
+    with pytest.raises(ConfigError, match="views was 3 and is 2"):
+        begin.resume_or_begin(dataclasses.replace(config, views=2))
+
+
+def test_settings_that_an_earlier_version_took_and_did_not_use_may_be_left_out(tmp_path):
+    config = TrainConfig(data="d", out=str(tmp_path), method="probe", resume=True)
+    before = json.loads(to_json(config)) | {"dropout": 0.5, "hidden_units": [8], "views": 2}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    assert begin.stored_settings(config) == before
+    (tmp_path / "config.json").write_text(json.dumps(before | {"depths": 3}))
+    with pytest.raises(ConfigError, match=r"with: depths was 3 and is 5\. Give"):
+        begin.stored_settings(config)
+
+
 @pytest.mark.parametrize(("views", "fits"), [(1, True), (2, False)])
 def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(views, fits):
     augmentation = Augmentation(zoom=0.1)
@@ -99,7 +130,7 @@ def test_features_that_take_more_than_half_the_memory_of_a_node_are_not_kept(vie
     # Two nodes: each gets all of the features.
     capacity = make_capacity(object_store_bytes=5000, smallest_object_store_bytes=2000)
     assert probing.fits_cache(config, capacity, make_images(), NETWORK) is fits
-    as_probe = dataclasses.replace(config, method="probe")  # has no views
+    as_probe = dataclasses.replace(config, method="probe", views=1)
     assert probing.fits_cache(as_probe, capacity, make_images(), NETWORK)
 
 
@@ -124,6 +155,42 @@ def test_what_becomes_of_features_that_do_not_fit():
         "The stored features for training would take 1.0 GB, more than half of Ray's object store (2.0 GB on its "
         "smallest node). Training uses images that are read and augmented in every epoch instead."
     )
+    several = wording.describe_misfit(dataclasses.replace(config, views=3), capacity, make_images(), network)
+    assert several.endswith(" images that are read and augmented in every epoch instead, without --views 3.")
+
+
+AUGMENTATION = Augmentation(zoom=0.125)
+UNUSED = "The augmentation is not used: training is on stored features of the images as they are, without augmentation."
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "remedy"),
+    [
+        ("standard", {}, "--views V, or --cache off."),
+        ("probe", {}, "--method lp-ft with --views V."),
+        ("standard", {"views": 2}, None),
+        ("standard", {"cache": "off"}, None),
+        ("standard", {"trainable_layers": "all"}, None),
+        ("standard", {"weights": "none"}, None),
+        ("standard", {"augmentation": recipes.standard("d", "o").augmentation}, None),  # not the users
+        ("article", {"method": "probe", "augmentation": recipes.article("d", "o").augmentation}, None),
+        ("standard", {"augmentation": Augmentation()}, None),
+        ("article", {}, None),
+    ],
+)
+def test_it_is_told_where_an_augmentation_of_the_user_is_not_used(name, changes, remedy):
+    config = dataclasses.replace(recipes.RECIPES[name]("d", "o"), **({"augmentation": AUGMENTATION} | changes))
+    assert wording.unused_augmentation(config.resolved()) == (f"{UNUSED} Give {remedy}" if remedy else None)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_it_is_told_at_the_start_of_a_run(tmp_path, monkeypatch, capsys, quiet):
+    monkeypatch.setattr(begin.dataset, "list_trainable", lambda _: make_images())
+    config = dataclasses.replace(recipes.standard("/d", str(tmp_path)), augmentation=AUGMENTATION, quiet=quiet)
+    assert isinstance(begin.resume_or_begin(config), Begun)
+    assert capsys.readouterr().out == ("" if quiet else f"{UNUSED} Give --views V, or --cache off.\n")
+    begin.resume_or_begin(recipes.standard("/d", str(tmp_path)))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
