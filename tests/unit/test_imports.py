@@ -35,6 +35,7 @@ WITH_TENSORFLOW = {
     "tlray.models.explain",
     "tlray.models.files",
     "tlray.models.graph",
+    "tlray.models.layers",
     "tlray.models.trunk",
     "tlray.tuning.trial",
     "tlray.training.batches",

@@ -11,7 +11,6 @@ from tlray.screen import held_back
 def test_what_is_written_within_the_block_is_held_back(capfd: pytest.CaptureFixture[str]):
     with held_back():
         os.write(2, b"from C++\n")
-        print("from Python", file=sys.stderr)
         print("a result")
     print("after", file=sys.stderr)
     shown = capfd.readouterr()
