@@ -220,7 +220,8 @@ def _sweep(arguments: list[str]) -> None:
         for number, trial in enumerate(result.trials[:SHOWN_TRIALS], start=1)
     ]
     rows.append(("trained", _trial_line(result.chosen)))
-    rows += [(f"trained, {name}", text) for name, text in accuracy_rows(result.best.metrics)]
+    figures = accuracy_rows(result.best.metrics, result.best.cross_validation)
+    rows += [(f"trained, {name}", text) for name, text in figures]
     rows += [("all trials", f"{result.out}/trials.csv and trials.png"), ("bundle", result.best.bundle)]
     if config.timing:
         rows += [(phase, f"{seconds:.1f} s") for phase, seconds in result.timing_s.items()]

@@ -32,10 +32,13 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Holds back what is written to standard error within the block, by C++ code too; shows it if the block fails.
+    """Drops what is written to standard error within the block, by C++ code too; shows it if the block fails.
 
     TensorFlow 2.21 prints lines as it is imported, whatever TF_CPP_MIN_LOG_LEVEL says.
     """
+    if sys.stderr is None:  # the process was started with a closed one
+        yield
+        return
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as written:

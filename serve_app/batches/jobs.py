@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from serve_app.batches.job_server import RETRY_AFTER_S, Job
 from serve_app.batches.order import Order, forbidden, parse
 from serve_app.errors import RequestError
+from serve_app.model.classifier import ModelInfo
 from serve_app.model.service import Service
 from tlray.errors import ConfigError
 from tlray.files import roots, storage
@@ -92,16 +93,24 @@ class Batches:
 
         Raises:
             RequestError: 400: the body is wrong; 403: a location is not allowed; 404: there is no such version; 409:
-                a batch is writing to this output; 429: another one is running; 503: there is no job server; 504: it was
-                not done in time. A batch that is being submitted at that moment may start all the same; see `show_all`.
+                a batch is writing to this output; 429: another one is running; 503: there is no job server, or no model
+                answers; 504: it was not done in time. A batch that is being submitted at that moment may start all the
+                same; see `show_all`.
         """
-        async with self._limit():
-            return await self._create(parse(body))
-
-    async def _create(self, order: Order) -> dict[str, Any]:
-        await self._run(self._checkers, self._check_locations, order)
+        order = parse(body)
+        until_s = asyncio.get_running_loop().time() + self._options.timeout_s
+        async with self._limit(until_s):
+            await self._run(self._checkers, self._check_locations, order)
         version = self._service.number(order.version)
-        info = await self._service.model_info(version)
+        try:
+            async with asyncio.timeout_at(until_s):
+                info = await self._service.model_info(version)
+        except TimeoutError:
+            raise RequestError(503, "No model has answered in time.", retry_after_s=RETRY_AFTER_S) from None
+        async with self._limit(until_s):
+            return await self._start(order, version, info)
+
+    async def _start(self, order: Order, version: int, info: ModelInfo) -> dict[str, Any]:
         name = uuid.uuid4().hex
         command = [sys.executable, "-m", "tlray", "score", "--resume"]
         command += ["--bundle", info.location, "--bundle-sha256", info.bundle_sha256]
@@ -229,10 +238,10 @@ class Batches:
         raise RequestError(404, f"There is no batch {name[:100]!r}.")
 
     @asynccontextmanager
-    async def _limit(self) -> AsyncIterator[None]:
-        """Ends a request with RequestError (504) if it takes longer than `timeout_s`."""
+    async def _limit(self, until_s: float | None = None) -> AsyncIterator[None]:
+        """Ends a request with RequestError (504) at a time of the event loop; None: `timeout_s` from now."""
         try:
-            async with asyncio.timeout(self._options.timeout_s):
+            async with asyncio.timeout_at(until_s or asyncio.get_running_loop().time() + self._options.timeout_s):
                 yield
         except TimeoutError:
             raise RequestError(

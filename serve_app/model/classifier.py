@@ -244,9 +244,8 @@ class Classifier:
         """Loads another bundle, `user_config["bundle"]`, while the present one goes on answering.
 
         If a bundle cannot be loaded, the present one stays, because Serve would end a replica that raised here, and the
-        service with it. Serve does not call again, so the replica tries again by itself, with growing pauses, until the
-        bundle is loaded or another call names one. A replica that is just being started does raise, because it would
-        otherwise answer with another model than the other replicas.
+        service with it. The replica tries again by itself, with growing pauses, until the bundle is loaded or another
+        call names one. A replica that is just being started does raise: it would answer with another model than others.
         """
         location, order = user_config["bundle"], object()
         self._order = order
@@ -255,7 +254,7 @@ class Classifier:
         except Exception as error:
             if not self._is_started:
                 raise
-            self._note_failure(error, 1, FIRST_PAUSE_S)
+            self._note_failure(order, error, 1, FIRST_PAUSE_S)
             task = asyncio.create_task(self._catch_up(location, order))
             self._tasks.add(task)  # the loop itself keeps no reference to it
             task.add_done_callback(self._tasks.discard)
@@ -269,11 +268,13 @@ class Classifier:
                 await self._replace(location, order)
             except Exception as error:  # any error: it may be gone the next time
                 num_failed, pause_s = num_failed + 1, min(2 * pause_s, MAX_PAUSE_S)
-                self._note_failure(error, num_failed, pause_s)
+                self._note_failure(order, error, num_failed, pause_s)
             else:
                 return
 
-    def _note_failure(self, error: Exception, num_failed: int, pause_s: float) -> None:
+    def _note_failure(self, order: object, error: Exception, num_failed: int, pause_s: float) -> None:
+        if order is not self._order:
+            return  # another bundle is wanted by now
         known = isinstance(error, TlrayError)
         said = error if known else f"{error!r}."
         _LOG.error(
@@ -285,14 +286,14 @@ class Classifier:
         """Replaces the model by that of a bundle; does nothing once another `reconfigure` has come after `order`."""
         async with self._replacing:  # one after another, so that a replica never holds more than two models
             model = await asyncio.to_thread(self._load_other, location) if order is self._order else None
-            if order is not self._order:
+            unused = model
+            if order is self._order:
+                self._telemetry.loaded()
+                unused, self._model = (self._model, model) if model else (None, self._model)
+            if unused is None:
                 return
-            self._telemetry.loaded()
-            if model is None:
-                return
-            before, self._model = self._model, model
-            await before.close()
-            del before, model
+            await unused.close()
+            del unused, model
             # Ray hides all objects of a new replica from the garbage collector, which would never free its first model.
             gc.unfreeze()
             gc.collect()

@@ -17,6 +17,7 @@ from serve_app.errors import RETRY_AFTER_S, RequestError, image_error
 from serve_app.http.request_log import note
 from serve_app.model.classifier import Answer, Explained, ModelInfo, Pixels
 from serve_app.model.decoding import Decoded, decode
+from serve_app.model.renewal import renewed
 from serve_app.options import Options
 from serve_app.watch.drift import STATISTICS, DriftWindow, Look
 from serve_app.watch.telemetry import Telemetry
@@ -247,7 +248,7 @@ class Service:
             spec = info.spec
             errors = [each if isinstance(each, ImageError) else None for each in decoded]
             if all_of is not None and any(errors):
-                known, info = info, await self.model_info(number)
+                known, info = info, await renewed(functools.partial(self.model_info, number), info)
                 if info.bundle_sha256 != known.bundle_sha256:
                     continue  # another bundle has just replaced this one, and may take these images
                 self.telemetry.undecodable(number, [each.code.value for each in errors if each is not None])

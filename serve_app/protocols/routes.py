@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.errors import RequestError
 from serve_app.http.body import admit, check_media_type
+from serve_app.model.renewal import renewed
 from serve_app.model.service import Prediction, Service
 from serve_app.protocols import open_inference, tensorflow_serving
 from serve_app.protocols.answers import (
@@ -120,23 +121,23 @@ def add_open_inference(router: APIRouter, service: Service) -> None:
             header_length=request.headers.get(open_inference.HEADER_LENGTH),
             max_images=service.options.max_images_per_request,
         )
-        size_px = (await service.known_info(version)).spec.image_size_px
+        known = await service.known_info(version)
         try:
-            parsed = await parse(size_px=size_px)
+            parsed = await parse(size_px=known.spec.image_size_px)
         except RequestError as error:
             if error.status != 400:
                 raise
             # Perhaps the pixels are right for another bundle, which has replaced the one that is known.
-            new_size_px = (await service.model_info(version)).spec.image_size_px
-            if new_size_px == size_px:
+            found = await renewed(functools.partial(service.model_info, version), known)
+            if found.spec.image_size_px == known.spec.image_size_px:
                 raise
-            parsed = await parse(size_px=new_size_px)
-        found = await service.predict(parsed.images, version, all_of=open_inference.INPUT)
+            parsed = await parse(size_px=found.spec.image_size_px)
+        prediction = await service.predict(parsed.images, version, all_of=open_inference.INPUT)
         content, headers = open_inference.encode_infer(
             parsed,
             model_name=name,
             model_version=str(service.number(version)),
-            predicted=_predicted(found),
+            predicted=_predicted(prediction),
         )
         return Response(content, headers=headers)
 

@@ -273,7 +273,11 @@ class TrainConfig:
         )
 
     def unused(self) -> dict[str, str]:
-        """Returns the settings that would change nothing beside the others: their names, each with what to do."""
+        """Returns settings that would change nothing beside the others: their names, each with what to do.
+
+        They are those with which somebody may believe to have changed the result. Settings of fine-tuning such as the
+        number of epochs are not among them.
+        """
         has_probe = self.method == "probe" or (self.method == "lp-ft" and self.weights != "none")
         is_streamed = self.method != "lp-ft" or self.weights == "none" or self.cache == "off"
         found = {}

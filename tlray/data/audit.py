@@ -70,8 +70,9 @@ def audit(table: pa.Table) -> dict[str, Any]:
           with several labels (`conflicting_labels`). An example has `sha256` and `images`, each with `image_id`,
           `split` and `label`;
         - `groups`: `num_groups`, `num_unnamed` (images without a named patient, see `splits.has_named_patient`),
-          `by_class` (the number of patients of each class whose images all have a named patient), and `across_splits`
-          as above, with `group_id` in place of `sha256`;
+          `by_class` (the number of patients of each class whose images all have a named patient), `num_patients` (of
+          the labelled images; null if one has no named patient), and `across_splits` as above, with `group_id` in place
+          of `sha256`;
         - `size_px`: `width` and `height`, each with `min`, `median` and `max`; null if not known.
     """
     readable = table.filter(pc.field("error_code").is_null())
@@ -154,12 +155,14 @@ def _groups(readable: pa.Table) -> dict[str, Any]:
     by_group = readable.group_by("group_id").aggregate([([], "count_all"), ("split", "count_distinct")])
     across = by_group.filter(pc.field("split_count_distinct") > 1)
     unnamed = readable.filter(pa.array(~splits.has_named_patient(readable)))
-    is_counted = pc.field("label").is_valid() & ~pc.field("label").isin(unnamed["label"].unique().drop_null())
-    by_class = readable.filter(is_counted).group_by("label").aggregate([("group_id", "count_distinct")])
+    labelled = readable.filter(pc.field("label").is_valid())
+    is_counted = ~pc.field("label").isin(unnamed["label"].unique().drop_null())
+    by_class = labelled.filter(is_counted).group_by("label").aggregate([("group_id", "count_distinct")])
     return {
         "num_groups": by_group.num_rows,
         "num_unnamed": unnamed.num_rows,
         "by_class": {row["label"]: row["group_id_count_distinct"] for row in by_class.sort_by("label").to_pylist()},
+        "num_patients": None if unnamed["label"].null_count < len(unnamed) else len(labelled["group_id"].unique()),
         "across_splits": _finding(readable, "group_id", across),
     }
 

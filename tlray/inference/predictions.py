@@ -134,7 +134,7 @@ def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Ta
     location = storage.join(out, DATA, name)
     content = pa.BufferReader(storage.read_bytes(location))  # a storage that fails has damaged nothing
     try:
-        return pq.read_table(content, columns=columns)
+        return pq.read_table(content, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"'{location}' is damaged: {error}. Continue the scoring with --resume, or run the evaluation again."
@@ -160,7 +160,7 @@ def write_part(out: str, number: int, table: pa.Table) -> None:
         score_state.write_stamps(out, name, table[file_stamps.COLUMN].to_pylist())
         table = table.drop_columns([file_stamps.COLUMN])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True)
     storage.write_bytes(storage.join(out, DATA, name), sink.getvalue().to_pybytes())
 
 

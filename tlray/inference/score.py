@@ -239,6 +239,8 @@ def _check_output(out: str, identity: Mapping[str, str], config: ScoreConfig) ->
         if config.resume and not config.quiet:
             print(f"There is no {KIND} to resume in '{out}', so it starts from the beginning.")
         return False
+    if "decoding" in identity:
+        found = {"decoding": "2"} | dict(found)  # versions that did not yet note the decoding had this one at last
     if found != identity:
         differing = {name for name in identity if found.get(name) != identity[name]}
         other = "with another bundle or other images"

@@ -209,13 +209,15 @@ def _rescaling(backbone: keras.Model) -> np.ndarray | None:
 
 
 def _has_weights_of_keras(backbone: keras.Model, config: TrainConfig) -> bool:
-    """Tells whether a weights file of a network of `_RESCALED` is that of Keras, or was made from it."""
+    """Tells whether a weights file of a network of `_RESCALED` is that of Keras, or was made from it.
+
+    These have the deviations of ImageNet's pixels where their squares, the variances, should be (TensorFlow issue
+    49930), which the Rescaling layer makes up for.
+    """
     if config.backbone not in _RESCALED:
         return False
     mean, variance, _ = _normalization(backbone).get_weights()
-    return np.allclose(mean, _IMAGENET_MEAN, atol=1e-3) and np.allclose(
-        variance, np.square(_IMAGENET_DEVIATION), atol=1e-3
-    )
+    return np.allclose(mean, _IMAGENET_MEAN, atol=1e-3) and np.allclose(variance, _IMAGENET_DEVIATION, atol=1e-3)
 
 
 def _rescale(backbone: keras.Model, factors: np.ndarray) -> None:

@@ -68,6 +68,9 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
             read, has_room = dataclasses.replace(read, model=model), False
     # An earlier run is replaced only now that all of the user's input has been checked.
     if begun.before is None:
+        message = wording.unused_augmentation(config)
+        if message and not config.quiet:
+            print(message)
         create(config, begun.paths)
     else:
         resume.keep_new_settings(config, begun.before, begun.paths.config)

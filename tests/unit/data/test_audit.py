@@ -13,6 +13,15 @@ def test_images_without_a_named_patient_are_counted():
     assert (groups["num_groups"], groups["num_unnamed"]) == (5, 6)
 
 
+def test_the_patients_of_labelled_images_are_counted():
+    ours, unlabelled = {"group_id": "p"}, {"label": None}
+    groups = audit(make_table(ours, ours, {"group_id": "q", "label": "b"}, unlabelled | {"group_id": "r"}))["groups"]
+    assert (groups["num_groups"], groups["num_patients"], groups["by_class"]) == (3, 2, {"a": 1, "b": 1})
+    unnamed = {"group_id": "00002"}  # its own id
+    assert audit(make_table(ours, ours, unlabelled | unnamed))["groups"]["num_patients"] == 1
+    assert audit(make_table(ours, ours, unnamed))["groups"]["num_patients"] is None
+
+
 @pytest.mark.parametrize(
     ("num_unnamed", "is_named"),
     [(0, True), (1, True), (2, False), (18, False), (20, False)],  # 18: one named pair
@@ -167,6 +176,7 @@ def test_patients_in_several_splits():
         "num_groups": 2,
         "num_unnamed": 0,
         "by_class": {"a": 2},
+        "num_patients": 2,
         "across_splits": {
             "num_groups": 1,
             "num_images": 2,

@@ -428,7 +428,8 @@ def test_audit_with_missing_keys(audit: dict[str, object], shows_none: bool):
 
 @pytest.mark.parametrize("is_named", [True, False])
 def test_patients_are_counted_beside_the_images_where_they_are_named(is_named: bool):
-    groups = {"num_groups": 7, "num_unnamed": 0, "by_class": {"a": 5, "b": 3}} if is_named else {"num_groups": 9}
+    named = {"num_groups": 8, "num_unnamed": 0, "num_patients": 7, "by_class": {"a": 5, "b": 3}}
+    groups = named if is_named else {"num_groups": 9}
     counts = {"train": {"a": 5, "b": 1}, "valid": {"b": 3}}
     _, page = render(Report(title="run", audit={"counts": counts, "num_readable": 9, "groups": groups}))
     table = [row for row in page.rows if row[0] in ("Class", "a", "b", "All")]
@@ -442,7 +443,7 @@ def test_patients_are_counted_beside_the_images_where_they_are_named(is_named: b
 
 
 def test_the_patients_of_a_class_are_not_counted_if_one_of_its_images_has_none():
-    groups = {"num_groups": 7, "num_unnamed": 1, "by_class": {"b": 3}}
+    groups = {"num_groups": 7, "num_unnamed": 1, "num_patients": None, "by_class": {"b": 3}}
     counts = {"train": {"a": 5, "b": 1}, "valid": {"b": 3}}
     _, page = render(Report(title="run", audit={"counts": counts, "num_readable": 9, "groups": groups}))
     assert [row[-1] for row in page.rows if row[0] in ("Class", "a", "b", "All")] == ["Patients", "", "3", ""]

@@ -227,6 +227,15 @@ def test_a_damaged_part_and_those_after_it_are_scored_again(stored, capsys, numb
     )
 
 
+def test_a_byte_that_has_changed_within_a_part_is_found(stored, capsys):
+    path = Path(stored.out) / "predictions/part-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 8] ^= 1  # in a page of data, long before the footer
+    path.write_bytes(content)
+    assert stored.keep("ab", "") == (2, 0)
+    assert "part-00001.parquet was damaged." in capsys.readouterr().out
+
+
 def test_nothing_is_read_where_nothing_was_scored(tmp_path, monkeypatch, capsys):
     table = make_table(("a", "test", "0"))
     monkeypatch.setattr(resumed.inspection, "stamps", None)

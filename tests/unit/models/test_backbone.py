@@ -118,8 +118,8 @@ def efficient_net(tmp_path_factory) -> tuple[Path, keras.Model]:
     path = tmp_path_factory.mktemp("efficient_net") / "w.weights.h5"
     plain = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(75, 75, 3))  # pyright: ignore[reportArgumentType]
     normalization = next(layer for layer in plain.layers if isinstance(layer, keras.layers.Normalization))
-    deviation = np.array([0.229, 0.224, 0.225])
-    normalization.set_weights([np.array([0.485, 0.456, 0.406]), deviation**2, np.array(0)])
+    # The published files have the deviations where the variances should be: TensorFlow issue 49930.
+    normalization.set_weights([np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), np.array(0)])
     plain.save_weights(path)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("keras.src.applications.efficientnet.file_utils.get_file", lambda *_, **__: str(path))
@@ -150,8 +150,12 @@ def test_the_efficient_net_of_a_bundle_stays_what_it_was_however_often_it_is_reu
     assert np.asarray(found(images)) == pytest.approx(np.asarray(original(images)), rel=1e-4, abs=1e-5)
 
 
-def test_weights_of_efficient_net_that_are_not_those_of_keras_are_taken_as_they_are(tmp_path):
+@pytest.mark.parametrize("variance", [(1, 1, 1), (0.229**2, 0.224**2, 0.225**2)])
+def test_weights_of_efficient_net_that_are_not_those_of_keras_are_taken_as_they_are(tmp_path, variance):
     plain = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(75, 75, 3))  # pyright: ignore[reportArgumentType]
+    normalization = next(layer for layer in plain.layers if isinstance(layer, keras.layers.Normalization))
+    normalization.set_weights([np.array([0.485, 0.456, 0.406]), np.array(variance), np.array(0)])
+    normalization.finalize_state()
     plain.save_weights(tmp_path / "own.weights.h5")
     images = np.random.default_rng(0).uniform(0, 255, (1, 75, 75, 3)).astype(np.float32)
     found = build_backbone(make_config(backbone="EfficientNetB0", weights=str(tmp_path / "own.weights.h5")))

@@ -96,6 +96,23 @@ def test_views_that_do_not_fit_are_no_error_but_told(monkeypatch, capsys, quiet)
     )
 
 
+@pytest.mark.parametrize(
+    ("is_new", "quiet", "is_told"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_new_run_tells_that_the_augmentation_is_not_used(monkeypatch, capsys, is_new, quiet, is_told):
+    images = Dataset(table=TABLE.append_column("uri", pa.array(NAMES)), findings={})
+    without_cluster(monkeypatch, images, SimpleNamespace(network=None))
+    monkeypatch.setattr(dataset, "describe", lambda _: "images")
+    monkeypatch.setattr(findings, "rows", lambda _: [])
+    monkeypatch.setattr(prepare, "show_table", lambda *_: None)
+    monkeypatch.setattr(prepare.resume, "keep_new_settings", lambda *_: None)
+    config = TrainConfig(data="d", out="o", method="probe", augmentation=Augmentation(zoom=0.125), quiet=quiet)
+    begun = Begun(config=config.resolved(), paths=RunPaths("o"), source=images, before=None if is_new else {})
+    available: Any = SimpleNamespace(task_cpus=1.0)
+    prepare.prepare(begun, Timing(), available)
+    assert ("The augmentation is not used: training is on " in capsys.readouterr().out) == is_told
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_what_the_audit_has_found_is_shown_as_a_table_unless_quiet(monkeypatch, capsys, quiet):
     nothing = {"num_groups": 0, "num_images": 0}

@@ -183,16 +183,6 @@ def test_it_is_told_where_an_augmentation_of_the_user_is_not_used(name, changes,
     assert wording.unused_augmentation(config.resolved()) == (f"{UNUSED} Give {remedy}" if remedy else None)
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_it_is_told_at_the_start_of_a_run(tmp_path, monkeypatch, capsys, quiet):
-    monkeypatch.setattr(begin.dataset, "list_trainable", lambda _: make_images())
-    config = dataclasses.replace(recipes.standard("/d", str(tmp_path)), augmentation=AUGMENTATION, quiet=quiet)
-    assert isinstance(begin.resume_or_begin(config), Begun)
-    assert capsys.readouterr().out == ("" if quiet else f"{UNUSED} Give --views V, or --cache off.\n")
-    begin.resume_or_begin(recipes.standard("/d", str(tmp_path)))
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -13,7 +13,7 @@ import pytest
 from ray import job_submission
 from ray.job_submission import JobStatus
 
-from serve_app.batches import job_server
+from serve_app.batches import job_server, jobs
 from serve_app.batches.job_server import Job, JobServer
 from serve_app.batches.jobs import NUM_THREADS, Batches
 from serve_app.errors import RequestError
@@ -462,8 +462,9 @@ def add_running(endpoint, count):
     return names
 
 
-def test_a_list_waits_once_for_a_storage_that_hangs(endpoint, hanging):
-    endpoint.options["timeout_s"] = 0.2
+def test_a_list_waits_once_for_a_storage_that_hangs(endpoint, hanging, monkeypatch):
+    endpoint.options["timeout_s"] = 30
+    monkeypatch.setattr(jobs, "READING_SHARE", 1 / 30)
     names = add_running(endpoint, 3)
     listed = asyncio.run(endpoint.start().show_all(20))
     assert hanging == ["/out/2"]
@@ -471,8 +472,9 @@ def test_a_list_waits_once_for_a_storage_that_hangs(endpoint, hanging):
     assert found == [(name, "running", None, "The progress cannot be read now.") for name in reversed(names)]
 
 
-def test_a_storage_that_hangs_stops_neither_a_cancellation_nor_a_new_batch(endpoint, hanging):
-    endpoint.options["timeout_s"] = 0.2
+def test_a_storage_that_hangs_stops_neither_a_cancellation_nor_a_new_batch(endpoint, hanging, monkeypatch):
+    endpoint.options["timeout_s"] = 30
+    monkeypatch.setattr(jobs, "READING_SHARE", 1 / 30)
     names = add_running(endpoint, NUM_THREADS)
 
     async def ask():

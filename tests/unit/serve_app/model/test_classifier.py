@@ -212,11 +212,16 @@ def test_a_bundle_that_is_named_later_ends_the_attempts_for_the_former(classifie
 
 def test_a_bundle_is_dropped_if_another_one_is_named_while_it_is_loaded(classifier, bundles, monkeypatch):
     load, begun, gate = classifier._load, threading.Event(), threading.Event()
+    loaded: list[Any] = []
+    closed: list[Any] = []
 
     def load_when_let(location: str) -> Any:
         begun.set()
         assert gate.wait(DEADLINE_S)
-        return load(location)
+        loaded.append(load(location))
+        close = loaded[-1].close
+        loaded[-1].close = lambda: (closed.append(loaded[-1]), close())[1]
+        return loaded[-1]
 
     monkeypatch.setattr(classifier, "_load", load_when_let)
     classifier.check_health()
@@ -232,6 +237,8 @@ def test_a_bundle_is_dropped_if_another_one_is_named_while_it_is_loaded(classifi
 
     asyncio.run(exchange())
     assert classifier._model is model
+    assert len(loaded) == 1
+    assert closed == loaded
 
 
 @pytest.mark.usefixtures("explaining_here")
