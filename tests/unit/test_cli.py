@@ -174,6 +174,7 @@ def called(monkeypatch):
                 "best_epoch": 0,
             },
             best=SimpleNamespace(
+                cross_validation=None,
                 metrics={"valid": metrics}, bundle="/o/best/bundle", timing_s={"computing features": 1.25}
             ),
             timing_s={"starting Ray": 2.04, "running the trials": 90.06},
