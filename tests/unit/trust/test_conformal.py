@@ -64,10 +64,16 @@ def test_the_number_of_groups_for_a_threshold_of_a_class(alpha, least):
     assert least >= math.ceil(1 / alpha) - 1
 
 
+def of_three(scores, labels):
+    """Probabilities of three classes with these scores of the true one; the others share the rest evenly."""
+    true_BK = np.eye(3)[labels]
+    return (1 - true_BK) * scores[:, None] / 2 + true_BK * (1 - scores[:, None])
+
+
 def test_classes_with_few_patients_share_a_threshold():
     scores = np.r_[np.arange(1, 41) / 100, np.full(10, 0.8), np.full(9, 0.9)]
     labels = np.repeat([0, 1, 2], [40, 10, 9])
-    probs_BK = (1 - np.eye(3)[labels]) * scores[:, None] / 2 + np.eye(3)[labels] * (1 - scores[:, None])
+    probs_BK = of_three(scores, labels)
     found = fit(probs_BK, labels, 0.1)
     assert found.is_class_conditional == (True, False, False)
     assert found.thresholds == pytest.approx((0.37, 0.9, 0.9))  # ceil(41 * 0.9) = 37 of 40; ceil(20 * 0.9) = 18 of 19
@@ -76,7 +82,7 @@ def test_classes_with_few_patients_share_a_threshold():
 def test_if_these_have_too_few_the_next_smallest_class_joins_them():
     scores = np.r_[np.arange(1, 41) / 100, np.full(30, 0.5), np.full(18, 0.8)]
     labels = np.repeat([0, 1, 2], [40, 30, 18])
-    probs_BK = (1 - np.eye(3)[labels]) * scores[:, None] / 2 + np.eye(3)[labels] * (1 - scores[:, None])
+    probs_BK = of_three(scores, labels)
     found = fit(probs_BK, labels, 0.1)
     assert found.is_class_conditional == (True, False, False)
     assert found.thresholds == pytest.approx((0.37, 0.8, 0.8))  # ceil(49 * 0.9) = 45 of 48
