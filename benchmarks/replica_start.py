@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from PIL import Image
@@ -53,6 +54,9 @@ class Settings:
 
     bundle: str
     """The bundle that this tree serves."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that this tree's replica computes with; auto: what the bundle's own comparison of engines allows on this
+    machine. The other tree's replica always chooses for itself."""
     other: str | None = None
     """Another clone of the project."""
     other_bundle: str | None = None
@@ -109,19 +113,21 @@ def ask(url: str, form: bytes) -> bool:
         return False
 
 
-def measure(root: Path, bundle: str, form: bytes) -> Start:
+def measure(root: Path, bundle: str, form: bytes, *, options: Sequence[str] = ()) -> Start:
     """Starts an endpoint, waits for its first answer, ends it, and returns what its start came to.
 
     Args:
         root: A clone of the project that is set up.
         bundle: The bundle that it serves.
         form: A form with an image.
+        options: Further options of `tlray serve`.
     """
     temporary = tempfile.mkdtemp(prefix="tlray-", dir="/tmp")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [str(root / ".venv/bin/python"), "-m", "tlray", "serve", "--bundle", bundle, "--port", str(port)]
+    command += options
     process = subprocess.Popen(
         command, cwd=root, env=environment | {"RAY_TMPDIR": temporary},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -197,9 +203,11 @@ def main() -> None:
         if settings.other is not None and settings.other_bundle is not None:
             other.append(measure(Path(settings.other), settings.other_bundle, form))
             print(f"{number}: other: {other[-1]}", flush=True)
-        this.append(measure(ROOT, settings.bundle, form))
+        this.append(measure(ROOT, settings.bundle, form, options=["--precision", settings.precision]))
         print(f"{number}: this: {this[-1]}", flush=True)
     command = f"python benchmarks/replica_start.py --bundle BUNDLE --rounds {settings.rounds}"
+    if settings.precision != "auto":
+        command += f" --precision {settings.precision}"
     if other:
         command += " --other OTHER --other-bundle OTHER_BUNDLE"
     lines = [

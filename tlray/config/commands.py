@@ -173,6 +173,7 @@ class FeaturesConfig:
             f"--views {self.views} without augmentation would compute the same image {self.views} times. Give an "
             "augmentation, such as --augmentation.zoom 0.1, or --views 1.",
         )
+        _require_views(self.views, self.augmentation)
         self.training()
 
     def training(self) -> TrainConfig:
@@ -270,6 +271,7 @@ class SweepConfig:
         require(
             self.weights != "none", "--weights none: features of random weights are of no use. Give other --weights."
         )
+        _require_views(self.views, self.augmentation)
         self.training()
 
     def training(self) -> TrainConfig:
@@ -285,3 +287,12 @@ class SweepConfig:
         return TrainConfig(
             method="lp-ft", class_weights=True, **{name: getattr(self, name) for name in shared}
         ).resolved()
+
+
+def _require_views(views: int, augmentation: Augmentation) -> None:
+    """Raises a ConfigError if an augmentation would change nothing, because there is only the image as it is."""
+    require(
+        views > 1 or augmentation == Augmentation(),
+        "--augmentation changes nothing with --views 1, the image as it is. Give --views 2 or more, or leave the "
+        "augmentation out.",
+    )

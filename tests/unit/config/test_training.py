@@ -166,6 +166,10 @@ CONFIGS = {
         ("features", {"views": 0}, "--views must be positive. Received: 0"),
         ("features", {"batch_size": 0}, "--batch-size must be positive. Received: 0"),
         ("features", {"views": 2}, "--views 2 without augmentation would compute the same image 2 times."),
+        *(
+            (kind, {"augmentation": Augmentation(zoom=0.1)}, "--augmentation changes nothing with --views 1")
+            for kind in ("features", "sweep")
+        ),
         ("features", {"weights": "none"}, "--weights none: features of random weights are of no use."),
         ("features", {"backbone": "my.keras"}, "--backbone my.keras is your own model, so tlray does not know the"
             " pixels that it was trained on. Give --preprocessing"),
