@@ -2,13 +2,15 @@
 
 import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
-from tlray.cli import execute
+from tlray.cli import EXIT_USER, execute
+from tlray.files import storage
 
 OUT = Path("runs/demo")
+KIND = "demo"
+"""Kind with which `OUT` is marked, see `storage.mark_output`."""
 MEANING = "! These images are synthetic: the demo shows how the software works and means nothing clinically."
 
 SIZE = "--image-size-px 75"
@@ -22,7 +24,10 @@ NODULES = (("train", 10), ("valid", 10), ("test", 50))
 def main() -> None:
     """Makes images, trains, scores, and reuses the network for a second task."""
     weights = sys.argv[1] if len(sys.argv) > 1 else "none"
-    shutil.rmtree(OUT, ignore_errors=True)
+    if storage.list_names(str(OUT)) and storage.output_kind(str(OUT)) != KIND:
+        print(f"{OUT} holds files that no demo has made. Move or delete it, then start again.", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    storage.mark_output(str(OUT), kind=KIND)
     print(MEANING)
     for command in commands(weights):
         print(f"\n$ tlray {command}", flush=True)
@@ -34,7 +39,10 @@ def main() -> None:
 
 
 def commands(weights: str) -> list[str]:
-    """Returns the steps, each a command that can be typed after `tlray`."""
+    """Returns the steps, each a command that can be typed after `tlray`.
+
+    Each replaces the output of the same step of an earlier demo, and nothing else.
+    """
     training = TRAINING + (" --batch-norm local" if weights == "none" else "")
     images, run, scores, nodules = OUT / "images", OUT / "run", OUT / "scores", OUT / "nodules"
     first_task = [
@@ -52,7 +60,7 @@ def commands(weights: str) -> list[str]:
         f"train probe --data {nodules} --weights {start} --out {OUT}/{name} {SIZE}"
         for name, start in (("reused", f"{run}/bundle"), ("random", "none"))
     ]
-    return first_task + second_task + probes
+    return [f"{step} --overwrite" for step in first_task + second_task + probes]
 
 
 def comparison() -> str:

@@ -161,7 +161,7 @@ def read_options(config: ServeConfig) -> Options:
     """
     try:
         return Options(
-            bundle=config.bundle,
+            bundle=storage.absolute(config.bundle),  # refused before it is shown, if it has a password
             name=config.name,
             open_without_keys=config.open_without_keys,
             cors_origins=list(config.cors_origins),

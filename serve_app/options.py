@@ -37,7 +37,8 @@ Origin = Annotated[str, AfterValidator(_check_origin)]
 class Options(BaseModel):
     """The application's settings. Those of Serve itself, such as the delays of autoscaling, are in config.yaml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A location that is refused because it has a password must not be shown.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     bundle: Location
     """Path or URI of the bundle that is served."""

@@ -64,8 +64,8 @@ def test_the_list_has_all_that_the_module_takes():
     assert len(names) <= 8
 
 
-# That they do what they are there for: the free resources of nodes in test_beside_others.py, node types in
-# test_capacity.py, ports and addresses in test_localray.py, the job server's session in test_jobs.py of the endpoint.
+# That they do what they are there for: the free resources of nodes in test_beside_others.py, ports and addresses in
+# test_localray.py, the job server's session in test_jobs.py of the endpoint.
 
 
 @pytest.mark.parametrize(("found", "expected"), [(None, True), ("192.0.2.1:6379", False)])

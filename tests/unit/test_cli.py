@@ -872,6 +872,57 @@ def test_steps_of_the_demo_parse(monkeypatch, called, weights):
     # The same images, recipe and size: the start alone differs.
     assert (reused.method, reused.data, reused.weights) == ("probe", "runs/demo/nodules", scoring.bundle)
     assert random == dataclasses.replace(reused, weights="none", out="runs/demo/random")
+    assert all(each.overwrite for each in called)
+
+
+@pytest.fixture
+def demo(monkeypatch, tmp_path):
+    """Runs the demo in an empty directory; each step only makes its output, as the command would."""
+    module = runpy.run_path(os.path.join(os.path.dirname(cli.__file__), "..", "jobs", "demo.py"))
+    steps: list[str] = []
+
+    def execute(command: str, arguments: list[str]) -> int:
+        out = arguments[arguments.index("--out") + 1]
+        storage.prepare_output(
+            out, kind=command, known_names=frozenset(["metrics.json"]), overwrite="--overwrite" in arguments
+        )
+        metrics = {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "num_images": 150}
+        storage.write_text(f"{out}/metrics.json", json.dumps(metrics))
+        steps.append(out)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setitem(module["main"].__globals__, "execute", execute)
+    return module["main"], steps
+
+
+@pytest.mark.parametrize("kind", [None, "training"])
+def test_the_demo_deletes_nothing_that_no_demo_has_made(demo, tmp_path, capsys, kind):
+    main, steps = demo
+    out = tmp_path / "runs" / "demo"
+    out.mkdir(parents=True)
+    (out / "thesis.doc").write_bytes(b"mine")
+    if kind is not None:  # `tlray train --out runs/demo`
+        storage.mark_output(str(out), kind=kind)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, steps) == (2, [])
+    assert (out / "thesis.doc").read_bytes() == b"mine"
+    assert "runs/demo holds files that no demo has made. Move or delete it" in capsys.readouterr().err
+
+
+def test_the_demo_works_again_and_keeps_what_was_scored_with_its_model(demo, tmp_path):
+    main, steps = demo
+    main()
+    batch = tmp_path / "runs" / "demo" / "batches" / "1" / "predictions.csv"  # of `make serve`
+    batch.parent.mkdir(parents=True)
+    batch.write_bytes(b"scored")
+    first = list(steps)
+    main()
+    assert steps == first * 2
+    assert len(first) == 8
+    assert batch.read_bytes() == b"scored"
 
 
 def test_the_demo_compares_what_it_measured(monkeypatch, tmp_path):

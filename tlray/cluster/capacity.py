@@ -7,11 +7,8 @@ from typing import NamedTuple
 
 import ray
 
-from tlray.cluster import ray_internals
+from tlray.cluster import node_types, ray_internals
 from tlray.data.stream import TASK_CPUS
-
-MANY_NODES = 64
-"""Number of nodes assumed for a node type that the autoscaler may add without limit."""
 
 OBJECT_STORE_PART = 0.3
 """Default share of a node's memory that Ray uses as its object store (ray_constants.py,
@@ -88,19 +85,17 @@ def _to_hundredths(num_cpus: float) -> float:
 def measure() -> Capacity:
     """Returns the resources of the connected cluster, including those that its autoscaler may add.
 
+    What it may add is known on the head of a cluster that `ray up` has started, see `node_types.nodes_at_most`.
+    Elsewhere the present nodes are all that counts.
+
     Call this before a command starts any tasks or actors: resources that it uses itself count as in use by others.
     """
-    resources: dict[str, Mapping[str, float]] = {
-        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
-    }
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    here = alive[ray.get_runtime_context().get_node_id()]
+    resources: dict[str, Mapping[str, float]] = {node_id: node["Resources"] for node_id, node in alive.items()}
     present = list(resources.values())
-    # A negative number of nodes means no limit.
-    types = [
-        node_type
-        for node_type, max_count in ray_internals.node_types()
-        for _ in range(max_count if max_count >= 0 else MANY_NODES)
-    ]
-    present_nodes, later_nodes = ([_node(each) for each in listed] for listed in (present, types))
+    later = node_types.nodes_at_most(here["Labels"].get(node_types.GROUP_LABEL))
+    present_nodes, later_nodes = ([_node(each) for each in listed] for listed in (present, later))
     free = ray_internals.free_resources()
     free_nodes = [_node(free.get(node_id, whole)) for node_id, whole in resources.items()]
     nodes = max(present_nodes, later_nodes, key=_sum)
@@ -110,18 +105,16 @@ def measure() -> Capacity:
             left[left.index(whole)] = Node(rest.num_cpus, whole.num_gpus)
     is_short = max(node.num_cpus for node in left) < MIN_FREE_CPUS - 1e-6
     total, total_later, total_free = map(_sum, (present_nodes, later_nodes, free_nodes))
-    limits = ray_internals.resource_limits()
     present_stores = [each.get("object_store_memory", 0.0) for each in present]
-    later_stores = [store for each in types if (store := _store_bytes(each, present)) is not None]
-    here = resources[ray.get_runtime_context().get_node_id()]
+    later_stores = [store for each in later if (store := _store_bytes(each, present)) is not None]
     return Capacity(
-        num_cpus=max(total.num_cpus, min(total_later.num_cpus, limits.get("CPU", math.inf))),
-        num_gpus=max(total.num_gpus, min(total_later.num_gpus, limits.get("GPU", math.inf))),
+        num_cpus=max(total.num_cpus, total_later.num_cpus),
+        num_gpus=max(total.num_gpus, total_later.num_gpus),
         nodes=tuple(nodes if is_short else left),
         object_store_bytes=int(sum(present_stores)),
         smallest_object_store_bytes=int(min(*present_stores, *later_stores, math.inf)),
-        memory_bytes=here.get("memory", math.inf),  # a node that offers no memory to tasks still has some
-        has_many_nodes=len(present) > 1 or bool(types),
+        memory_bytes=here["Resources"].get("memory", math.inf),  # a node that offers no memory to tasks still has some
+        has_many_nodes=max(len(present), len(later)) > 1,
         held_cpus=total.num_cpus - total_free.num_cpus,
         held_gpus=total.num_gpus - total_free.num_gpus,
         is_short=is_short,
@@ -142,10 +135,10 @@ def _store_bytes(resources: Mapping[str, float], nodes: Sequence[Mapping[str, fl
 
     The estimate is the first of these that is known:
 
-    1. the size in the autoscaler's configuration of the node type, where it is seldom given,
+    1. the size that the cluster's configuration gives for the node type, which is seldom done,
     2. the smallest object store of the present nodes with the same CPUs and GPUs,
-    3. Ray's default share of the `memory` of the node type. On Kubernetes that is all memory of the node; on AWS it is
-       the memory besides the object store, so that the real object store is larger.
+    3. Ray's default share of the `memory` of the node type. On AWS, `ray up` fills in the memory besides the object
+       store, so that the real object store is larger.
 
     Args:
         resources: Resources of the node type.

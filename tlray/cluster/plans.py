@@ -13,6 +13,9 @@ from tlray.errors import ConfigError
 MIN_OBJECT_STORE_BYTES = 64 * 2**20
 """Minimum of object-store memory, in bytes, that each training worker's stream may use."""
 
+_KEEP = "keep a worker up if an autoscaler adds them (`min_workers: 1`, with KubeRay `minReplicas: 1`)"
+"""Remedy where the workers that may come are not known, see `tlray.cluster.node_types`. The end of a sentence."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
@@ -75,11 +78,12 @@ def plan_training(available: Capacity, *, num_workers: int, use_gpu: bool) -> Tr
     has = f"The cluster has {available.num_cpus:g} CPUs and {available.num_gpus:g} GPUs{held}"
     if available.num_cpus < 2:
         raise ConfigError(
-            f"{has}; training needs 2 CPUs, one of them for Ray Data. Start Ray with more: "
-            "`ray start --head --num-cpus=2`."
+            f"{has}; training needs 2 CPUs, one of them for Ray Data. Start Ray with more "
+            f"(`ray start --head --num-cpus=2`), or {_KEEP}."
         )
     if use_gpu and available.num_gpus < num_workers:
-        remedy = f"--num-workers {available.num_gpus:g}" if available.num_gpus >= 1 else "training without --use-gpu"
+        without = f"training without --use-gpu, or {_KEEP}"
+        remedy = f"--num-workers {available.num_gpus:g}" if available.num_gpus >= 1 else without
         raise ConfigError(
             f"--use-gpu with --num-workers {num_workers} asks for {num_workers} GPUs. {has}. Try {remedy}."
         )
@@ -149,7 +153,7 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     if available.num_cpus < 2:
         raise ConfigError(
             f"The cluster has {available.num_cpus:g} CPUs; scoring needs 2, one of them for Ray Data. Start Ray with "
-            "more: `ray start --head --num-cpus=2`."
+            f"more (`ray start --head --num-cpus=2`), or {_KEEP}."
         )
     num_cpus = available.free_cpus
     # A small predictor gets the CPUs that a reading task leaves over, at most 1. It asks for a hundredth less, because
@@ -158,7 +162,7 @@ def plan_scoring(available: Capacity, *, use_gpu: bool) -> ScorePlan:
     small = min(1.0, max(MIN_WORKER_CPUS, math.floor((largest - TASK_CPUS) * 100 - 1 + 1e-9) / 100))
     if use_gpu:
         if available.num_gpus < 1:
-            raise ConfigError("--use-gpu: the cluster has no GPU. Score without --use-gpu.")
+            raise ConfigError(f"--use-gpu: the cluster has no GPU. Score without --use-gpu, or {_KEEP}.")
         max_actors = max(1, min(int(available.num_gpus - available.held_gpus), int(num_cpus) - 1))
         max_actors = max(1, min(max_actors, _num_filling(available, small) - 1))
         return ScorePlan(max_actors=max_actors, cpus_per_actor=small, gpus_per_actor=1)

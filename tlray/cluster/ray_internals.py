@@ -28,8 +28,8 @@ NAMES = {
         "Is the name of the logger that warns in every command that token authentication is on, which is the default."
     ),
     "ray._private.state.state": (
-        "Tells the free resources of each node, and the node types of the autoscaler. Public functions give only sums "
-        "over the cluster; planned by sums, a worker may fit onto no node, and the run waits for ever."
+        "Tells the free resources of each node. Public functions give only sums over the cluster; planned by sums, a "
+        "worker may fit onto no node, and the run waits for ever."
     ),
     "ray._private.services.canonicalize_bootstrap_address": (
         "Tells whether a Ray runs on this machine before one is started. Without it, environment variables for a Ray "
@@ -70,23 +70,6 @@ CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 def free_resources() -> dict[str, Mapping[str, float]]:
     """Returns the free resources of each node, by the node's id in hex, without those of which nothing is free."""
     return state.available_resources_per_node()
-
-
-def resource_limits() -> Mapping[str, float]:
-    """Returns the autoscaler's limits for the sums of resources over the cluster; empty without any."""
-    config: Any = state.get_cluster_config()
-    return dict(config.max_resources) if config else {}
-
-
-def node_types() -> list[tuple[Mapping[str, float], int]]:
-    """Returns the node types of the autoscaler; none without an autoscaler.
-
-    Returns:
-        Resources of a node of each type, and the maximum number of such nodes; a negative number: no limit.
-    """
-    config: Any = state.get_cluster_config()
-    groups = config.node_group_configs if config else ()
-    return [(dict(group.resources), group.max_count) for group in groups]
 
 
 def quieten() -> None:

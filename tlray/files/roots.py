@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from tlray.errors import ConfigError
 from tlray.files import storage
+from tlray.files.passwords import refuse_password
 
 
 def normalize(location: str) -> str:
@@ -16,8 +17,9 @@ def normalize(location: str) -> str:
     URIs keep their keys unchanged, and no component of these may be empty, `.` or `..`, even percent-encoded.
 
     Raises:
-        ConfigError: The location is relative, neither a path nor a URI, or a URI with such a component.
+        ConfigError: The location is relative, neither a path nor a URI, or a URI with such a component or a password.
     """
+    refuse_password(location)
     scheme, separator, rest = location.partition("://")
     scheme = scheme.lower()
     path = urllib.parse.unquote(rest) if separator else location

@@ -2,7 +2,8 @@
 
 All access goes through pyarrow's file systems. Files are written atomically: they appear whole or not at all.
 
-A location is a local path or a URI (`file://`, `s3://`, `gs://`, `hdfs://`). A file inside a zip archive is written
+A location is a local path or a URI (`file://`, `s3://`, `gs://`). A URI may have a user, such as
+`gs://anonymous@bucket/1.png` for a public bucket, but no password. A file inside a zip archive is written
 `ARCHIVE!/MEMBER`, for example `s3://bucket/scans.zip!/normal/1.png`.
 """
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from tlray.errors import ConfigError, too_large
+from tlray.files.passwords import refuse_password
 from tlray.files.zip_archive import ZipArchive
 
 ZIP_SEPARATOR = "!/"
@@ -49,8 +51,12 @@ def absolute(location: str) -> str:
     """Returns a location that means the same in any working directory.
 
     Local paths become absolute, with `~` expanded. URIs only lose a `/` at their end.
+
+    Raises:
+        ConfigError: See `refuse_password`.
     """
     if is_uri(location):
+        refuse_password(location)
         return location.rstrip("/")
     return os.path.abspath(os.path.expanduser(location))
 
@@ -61,9 +67,10 @@ def join(location: str, *parts: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _file_system(scheme_and_host: str) -> fs.FileSystem:
+def _file_system(scheme_and_host: str) -> tuple[fs.FileSystem, str]:
+    """Returns a file system, and the path on it of what a URI without a key names: a bucket without the user."""
     try:
-        return fs.FileSystem.from_uri(scheme_and_host)[0]
+        return fs.FileSystem.from_uri(scheme_and_host)
     except (pa.ArrowInvalid, ValueError) as error:
         raise ConfigError(
             f"Cannot open '{scheme_and_host}': {error}. Give a local path, or a file://, s3:// or gs:// URI."
@@ -74,18 +81,20 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     """Returns the pyarrow file system of a location and the path on it.
 
     Raises:
-        ConfigError: The scheme is unknown, or a `file://` URI is relative.
+        ConfigError: The scheme is unknown, a `file://` URI is relative, or a URI has a password.
     """
     if not is_uri(location):
         return _local_file_system(), absolute(location)
+    refuse_password(location)
     scheme, _, rest = location.partition("://")
     if scheme == "file":
         if not rest.startswith("/"):
             raise ConfigError(f"'{location}' is not an absolute path. Write file:///PATH, with three slashes.")
         return _local_file_system(), urllib.parse.unquote(rest)
-    bucket, _, _ = rest.partition("/")
+    bucket, _, key = rest.partition("/")
     # Only scheme and host are parsed as a URI, so that keys with spaces, `#` or `%` reach the store unchanged.
-    return _file_system(f"{scheme}://{bucket}/"), rest.rstrip("/")
+    file_system, root = _file_system(f"{scheme}://{bucket}/")
+    return file_system, (join(root, key) if root else key).rstrip("/")
 
 
 @functools.lru_cache(maxsize=1)

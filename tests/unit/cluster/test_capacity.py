@@ -1,29 +1,33 @@
 """What a cluster has, what is free, and what its autoscaler may add; without a running Ray."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import ray
 
+from tests.unit.cluster.test_node_types import as_on_aws, write_bootstrap
 from tests.unit.cluster.test_plans import MIB
 from tlray.cluster import capacity, plans, ray_internals
+from tlray.cluster.capacity import Node
 
 HEAD = {"object_store_memory": 400.0 * MIB, "memory": 900.0 * MIB}
 WORKER = {"CPU": 8.0, "GPU": 1.0, "object_store_memory": 1000.0 * MIB, "memory": 3000.0 * MIB}
 
 
 @pytest.fixture
-def a_ray(monkeypatch):
-    """Makes Ray tell of some nodes, the driver's first, of what is free on them, and of what may come."""
+def a_ray(monkeypatch, tmp_path):
+    """Makes Ray tell of some nodes, the driver's first, of what is free on them; `ray up` has said what may come."""
+    monkeypatch.setenv("HOME", str(tmp_path))
 
-    def tell(nodes, free=None, groups=(), limits=None):
+    def tell(nodes, free=None, head=None, workers=(), max_workers=100):
         alive = {f"node{number}": node for number, node in enumerate(nodes)}
-        listed = [{"NodeID": name, "Alive": True, "Resources": node} for name, node in alive.items()]
-        listed.append({"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}})
-        types = [SimpleNamespace(resources=resources, max_count=count) for resources, count in groups]
-        config = SimpleNamespace(node_group_configs=types, max_resources=limits or {})
+        listed = [{"NodeID": name, "Alive": True, "Resources": node, "Labels": {}} for name, node in alive.items()]
+        listed.append({"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}, "Labels": {}})
+        if head is not None:
+            listed[0]["Labels"] = {"ray.io/node-group": "head"}
+            write_bootstrap(tmp_path, {"head": (head, 0)} | dict(enumerate(workers)), max_workers)
         state = SimpleNamespace(
-            get_cluster_config=lambda: config if groups else None,
             available_resources_per_node=lambda: dict(zip(alive, nodes if free is None else free, strict=True)),
         )
         monkeypatch.setattr(ray_internals, "state", state)
@@ -77,29 +81,56 @@ def test_when_too_little_is_free(a_ray, free_cpus, is_short, nodes, task_cpus):
 
 def test_nodes_that_may_come_are_free(a_ray):
     small, large = {"CPU": 4}, {"CPU": 8, "GPU": 1}
-    groups = [({"CPU": 0}, 1), (small, 2), (large, 3)]
-    a_ray([HEAD], groups=groups)
+    cluster = {"head": {"CPU": 0}, "workers": [(small, 2), (large, 3)]}
+    a_ray([HEAD], **cluster)
     nothing_up = capacity.measure()
-    assert nothing_up.nodes == ((0, 0), (4, 0), (4, 0), (8, 1), (8, 1), (8, 1))
+    assert sorted(nothing_up.nodes) == [(0, 0), (4, 0), (4, 0), (8, 1), (8, 1), (8, 1)]
     assert (nothing_up.num_cpus, nothing_up.free_cpus, nothing_up.is_short) == (32, 32, False)
     # One of each is up, and nothing on either is free: there are others.
-    a_ray([HEAD, HEAD | {"CPU": 4.0}, WORKER], free=[HEAD, {}, {}], groups=groups)
+    a_ray([HEAD, HEAD | {"CPU": 4.0}, WORKER], free=[HEAD, {}, {}], **cluster)
     both_full = capacity.measure()
     assert sorted(both_full.nodes) == [(0, 0), (0, 0), (0, 1), (4, 0), (8, 1), (8, 1)]
     assert (both_full.num_cpus, both_full.free_cpus, both_full.is_short) == (32, 20, False)
 
 
-def test_the_autoscalers_limits_hold(a_ray):
-    a_ray([HEAD], groups=[({"CPU": 8, "GPU": 1}, 10)], limits={"CPU": 20})
-    assert (capacity.measure().num_cpus, capacity.measure().num_gpus) == (20, 10)
-    a_ray([HEAD | {"CPU": 24.0}], groups=[({"CPU": 8, "GPU": 1}, 10)], limits={"CPU": 20, "GPU": 3})
-    assert (capacity.measure().num_cpus, capacity.measure().num_gpus) == (24, 3)  # what is there is there
+def test_the_limit_of_all_workers_holds(a_ray):
+    workers = [({"CPU": 16}, 10), ({"CPU": 8, "GPU": 1}, 2)]
+    a_ray([HEAD], head={"CPU": 0}, workers=workers, max_workers=3)
+    found = capacity.measure()
+    assert (found.num_cpus, found.num_gpus) == (32, 2)
+    assert sorted(found.nodes) == [(0, 0), (8, 1), (8, 1), (16, 0)]
+    # What is there is there.
+    a_ray([HEAD | {"CPU": 24.0}], head={"CPU": 0}, workers=workers, max_workers=1)
+    assert (capacity.measure().num_cpus, capacity.measure().num_gpus) == (24, 1)
+
+
+def test_a_head_alone_is_one_node(a_ray):
+    a_ray([HEAD | {"CPU": 2.0}], head={"CPU": 2}, workers=[({"CPU": 8}, 0)])
+    assert not capacity.measure().has_many_nodes
+    a_ray([HEAD | {"CPU": 2.0}], head={"CPU": 2}, workers=[({}, 1)])  # nobody knows what the worker offers
+    found = capacity.measure()
+    assert (found.has_many_nodes, found.nodes) == (True, ((2, 0),))
+
+
+def test_a_job_on_the_documented_cluster_is_planned_before_any_worker_is_up(a_ray, tmp_path):
+    """cluster.yaml: the head offers no CPU; 4 workers of 8 CPUs and 4 of 8 CPUs and a GPU come when they are asked."""
+    a_ray([HEAD], head={"CPU": 0})
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(as_on_aws("cluster.yaml")))
+    found = capacity.measure()
+    assert (found.num_cpus, found.num_gpus, found.has_many_nodes, found.is_short) == (64, 4, True, False)
+    assert found.nodes == (Node(0, 0), *[Node(8, 1)] * 4, *[Node(8, 0)] * 4)
+    # 2 CPUs beside each GPU; the other 56 read and decode.
+    training = plans.plan_training(found, num_workers=4, use_gpu=True)
+    assert (training.cpus_per_worker, training.gpus_per_worker, training.share.num_cpus) == (2, 1, 14)
+    # Three quarters of 64 are 12 predictors of 4 CPUs.
+    scoring = plans.plan_scoring(found, use_gpu=False)
+    assert (scoring.max_actors, scoring.cpus_per_actor) == (12, 4)
 
 
 def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     """A head of 400 MiB at rest; Ray makes 30 % of 4,000 MiB an object store: 1,200 on each of 3 nodes."""
     head, worker = HEAD | {"CPU": 2.0}, {"CPU": 8, "memory": 4000 * MIB}
-    a_ray([head], groups=[({"CPU": 2}, 1), (worker, 3)])
+    a_ray([head], head={"CPU": 2}, workers=[(worker, 3)])
     at_rest = capacity.measure()
     assert at_rest.object_store_bytes == 400 * MIB
     assert at_rest.smallest_object_store_bytes == 400 * MIB
@@ -110,7 +141,7 @@ def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     # A worker and its stream: two nodes, a quarter of 800.
     assert plans.plan_training(at_rest, num_workers=1, use_gpu=False).share.object_store_bytes == 200 * MIB
     # One worker is up, and tells what all of its type will have.
-    a_ray([head, {"CPU": 8.0, "object_store_memory": 1500.0 * MIB}], groups=[({"CPU": 2}, 1), (worker, 3)])
+    a_ray([head, {"CPU": 8.0, "object_store_memory": 1500.0 * MIB}], head={"CPU": 2}, workers=[(worker, 3)])
     one_up = capacity.measure()
     assert (one_up.object_store_bytes, one_up.smallest_object_store_bytes) == (1900 * MIB, 400 * MIB)
     # What is there is more than three nodes have for certain.
@@ -118,10 +149,10 @@ def test_the_memory_of_nodes_that_a_training_makes_come_is_planned_with(a_ray):
     assert plan.share.object_store_bytes == 1900 * MIB / 8
 
 
-@pytest.mark.parametrize("max_count", [3, 30, -1])
-def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_count):
-    """However many nodes there may be (-1: any number), one worker and its stream need two, of 400 MiB at least."""
-    a_ray([HEAD], groups=[({"CPU": 0}, 1), ({"CPU": 8, "memory": 4000 * MIB}, max_count)])
+@pytest.mark.parametrize("max_workers", [3, 30])
+def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_workers):
+    """However many nodes there may be, one worker and its stream need two, of 400 MiB at least."""
+    a_ray([HEAD], head={"CPU": 0}, workers=[({"CPU": 8, "memory": 4000 * MIB}, max_workers)])
     found = capacity.measure()
     plan = plans.plan_training(found, num_workers=1, use_gpu=False)
     assert (plan.cpus_per_worker, plan.share.object_store_bytes) == (8, 200 * MIB)
@@ -136,13 +167,13 @@ def test_nodes_that_no_worker_needs_bring_no_memory(a_ray, max_count):
     ],
 )
 def test_the_smallest_object_store_may_be_of_a_node_that_comes(a_ray, worker, smallest):
-    a_ray([HEAD], groups=[({"CPU": 0}, 1), (worker, 2)])
+    a_ray([HEAD], head={"CPU": 0}, workers=[(worker, 2)])
     found = capacity.measure()
     assert (found.object_store_bytes, found.smallest_object_store_bytes) == (400 * MIB, smallest * MIB)
 
 
 def test_the_object_store_of_a_large_node_is_no_larger_than_ray_makes_it(a_ray):
-    a_ray([HEAD | {"object_store_memory": 300e9}], groups=[({"CPU": 64, "memory": 2000e9}, 1)])
+    a_ray([HEAD | {"object_store_memory": 300e9}], head={"CPU": 0}, workers=[({"CPU": 64, "memory": 2000e9}, 1)])
     assert capacity.measure().smallest_object_store_bytes == 200e9
 
 

@@ -159,7 +159,12 @@ def test_a_refusal_says_what_others_hold():
 @pytest.mark.parametrize(
     ("capacity", "num_workers", "use_gpu", "message"),
     [
-        ((1, 0), 1, False, "The cluster has 1 CPUs and 0 GPUs; training needs 2 CPUs, one of them for Ray Data."),
+        (
+            (1, 0), 1, False,
+            "The cluster has 1 CPUs and 0 GPUs; training needs 2 CPUs, one of them for Ray Data. Start Ray with more "
+            "(`ray start --head --num-cpus=2`), or keep a worker up if an autoscaler adds them (`min_workers: 1`, with "
+            "KubeRay `minReplicas: 1`).",
+        ),
         ((0, 0), 1, False, "The cluster has 0 CPUs and 0 GPUs; training needs 2 CPUs"),
         ((1.9, 4), 1, True, "The cluster has 1.9 CPUs and 4 GPUs; training needs 2 CPUs"),
         (
@@ -174,7 +179,8 @@ def test_a_refusal_says_what_others_hold():
         (
             (8, 0), 1, True,
             "--use-gpu with --num-workers 1 asks for 1 GPUs. The cluster has 8 CPUs and 0 GPUs. "
-            "Try training without --use-gpu.",
+            "Try training without --use-gpu, or keep a worker up if an autoscaler adds them (`min_workers: 1`, with "
+            "KubeRay `minReplicas: 1`).",
         ),
         ((2, 4), 3, True, "--num-workers 3 asks for more processes than CPUs. The cluster has 2 CPUs and 4 GPUs."),
     ],
@@ -209,10 +215,19 @@ def test_scoring_plan_by_hand(num_cpus, num_gpus, use_gpu, expected):
 @pytest.mark.parametrize(
     ("capacity", "use_gpu", "message"),
     [
-        ((1, 0), False, "The cluster has 1 CPUs; scoring needs 2, one of them for Ray Data."),
-        ((8, 0), True, "--use-gpu: the cluster has no GPU. Score without --use-gpu."),
+        (
+            (1, 0), False,
+            "The cluster has 1 CPUs; scoring needs 2, one of them for Ray Data. Start Ray with more (`ray start --head "
+            "--num-cpus=2`), or keep a worker up if an autoscaler adds them (`min_workers: 1`, with KubeRay "
+            "`minReplicas: 1`).",
+        ),
+        (
+            (8, 0), True,
+            "--use-gpu: the cluster has no GPU. Score without --use-gpu, or keep a worker up if an autoscaler adds "
+            "them (`min_workers: 1`, with KubeRay `minReplicas: 1`).",
+        ),
     ],
-)
+)  # fmt: skip
 def test_scoring_refusals(capacity, use_gpu, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         plans.plan_scoring(make_capacity(*capacity), use_gpu=use_gpu)

@@ -78,11 +78,19 @@ def test_join(parts, expected):
     [
         ("file:///a/b", "/a/b"),
         ("file:///a%20b/%23c", "/a b/#c"),  # a file:// URI is quoted
-        ("mock://bucket/a b/#c%20d/", "bucket/a b/#c%20d"),  # a key is taken as it is
+        ("mock://host/a b/#c%20d/", "a b/#c%20d"),  # a key is taken as it is
+        ("gs://anonymous@bucket/a b/#c%20d@e/", "bucket/a b/#c%20d@e"),
     ],
 )
 def test_paths_on_file_systems(location, path):
     assert storage.open_location(location)[1] == path
+
+
+@pytest.mark.parametrize(
+    "uri", ["mock://host/a/b", "mock://host", "gs://anonymous@bucket/a/b", "gs://anonymous@bucket"]
+)
+def test_a_path_is_what_arrow_makes_of_the_uri(uri):
+    assert storage.open_location(uri)[1] == fs.FileSystem.from_uri(uri)[1]
 
 
 def test_relative_path_is_seen_from_the_working_directory(monkeypatch, tmp_path):
