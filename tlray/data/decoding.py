@@ -4,13 +4,12 @@ All functions are pure: they never change their input.
 """
 
 import io
-import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
-from tlray.data import foreign_formats
+from tlray.data import foreign_formats, orientation, tiff_tiles
 from tlray.errors import DataError, ImageError, ImageErrorCode
 
 DECODING = 2
@@ -24,8 +23,8 @@ MAX_FILE_BYTES = 256 * 2**20
 """Maximum size of a file in bytes; larger ones are refused unread. A CT slice has less than a hundredth of it."""
 
 MAX_PIXELS = 2**30 // 4 // 3
-"""Maximum number of pixels of an image; larger ones are refused undecoded. It is Pillow's own limit against
-decompression bombs, 256 MiB of RGB
+"""Maximum number of pixels of an image, or of a tile of a TIFF; files with more are refused undecoded. It is Pillow's
+own limit against decompression bombs, 256 MiB of RGB
 (https://pillow.readthedocs.io/en/stable/reference/Image.html#PIL.Image.MAX_IMAGE_PIXELS)."""
 
 MAX_JPEG_SCANS = 100
@@ -79,7 +78,8 @@ def decode(
         size_px: Height and width of the result.
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images without
             values below zero.
-        max_pixels: Maximum number of pixels; larger images are refused undecoded. None: `MAX_PIXELS`.
+        max_pixels: Maximum number of pixels of the image, or of a tile of a TIFF; files with more are refused
+            undecoded. None: `MAX_PIXELS`.
 
     Returns:
         An image of mode RGB, or of mode L if the three channels are the same; see `to_array`.
@@ -161,6 +161,8 @@ def percentile_range(histogram: np.ndarray, *, low: float = 0.1, high: float = 9
 def load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None = None) -> Image.Image:
     """Decodes the first frame of an image file, turned as its EXIF data say.
 
+    Damaged EXIF data count as none.
+
     Args:
         data: The bytes of an image file.
         shrink_to_px: Height and width that are needed at least: a JPEG may be decoded at a fraction of its size.
@@ -174,25 +176,46 @@ def load(data: bytes, *, shrink_to_px: int | None = None, max_pixels: int | None
         raise ImageError(ImageErrorCode.EMPTY, "The file has zero bytes.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise Image.DecompressionBombError
-        if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
-            raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
+        _refuse_large(image, data, max_pixels)
         if shrink_to_px is not None:
             # A JPEG decoder can halve the size while decoding; the result is at least as large as asked for.
             image.draft(None, (shrink_to_px, shrink_to_px))
         is_packed = _pack_grey_with_alpha(image)
+        orientation.forget_odd_metadata(image)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        turned = orientation.upright(image)
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ImageErrorCode.TOO_LARGE, f"The image has more than {max_pixels:,} pixels.") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
+    except Exception as error:  # whatever a decoder raises, one image never ends a job
         is_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
         code = ImageErrorCode.TRUNCATED if is_short else ImageErrorCode.DECODE_FAILED
-        raise ImageError(code, f"The image cannot be decoded: {error}") from error
-    return _unpack_grey(image) if is_packed else image
+        raise ImageError(code, f"The image cannot be decoded: {str(error) or type(error).__name__}") from error
+    return _unpack_grey(turned) if is_packed else turned
+
+
+def _refuse_large(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuses an opened image that would need too much memory or time to load.
+
+    Args:
+        image: The image.
+        data: The bytes of its file.
+        max_pixels: Maximum number of pixels of the image, or of a tile of a TIFF.
+
+    Raises:
+        Image.DecompressionBombError: The image has more pixels.
+        ImageError: A tile has more pixels, or a JPEG has too many scans.
+    """
+    if image.width * image.height > max_pixels:
+        raise Image.DecompressionBombError
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if tiff_tiles.tile_pixels(data, image.tag_v2.offset) > max_pixels:
+            raise ImageError(ImageErrorCode.TOO_LARGE, f"The TIFF has tiles of more than {max_pixels:,} pixels.")
+    elif image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
+        raise ImageError(ImageErrorCode.TOO_LARGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
 
 
 def _unidentified(data: bytes) -> ImageError:

@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from tlray.data import decoding, inspected, looks
-from tlray.data.stream import READ_THREADS, iterate, map_rows, read_file, read_or_error
+from tlray.data.stream import READ_THREADS, iterate, map_rows, read_each, read_file, read_or_error
 from tlray.errors import DataError, ImageError
 from tlray.files import file_stamps
 from tlray.progress import Progress
@@ -108,14 +108,11 @@ def _inspect_rows(
 ) -> pa.Table:
     chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
     before = ray.get(known[0]).take(batch["row"]).to_pylist() if known else [{}] * len(chosen)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        # Stamps are taken before the files are read: if a file changes meanwhile, its stamp is out of date, and the
-        # next inspection reads it again.
-        stamps = inspected.stamps(chosen)
-        is_same = [
-            bool(stamp) and row.get(file_stamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)
-        ]
-        contents = pool.map(read_or_error, [uri for uri, same in zip(chosen, is_same, strict=True) if not same])
+    # Stamps are taken before the files are read: if a file changes meanwhile, its stamp is out of date, and the next
+    # inspection reads it again.
+    stamps = inspected.stamps(chosen)
+    is_same = [bool(stamp) and row.get(file_stamps.COLUMN) == stamp for stamp, row in zip(stamps, before, strict=True)]
+    with contextlib.closing(read_each(uri for uri, same in zip(chosen, is_same, strict=True) if not same)) as contents:
         rows = [
             row if same else _inspect(next(contents)) | {file_stamps.COLUMN: stamp}
             for row, stamp, same in zip(before, stamps, is_same, strict=True)
@@ -145,8 +142,7 @@ def _digest_rows(
     batch: Mapping[str, np.ndarray], uris: list["ray.ObjectRef[pa.ChunkedArray]"]
 ) -> dict[str, np.ndarray]:
     chosen = ray.get(uris[0]).take(batch["row"]).to_pylist()
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        contents = pool.map(read_or_error, chosen)
+    with contextlib.closing(read_each(chosen)) as contents:
         digests = ["" if isinstance(each, ImageError) else hashlib.sha256(each).hexdigest() for each in contents]
     return {"sha256": np.array(digests)}
 

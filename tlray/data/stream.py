@@ -3,9 +3,9 @@
 A stream is a range of row numbers. Each task looks its rows up in the manifest, which is in Ray's object store.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
 from tlray.errors import ImageError, ImageErrorCode, TlrayError
 from tlray.files import file_stamps, storage
+from tlray.files.read_ahead import read_ahead
 
 ROWS_PER_BLOCK = 32
 """Number of rows in one task's output: 5 MB at 224 px, small enough that a task yields only once. A task that waits for
@@ -37,7 +38,8 @@ TASK_CPUS = 0.5
 predictors ask for, because otherwise Ray Data would fuse the two, and nothing would be decoded while the model runs."""
 
 READ_THREADS = 8
-"""Number of files that one task reads concurrently, which hides an object store's latency."""
+"""Number of files that one task reads concurrently, which hides an object store's latency. As many wait in memory at
+most, each up to `decoding.MAX_FILE_BYTES`."""
 
 
 Schedule = TrainSchedule | EvalSchedule | PlainSchedule | ViewSchedule
@@ -176,8 +178,7 @@ def _decode_rows(
     errors: list[ImageError | None] = []
     # Stamps are taken before the files are read: a file that changes meanwhile gets an older stamp, and is read again.
     stamps = {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen["uri"]))} if with_stamps else {}
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        contents = pool.map(read_or_error, chosen["uri"])
+    with contextlib.closing(read_each(chosen["uri"])) as contents:
         for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
             error = content if isinstance(content, ImageError) else None
             digests.append("" if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest())
@@ -205,6 +206,11 @@ def read_or_error(uri: str) -> bytes | ImageError:
         return read_file(uri)
     except ImageError as error:
         return error
+
+
+def read_each(uris: Iterable[str]) -> Generator[bytes | ImageError]:
+    """Yields what `read_or_error` returns for each file, in order; see `read_ahead`. Close it if you stop early."""
+    return read_ahead(read_or_error, uris, num_threads=READ_THREADS)
 
 
 def _pixels_of(content: bytes, image_id: str, epoch: int, pixels: Pixels) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Reads members of a zip archive from many threads at a time, with their names decoded correctly.
 
-`zipfile` reads the directory and decompresses. The bytes of each member are fetched in a separate request, so that
-threads do not wait for one another if the archive is on an object store.
+`zipfile` reads the directory. The bytes of each member are fetched in a separate request, so that threads do not wait
+for one another if the archive is on an object store. They are decompressed here, because `zipfile` holds more bytes in
+memory than the directory promises if the directory is wrong.
 """
 
-import io
+import bz2
+import lzma
 import struct
 import threading
 import zipfile
@@ -24,6 +26,13 @@ _EXTRA_BYTES = 1024
 A longer field costs a second request."""
 
 _UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
+_LZMA_END_FLAG = 0x2
+"""Flag of an LZMA member that ends with a marker (APPNOTE 4.4.4)."""
+
+_LZMA_HEADER = struct.Struct("<2xHBI")
+"""Start of an LZMA member: version, length of the properties, and of these the coder's settings and the dictionary's
+size in bytes (APPNOTE 5.8.8)."""
+
 _UNICODE_PATH = 0x7075
 """Tag of the extra field that holds a member's name in UTF-8 (APPNOTE 4.6.9)."""
 
@@ -107,7 +116,8 @@ class ZipArchive:
         Raises:
             FileNotFoundError: There is no such member.
             ImageError: The member is larger than `max_bytes` (`too_large`), encrypted (`unreadable`) or damaged
-                (`decode_failed`).
+                (`decode_failed`). A member that is larger than the archive's directory says is damaged, too. It is
+                decompressed up to that size only.
             OSError: The archive cannot be read.
             zipfile.BadZipFile: The file is not a zip archive.
         """
@@ -123,10 +133,8 @@ class ZipArchive:
                 ImageErrorCode.UNREADABLE, "The zip member is encrypted with a password. Unpack the archive."
             )
         try:
-            # Decompression stops at the size in the directory, so that a wrong size cannot exceed the limit.
-            with zipfile.ZipExtFile(io.BytesIO(self._compressed(info)), "r", info) as file:
-                return file.read()
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            return _decompress(self._compressed(info), info)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
             raise ImageError(ImageErrorCode.DECODE_FAILED, f"The zip member is damaged: {error}") from error
 
     def _compressed(self, info: zipfile.ZipInfo) -> bytes:
@@ -146,3 +154,50 @@ class ZipArchive:
         if len(data) < info.compress_size:
             raise EOFError("its end is missing")
         return data
+
+
+def _decompress(data: bytes, info: zipfile.ZipInfo) -> bytes:
+    """Returns the decompressed bytes of a member.
+
+    Args:
+        data: The member's bytes in the archive.
+        info: Its entry in the archive's directory.
+
+    Raises:
+        zipfile.BadZipFile: The bytes are damaged, or their size or checksum is not that of the directory.
+        NotImplementedError: They were compressed with an unusual method.
+    """
+    try:
+        content = _at_most(info.file_size + 1, data, info)
+    except (OSError, OverflowError, lzma.LZMAError, struct.error, zlib.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error
+    if len(content) > info.file_size:
+        raise zipfile.BadZipFile("it is larger than the archive's directory says")
+    if zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile("its checksum does not match the archive's directory")
+    return content
+
+
+def _at_most(max_bytes: int, data: bytes, info: zipfile.ZipInfo) -> bytes:
+    """Returns the first `max_bytes` decompressed bytes of a member, for which no more are decompressed.
+
+    A stored member is returned whole, as its bytes are in memory.
+    """
+    if info.compress_type == zipfile.ZIP_STORED:
+        return data
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max_bytes)
+    if info.compress_type == zipfile.ZIP_BZIP2:
+        return bz2.BZ2Decompressor().decompress(data, max_bytes)
+    if info.compress_type == zipfile.ZIP_LZMA:
+        return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(_as_lzma_file(data, info), max_bytes)
+    raise NotImplementedError(f"its compression method {info.compress_type} is not supported")
+
+
+def _as_lzma_file(data: bytes, info: zipfile.ZipInfo) -> bytes:
+    """Returns an LZMA member as a `.lzma` file, whose header has the size of the decompressed bytes too."""
+    properties_bytes, settings, dictionary_bytes = _LZMA_HEADER.unpack_from(data)
+    size_bytes = 2**64 - 1 if info.flag_bits & _LZMA_END_FLAG else info.file_size  # the former: up to the marker
+    # The decoder allocates the dictionary, of which it needs no more than the size of all bytes.
+    header = struct.pack("<BIQ", settings, min(dictionary_bytes, info.file_size), size_bytes)
+    return header + data[4 + properties_bytes :]

@@ -384,6 +384,29 @@ def test_limit_of_pixels_is_exact(monkeypatch):
     assert code_of(inspected, data) == ImageErrorCode.TOO_LARGE
 
 
+@pytest.mark.parametrize(
+    "error", [AttributeError("odd"), ZeroDivisionError("odd"), RecursionError("odd"), MemoryError()]
+)
+def test_whatever_a_decoder_raises_is_an_image_that_cannot_be_decoded(monkeypatch, error):
+    def fail(*_args: object, **_settings: object) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(decoding.Image, "open", fail)
+    with pytest.raises(ImageError, match=f"^The image cannot be decoded: {str(error) or 'MemoryError'}$") as caught:
+        decoding.load(PNG)
+    assert caught.value.code == ImageErrorCode.DECODE_FAILED
+    assert caught.value.__cause__ is error
+
+
+def test_a_user_can_interrupt_a_decoder(monkeypatch):
+    def fail(*_args: object, **_settings: object) -> Image.Image:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding.Image, "open", fail)
+    with pytest.raises(KeyboardInterrupt):
+        decoding.load(PNG)
+
+
 # Intensities
 
 

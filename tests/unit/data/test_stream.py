@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import threading
 import zipfile
 
 import numpy as np
@@ -106,6 +107,64 @@ def test_whatever_a_store_raises_is_an_unreadable_image(monkeypatch, error):
         stream.read_file("s3://bucket/1.png")
     assert caught.value.code == ImageErrorCode.UNREADABLE
     assert caught.value.__cause__ is error
+
+
+class Window:
+    """Counts the files that have been read or begun, and those that their consumer has taken."""
+
+    def __init__(self, num_files: int) -> None:
+        self.largest = 0
+        self._num_files = num_files
+        self._num_begun = self._num_taken = 0
+        self._changed = threading.Condition()
+
+    def read(self, uri: str, **_settings: object) -> bytes:
+        with self._changed:
+            self._num_begun += 1
+            self.largest = max(self.largest, self._num_begun - self._num_taken)
+            self._changed.notify_all()
+        return encode(grey(int(uri)))
+
+    def take(self, content: bytes) -> None:
+        """Waits until as many files as the threads can hold have been begun, as a slow decoder does."""
+        assert content
+        with self._changed:
+            self._num_taken += 1
+            due = min(self._num_taken + stream.READ_THREADS, self._num_files)
+            assert self._changed.wait_for(lambda: self._num_begun >= due, timeout=20)
+
+
+@pytest.mark.parametrize("kind", ["decode", "inspect", "digest"])
+def test_few_files_wait_in_memory(monkeypatch, kind):
+    """A decoder that is slower than the storage has no more files than threads waiting, and never fewer."""
+    table = pa.table({"image_id": [str(number) for number in range(64)], "uri": [str(number) for number in range(64)]})
+    window = Window(64)
+    rows = np.arange(64)
+
+    def slow(function):
+        def call(content: bytes, *args, **settings):
+            window.take(content)
+            return function(content, *args, **settings)
+
+        return call
+
+    monkeypatch.setattr(storage, "read_bytes", window.read)
+    monkeypatch.setattr(inspection.inspected, "stamps", lambda uris: [""] * len(uris))
+    if kind == "decode":
+        monkeypatch.setattr(decoding, "decode", slow(decoding.decode))
+        batch = decode_rows(table, PlainSchedule(num_rows=64), rows, pixels=Pixels(size_px=4))
+        assert batch["image"][:, 0, 0, 0].tolist() == [*range(64)]
+    elif kind == "inspect":
+        monkeypatch.setattr(looks, "look", slow(looks.look))
+        found = inspection._inspect_rows({"row": rows}, [table["uri"]], [])
+        assert found["error_code"].to_pylist() == [None] * 64
+    else:
+        sha256 = hashlib.sha256
+        monkeypatch.setattr(hashlib, "sha256", slow(sha256))
+        digests = inspection._digest_rows({"row": rows}, [table["uri"]])["sha256"].tolist()
+        assert digests == [sha256(encode(grey(number))).hexdigest() for number in range(64)]
+    # The file that the decoder has is taken; while it asks for the next one, that one has not been taken yet.
+    assert window.largest <= stream.READ_THREADS + 1
 
 
 # Decoding
