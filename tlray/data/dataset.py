@@ -311,21 +311,24 @@ def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingIma
     groups = [group_of[image_id] for image_id in measured["image_id"].to_pylist()]
     # The task asks for no CPU, because all CPUs are planned for other work.
     task = ray.remote(_measure).options(num_cpus=0)
-    return task.remote(measured["uri"].to_pylist(), groups, config.image_size_px, dataset.intensity_range)
+    files = [*zip(measured["uri"].to_pylist(), stream.known_digests(measured), strict=True)]
+    return task.remote(files, groups, config.image_size_px, dataset.intensity_range)
 
 
 def _measure(
-    uris: list[str], groups: list[str], size_px: int, intensity_range: tuple[float, float] | None
+    files: list[tuple[str, str | None]], groups: list[str], size_px: int, intensity_range: tuple[float, float] | None
 ) -> TrainingImages | None:
-    def grey(uri: str) -> tuple[float, float] | None:
+    def grey(file: tuple[str, str | None]) -> tuple[float, float] | None:
+        uri, sha256 = file
         try:
-            image = decoding.decode(stream.read_file(uri), size_px=size_px, intensity_range=intensity_range)
-        except ImageError:  # training itself reports images that can no longer be read
+            content = stream.read_file(uri, sha256=sha256)
+            image = decoding.decode(content, size_px=size_px, intensity_range=intensity_range)
+        except ImageError:  # training itself reports images that can no longer be read, or have changed
             return None
         return grey_statistics(image)
 
     with ThreadPoolExecutor(stream.READ_THREADS) as pool:
-        found = [(each, group) for each, group in zip(pool.map(grey, uris), groups, strict=True) if each is not None]
+        found = [(each, group) for each, group in zip(pool.map(grey, files), groups, strict=True) if each is not None]
     if not found:
         return None
     means, deviations = zip(*(greys for greys, _ in found), strict=True)
