@@ -22,7 +22,7 @@ from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import TrainConfig
-from tlray.data import audit, dataset, decoding, inspected, manifest, splits, stream
+from tlray.data import audit, dataset, decoding, inspected, intensity, manifest, splits, stream
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError
@@ -104,7 +104,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         )
     pixels = stream.Pixels(
         size_px=config.image_size_px,
-        intensity_range=dataset.find_intensity_range(training, table),
+        intensity_range=intensity.find_range(training, table),
         augmentation=config.augmentation,
         seed=config.seed,
     )
@@ -161,7 +161,7 @@ def pooled_features(
     Raises:
         DataError: An image has changed since it was read, or can no longer be read.
     """
-    intensity_range = dataset.find_intensity_range(config.training(), table)
+    intensity_range = intensity.find_range(config.training(), table)
     pixels = stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range)
     result = update(
         directory,

@@ -101,6 +101,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
+        *finding_warnings.intensity_warnings(images.findings),
         *finding_warnings.series_warnings(images.findings),
         *finding_warnings.split_warnings(images.findings),
         *audit.warnings(images.findings)[len(audit.leak_warnings(images.findings)) :],
