@@ -180,7 +180,9 @@ def test_only_what_changed_is_computed_again(known, backbone):
         assert (row["pooled"] == before[key]["pooled"]) == (key[0] != "train/a/0.png")
     more = extract(data, backbone, views=3, class_map=str(class_map))
     assert (more.num_rows, more.num_reused) == (27, 19)
-    other_seed = extract(data, backbone, seed=8, class_map=str(class_map))
+    with pytest.raises(ConfigError, match=r"16 of the 27 features in .* would be deleted"):
+        extract(data, backbone, seed=8, class_map=str(class_map))
+    other_seed = extract(data, backbone, seed=8, class_map=str(class_map), overwrite=True)
     assert (other_seed.num_rows, other_seed.num_reused) == (19, 11)
 
 

@@ -1,7 +1,7 @@
 """Feature extraction: a pretrained network, built once, runs over images on an actor pool and fills Parquet parts."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,3 +132,20 @@ def _write_rows(
         "error": batch["error"],
         "write_error": np.full(len(about), write_error),
     }
+
+
+def with_failures(table: pa.Table, failures: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Returns a manifest with the errors of images that could be read at first and later not.
+
+    Args:
+        table: The manifest, with `error_code` and `error`.
+        failures: The failures of `compute`, each with `image_id`, `error_code` and `error`.
+    """
+    codes, errors = table["error_code"].to_pylist(), table["error"].to_pylist()
+    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    for failure in failures:
+        place = place_of[failure["image_id"]]
+        codes[place], errors[place] = failure["error_code"], failure["error"]
+    for name, values in (("error_code", codes), ("error", errors)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return table
