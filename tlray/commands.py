@@ -140,7 +140,7 @@ def _score(arguments: list[str]) -> None:
         ("images", f"{result.num_images}, {result.num_failed} failed{_counted(result.num_by_error)}"),
         ("predicted", _counted(result.num_by_label).strip(" ()") or "none"),
         ("to refer", f"{result.num_referred}{_counted(result.num_by_reason)}"),
-        *([("hidden files skipped", str(result.num_skipped))] if result.num_skipped else []),
+        *([("hidden files and folders skipped", str(result.num_skipped))] if result.num_skipped else []),
         ("engine", result.engine),
         ("predictions", f"{result.out}/predictions.csv"),
         ("predictions as Parquet", f"{result.out}/predictions"),

@@ -180,7 +180,9 @@ def test_only_what_changed_is_computed_again(known, backbone):
         assert (row["pooled"] == before[key]["pooled"]) == (key[0] != "train/a/0.png")
     more = extract(data, backbone, views=3, class_map=str(class_map))
     assert (more.num_rows, more.num_reused) == (27, 19)
-    other_seed = extract(data, backbone, seed=8, class_map=str(class_map))
+    with pytest.raises(ConfigError, match=r"16 of the 27 features in .* would be deleted"):
+        extract(data, backbone, seed=8, class_map=str(class_map))
+    other_seed = extract(data, backbone, seed=8, class_map=str(class_map), overwrite=True)
     assert (other_seed.num_rows, other_seed.num_reused) == (19, 11)
 
 
@@ -305,35 +307,32 @@ def test_a_model_outlives_the_process_that_built_it(data, backbone, tmp_path):
     assert (result.num_rows, result.num_failed) == (12, 1)
 
 
-def write_two_rows(out: Path, *sha256: str) -> dict[str, np.ndarray]:
-    """Writes the features of two images whose sha256 was `s` when they were looked at, and is now as given."""
+def write_two_rows(out: Path, *error_codes: str) -> dict[str, np.ndarray]:
+    """Writes the features of two images with these error codes, empty for none."""
     rows = {
         "key": ["k0", "k1"],
         "view": [0, 0],
-        "sha256": ["s", "s"],
         **{name: ["x", "y"] for name in store.COLUMNS},
     }
     batch = {
         "row": np.array([0, 1]),
-        "sha256": np.array(sha256),
-        "error_code": np.array(["", ""]),
-        "error": np.array(["", ""]),
+        "error_code": np.array(error_codes),
+        "error": np.array(error_codes),
         "pooled": np.arange(6, dtype=np.float16).reshape(2, 3),
     }
     return extraction._write_rows(batch, str(out), [ray.put(pa.table(rows))], ["pooled"])
 
 
 def test_an_image_that_changes_during_the_pass_has_no_features(tmp_path):
-    written = write_two_rows(tmp_path, "s", "t")
-    assert written["error_code"].tolist() == ["", "changed"]
-    assert written["error"][1] == extraction.CHANGED
+    written = write_two_rows(tmp_path, "", "changed")
+    assert written["error_code"].tolist() == written["error"].tolist() == ["", "changed"]
     (part,) = tmp_path.glob("part-*")
     assert [(row["image_id"], row["pooled"]) for row in pq.read_table(part).to_pylist()] == [("x", [0, 1, 2])]
 
 
 def test_a_part_all_of_whose_images_have_gone_is_not_written(tmp_path):
-    written = write_two_rows(tmp_path, "t", "t")
-    assert written["error_code"].tolist() == ["changed", "changed"]
+    written = write_two_rows(tmp_path, "changed", "not_found")
+    assert written["error_code"].tolist() == ["changed", "not_found"]
     assert written["write_error"].tolist() == ["", ""]
     assert not list(tmp_path.iterdir())
 

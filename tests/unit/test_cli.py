@@ -552,13 +552,13 @@ def test_a_probe_that_no_epoch_betters_is_told(called, monkeypatch, capsys):
         (
             "score --bundle b --input i --out o",
             ["images .* 9, 3 failed (empty: 2, truncated: 1)", "predicted .* a: 6", "to refer .* 1",
-             "hidden files skipped .* 5", "engine .* openvino bfloat16"],
+             "hidden files and folders skipped .* 5", "engine .* openvino bfloat16"],
         ),
         (
             "suggest --bundle b --input i --out o --count 3",
             ["images .* 9 scored, 3 failed (empty: 2, truncated: 1)", "images with a label .* 4 left out",
              "unlike the training images .* 6 left out", "copies of training images .* 3 left out",
-             "hidden files skipped .* 5", "suggested .* 2 images; the model is unsure of 1",
+             "hidden files and folders skipped .* 5", "suggested .* 2 images; the model is unsure of 1",
              "their uncertainty .* 0.25 to 0.88 (0: one class is certain", "engine .* openvino bfloat16",
              "table to fill in .* /o/suggestions.csv", "! Only 2 images are suggested."],
         ),

@@ -41,7 +41,8 @@ class BundleSpec:
         image_size_px: Height and width of the input.
         preprocessing: How the model scales the 8-bit pixels. The model does it by itself; a training that starts from
             the bundle's network scales them so, too.
-        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535).
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images that use
+            it, see `decoding.decode`.
         temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
         thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
         set_thresholds: The thresholds of prediction sets, see `judgement.Limits`; None: there are no sets.

@@ -146,7 +146,8 @@ class FeaturesConfig:
     """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
-    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
+    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training images;
+    of the others if only these have 16 bits)."""
     batch_size: int = 32
     """Number of images in a batch of the model."""
     use_gpu: bool = False
@@ -158,7 +159,8 @@ class FeaturesConfig:
     faster still, and coarser; needs `pip install tlray[int8]`. Up to 300 of the training images set its ranges: if one
     of these changes, also because images are added or removed, all features are computed anew, with --overwrite."""
     overwrite: bool = False
-    """Replace features of another network in --out."""
+    """Replace features of another network in --out, and delete most of the stored features if they are not wanted any
+    more (other images, --views or --seed)."""
     quiet: bool = False
     """Print errors only."""
 
@@ -239,7 +241,8 @@ class SweepConfig:
     """Pairs such as uri=path,label=dx for a CSV or Parquet manifest with other column names than uri (relative to it),
     label, split (train, valid or test), group_id (the patient) and image_id. All but uri are optional."""
     intensity_range: str = "auto"
-    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles in training images)."""
+    """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training images;
+    of the others if only these have 16 bits)."""
     max_error: float = MAX_ERROR
     """Predictions that are not marked 'refer' shall be wrong at most this often; see `tlray train --help`."""
     refer_below: float | None = None

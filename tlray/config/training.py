@@ -155,7 +155,7 @@ class TrainConfig:
     uri are optional."""
     intensity_range: str = "auto"
     """Values of 16-bit pixels that become 0 and 255: LO,HI, or auto (0.1 and 99.9 percentiles of the training
-    images)."""
+    images; of the others if only these have 16 bits)."""
     max_error: float = MAX_ERROR
     """Predictions that are not marked 'refer' shall be wrong at most this often. The confidence below which they are
     marked, to be left to a specialist, is chosen on images that the model was not trained on. The limit holds for class

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 import ray
 
 from tlray.config.training import TrainConfig
-from tlray.config.values import parse_columns, parse_intensity_range
+from tlray.config.values import parse_columns
 from tlray.data import (
     audit,
     decoding,
     inspected,
     inspection,
+    intensity,
     labels,
     layout,
     listing,
@@ -57,7 +58,7 @@ class Dataset:
             `splits.PIXELS`, `splits.PICTURE`, `splits.SERIES`, and what else a table said of the images, see
             `tables.further_columns`.
         findings: The reports of `audit.audit` and `tlray.trust.findings.find`, with the `intensity_range` and
-            `num_skipped` of the run.
+            `num_skipped` of the run, and `untrained_16_bit`, see `intensity.count_untrained`.
         gallery: Pictures of copies and neighbouring slices for the report, see `tlray.trust.gallery`.
         thumbnails: JPEGs of training images by their ids, see `tlray.training.lookalikes.encode`. They are not stored:
             a run that is continued has none.
@@ -191,7 +192,7 @@ def assemble(config: TrainConfig, table: pa.Table, *, num_skipped: int, before: 
     Args:
         config: A resolved config.
         table: The images, sorted by id, with `inspection.INSPECTION_COLUMNS`; copies have the same `splits.PICTURE`.
-        num_skipped: Number of files that are no images, see `listing.Listing`.
+        num_skipped: Number of entries that were left out, see `listing.Listing`.
         before: The same images before their copies were known. Its intensity range stays, although some images may
             have come into another split since: features in that range have been computed.
 
@@ -206,7 +207,8 @@ def assemble(config: TrainConfig, table: pa.Table, *, num_skipped: int, before: 
     table = with_splits(table, seed=config.seed)
     findings = audit.audit(table)
     findings["num_skipped"] = num_skipped
-    findings["intensity_range"] = before.intensity_range if before else find_intensity_range(config, table)
+    findings["intensity_range"] = before.intensity_range if before else intensity.find_range(config, table)
+    findings["untrained_16_bit"] = intensity.count_untrained(config, table)
     dataset = Dataset(table=table, findings=findings)
     splits.check_trainable(dataset.readable)
     return dataset
@@ -285,19 +287,6 @@ def with_splits(table: pa.Table, *, seed: int) -> pa.Table:
     return pa.concat_tables([splits.assign_splits(readable, seed=seed), unreadable]).sort_by("image_id")
 
 
-def find_intensity_range(config: TrainConfig, table: pa.Table) -> tuple[float, float] | None:
-    """Returns the intensity range of the config, or that of the 16-bit training images; None if there are none.
-
-    If there is no train split, all images are used.
-    """
-    given = parse_intensity_range(config.intensity_range)
-    wanted = "train" if "train" in table["split"].unique().to_pylist() else None
-    wide = table.filter(pc.field("is_16_bit") & (pc.field("split") == wanted if wanted else True))
-    if given is not None or not wide.num_rows:
-        return given
-    return inspection.intensity_range(wide["uri"])
-
-
 def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingImages | None]":
     """Starts a task that measures the grey levels of the training images, and returns its reference at once.
 
@@ -311,21 +300,24 @@ def measure(config: TrainConfig, dataset: Dataset) -> "ray.ObjectRef[TrainingIma
     groups = [group_of[image_id] for image_id in measured["image_id"].to_pylist()]
     # The task asks for no CPU, because all CPUs are planned for other work.
     task = ray.remote(_measure).options(num_cpus=0)
-    return task.remote(measured["uri"].to_pylist(), groups, config.image_size_px, dataset.intensity_range)
+    files = [*zip(measured["uri"].to_pylist(), stream.known_digests(measured), strict=True)]
+    return task.remote(files, groups, config.image_size_px, dataset.intensity_range)
 
 
 def _measure(
-    uris: list[str], groups: list[str], size_px: int, intensity_range: tuple[float, float] | None
+    files: list[tuple[str, str | None]], groups: list[str], size_px: int, intensity_range: tuple[float, float] | None
 ) -> TrainingImages | None:
-    def grey(uri: str) -> tuple[float, float] | None:
+    def grey(file: tuple[str, str | None]) -> tuple[float, float] | None:
+        uri, sha256 = file
         try:
-            image = decoding.decode(stream.read_file(uri), size_px=size_px, intensity_range=intensity_range)
-        except ImageError:  # training itself reports images that can no longer be read
+            content = stream.read_file(uri, sha256=sha256)
+            image = decoding.decode(content, size_px=size_px, intensity_range=intensity_range)
+        except ImageError:  # training itself reports images that can no longer be read, or have changed
             return None
         return grey_statistics(image)
 
     with ThreadPoolExecutor(stream.READ_THREADS) as pool:
-        found = [(each, group) for each, group in zip(pool.map(grey, uris), groups, strict=True) if each is not None]
+        found = [(each, group) for each, group in zip(pool.map(grey, files), groups, strict=True) if each is not None]
     if not found:
         return None
     means, deviations = zip(*(greys for greys, _ in found), strict=True)

@@ -35,6 +35,10 @@ costs a pass over all pixels, and can be only a few bytes long
 LOWEST_INTENSITY, HIGHEST_INTENSITY = -(2**15), 2**16 - 1
 """Lowest and highest pixel value of 16-bit images, signed (Hounsfield units, for example) or unsigned."""
 
+LEAST_WHITE = 2**12
+"""Value that a pixel of a 16-bit image must reach if there is no intensity range. Otherwise the image has 12 bits or
+fewer, and would be nearly black in the range (0, 65535): at most 15 of 255."""
+
 NUM_BINS = HIGHEST_INTENSITY - LOWEST_INTENSITY + 3
 """Number of bins of an intensity histogram: one for each 16-bit value, one for lower values and one for higher ones."""
 
@@ -70,14 +74,15 @@ def decode(
 
     Palette, alpha and CMYK images become RGB (alpha is dropped). If there are several frames, the first is used. The
     aspect ratio is not kept, as in the published models. The 16-bit values of a TIFF file with WhiteIsZero are inverted
-    after the intensity range has been applied, so that the range is one of stored values. Values below zero, such as
-    Hounsfield units, are refused if there is no range, because their meaning is not known then.
+    after the intensity range has been applied, so that the range is one of stored values. Without a range a 16-bit
+    image is refused if it has values below zero, such as Hounsfield units, or none that reaches `LEAST_WHITE`: which
+    values are black and white is not known then.
 
     Args:
         data: The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
         size_px: Height and width of the result.
-        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images without
-            values below zero.
+        intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images that use
+            it.
         max_pixels: Maximum number of pixels of the image, or of a tile of a TIFF; files with more are refused
             undecoded. None: `MAX_PIXELS`.
 
@@ -265,7 +270,7 @@ def _to_rgb(image: Image.Image, intensity_range: tuple[float, float] | None) -> 
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode in _WIDE_MODES:
         values = np.asarray(image)
-        _refuse_negative(values, is_ranged=intensity_range is not None, is_signed=2 in _sample_formats(image))
+        _check_values(values, is_ranged=intensity_range is not None, is_signed=2 in _sample_formats(image))
         low, high = intensity_range or (0.0, float(HIGHEST_INTENSITY))
         scaled = np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
         is_white_zero = tags.get(_TIFF_PHOTOMETRIC) == 0  # Pillow inverts 8-bit pixels only
@@ -289,16 +294,20 @@ def _sample_formats(image: Image.Image) -> tuple[int, ...]:
     return tuple(np.atleast_1d(tags.get(_TIFF_SAMPLE_FORMAT, 1)).tolist())
 
 
-def _refuse_negative(values: np.ndarray, *, is_ranged: bool, is_signed: bool) -> None:
-    """Refuses negative 16- or 32-bit pixels without an intensity range, or that are unsigned values wrapped around."""
-    if (is_ranged and is_signed) or (lowest := int(values.min())) >= 0:
-        return
-    if not is_signed:  # Pillow reads unsigned 32 bits as signed ones
+def _check_values(values: np.ndarray, *, is_ranged: bool, is_signed: bool) -> None:
+    """Refuses 16- or 32-bit pixels that are unsigned values wrapped around, or that need an intensity range."""
+    if not is_signed and values.min() < 0:  # Pillow reads unsigned 32 bits as signed ones
         raise _unsupported("unsigned 32-bit integers above 2,147,483,647")
+    if is_ranged:
+        return
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest >= 0 and highest >= LEAST_WHITE:
+        return
+    found = f"lowest pixel value is {lowest}" if lowest < 0 else f"highest pixel value is {highest} of 65535"
     raise ImageError(
         ImageErrorCode.UNSUPPORTED_FORMAT,
-        f"The lowest pixel value is {lowest}, but the model has no intensity range. Save the image with 8 bits, or "
-        "give --intensity-range LO,HI when the model is trained or exported.",
+        f"The {found}, but the model has no intensity range. Save the image with 8 bits, or give --intensity-range "
+        "LO,HI when the model is trained or exported.",
     )
 
 

@@ -20,7 +20,7 @@ from tlray.data.layout import is_hidden, read_layout, split_of
 from tlray.data.manifest import SCHEMA, normal_form, refuse_repeated
 from tlray.data.table_uris import in_stored_form, is_absolute, localize, resolve, with_slashes
 from tlray.data.tables import COLUMNS, ENDINGS, further_columns, read_table
-from tlray.errors import DataError, counted, some
+from tlray.errors import DataError, some
 from tlray.files import roots, storage
 from tlray.files.zip_archive import member_name
 
@@ -47,7 +47,8 @@ class Listing:
     table: pa.Table
     """The manifest, with `manifest.SCHEMA` and `tables.further_columns`, sorted by `image_id`."""
     num_skipped: int
-    """Number of entries left out: hidden and system files, loops, pipes, loose files beside split or class folders."""
+    """Number of entries left out: hidden and system files, loops, pipes, loose files beside split or class folders. A
+    hidden or system folder on a local disk is one entry, and none in a glob; elsewhere each of its files is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ def list_images(
     allowed: Sequence[str] = (),
 ) -> Listing:
     """Lists the images at a source. Every file that is not hidden is listed, with any extension.
+
+    On a local disk hidden and system folders (see `layout.is_hidden`) are not entered, and need not be readable.
 
     The layout of a folder (or zip, or the part of a glob before its first wildcard) is read by these rules:
 
@@ -125,7 +128,7 @@ def list_images(
     except OSError as error:
         raise DataError(f"Cannot read '{source}': {error}. Check that it is there and that you may read it.") from error
     if not listing.table.num_rows:
-        skipped = f" ({counted(listing.num_skipped, 'hidden or loose file')} skipped)" if listing.num_skipped else ""
+        skipped = f" (skipped as hidden or loose: {listing.num_skipped})" if listing.num_skipped else ""
         raise DataError(f"'{source}' has no images{skipped}. {_FORMS}.")
     return listing
 
@@ -235,8 +238,6 @@ def _may_enter(root: str, folder: Sequence[str], allowed: Sequence[str]) -> bool
     location = storage.join(root, *folder)
     if not allowed or not roots.outside([location], allowed):
         return True
-    if is_hidden(folder):
-        return False
     _LOG.warning("Refused, because it does not lie below the allowed roots: '%s'", location)
     raise DataError(f"A symbolic link in '{root}' leads to a folder outside of the allowed roots. Remove the link.")
 
@@ -248,9 +249,12 @@ def _walk_local(
     enter: Callable[[Sequence[str]], bool],
     paths: list[str],
 ) -> int:
-    """Appends the paths of files below `root/folder`, relative to `root`; returns how many loops and pipes it skipped.
+    """Appends the paths of files below `root/folder`, relative to `root`; hidden and system folders are not entered.
 
     `os.walk` and pyarrow would not do: `os.walk` swallows errors, and neither follows links and stops at loops.
+
+    Returns:
+        The number of hidden and system folders, loops and pipes that it skipped.
     """
     directory = os.path.join(root, *folder)
     status = os.stat(directory)
@@ -263,7 +267,9 @@ def _walk_local(
             below = (*folder, entry.name)
             is_link = entry.is_symlink()
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
-                if enter(below):
+                if is_hidden([entry.name]):  # such as lost+found, which only root may read, or .git
+                    num_skipped += 1
+                elif enter(below):
                     num_skipped += _walk_local(root, below, ancestors | {identity}, enter, paths)
             # A broken link is listed and becomes a row with `not_found`. Pipes are not, as reading one may never end.
             elif (os.path.isfile(entry.path) or not os.path.exists(entry.path)) if is_link else entry.is_file():

@@ -37,7 +37,13 @@ def spread_by_class(labels: np.ndarray, max_rows: int) -> np.ndarray:
     return np.sort(np.argsort(labels, kind="stable")[spread(len(labels), max_rows)])
 
 
-def read_each(uris: Sequence[str], pixels: Pixels, convert: Callable[[Image.Image], T]) -> list[T | None]:
+def read_each(
+    uris: Sequence[str],
+    pixels: Pixels,
+    convert: Callable[[Image.Image], T],
+    *,
+    sha256: Sequence[str | None] | None = None,
+) -> list[T | None]:
     """Reads images in threads, and returns something else made of each.
 
     Args:
@@ -45,33 +51,35 @@ def read_each(uris: Sequence[str], pixels: Pixels, convert: Callable[[Image.Imag
         pixels: How files become pixels; nothing is augmented.
         convert: A function of an image as `decoding.decode` returns it. It is called in the threads, so that no more
             than `NUM_READERS` images are in memory unless it keeps them.
+        sha256: The sha256 of each file when it was first read, see `stream.known_digests`; None: none is known.
 
     Returns:
-        What `convert` returned for each image; None for those that cannot be read.
+        What `convert` returned for each image; None for those that cannot be read, or have changed.
     """
 
-    def read(uri: str) -> T | None:
+    def read(uri: str, known: str | None) -> T | None:
         with contextlib.suppress(ImageError):
-            content = stream.read_file(uri)
+            content = stream.read_file(uri, sha256=known)
             return convert(decoding.decode(content, size_px=pixels.size_px, intensity_range=pixels.intensity_range))
         return None
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return list(pool.map(read, uris))
+        return list(pool.map(read, uris, sha256 or [None] * len(uris)))
 
 
 def read_some(table: pa.Table, pixels: Pixels, *, max_images: int) -> dict[int, np.ndarray]:
-    """Reads some images, evenly spread over a table; those that cannot be read are left out.
+    """Reads some images, evenly spread over a table; those that cannot be read, or have changed, are left out.
 
     Args:
-        table: A manifest.
+        table: A manifest; `sha256` may be missing, see `stream.known_digests`.
         pixels: How files become pixels; nothing is augmented.
         max_images: Maximum number of images.
 
     Returns:
         Row number to pixels, uint8 [size, size, 3].
     """
-    uris = table["uri"].to_pylist()
-    places = spread(len(uris), max_images).tolist()
-    found = zip(places, read_each([uris[place] for place in places], pixels, decoding.to_array), strict=True)
-    return {place: image for place, image in found if image is not None}
+    places = spread(table.num_rows, max_images).tolist()
+    chosen = table.take(pa.array(places, pa.int64()))
+    digests = stream.known_digests(chosen)
+    found = read_each(chosen["uri"].to_pylist(), pixels, decoding.to_array, sha256=digests)
+    return {place: image for place, image in zip(places, found, strict=True) if image is not None}

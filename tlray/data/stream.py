@@ -5,7 +5,7 @@ A stream is a range of row numbers. Each task looks its rows up in the manifest,
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from tlray.data import decoding
 from tlray.data.augmentation import augment, augmentation_rng
 from tlray.data.row_numbers import RowNumbers
 from tlray.data.schedule import EvalSchedule, PlainSchedule, TrainSchedule, ViewSchedule
-from tlray.errors import ImageError, ImageErrorCode, TlrayError
+from tlray.errors import DataError, ImageError, ImageErrorCode, TlrayError
 from tlray.files import file_stamps, storage
 from tlray.files.read_ahead import read_ahead
 
@@ -41,6 +41,11 @@ READ_THREADS = 8
 """Number of files that one task reads concurrently, which hides an object store's latency. As many wait in memory at
 most, each up to `decoding.MAX_FILE_BYTES`."""
 
+CHANGED = "The file has changed since it was first read. Run the same command again."
+"""Message of images with `ImageErrorCode.CHANGED`."""
+
+_DECODED = ("uri", "image_id", "sha256")
+"""Columns of a manifest that decoding uses, where it has them."""
 
 Schedule = TrainSchedule | EvalSchedule | PlainSchedule | ViewSchedule
 
@@ -75,20 +80,53 @@ class Pixels:
     seed: int = 0
 
 
-def read_file(uri: str) -> bytes:
+def read_file(uri: str, *, sha256: str | None = None) -> bytes:
     """Returns the bytes of an image file.
 
+    Args:
+        uri: Location of the file.
+        sha256: The sha256 that the file had when it was first read; None: it is not known.
+
     Raises:
-        ImageError: The file cannot be read; the error's code says why.
+        ImageError: The file cannot be read, or has another sha256; the error's code says which.
     """
     try:
-        return storage.read_bytes(uri, max_bytes=decoding.MAX_FILE_BYTES)
+        content = storage.read_bytes(uri, max_bytes=decoding.MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise ImageError(ImageErrorCode.NOT_FOUND, "There is no such file.") from error
     except ImageError:
         raise
     except Exception as error:  # an unreadable image becomes a row with an error, never a failed job
         raise ImageError(ImageErrorCode.UNREADABLE, f"The file cannot be read: {error}") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ImageError(ImageErrorCode.CHANGED, CHANGED)
+    return content
+
+
+def known_digests(table: pa.Table) -> list[str | None]:
+    """Returns the sha256 that each file of a manifest had when it was first read; None where it is not known."""
+    return table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * table.num_rows
+
+
+def refuse_changed(error_codes: Sequence[str | None], image_ids: Sequence[str]) -> None:
+    """Refuses images of a training that have changed since they were first read.
+
+    Their labels, splits and copies are known of the earlier pixels only.
+
+    Args:
+        error_codes: The error code of each image; empty or None for none.
+        image_ids: Its id.
+
+    Raises:
+        DataError: Some images have the code `ImageErrorCode.CHANGED`; the message says how many.
+    """
+    pairs = zip(image_ids, error_codes, strict=True)
+    changed = [image_id for image_id, code in pairs if code == ImageErrorCode.CHANGED]
+    if changed:
+        raise DataError(
+            f"Images have changed since the training first read them ({len(changed)} so far, for example "
+            f"'{changed[0]}'). Put them back as they were and continue with --resume, or begin anew with --overwrite."
+        )
 
 
 def image_stream(
@@ -104,7 +142,8 @@ def image_stream(
     """Returns a dataset of decoded images in a schedule's order.
 
     Args:
-        manifest: Reference to a table with `uri` and `image_id` in the object store.
+        manifest: Reference to a table with `uri` and `image_id` in the object store. If it has `sha256`, files that
+            have another one by now get `ImageErrorCode.CHANGED`.
         schedule: The order of the images.
         pixels: Settings for decoding and augmentation.
         share: The part of the cluster to use; None: all that is free.
@@ -172,19 +211,23 @@ def _decode_rows(
 ) -> dict[str, Any]:
     table = ray.get(manifest[0])
     rows = schedule.rows(batch["row"] + first_row)
-    chosen = table.select(["uri", "image_id"]).take(rows.index).to_pydict()
+    taken = table.select([name for name in _DECODED if name in table.column_names]).take(rows.index)
+    chosen, known = taken.to_pydict(), known_digests(taken)
     decoded = np.zeros((len(rows.index), pixels.size_px, pixels.size_px, 3), dtype=np.uint8)
     digests: list[str] = []
     errors: list[ImageError | None] = []
     # Stamps are taken before the files are read: a file that changes meanwhile gets an older stamp, and is read again.
     stamps = {file_stamps.COLUMN: np.array(file_stamps.stamps(chosen["uri"]))} if with_stamps else {}
     with contextlib.closing(read_each(chosen["uri"])) as contents:
-        for place, (content, image_id) in enumerate(zip(contents, chosen["image_id"], strict=True)):
+        for place, (content, image_id, before) in enumerate(zip(contents, chosen["image_id"], known, strict=True)):
             error = content if isinstance(content, ImageError) else None
             digests.append("" if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest())
             if not isinstance(content, ImageError):
                 try:
-                    decoded[place] = _pixels_of(content, image_id, int(rows.epoch[place]), pixels)
+                    image = _pixels_of(content, image_id, int(rows.epoch[place]), pixels)
+                    if before not in (None, digests[-1]):
+                        raise ImageError(ImageErrorCode.CHANGED, CHANGED)
+                    decoded[place] = image
                 except ImageError as caught:
                     error = caught
             errors.append(error)

@@ -48,7 +48,7 @@ def try_int8(artifact: str, images: Sequence[np.ndarray]) -> tuple[dict[Precisio
     """
     target = os.path.join(artifact, spec.INT8_DIR)
     if not images:
-        return {}, ("There is no int8 model: none of the training images can be read any more.",)
+        return {}, ("There is no int8 model: all training images have changed or can no longer be read.",)
     try:
         quantization.quantize(os.path.join(artifact, spec.OPENVINO_DIR), np.stack(images), target)
     except Exception as error:  # NNCF raises errors of many kinds

@@ -158,8 +158,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         warnings=warnings,
         evaluations={config.split: evaluation},
     )
-    uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
-    picturing = picture_examples(content.evaluations, uri_of, location, kind) if config.thumbnails else None
+    picturing = picture_examples(content.evaluations, predicted, location, kind) if config.thumbnails else None
     write_report(out, content, picturing)
     metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
     summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": bundle_sha256}
@@ -257,17 +256,17 @@ def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, 
 
 
 def picture_examples(
-    evaluations: Mapping[str, SplitEvaluation], uri_of: Mapping[str, str], bundle: str, kind: EngineKind
+    evaluations: Mapping[str, SplitEvaluation], images: pa.Table, bundle: str, kind: EngineKind
 ) -> "ray.ObjectRef[list[dict[str, Any]]]":
     """Starts making pictures of examples of the split that a report quotes, and returns their reference at once.
 
     Args:
         evaluations: Split to its evaluation, at least one.
-        uri_of: Location of the file of each image, by its id.
+        images: Their images, see `examples.choose`.
         bundle: Location of the bundle that predicted.
         kind: The engine and precision that it predicted with.
     """
-    chosen = examples.choose(evaluations[report.headline_split(evaluations)], uri_of)
+    chosen = examples.choose(evaluations[report.headline_split(evaluations)], images)
     return connection.start_here(examples.with_pictures, chosen, bundle, kind)
 
 

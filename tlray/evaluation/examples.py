@@ -4,11 +4,12 @@ Each image is shown beside the training images that are most like it, where the 
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from tlray.bundle import store
@@ -40,6 +41,7 @@ class Example:
         kind: `RIGHT`, `WRONG`, `UNCERTAIN` or `FOREIGN`.
         image_id: Its id.
         uri: Location of its file.
+        sha256: The sha256 that the file had when it was measured; None: it is not known.
         label: Its true class.
         predicted: The predicted class.
         confidence: The probability of that class, in [0, 1].
@@ -49,13 +51,14 @@ class Example:
     kind: str
     image_id: str
     uri: str
+    sha256: str | None
     label: str
     predicted: str
     confidence: float
     reason: str
 
 
-def choose(evaluation: SplitEvaluation, uri_of: Mapping[str, str]) -> list[Example]:
+def choose(evaluation: SplitEvaluation, images: pa.Table) -> list[Example]:
     """Chooses at most `MAX_OF_A_KIND` images of each kind, at most one of each group of images.
 
     Right ones are spread over the classes. Of wrong ones those with the highest confidence are chosen, of uncertain
@@ -64,8 +67,10 @@ def choose(evaluation: SplitEvaluation, uri_of: Mapping[str, str]) -> list[Examp
 
     Args:
         evaluation: The evaluation of a split.
-        uri_of: Location of the file of each image, by its id.
+        images: The images of the evaluation, and perhaps others, with `image_id`, `uri` and `sha256`.
     """
+    names = ("image_id", "uri", "sha256")
+    files = {image_id: file for image_id, *file in zip(*(images[name].to_pylist() for name in names), strict=True)}
     found = evaluation.new
     judged = judge(found.probs_BK, found.ood_scores, found.limits)
     confidence, predicted = found.probs_BK.max(axis=1), found.probs_BK.argmax(axis=1)
@@ -87,7 +92,8 @@ def choose(evaluation: SplitEvaluation, uri_of: Mapping[str, str]) -> list[Examp
             Example(
                 kind=kind,
                 image_id=str(found.image_ids[row]),
-                uri=uri_of[str(found.image_ids[row])],
+                uri=files[str(found.image_ids[row])][0],
+                sha256=files[str(found.image_ids[row])][1],
                 label=found.classes[found.labels[row]],
                 predicted=found.classes[predicted[row]],
                 confidence=float(confidence[row]),
@@ -102,7 +108,7 @@ def with_pictures(examples: Sequence[Example], bundle: str, kind: EngineKind) ->
     """Returns examples with their pictures for the report; run by `connection.start_here`.
 
     Args:
-        examples: See `choose`. Images that can no longer be read are left out.
+        examples: See `choose`. Images that can no longer be read, or have changed, are left out.
         bundle: Location of the bundle that predicted.
         kind: The engine and precision that compute the features by which look-alikes are found; on CPUs.
 
@@ -116,7 +122,8 @@ def with_pictures(examples: Sequence[Example], bundle: str, kind: EngineKind) ->
     """
     spec, _ = store.read_spec(bundle)
     pixels = Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
-    read = read_each([example.uri for example in examples], pixels, _convert)
+    uris, digests = [example.uri for example in examples], [example.sha256 for example in examples]
+    read = read_each(uris, pixels, _convert, sha256=digests)
     pairs = [(example, image) for example, image in zip(examples, read, strict=True) if image is not None]
     alike: Sequence[Sequence[Lookalike]] = [()] * len(pairs)
     if pairs and LOOKALIKES in spec.files:

@@ -33,13 +33,13 @@ def check_overlays(
     Returns:
         The result; or None and a warning: the model cannot be explained, or no image can be read.
     """
-    scored = predicted.filter(pc.field("confidence").is_valid()).select(["uri", "group_id"])
+    scored = predicted.filter(pc.field("confidence").is_valid()).select(["uri", "group_id", "sha256"])
     try:
         found = connection.get(connection.start_here(_check, location, scored, kind, num_images))
     except BundleError as error:
         return None, (f"Overlays were not checked: {error}",)
     if found is None:
-        return None, ("Overlays were not checked: none of the images can be read any more. Check the storage.",)
+        return None, ("Overlays were not checked: all images have changed, or cannot be read. Check the storage.",)
     return found, ()
 
 

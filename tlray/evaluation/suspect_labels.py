@@ -37,16 +37,18 @@ def find(rows: pa.Table, labels: np.ndarray, classes: Sequence[str], probs_BK: n
     """Returns the images whose labels are likely wrong, first those least probable beside the suggested class.
 
     Args:
-        rows: The images, with `image_id`, `uri` and `split`, and `splits.PICTURE` if copies were looked for.
+        rows: The images, with `image_id`, `uri` and `split`, with `sha256` if it is known, and `splits.PICTURE` if
+            copies were looked for.
         labels: Their class indices, int [images].
         classes: The class names.
         probs_BK: Probabilities from models that were not trained on the image, floating point [images, K].
 
     Returns:
         For each suspect `image_id`, `uri`, `split`, `label`, `suggested` (the class that is likely), `label_prob` and
-        `suggested_prob` (the probabilities of both, in [0, 1]); and `splits.PICTURE` if the rows have it.
+        `suggested_prob` (the probabilities of both, in [0, 1]); and `sha256` and `splits.PICTURE` if the rows have
+        them.
     """
-    names = ("image_id", "uri", "split", splits.PICTURE)
+    names = ("image_id", "uri", "sha256", "split", splits.PICTURE)
     known = rows.select([name for name in names if name in rows.column_names]).to_pylist()
     return [
         known[each.place]
@@ -150,7 +152,7 @@ def _as_text(value: str | None) -> str | None:
 def with_pictures(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the first images of `find` with `jpeg` (base64) for the report.
 
-    Of copies of a picture only the first is shown, and images that cannot be read any more are left out.
+    Of copies of a picture only the first is shown. Images that cannot be read any more, or have changed, are left out.
     """
     first_of: dict[str, Mapping[str, Any]] = {}
     for each in found:
@@ -158,6 +160,6 @@ def with_pictures(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for each in list(first_of.values())[:MAX_PICTURES]:
         with contextlib.suppress(ImageError):
-            thumbnail = looks.look(stream.read_file(each["uri"])).thumbnail
+            thumbnail = looks.look(stream.read_file(each["uri"], sha256=each.get("sha256"))).thumbnail
             shown.append({**each, "jpeg": gallery.jpeg(thumbnail)})
     return shown

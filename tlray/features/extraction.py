@@ -1,7 +1,7 @@
 """Feature extraction: a pretrained network, built once, runs over images on an actor pool and fills Parquet parts."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,13 @@ from tlray.cluster.plans import ScorePlan
 from tlray.data import stream
 from tlray.data.schedule import ViewSchedule
 from tlray.engines import networks
-from tlray.errors import ImageErrorCode, TlrayError
+from tlray.errors import TlrayError
 from tlray.features import store
 from tlray.features.preparation import Network
 from tlray.features.store import COLUMNS, KEY
 from tlray.files import storage
 
 FLOAT16_MAX = 65504.0
-
-CHANGED = "The file has changed since it was first read. Run the same command again."
 
 MIN_ROWS_FOR_CONSTANTS = 2000
 """Rows per actor from which on TensorFlow's weights are made constants (`trunk.as_constant`), which takes seconds once.
@@ -56,7 +54,7 @@ class _Extractor:
             raise self._error
         features = self.engine.run(np.ascontiguousarray(batch.pop("image")))
         arrays = [np.clip(each, -FLOAT16_MAX, FLOAT16_MAX) for each in features]
-        kept = {name: batch[name] for name in ("row", "sha256", "error_code", "error")}
+        kept = {name: batch[name] for name in ("row", "error_code", "error")}
         return kept | {name: array.astype(np.float16) for name, array in zip(self.names, arrays, strict=True)}
 
 
@@ -115,9 +113,8 @@ def _write_rows(
     """Writes one part, named by the keys of its rows, so that a task that Ray repeats writes the same file."""
     taken = ray.get(rows[0]).take(batch["row"])
     about = taken.select([*COLUMNS, "view", KEY])
-    # The key is that of the file as it was inspected: features of a file that has changed since are not kept.
-    is_changed = (batch["error_code"] == "") & (batch["sha256"] != np.array(taken["sha256"].to_pylist()))
-    good = np.flatnonzero((batch["error_code"] == "") & ~is_changed)
+    # The key is that of the file as it was inspected: a file that has changed since has an error, and no features.
+    good = np.flatnonzero(batch["error_code"] == "")
     number = hashlib.sha256("".join(about[KEY].to_pylist()).encode()).hexdigest()[:16]
     write_error = ""
     try:
@@ -131,7 +128,24 @@ def _write_rows(
         write_error = str(error)
     return {
         "image_id": np.array(about["image_id"].to_pylist()),
-        "error_code": np.where(is_changed, ImageErrorCode.CHANGED.value, batch["error_code"]),
-        "error": np.where(is_changed, CHANGED, batch["error"]),
+        "error_code": batch["error_code"],
+        "error": batch["error"],
         "write_error": np.full(len(about), write_error),
     }
+
+
+def with_failures(table: pa.Table, failures: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Returns a manifest with the errors of images that could be read at first and later not.
+
+    Args:
+        table: The manifest, with `error_code` and `error`.
+        failures: The failures of `compute`, each with `image_id`, `error_code` and `error`.
+    """
+    codes, errors = table["error_code"].to_pylist(), table["error"].to_pylist()
+    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+    for failure in failures:
+        place = place_of[failure["image_id"]]
+        codes[place], errors[place] = failure["error_code"], failure["error"]
+    for name, values in (("error_code", codes), ("error", errors)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return table

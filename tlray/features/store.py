@@ -1,6 +1,7 @@
 """Features on disk: Parquet parts that are written whole or not at all, with checksums that reveal damage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -68,38 +69,89 @@ def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Ta
         raise DataError(f"'{location}' is damaged: {error}. Run `tlray features` again.") from error
 
 
-def keep(out: str, rows: pa.Table) -> tuple[set[str], list[str]]:
-    """Updates the existing parts: keeps wanted rows, with their present labels; deletes other rows and damaged parts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What the Parquet parts of a directory hold of the rows that are wanted.
 
-    Returns:
-        The keys of the rows that stay, and notes for the user.
+    Attributes:
+        kept: Keys of the wanted rows that are there.
+        num_rows: Number of rows that are there, wanted or not, without those of damaged parts.
+        outdated: Names of the parts that have rows which are not wanted, or labels which are not those of today; with
+            the places of the wanted rows, int64 [rows].
+        damaged: Names of the damaged parts.
+    """
+
+    kept: frozenset[str]
+    num_rows: int
+    outdated: Mapping[str, np.ndarray]
+    damaged: tuple[str, ...]
+
+    @property
+    def num_unwanted(self) -> int:
+        """Number of rows that are not wanted."""
+        return self.num_rows - len(self.kept)
+
+
+def look(out: str, rows: pa.Table) -> Stored:
+    """Finds the wanted rows in the existing parts; changes nothing.
+
+    Args:
+        out: The directory of the features.
+        rows: The wanted rows, with `KEY` and `COLUMNS`.
     """
     wanted = {key: place for place, key in enumerate(rows[KEY].to_pylist())}
     kept: set[str] = set()
-    notes: list[str] = []
-    for name in storage.list_names(out):
-        if name.startswith(".part-"):  # what a killed writer has left
-            storage.delete(storage.join(out, name))
+    num_rows = 0
+    outdated: dict[str, np.ndarray] = {}
+    damaged: list[str] = []
     for name in part_names(out):
-        location = storage.join(out, name)
         try:
             part = read_part(out, name)
             keys = part[KEY].to_pylist()
         except (DataError, KeyError):
-            notes.append(f"{name} was damaged; its features were computed again.")
-            storage.delete(location)
+            damaged.append(name)
             continue
+        num_rows += part.num_rows
         places = [place for place, key in enumerate(keys) if key in wanted and key not in kept]
-        current = part.take(pa.array(places, pa.int64()))
         today = rows.take(pa.array([wanted[keys[place]] for place in places], pa.int64()))
-        for column in COLUMNS:
-            current = current.set_column(current.schema.get_field_index(column), column, today[column])
-        if not places:
-            storage.delete(location)
-        elif not current.equals(part):
-            write_part(location, current)
+        if len(places) < len(keys) or any(not today[column].equals(part[column]) for column in COLUMNS):
+            outdated[name] = np.array(places, np.int64)
         kept.update(keys[place] for place in places)
-    return kept, notes
+    return Stored(kept=frozenset(kept), num_rows=num_rows, outdated=outdated, damaged=tuple(damaged))
+
+
+def clear_damage(out: str, stored: Stored) -> list[str]:
+    """Deletes damaged parts, and files that a killed writer has left, before their features are computed again.
+
+    Returns:
+        Notes for the user.
+    """
+    for name in storage.list_names(out):
+        if name in stored.damaged or name.startswith(".part-"):
+            storage.delete(storage.join(out, name))
+    return [f"{name} was damaged; its features were computed again." for name in stored.damaged]
+
+
+def bring_up_to_date(out: str, stored: Stored, rows: pa.Table) -> None:
+    """Deletes rows that are not wanted, and gives the others their present labels.
+
+    It is called last: as long as a wanted row is still to be computed, nothing is deleted.
+
+    Args:
+        out: The directory of the features.
+        stored: The result of `look`.
+        rows: The wanted rows, see `look`.
+    """
+    wanted = {key: place for place, key in enumerate(rows[KEY].to_pylist())}
+    for name, places in stored.outdated.items():
+        if not len(places):
+            storage.delete(storage.join(out, name))
+            continue
+        part = read_part(out, name).take(pa.array(places))
+        today = rows.take(pa.array([wanted[key] for key in part[KEY].to_pylist()], pa.int64()))
+        for column in COLUMNS:
+            part = part.set_column(part.schema.get_field_index(column), column, today[column])
+        write_part(storage.join(out, name), part)
 
 
 def write_part(location: str, table: pa.Table) -> None:

@@ -1,14 +1,13 @@
 """Computes features, the outputs of a pretrained network for each image, and keeps them up to date as Parquet.
 
 Each row has a key, a fingerprint of all that decides its features. A second run keeps the rows whose keys it wants, in
-whole and undamaged parts, and computes the others.
+whole and undamaged parts, and computes the others. Rows that are not wanted are deleted last, once these are written.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,18 +21,19 @@ from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.commands import FeaturesConfig
 from tlray.config.training import TrainConfig
-from tlray.data import audit, dataset, decoding, inspected, manifest, splits, stream
+from tlray.data import audit, dataset, inspected, intensity, manifest, splits, stream
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import ConfigError, DataError
 from tlray.features import extraction, preparation, store
 from tlray.features.preparation import Network
-from tlray.features.store import COLUMNS, KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
+from tlray.features.store import KEY, MANIFEST, NAMES, NETWORK, POOLED, SUCCESS
+from tlray.features.wanted import wanted_rows
 from tlray.files import storage
 from tlray.models.weights import check_weights
 from tlray.probe import regression
 from tlray.progress import Progress
-from tlray.trust import pictures
+from tlray.trust import finding_warnings, pictures
 
 SAMPLED_PARTS = 4
 
@@ -67,7 +67,8 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     `_manifest.parquet` with their error.
 
     Raises:
-        ConfigError: A setting cannot work, or --out holds features of another network.
+        ConfigError: A setting cannot work, or --out holds features of another network, or features most of which would
+            be deleted.
         DataError: There are no images, or none can be read.
     """
     training = locations.absolute(config.training())
@@ -104,7 +105,7 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         )
     pixels = stream.Pixels(
         size_px=config.image_size_px,
-        intensity_range=dataset.find_intensity_range(training, table),
+        intensity_range=intensity.find_range(training, table),
         augmentation=config.augmentation,
         seed=config.seed,
     )
@@ -112,9 +113,12 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
     result = update(
         training.out, table, network, pixels,
         plan=plan, views=config.views, batch_size=config.batch_size, overwrite=config.overwrite, quiet=config.quiet,
+        keep_most=not config.overwrite,
     )  # fmt: skip
     inspected.forget(training.out)
-    notes = [*result.notes]
+    about = {"intensity_range": pixels.intensity_range}
+    about["untrained_16_bit"] = intensity.count_untrained(training, table)
+    notes = [*result.notes, *finding_warnings.intensity_warnings(about)]
     if POOLED in network.names and result.num_rows > 1:
         notes += regression.variation_warning(_variation(result.out))
     if config.views > 1 and "train" not in table["split"].unique().to_pylist():
@@ -161,7 +165,7 @@ def pooled_features(
     Raises:
         DataError: An image has changed since it was read, or can no longer be read.
     """
-    intensity_range = dataset.find_intensity_range(config.training(), table)
+    intensity_range = intensity.find_range(config.training(), table)
     pixels = stream.Pixels(size_px=config.image_size_px, intensity_range=intensity_range)
     result = update(
         directory,
@@ -197,9 +201,12 @@ def update(
     batch_size: int,
     overwrite: bool,
     quiet: bool,
+    keep_most: bool = False,
     title: str = "Computing features",
 ) -> FeaturesResult:
     """Brings the features in a directory up to date.
+
+    Features that are not wanted any more are deleted once all others have been written.
 
     Args:
         out: The directory.
@@ -211,14 +218,25 @@ def update(
         batch_size: Number of images that the network takes at once.
         overwrite: Replace features of another network.
         quiet: Show no progress. None is shown either if no features are missing.
+        keep_most: Refuse to delete more than half of the features that are there.
         title: Name of the work in the progress display.
 
     Raises:
-        ConfigError: The directory holds features of another network.
+        ConfigError: The directory holds features of another network, or more than half of those that are there would
+            be deleted.
+        DataError: None of the images can be read any more.
     """
     _open_output(out, network, overwrite=overwrite)
-    rows = _rows(table.filter(pc.field("error_code").is_null()), views, network, pixels)
-    kept, notes = store.keep(out, rows)
+    rows = wanted_rows(table.filter(pc.field("error_code").is_null()), views, network, pixels)
+    stored = store.look(out, rows)
+    if keep_most and stored.num_unwanted > stored.num_rows / 2:
+        raise ConfigError(
+            f"{stored.num_unwanted} of the {stored.num_rows} features in '{out}' would be deleted: they are of images "
+            "that --data does not have now, or of other pixels or views (--views, --seed, the augmentation, the "
+            "intensity range). Check these options and the storage, give another --out, or --overwrite."
+        )
+    storage.delete(storage.join(out, SUCCESS))
+    kept, notes = stored.kept, store.clear_damage(out, stored)
     missing = rows.filter(pa.array([key not in kept for key in rows[KEY].to_pylist()], pa.bool_()))
     failures: list[dict[str, Any]] = []
     with Progress(title, rows.num_rows, quiet=quiet or not missing.num_rows) as progress:
@@ -226,12 +244,13 @@ def update(
         for batch in extraction.compute(out, missing, network, pixels, plan, batch_size=batch_size):
             progress.update(len(kept) + batch["num_done"])
             failures += batch["failures"]
-    table = _with_failures(table, failures)
+    table = extraction.with_failures(table, failures)
     if len(failures) == rows.num_rows:
         raise DataError(
             f"None of the {rows.num_rows} images and views can be read any more. Check the storage, and run the "
             "command again (train and sweep: with --resume)."
         )
+    store.bring_up_to_date(out, stored, rows)
     manifest.write_manifest(table, storage.join(out, MANIFEST))
     storage.write_text(storage.join(out, SUCCESS), "")
     return FeaturesResult(
@@ -271,9 +290,10 @@ def derive(
     if theirs.fingerprint != ours.fingerprint and ours.names != [POOLED]:
         raise ValueError("Feature maps of two networks cannot be matched by name: each network numbers its own.")
     _open_output(out, ours, overwrite=True)
+    storage.delete(storage.join(out, SUCCESS))
     readable = table.filter(pc.field("error_code").is_null())
-    rows = _rows(readable, views, ours, pixels).drop_columns(["uri", "sha256"])
-    place_of = {key: place for place, key in enumerate(_rows(readable, views, theirs, pixels)[KEY].to_pylist())}
+    rows = wanted_rows(readable, views, ours, pixels).drop_columns(["uri", "sha256"])
+    place_of = {key: place for place, key in enumerate(wanted_rows(readable, views, theirs, pixels)[KEY].to_pylist())}
     for name in store.part_names(source):
         try:
             part = store.read_part(source, name, columns=[KEY, *ours.names])
@@ -311,7 +331,6 @@ def _open_output(out: str, network: Network, *, overwrite: bool) -> None:
             "features": dict(zip(network.names, network.shapes, strict=True)),
         }
         storage.write_text(location, json.dumps(about, indent=2) + "\n")
-    storage.delete(storage.join(out, SUCCESS))
 
 
 def _stored_network(location: str) -> tuple[str | None, str]:
@@ -321,30 +340,3 @@ def _stored_network(location: str) -> tuple[str | None, str]:
         return about["sha256"], about.get("engine", "tensorflow float32")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None, "an unknown engine"
-
-
-def _rows(readable: pa.Table, views: int, network: Network, pixels: stream.Pixels) -> pa.Table:
-    """Returns a table with a row, and its `key`, for each image and view whose features are wanted."""
-    places, numbers, keys = [], [], []
-    for place, image in enumerate(readable.select(["image_id", "split", "sha256", "is_16_bit"]).to_pylist()):
-        for view in range(views if image["split"] == "train" else 1):
-            parts = [network.fingerprint, decoding.DECODING, pixels.size_px, image["image_id"], image["sha256"], view]
-            parts += [pixels.intensity_range] if image["is_16_bit"] else []
-            parts += [asdict(pixels.augmentation), pixels.seed] if view and pixels.augmentation else []
-            places.append(place)
-            numbers.append(view)
-            keys.append(hashlib.sha256(json.dumps(parts).encode()).hexdigest())
-    table = readable.select(["uri", "sha256", *COLUMNS]).take(pa.array(places))
-    return table.append_column("view", pa.array(numbers, pa.int32())).append_column(KEY, pa.array(keys))
-
-
-def _with_failures(table: pa.Table, failures: list[dict[str, Any]]) -> pa.Table:
-    """Returns the manifest with the errors of images that could be read at first and later not."""
-    codes, errors = table["error_code"].to_pylist(), table["error"].to_pylist()
-    place_of = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
-    for failure in failures:
-        place = place_of[failure["image_id"]]
-        codes[place], errors[place] = failure["error_code"], failure["error"]
-    for name, values in (("error_code", codes), ("error", errors)):
-        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    return table

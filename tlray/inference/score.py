@@ -45,7 +45,7 @@ class ScoreResult:
         num_by_reason: Number of these by `refer_reason`.
         num_by_label: Number of rows by predicted label.
         num_by_error: Number of rows by error code.
-        num_skipped: Number of hidden files that were passed over.
+        num_skipped: Number of hidden files and folders that were passed over, see `listing.Listing`.
     """
 
     out: str

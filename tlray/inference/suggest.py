@@ -51,8 +51,8 @@ class SuggestResult:
         out: The output directory.
         image_ids: The suggested images, the most wanted first.
         summary: The content of `suggestions.json`: the counts of `selection.summarize`; `num_images`, `num_labelled`
-            (images that were left out because they have a label) and `num_skipped` (hidden files); `bundle`,
-            `bundle_sha256` and `engine`; `settings` (the options of the command) and `notes`.
+            (images that were left out because they have a label) and `num_skipped` (hidden files and folders);
+            `bundle`, `bundle_sha256` and `engine`; `settings` (the options of the command) and `notes`.
         notes: Remarks for people on how the images were selected.
     """
 
@@ -74,7 +74,7 @@ class SuggestResult:
             ("images with a label", f"{found['num_labelled']} left out"),
             ("unlike the training images", foreign),
             ("copies of training images", known),
-            *([("hidden files skipped", str(found["num_skipped"]))] if found["num_skipped"] else []),
+            *([("hidden files and folders skipped", str(found["num_skipped"]))] if found["num_skipped"] else []),
             (
                 "suggested",
                 f"{counted(found['num_suggested'], 'image')}; the model is unsure of {found['num_unsure']}",

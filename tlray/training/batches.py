@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import tensorflow as tf
 
@@ -42,9 +43,14 @@ class Batches:
             yield inputs, labels, tf.constant(rows.weight)
 
     def _streamed(self, split: str, schedule: Schedule, batch_size: int) -> Iterator[tuple[Rows, Any]]:
-        """Yields rows and images; an image that can no longer be read is replaced by another: no rank ends early."""
+        """Yields rows and images; an image that can no longer be read is replaced by another: no rank ends early.
+
+        Raises:
+            DataError: An image has changed since it was first read, or none of a batch can be read.
+        """
         task = self._task
         table = task.train_table if split == "train" else task.valid_table
+        image_ids = ray.get(table[0])["image_id"]
         pixels = stream.Pixels(
             size_px=task.config.image_size_px,
             intensity_range=task.intensity_range,
@@ -52,6 +58,7 @@ class Batches:
             seed=task.config.seed,
         )
         for batch in stream.image_batches(table[0], schedule, pixels, batch_size=batch_size, share=task.share):
+            stream.refuse_changed(batch["error_code"].tolist(), image_ids.take(pa.array(batch["row"])).to_pylist())
             place, num_failed = replace_failed(batch["error_code"] == "")
             self.num_replaced += num_failed
             rows = Rows(index=batch["row"][place], epoch=batch["epoch"], weight=batch["weight"])

@@ -41,8 +41,8 @@ MAX_DIFFERENCE = 0.02
 
 
 NOT_COMPARED = (
-    "The exported model could not be checked, as none of the images for the check can be read any more: the metrics "
-    "were computed from stored features. Check the storage, and measure the bundle with `tlray evaluate`."
+    "The exported model could not be checked, as all images for the check have changed or can no longer be read: the "
+    "metrics were computed from stored features. Check the storage, and measure the bundle with `tlray evaluate`."
 )
 
 DIFFERS = (
@@ -77,7 +77,7 @@ class Exported:
     """An exported model's engines, its predictions from stored features, and warnings.
 
     Attributes:
-        engines: How the engines that can run it agree, on validation images; empty where none can be read.
+        engines: How the engines that can run it agree, on validation images; empty where none can be read as it was.
         kind: The engine and precision that it predicts with on this machine, if nothing else is wanted.
         probs: Split to its probabilities, float32 [images, classes], from stored features. Empty without these, or
             where the exported model gives other probabilities than they do; then it has to be measured on images.
@@ -324,7 +324,7 @@ def _checked(
         return dataclasses.replace(exported, probs=probs)
     warning = (
         f"The exported model's probabilities differ by up to {difference:.3f} from those of the stored features, so "
-        "the metrics were measured with the exported model on the images. If no image file has changed since the run "
-        "began, please report this; --cache off fine-tunes without stored features."
+        "the metrics were measured with the exported model on the images. Please report this; --cache off fine-tunes "
+        "without stored features."
     )
     return dataclasses.replace(exported, warnings=(*exported.warnings, warning))

@@ -16,7 +16,7 @@ from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
 from tlray.config.training import TrainConfig
-from tlray.data import audit, manifest
+from tlray.data import audit, manifest, stream
 from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
@@ -101,6 +101,7 @@ def finish(run: Run, learned: Learned, timing: Timing) -> TrainResult:
         *exported.warnings,
         *wording.training_warnings(history),
         *wording.network_warnings(config, probe),
+        *finding_warnings.intensity_warnings(images.findings),
         *finding_warnings.series_warnings(images.findings),
         *finding_warnings.split_warnings(images.findings),
         *audit.warnings(images.findings)[len(audit.leak_warnings(images.findings)) :],
@@ -166,10 +167,9 @@ def _picture_examples(
     """Starts making the pictures of examples, see `evaluate.picture_examples`; None: none are to be shown."""
     if not run.config.thumbnails:
         return None
-    bundle, table = run.paths.partial_bundle, run.images.readable
+    bundle = run.paths.partial_bundle
     store.seal(bundle, spec, known=_checksums(bundle))  # the model in it looks for the look-alikes
-    uri_of = dict(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
-    return evaluate.picture_examples(evaluations, uri_of, bundle, exported.kind)
+    return evaluate.picture_examples(evaluations, run.images.readable, bundle, exported.kind)
 
 
 def _validation_predictions(valid: SplitEvaluation) -> ValidationPredictions | None:
@@ -307,7 +307,11 @@ def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitE
 
 
 def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[str, str]) -> dict[str, SplitEvaluation]:
-    """Scores the validation and test images in one pass, and measures each split."""
+    """Scores the validation and test images in one pass, and measures each split.
+
+    Raises:
+        DataError: An image has changed since it was first read, or none of a split can be read.
+    """
     config, images = run.config, run.images
     table = pa.concat_tables([images.split("valid"), images.split("test")])
     plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
@@ -318,6 +322,7 @@ def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[st
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))
     predictions = pa.concat_tables(parts)
+    stream.refuse_changed(predictions["error_code"].to_pylist(), predictions["image_id"].to_pylist())
     by_split = {split: predictions.filter(pc.field("split") == split) for split in ("valid", "test")}
     return {split: measurement.measure(rows, spec, group_of) for split, rows in by_split.items() if rows.num_rows}
 

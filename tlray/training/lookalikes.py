@@ -10,7 +10,7 @@ from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import Novelty, directions
 from tlray.data import splits, thumbnail
 from tlray.data.sample import read_each, spread_by_class
-from tlray.data.stream import Pixels
+from tlray.data.stream import Pixels, known_digests
 from tlray.training.logits import MAX_TRAIN_OUTPUTS, Outputs
 
 
@@ -51,7 +51,7 @@ def collect(
         table: The training images, with `class_index`, and with `splits.PICTURE` where copies were looked for.
         novelty: The space in which look-alikes are searched.
         pixels: How files become pixels.
-        known: Thumbnails by the ids of the images, see `encode`. Other images are read.
+        known: Thumbnails by the ids of the images, see `encode`. Other images are read, unless they have changed.
 
     Returns:
         None if the model gives no features, or none of the images can be read any more.
@@ -60,12 +60,12 @@ def collect(
         return None
     rows = table.take(pa.array(train.places))
     chosen = _first_of_pictures(rows)
-    image_ids, uris = (rows[name].take(pa.array(chosen)).to_pylist() for name in ("image_id", "uri"))
-    jpeg_of = dict(known or {})
-    missing = [(image_id, uri) for image_id, uri in zip(image_ids, uris, strict=True) if image_id not in jpeg_of]
-    for (image_id, _), jpeg in zip(missing, read_each([uri for _, uri in missing], pixels, _convert), strict=True):
-        if jpeg is not None:
-            jpeg_of[image_id] = jpeg
+    taken = rows.take(pa.array(chosen))
+    image_ids, jpeg_of = taken["image_id"].to_pylist(), dict(known or {})
+    missing = taken.filter(pa.array([image_id not in jpeg_of for image_id in image_ids], pa.bool_()))
+    read = read_each(missing["uri"].to_pylist(), pixels, _convert, sha256=known_digests(missing))
+    pairs = zip(missing["image_id"].to_pylist(), read, strict=True)
+    jpeg_of |= {image_id: jpeg for image_id, jpeg in pairs if jpeg is not None}
     found = [
         (row, jpeg_of[image_id])
         for row, image_id in zip(chosen.tolist(), image_ids, strict=True)

@@ -23,7 +23,7 @@ from tlray.training import lookalikes, probing, resume, wording
 from tlray.training.model import Untrained, build, is_cached, num_views
 from tlray.training.paths import KIND, NAMES, RunPaths
 from tlray.training.stages import Begun, Run
-from tlray.trust import findings, pictures
+from tlray.trust import finding_warnings, findings, pictures
 from tlray.trust.gallery import make_gallery
 
 
@@ -84,6 +84,8 @@ def prepare(begun: Begun, timing: Timing, available: Capacity | None = None) -> 
     if not config.quiet:
         print(dataset.describe(images))
         show_table("Audited", findings.rows(images.findings))
+        for warning in finding_warnings.intensity_warnings(images.findings):
+            print(warning)
     return Run(
         config=config,
         paths=begun.paths,

@@ -108,6 +108,7 @@ def compute(
         views=views,
         batch_size=config.batch_size,
         overwrite=False,  # another network's features are there only if a run continues with other weights
+        keep_most=False,  # the features are the run's own, and follow its images
         quiet=config.quiet,
         title=title,
     )

@@ -24,7 +24,7 @@ class TrainTask:
         start: The probe that the head starts from.
         checkpoint: Location of the checkpoint to continue from where Ray Train knows none; see `fit.lost_checkpoint`.
         cache: Features to train the tail on, in place of images.
-        train_table: `uri`, `image_id`, `class_index` of the readable training images, in the object store.
+        train_table: `uri`, `image_id`, `sha256`, `class_index` of the readable training images, in the object store.
         valid_table: The same for the validation images.
         num_train: Rows of `train_table`.
         num_valid: Rows of `valid_table`.

@@ -1,6 +1,7 @@
 """Warnings about what an audit found, for people; each has a remedy.
 
-Each function takes the findings of `tlray.trust.findings.find`, in which those of an earlier version may lack some.
+Each function takes the findings of `tlray.trust.findings.find`, in which those of an earlier version may lack some;
+`intensity_warnings` takes those of a training.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,24 @@ def series_warnings(found: Mapping[str, Any]) -> list[str]:
         f"a class ({classes}). Splits and folds that tlray cuts divide them, because nothing would be left to divide "
         "otherwise. If they are slices of one patient, the metrics are too good. Name the patients: one folder for "
         "each, or the column group_id of a table."
+    ]
+
+
+def intensity_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Returns a warning if 16-bit images set the intensity range that are not trained on, with a remedy; else none.
+
+    Args:
+        found: The findings of a training: `untrained_16_bit`, see `tlray.data.intensity.count_untrained`, and
+            `intensity_range`.
+    """
+    untrained = found.get("untrained_16_bit")
+    if not untrained:
+        return []
+    low, high = found["intensity_range"]
+    counts = ", ".join(f"{split}: {number}" for split, number in untrained.items())
+    return [
+        f"No training image has 16 bits, but others have ({counts}), so that the pixel values that become 0 and 255 "
+        f"were found in these: {low:g} and {high:g}. Give --intensity-range LO,HI, or put some of them into train."
     ]
 
 

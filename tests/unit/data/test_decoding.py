@@ -209,6 +209,29 @@ def test_values_below_zero_are_refused_without_a_range(dtype):
     assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 400)), as_rgb([[0, 0], [26, 255]]))
 
 
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_12_bits_are_refused_without_a_range(photometric):
+    """In the range (0, 65535) they would be 0 to 15 of 255, so that a model would see no picture."""
+    pixels = np.array([[0, 4095], [1000, 2000]], dtype=np.uint16)
+    data = tiff(pixels, photometric=photometric)
+    message = (
+        r"highest pixel value is 4095 of 65535, but the model has no intensity range\. Save the image with 8 bits, or"
+    )
+    with pytest.raises(ImageError, match=message) as caught:
+        decode(data, size_px=2)
+    assert caught.value.code == ImageErrorCode.UNSUPPORTED_FORMAT
+    with pytest.raises(ImageError, match="highest pixel value is 0 of 65535"):
+        decode(encode(from_pixels([[0, 0], [0, 0]], np.uint16), "PNG"), size_px=2)
+    # A range that was given is taken, and so are images that use more bits: 4096 / 257 = 15.9, 65535 / 257 = 255.
+    assert decode(data, size_px=2, intensity_range=(0, 65535)).shape == (2, 2, 3)
+    wide = tiff(np.array([[0, 4096], [0, 0]], dtype=np.uint16))
+    assert np.array_equal(decode(wide, size_px=2), as_rgb([[0, 16], [0, 0]]))
+    full = encode(from_pixels([[0, 65535], [257, 514]], np.uint16), "PNG")
+    assert np.array_equal(decode(full, size_px=2), as_rgb([[0, 255], [1, 2]]))
+    eight = encode(from_pixels([[0, 1], [2, 3]], np.uint8), "PNG")
+    assert np.array_equal(decode(eight, size_px=2), as_rgb([[0, 1], [2, 3]]))
+
+
 def test_unsigned_32_bits_within_31_are_read():
     data = tiff(np.array([[0, 2**31 - 1]], dtype=np.uint32))
     assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 2.0**31)), as_rgb([[0, 255], [0, 255]]))
@@ -221,7 +244,7 @@ def test_white_is_zero_is_inverted_after_the_range():
     assert np.array_equal(decode(data, size_px=2, intensity_range=(0, 4095)), as_rgb([[0, 170], [204, 255]]))
     assert decoding.describe(decoding.load(data)).is_16_bit
     # Over all of 16 bits: 255 - 4095 / 257 = 239.07
-    assert decode(data, size_px=2)[0, 0, 0] == 239
+    assert decode(data, size_px=2, intensity_range=(0, 65535))[0, 0, 0] == 239
     eight = tiff(np.array([[0, 55], [200, 255]], dtype=np.uint8), photometric=0)
     assert np.array_equal(decode(eight, size_px=2), as_rgb([[255, 200], [55, 0]]))
 

@@ -114,6 +114,33 @@ def test_hidden_and_loose_files_are_counted(tmp_path):
     assert found.num_skipped == 5
 
 
+def test_a_hidden_folder_is_not_entered_and_counts_once(tmp_path, monkeypatch):
+    """At the root of a disk only root may read lost+found and the like; elsewhere .git has many files."""
+    names = (".Trash-1000", ".git", "lost+found", "System Volume Information")
+    make_files(
+        tmp_path, "a/1.png", "b/2.png", "b/.cache/x", *(f"{name}/{number}.png" for name in names for number in "12")
+    )
+    (tmp_path / ".link").symlink_to(tmp_path / "a")
+    forbidden = {f"{tmp_path}/{name}" for name in (*names, "b/.cache")}
+    scandir = os.scandir
+
+    def scan(directory: str):
+        if directory in forbidden:
+            raise PermissionError(13, "Permission denied", directory)
+        return scandir(directory)
+
+    monkeypatch.setattr(listing.os, "scandir", scan)
+    found = listing.list_images(str(tmp_path))
+    assert rows(found, "image_id", "label") == [("a/1.png", "a"), ("b/2.png", "b")]
+    assert found.num_skipped == 6  # these five, and the link
+    for pattern in ("**", "*/*.png"):
+        assert rows(listing.list_images(f"{tmp_path}/{pattern}"), "label") == [("a",), ("b",)]
+    # A folder that might hold images must be readable.
+    forbidden.add(f"{tmp_path}/b")
+    with pytest.raises(DataError, match=r"Cannot read '.*': \[Errno 13\] Permission denied: '.*/b'\. Check"):
+        listing.list_images(str(tmp_path))
+
+
 def test_loose_files_beside_splits_and_inside_them_are_counted(tmp_path):
     make_files(tmp_path, "train/a/1.png", "train/preview.png", "preview.png")
     found = listing.list_images(str(tmp_path))
@@ -728,7 +755,7 @@ def test_missing_and_empty_sources(tmp_path):
     (tmp_path / "empty/.cache/x").touch()
     with pytest.raises(DataError, match=r"There is no file or folder '.*nowhere'\. Give a folder"):
         listing.list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"has no images \(1 hidden or loose file skipped\)\. Give a folder"):
+    with pytest.raises(DataError, match=r"has no images \(skipped as hidden or loose: 1\)\. Give a folder"):
         listing.list_images(str(tmp_path / "empty"))
     for pattern in ("empty/*.png", "nowhere/*.png"):
         with pytest.raises(DataError, match="has no images"):

@@ -81,6 +81,16 @@ def test_read_file(tmp_path, monkeypatch):
     assert code_of(f"{tmp_path}/a b.png") == ImageErrorCode.TOO_LARGE
 
 
+def test_a_file_may_have_to_be_what_it_was(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1234")
+    digest = hashlib.sha256(b"1234").hexdigest()
+    assert stream.read_file(f"{tmp_path}/a.png", sha256=digest) == b"1234"
+    (tmp_path / "a.png").write_bytes(b"1235")
+    with pytest.raises(ImageError, match="has changed since it was first read") as caught:
+        stream.read_file(f"{tmp_path}/a.png", sha256=digest)
+    assert caught.value.code == ImageErrorCode.CHANGED
+
+
 def test_broken_link_is_not_found(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert code_of(f"{tmp_path}/link.png") == ImageErrorCode.NOT_FOUND
@@ -185,6 +195,17 @@ def test_rows_with_and_without_pixels(table):
     assert batch["sha256"].tolist() == digests
     assert batch["weight"].tolist() == [1] * 7
     assert batch["epoch"].tolist() == [0] * 7
+
+
+def test_a_file_that_has_changed_since_it_was_first_read_has_an_error(table):
+    """The first two are as they were, or not known; the third and fourth have changed, and the fourth is no image."""
+    digests = [hashlib.sha256(encode(grey(10))).hexdigest(), None, *["another"] * 5]
+    known = table.append_column("sha256", pa.array(digests, pa.string()))
+    batch = decode_rows(known, PlainSchedule(num_rows=7), range(7), pixels=Pixels(size_px=4))
+    assert batch["error_code"].tolist() == ["", "", "changed", *CODES[3:]]
+    assert batch["error"][2] == stream.CHANGED
+    assert [image.max() for image in batch["image"]] == [10, 20, 0, 0, 0, 0, 0]
+    assert batch["sha256"][2] == hashlib.sha256(encode(grey(30))).hexdigest()
 
 
 def test_columns_keep_their_types_where_nothing_or_all_fails(table):

@@ -2,10 +2,12 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -56,7 +58,13 @@ def ids(found: list[Example]) -> dict[str, list[str]]:
 
 
 def chosen(measured: SplitEvaluation) -> list[Example]:
-    return examples.choose(measured, {image_id: f"/{image_id}.png" for image_id in measured.image_ids.tolist()})
+    ids = measured.image_ids.tolist()
+    columns = {
+        "image_id": ids,
+        "uri": [f"/{each}.png" for each in ids],
+        "sha256": [f"sha256 of {each}" for each in ids],
+    }
+    return examples.choose(measured, pa.table(columns))
 
 
 def test_each_kind_in_its_order_and_one_image_of_a_group():
@@ -71,6 +79,7 @@ def test_each_kind_in_its_order_and_one_image_of_a_group():
         kind="wrong",
         image_id="i4",
         uri="/i4.png",
+        sha256="sha256 of i4",
         label="b",
         predicted="a",
         confidence=pytest.approx(0.95),  # pyright: ignore[reportArgumentType]
@@ -97,9 +106,10 @@ def test_right_ones_are_of_all_classes_and_no_kind_has_too_many():
 def shown(tmp_path: Path) -> list[Example]:
     """Two examples: a readable image, and one that has gone."""
     Image.new("L", (32, 32), 200).save(tmp_path / "i0.png")
-    made = examples.choose(
-        evaluation([0, 1], [0.9, 0.9], "pq"), {name: str(tmp_path / f"{name}.png") for name in ("i0", "i1")}
-    )
+    uris = [str(tmp_path / f"{name}.png") for name in ("i0", "i1")]
+    digests = [hashlib.sha256(Path(uris[0]).read_bytes()).hexdigest(), None]
+    images = pa.table({"image_id": ["i0", "i1"], "uri": uris, "sha256": digests})
+    made = examples.choose(evaluation([0, 1], [0.9, 0.9], "pq"), images)
     assert [each.kind for each in made] == ["right", "wrong"]
     return made
 
@@ -149,3 +159,8 @@ def test_a_model_that_cannot_be_loaded_costs_the_look_alikes_only(shown, tmp_pat
 def test_where_no_image_can_be_read_there_are_no_pictures(shown, tmp_path):
     (tmp_path / "i0.png").unlink()
     assert examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=True), REFERENCE) == []
+
+
+def test_a_file_that_has_changed_since_it_was_measured_is_not_shown(shown, tmp_path):
+    Image.new("L", (32, 32), 100).save(tmp_path / "i0.png")
+    assert examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=False), REFERENCE) == []

@@ -1,6 +1,7 @@
 """Labels that are likely wrong: by probes on the features of an audit, as a table, and with pictures."""
 
 import base64
+import hashlib
 import io
 import math
 from typing import Any
@@ -157,3 +158,15 @@ def test_of_copies_of_a_picture_one_is_shown(tmp_path):
     found = suspect_labels.find(rows, labels, ("a", "b"), probs_BK)
     assert [each["image_id"] for each in found] == ["1.png", "2.png", "3.png"]
     assert [each["image_id"] for each in suspect_labels.with_pictures(found)] == ["1.png", "3.png"]
+
+
+def test_a_file_that_has_changed_since_it_was_first_read_is_not_shown(tmp_path):
+    Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "1.png")
+    digest = hashlib.sha256((tmp_path / "1.png").read_bytes()).hexdigest()
+    columns = {"image_id": ["1.png", "2.png", "3.png"], "uri": [str(tmp_path / "1.png")] * 3}
+    rows = pa.table(columns | {"split": ["train"] * 3, "sha256": [digest] * 3})
+    labels, probs_BK = np.array([0, 0, 1]), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    found = suspect_labels.find(rows, labels, ("a", "b"), probs_BK)
+    assert [each["image_id"] for each in suspect_labels.with_pictures(found)] == ["1.png", "2.png"]
+    Image.fromarray(np.full((40, 30), 100, np.uint8)).save(tmp_path / "1.png")
+    assert suspect_labels.with_pictures(found) == []

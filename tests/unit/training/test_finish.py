@@ -2,8 +2,12 @@
 
 import dataclasses
 import os
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests.unit.evaluation.test_evidence import make_images
@@ -12,6 +16,8 @@ from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
 from tlray.config.training import TrainConfig
 from tlray.data import audit
+from tlray.engines.kinds import REFERENCE
+from tlray.errors import DataError
 from tlray.evaluation import out_of_fold
 from tlray.evaluation.measurement import SplitEvaluation, measure_probabilities, with_leak_free
 from tlray.evaluation.out_of_fold import Predicted
@@ -112,3 +118,20 @@ def test_the_predictions_that_are_kept_give_the_figures_of_the_cross_validation(
     found = out_of_fold.measure(out_of_fold.to_table(kept, spec.classes), images, spec.classes)
     assert found == {"cross_validation": crossed.metrics}
     assert crossed.metrics["num_images"] == 20
+
+
+def test_images_that_have_changed_are_not_measured(monkeypatch):
+    """The exported model is measured on the files of valid and test, whose labels belong to the earlier pixels."""
+    names = ("image_id", "split", "error_code")
+    rows = pa.table(
+        dict(zip(names, (["a", "b", "c"], ["valid", "test", "test"], [None, "changed", "empty"]), strict=True))
+    )
+    images = SimpleNamespace(split=lambda name: rows.filter(pc.field("split") == name))
+    config = SimpleNamespace(use_gpu=False, quiet=True, batch_size=2)
+    run: Any = SimpleNamespace(config=config, images=images, available=None, paths=SimpleNamespace(partial_bundle="b"))
+    monkeypatch.setattr(finish.plans, "plan_scoring", lambda *_, **__: None)
+    monkeypatch.setattr(finish.score, "predict", lambda _, table, **__: iter([table]))
+    with pytest.raises(
+        DataError, match=r"Images have changed .* \(1 so far, for example 'b'\)\..* --resume, or begin anew"
+    ):
+        finish._evaluate(run, REFERENCE, cast("Any", None), {})

@@ -1,5 +1,6 @@
 """Which training images a bundle keeps: one of several copies, and only those that can be read."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -84,3 +85,14 @@ def test_no_more_are_encoded_than_a_bundle_keeps(table, monkeypatch):
     kept = table.filter(pa.array([uri in known for uri in table["uri"].to_pylist()]))
     assert len(known) == 3
     assert set(kept["class_index"].to_pylist()) == {0, 1}
+
+
+def test_images_that_have_changed_since_they_were_first_read_are_left_out(table):
+    digests = [hashlib.sha256(Path(uri).read_bytes()).hexdigest() for uri in table["uri"].to_pylist()]
+    table = table.append_column("sha256", pa.array(digests))
+    Image.new("L", (16, 16), 255).save(table["uri"][4].as_py())
+    found = lookalikes.collect(outputs([1, 3, 4, 5]), table, NOVELTY, PIXELS)
+    assert found is not None
+    assert found.labels.tolist() == [1, 1]
+    levels = [np.asarray(Image.open(io.BytesIO(jpeg))).mean() for jpeg in found.jpegs]
+    np.testing.assert_allclose(levels, [40, 200], atol=2)

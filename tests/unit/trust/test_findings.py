@@ -264,3 +264,15 @@ def test_the_findings_name_the_splits_that_the_data_gives_not_those_that_were_cu
     cut = manifest.with_column(listed, "split", ["train", "valid", "test", None])
     found = findings.find(cut, seen, seed=0, call=one_by_one)
     assert found["split_shortcuts"]["given"] == expected
+
+
+def test_a_range_of_images_that_are_not_trained_on_is_told():
+    (text,) = finding_warnings.intensity_warnings(
+        {"untrained_16_bit": {"valid": 30, "test": 7}, "intensity_range": [-1000.0, 400.0]}
+    )
+    assert text == (
+        "No training image has 16 bits, but others have (valid: 30, test: 7), so that the pixel values that become 0 "
+        "and 255 were found in these: -1000 and 400. Give --intensity-range LO,HI, or put some of them into train."
+    )
+    for found in ({}, {"untrained_16_bit": {}, "intensity_range": [0, 9]}, {"intensity_range": None}):
+        assert finding_warnings.intensity_warnings(found) == []
