@@ -57,8 +57,8 @@ def calibration(metrics: Mapping[str, Any], trust: Mapping[str, Any]) -> tuple[s
         ), True
     return (
         f"Within about {100 * error:.1f} percentage points{ends}: that is its mean distance from how often the model "
-        "is right (expected calibration error). 0 is perfect; of few images, even a perfect model has more than 0."
-        f"{condition}"
+        "is right (expected calibration error). 0 is perfect. On few images, the measured error is above 0 even for a "
+        f"perfect model.{condition}"
     ), False
 
 

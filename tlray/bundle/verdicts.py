@@ -12,7 +12,7 @@ from tlray.bundle import anatomy, leaks, promises
 from tlray.bundle.anatomy import CONTROLS
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.wording import bracketed, percent, unnamed
-from tlray.data import audit
+from tlray.data import audit, label_conflicts
 from tlray.errors import counted
 
 MAX_NAMED = 3
@@ -81,7 +81,8 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
         looked for and could not be measured, only if there are any; `neighbours`: split to its number of images that
         are neighbouring slices of images that the model learned from; `has_patients`: see `audit.has_patients`;
         `num_unnamed` of `num_images` images have no named patient, only if it is known; `cut_splits`: which of valid
-        and test the data did not have, so that tlray cut them, only if it is known. `leak_search` and
+        and test the data did not have, so that tlray cut them, only if it is known; `conflicting_labels`: see
+        `label_conflicts.by_split`, only if there are such images. `leak_search` and
         `training_shortcuts` only if they are there; with the latter `has_shortcut`: one was found in these images, too;
         null if they were not tested.
     """
@@ -96,6 +97,9 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     given = findings.get("split_shortcuts", {}).get("given")
     if given is not None:
         about["cut_splits"] = [split for split in ("valid", "test") if split not in given]
+    conflicting = label_conflicts.by_split(label_conflicts.conflicts(findings))
+    if conflicting:
+        about["conflicting_labels"] = conflicting
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:
         about["unmeasured"] = unmeasured
@@ -108,12 +112,13 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
 def verdicts(measured: Measured) -> dict[str, Verdict]:
     """Returns what the figures are worth, by topic, in the order in which they are to be read.
 
-    Topics are `leaks`, `controls`, `calibration`, `referral`, `coverage` and `subgroups`; those of which nothing is
-    known are left out.
+    Topics are `leaks`, `controls`, `labels`, `calibration`, `referral`, `coverage` and `subgroups`; those of which
+    nothing is known are left out.
     """
     topics: dict[str, Callable[[Measured], Verdict | None]] = {
         "leaks": _leaks,
         "controls": _controls,
+        "labels": _labels,
         "calibration": _calibration,
         "referral": _referral,
         "coverage": _coverage,
@@ -127,13 +132,14 @@ def warnings(measured: Measured) -> tuple[str, ...]:
     """Returns the answers that a user must know of, the gravest first.
 
     That no threshold was found is not among them: training warns of it where it looks for one. Nor is it that labels
-    without meaning are told: the audit warns of that.
+    without meaning are told, or that copies have different labels: the audit of a training warns of that.
     """
     found = verdicts(measured)
     has_threshold = not (measured.trust.get("referral") or {}).get("note")
     is_doubtful = _files_do_as_well(measured) or bool(measured.data.get("training_shortcuts"))
     controls, referral = ["controls"] * is_doubtful, ["referral"] * has_threshold
-    topics = (*controls, *referral, "calibration", "coverage", "subgroups")
+    labels = ["labels"] * ("leak_search" in measured.data)  # it is an evaluation, which has no such audit
+    topics = (*controls, *labels, *referral, "calibration", "coverage", "subgroups")
     return tuple(found[topic].answer for topic in topics if topic in found and found[topic].is_warning)
 
 
@@ -186,6 +192,40 @@ def _files_do_as_well(measured: Measured) -> bool:
     traits = traits_control(measured)
     low, _ = measured.new.get("accuracy_ci95") or (1.0, 1.0)
     return bool(traits and traits["is_above_chance"] and traits["accuracy"] >= low)
+
+
+def not_better_than_files(measured: Measured) -> str:
+    """Returns a sentence with the accuracy of the model and of the files' traits; empty if the model is shown better.
+
+    It is empty, too, if the traits were not measured on this split.
+    """
+    traits = traits_control(measured)
+    if traits is None or not _files_do_as_well(measured):
+        return ""
+    return (
+        "The model is not shown to be better than a look at how the files were made: it is right in "
+        f"{percent(measured.new['accuracy'])} of the {measured.images}, a random forest that sees nothing else in "
+        f"{percent(traits['accuracy'])}."
+    )
+
+
+def _labels(measured: Measured) -> Verdict | None:
+    """Returns a warning if measured images have a copy with another label; otherwise None."""
+    found = measured.data.get("conflicting_labels", {})
+    # An evaluation of other data than the model's calls its only split `measured`.
+    of_images = found if measured.split == "all" else (measured.split, "measured")
+    num_images = sum(found.get(split, 0) for split in of_images if split != "training")
+    if not num_images:
+        return None
+    return Verdict(
+        question="Does each picture have one label?",
+        answer=(
+            f"No: {num_images} of the {measured.images} {'has' if num_images == 1 else 'have'} a copy with another "
+            "label. One of the two labels is wrong, and a model that is right about the picture counts as wrong where "
+            "it has that label. Correct the labels."
+        ),
+        is_warning=True,
+    )
 
 
 def _calibration(measured: Measured) -> Verdict | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray.data import splits
+from tlray.data import label_conflicts, splits
 from tlray.errors import ImageErrorCode, some, times
 
 MAX_EXAMPLES = 20
@@ -240,26 +240,26 @@ def leak_warnings(report: dict[str, Any]) -> list[str]:
             f"{copies['num_images']} images are {what} in different splits (groups: {copies['num_groups']}, for "
             f"example {_example(copies, 'split')}), so the metrics of {_measured_twice(report)} count "
             "images that the model knows. Keep the copies of an image in one split; "
-            f"this writes such a table: `{FIX}`"
+            f"this command writes a table of the images with such splits: `{FIX}`"
         )
     patients = report["groups"]["across_splits"]
     if patients["num_groups"]:
         group_id = patients["examples"][0]["group_id"]
-        end = "." if found else f"; this writes such a table: `{FIX}`"
+        end = "." if found else f"; this command writes a table of the images with such splits: `{FIX}`"
         found.append(
             f"Patients or groups with images in several splits: {patients['num_groups']} (for example '{group_id}'), "
             f"so the metrics of {_measured_twice(report)} count patients that the model knows. Split by patient{end}"
         )
     if is_looked and (parted := _parted_series(report)):
         found.append(
-            f"{parted}. If these are slices of one patient, the metrics are too good. Name the patients: one folder "
-            "for each, or the column group_id of a table."
+            f"{parted} are too good. Name the patients: one folder for each, or the column group_id of a table."
         )
     return found
 
 
 def _parted_series(report: Mapping[str, Any]) -> str:
-    """Returns which neighbouring slices are in different splits, though none is a copy; empty if there are none."""
+    """Returns a text about neighbouring slices in different splits, up to the metrics that it concerns; or empty."""
+    if_related = "If these are slices of one patient, the metrics"
     series, copies = (report["copies"][name]["across_splits"] for name in ("series", "copies"))
     if "neighbours" not in report:
         # Of a report of an earlier version, which does not count neighbours: more groups than those that have copies.
@@ -267,13 +267,14 @@ def _parted_series(report: Mapping[str, Any]) -> str:
             return ""
         return (
             f"{series['num_images']} images are copies or neighbouring slices of one another in different splits "
-            f"(groups: {series['num_groups']}, for example {_example(series, 'split')})"
+            f"(groups: {series['num_groups']}, for example {_example(series, 'split')}). {if_related}"
         )
-    near = ", ".join(f"{number} in {split}" for split, number in report["neighbours"].items() if number)
+    near_in = {split: number for split, number in report["neighbours"].items() if number}
+    near = ", ".join(f"{number} in {split}" for split, number in near_in.items())
     pair = report.get("neighbour_example")
     example = f" (for example '{pair[0]}' and '{pair[1]}')" if pair else ""
     what = "Images without a named patient that look like neighbouring slices of images that the model learns from"
-    return f"{what}: {near}{example}" if near else ""
+    return f"{what}: {near}{example}. {if_related} of {' and '.join(near_in)}" if near else ""
 
 
 def _measured_twice(report: dict[str, Any]) -> str:
@@ -284,12 +285,11 @@ def _measured_twice(report: dict[str, Any]) -> str:
 
 def _label_warnings(report: dict[str, Any]) -> list[str]:
     found = []
-    conflicts = (report["copies"]["copies"] if "copies" in report else report["duplicates"])["conflicting_labels"]
+    conflicts = label_conflicts.conflicts(report)
     if conflicts["num_groups"]:
-        found.append(
-            f"The same image has different labels ({times(conflicts['num_groups'])}, for example "
-            f"{_example(conflicts, 'label')}). Correct the labels."
-        )
+        where = f"{times(conflicts['num_groups'])}{label_conflicts.place(conflicts)}"
+        example = _example(conflicts, "label")
+        found.append(f"The same image has different labels ({where}, for example {example}). Correct the labels.")
     counts = report["counts"]
     train = counts.get("train", {})
     small = {label: count for label, count in train.items() if count < MIN_CLASS_IMAGES}
@@ -318,7 +318,7 @@ def _label_warnings(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def _example(finding: dict[str, Any], column: str) -> str:
+def _example(finding: Mapping[str, Any], column: str) -> str:
     """Names two images of a finding's first example; if possible two that differ in a column."""
     first, *others = finding["examples"][0]["images"]
     other = next((image for image in others if image[column] != first[column]), others[0])

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from tlray.bundle.wording import Ends, bracketed, decimals, percent, span
 from tlray.data.audit import patients_by_class
 from tlray.data.labels import short_names
 from tlray.errors import counted
-from tlray.evaluation import glyphs, markup
+from tlray.evaluation import glyphs, markup, settings_table
 from tlray.evaluation.figures import (
     DPI,
     MAX_NAMED_CLASSES,
@@ -30,8 +30,6 @@ from tlray.evaluation.figures import (
 from tlray.evaluation.measurement import SplitEvaluation
 from tlray.evaluation.trust_figure import plot_trust
 from tlray.trust.overlays import OverlayCheck
-
-_NOTHING = "\N{EN DASH}"
 
 FEW_GROUPS = 30
 """Number of patients or pictures below which the report says that they are few."""
@@ -128,10 +126,11 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": markup.duration, "value": _value}
+    environment.filters |= {"percent": _percent, "decimals": _decimals, "duration": markup.duration}
     environment.filters |= {"span": _span, "bracketed": _bracketed, "prose": markup.with_code}
     environment.filters |= {"trait": markup.trait_name, "css_string": markup.css_string, "is_moved": _is_moved}
-    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "records": _records, "counted": counted}
+    environment.filters |= {"epoch": epoch_label, "mean": np.mean, "counted": counted}
+    environment.filters |= {"value": settings_table.text, "records": settings_table.records}
     audit, evaluated = report.audit or {}, report.evaluations.items()
     headline = headline_split(report.evaluations) if report.evaluations else None
     measured = None if headline is None else _measured(report, headline)
@@ -150,6 +149,8 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         errors=audit.get("errors"),
         headline=headline,
         verdicts=answers,
+        not_better_than_files="" if measured is None else verdicts.not_better_than_files(measured),
+        near_in={split: number for split, number in audit.get("neighbours", {}).items() if number},
         is_compared_with_files=measured is not None and verdicts.traits_control(measured) is not None,
         lowest=None if measured is None else verdicts.lowest_sensitivity(measured.new),
         even_log_loss=None if measured is None else math.log(len(measured.metrics["classes"])),
@@ -170,7 +171,10 @@ def render_report(report: Report, figures: Mapping[str, bytes], *, families: Seq
         few_groups=FEW_GROUPS,
         has_new=any(each.metrics.get("leak_free") for _, each in evaluated),
         rows=list(metric_rows({split: report.evaluations[split].metrics for split in _in_order(report.evaluations)})),
-        tables={"Model and configuration": _sections(report.config), "Provenance": _sections(report.provenance)},
+        tables={
+            "Model and configuration": settings_table.sections(report.config),
+            "Provenance": settings_table.sections(report.provenance),
+        },
         images={name: _image(png) for name, png in figures.items()},
     )
     return markup.keep_percentages_whole(page)
@@ -286,27 +290,12 @@ def _is_moved(image: Mapping[str, Any]) -> bool:
     return folder in ("train", "valid", "test") and image["split"] not in (None, folder)
 
 
-def _sections(values: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:
-    """Flattens nested mappings to (section name, rows); plain values of the top level come first, without a name."""
-    plain = [(str(key), value) for key, value in values.items() if not isinstance(value, Mapping)]
-    nested = [(str(key), list(_rows(value))) for key, value in values.items() if isinstance(value, Mapping)]
-    return [section for section in [("", plain), *nested] if section[1]]
-
-
-def _rows(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:.1f} %"
+    return settings_table.NOTHING if value is None else f"{100 * value:.1f} %"
 
 
 def _decimals(value: float | None, digits: int = 3) -> str:
-    return _NOTHING if value is None else f"{value:.{digits}f}"
+    return settings_table.NOTHING if value is None else f"{value:.{digits}f}"
 
 
 _FORMS = {
@@ -325,24 +314,3 @@ def _span(ends: Ends, form: str = "percent") -> str:
 
 def _bracketed(ends: Ends, form: str = "percent", beside: str = "") -> str:
     return bracketed(ends, _FORMS[form], beside=beside)
-
-
-def _value(value: object) -> str:
-    """Returns a setting's value as text; mappings in it as `name: value`, never as Python writes them."""
-    if value is None or value in ("", (), []):
-        return _NOTHING
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_value(each)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _records(value: object) -> list[Mapping[str, object]] | None:
-    """Returns the rows of a value that is a list of mappings with the same keys, to show as a table; otherwise None."""
-    if not isinstance(value, list | tuple) or not value:
-        return None
-    rows = [row for row in value if isinstance(row, Mapping)]
-    return rows if len(rows) == len(value) and all(row.keys() == rows[0].keys() for row in rows) else None

@@ -13,6 +13,14 @@ from tlray.features.preparation import Network
 from tlray.probe.regression import Probe, variation_warning
 from tlray.training import model, probing
 
+_OF_FINE_TUNING = frozenset(
+    {
+        *("trainable_layers", "batch_norm", "epochs", "learning_rate", "early_stopping_patience", "reduce_lr_patience"),
+        *("num_workers", "precision", "max_failures"),
+    }
+)
+"""Names of settings that a run with `--method probe` does not use, beside those that it refuses."""
+
 
 def describe_misfit(config: TrainConfig, available: Capacity, images: Dataset, network: Network) -> str:
     """Returns the message that features do not fit into memory, with their size and what is done instead."""
@@ -79,7 +87,7 @@ def describe_probe(fitted: Probe | None) -> dict[str, Any] | None:
 
 
 def trained_on(config: TrainConfig) -> str:
-    """Returns what the model was trained on: the config lists augmentation settings even where they were not used."""
+    """Returns what the model was trained on."""
     if _sees_plain_images_only(config):
         return "stored features of the images as they are, without augmentation"
     if model.is_cached(config):
@@ -98,13 +106,31 @@ def starting_weights(config: TrainConfig) -> str:
 def settings(config: TrainConfig, preprocessing: str, probe: Probe | None) -> dict[str, Any]:
     """Returns the settings of a run for its report, with those that were found and what the model was trained on.
 
+    Settings that changed nothing in the run are left out.
+
     Args:
         config: A resolved config.
         preprocessing: The scaling of the pixels that the network was given.
         probe: The run's probe; None without one.
     """
     found = {"weights": starting_weights(config), "preprocessing": preprocessing, "probe": describe_probe(probe)}
-    return {"trained_on": trained_on(config)} | dataclasses.asdict(config) | found
+    unused = _unused(config)
+    used = {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
+    return {"trained_on": trained_on(config)} | used | found
+
+
+def _unused(config: TrainConfig) -> set[str]:
+    """Returns the names of the settings that change nothing in a run with a resolved config."""
+    names = set(config.unused())
+    if config.method == "probe":
+        names |= _OF_FINE_TUNING
+    if config.method != "lp-ft":
+        names.add("cache")
+    if config.method == "probe" or config.reduce_lr_patience is None:
+        names.add("reduce_lr_factor")
+    if _sees_plain_images_only(config):
+        names.add("augmentation")
+    return names
 
 
 def verb(config: TrainConfig) -> str:

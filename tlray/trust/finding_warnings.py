@@ -117,7 +117,7 @@ def _margin(test: Mapping[str, Any]) -> float:
 def _reach(test: Mapping[str, Any]) -> str:
     """Returns how well a test tells by which traits, such as "the corners alone reach a balanced accuracy of 0.74"."""
     verb = "reaches" if test["family"] in ("size", "colour") else "reach"
-    about = bracketed(test.get("balanced_accuracy_ci95"), _hundredths, beside=f"by chance {test['chance']:.2f}")
+    about = bracketed(test.get("balanced_accuracy_ci95"), _hundredths, beside=f"by guessing {test['chance']:.2f}")
     return f"{_TRAITS[test['family']]} alone {verb} a balanced accuracy of {test['balanced_accuracy']:.2f}{about}"
 
 

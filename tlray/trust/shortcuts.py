@@ -61,7 +61,7 @@ class TraitTest:
         balanced_accuracy_ci95: Its 95 % interval over groups, (low, high). It takes the forests of the folds as given:
             other training images would give others, which no interval of one cross-validation can count (Bengio and
             Grandvalet 2004, J. Mach. Learn. Res. 5:1089-1105).
-        chance: Balanced accuracy by chance: 1 / number of classes, and 0.5 for one against the rest.
+        chance: Balanced accuracy by guessing: 1 / number of classes, and 0.5 for one against the rest.
         p_value: Probability of such a result, or a better one of any of the tests, if the traits do not depend on the
             class. It is corrected for the number of tests.
         trait: The trait of the family that alone tells most; None if this is no shortcut.
@@ -107,7 +107,7 @@ class TraitTest:
         return (
             f"A forest that sees {self.family} only tells {told} in {self.accuracy:.0%} of the images (always the "
             f"largest: {self.majority:.0%}; balanced accuracy {self.balanced_accuracy:.2f}, 95 % interval {low:.2f} "
-            f"to {high:.2f}, by chance {self.chance:.2f}, p = {self.p_value:.4f}).{most}"
+            f"to {high:.2f}, by guessing {self.chance:.2f}, p = {self.p_value:.4f}).{most}"
         )
 
 

@@ -1,5 +1,6 @@
 """What the figures of a model are worth, in sentences."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -367,3 +368,38 @@ def test_limits_name_what_is_missing(has_patients, is_told):
     assert "chosen on validation images" not in texts
     valid = Measured(split="valid", metrics={}, trust={}, data={})
     assert "chosen on validation images" in " ".join(verdicts.limits(valid))
+
+
+@pytest.mark.parametrize(
+    ("split", "given", "num_images"),
+    [
+        ("test", ("test", "test"), 2),
+        ("test", ("train", "test"), 1),
+        ("test", ("train", "valid"), 0),
+        ("all", ("train", "test"), 2),
+        ("all", ("measured", "training"), 1),
+        ("test", ("measured", "measured"), 2),
+        ("test", (None, None), 0),
+    ],
+)
+def test_measured_images_with_a_copy_of_another_label_are_a_reason_for_doubt(split, given, num_images):
+    images = [{"image_id": name, "split": each, "label": name} for name, each in zip("ab", given, strict=True)]
+    conflict = {"num_groups": 1, "num_images": 2, "examples": [{"images": images}]}
+    data = verdicts.about_data({"copies": {"copies": {"conflicting_labels": conflict}}})
+    about = Measured(
+        split=split, metrics={"num_images": 100, "accuracy": 0.8}, trust={}, data=json.loads(json.dumps(data))
+    )
+    found = verdicts.verdicts(about).get("labels")
+    if not num_images:
+        assert found is None
+        return
+    assert found is not None
+    assert found.is_warning
+    assert f"No: {num_images} of the {about.images} {'has' if num_images == 1 else 'have'} a copy" in found.answer
+    assert verdicts.warnings(about) == ()  # the audit of the training warns of it
+    evaluated = dataclasses.replace(about, data={**about.data, "leak_search": {"among": "nothing"}})
+    assert verdicts.warnings(evaluated) == (found.answer,)
+
+
+def test_copies_with_one_label_are_not_told():
+    assert "conflicting_labels" not in verdicts.about_data({"duplicates": {"conflicting_labels": {"num_groups": 0}}})

@@ -243,10 +243,12 @@ def test_warnings_say_what_and_how_to_mend():
     assert warnings(audit(make_table(*images))) == [
         "3 images are byte for byte copies of one another in different splits (groups: 1, for example '00007' and "
         "'00201'), so the metrics of all images count images that the model knows. Keep the copies of "
-        "an image in one split; this writes such a table: `tlray audit --data DATA --weights WEIGHTS --out OUT --fix`",
+        "an image in one split; this command writes a table of the images with such splits: `tlray audit --data DATA "
+        "--weights WEIGHTS --out OUT --fix`",
         "Patients or groups with images in several splits: 1 (for example 'p'), so the metrics of all images count "
         "patients that the model knows. Split by patient.",
-        "The same image has different labels (once, for example '00007' and '00201'). Correct the labels.",
+        "The same image has different labels (once in train and test, for example '00007' and '00201'). Correct the "
+        "labels.",
         "Classes with fewer than 20 training images ('b': 19) are learned badly. "
         "Add images, or merge classes with a class map.",
         "The valid split has no image of 'b', so nothing can be measured for it. Add images or patients.",
@@ -307,7 +309,8 @@ def test_the_first_leak_that_can_be_mended_ends_with_the_command():
     patients = make_table({"group_id": "p"}, {"group_id": "p", "split": "test"})
     (text,) = leak_warnings(audit(patients))
     assert text.endswith(
-        "Split by patient; this writes such a table: `tlray audit --data DATA --weights WEIGHTS --out OUT --fix`",
+        "Split by patient; this command writes a table of the images with such splits: `tlray audit --data DATA "
+        "--weights WEIGHTS --out OUT --fix`",
     )
     both = make_table({"sha256": "x", "group_id": "p"}, {"sha256": "x", "group_id": "p", "split": "test"})
     assert ["--fix" in text for text in leak_warnings(audit(both))] == [True, False]
@@ -349,9 +352,12 @@ def test_neighbours_in_several_splits_are_told_however_many_copies_others_have()
     assert copies.startswith("20 images are copies of one another")
     assert text == (
         "Images without a named patient that look like neighbouring slices of images that the model learns from: 12 "
-        "in test (for example 'b1' and 'b2'). If these are slices of one patient, the metrics are too good. Name the "
-        "patients: one folder for each, or the column group_id of a table."
+        "in test (for example 'b1' and 'b2'). If these are slices of one patient, the metrics of test are too good. "
+        "Name the patients: one folder for each, or the column group_id of a table."
     )
+    (_, text) = leak_warnings(report | near | {"neighbours": {"valid": 3, "test": 12}})
+    assert "3 in valid, 12 in test" in text
+    assert "the metrics of valid and test are too good." in text
 
 
 def test_neighbours_that_are_copies_or_of_named_patients_are_not_told():
@@ -359,4 +365,5 @@ def test_neighbours_that_are_copies_or_of_named_patients_are_not_told():
     assert leak_warnings(report | {"neighbours": {"valid": 0, "test": 0}, "neighbour_example": None}) == []
     (earlier,) = leak_warnings(report)
     assert earlier.startswith("4 images are copies or neighbouring slices of one another in different splits")
+    assert " If these are slices of one patient, the metrics are too good. Name" in earlier
     assert len(leak_warnings(looked_at(num_copies=2, num_series=2))) == 1

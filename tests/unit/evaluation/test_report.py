@@ -618,7 +618,7 @@ def test_what_by_chance_means_is_told_only_beside_controls():
     others = {"neighbour_control": None, "permuted_control": None}
     for traits, is_told in ((control, True), (None, False)):
         _, page = render(Report(title="run", audit={"traits_control": traits, **others}, evaluations={"test": TEST}))
-        assert ("By chance: how often the same answers are right" in page.text) == is_told
+        assert ("“By chance”: how often the same answers are right" in page.text) == is_told
         assert "Does it need the anatomy?" in page.text
         assert "measured, because" in page.text
 
@@ -682,7 +682,7 @@ def test_every_tile_has_the_interval_of_its_figure():
     html, page = render(dataclasses.replace(FULL, evaluations={"test": with_metrics(**values)}))
     tiles = re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", re.sub("</?span[^>]*>", "", html))
     assert [name for name, _ in tiles] == [
-        *("Accuracy", "Balanced accuracy", "Macro F1", "ROC AUC", "Log loss", "Accepted", "Wrong among those"),
+        *("Accuracy", "Balanced accuracy", "Macro F1", "AUROC", "Log loss", "Accepted", "Wrong among those"),
         *("Calibration error", "Brier score", "True class in the prediction set", "Classes in a set"),
     ]
     assert all(
@@ -784,10 +784,10 @@ def test_shortcuts_are_a_sentence_and_a_table():
     audit = {"shortcuts": {"found": [test], "together": test, "num_images": 60, "num_folds": 5}}
     _, page = render(Report(title="Audit", audit=audit, shortcuts=("Classes can be told: 0.80.",)))
     name = "mean grey level of the top left corner"
-    assert ["corners", "normal from the rest", "0.80 (by chance 0.50) 0.75 to 0.88", name] in page.rows
+    assert ["corners", "normal from the rest", "0.80 (by guessing 0.50) 0.75 to 0.88", name] in page.rows
     assert page.text.index("Classes can be told: 0.80.") < page.text.index(name)
     assert page.text.index(name) < page.text.index("Research tool")
-    told = "tell the classes with a balanced accuracy of 0.80 (95 % interval 0.75 to 0.88; by chance 0.50). Cross"
+    told = "tell the classes with a balanced accuracy of 0.80 (95 % interval 0.75 to 0.88; by guessing 0.50). Cross"
     assert told in page.text
     assert "on 60 images in 5 folds; patients and copies stay together, and so do neighbouring slices." in page.text
 
@@ -809,7 +809,7 @@ def test_the_table_of_copies_says_what_it_counts():
     _, page = render(Report(title="Audit", audit={"copies": copies}))
     assert ["the same pixels", "59", "166", "8", "44", "1", "2"] in page.rows
     assert ["copies: one picture, changed or not", "69", "270", "5", "74", "1", "2"] in page.rows
-    assert "a row can have fewer groups than the one above it, with more images" in page.text
+    assert "so it can have more images in fewer groups" in page.text
     assert "Images with a copy (the second row) among those that the model learned from are left out" in page.text
 
 
@@ -888,11 +888,17 @@ def test_nothing_is_cut_on_paper_and_tables_scroll_on_a_phone():
     paper = style[style.index("@media print") :]
     assert re.search(r"figure,[^{]*\btr \{ break-inside: avoid; \}", paper)
     assert re.search(r"\* \{ print-color-adjust: exact;", paper)
-    assert ".wide { overflow: visible;" in paper
+    assert re.search(r"\.wide \{ overflow: visible;[^}]* break-inside: avoid; \}", paper)
+    assert "summary { list-style: none; }" in paper  # what it folds is shown
+    # Sizes in rem, such as that of notes, are relative to the body's.
+    assert re.search(r":root \{ font-size: 10pt; \}\s+body \{[^}]*font-size: 1rem; \}", paper)
+    assert ".scrolls::before { content: none; }" in paper
+    assert "Swipe the table sideways" in style[style.index("@media (max-width: 40rem)") :]
+    assert 'class="wide scrolls"' in html
     # Words stay whole in a table, also in a box whose text may be broken anywhere.
     assert re.search(r"\.wide table \{ overflow-wrap: normal; \}", style)
     # Every table but that of the settings, whose cells wrap, has its own box.
-    tables = re.findall(r"(<div class=\"wide\">)?<table( class=\"settings\")?", html)
+    tables = re.findall(r"(<div class=\"wide[ a-z]*\">)?<table( class=\"settings\")?", html)
     assert tables
     assert all(bool(box) != bool(settings) for box, settings in tables)
 
@@ -918,11 +924,11 @@ def test_what_tells_the_splits_is_said_only_if_the_data_gives_several():
 
     page = shown(told)
     assert (
-        "tell the splits with a balanced accuracy of 0.62 (95 % interval 0.50 to 0.75; by chance 0.50), "
+        "tell the splits with a balanced accuracy of 0.62 (95 % interval 0.50 to 0.75; by guessing 0.50), "
         "cross-validated in the same way on 60 images. So the images of the splits may be from different sources."
     ) in page.text
     assert [row[:3] for row in page.rows if row[:1] == ["size"]] == [
-        ["size", "all splits", "0.62 (by chance 0.50) 0.50 to 0.75"]
+        ["size", "all splits", "0.62 (by guessing 0.50) 0.50 to 0.75"]
     ]
     assert "tells the splits of images" in page.text
     page = shown(told | {"found": []})
@@ -931,3 +937,71 @@ def test_what_tells_the_splits_is_said_only_if_the_data_gives_several():
     assert "What tells the splits was not tested" in shown(nothing | {"given": ["train", "test"]}).text
     for unknown in (nothing, told | {"given": ["train"]}):
         assert "the splits" not in shown(unknown).text
+
+
+def test_that_files_do_as_well_is_said_first_in_the_red_box():
+    """The model is right in 97.5 % (95 % interval from 87 %) of the test images."""
+    control = {"accuracy": 0.95, "chance": 0.25, "split": "test", "is_above_chance": True}
+    report = Report(
+        title="run",
+        audit={"traits_control": control},
+        shortcuts=("Sizes tell.", "Corners, too."),
+        evaluations={"test": TEST},
+    )
+    sentence = (
+        "The model is not shown to be better than a look at how the files were made: it is right in 97.5 % of the "
+        "test images, a random forest that sees nothing else in 95.0 %."
+    )
+    _, page = render(report)
+    assert f"{sentence} Sizes tell." in page.text
+    assert page.text.count(sentence) == 1
+    for changed in ({"accuracy": 0.5}, {"split": "valid"}, {"is_above_chance": False}):
+        _, page = render(dataclasses.replace(report, audit={"traits_control": control | changed}))
+        assert "Sizes tell." in page.text
+        assert "not shown to be better" not in page.text
+
+
+def test_new_images_may_be_neighbouring_slices():
+    known = leaked_valid(accuracy=0.75)
+    text = "Suspected neighbouring slices of images that it learned from count as new, too: 28 in valid."
+    for neighbours, is_told in (({"valid": 28, "test": 0}, True), ({"valid": 0, "test": 0}, False)):
+        audit = {**(FULL.audit or {}), "neighbours": neighbours}
+        _, page = render(dataclasses.replace(FULL, audit=audit, evaluations={"valid": known, "test": with_metrics()}))
+        assert "New images are those of which the model knows no copy" in page.text
+        assert (text in page.text) == is_told
+
+
+def test_copies_with_several_labels_are_told_beside_the_headline_if_they_are_of_its_split():
+    nothing = {"num_groups": 0, "num_images": 0}
+    images = [{"image_id": name, "split": "test", "label": name} for name in "ab"]
+    conflict = {"num_groups": 1, "num_images": 2, "examples": [{"images": images}]}
+    copies = dict.fromkeys(
+        ("identical", "copies", "series"), nothing | {"across_splits": nothing, "conflicting_labels": conflict}
+    )
+    report = dataclasses.replace(FULL, audit={**(FULL.audit or {}), "copies": copies})
+    _, page = render(report)
+    answer = "No: 2 of the test images have a copy with another label."
+    assert page.text.index("Does each picture have one label? Careful. " + answer) < page.text.index("All splits.")
+    _, page = render(dataclasses.replace(report, evaluations={"valid": VALID}))
+    assert "Does each picture have one label?" not in page.text
+
+
+def test_tiles_fill_their_rows():
+    html, _ = render(FULL)
+    assert re.findall(r'<dl class="([^"]*)"', html) == ["tiles five", "tiles four"]
+    with_sets = {
+        "set_coverage": 0.8,
+        "set_coverage_ci95": [0.7, 0.88],
+        "mean_set_size": 1.2,
+        "mean_set_size_ci95": [1, 2],
+    }
+    html, _ = render(dataclasses.replace(FULL, evaluations={"test": with_metrics(**with_sets)}))
+    assert re.findall(r'<dl class="([^"]*)"', html) == ["tiles five", "tiles six"]
+
+
+def test_panels_are_named_by_their_titles_as_they_are_stacked_on_a_phone():
+    _, page = render(FULL)
+    assert "“Right, by confidence”: the nearer" in page.text
+    assert "“Wrong among those accepted”: the share" in page.text
+    assert "The star is what the confidence threshold alone would do." in page.text
+    assert not re.search(r"\b(Left|Right): ", page.text)

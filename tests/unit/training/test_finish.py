@@ -67,6 +67,23 @@ def test_the_report_shows_the_settings_that_were_found():
     assert next(iter(shown.items())) == ("trained_on", "images that are read in every epoch, without augmentation")
 
 
+def test_the_report_leaves_out_settings_that_changed_nothing():
+    def shown(**settings: Any) -> set[str]:
+        return set(wording.settings(TrainConfig(data="d", out="o", **settings).resolved(), "unit", None))
+
+    tuning = {"trainable_layers", "epochs", "learning_rate", "batch_norm", "dropout", "augmentation"}
+    probing = {"depths", "inverse_penalty", "folds", "learning_curve"}
+    of_probe = shown(method="probe")
+    assert not of_probe & (tuning | {"cache", "views", "hidden_units", "reduce_lr_factor"})
+    assert probing | {"seed", "class_weights", "batch_size"} <= of_probe
+    of_fine_tuning = shown()
+    assert tuning <= of_fine_tuning
+    assert not of_fine_tuning & (probing | {"cache", "views", "reduce_lr_factor", "batch_norm_momentum"})
+    both = shown(method="lp-ft", reduce_lr_patience=3, cache="off")
+    assert tuning | probing | {"cache", "reduce_lr_factor"} <= both
+    assert "augmentation" not in shown(method="lp-ft")  # on stored features of the images as they are
+
+
 def test_the_reference_for_drift_is_of_images_that_are_new_to_the_model():
     found = finish._validation_predictions(with_leak_free(evaluation(), {"0", "1"}))
     assert found is not None

@@ -38,18 +38,18 @@ def test_the_strongest_figure_comes_first():
     (text,) = warn(corners, trait_test("size", 0.49, 0.48), together=trait_test(shortcuts.ALL, 0.8, 0.81))
     assert text.startswith(
         "Classes can be told without looking at the anatomy: traits of the files (size, format, grey levels, borders, "
-        "corners, colour) alone reach a balanced accuracy of 0.81 (by chance 0.25). A model can learn this"
+        "corners, colour) alone reach a balanced accuracy of 0.81 (by guessing 0.25). A model can learn this"
     )
     # All traits together that are no shortcut themselves are not quoted.
     (text,) = warn(corners, together=trait_test(shortcuts.ALL, 0.8, 0.81, trait=None))
     assert text.startswith(
         "'b' can be told from the other classes without looking at the anatomy: the corners alone reach a balanced "
-        "accuracy of 0.74 (by chance 0.50)."
+        "accuracy of 0.74 (by guessing 0.50)."
     )
     (text,) = warn(corners | {"balanced_accuracy_ci95": [0.655, 0.8125]})
-    assert "a balanced accuracy of 0.74 (95 % interval 0.66 to 0.81; by chance 0.50)." in text
+    assert "a balanced accuracy of 0.74 (95 % interval 0.66 to 0.81; by guessing 0.50)." in text
     (text,) = warn(trait_test("size", 0.49, 0.48))
-    assert "the picture size alone reaches a balanced accuracy of 0.48 (by chance 0.25)" in text
+    assert "the picture size alone reaches a balanced accuracy of 0.48 (by guessing 0.25)" in text
     assert text.endswith("the same way; this tells whether it has helped: `tlray audit --data DATA --out OUT`")
 
 

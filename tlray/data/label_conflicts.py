@@ -1,0 +1,33 @@
+"""Copies of an image that have different labels, in the findings of an audit: which splits they are in."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tlray.data.manifest import SPLITS
+
+
+def conflicts(findings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what an audit found about copies that have different labels.
+
+    Args:
+        findings: See `tlray.data.audit.audit`. Copies that `tlray.trust.copies.describe` describes count, if the
+            pictures were looked at; otherwise files with the same bytes. Both may be missing.
+
+    Returns:
+        `num_groups`, `num_images` and `examples`, see `tlray.data.audit.audit`; empty if nothing is known.
+    """
+    found = findings["copies"].get("copies") if findings.get("copies") else findings.get("duplicates")
+    return (found or {}).get("conflicting_labels", {})
+
+
+def by_split(found: Mapping[str, Any]) -> dict[str, int]:
+    """Returns split to its number of labelled images in the examples of `conflicts`; null splits are left out."""
+    images = (image for example in found.get("examples", ()) for image in example["images"])
+    return dict(Counter(image["split"] for image in images if image.get("split") and image["label"] is not None))
+
+
+def place(found: Mapping[str, Any]) -> str:
+    """Returns where such copies are, for a sentence, such as ` in train and test`; empty if no split is known."""
+    known = sorted(by_split(found), key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
+    return f" in {' and '.join(known)}" if known else ""
