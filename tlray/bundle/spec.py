@@ -13,6 +13,7 @@ from typing import Any
 from tlray import __version__
 from tlray.bundle.agreement import Agreement
 from tlray.bundle.judgement import Limits
+from tlray.data.decoding import DECODING
 from tlray.data.drift import TrainingImages, ValidationPredictions
 
 SCHEMA_VERSION = 3
@@ -43,6 +44,8 @@ class BundleSpec:
             the bundle's network scales them so, too.
         intensity_range: The pixel values of a 16-bit image that become 0 and 255; None: (0, 65535), for images that use
             it, see `decoding.decode`.
+        decoding: The version of `tlray.data.decoding.DECODING` that read the training images; see
+            `tlray.bundle.decodings`.
         temperature: The calibration temperature, which the model applies by itself; 1.0: not calibrated.
         thresholds: Thresholds by name: `refer_below`, and `max_ood_score` where it is known; see `limits`.
         set_thresholds: The thresholds of prediction sets, see `judgement.Limits`; None: there are no sets.
@@ -74,6 +77,7 @@ class BundleSpec:
     image_size_px: int
     preprocessing: str
     intensity_range: tuple[float, float] | None = None
+    decoding: int = DECODING
     temperature: float = 1.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
     set_thresholds: tuple[float, ...] | None = None

@@ -137,25 +137,24 @@ def load(location: str) -> Bundle:
     """Opens a bundle and verifies the checksum of every file.
 
     Args:
-        location: The bundle's directory, a path or a URI. A remote bundle is copied to this node; the copy is deleted
-            together with the returned object.
+        location: The bundle's directory, a path or a URI. Of a remote bundle `bundle.json` and the files that it lists
+            are copied to this node; the copy is deleted together with the returned object.
 
     Raises:
         BundleError: The bundle is missing, incomplete, or was changed after its export.
     """
     spec, sha256 = read_spec(location)
-    copy = None
-    directory = Path(storage.open_location(location)[1])
-    if not storage.is_local(location):
-        copy = _TemporaryCopy()
-        directory = Path(copy.directory)
-        storage.copy_tree(location, copy.directory)
-    for name, wanted in spec.files.items():
-        path = (directory / name).resolve()
-        if not path.is_relative_to(directory.resolve()):
+    copy = None if storage.is_local(location) else _TemporaryCopy()
+    directory = Path(copy.directory if copy else storage.open_location(location)[1])
+    for name in spec.files:
+        if not (directory / name).resolve().is_relative_to(directory.resolve()):
             raise BundleError(
                 f"{BUNDLE_JSON} of '{location}' lists a file outside of the bundle: {name}. Do not use it."
             )
+    if copy:
+        storage.copy_tree(location, copy.directory, {BUNDLE_JSON, *spec.files})
+    for name, wanted in spec.files.items():
+        path = directory / name
         if not path.is_file():
             raise BundleError(
                 f"The bundle '{location}' has no file {name}, which its {BUNDLE_JSON} lists. "
@@ -207,6 +206,8 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
         parsed = {
             "classes": tuple(raw["classes"]),
             "intensity_range": tuple(limits) if limits else None,
+            # Decoding 2 is older than schema version 2, and both are older than this field.
+            "decoding": int(raw.get("decoding", 1 if version == 1 else 2)),
             "leaks": tuple(raw.get("leaks", ())),
             "shortcuts": tuple(raw.get("shortcuts", ())),
             "engines": tuple(Agreement(**each) for each in raw.get("engines", ())),

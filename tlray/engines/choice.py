@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 
+from tlray.bundle import decodings
 from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import NOVELTY
 from tlray.bundle.store import Bundle
@@ -155,8 +156,12 @@ def for_bundle(
     """Decides which engine runs a bundle's model on this machine, and in which precision; see `choose`.
 
     A bundle of an earlier version is converted for OpenVINO, unless TensorFlow is to run it. If TensorFlow runs the
-    model though neither the user nor a GPU asks for it, one warning in the log says so, and why.
+    model though neither the user nor a GPU asks for it, one warning in the log says so, and why. Another one says if
+    the model learned from images that were decoded otherwise, see `decodings.describe_difference`.
     """
+    difference = decodings.describe_difference(bundle.spec, bundle.sha256)
+    if difference:
+        _LOG.warning("%s", difference)
     is_for_tensorflow = engine == "tensorflow" or (engine == "auto" and use_gpu)
     converted_to, why_none = ((), "") if is_for_tensorflow else converted.ensure(bundle)
     kind = choose(

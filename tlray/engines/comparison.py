@@ -12,6 +12,7 @@ from tlray.bundle import agreement
 from tlray.bundle.agreement import Agreement
 from tlray.engines import openvino_engine
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
+from tlray.models import outputs as model_outputs
 
 BATCH_SIZE = 16
 """Number of images in a batch. On two cores InceptionV3 takes 0.1 to 0.3 s for one, so that rounds are short."""
@@ -26,6 +27,9 @@ together take `MAX_TIMED_S`. Quick networks run more rounds."""
 MAX_TIMED_S = 4.0
 """Seconds of timed rounds, of all that take turns together, after which no batch runs again. All batches run once even
 if that takes longer."""
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference of a probability with which OpenVINO may replace TensorFlow in float32."""
 
 MAX_IMAGES = 256
 """Number of validation images that are compared at most: some seconds for InceptionV3 on two cores."""
@@ -101,6 +105,35 @@ def compare(
         measured |= by_openvino
         failed |= {kind.precision: why for kind, why in more.items()}
     return {kind: row(kind, each) for kind, each in measured.items()}, failed
+
+
+def trial_images(size_px: int) -> np.ndarray:
+    """Returns the images for `check`, uint8 [4, size, size, 3]: a gradient and noise, the same in every process."""
+    return model_outputs.trial_images(size_px)[-4:]
+
+
+def check(directory: str, images_BHWC: np.ndarray, expected: Sequence[np.ndarray]) -> None:
+    """Checks that OpenVINO computes in float32 what TensorFlow does, with a network that was just converted.
+
+    Args:
+        directory: The network's files for OpenVINO.
+        images_BHWC: uint8 [images, size, size, 3], see `trial_images`.
+        expected: TensorFlow's outputs for them, float32 [images, ...] each.
+
+    Raises:
+        ConversionError: OpenVINO cannot run the network, or an output differs by more than `MAX_DIFFERENCE`. If an
+            output has values beyond -1 to 1, as features do, it may differ by this share of the largest one.
+    """
+    found = openvino_engine.OpenVinoEngine(directory, precision="float32").run(images_BHWC)
+    differences = [
+        np.abs(values - wanted).max() / max(1.0, np.abs(wanted).max())
+        for values, wanted in zip(found, expected, strict=True)
+    ]
+    difference = float(np.max(differences))
+    if not difference <= MAX_DIFFERENCE:  # also where it is not a number
+        raise openvino_engine.ConversionError(
+            f"its outputs differ from TensorFlow's by up to {difference:.3g}, and the limit is {MAX_DIFFERENCE:g}"
+        )
 
 
 _Run = Callable[[np.ndarray], list[np.ndarray]]

@@ -3,14 +3,18 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from tlray.bundle import spec
 from tlray.bundle.store import Bundle
-from tlray.engines import cache, openvino_engine, quantization
+from tlray.engines import cache, comparison, openvino_engine, quantization
 from tlray.engines.kinds import Precision
 from tlray.engines.openvino_engine import ConversionError, OpenVinoEngine
 
@@ -80,6 +84,8 @@ def keep_working(
 def ensure(bundle: Bundle) -> tuple[Collection[Precision], str]:
     """Converts a bundle of schema version 1, if that was not done before.
 
+    What OpenVINO computes with it is compared with TensorFlow then, see `comparison.check`.
+
     Returns:
         The precisions in which OpenVINO has the bundle's model; and why there are none, empty where there are some.
     """
@@ -131,10 +137,39 @@ def _has(bundle: Bundle, folder: str) -> bool:
 
 
 def _cached(bundle: Bundle) -> str:
-    """Returns the directory of a converted bundle of an earlier version; converts it where that was not done."""
+    """Returns the directory of a converted bundle of an earlier version; converts it where that was not done.
+
+    Raises:
+        ConversionError: OpenVINO cannot convert the model, or does not compute what TensorFlow does.
+    """
 
     def convert(directory: str) -> None:
         _LOG.warning("Converting the bundle %s, of an earlier version, for OpenVINO: only once", bundle.sha256[:12])
         openvino_engine.convert(os.fspath(bundle.saved_model_path), directory)
+        images_BHWC = comparison.trial_images(bundle.spec.image_size_px)
+        comparison.check(directory, images_BHWC, _reference_outputs(bundle.saved_model_path, images_BHWC))
 
     return cache.kept("bundles", bundle.sha256, convert)
+
+
+def _reference_outputs(saved_model: Path, images_BHWC: np.ndarray) -> list[np.ndarray]:
+    """Returns TensorFlow's outputs for images; it runs in a process of its own, see `tlray.engines.reference_run`.
+
+    Raises:
+        ConversionError: TensorFlow cannot run the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="tlray-reference-") as directory:
+        images, outputs = (os.path.join(directory, name) for name in ("images.npy", "outputs.npz"))
+        np.save(images, images_BHWC)
+        module = "tlray.engines.reference_run"
+        done = subprocess.run(  # noqa: S603 (this Python runs a module of this package)
+            [sys.executable, "-P", "-m", module, os.fspath(saved_model), images, outputs],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise ConversionError(f"TensorFlow cannot run it to compare the two: {last_line or done.returncode}")
+        with np.load(outputs) as arrays:
+            return list(arrays.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlray.engines import cache, openvino_engine, quantization
+from tlray.engines import cache, comparison, openvino_engine, quantization
 from tlray.engines.kinds import REFERENCE, Engine, EngineKind
 from tlray.engines.openvino_engine import OpenVinoNetwork
 from tlray.errors import ConfigError
@@ -60,7 +60,8 @@ def pack(model: Any, kind: EngineKind, *, fingerprint: str) -> Packed:
 
     Args:
         model: From uint8 images to a list of features.
-        kind: The wanted engine and precision. A model that OpenVINO does not know is packed for TensorFlow.
+        kind: The wanted engine and precision. A model that OpenVINO does not know, or with which it computes other
+            features than TensorFlow in float32, is packed for TensorFlow.
         fingerprint: Tells this model from all others. What it is converted into is kept in the cache by this name.
     """
     why_not = ""
@@ -77,12 +78,17 @@ def pack(model: Any, kind: EngineKind, *, fingerprint: str) -> Packed:
 
 def _converted(model: Any, fingerprint: str) -> OpenVinoNetwork:
     def convert(directory: str) -> None:
+        import keras  # noqa: PLC0415
+
         from tlray.models import files  # noqa: PLC0415
 
         with tempfile.TemporaryDirectory(prefix="tlray-network-") as temporary:
             saved_model = os.path.join(temporary, "saved_model")
-            files.save_function(model, saved_model)
+            run = files.save_function(model, saved_model)
             openvino_engine.convert(saved_model, directory)
+        images_BHWC = comparison.trial_images(model.input_shape[1])
+        expected = [np.asarray(output, np.float32) for output in keras.tree.flatten(run(images_BHWC))]
+        comparison.check(directory, images_BHWC, expected)
 
     return _read(lambda: cache.kept(FOLDER, fingerprint, convert))
 

@@ -247,7 +247,14 @@ def _score(side: str, candidate: _Candidate, table: pa.Table, plan: ScorePlan, c
     tables: list[pa.Table] = []
     num_done = 0
     found = score.predict(
-        candidate.location, table, plan=plan, kind=candidate.kind, batch_size=config.batch_size, with_places=True
+        candidate.location,
+        candidate.bundle.spec,
+        candidate.bundle.sha256,
+        table,
+        plan=plan,
+        kind=candidate.kind,
+        batch_size=config.batch_size,
+        with_places=True,
     )
     with Progress(f"Scoring with the {side}", table.num_rows, quiet=config.quiet) as progress:
         for each in found:

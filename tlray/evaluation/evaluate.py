@@ -20,6 +20,7 @@ from tlray.bundle import spec as bundle
 from tlray.bundle import store
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.spec import BundleSpec
+from tlray.bundle.store import Bundle
 from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import EvaluateConfig
@@ -106,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     kept = loaded.lookalikes()
     seen = relations.look(looked_at, out=out, kind=KIND, task_cpus=available.task_cpus, quiet=config.quiet)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
-    predicted = _score(config, location, spec, table, plan=plan, kind=kind)
+    predicted = _score(config, loaded, table, plan=plan, kind=kind)
     usable(predicted)
     related = relations.find(
         looked_at,
@@ -136,19 +137,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     if related.leaked is not None:
         evaluation = with_leak_free(evaluation, related.leaked)
     evaluation = with_subgroups(evaluation, table)
-    bundle_sha256 = predicted["bundle_sha256"][0].as_py()
     findings = audit.audit(_as_inspected(predicted)) | dict(related.findings)
     findings |= controls | doubts.findings_of_training(spec, looked_at, config.split)
     overlays, notes = None, ()
     if config.check_overlays:
-        overlays, notes = overlay_check.check_overlays(location, grouped, kind, num_images=config.check_overlays)
+        overlays, notes = overlay_check.check_overlays(
+            location, loaded.sha256, grouped, kind, num_images=config.check_overlays
+        )
     told = doubts.find(spec, config.split, evaluation, findings, is_own=looked_at.is_own)
     warnings = (*told.warnings, *notes)
     content = Report(
         title="Evaluation",
         subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
         config={"engine": str(kind), "bundle": describe(spec)},
-        provenance=provenance(spec, bundle_sha256),
+        provenance=provenance(spec, loaded.sha256),
         audit=findings,
         gallery=related.gallery,
         leaks=told.leaks,
@@ -158,10 +160,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         warnings=warnings,
         evaluations={config.split: evaluation},
     )
-    picturing = picture_examples(content.evaluations, predicted, location, kind) if config.thumbnails else None
+    picturing = None
+    if config.thumbnails:
+        picturing = picture_examples(content.evaluations, predicted, location, spec, loaded.sha256, kind=kind)
     write_report(out, content, picturing)
     metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
-    summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": bundle_sha256}
+    summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": loaded.sha256}
     summary |= controls | {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     inspected.forget(out)
@@ -188,12 +192,19 @@ def _chosen(config: EvaluateConfig, listed: pa.Table, spec: BundleSpec) -> pa.Ta
     return match_classes(select_split(listed, config.split), spec.classes, class_map)
 
 
-def _score(
-    config: EvaluateConfig, location: str, spec: BundleSpec, table: pa.Table, *, plan: ScorePlan, kind: EngineKind
-) -> pa.Table:
+def _score(config: EvaluateConfig, loaded: Bundle, table: pa.Table, *, plan: ScorePlan, kind: EngineKind) -> pa.Table:
     """Writes predictions as they come, and returns them with the places of the images, see `score.predict`."""
-    out, schema = locations.output_location(config.out), predictions.prediction_schema(spec.classes)
-    tables = score.predict(location, table, plan=plan, kind=kind, batch_size=config.batch_size, with_places=True)
+    out, schema = locations.output_location(config.out), predictions.prediction_schema(loaded.spec.classes)
+    tables = score.predict(
+        locations.input_location(config.bundle),
+        loaded.spec,
+        loaded.sha256,
+        table,
+        plan=plan,
+        kind=kind,
+        batch_size=config.batch_size,
+        with_places=True,
+    )
     parts: list[pa.Table] = []
 
     def remember() -> Iterator[pa.Table]:
@@ -256,18 +267,26 @@ def provenance(spec: BundleSpec, bundle_sha256: str | None = None) -> dict[str, 
 
 
 def picture_examples(
-    evaluations: Mapping[str, SplitEvaluation], images: pa.Table, bundle: str, kind: EngineKind
+    evaluations: Mapping[str, SplitEvaluation],
+    images: pa.Table,
+    location: str,
+    spec: BundleSpec,
+    sha256: str,
+    *,
+    kind: EngineKind,
 ) -> "ray.ObjectRef[list[dict[str, Any]]]":
     """Starts making pictures of examples of the split that a report quotes, and returns their reference at once.
 
     Args:
         evaluations: Split to its evaluation, at least one.
         images: Their images, see `examples.choose`.
-        bundle: Location of the bundle that predicted.
+        location: Location of the bundle that predicted.
+        spec: Its description.
+        sha256: Its sha256.
         kind: The engine and precision that it predicted with.
     """
     chosen = examples.choose(evaluations[report.headline_split(evaluations)], images)
-    return connection.start_here(examples.with_pictures, chosen, bundle, kind)
+    return connection.start_here(examples.with_pictures, chosen, location, spec, sha256, kind)
 
 
 def write_report(

@@ -12,16 +12,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from tlray.bundle import store
 from tlray.bundle.judgement import OUT_OF_DISTRIBUTION, judge
-from tlray.bundle.spec import LOOKALIKES
+from tlray.bundle.spec import LOOKALIKES, BundleSpec
 from tlray.data import decoding, thumbnail
 from tlray.data.sample import read_each, spread
 from tlray.data.stream import Pixels
 from tlray.engines.kinds import EngineKind
 from tlray.errors import TlrayError
 from tlray.evaluation.measurement import SplitEvaluation
-from tlray.inference import lookalikes
+from tlray.inference import lookalikes, pool
 from tlray.inference.lookalikes import Lookalike
 from tlray.inference.predictor import Predictor
 
@@ -104,30 +103,30 @@ def choose(evaluation: SplitEvaluation, images: pa.Table) -> list[Example]:
     return examples
 
 
-def with_pictures(examples: Sequence[Example], bundle: str, kind: EngineKind) -> list[dict[str, Any]]:
+def with_pictures(
+    examples: Sequence[Example], location: str, spec: BundleSpec, sha256: str, kind: EngineKind
+) -> list[dict[str, Any]]:
     """Returns examples with their pictures for the report; run by `connection.start_here`.
 
     Args:
         examples: See `choose`. Images that can no longer be read, or have changed, are left out.
-        bundle: Location of the bundle that predicted.
+        location: Location of the bundle that predicted.
+        spec: Its description.
+        sha256: Its sha256.
         kind: The engine and precision that compute the features by which look-alikes are found; on CPUs.
 
     Returns:
         For each example `kind`, `image_id`, `label`, `predicted`, `confidence` and `reason`, see `Example`; `jpeg`
         (base64): the image as the model sees it; and `lookalikes`: the training images that are most like it, each with
-        `label`, `similarity` and `jpeg`. None are there if the bundle keeps no training images.
-
-    Raises:
-        BundleError: The bundle's description cannot be read.
+        `label`, `similarity` and `jpeg`. None are there if the bundle keeps no training images, or was replaced.
     """
-    spec, _ = store.read_spec(bundle)
     pixels = Pixels(size_px=spec.image_size_px, intensity_range=spec.intensity_range)
     uris, digests = [example.uri for example in examples], [example.sha256 for example in examples]
     read = read_each(uris, pixels, _convert, sha256=digests)
     pairs = [(example, image) for example, image in zip(examples, read, strict=True) if image is not None]
     alike: Sequence[Sequence[Lookalike]] = [()] * len(pairs)
     if pairs and LOOKALIKES in spec.files:
-        alike = _lookalikes(np.stack([array_HWC for _, (_, array_HWC) in pairs]), bundle, kind) or alike
+        alike = _lookalikes(np.stack([array_HWC for _, (_, array_HWC) in pairs]), location, sha256, kind) or alike
     return [
         {
             "kind": example.kind,
@@ -155,10 +154,14 @@ def _convert(image: Image.Image) -> tuple[bytes, np.ndarray]:
     return thumbnail.encode(image), decoding.to_array(image)
 
 
-def _lookalikes(images_BHWC: np.ndarray, bundle: str, kind: EngineKind) -> list[list[Lookalike]] | None:
-    """Returns the training images that are most like each image; None where the bundle, or this machine, cannot."""
+def _lookalikes(images_BHWC: np.ndarray, location: str, sha256: str, kind: EngineKind) -> list[list[Lookalike]] | None:
+    """Returns the training images that are most like each image.
+
+    None: the bundle or this machine cannot tell, or another bundle is there now.
+    """
     try:
-        predictor = Predictor(bundle, engine=kind.engine, precision=kind.precision, batch_size=len(images_BHWC))
+        predictor = Predictor(location, engine=kind.engine, precision=kind.precision, batch_size=len(images_BHWC))
+        pool.check_bundle(location, found=predictor.bundle.sha256, wanted=sha256)
         kept, places_BC = predictor.bundle.lookalikes(), predictor.score(images_BHWC).places_BC
     except TlrayError:  # the examples are an extra: a long training must not fail because of them
         return None

@@ -11,6 +11,7 @@ from tlray.data.stream import Pixels
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.errors import BundleError
+from tlray.inference import pool
 from tlray.trust import overlays
 from tlray.trust.overlays import OverlayCheck
 
@@ -19,23 +20,25 @@ BATCH_SIZE = 32
 
 
 def check_overlays(
-    location: str, predicted: pa.Table, kind: EngineKind, *, num_images: int
+    location: str, sha256: str, predicted: pa.Table, kind: EngineKind, *, num_images: int
 ) -> tuple[OverlayCheck | None, tuple[str, ...]]:
     """Checks the overlays of a bundle, see `tlray.trust.overlays`, in a process of its own: Grad-CAM needs TensorFlow.
 
     Args:
-        location: The bundle.
+        location: The bundle's location.
+        sha256: Its sha256.
         predicted: Its predictions, see `predictions.prediction_schema`. The images are evenly spread over those that
             could be scored.
         kind: The engine and precision that predicted. They predict here too, on CPUs.
         num_images: Maximum number of images.
 
     Returns:
-        The result; or None and a warning: the model cannot be explained, or no image can be read.
+        The result; or None and a warning: the model cannot be explained, the bundle was replaced, or no image can be
+        read.
     """
     scored = predicted.filter(pc.field("confidence").is_valid()).select(["uri", "group_id", "sha256"])
     try:
-        found = connection.get(connection.start_here(_check, location, scored, kind, num_images))
+        found = connection.get(connection.start_here(_check, location, sha256, scored, kind, num_images))
     except BundleError as error:
         return None, (f"Overlays were not checked: {error}",)
     if found is None:
@@ -43,11 +46,12 @@ def check_overlays(
     return found, ()
 
 
-def _check(location: str, table: pa.Table, kind: EngineKind, num_images: int) -> OverlayCheck | None:
+def _check(location: str, sha256: str, table: pa.Table, kind: EngineKind, num_images: int) -> OverlayCheck | None:
     from tlray.models import devices, explain  # noqa: PLC0415 (TensorFlow only in this process)
 
     devices.use_cpus()
     bundle = store.load(location)
+    pool.check_bundle(location, found=bundle.sha256, wanted=sha256)
     pixels = Pixels(size_px=bundle.spec.image_size_px, intensity_range=bundle.spec.intensity_range)
     found = read_some(table, pixels, max_images=num_images)
     if not found:

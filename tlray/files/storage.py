@@ -14,9 +14,9 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
@@ -220,17 +220,24 @@ def delete(location: str) -> None:
             file_system.delete_file(path)
 
 
-def copy_tree(source: str, destination: str) -> None:
+def copy_tree(source: str, destination: str, names: Collection[str] | None = None) -> None:
     """Copies the files of a directory to another location, which may be on another file system.
 
     Args:
         source: The directory to copy.
         destination: The directory to copy into; created if it does not exist.
+        names: Paths in `source` of the files to copy, those that exist; None: all files.
+
+    Raises:
+        ConfigError: A file's path leads out of the directory, as a key of an object store can.
     """
     source_fs, source_path = open_location(source)
     destination_fs, destination_path = open_location(destination)
     destination_fs.create_dir(destination_path, recursive=True)
-    for relative in walk(source):
+    for relative in walk(source) if names is None else sorted({*names}.intersection(walk(source))):
+        path = PureWindowsPath(relative)  # it takes `/` and a backslash for separators
+        if path.anchor or ".." in path.parts:
+            raise ConfigError(f"'{source}' has a file whose name leads out of it: '{relative}'. Do not use it.")
         target = f"{destination_path}/{relative}"
         destination_fs.create_dir(os.path.dirname(target), recursive=True)
         with (

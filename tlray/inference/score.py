@@ -60,7 +60,9 @@ class ScoreResult:
 
 
 def predict(
-    bundle: str,
+    location: str,
+    spec: BundleSpec,
+    sha256: str,
     table: pa.Table,
     *,
     plan: ScorePlan,
@@ -73,7 +75,9 @@ def predict(
     """Scores the images of a manifest on a pool of predictors that grows and shrinks.
 
     Args:
-        bundle: The bundle's location.
+        location: The bundle's location.
+        spec: Its description.
+        sha256: Its sha256. Nothing is scored if the bundle has been replaced by another one since it was read.
         table: A manifest.
         plan: How the model and its data share the cluster.
         kind: The engine and precision that predict.
@@ -85,12 +89,14 @@ def predict(
 
     Yields:
         Tables in the manifest's order, one row for each of its rows: see `predictions.prediction_schema`.
+
+    Raises:
+        BundleError: The bundle cannot be used, or was replaced.
     """
     if first_row >= table.num_rows:
         return
-    spec, sha256 = store.read_spec(bundle)
     batches = pool.score_batches(
-        bundle,
+        location,
         spec,
         sha256,
         table,
@@ -126,15 +132,16 @@ def score(config: ScoreConfig) -> ScoreResult:
     """
     # First the checks that need no Ray.
     out = locations.output_location(config.out)
-    bundle = locations.input_location(config.bundle)
-    spec, bundle_sha256 = store.read_spec(bundle)
+    location = locations.input_location(config.bundle)
+    bundle = store.load(location)
+    spec = bundle.spec
     if config.bundle_sha256 is not None:
-        pool.check_bundle(bundle, found=bundle_sha256, wanted=config.bundle_sha256)
-    kind = _choose(out, store.load(bundle), config)
+        pool.check_bundle(location, found=bundle.sha256, wanted=config.bundle_sha256)
+    kind = _choose(out, bundle, config)
     source = locations.input_location(config.input)
     listing = _list_below_roots(source, config)
     identity = {
-        "bundle_sha256": bundle_sha256,
+        "bundle_sha256": bundle.sha256,
         "engine": str(kind),
         "input": localize(source),  # the same for every spelling of a location
         "data_fingerprint": manifest.fingerprint(listing.table),
@@ -145,7 +152,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     connection.connect()
     available = capacity.measure()
     locations.check_shared(out, available)
-    locations.check_shared(bundle, available, option="--bundle")
+    locations.check_shared(location, available, option="--bundle")
     locations.check_shared_images(source, config.columns, available, option="--input")
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
@@ -157,7 +164,9 @@ def score(config: ScoreConfig) -> ScoreResult:
         score_state.write_identity(out, identity)
     num_images = listing.table.num_rows
     tables = predict(
-        bundle,
+        location,
+        spec,
+        bundle.sha256,
         listing.table,
         plan=plan,
         kind=kind,

@@ -169,7 +169,8 @@ def _picture_examples(
         return None
     bundle = run.paths.partial_bundle
     store.seal(bundle, spec, known=_checksums(bundle))  # the model in it looks for the look-alikes
-    return evaluate.picture_examples(evaluations, run.images.readable, bundle, exported.kind)
+    sealed, sha256 = store.read_spec(bundle)
+    return evaluate.picture_examples(evaluations, run.images.readable, bundle, sealed, sha256, kind=exported.kind)
 
 
 def _validation_predictions(valid: SplitEvaluation) -> ValidationPredictions | None:
@@ -290,8 +291,8 @@ def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitE
     images = run.images
     group_of = images.group_of
     if not exported.probs:
-        store.seal(run.paths.partial_bundle, spec)
-        return _evaluate(run, exported.kind, spec, group_of)
+        sha256 = store.seal(run.paths.partial_bundle, spec)
+        return _evaluate(run, exported.kind, spec, sha256, group_of)
     return {
         split: measurement.measure_probabilities(
             table["class_index"].to_numpy(),
@@ -306,7 +307,9 @@ def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitE
     }
 
 
-def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[str, str]) -> dict[str, SplitEvaluation]:
+def _evaluate(
+    run: Run, kind: EngineKind, spec: BundleSpec, sha256: str, group_of: Mapping[str, str]
+) -> dict[str, SplitEvaluation]:
     """Scores the validation and test images in one pass, and measures each split.
 
     Raises:
@@ -317,7 +320,9 @@ def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, group_of: Mapping[st
     plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []
     with Progress("Evaluating", table.num_rows, quiet=config.quiet) as progress:
-        predicted = score.predict(run.paths.partial_bundle, table, plan=plan, kind=kind, batch_size=config.batch_size)
+        predicted = score.predict(
+            run.paths.partial_bundle, spec, sha256, table, plan=plan, kind=kind, batch_size=config.batch_size
+        )
         for part in predicted:
             parts.append(part)
             progress.update(sum(each.num_rows for each in parts))

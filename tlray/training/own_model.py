@@ -39,9 +39,6 @@ from tlray.training.own_judging import Judged
 KIND = "bundle"
 """Kind of the output, see `storage.check_output`."""
 
-MAX_DIFFERENCE = 1e-3
-"""Largest difference of a probability with which OpenVINO may replace TensorFlow in float32."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -152,7 +149,7 @@ def _find_failures(directories: dict[Precision, str], predict: Any, spec: Bundle
         decide=lambda outputs: outputs[0].max(axis=1) < spec.refer_below,
     )
     exact = compared.get(EngineKind("openvino", "float32"))
-    if exact is not None and not exact.agreement.max_difference <= MAX_DIFFERENCE:
+    if exact is not None and not exact.agreement.max_difference <= comparison.MAX_DIFFERENCE:
         failed["float32"] = f"its probabilities differ by up to {exact.agreement.max_difference:.3g} from TensorFlow's"
     return failed
 

@@ -12,6 +12,7 @@ from tlray.bundle import card, store
 from tlray.bundle import spec as bundle
 from tlray.bundle.agreement import Agreement
 from tlray.bundle.spec import BundleSpec
+from tlray.data.decoding import DECODING
 from tlray.data.drift import Distribution, TrainingImages, ValidationPredictions
 from tlray.errors import BundleError
 from tlray.files import storage
@@ -120,6 +121,28 @@ def test_copy_of_a_remote_bundle_lives_as_long_as_it_is_used(location):
     assert directory.exists() == storage.is_local(location)
 
 
+def test_only_the_files_of_a_remote_bundle_are_copied(location):
+    store.seal(location, SPEC)
+    storage.write_text(storage.join(location, "beside.bin"), "somebody else's")
+    loaded = store.load(location)
+    beside = set() if not storage.is_local(location) else {"beside.bin"}
+    assert {*storage.walk(str(loaded.directory))} == {"bundle.json", *FILES, *beside}
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"schema_version": 1, "decoding": None}, 1),
+    ({"schema_version": 2, "decoding": None}, 2),
+    ({"decoding": None}, 2),
+    ({"decoding": 7}, 7),
+    ({}, DECODING),
+])  # fmt: skip
+def test_a_bundle_says_how_its_images_were_decoded(location, changes, expected):
+    """Those of earlier versions say it by the version of their format."""
+    store.seal(location, SPEC)
+    edit(location, **changes)
+    assert store.read_spec(location)[0].decoding == expected
+
+
 def test_no_range_and_no_threshold(location):
     store.seal(location, dataclasses.replace(SPEC, intensity_range=None, thresholds={}))
     spec = store.load(location).spec
@@ -204,6 +227,7 @@ def test_damaged_description_is_refused(location, content):
         {"validation_predictions": dataclasses.asdict(SPEC)["validation_predictions"] | {"class_counts": [4, 5]}},
         {"prior": [0.5, 0.5]},
         {"prior": "train"},
+        {"decoding": "new"},
     ],
 )
 def test_description_with_other_entries_is_refused(location, changes):

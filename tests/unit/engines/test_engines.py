@@ -69,7 +69,7 @@ def earlier(bundle, tmp_path_factory) -> str:
     shutil.rmtree(directory / "openvino")
     text = (directory / "bundle.json").read_text()
     lines = text.replace('"schema_version": 3', '"schema_version": 1').splitlines()
-    lines = [line for line in lines if '"openvino/' not in line and '"engines"' not in line]
+    lines = [line for line in lines if not any(name in line for name in ('"openvino/', '"engines"', '"decoding"'))]
     (directory / "bundle.json").write_text("\n".join(lines).replace('",\n  }', '"\n  }'))
     return str(directory)
 
@@ -149,7 +149,7 @@ def test_a_bundle_of_an_earlier_version_is_converted_once(bundle, earlier, image
     expected = Predictor(bundle, precision="float32").predict(images)
     for _ in range(2):
         np.testing.assert_array_equal(Predictor(earlier).predict(images), expected)
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [each for each in caplog.messages if not each.endswith(DECODED)]
     sha256 = store.read_spec(earlier)[1]
     assert message == f"Converting the bundle {sha256[:12]}, of an earlier version, for OpenVINO: only once"
     (name,) = os.listdir(cache / "tlray/bundles")
@@ -216,6 +216,7 @@ def test_a_network_that_openvino_does_not_know_is_run_by_tensorflow(unknown, ima
         Predictor(bundle, engine="openvino")
 
 
+DECODED = "If it learned from such images, train or export it again."
 SLOWER = "TensorFlow predicts with the bundle {}, in float32 and more slowly than OpenVINO would: "
 
 
@@ -239,9 +240,87 @@ def test_an_earlier_bundle_that_cannot_be_converted_is_told_once(earlier, caplog
     monkeypatch.setattr(openvino_engine, "convert", fail)
     bundle = store.load(earlier)
     assert choice.for_bundle(bundle, "auto", "auto", use_gpu=False) == REFERENCE
-    converting, message = caplog.messages
+    decoded, converting, message = caplog.messages
+    assert decoded.startswith(
+        f"The bundle {bundle.sha256[:12]} was made by an earlier version of tlray, which decoded "
+    )
+    assert decoded.endswith(DECODED)
     assert converting.startswith("Converting the bundle ")
     assert message == SLOWER.format(bundle.sha256[:12]) + "OpenVINO cannot convert the model (it is odd)."
+
+
+@pytest.fixture
+def wrong_conversion(tmp_path, monkeypatch) -> None:
+    """Makes OpenVINO convert every network into one with other weights."""
+    other = build_network()
+    other.set_weights([values + 0.3 for values in other.get_weights()])
+    save_artifact(other, tmp_path / "other")
+    convert = openvino_engine.convert
+    other_model = str(tmp_path / "other/saved_model")
+    monkeypatch.setattr(openvino_engine, "convert", lambda _, directory: convert(other_model, directory))
+
+
+@pytest.mark.usefixtures("wrong_conversion")
+def test_an_earlier_bundle_that_openvino_computes_otherwise_is_run_by_tensorflow(
+    earlier, network, images, cache, caplog
+):
+    predictor = Predictor(earlier)
+    assert predictor.kind == REFERENCE
+    np.testing.assert_allclose(predictor.predict(images), np.asarray(network(images)), atol=1e-5)
+    why = r"OpenVINO cannot convert the model \(its outputs differ from TensorFlow's by up to 0\.\d+, and the limit is "
+    beginning = re.escape(SLOWER.format(predictor.bundle.sha256[:12]))
+    assert re.fullmatch(beginning + why + r"0\.001\)\.", caplog.messages[-1])
+    assert os.listdir(cache / "tlray/bundles") == []
+    with pytest.raises(ConfigError, match="--engine openvino: OpenVINO cannot run this model"):
+        Predictor(earlier, engine="openvino")
+
+
+@pytest.mark.usefixtures("wrong_conversion", "cache")
+def test_features_that_openvino_computes_otherwise_are_computed_by_tensorflow(network, images):
+    packed = networks.pack(network, EngineKind("openvino", "float32"), fingerprint="f")
+    assert packed.kind == REFERENCE
+    assert packed.note.startswith(
+        "OpenVINO cannot convert the network, so TensorFlow computes its features, more slowly: its outputs differ "
+    )
+    assert networks.kept("f", EngineKind("openvino", "float32")) is None
+    engine = networks.load(packed, num_threads=1, use_gpu=False, is_long=False)
+    np.testing.assert_allclose(engine.run(images)[0], np.asarray(network(images)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "is_right"),
+    [
+        ([0.5, 0.5], [0.5009, 0.4991], True),
+        ([0.5, 0.5], [0.5011, 0.4989], False),
+        ([0.5, 0.5], [0.5, math.nan], False),
+        ([math.nan, 0.5], [math.nan, 0.5], False),
+        ([-2000.0, 0.0], [-2001.0, 0.0], True),  # features
+        ([-2000.0, 0.0], [-2000.0, 3.0], False),
+    ],
+)
+def test_an_output_may_differ_by_a_thousandth(monkeypatch, wanted, found, is_right):
+    class FakeEngine:
+        def __init__(self, _directory: str, *, precision: Precision) -> None:
+            assert precision == "float32"
+
+        def run(self, batch: np.ndarray) -> list[np.ndarray]:
+            return [np.zeros((len(batch), 2)), np.array([found] * len(batch))]
+
+    monkeypatch.setattr(openvino_engine, "OpenVinoEngine", FakeEngine)
+    images_BHWC = comparison.trial_images(8)
+    assert (images_BHWC.shape, images_BHWC.dtype) == ((4, 8, 8, 3), np.uint8)
+    assert len(np.unique(images_BHWC, axis=0)) == 4
+    expected = [np.zeros((4, 2)), np.array([wanted] * 4)]
+    if is_right:
+        comparison.check("d", images_BHWC, expected)
+        return
+    with pytest.raises(openvino_engine.ConversionError, match="its outputs differ from TensorFlow's by up to"):
+        comparison.check("d", images_BHWC, expected)
+
+
+def test_a_model_that_tensorflow_cannot_run_is_not_converted(tmp_path):
+    with pytest.raises(openvino_engine.ConversionError, match=r"TensorFlow cannot run it to compare .*nowhere"):
+        converted._reference_outputs(tmp_path / "nowhere", comparison.trial_images(8))
 
 
 def test_a_bundle_that_openvino_computes_otherwise_is_told(bundle, caplog):

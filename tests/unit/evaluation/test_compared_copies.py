@@ -75,7 +75,8 @@ def run(monkeypatch, tmp_path) -> Run:
             spec = (specs or {}).get(side, SPEC)
             return SimpleNamespace(spec=spec, sha256=side, lookalikes=lambda: (kept or {}).get(side))
 
-        def score_images(location: str, table: pa.Table, **_: Any) -> Iterator[pa.Table]:
+        def score_images(location: str, spec: BundleSpec, sha256: str, table: pa.Table, **_: Any) -> Iterator[pa.Table]:
+            assert (spec, sha256) == ((specs or {}).get(sha256, SPEC), Path(location).name)
             labels = [told[Path(location).name][image_id] for image_id in table["image_id"].to_pylist()]
             yield predict(table, SPEC, labels)
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -114,17 +115,18 @@ def shown(tmp_path: Path) -> list[Example]:
     return made
 
 
-def seal(directory: Path, *, keeps_images: bool) -> str:
+def seal(directory: Path, *, keeps_images: bool) -> tuple[str, BundleSpec, str]:
+    """Writes a bundle; returns its location, its description and its sha256."""
     directory.mkdir()
     (directory / "model.keras").write_bytes(b"")
     if keeps_images:
         (directory / LOOKALIKES).write_bytes(b"")
     store.seal(str(directory), SPEC)
-    return str(directory)
+    return str(directory), *store.read_spec(str(directory))
 
 
 def test_pictures_of_a_bundle_without_training_images(shown, tmp_path):
-    (found,) = examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=False), REFERENCE)
+    (found,) = examples.with_pictures(shown, *seal(tmp_path / "bundle", keeps_images=False), REFERENCE)
     jpeg = base64.b64decode(found.pop("jpeg"))
     assert found == {
         "kind": "right",
@@ -141,26 +143,46 @@ def test_pictures_of_a_bundle_without_training_images(shown, tmp_path):
 def test_look_alikes_stand_beside_the_images_that_can_be_read(shown, tmp_path, monkeypatch):
     asked: list[np.ndarray] = []
 
-    def find(images_BHWC: np.ndarray, _bundle: str, _kind: EngineKind) -> list[list[Lookalike]]:
+    def find(images_BHWC: np.ndarray, _location: str, _sha256: str, _kind: EngineKind) -> list[list[Lookalike]]:
         asked.append(images_BHWC)
         return [[Lookalike(class_index=1, similarity=0.5, jpeg=b"x")]]
 
     monkeypatch.setattr(examples, "_lookalikes", find)
-    (found,) = examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=True), REFERENCE)
+    (found,) = examples.with_pictures(shown, *seal(tmp_path / "bundle", keeps_images=True), REFERENCE)
     assert found["lookalikes"] == [{"label": "b", "similarity": 0.5, "jpeg": base64.b64encode(b"x").decode()}]
     assert (asked[0].shape, asked[0].dtype, int(asked[0].min())) == ((1, 16, 16, 3), np.uint8, 200)
 
 
 def test_a_model_that_cannot_be_loaded_costs_the_look_alikes_only(shown, tmp_path):
-    (found,) = examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=True), REFERENCE)
+    (found,) = examples.with_pictures(shown, *seal(tmp_path / "bundle", keeps_images=True), REFERENCE)
     assert (found["image_id"], found["lookalikes"]) == ("i0", [])
+
+
+def test_look_alikes_of_another_bundle_are_not_shown(shown, tmp_path, monkeypatch):
+    """It is there in place of the one that predicted; its classes may be others."""
+    location, spec, sha256 = seal(tmp_path / "bundle", keeps_images=True)
+    other = dataclasses.replace(SPEC, classes=("x", "y", "z"))
+    monkeypatch.setattr(
+        examples,
+        "Predictor",
+        lambda *_, **__: SimpleNamespace(
+            bundle=SimpleNamespace(sha256=store.seal(location, other), lookalikes=lambda: "kept"),
+            score=lambda _: SimpleNamespace(places_BC=np.zeros((1, 2), np.float32)),
+        ),
+    )
+    monkeypatch.setattr(examples.lookalikes, "find", lambda *_: [[Lookalike(class_index=1, similarity=0.5, jpeg=b"x")]])
+    (found,) = examples.with_pictures(shown, location, spec, sha256, REFERENCE)
+    assert found["lookalikes"] == []
+    same = store.read_spec(location)[1]
+    (found,) = examples.with_pictures(shown, location, spec, same, REFERENCE)
+    assert [each["label"] for each in found["lookalikes"]] == ["b"]
 
 
 def test_where_no_image_can_be_read_there_are_no_pictures(shown, tmp_path):
     (tmp_path / "i0.png").unlink()
-    assert examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=True), REFERENCE) == []
+    assert examples.with_pictures(shown, *seal(tmp_path / "bundle", keeps_images=True), REFERENCE) == []
 
 
 def test_a_file_that_has_changed_since_it_was_measured_is_not_shown(shown, tmp_path):
     Image.new("L", (32, 32), 100).save(tmp_path / "i0.png")
-    assert examples.with_pictures(shown, seal(tmp_path / "bundle", keeps_images=False), REFERENCE) == []
+    assert examples.with_pictures(shown, *seal(tmp_path / "bundle", keeps_images=False), REFERENCE) == []

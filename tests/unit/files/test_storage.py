@@ -180,6 +180,31 @@ def test_copy_tree_into_what_is_there(place, tmp_path):
     assert contents(place) == {"a": b"new", "z": b"kept"}
 
 
+def test_copy_tree_of_some_files(place, tmp_path):
+    source = fill(str(tmp_path / "source"), a=b"1", b__c=b"22", b__d=b"3")
+    storage.copy_tree(source, place, {"b/c", "a", "nowhere", "../source/a"})
+    assert contents(place) == {"a": b"1", "b/c": b"22"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/evil", "..\\evil", "a\\..\\..\\evil", "C:\\evil", "C:evil"]
+)
+def test_copy_tree_writes_nothing_outside_of_the_destination(tmp_path, monkeypatch, name):
+    """Keys of an object store may have such names."""
+    source, target = fill(str(tmp_path / "bucket/source"), a__b=b"1"), str(tmp_path / "there/target")
+    (tmp_path / "bucket/evil").write_bytes(b"2")
+    monkeypatch.setattr(storage, "walk", lambda _: iter([name]))
+    with pytest.raises(ConfigError, match=re.escape(f"has a file whose name leads out of it: '{name}'. Do not use")):
+        storage.copy_tree(source, target)
+    assert [path for path in (tmp_path / "there").rglob("*") if path.is_file()] == []
+
+
+def test_copy_tree_takes_names_with_dots(tmp_path):
+    source = fill(str(tmp_path / "source"), **{"..a": b"1", "b..__c.": b"2", ".d": b"3"})
+    storage.copy_tree(source, str(tmp_path / "target"))
+    assert contents(str(tmp_path / "target")) == {"..a": b"1", "b../c.": b"2", ".d": b"3"}
+
+
 def test_move_tree(place):
     fill(place, a=b"1", b__c=b"2")
     moved = storage.join(os.path.dirname(place), "moved")

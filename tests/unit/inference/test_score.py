@@ -1,5 +1,6 @@
 """What scoring does before and beside Ray: roots, the bundle that was asked for, what is kept on resuming."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from tests.unit.cluster.test_plans import make_capacity
 from tests.unit.data.test_manifest import make_table
+from tlray.bundle import store
 from tlray.bundle.spec import BundleSpec
 from tlray.bundle.store import Bundle
 from tlray.config.prediction import ScoreConfig
@@ -31,7 +33,6 @@ def score(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scoring.connection, "connect", lambda: None)
     monkeypatch.setattr(scoring.capacity, "measure", make_capacity)
-    monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
     bundle = Bundle(spec=SPEC, directory=tmp_path, sha256="aaa")
     monkeypatch.setattr(scoring.store, "load", lambda _: bundle)
     monkeypatch.setattr(scoring, "predict", begin)
@@ -50,6 +51,45 @@ def test_another_bundle_is_refused(score, tmp_path):
     assert score(tmp_path / "a.png", bundle_sha256="aaa")
     with pytest.raises(BundleError, match="The bundle '/b' was replaced: its sha256 is aaa…, not bbb…"):
         score(tmp_path / "a.png", bundle_sha256="bbb")
+
+
+def write_bundle(location: Path, spec: BundleSpec = SPEC) -> str:
+    """Writes a bundle with empty model files; returns its sha256."""
+    for name in ("model.keras", "saved_model/saved_model.pb"):
+        (location / name).parent.mkdir(parents=True, exist_ok=True)
+        (location / name).touch()
+    return store.seal(str(location), spec)
+
+
+class StoppedError(Exception):
+    """Scoring has come as far as to where Ray would begin."""
+
+
+def test_a_bundle_that_is_replaced_while_ray_starts_is_not_scored_with(tmp_path, monkeypatch):
+    """The pool is asked for the bundle that was checked, and refuses the other one."""
+    sha256 = write_bundle(tmp_path / "bundle")
+    (tmp_path / "a.png").touch()
+    asked = []
+
+    def batches(_, spec, sha256, *__, **___):
+        asked.append((spec.temperature, sha256))
+        raise StoppedError
+
+    replaced = dataclasses.replace(SPEC, temperature=2.0)
+    monkeypatch.setattr(scoring.connection, "connect", lambda: write_bundle(tmp_path / "bundle", replaced))
+    monkeypatch.setattr(scoring.connection, "job_name", lambda: None)
+    monkeypatch.setattr(scoring.capacity, "measure", make_capacity)
+    monkeypatch.setattr(pool, "score_batches", batches)
+    config = ScoreConfig(
+        bundle=str(tmp_path / "bundle"), input=str(tmp_path / "a.png"), out=str(tmp_path / "out"), quiet=True,
+        engine="tensorflow", bundle_sha256=sha256,
+    )  # fmt: skip
+    with pytest.raises(StoppedError):
+        scoring.score(config)
+    assert asked == [(1.0, sha256)]
+    found = score_state.read_identity(str(tmp_path / "out"))
+    assert found is not None
+    assert found["bundle_sha256"] == sha256
 
 
 def test_only_what_lies_below_the_roots_is_scored(score, tmp_path, caplog):
@@ -341,11 +381,10 @@ def test_predictions_have_the_places_of_images_only_if_wanted_and_known(monkeypa
             found["ood_score"] = np.zeros(len(rows), np.float32)
             yield found | ({pool.PLACES: places[rows]} if has_places and with_places else {})
 
-    monkeypatch.setattr(scoring.store, "read_spec", lambda _: (SPEC, "aaa"))
     monkeypatch.setattr(pool, "score_batches", batches)
     arguments = {"plan": None, "kind": None, "batch_size": 3}
-    plain = pa.concat_tables(scoring.predict("/b", table, **arguments))
-    found = pa.concat_tables(scoring.predict("/b", table, **arguments, with_places=True))
+    plain = pa.concat_tables(scoring.predict("/b", SPEC, "aaa", table, **arguments))
+    found = pa.concat_tables(scoring.predict("/b", SPEC, "aaa", table, **arguments, with_places=True))
     assert asked == [False, True]
     assert plain.schema.names == predictions.prediction_schema(SPEC.classes).names
     assert found.schema.names == [*plain.schema.names, *([pool.PLACES] if has_places else [])]
