@@ -326,14 +326,7 @@ def check_output(location: str, *, kind: str, known_names: frozenset[str], overw
 def prepare_output(location: str, *, kind: str, known_names: frozenset[str], overwrite: bool) -> None:
     """Empties an output directory, except for `UNFINISHED`, and marks it with its kind.
 
-    Args:
-        location: The output directory.
-        kind: See `check_output`.
-        known_names: See `check_output`.
-        overwrite: See `check_output`.
-
-    Raises:
-        ConfigError: See `check_output`.
+    Its arguments and errors are those of `check_output`.
     """
     check_output(location, kind=kind, known_names=known_names, overwrite=overwrite)
     for name in list_names(location):
