@@ -15,7 +15,7 @@ from tlray.bundle.store import Bundle
 from tlray.cluster import locations
 from tlray.config.prediction import EnginesConfig
 from tlray.config.values import parse_columns
-from tlray.data.labels import match_classes, read_class_map
+from tlray.data.labels import match_classes, read_class_map, tell
 from tlray.data.listing import list_images
 from tlray.data.sample import read_some
 from tlray.data.stream import Pixels
@@ -66,7 +66,8 @@ def engines(config: EnginesConfig) -> EnginesResult:
 def _read(config: EnginesConfig, spec: BundleSpec) -> tuple[np.ndarray, np.ndarray]:
     listing = list_images(locations.input_location(config.data or ""), columns=parse_columns(config.columns))
     class_map = read_class_map(config.class_map) if config.class_map else None
-    table = match_classes(select_split(listing.table, config.split), spec.classes, class_map)
+    table, class_of = match_classes(select_split(listing.table, config.split), spec.classes, class_map)
+    tell(class_of, quiet=config.quiet)
     table = table.filter(pc.field("label").is_valid())
     if not table.num_rows:
         raise DataError(
