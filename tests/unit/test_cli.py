@@ -190,7 +190,7 @@ def called(monkeypatch):
                     engine="openvino", precision="bfloat16", num_images=72, label_agreement=0.9722, num_clear=60,
                     num_clear_changed=0, max_difference=0.0327, mean_difference=0.003, log_loss_change=0.0041,
                     accuracy_change=0.0139, accuracy_change_low=-0.01, accuracy_change_high=0.04,
-                    num_referrals_changed=1, images_per_s=120.6, cpu="a CPU",
+                    num_referrals_changed=1, images_per_s=120.6, cpu="a CPU", num_groups=30,
                 ),
             ),
             is_measured=False,
@@ -599,7 +599,8 @@ def test_a_probe_that_no_epoch_betters_is_told(called, monkeypatch, capsys):
         ),
         (
             "engines --bundle b",
-            ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, a CPU",
+            ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, which count as 30 "
+             "groups (patients, copies, series), a CPU",
              "openvino .* bfloat16 .* yes .* 121 .* 97.2% .* 0 of 60 .* 1 .* 0.0030, 0.033 .* +0.0041 .* "
              "+0.014 (-0.010 to +0.040)",
              "OpenVINO cannot run the model in int8: it is odd",
@@ -744,6 +745,16 @@ def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
     monkeypatch.setitem(cli.COMMANDS, "score", (fail, ""))
     assert tlray("score") == code
     assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.usefixtures("called")
+def test_the_table_of_engines_of_an_earlier_version_says_that_images_count(capsys):
+    stand_in = sys.modules["tlray.evaluation.engine_table"]
+    result = stand_in.engines(None)
+    (row,) = result.agreements
+    result.agreements = (dataclasses.replace(row, num_groups=None),)
+    assert tlray("engines --bundle b") == 0
+    assert "72 images, each counted by itself, a CPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
