@@ -9,14 +9,14 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tlray import __version__
 from tlray.commands import COMMANDS, NOTICE
 from tlray.config import helptext
 from tlray.errors import BundleError, TlrayError
-from tlray.files import storage
+from tlray.files import file_stamps, storage
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -28,6 +28,13 @@ was still there after a minute. The processes of a local Ray end with their driv
 
 RESUMED_BY = {"train": "config.json", "score": "predictions", "sweep": "config.json"}
 """Commands with `--resume`; and for each the name in its output directory without which there is nothing to resume."""
+
+BEGUN_BY = {"train": "config.json", "score": "_state/scoring.json", "sweep": "config.json"}
+"""The same commands; and for each the file that it writes first where it begins anew, so that a file of an earlier run
+that is still the same tells that this run was not begun."""
+
+WITHOUT_OVERWRITE = ("engines", "features", "serve", "verify")
+"""Commands that are given again as they are: they have no `--overwrite`, or keep what is done without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +80,13 @@ def _exit(code: int) -> NoReturn:
 def execute(command: str, arguments: list[str]) -> int:
     """Runs one command, shows its result, and returns 0: done, 1: failed, 2: a user's mistake, 130: interrupted."""
     _quieten()
+    before: str | None = None
+
+    def remedy() -> str:
+        return _how_to_continue(command, arguments, before)
+
     try:
+        before = _stamp(command, arguments)
         COMMANDS[command][0](arguments)
     except TlrayError as error:
         print(f"tlray: {error}", file=sys.stderr)
@@ -82,30 +95,35 @@ def execute(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        return _say_interrupted(command, arguments)
+        return _say_interrupted(remedy())
     except Exception as error:
-        return _fail(error, command, arguments)
+        return _fail(error, remedy)
     return EXIT_OK
 
 
-def _fail(error: Exception, command: str, arguments: Sequence[str]) -> int:
-    """Says what went wrong that is no `TlrayError`, and returns the exit code."""
+def _fail(error: Exception, remedy: Callable[[], str]) -> int:
+    """Says what went wrong that is no `TlrayError`, and returns the exit code.
+
+    Args:
+        error: The error.
+        remedy: Returns what to do where the cause lies outside of this program.
+    """
     if _follows_interruption(error):
-        return _say_interrupted(command, arguments)
+        return _say_interrupted(remedy())
     if package := _missing_package(error):
         print(f"tlray: the Python package '{package}' is not installed. {INSTALL}", file=sys.stderr)
         return EXIT_USER
     # A full disk, a folder that may not be written, a store that does not answer: not a fault of this program.
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        print(f"tlray: {error}. Fix the cause. {_how_to_continue(command, arguments)}", file=sys.stderr)
+        print(f"tlray: {error}. Fix the cause. {remedy()}", file=sys.stderr)
         return EXIT_FAILURE
     traceback.print_exception(error)
     print("tlray: this should not have happened; the lines above say where.", file=sys.stderr)
     return EXIT_FAILURE
 
 
-def _say_interrupted(command: str, arguments: Sequence[str]) -> int:
-    print(f"tlray: interrupted. {_how_to_continue(command, arguments)}", file=sys.stderr)
+def _say_interrupted(remedy: str) -> int:
+    print(f"tlray: interrupted. {remedy}", file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
@@ -122,26 +140,49 @@ def _missing_package(error: Exception) -> str | None:
     return package if package and importlib.util.find_spec(package) is None else None
 
 
-def _how_to_continue(command: str, arguments: Sequence[str]) -> str:
-    if command in ("features", "serve", "verify"):
+def _how_to_continue(command: str, arguments: Sequence[str], before: str | None) -> str:
+    """Returns how to go on with a command that has ended early.
+
+    Args:
+        command: Name of the command.
+        arguments: Its arguments.
+        before: What `_stamp` gave before the command ran; None: the command ended before that was known.
+    """
+    if command in WITHOUT_OVERWRITE:
         return "Run the same command again."
     names = _names_in_output(arguments)
     if names is not None and names <= {storage.MARK, storage.UNFINISHED}:
         return "Nothing was written yet: run the same command again."
     if command in RESUMED_BY and (names is None or RESUMED_BY[command] in names):
+        if "--overwrite" in arguments and before in (None, _stamp(command, arguments)):
+            return "Run the same command again."  # --resume would continue the run that was to be replaced
         return "Continue with the same command and --resume (not --overwrite)."
     return "Run the same command again with --overwrite."
 
 
+def _stamp(command: str, arguments: Sequence[str]) -> str:
+    """Returns the stamp of the file of `BEGUN_BY`; empty where there is none, or nothing is to be overwritten."""
+    out = _output(arguments)
+    if out is None or command not in BEGUN_BY or "--overwrite" not in arguments:
+        return ""
+    return file_stamps.stamps([storage.join(out, BEGUN_BY[command])])[0]
+
+
 def _names_in_output(arguments: Sequence[str]) -> set[str] | None:
     """Returns the names in the directory that a command line gives as `--out`; None where that cannot be told."""
+    out = _output(arguments)
+    try:
+        return None if out is None else set(storage.list_names(out))
+    except (OSError, ValueError):
+        return None
+
+
+def _output(arguments: Sequence[str]) -> str | None:
+    """Returns what a command line gives as `--out`; None where it does not."""
     for place, argument in enumerate(arguments):
         name, _, out = argument.partition("=")
         if name == "--out":
-            try:
-                return set(storage.list_names(out or arguments[place + 1]))
-            except (IndexError, OSError, ValueError):
-                return None
+            return out or next(iter(arguments[place + 1 :]), None)
     return None
 
 

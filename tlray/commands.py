@@ -283,7 +283,11 @@ def _about_engines(result: "EnginesResult") -> str:
         return "The bundle was not compared when it was made. Give --data to do it now."
     first = result.agreements[0]
     when = "measured now" if result.is_measured else "measured when the bundle was made"
-    return f"Engines beside TensorFlow in float32, {when}: {first.num_images} images, {first.cpu}"
+    groups = "each counted by itself"
+    if first.num_groups is not None:
+        groups = f"which count as {counted(first.num_groups, 'group')} (patients, copies, series)"
+    images = counted(first.num_images, "image")
+    return f"Engines beside TensorFlow in float32, {when}: {images}, {groups}, {first.cpu}"
 
 
 def _phantoms(arguments: list[str]) -> None:

@@ -43,7 +43,10 @@ from tlray.evaluation.compare import CompareResult
 from tlray.evaluation.data_audit import AuditResult
 from tlray.evaluation.verification import VerifyResult
 from tlray.files import storage
+from tlray.inference import score_state
 from tlray.inference.suggest import SuggestResult
+from tlray.training import resume
+from tlray.training.paths import RunPaths
 
 CONFIGS = {
     "audit": AuditConfig,
@@ -187,7 +190,7 @@ def called(monkeypatch):
                     engine="openvino", precision="bfloat16", num_images=72, label_agreement=0.9722, num_clear=60,
                     num_clear_changed=0, max_difference=0.0327, mean_difference=0.003, log_loss_change=0.0041,
                     accuracy_change=0.0139, accuracy_change_low=-0.01, accuracy_change_high=0.04,
-                    num_referrals_changed=1, images_per_s=120.6, cpu="a CPU",
+                    num_referrals_changed=1, images_per_s=120.6, cpu="a CPU", num_groups=30,
                 ),
             ),
             is_measured=False,
@@ -596,7 +599,8 @@ def test_a_probe_that_no_epoch_betters_is_told(called, monkeypatch, capsys):
         ),
         (
             "engines --bundle b",
-            ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, a CPU",
+            ["Engines beside TensorFlow in float32, measured when the bundle was made: 72 images, which count as 30 "
+             "groups (patients, copies, series), a CPU",
              "openvino .* bfloat16 .* yes .* 121 .* 97.2% .* 0 of 60 .* 1 .* 0.0030, 0.033 .* +0.0041 .* "
              "+0.014 (-0.010 to +0.040)",
              "OpenVINO cannot run the model in int8: it is odd",
@@ -743,6 +747,39 @@ def test_exit_codes_and_messages(monkeypatch, capsys, error, code, message):
     assert capsys.readouterr() == ("", message)
 
 
+@pytest.mark.usefixtures("called")
+def test_the_table_of_engines_of_an_earlier_version_says_that_images_count(capsys):
+    stand_in = sys.modules["tlray.evaluation.engine_table"]
+    result = stand_in.engines(None)
+    (row,) = result.agreements
+    result.agreements = (dataclasses.replace(row, num_groups=None),)
+    assert tlray("engines --bundle b") == 0
+    assert "72 images, each counted by itself, a CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("is_written", [False, True])
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+def test_the_remedy_names_options_that_the_command_has(
+    monkeypatch, capsys, tmp_path, *, command, error, is_written, overwrite
+):
+    """Whether or not the output has something, and the command was given --overwrite."""
+
+    def fail(_arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, command, (fail, ""))
+    if is_written:
+        (tmp_path / "config.json").touch()
+        (tmp_path / "predictions").mkdir()
+    assert tlray(f"{command} --out {tmp_path}{overwrite}") != 0
+    told = capsys.readouterr().err.replace("(not --overwrite)", "")
+    options = {field.name for field in dataclasses.fields(CONFIGS[command])}
+    assert {name.replace("-", "_") for name in re.findall(r"--([\w-]+)", told)} <= options
+    assert "same command" in told
+
+
 def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
     def interrupted(_arguments: list[str]) -> None:
         raise KeyboardInterrupt
@@ -750,7 +787,7 @@ def test_a_command_that_cannot_resume_is_begun_anew(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "evaluate", (interrupted, ""))
     assert tlray("evaluate") == 130
     assert capsys.readouterr().err == "tlray: interrupted. Run the same command again with --overwrite.\n"
-    for command in ("features", "serve"):
+    for command in ("engines", "features", "serve", "verify"):
         monkeypatch.setitem(cli.COMMANDS, command, (interrupted, ""))
         assert tlray(command) == 130
         assert capsys.readouterr().err == "tlray: interrupted. Run the same command again.\n"
@@ -797,6 +834,73 @@ def test_the_remedy_of_an_interruption_fits_what_was_written(capsys, tmp_path, c
     for option in (f"--out {tmp_path}/out", f"--out={tmp_path}/out"):
         assert tlray(f"{command} --bundle b {option}") == 130
         assert capsys.readouterr().err == f"tlray: interrupted. {remedy}\n"
+
+
+BEGINNINGS = {"train": "config.json", "sweep": "config.json", "score": "_state/scoring.json"}
+"""The file that each command writes first."""
+
+SAME = "Run the same command again."
+
+
+@pytest.mark.parametrize("command", BEGINNINGS)
+@pytest.mark.parametrize(
+    ("is_begun", "options", "remedy"),
+    [
+        (False, "--overwrite", SAME),
+        (True, "--overwrite", RESUME),
+        (False, "--resume", RESUME),
+        (True, "--resume", RESUME),
+    ],
+)
+def test_the_run_that_was_to_be_replaced_is_not_resumed(
+    monkeypatch, capsys, tmp_path, *, command, is_begun, options, remedy
+):
+    """A finished run is there, and the command ends before or after it has begun another in its place."""
+
+    def write(text: str) -> None:
+        storage.write_text(f"{tmp_path}/out/predictions/part-0.parquet", text)
+        storage.write_text(f"{tmp_path}/out/{BEGINNINGS[command]}", text)
+
+    def run(_arguments: list[str]) -> None:
+        if is_begun:
+            storage.delete(f"{tmp_path}/out")
+            write("the new one")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write("the old one")
+    monkeypatch.setitem(cli.COMMANDS, command, (run, ""))
+    assert tlray(f"{command} --out {tmp_path}/out {options}") == 1
+    assert capsys.readouterr().err.endswith(f"Fix the cause. {remedy}\n")
+
+
+@pytest.mark.parametrize("command", BEGINNINGS)
+def test_a_new_run_with_overwrite_is_resumed_where_none_was(monkeypatch, capsys, tmp_path, command):
+    def run(_arguments: list[str]) -> None:
+        storage.write_text(f"{tmp_path}/out/predictions/part-0.parquet", "new")
+        storage.write_text(f"{tmp_path}/out/{BEGINNINGS[command]}", "new")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, command, (run, ""))
+    assert tlray(f"{command} --overwrite --out={tmp_path}/out") == 130
+    assert capsys.readouterr().err == f"tlray: interrupted. {RESUME}\n"
+
+
+@pytest.mark.parametrize("command", BEGINNINGS)
+def test_an_output_that_cannot_be_looked_at_is_not_resumed_where_it_was_to_be_replaced(monkeypatch, capsys, command):
+    def fail(*_: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(storage, "list_names", fail)
+    monkeypatch.setattr(storage, "file_info", fail)
+    monkeypatch.setitem(cli.COMMANDS, command, (fail, ""))
+    assert tlray(f"{command} --out s3://bucket/out --overwrite") == 1
+    assert capsys.readouterr().err == f"tlray: no connection. Fix the cause. {SAME}\n"
+
+
+def test_the_files_that_tell_a_new_run_are_those_that_it_writes_first():
+    names = (storage.join(score_state.FOLDER, score_state.IDENTITY), resume.CONFIG, RunPaths("out").config)
+    assert (cli.BEGUN_BY["score"], cli.BEGUN_BY["sweep"], f"out/{cli.BEGUN_BY['train']}") == names
+    assert cli.BEGUN_BY.keys() == cli.RESUMED_BY.keys()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), FileNotFoundError("odd")])

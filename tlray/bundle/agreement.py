@@ -1,6 +1,6 @@
 """Compares the predictions of a model's engines and precisions, and tells which precisions are fit to use."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,23 @@ _EPSILON = 1e-7  # the smallest probability in a log loss, as scikit-learn's flo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyChange:
+    """The accuracy of predicted labels minus that of the reference's on the same images.
+
+    Attributes:
+        value: The difference, in [-1, 1].
+        low: Lower end of its 95 % interval.
+        high: Upper end of this interval.
+        num_groups: Number of groups of images (patients, copies, series) that the interval counts.
+    """
+
+    value: float
+    low: float
+    high: float
+    num_groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
     """The predictions of one engine and precision, beside those of the reference, TensorFlow in float32.
 
@@ -52,6 +69,8 @@ class Agreement:
             took turns, so that the ratios of their speeds are right even if the machine was busy. TensorFlow was
             measured before them, by itself.
         cpu: Name of the CPU that it ran on.
+        num_groups: Number of groups of images (patients, copies, series) that the interval counts; None: it counts
+            images, as that of earlier versions did.
     """
 
     engine: str
@@ -69,6 +88,7 @@ class Agreement:
     num_referrals_changed: int
     images_per_s: float
     cpu: str
+    num_groups: int | None = None
 
     @property
     def is_fit(self) -> bool:
@@ -95,6 +115,7 @@ def compare(
     reference_BK: np.ndarray,
     labels: np.ndarray,
     *,
+    compare_accuracy: Callable[[np.ndarray, np.ndarray], AccuracyChange],
     engine: str,
     precision: str,
     num_referrals_changed: int,
@@ -107,6 +128,8 @@ def compare(
         probs_BK: The engine's probabilities, float [images, classes], at least one image.
         reference_BK: Those of the reference.
         labels: The true class indices, int [images].
+        compare_accuracy: Returns the change of the accuracy, given the class indices that the engine predicts and those
+            of the reference, int [images] each.
         engine: Name of the engine.
         precision: Its precision.
         num_referrals_changed: See `Agreement`.
@@ -117,42 +140,25 @@ def compare(
     top = np.sort(reference_BK, axis=1)
     is_clear = top[:, -1] - top[:, -2] > CLEAR_MARGIN[precision]
     difference = np.abs(probs_BK - reference_BK)
-    gained, lost = (int(np.sum(x)) for x in _discordant(label == labels, reference_label == labels))
-    num_images = len(labels)
-    change, low, high = _paired_difference(gained, lost, num_images)
+    change = compare_accuracy(label, reference_label)
     return Agreement(
         engine=engine,
         precision=precision,
-        num_images=num_images,
+        num_images=len(labels),
         label_agreement=float(np.mean(label == reference_label)),
         num_clear=int(np.sum(is_clear)),
         num_clear_changed=int(np.sum(is_clear & (label != reference_label))),
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
         log_loss_change=_log_loss(probs_BK, labels) - _log_loss(reference_BK, labels),
-        accuracy_change=change,
-        accuracy_change_low=low,
-        accuracy_change_high=high,
+        accuracy_change=change.value,
+        accuracy_change_low=change.low,
+        accuracy_change_high=change.high,
         num_referrals_changed=num_referrals_changed,
         images_per_s=images_per_s,
         cpu=cpu,
+        num_groups=change.num_groups,
     )
-
-
-def _discordant(right: np.ndarray, reference_right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return right & ~reference_right, ~right & reference_right
-
-
-def _paired_difference(gained: int, lost: int, num_images: int) -> tuple[float, float, float]:
-    """Returns the difference of two accuracies on the same images, with its 95 % interval.
-
-    Wald's interval of paired proportions, after the Agresti-Min adjustment: half an image is added to each of the four
-    cells of the table (Agresti and Min 2005, Statistics in Medicine 24:729, section 2).
-    """
-    total = num_images + 2
-    centre = (gained - lost) / total
-    spread = math.sqrt((gained + lost + 1) - (gained - lost) ** 2 / total) / total
-    return (gained - lost) / num_images, centre - 1.96 * spread, centre + 1.96 * spread
 
 
 def _log_loss(probs_BK: np.ndarray, labels: np.ndarray) -> float:

@@ -153,8 +153,7 @@ def list_classes(data: str, *, columns: str | None, class_map: str | None, quiet
     """
     listed = listing.list_images(data, columns=parse_columns(columns))
     table, mapping = labels.unify_classes(listed.table, labels.read_class_map(class_map) if class_map else None)
-    if any(name != label for name, label in mapping.items()) and not quiet:
-        print("Classes: " + ", ".join(f"{name} -> {label}" for name, label in sorted(mapping.items())))
+    labels.tell(mapping, quiet=quiet)
     return dataclasses.replace(listed, table=table)
 
 

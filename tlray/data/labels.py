@@ -1,6 +1,7 @@
 """Maps labels to classes: to the same names in all splits, to the classes of a model, or by a class map."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,6 +11,12 @@ from tlray.data.manifest import labels_by_split, normal_form, refuse_repeated, w
 from tlray.data.tables import read_csv
 from tlray.errors import DataError, some
 from tlray.files import spreadsheet, storage
+
+_NEGATIONS = frozenset({"no", "non", "none", "not", "neg", "negative", "without", "free", "absent"})
+"""Words that turn the meaning of a name around."""
+
+_BEFORE = frozenset({"no", "non", "not", "without"})
+"""Those that stand before what they negate, so that alone they name no class."""
 
 
 def read_class_map(location: str) -> dict[str, str]:
@@ -53,8 +60,8 @@ def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -
 
     If one split has all labels of the data, the labels are the classes; other splits may lack some. Otherwise the class
     is the part of a label before the first `_`, provided that one split then has all classes; if no split has, labels
-    stay as they are. Two labels of one split must not become the same class. A null split counts as train. Rows without
-    a label are not changed.
+    stay as they are. Two labels of one split must not become the same class. A label with a negation, such as
+    `covid_negative`, is never shortened. A null split counts as train. Rows without a label are not changed.
 
     Args:
         table: A manifest.
@@ -64,7 +71,8 @@ def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -
         The relabelled table, and the class of each of the original labels.
 
     Raises:
-        DataError: The rule merges two labels of one split, or `class_map` lacks a label.
+        DataError: The rule merges two labels of one split, or one with a negation and another one, or `class_map` lacks
+            a label.
     """
     names = labels_by_split(table)
     labels = sorted(set().union(*names.values()))
@@ -77,13 +85,18 @@ def unify_classes(table: pa.Table, class_map: Mapping[str, str] | None = None) -
         _refuse_merging(mapping, names, "The splits have different class names, and")
         if set(mapping.values()) not in [{mapping[label] for label in split_labels} for split_labels in names.values()]:
             mapping = {label: label for label in labels}  # shorter names would not agree either
+        else:
+            mapping = _keep_negations(mapping)
     return _relabel(table, mapping), mapping
 
 
-def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[str, str] | None = None) -> pa.Table:
+def match_classes(
+    table: pa.Table, classes: Sequence[str], class_map: Mapping[str, str] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
     """Maps the labels of a manifest to the classes of a model.
 
-    A label that is a class is kept. Any other label becomes the one class with the same part before the first `_`.
+    A label that is a class is kept. Any other label becomes the one class with the same part before the first `_`. A
+    label or a class with a negation, such as `covid_negative`, fits the same name only.
 
     Args:
         table: A manifest.
@@ -91,7 +104,7 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
         class_map: The class of each label, in place of this rule. It must have every label.
 
     Returns:
-        The relabelled table; rows without a label are not changed.
+        The relabelled table, and the class of each of the original labels. Rows without a label are not changed.
 
     Raises:
         DataError: A label fits no class or several, two labels of one split fit the same class (without a class map),
@@ -111,6 +124,9 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
             else [class_of[name] for name in class_of if _prefix(name) == _prefix(label)]
             for label in labels
         }
+        for label, found in fitting.items():
+            if label not in class_of and any(map(_negates, (label, *found))):
+                fitting[label] = []
     unfit = [label for label, found in fitting.items() if len(found) != 1]
     if unfit:
         raise DataError(
@@ -120,21 +136,68 @@ def match_classes(table: pa.Table, classes: Sequence[str], class_map: Mapping[st
     mapping = {label: found[0] for label, found in fitting.items()}
     if class_map is None:
         _refuse_merging(mapping, names, f"The model's classes are {some(classes)};")
-    return _relabel(table, mapping)
+    return _relabel(table, mapping), mapping
+
+
+def renamed(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Returns the class of each label that has another name than its class, sorted by label.
+
+    Two Unicode forms of a name count as the same name.
+
+    Args:
+        mapping: The class of each label.
+    """
+    return {label: name for label, name in sorted(mapping.items()) if normal_form(name) != normal_form(label)}
+
+
+def tell(mapping: Mapping[str, str], *, quiet: bool) -> None:
+    """Prints the class of each label, if one of them has another name than its class.
+
+    Args:
+        mapping: The class of each label.
+        quiet: Print nothing.
+    """
+    if renamed(mapping) and not quiet:
+        print("Classes: " + ", ".join(f"{label} -> {name}" for label, name in sorted(mapping.items())))
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Returns a short form of each class name, for captions of pictures.
 
-    It is the part before the first `_`, as in `unify_classes`, or the whole name where another name has the same part.
+    It is the part before the first `_`, as in `unify_classes`, or the whole name where another name has the same part,
+    or where it has a negation.
     """
     distinct = dict.fromkeys(names)
     num_with = Counter(map(_prefix, distinct))
-    return {name: _prefix(name) if num_with[_prefix(name)] == 1 else name for name in distinct}
+    return {name: name if num_with[_prefix(name)] > 1 or _negates(name) else _prefix(name) for name in distinct}
 
 
 def _prefix(label: str) -> str:
     return label.partition("_")[0] or label
+
+
+def _negates(label: str) -> bool:
+    """Tells whether a label means something else than its part before the first `_`, because its words negate."""
+    first, _, further = label.casefold().partition("_")
+    return bool(further) and (first in _BEFORE or not _NEGATIONS.isdisjoint(re.split(r"[\W_]+", further)))
+
+
+def _keep_negations(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Returns the class of each label, given the short ones. A label with a negation stays as it is.
+
+    Raises:
+        DataError: Another label has the same short name, so that the splits have no class names in common.
+    """
+    num_with = Counter(mapping.values())
+    negated = {name for label, name in mapping.items() if _negates(label)}
+    unclear = [label for label, name in mapping.items() if name in negated and num_with[name] > 1]
+    if unclear:
+        raise DataError(
+            f"The splits have different class names. The labels {some(unclear)} begin alike, but one with a negation "
+            "is never taken for another. Rename the class folders, or give a class map (--class-map) from each label "
+            "to a class."
+        )
+    return {label: label if name in negated else name for label, name in mapping.items()}
 
 
 def _look_up(labels: Sequence[str], class_map: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlray.bundle import agreement
-from tlray.bundle.agreement import Agreement
+from tlray.bundle.agreement import AccuracyChange, Agreement
 from tlray.engines import openvino_engine
 from tlray.engines.kinds import REFERENCE, EngineKind, Precision
 from tlray.models import outputs as model_outputs
@@ -54,6 +54,7 @@ def compare(
     images_BHWC: np.ndarray,
     labels: np.ndarray,
     *,
+    compare_accuracy: Callable[[np.ndarray, np.ndarray], AccuracyChange],
     decide: Callable[[list[np.ndarray]], np.ndarray],
 ) -> tuple[dict[EngineKind, Compared], dict[Precision, str]]:
     """Compares OpenVINO's predictions with those of TensorFlow in float32.
@@ -63,6 +64,7 @@ def compare(
         reference: Returns TensorFlow's outputs for images: probabilities, float32 [batch, classes], and others.
         images_BHWC: uint8 [images, size, size, 3], at least one.
         labels: The true class indices, int [images].
+        compare_accuracy: See `agreement.compare`.
         decide: Returns what is decided of each image, [images], given all outputs for them; see
             `judgement.Judgement.decisions`.
 
@@ -76,6 +78,7 @@ def compare(
             measured.outputs[0],
             expected[0],
             labels,
+            compare_accuracy=compare_accuracy,
             engine=kind.engine,
             precision=kind.precision,
             num_referrals_changed=int(np.sum(decide(measured.outputs) != decide(expected))),

@@ -22,8 +22,7 @@ from tlray.cluster.capacity import Capacity
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import CompareConfig
 from tlray.config.values import parse_columns
-from tlray.data import inspected
-from tlray.data.labels import match_classes, read_class_map
+from tlray.data import inspected, labels
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
@@ -51,10 +50,11 @@ class CompareResult:
         out: The output directory.
         split: The split that the bundles were compared on.
         comparison: The content of `comparison.json`: the figures of `tlray.evaluation.paired.measure`; `split`,
-            `num_unlabelled` (images without a label, which were not scored), `is_leak_free` (all compared images are
-            new to both bundles, as far as was found; None: it cannot be told) and `warnings`; and for both the
-            location, sha256, engine and the fields of `LeakSearch`: `bundle`, `bundle_sha256`, `bundle_engine`,
-            `bundle_leak_search`, and the same for `reference`.
+            `num_unlabelled` (images without a label, which were not scored), `renamed_labels` (the class of each label
+            that is not the class's own name), `is_leak_free` (all compared images are new to both bundles, as far as
+            was found; None: it cannot be told) and `warnings`; and for both the location, sha256, engine and the fields
+            of `LeakSearch`: `bundle`, `bundle_sha256`, `bundle_engine`, `bundle_leak_search`, and the same for
+            `reference`.
         warnings: Warnings about the comparison, the gravest first.
     """
 
@@ -144,7 +144,7 @@ def compare(config: CompareConfig) -> CompareResult:
     source = locations.input_location(config.data)
     listed = list_images(source, columns=parse_columns(config.columns)).table
     selected = evaluate.select_split(listed, config.split)
-    table = _labelled(selected, specs["bundle"].classes, config)
+    table, class_of = _labelled(selected, specs["bundle"].classes, config)
     scopes = {side: scope.choose(spec, listed, table, config.split) for side, spec in specs.items()}
     available = _connect(out, source, candidates, config)
     plan = plans.plan_scoring(available, use_gpu=config.use_gpu)
@@ -177,6 +177,7 @@ def compare(config: CompareConfig) -> CompareResult:
         "is_leak_free": is_leak_free,
         "split": config.split,
         "num_unlabelled": selected["label"].null_count,
+        "renamed_labels": labels.renamed(class_of),
         "warnings": list(warnings),
         **given,
         **{f"{side}_sha256": each["bundle_sha256"][0].as_py() for side, each in predicted.items()},
@@ -217,15 +218,18 @@ def check_bundles(bundle: Bundle, reference: Bundle) -> None:
         )
 
 
-def _labelled(selected: pa.Table, classes: Sequence[str], config: CompareConfig) -> pa.Table:
-    """Returns the labelled images of a split, with classes of the bundles as labels."""
+def _labelled(selected: pa.Table, classes: Sequence[str], config: CompareConfig) -> tuple[pa.Table, dict[str, str]]:
+    """Returns the labelled images of a split, with classes of the bundles as labels, and the class of each label."""
     labelled = selected.filter(pc.field("label").is_valid())
     if not labelled.num_rows:
         raise DataError(
             f"The images of '{config.data}' have no labels, which a comparison needs. Give a folder with a folder for "
             "each class, or a table with labels."
         )
-    return match_classes(labelled, classes, read_class_map(config.class_map) if config.class_map else None)
+    class_map = labels.read_class_map(config.class_map) if config.class_map else None
+    table, class_of = labels.match_classes(labelled, classes, class_map)
+    labels.tell(class_of, quiet=config.quiet)
+    return table, class_of
 
 
 def _connect(out: str, source: str, candidates: Mapping[str, _Candidate], config: CompareConfig) -> Capacity:

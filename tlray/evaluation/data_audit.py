@@ -24,7 +24,6 @@ from tlray.files import spreadsheet, storage
 from tlray.trust import finding_warnings, findings, pictures
 from tlray.trust.copies import Copies
 from tlray.trust.gallery import make_gallery
-from tlray.trust.pixel_match import Kind
 
 KIND = "audit"
 FIXED = "fixed.csv"
@@ -160,10 +159,10 @@ def _check(network: "ray.ObjectRef[Network] | None") -> None:
 def fix(readable: pa.Table, found: Copies) -> pa.Table:
     """Returns a manifest without what makes a result too good.
 
-    Copies with different labels are left out, because nobody knows which label is right. The copies of a picture, their
-    neighbouring slices (see `splits.dividing_groups`), and their patients become one group. A group with labelled
-    images in several splits goes to train, so that the other splits have only images that the training does not know.
-    As in a training, a labelled image without a split counts as one of train if any image has a split.
+    A group of copies with several labels is left out as a whole, because nobody knows which label is right. The copies
+    of a picture, their neighbouring slices (see `splits.dividing_groups`), and their patients become one group. A group
+    with labelled images in several splits goes to train, so that the other splits have only images that the training
+    does not know. As in a training, a labelled image without a split counts as one of train if any image has a split.
 
     Args:
         readable: A manifest of images that can be read, with `splits.PICTURE`.
@@ -233,13 +232,11 @@ def _as_texts(fixed: pa.Table) -> pa.Table:
 
 
 def _has_conflict(labels: Sequence[str | None], found: Copies) -> np.ndarray:
-    """Tells which images have the same pixels as, or are copies of, an image with another label; bool [images]."""
+    """Tells which images are in a group of copies with several labels; bool [images].
+
+    These are the groups that `copies.describe` reports as `conflicting_labels`.
+    """
     labels_of: dict[int, set[str]] = defaultdict(set)
-    for first, label in zip(found.identical_of.tolist(), labels, strict=True):
-        labels_of[first] |= {label} if label else set()
-    bad = {first for first, names in labels_of.items() if len(names) > 1}
-    for pair in found.pairs[found.kinds == Kind.COPY].tolist():
-        ends = found.identical_of[pair].tolist()
-        if len(labels_of[ends[0]] | labels_of[ends[1]]) > 1:
-            bad |= set(ends)
-    return np.isin(found.identical_of, list(bad))
+    for group, label in zip(found.group_of.tolist(), labels, strict=True):
+        labels_of[group] |= {label} if label else set()
+    return np.isin(found.group_of, [group for group, names in labels_of.items() if len(names) > 1])

@@ -25,8 +25,7 @@ from tlray.cluster import capacity, connection, locations, plans
 from tlray.cluster.plans import ScorePlan
 from tlray.config.prediction import EvaluateConfig
 from tlray.config.values import parse_columns
-from tlray.data import audit, inspected, manifest
-from tlray.data.labels import match_classes, read_class_map
+from tlray.data import audit, inspected, labels, manifest
 from tlray.data.listing import list_images
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
@@ -95,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     kind = choice.for_bundle(loaded, config.engine, config.precision, use_gpu=config.use_gpu)
     source = locations.input_location(config.data)
     listing = list_images(source, columns=parse_columns(config.columns))
-    table = _chosen(config, listing.table, spec)
+    table, class_of = _chosen(config, listing.table, spec)
     looked_at = scope.choose(spec, listing.table, table, config.split)
     connection.connect()
     available = capacity.measure()
@@ -149,7 +148,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     content = Report(
         title="Evaluation",
         subtitle=f"{config.bundle} on the split '{config.split}' of {config.data}",
-        config={"engine": str(kind), "bundle": describe(spec)},
+        config={"engine": str(kind), "bundle": describe(spec), "class of each renamed label": labels.renamed(class_of)},
         provenance=provenance(spec, loaded.sha256),
         audit=findings,
         gallery=related.gallery,
@@ -167,6 +166,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
     summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": loaded.sha256}
     summary |= controls | {"engine": str(kind), "overlays": asdict(overlays) if overlays else None}
+    summary["renamed_labels"] = labels.renamed(class_of)
     storage.write_text(storage.join(out, METRICS_JSON), json.dumps(summary, indent=2) + "\n")
     inspected.forget(out)
     return EvaluateResult(
@@ -186,10 +186,12 @@ def quoted(split: str, metrics: Mapping[str, Any], search: LeakSearch) -> dict[s
     return found | {"is_leak_free": None} if found["is_leak_free"] and search.is_blind else found
 
 
-def _chosen(config: EvaluateConfig, listed: pa.Table, spec: BundleSpec) -> pa.Table:
-    """Returns the images of the split, labelled with the bundle's classes."""
-    class_map = read_class_map(config.class_map) if config.class_map else None
-    return match_classes(select_split(listed, config.split), spec.classes, class_map)
+def _chosen(config: EvaluateConfig, listed: pa.Table, spec: BundleSpec) -> tuple[pa.Table, dict[str, str]]:
+    """Returns the images of the split, labelled with the bundle's classes, and the class of each label."""
+    class_map = labels.read_class_map(config.class_map) if config.class_map else None
+    table, class_of = labels.match_classes(select_split(listed, config.split), spec.classes, class_map)
+    labels.tell(class_of, quiet=config.quiet)
+    return table, class_of
 
 
 def _score(config: EvaluateConfig, loaded: Bundle, table: pa.Table, *, plan: ScorePlan, kind: EngineKind) -> pa.Table:

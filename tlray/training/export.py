@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tlray.training.judgement_fit import Judging, Unseen, Wanted
 from tlray.training.logits import Outputs
 from tlray.training.model import Untrained
 from tlray.trust import novelty_fit
+from tlray.trust.paired_models import compare_accuracy
 
 GROUP, IS_NEW = "group", "is_new"
 """Names of columns: the group of an image (see `tlray.data.splits.independent_groups`), and whether it is new to the
@@ -282,17 +284,20 @@ def compare_engines(
         directories: See `comparison.compare`.
         predict: The exported model, see `artifact.save_artifact`.
         images: Row of the table to pixels, uint8 [size, size, 3]; if empty, nothing is compared.
-        table: The images, with the column `class_index`.
+        table: The images, with the columns `class_index` and `GROUP`.
         foreign: The model's score of foreign images; None: it has none.
         limits: The limits by which its predictions are judged.
     """
     if not images:
         return {}, {}
+    rows = table.take(pa.array(list(images)))
+    labels, groups = rows["class_index"].to_numpy(), np.array(rows[GROUP].to_pylist(), dtype=str)
     return comparison.compare(
         directories,
         lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
         np.stack(list(images.values())),
-        table["class_index"].to_numpy()[list(images)],
+        labels,
+        compare_accuracy=partial(compare_accuracy, labels=labels, groups=groups),
         decide=lambda found: judge(found[0], scores_of(found, foreign), limits).decisions,
     )
 

@@ -21,7 +21,7 @@ from tlray.config.export import ExportConfig
 from tlray.config.values import MAX_ERROR, parse_columns
 from tlray.data import inspection, splits
 from tlray.data.drift import ValidationPredictions
-from tlray.data.labels import match_classes, read_class_map
+from tlray.data.labels import match_classes, read_class_map, tell
 from tlray.data.listing import list_images
 from tlray.data.manifest import with_column
 from tlray.data.prior import class_shares
@@ -94,7 +94,8 @@ def choose_images(config: ExportConfig, classes: tuple[str, ...]) -> pa.Table:
             f"'{config.data}' has no labelled image that the model was not trained on. {why or 'None has a label.'} "
             "Give a folder with class folders (ROOT/CLASS/*), or a manifest with a column 'label'."
         )
-    found = match_classes(found, classes, read_class_map(config.class_map) if config.class_map else None)
+    found, class_of = match_classes(found, classes, read_class_map(config.class_map) if config.class_map else None)
+    tell(class_of, quiet=config.quiet)
     is_new = _is_new(listed.filter(split == "train"), found, quiet=config.quiet)
     if not is_new.any():
         raise DataError(f"The split train of '{config.data}' has the patients of all other images. Add other patients.")

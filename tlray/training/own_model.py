@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tlray.training import own_judging
 from tlray.training.export import compare_engines, engine_warnings
 from tlray.training.judgement_fit import REFER_BELOW
 from tlray.training.own_judging import Judged
+from tlray.trust.paired_models import compare_accuracy
 
 KIND = "bundle"
 """Kind of the output, see `storage.check_output`."""
@@ -146,6 +148,7 @@ def _find_failures(directories: dict[Precision, str], predict: Any, spec: Bundle
         lambda batch_BHWC: [output.numpy() for output in predict(batch_BHWC)],
         images_BHWC,
         labels,
+        compare_accuracy=partial(compare_accuracy, labels=labels, groups=np.arange(len(labels))),
         decide=lambda outputs: outputs[0].max(axis=1) < spec.refer_below,
     )
     exact = compared.get(EngineKind("openvino", "float32"))

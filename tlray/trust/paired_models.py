@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from tlray.bundle.agreement import AccuracyChange
 from tlray.errors import DataError
 from tlray.trust.groups import effective_size, evidence_of, group_index, linear_variance, student
 from tlray.trust.intervals import Interval
@@ -72,3 +73,21 @@ def compare_paired(
         half = student(evidence) * spread
         interval = Interval(value=value, low=max(-1.0, centre - half), high=min(1.0, centre + half))
     return PairedComparison(difference=interval, p_value=p_value, num_gained=gained, num_lost=lost)
+
+
+def compare_accuracy(
+    predicted: np.ndarray, reference: np.ndarray, *, labels: np.ndarray, groups: np.ndarray
+) -> AccuracyChange:
+    """Returns the accuracy of predicted classes minus that of the reference's, with the interval of `compare_paired`.
+
+    Args:
+        predicted: Classes that the model predicts, int [images].
+        reference: Classes that the reference predicts, int [images].
+        labels: True classes, int [images].
+        groups: Group of each image, [images], any values that can be sorted.
+
+    Raises:
+        DataError: No images, or arrays of different lengths.
+    """
+    found = compare_paired(labels, predicted, reference, groups).difference
+    return AccuracyChange(value=found.value, low=found.low, high=found.high, num_groups=len(np.unique(groups)))

@@ -527,8 +527,11 @@ def test_class_maps_and_classes_have_the_same_form(tmp_path):
         assert labels.read_class_map(str(tmp_path / name)) == {NFC: f"{NFC}!"}
     table = make_table((NFC, "test", "1"), (f"{NFC}_left", "train", "2"))
     # The names of an earlier bundle stay as they are.
-    assert labels.match_classes(table, [NFD, "b"])["label"].to_pylist() == [NFD, NFD]
-    assert labels.match_classes(table, [NFD, "b"], {NFC: NFC, f"{NFC}_left": NFC})["label"].to_pylist() == [NFD, NFD]
+    matched, class_of = labels.match_classes(table, [NFD, "b"])
+    assert matched["label"].to_pylist() == [NFD, NFD]
+    assert labels.renamed(class_of) == {f"{NFC}_left": NFD}
+    mapped, _ = labels.match_classes(table, [NFD, "b"], {NFC: NFC, f"{NFC}_left": NFC})
+    assert mapped["label"].to_pylist() == [NFD, NFD]
 
 
 # CSV and Parquet manifests
@@ -917,18 +920,27 @@ def test_short_names_are_unique():
 
 def test_match_classes():
     table = make_table(("adeno_left", "train", "1"), ("adeno", "test", "2"), ("normal", "test", "3"), (None, None, "4"))
-    assert labels.match_classes(table, ["adeno", "normal"])["label"].to_pylist() == ["adeno", "adeno", "normal", None]
+    matched, class_of = labels.match_classes(table, ["adeno", "normal"])
+    assert matched["label"].to_pylist() == ["adeno", "adeno", "normal", None]
+    assert class_of == {"adeno": "adeno", "adeno_left": "adeno", "normal": "normal"}
+    assert labels.renamed(class_of) == {"adeno_left": "adeno"}
     # The model's names may be the longer ones.
-    matched = labels.match_classes(table.slice(1), ["adeno_left.lobe", "normal"])
+    matched, class_of = labels.match_classes(table.slice(1), ["adeno_left.lobe", "normal"])
     assert matched["label"].to_pylist() == ["adeno_left.lobe", "normal", None]
+    assert labels.renamed(class_of) == {"adeno": "adeno_left.lobe"}
     # Equal names are equal, whatever their beginnings.
     table = make_table(("lung_left", None, "1"), ("lung_right", None, "2"))
-    assert labels.match_classes(table, ["lung_left", "lung_right"]).equals(table)
+    matched, class_of = labels.match_classes(table, ["lung_left", "lung_right"])
+    assert matched.equals(table)
+    assert labels.renamed(class_of) == {}
 
 
 def test_match_classes_with_a_map():
-    table = make_table(("luad", None, "1"))
-    assert labels.match_classes(table, ["adeno"], {"luad": "adeno"})["label"].to_pylist() == ["adeno"]
+    table = make_table(("luad", None, "1"), ("none_negative", None, "2"))
+    mapped, class_of = labels.match_classes(table, ["adeno"], {"luad": "adeno", "none_negative": "adeno"})
+    assert mapped["label"].to_pylist() == ["adeno", "adeno"]
+    assert class_of == {"luad": "adeno", "none_negative": "adeno"}
+    table = table.slice(0, 1)
     with pytest.raises(DataError, match="The labels 'luad' match none"):
         labels.match_classes(table, ["adeno"], {"luad": "other"})
     with pytest.raises(DataError, match="lacks the labels 'luad'"):
@@ -940,12 +952,103 @@ def test_match_classes_with_a_map():
     [
         (["x", "normal"], ["adeno", "normal"], r"The labels 'x' match none.*'adeno', 'normal'.*--class-map"),
         (["lung"], ["lung_left", "lung_right"], r"The labels 'lung' match none, or more than one"),
-        (["covid_pos", "covid_neg"], ["covid"], r"classes are 'covid'; .*train: 'covid_neg', 'covid_pos'"),
+        (["covid_mild", "covid_grave"], ["covid"], r"classes are 'covid'; .*train: 'covid_grave', 'covid_mild'"),
+        (["covid_pos", "covid_neg"], ["covid"], r"The labels 'covid_neg' match none"),
     ],
 )
 def test_match_classes_errors(names, classes, message):
     with pytest.raises(DataError, match=message):
         labels.match_classes(make_table(*((name, None, name) for name in names)), classes)
+
+
+NEGATED = [
+    "covid_negative", "covid_Neg", "covid_not.found", "covid_not-found", "covid_x_no_finding", "covid_non covid",
+    "covid_without.signs", "covid_symptom-free", "covid_absent", "covid_(none)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEGATED)
+def test_a_label_with_a_negation_is_no_other_class_and_a_class_with_one_no_other_label(name):
+    for label, other in ((name, "covid"), ("covid", name), (name, "covid_left"), (f"{name}_left", name)):
+        table = make_table((label, "test", "1"), ("normal", "test", "2"))
+        with pytest.raises(DataError, match=r"match none, or more than one, of .*'normal'\. Give a class map"):
+            labels.match_classes(table, [other, "normal"])
+    same = make_table((name, "test", "1"), ("normal_left", "test", "2"))
+    assert labels.match_classes(same, [name, "normal"])[0]["label"].to_pylist() == [name, "normal"]
+
+
+def test_a_negation_alone_is_no_beginning_of_a_class():
+    table = make_table(("no_covid", "test", "1"))
+    with pytest.raises(DataError, match="The labels 'no_covid' match none"):
+        labels.match_classes(table, ["no_finding", "covid"])
+    assert labels.short_names(["no_finding", "covid_negative", "covid19_x"]) == {
+        "no_finding": "no_finding", "covid_negative": "covid_negative", "covid19_x": "covid19",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["covid_node", "covid_Northern.lobe", "covid_freeze", "negative_left", "free.air_left"]
+)
+def test_words_that_only_look_like_a_negation_are_none(name):
+    table = make_table((name, "test", "1"))
+    short = name.partition("_")[0]
+    assert labels.match_classes(table, [short, "b"])[0]["label"].to_pylist() == [short]
+
+
+PUBLIC = {
+    "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib": "adenocarcinoma",
+    "large.cell.carcinoma_left.hilum_T2_N2_M0_IIIa": "large.cell.carcinoma",
+    "squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa": "squamous.cell.carcinoma",
+    "normal": "normal",
+}
+"""Folders of the public set, in train and in test."""
+
+
+def test_the_folders_of_the_public_set_are_four_classes():
+    rows = [*((name, "train", name) for name in PUBLIC), *((name, "test", name) for name in PUBLIC.values())]
+    table = make_table(*rows)
+    unified, mapping = labels.unify_classes(table)
+    assert labels.renamed(mapping) == {long: short for long, short in PUBLIC.items() if long != short}
+    assert unified["label"].to_pylist() == [*PUBLIC.values()] * 2
+    for classes in (list(PUBLIC), list(PUBLIC.values())):
+        for part, names in ((table.slice(0, 4), PUBLIC.keys()), (table.slice(4), PUBLIC.values())):
+            matched, class_of = labels.match_classes(part, classes)
+            assert matched["label"].to_pylist() == classes
+            assert class_of == dict(zip(names, classes, strict=True))
+
+
+@pytest.mark.parametrize("name", NEGATED)
+@pytest.mark.parametrize("other", ["covid", "covid_left", "covid_negative_left"])
+def test_splits_are_not_unified_over_a_negation(name, other):
+    for train, test in ((name, other), (other, name)):
+        table = make_table(
+            (train, "train", "1"), ("normal_x", "train", "2"), (test, "test", "3"), ("normal", "test", "4")
+        )
+        with pytest.raises(DataError, match=r"a negation is never taken for another\. .*\(--class-map\)") as caught:
+            labels.unify_classes(table)
+        assert f"'{name}'" in str(caught.value)
+        assert f"'{other}'" in str(caught.value)
+        assert labels.unify_classes(table, {train: "x", test: "y", "normal_x": "n", "normal": "n"})[1][train] == "x"
+
+
+def test_a_label_with_a_negation_keeps_it_where_others_are_shortened():
+    rows = [
+        ("covid_negative", "train", "1"),
+        ("flu_x", "train", "2"),
+        ("covid_negative", "test", "3"),
+        ("flu", "test", "4"),
+    ]
+    unified, mapping = labels.unify_classes(make_table(*rows))
+    assert mapping == {"covid_negative": "covid_negative", "flu": "flu", "flu_x": "flu"}
+    assert unified["label"].to_pylist() == ["covid_negative", "flu"] * 2
+
+
+def test_the_class_of_each_label_is_told_if_a_name_differs(capsys):
+    labels.tell({"b": "b", "a_1": "a"}, quiet=False)
+    assert capsys.readouterr().out == "Classes: a_1 -> a, b -> b\n"
+    labels.tell({"b": "b", "a_1": "a"}, quiet=True)
+    labels.tell({"b": "b"}, quiet=False)
+    assert capsys.readouterr().out == ""
 
 
 # Splits

@@ -16,7 +16,7 @@ import pytest
 
 from tlray import cli
 from tlray.bundle import store
-from tlray.bundle.agreement import Agreement
+from tlray.bundle.agreement import AccuracyChange, Agreement
 from tlray.bundle.spec import BundleSpec
 from tlray.config.training import TrainConfig
 from tlray.engines import choice, comparison, converted, networks, openvino_engine, quantization
@@ -358,6 +358,11 @@ def test_a_precision_that_the_cpu_lacks(bundle, monkeypatch):
     assert Predictor(bundle).kind == EngineKind("openvino", "float32")
 
 
+def no_change(predicted: np.ndarray, reference: np.ndarray) -> AccuracyChange:
+    assert predicted.shape == reference.shape
+    return AccuracyChange(value=0.0, low=-1.0, high=1.0, num_groups=1)
+
+
 def compared(network, bundle, images):
     directory = os.path.join(bundle, "openvino")
     labels = np.asarray(network(images)).argmax(axis=1)
@@ -366,6 +371,7 @@ def compared(network, bundle, images):
         lambda batch: [np.asarray(network(batch))],
         images,
         labels,
+        compare_accuracy=no_change,
         decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert failed == {}
@@ -415,6 +421,7 @@ class Clock:
             lambda batch: self.run("tensorflow", batch),
             np.zeros((num_images, 1, 1, 3), np.uint8),
             np.zeros(num_images, np.int64),
+            compare_accuracy=no_change,
             decide=lambda outputs: outputs[0].argmax(axis=1),
         )
         assert failed == {}
@@ -468,6 +475,7 @@ def test_a_precision_that_fails_while_it_runs_is_left_out(monkeypatch):
         lambda batch: run("tensorflow", batch),
         np.zeros((72, 1, 1, 3), np.uint8),
         np.zeros(72, np.int64),
+        compare_accuracy=no_change,
         decide=lambda outputs: outputs[0].argmax(axis=1),
     )
     assert (list(found), failed) == ([REFERENCE, EngineKind("openvino", "float32")], {"bfloat16": "no memory"})
@@ -672,6 +680,7 @@ def test_a_converted_model_that_does_not_run_is_left_out(network, bundle, images
         lambda batch: [np.asarray(network(batch))],
         images,
         labels,
+        compare_accuracy=no_change,
         decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert list(found) == [REFERENCE]
@@ -693,6 +702,7 @@ def test_a_model_that_another_process_removes_while_the_reference_runs_is_compar
         reference,
         images,
         np.zeros(len(images), np.int64),
+        compare_accuracy=no_change,
         decide=lambda outputs: outputs[0].max(axis=1) < 0.5,
     )
     assert (list(found), failed) == ([REFERENCE, EngineKind("openvino", "float32")], {})

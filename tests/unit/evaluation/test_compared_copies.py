@@ -1,6 +1,7 @@
 """`tlray compare` on copies of pictures and on images that a bundle knows; scores and pixels are given, without Ray."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,7 @@ def run(monkeypatch, tmp_path) -> Run:
         kept: Mapping[str, KeptImages] | None = None,
         specs: Mapping[str, BundleSpec] | None = None,
         split: Literal["test", "all"] = "test",
+        quiet: bool = True,
     ) -> CompareResult:
         def load(location: str) -> SimpleNamespace:
             side = Path(location).name
@@ -92,7 +94,7 @@ def run(monkeypatch, tmp_path) -> Run:
         bundle, reference, out = (str(tmp_path / name) for name in (*SIDES, "out"))
         return compare(
             CompareConfig(
-                bundle=bundle, reference=reference, data=source, out=out, split=split, overwrite=True, quiet=True
+                bundle=bundle, reference=reference, data=source, out=out, split=split, overwrite=True, quiet=quiet
             )
         )
 
@@ -113,6 +115,18 @@ def labels_of(listed: pa.Table, wrong: Sequence[int] = ()) -> dict[str, str]:
     right = listed["label"].to_pylist()
     given = [labels[row] if row in wrong else right[row] for row in range(listed.num_rows)]
     return dict(zip(listed["image_id"].to_pylist(), given, strict=True))
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_labels_with_other_names_than_their_classes_are_told_and_kept(run, slices, capsys, quiet):
+    listed = make_table(*((label, "test", f"p{number}") for number, label in enumerate(["a_left", "b"])))
+    predicted = dict(zip(listed["image_id"].to_pylist(), "ab", strict=True))
+    told = {"bundle": predicted, "reference": predicted}
+    result = run(listed, by_id(listed, slices[:2]), told, quiet=quiet)
+    assert ("Classes: a_left -> a, b -> b\n" in capsys.readouterr().out) != quiet
+    written = json.loads(Path(result.out, "comparison.json").read_text())
+    assert written["renamed_labels"] == result.comparison["renamed_labels"] == {"a_left": "a"}
+    assert written["bundle_metrics"]["accuracy"] == 1
 
 
 def test_two_bundles_that_differ_only_on_copies_of_one_picture_are_not_told_apart(run, slices):

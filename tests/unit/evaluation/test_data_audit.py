@@ -11,7 +11,7 @@ from tlray.data import splits
 from tlray.data.listing import list_images
 from tlray.evaluation import data_audit
 from tlray.evaluation.data_audit import AuditResult, fix, fix_warnings
-from tlray.trust.copies import Copies
+from tlray.trust.copies import Copies, _components, describe
 
 
 def table(*rows: tuple[str, str | None, str | None, str, str]) -> pa.Table:
@@ -23,15 +23,20 @@ def table(*rows: tuple[str, str | None, str | None, str, str]) -> pa.Table:
 
 
 def copies(
-    num_images: int, *, identical: Sequence[tuple[int, int]] = (), copied: Sequence[tuple[int, int]] = ()
+    num_images: int,
+    *,
+    identical: Sequence[tuple[int, int]] = (),
+    copied: Sequence[tuple[int, int]] = (),
+    neighbours: Sequence[tuple[int, int]] = (),
 ) -> Copies:
     identical_of = np.arange(num_images)
     for first, second in identical:
         identical_of[second] = first
-    kinds = ["identical"] * len(identical) + ["copy"] * len(copied)
+    kinds = np.repeat(["identical", "copy", "neighbour"], [len(identical), len(copied), len(neighbours)])
+    pairs = np.array([*identical, *copied, *neighbours], np.int64).reshape(-1, 2)
     return Copies(
-        group_of=identical_of, identical_of=identical_of, series_of=identical_of,
-        pairs=np.array([*identical, *copied], np.int64).reshape(-1, 2), kinds=np.array(kinds, dtype=str),
+        group_of=_components(pairs[kinds != "neighbour"], num_images), identical_of=identical_of,
+        series_of=_components(pairs, num_images), pairs=pairs, kinds=kinds,
         scores=np.ones(len(kinds), np.float32), is_mirrored=np.zeros(len(kinds), bool),
     )  # fmt: skip
 
@@ -65,11 +70,23 @@ def test_what_else_a_table_says_is_kept():
     assert found["given_scanner"].to_pylist() == ["old", "new"]
 
 
-def test_only_the_copies_with_another_label_go_not_their_whole_series():
-    """Slices of a series are a chain: 0 is a copy of 1, 1 of 2, 2 of 3; only 2 and 3 disagree."""
-    rows = [(str(place), label, None, f"p{place}", "0") for place, label in enumerate("aaabb")]
-    found = fix(table(*rows), copies(5, copied=[(0, 1), (1, 2), (2, 3)])).to_pylist()
-    assert [row["image_id"] for row in found] == ["0", "1", "4"]
+@pytest.mark.parametrize("labels", [("a", "a", "b"), ("a", None, "b"), ("a", "b", "b"), ("a", "b", None)])
+def test_of_a_chain_of_copies_all_go_if_two_disagree_as_the_report_counts_them(labels):
+    """0 is a copy of 1, and 1 of 2; 3 is a neighbouring slice of 2 with another label, and no copy."""
+    images = table(*((str(place), label, None, f"p{place}", "0") for place, label in enumerate([*labels, "c"])))
+    found = copies(4, copied=[(0, 1), (1, 2)], neighbours=[(2, 3)])
+    reported = describe(found, images)["copies"]["conflicting_labels"]
+    left = fix(images, found)["image_id"].to_pylist()
+    assert left == ["3"]
+    assert (reported["num_groups"], reported["num_images"]) == (1, images.num_rows - len(left))
+
+
+@pytest.mark.parametrize("labels", [("a", "a", "a"), ("a", None, "a"), (None, None, None)])
+def test_a_chain_of_copies_with_one_label_stays(labels):
+    images = table(*((str(place), label, None, f"p{place}", "0") for place, label in enumerate([*labels, "c"])))
+    found = copies(4, copied=[(0, 1), (1, 2)], neighbours=[(2, 3)])
+    assert describe(found, images)["copies"]["conflicting_labels"]["num_groups"] == 0
+    assert fix(images, found)["image_id"].to_pylist() == ["0", "1", "2", "3"]
 
 
 def test_of_identical_images_all_go_if_two_disagree():

@@ -1,18 +1,37 @@
-"""Whose images are measured: those that a model was trained on, or others. Needs no running Ray."""
+"""Whose images are measured: those that a model was trained on, or others; and as which classes. Without Ray."""
 
 import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.unit.bundle.test_spec import SPEC
+from tests.unit.cluster.test_plans import make_capacity
 from tests.unit.data.test_manifest import make_table
+from tests.unit.evaluation.test_compare import make_spec, predict
+from tests.unit.evaluation.test_relations import seen_of
+from tlray.bundle import store
 from tlray.bundle.leaks import PICTURES, LeakSearch
+from tlray.cluster import capacity, connection
+from tlray.config.prediction import EvaluateConfig
 from tlray.config.training import TrainConfig
 from tlray.data import dataset, manifest
 from tlray.data.dataset import Dataset
-from tlray.evaluation import evaluate, scope
+from tlray.data.looks import THUMBNAIL_PX
+from tlray.engines import choice
+from tlray.engines.kinds import EngineKind
+from tlray.errors import DataError
+from tlray.evaluation import evaluate, image_controls, relations, scope
+from tlray.evaluation.scope import Scope
+from tlray.inference import score
 from tlray.training import finish
+from tlray.trust import pictures, pixel_match
 
 # Six patients of each class: a validation and a test split are cut.
 CLASSES = [(label, f"{label}{number}") for label in "ab" for number in range(6)]
@@ -58,3 +77,63 @@ def test_a_search_that_is_blind_does_not_tell_that_images_are_new():
     assert evaluate.quoted("all", some, blind)["is_leak_free"] is None
     assert evaluate.quoted("all", some, blind)["num_images"] == 7
     assert evaluate.quoted("all", values | {"num_leaked": 9}, blind)["is_leak_free"] is False
+
+
+@pytest.fixture
+def covid(monkeypatch) -> None:
+    """A bundle of the classes covid and normal that finds covid in every image; all is computed in this process."""
+    spec = make_spec("covid", "normal")
+
+    def load(_location: str) -> SimpleNamespace:
+        return SimpleNamespace(spec=spec, sha256="5" * 64, lookalikes=lambda: None)
+
+    def score_images(_location: str, table: pa.Table, **_: Any) -> Iterator[pa.Table]:
+        yield predict(table, spec, ["covid"] * table.num_rows)
+
+    def look(images: Scope, **_: Any) -> pa.Table:
+        rng = np.random.default_rng(0)
+        shape = (images.table.num_rows, THUMBNAIL_PX, THUMBNAIL_PX)
+        return seen_of(images.table, list(rng.integers(0, 256, shape, dtype=np.uint8)))
+
+    monkeypatch.setattr(store, "load", load)
+    monkeypatch.setattr(choice, "for_bundle", lambda *_, **__: EngineKind("openvino", "float32"))
+    monkeypatch.setattr(score, "predict", score_images)
+    monkeypatch.setattr(relations, "look", look)
+    monkeypatch.setattr(image_controls, "find", lambda *_, **__: {})
+    monkeypatch.setattr(connection, "connect", lambda: None)
+    monkeypatch.setattr(capacity, "measure", lambda: make_capacity(4))
+    monkeypatch.setattr(pictures, "compare", lambda thumbnails, pairs, **_: pixel_match.compare(thumbnails, pairs))
+
+
+def settings(directory: Path, *labels: str, quiet: bool = False) -> EvaluateConfig:
+    """Settings to evaluate on images of these labels."""
+    listed = make_table(*((label, "test", f"p{number}") for number, label in enumerate(labels)))
+    manifest.write_manifest(listed, str(directory / "images.parquet"))
+    data, out = str(directory / "images.parquet"), str(directory / "out")
+    return EvaluateConfig(bundle="b", data=data, out=out, thumbnails=False, quiet=quiet)
+
+
+@pytest.mark.usefixtures("covid")
+def test_negatives_are_not_measured_as_positives(tmp_path):
+    with pytest.raises(DataError, match=r"The labels 'covid_negative' match none, .* Give a class map"):
+        evaluate.evaluate(settings(tmp_path, "covid_negative", "normal"))
+
+
+@pytest.mark.usefixtures("covid")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_labels_with_other_names_than_their_classes_are_told_and_kept(tmp_path, capsys, quiet):
+    result = evaluate.evaluate(settings(tmp_path, "covid_left", "normal", quiet=quiet))
+    assert result.metrics["accuracy"] == 0.5
+    assert ("Classes: covid_left -> covid, normal -> normal\n" in capsys.readouterr().out) != quiet
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["renamed_labels"] == {"covid_left": "covid"}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "class of each renamed label" in page
+    assert "covid_left" in page
+
+
+@pytest.mark.usefixtures("covid")
+def test_labels_that_are_classes_are_no_news(tmp_path, capsys):
+    evaluate.evaluate(settings(tmp_path, "covid", "normal"))
+    assert "Classes:" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["renamed_labels"] == {}
+    assert "renamed" not in (tmp_path / "out/report.html").read_text()

@@ -98,6 +98,20 @@ def test_other_images_of_a_training_patient_are_left_out(tmp_path):
     assert chosen_ids(data, columns="uri=path,label=dx") == ["d.png"]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_labels_with_other_names_than_their_classes_are_told(tmp_path, capsys, quiet):
+    write(tmp_path, "ill_left/a.png", "normal/b.png")
+    table = own_judging.choose_images(settings(tmp_path, quiet=quiet), CLASSES)
+    assert sorted(table["label"].to_pylist()) == ["ill", "normal"]
+    assert ("Classes: ill_left -> ill, normal -> normal\n" in capsys.readouterr().out) != quiet
+
+
+def test_negatives_do_not_calibrate_as_positives(tmp_path):
+    write(tmp_path, "ill_negative/a.png", "normal/b.png")
+    with pytest.raises(DataError, match=r"The labels 'ill_negative' match none, .* Give a class map"):
+        own_judging.choose_images(settings(tmp_path), CLASSES)
+
+
 def test_labels_are_mapped_to_the_classes(tmp_path):
     data = manifest(tmp_path, "a.png,K,,p1", "b.png,G,,p2")
     (tmp_path / "map.csv").write_text("name,class\nK,ill\nG,normal\n")

@@ -12,7 +12,7 @@ from tlray.trust.calibration import brier_interval, calibration_error_interval, 
 from tlray.trust.classification import balanced_accuracy_interval, metric_intervals
 from tlray.trust.groups import effective_size_of_share
 from tlray.trust.intervals import Interval, bootstrap, mean_interval, share_interval
-from tlray.trust.paired_models import compare_paired
+from tlray.trust.paired_models import compare_accuracy, compare_paired
 
 
 def probabilities(predicted, num_classes=2, confidence=0.9):
@@ -329,6 +329,20 @@ def test_any_metric_of_weights_can_be_bootstrapped():
     right = bootstrap(lambda weights: float(weights.sum() / weights.sum()), np.arange(9), np.random.default_rng(0))
     t = stats.t.ppf(0.975, 8)
     assert (right.low, right.high) == pytest.approx((9 / (9 + t**2), 1))
+
+
+def test_the_change_of_accuracy_counts_groups():
+    """One of four images is lost: alone, or as one of two patients."""
+    labels, reference, predicted = np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1]), np.array([0, 1, 1, 1])
+    found = compare_accuracy(predicted, reference, labels=labels, groups=np.arange(4))
+    # Agresti and Min with Student's t of 3 degrees of freedom: half an image more in each of four cells.
+    half = stats.t.ppf(0.975, 3) * np.sqrt(2 - 1 / 6) / 6
+    assert (found.value, found.num_groups) == (-0.25, 4)
+    assert (found.low, found.high) == pytest.approx((max(-1, -1 / 6 - half), -1 / 6 + half))
+    of_two = compare_accuracy(predicted, reference, labels=labels, groups=np.array(["a", "a", "b", "b"]))
+    assert of_two.num_groups == 2
+    assert of_two.high - of_two.low > found.high - found.low
+    assert of_two.high == compare_paired(labels, predicted, reference, np.array([0, 0, 1, 1])).difference.high
 
 
 def test_a_paired_comparison_by_hand():
