@@ -16,7 +16,7 @@ from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
 from tlray.config.training import TrainConfig
-from tlray.data import audit, manifest
+from tlray.data import audit, fingerprints, manifest
 from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
@@ -40,6 +40,7 @@ from tlray.trust import finding_warnings
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
     """Returns the content of `bundle.json` that is known before the model is measured."""
+    cut = verdicts.about_data(images.findings).get("cut_splits")  # a run of an earlier version may not know it
     return BundleSpec(
         classes=images.classes,
         image_size_px=config.image_size_px,
@@ -50,6 +51,8 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
+        given_split_fingerprint=None if cut is None else fingerprints.of_given_splits(images.table, cut),
+        file_fingerprints=fingerprints.of_files(images.table),
         leaks=(*audit.leak_warnings(images.findings), *finding_warnings.leak_warnings(images.findings)),
         shortcuts=tuple(finding_warnings.shortcut_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
