@@ -19,9 +19,9 @@ from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
 from tlray.bundle.spec import LOOKALIKES
 from tlray.config.values import parse_columns
-from tlray.data import looks, manifest, phantom_drawing, phantoms, thumbnail
+from tlray.data import fingerprints, inspection, looks, manifest, phantom_drawing, phantoms, thumbnail
 from tlray.data.listing import list_images
-from tlray.evaluation import evaluate
+from tlray.evaluation import doubts, evaluate
 from tlray.inference import predictions
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -88,6 +88,7 @@ def test_copies_count_once_and_training_images_are_left_out(bundle, images, slic
     assert (found["split"], found["is_leak_free"]) == ("all", True)
     assert found["leak_search"] == {
         "among": "pictures", "num_compared": 2, "num_pictures": 2, "is_own": False, "knows_splits": False,
+        "has_own_files": None,
     }  # fmt: skip
     assert (result.metrics["accuracy"], result.engine) == (found["accuracy"], found["engine"])
     assert result.warnings[0].startswith("The model knows 2 of the 8 images from its training, so the metrics of all")
@@ -126,6 +127,7 @@ def test_bundles_are_compared_on_images_that_neither_knows(bundle, images, slice
     assert (found["bundle_num_known"], found["reference_num_known"], found["is_leak_free"]) == (None, 2, None)
     assert found["reference_leak_search"] == {
         "among": "pictures", "num_compared": 2, "num_pictures": 2, "is_own": False, "knows_splits": False,
+        "has_own_files": None,
     }  # fmt: skip
     assert found["accuracy_difference"] == 0
     near, left_out, failed = result.warnings
@@ -154,26 +156,32 @@ def test_a_split_whose_images_the_model_knows(bundle, images, slices, tmp_path):
     assert not [each for each in found.warnings[1:] if "copy among the training images" in each]
 
 
-@pytest.mark.parametrize("is_own", [True, False])
-def test_a_shortcut_that_the_training_found_is_told_before_the_figures(bundle, images, is_own, tmp_path):
-    """The first bundle was trained on these images, the second one on others."""
+@pytest.mark.parametrize(("is_own", "is_same"), [(True, True), (True, False), (False, False)])
+def test_a_shortcut_that_the_training_found_is_told_before_the_figures(bundle, images, is_own, is_same, tmp_path):
+    """The first bundle was trained on these images, the second on other files with their ids, the third on others."""
     copy, out = tmp_path / "knows", tmp_path / "out"
     shutil.copytree(bundle, copy)
     listed = list_images(str(images), columns=parse_columns(None)).table
     known = manifest.id_fingerprint(listed if is_own else listed.slice(1))
-    spec = dataclasses.replace(store.read_spec(bundle)[0], id_fingerprint=known, shortcuts=("Sizes tell the classes.",))
+    of_files = fingerprints.of_files(inspection.inspect_here(listed, quiet=True)) if is_same else {"all": "0" * 64}
+    spec = dataclasses.replace(
+        store.read_spec(bundle)[0], id_fingerprint=known, file_fingerprints=of_files,
+        shortcuts=("Sizes tell the classes.",),
+    )  # fmt: skip
     store.seal(str(copy), spec)
     found = evaluate_images(EvaluateConfig(bundle=str(copy), data=str(images), split="all", out=str(out), quiet=True))
     page = (out / "report.html").read_text()
-    assert ("Do not believe these numbers yet" in page) == is_own
+    assert ("Do not believe these numbers yet" in page) == is_same
     assert "No check in this report speaks against it" not in page
     assert page.index("Sizes tell the classes.") < page.index("All splits.")
     (told,) = [text for text in found.warnings if "Sizes tell the classes." in text]
-    assert (told == "Sizes tell the classes.") == is_own
-    assert not is_own or found.warnings[0] == told
+    assert (told == "Sizes tell the classes.") == is_same
+    assert not is_same or found.warnings[0] == told
+    assert (doubts.OTHER_FILES in found.warnings) == (is_own and not is_same)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert ("shortcuts" in metrics) == ("traits_control" in metrics) == (not is_own)
-    assert ("none was found in these images" in told) == (not is_own)
+    assert metrics["leak_search"]["has_own_files"] == (is_same if is_own else None)
+    assert ("shortcuts" in metrics) == ("traits_control" in metrics) == (not is_same)
+    assert ("none was found in these images" in told) == (not is_same)
 
 
 def test_a_shortcut_planted_in_an_external_test_set_is_the_first_warning(bundle, tmp_path):

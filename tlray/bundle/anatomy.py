@@ -23,7 +23,7 @@ CONTROLS_ELSEWHERE = {
     ),
     "neighbour_control": "The label of the most similar training image that the bundle keeps",
 }
-"""Descriptions of controls on other data than the model's own, see `tlray.trust.elsewhere.find`."""
+"""Descriptions of controls on other data, or files, than the model's own, see `tlray.trust.elsewhere.find`."""
 
 UNMEASURED_ELSEWHERE = {
     "traits_control": "this takes new images of two classes, and of each class images of two patients",
@@ -98,6 +98,6 @@ def unmeasured_texts(data: Mapping[str, Any], *, knows_all: bool) -> list[str]:
 
 
 def _is_elsewhere(data: Mapping[str, Any]) -> bool:
-    """Tells whether data is that of an evaluation on other images than those of the training."""
+    """Tells whether data is that of an evaluation on other files than those of the training, as far as is known."""
     search = data.get("leak_search")
-    return search is not None and not LeakSearch(**search).is_own
+    return search is not None and not LeakSearch(**search).has_own_files

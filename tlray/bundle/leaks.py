@@ -31,6 +31,7 @@ class LeakSearch:
         num_pictures: Number of pictures that the training images show, see `KeptImages`; None: it is not known.
         is_own: The images have the ids of those that the model was trained and measured on.
         knows_splits: It is known which of these the model learned from, so that their patients are known, too.
+        has_own_files: Their files are those that the training read, too; see `tlray.evaluation.scope.Scope`.
     """
 
     among: str
@@ -38,6 +39,7 @@ class LeakSearch:
     num_pictures: int | None = None
     is_own: bool = False
     knows_splits: bool = False
+    has_own_files: bool | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -46,8 +48,11 @@ class LeakSearch:
 
     @property
     def is_blind(self) -> bool:
-        """Some of the measured images are training images, and nothing tells which."""
-        return self.is_own and not self.knows_splits and not self.is_whole
+        """Some of the measured images may be those that the model learned from, and nothing tells which.
+
+        Pictures of all training images do not help: the validation images, which chose the model, are not among them.
+        """
+        return self.is_own and not self.knows_splits
 
     @property
     def relation(self) -> str:
@@ -77,8 +82,9 @@ class LeakSearch:
         if self.among == PICTURES and not self.knows_splits:
             texts.append("Other images of the same patients are not found.")
         if self.is_blind:
+            unknown = "which of them chose it, as its validation images" if self.is_whole else "on which"
             texts.append(
-                "The model was trained on images with these ids, and it is not known on which: give the "
+                f"The model was trained on images with these ids, and it is not known {unknown}: give the "
                 "manifest.parquet of its run as --data."
             )
         return " ".join(texts)

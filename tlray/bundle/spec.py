@@ -57,6 +57,10 @@ class BundleSpec:
         data_fingerprint: See `manifest.fingerprint`; None if the data is not known.
         split_fingerprint: See `manifest.split_fingerprint`; None if the data is not known.
         id_fingerprint: See `manifest.id_fingerprint`; None also in bundles of earlier versions.
+        given_split_fingerprint: That of the splits before the training cut the missing ones, see
+            `tlray.data.fingerprints.of_given_splits`; None also in bundles of earlier versions.
+        file_fingerprints: Fingerprints of the files by split, see `tlray.data.fingerprints.of_files`; empty if the data
+            is not known, and in bundles of earlier versions.
         prior: Class shares that the probabilities assume, in the order of the classes; None: they are not known.
         training_images: Distributions of the training images' grey levels; None if they are not known.
         validation_predictions: Distribution of the model's predictions for validation images that are new to it; None
@@ -87,6 +91,8 @@ class BundleSpec:
     data_fingerprint: str | None = None
     split_fingerprint: str | None = None
     id_fingerprint: str | None = None
+    given_split_fingerprint: str | None = None
+    file_fingerprints: Mapping[str, str] = field(default_factory=dict)
     prior: tuple[float, ...] | None = None
     training_images: TrainingImages | None = None
     validation_predictions: ValidationPredictions | None = None

@@ -226,8 +226,8 @@ def read_spec(location: str) -> tuple[BundleSpec, str]:
             raise ValueError("prior must have a share for each class")
         if spec.set_thresholds is not None and len(spec.set_thresholds) != len(spec.classes):
             raise ValueError("set_thresholds must have a value for each class")
-        if not isinstance(spec.thresholds, dict) or not isinstance(spec.trust, dict):
-            raise TypeError("thresholds and trust must be objects")
+        if not all(isinstance(each, dict) for each in (spec.thresholds, spec.trust, spec.file_fingerprints)):
+            raise TypeError("thresholds, trust and file_fingerprints must be objects")
         if not all(isinstance(value, int | float) for value in spec.thresholds.values()):
             raise TypeError("thresholds must be numbers")
     except (ValueError, KeyError, TypeError) as error:

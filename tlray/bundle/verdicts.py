@@ -72,7 +72,7 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         findings: See `tlray.trust.findings.find` and `tlray.data.audit.audit`; parts may be missing. An evaluation's
-            have `leak_search`, the fields of `LeakSearch`, and where its images are not those of the training what
+            have `leak_search`, the fields of `LeakSearch`, and where its files are not those of the training what
             `tlray.trust.elsewhere.find` returns and `training_shortcuts`: what tells the classes of the
             training images without the anatomy, a text each.
 

@@ -59,6 +59,14 @@ def split_fingerprint(table: pa.Table) -> str:
     return _fingerprint(table, "image_id", "split")
 
 
+def file_fingerprint(table: pa.Table) -> str:
+    """Returns a sha256 that identifies images and their files: that of the sorted (image_id, sha256).
+
+    It does not change when labels are mapped. The sha256 of a file that cannot be read is null.
+    """
+    return _fingerprint(table, "image_id", "sha256")
+
+
 def id_fingerprint(table: pa.Table) -> str:
     """Returns a sha256 that identifies a data set by the ids of its images: that of the sorted image_id.
 

@@ -152,6 +152,7 @@ def compare(config: CompareConfig) -> CompareResult:
     # Both scopes have the labelled images of the split; that of a model's own data may have what it learned from, too.
     largest = max(scopes.values(), key=lambda each: (int(each.is_read.sum()), each.knows_splits))
     seen = relations.look(largest, out=out, kind=KIND, task_cpus=available.task_cpus, quiet=config.quiet)
+    scopes = {side: scope.with_files(each, specs[side], seen, config.split) for side, each in scopes.items()}
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     predicted = {side: _score(side, each, table, plan, config) for side, each in candidates.items()}
     related = {
@@ -170,7 +171,7 @@ def compare(config: CompareConfig) -> CompareResult:
     }
     regrouped = (related[side].regrouped(predicted[side]) for side in SIDES)
     paired = pair(*regrouped, known={side: each.leaked for side, each in related.items()})
-    warnings = tuple(paired_doubts.find(paired, related, specs, listed))
+    warnings = tuple(paired_doubts.find(paired, related, specs))
     is_leak_free = paired_doubts.is_leak_free(paired, related)
     comparison: dict[str, Any] = {
         **measure(paired, {side: spec.classes for side, spec in specs.items()}, are_new=is_leak_free),

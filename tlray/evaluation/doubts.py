@@ -1,7 +1,7 @@
 """Collects what speaks against the figures of an evaluation, the gravest first.
 
 Some of it was found in the measured images, such as shortcuts in other data than the model's. The rest was found by the
-training of the model in its own data, and its bundle tells it: it concerns the figures where the measured images are of
+training of the model in its own data, and its bundle tells it: it concerns the figures where the measured files are of
 that data, and otherwise the model.
 """
 
@@ -20,6 +20,13 @@ from tlray.trust.finding_warnings import shortcut_warnings
 OTHER_IMAGES = "Among the images that the model was trained and measured on: {}"
 """Warning about leaks in a bundle's own data, shown where other images are measured."""
 
+OTHER_FILES = (
+    "The images have the ids of those that the model was trained and measured on, but not all of their files are those "
+    "that its training read. So shortcuts and controls are those of these files. Images that the model learned from "
+    "are known by their ids, and copies of them by the pictures in the bundle."
+)
+"""Warning where the files of a model's own data set have changed since its training."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubts:
@@ -36,29 +43,26 @@ class Doubts:
     warnings: tuple[str, ...]
 
 
-def findings_of_training(spec: BundleSpec, images: Scope, split: str) -> dict[str, Any]:
+def findings_of_training(spec: BundleSpec, images: Scope) -> dict[str, Any]:
     """Returns what the training of a model found, as findings to be added to those of an evaluation.
 
     Args:
         spec: The description of the model's bundle.
         images: The images that the evaluation looks at.
-        split: Name of the measured split, or `all`.
 
     Returns:
-        For the model's own data its controls by name, see `tlray.trust.findings.find`; null for those that could not be
-        measured. They are of a split of the training, so they are left out where a split has another content now. For
-        other data `training_shortcuts`, see `verdicts.about_data`; left out if there are none.
+        For the files that the training read its controls by name, see `tlray.trust.findings.find`; null for those that
+        could not be measured. For others, and for a split of the same images with another content,
+        `training_shortcuts`, see `verdicts.about_data`; left out if there are none.
     """
-    if not images.is_own:
+    if not images.has_own_files:
         return {"training_shortcuts": list(spec.shortcuts)} if spec.shortcuts else {}
-    if not images.knows_splits and split != "all":
-        return {}
     data = spec.trust.get("data", {})
     return {**dict.fromkeys(data.get("unmeasured", ())), **data.get("controls", {})}
 
 
 def find(
-    spec: BundleSpec, split: str, evaluation: SplitEvaluation, findings: Mapping[str, Any], *, is_own: bool
+    spec: BundleSpec, split: str, evaluation: SplitEvaluation, findings: Mapping[str, Any], *, images: Scope
 ) -> Doubts:
     """Returns what speaks against the figures of an evaluation.
 
@@ -68,17 +72,18 @@ def find(
         evaluation: Its evaluation.
         findings: What is known of the images: see `tlray.data.audit.audit`, `Relations.findings`,
             `tlray.evaluation.image_controls.find` and `findings_of_training`.
-        is_own: The images are of the data set that the model was trained on, see `tlray.evaluation.scope.is_own`. Then
-            what its training found concerns these figures.
+        images: The images that the evaluation looks at. Where their files are those that the training read, what it
+            found concerns these figures.
     """
-    shortcuts = spec.shortcuts if is_own else tuple(shortcut_warnings(findings))
-    leaks = spec.leaks if is_own else ()
-    leaks = all_leaks(leaks, evaluation.metrics)
-    elsewhere = () if is_own else map(OTHER_IMAGES.format, spec.leaks)
+    shortcuts = spec.shortcuts if images.has_own_files else tuple(shortcut_warnings(findings))
+    has_leaks = images.is_own and images.has_own_files is not False
+    leaks = all_leaks(spec.leaks if has_leaks else (), evaluation.metrics)
+    elsewhere = () if has_leaks else map(OTHER_IMAGES.format, spec.leaks)
+    changed = (OTHER_FILES,) if images.has_own_files is False else ()
     answers = _answers(split, evaluation, spec, findings)
     # Of images that the model knows, figures say nothing at all, not even about shortcuts.
     gravest = (*leaks, *shortcuts) if knows_all(evaluation.metrics) else (*shortcuts, *leaks)
-    warnings = (*gravest, *answers, *failure_warnings(findings), *elsewhere)
+    warnings = (*gravest, *changed, *answers, *failure_warnings(findings), *elsewhere)
     return Doubts(shortcuts=shortcuts, leaks=leaks, warnings=warnings)
 
 

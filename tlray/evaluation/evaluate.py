@@ -1,8 +1,8 @@
 """Evaluates a bundle on labelled images: scores them, computes metrics, and writes the report.
 
 Copies are looked for first, so that they count as one image, and images that the model knows are left out of the
-figures to quote; see `tlray.evaluation.relations`. In data that the model was not trained on it looks for shortcuts and
-measures controls, too; see `tlray.evaluation.image_controls`.
+figures to quote; see `tlray.evaluation.relations`. In files that the model's training did not read it looks for
+shortcuts and measures controls, too; see `tlray.evaluation.image_controls`.
 """
 
 import datetime
@@ -105,6 +105,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     capacity.tell_shortage(available, num_gpus=plan.gpus_per_actor, quiet=config.quiet)
     kept = loaded.lookalikes()
     seen = relations.look(looked_at, out=out, kind=KIND, task_cpus=available.task_cpus, quiet=config.quiet)
+    looked_at = scope.with_files(looked_at, spec, seen, config.split)
     storage.prepare_output(out, kind=KIND, known_names=NAMES, overwrite=config.overwrite)
     predicted = _score(config, loaded, table, plan=plan, kind=kind)
     usable(predicted)
@@ -137,13 +138,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         evaluation = with_leak_free(evaluation, related.leaked)
     evaluation = with_subgroups(evaluation, table)
     findings = audit.audit(_as_inspected(predicted)) | dict(related.findings)
-    findings |= controls | doubts.findings_of_training(spec, looked_at, config.split)
+    findings |= controls | doubts.findings_of_training(spec, looked_at)
     overlays, notes = None, ()
     if config.check_overlays:
         overlays, notes = overlay_check.check_overlays(
             location, loaded.sha256, grouped, kind, num_images=config.check_overlays
         )
-    told = doubts.find(spec, config.split, evaluation, findings, is_own=looked_at.is_own)
+    told = doubts.find(spec, config.split, evaluation, findings, images=looked_at)
     warnings = (*told.warnings, *notes)
     content = Report(
         title="Evaluation",
@@ -159,9 +160,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         warnings=warnings,
         evaluations={config.split: evaluation},
     )
-    picturing = None
-    if config.thumbnails:
-        picturing = picture_examples(content.evaluations, predicted, location, spec, loaded.sha256, kind=kind)
+    picturing = (
+        picture_examples(content.evaluations, predicted, location, spec, loaded.sha256, kind=kind)
+        if config.thumbnails
+        else None
+    )
     write_report(out, content, picturing)
     metrics = quoted(config.split, evaluation.metrics, LeakSearch(**findings["leak_search"]))
     summary = {**metrics, "leak_search": findings["leak_search"], "warnings": warnings, "bundle_sha256": loaded.sha256}
@@ -253,6 +256,7 @@ def _as_inspected(predicted: pa.Table) -> pa.Table:
 def describe(spec: BundleSpec) -> dict[str, object]:
     """Returns the fields of a bundle's description that a report shows."""
     hidden = {"files", "metrics", "leaks", "shortcuts", "library_versions", "validation_predictions", "trust"}
+    hidden |= {"file_fingerprints"}
     return {name: value for name, value in asdict(spec).items() if name not in hidden}
 
 

@@ -1,7 +1,8 @@
-"""Looks for shortcuts in measured images, and measures controls on them, where these are not the model's own data.
+"""Looks for shortcuts in measured images, and measures controls on them, where these are not the model's own files.
 
-An evaluation on other data needs both, to tell whether the measured accuracy takes the anatomy. In the model's own data
-its training has looked already; see `tlray.evaluation.doubts`.
+An evaluation on other data needs both, to tell whether the measured accuracy takes the anatomy. So does one on other
+files with the same ids, such as those of the training with their borders cropped off. In the files that the training
+read it has looked already; see `tlray.evaluation.doubts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,9 +46,9 @@ def find(
         call: Calls functions that take seconds each, see `connection.call_in_tasks`.
 
     Returns:
-        See `elsewhere.find`. Empty for the data set that the model was trained on.
+        See `elsewhere.find`. Empty for the files that the model's training read.
     """
-    if images.is_own:
+    if images.has_own_files:
         return {}
     scored = predicted.filter(pc.field("confidence").is_valid())["image_id"].combine_chunks()
     slim = seen.drop_columns(["thumbnail"])  # memory

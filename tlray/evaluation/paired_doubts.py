@@ -1,15 +1,12 @@
 """Collects what speaks against the figures of a comparison of two bundles, the gravest first."""
 
 import itertools
-from collections.abc import Iterator, Mapping
-
-import pyarrow as pa
+from collections.abc import Iterator, Mapping, Sequence
 
 from tlray.bundle import leaks
 from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.spec import BundleSpec
 from tlray.errors import counted
-from tlray.evaluation import scope
 from tlray.evaluation.paired import SIDES, Paired
 from tlray.evaluation.relations import Relations
 
@@ -18,6 +15,12 @@ TRAINED_ON_SHORTCUT = (
     "have it, too. Found in training: {}"
 )
 """Warning about a shortcut that is known of the training images only, where other images are compared."""
+
+OTHER_FILES = (
+    "The images have the ids of those that {} trained and measured on, but not all of their files are those that the "
+    "training read. Images that a bundle learned from are known by their ids, and copies of them by its pictures."
+)
+"""Warning where the files of a bundle's own data set have changed since its training."""
 
 
 def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | None:
@@ -32,25 +35,24 @@ def is_leak_free(paired: Paired, related: Mapping[str, Relations]) -> bool | Non
     return None if any(map(_is_blind, related.values())) else True
 
 
-def find(
-    paired: Paired, related: Mapping[str, Relations], specs: Mapping[str, BundleSpec], listed: pa.Table
-) -> list[str]:
+def find(paired: Paired, related: Mapping[str, Relations], specs: Mapping[str, BundleSpec]) -> list[str]:
     """Returns warnings.
 
     The gravest is that no image is new to both bundles, or that it cannot be told which are. Shortcuts in the data
-    follow, and those in other data that a bundle was trained on, then neighbouring slices, what else the trainings
-    found, and what was left out.
+    follow, and those in other data, or files, that a bundle was trained on, then neighbouring slices, what else the
+    trainings found, and what was left out.
 
     Args:
         paired: The compared images.
         related: For each of `SIDES` what is known of the images.
         specs: For each of `SIDES` the description of its bundle.
-        listed: The manifest of all images of the data, as it was listed.
     """
-    own = {side: spec for side, spec in specs.items() if scope.is_own(spec, listed)}
+    searches = {side: LeakSearch(**each.findings["leak_search"]) for side, each in related.items()}
+    changed = [side for side, each in searches.items() if each.has_own_files is False]
     shortcuts = [
-        *_told_by({side: spec.shortcuts for side, spec in own.items()}),
-        *_learned({side: spec.shortcuts for side, spec in specs.items() if side not in own}),
+        *_told_by({side: spec.shortcuts for side, spec in specs.items() if searches[side].has_own_files}),
+        *_learned({side: spec.shortcuts for side, spec in specs.items() if not searches[side].has_own_files}),
+        *([OTHER_FILES.format(_who_was(changed))] if changed else []),
     ]
     failures = failure_warnings(paired.num_by_error)
     if paired.knows_all:
@@ -62,6 +64,7 @@ def find(
     doubts = {side: text for side in SIDES if (text := _doubt(side, paired, related[side]))}
     blind = [text for side, text in doubts.items() if _is_blind(related[side])]
     near = [text for side, text in doubts.items() if not _is_blind(related[side])]
+    own = {side: spec for side, spec in specs.items() if searches[side].is_own and side not in changed}
     found = _told_by({side: spec.leaks for side, spec in own.items()})
     return [*blind, *shortcuts, *near, *found, *_left_out(paired), *failures]
 
@@ -94,8 +97,13 @@ def _told_by(texts_of: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     """Yields what trainings found in the data, each text once, with the bundles that tell it."""
     for text in dict.fromkeys(itertools.chain.from_iterable(texts_of.values())):
         sides = [side for side, texts in texts_of.items() if text in texts]
-        who = "Both bundles were" if len(sides) == len(SIDES) else f"The {sides[0]} was"
-        yield f"{who} trained on this data, and the training found: {text}"
+        who = _who_was(sides)
+        yield f"{who[0].upper()}{who[1:]} trained on this data, and the training found: {text}"
+
+
+def _who_was(sides: Sequence[str]) -> str:
+    """Returns `both bundles were`, or `the SIDE was` for one of them."""
+    return "both bundles were" if len(sides) == len(SIDES) else f"the {sides[0]} was"
 
 
 def _learned(texts_of: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

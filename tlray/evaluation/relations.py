@@ -2,7 +2,8 @@
 
 Images of one patient and copies of a picture are not independent, and an image that the model learned from, or a copy
 of it, does not show what the model is worth. `tlray evaluate` looks at the images as a training does: `look` reads them
-(`tlray.evaluation.scope` says which), and `find` compares them with one another and with the pictures in the bundle.
+(`tlray.evaluation.scope` says which), and `find` compares them with one another, and with the pictures in the bundle
+where the images that the model learned from are not there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,9 @@ def find(
         quiet: Show no progress.
     """
     rows = _comparable(images, seen, predicted)
-    shown, labels, toward = _pictures(None if images.has_learned else kept, classes)
+    # Other files with the ids of images that the model learned from do not show what it has learned.
+    has_learned = images.has_learned and images.has_own_files is not False
+    shown, labels, toward = _pictures(None if has_learned else kept, classes)
     num_kept = len(labels)
     thumbnails = looks.thumbnails(rows) if rows.num_rows else shown[:0]
     if num_kept:
@@ -141,16 +144,19 @@ def find(
     named = rows.select(["image_id", "split", "label"])
     if not images.knows_splits:
         named = with_column(named, "split", [MEASURED] * named.num_rows)
-    extra = {"image_id": ["in the bundle"] * num_kept, "split": [IN_BUNDLE] * num_kept, "label": labels}
+    # Beside files of the training split their pictures are no copies in another split.
+    kept_in = "train" if images.has_learned else IN_BUNDLE
+    extra = {"image_id": ["in the bundle"] * num_kept, "split": [kept_in] * num_kept, "label": labels}
     named = pa.concat_tables([named, pa.table(extra, schema=named.schema)])
-    related = relate(images, rows["image_id"].to_pylist(), found)
+    related = relate(images, rows["image_id"].to_pylist(), found, split=split)
     num_learned = sum(each in LEARNED_FROM[split] for each in rows["split"].to_pylist())
     search = LeakSearch(
-        among=IMAGES if images.has_learned else PICTURES if num_kept else NOTHING,
-        num_compared=num_learned if images.has_learned else num_kept,
+        among=IMAGES if has_learned else PICTURES if num_kept else NOTHING,
+        num_compared=num_learned if has_learned else num_kept,
         num_pictures=None if kept is None else kept.num_pictures,
         is_own=images.is_own,
         knows_splits=images.knows_splits,
+        has_own_files=images.has_own_files,
     )
     return Relations(
         group_of=related.group_of,
@@ -223,7 +229,8 @@ class Related:
     Attributes:
         group_of: See `Relations`.
         fold_group_of: See `Relations`.
-        leaked: Ids of the measured images in a group with an image, or picture, that the model learned from.
+        leaked: Ids of the measured images in a group with an image, or picture, that the model learned from. Among all
+            images those of validation are such images, too: they chose the epoch and the settings.
         near: See `Relations`.
     """
 
@@ -233,7 +240,7 @@ class Related:
     near: frozenset[str]
 
 
-def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
+def relate(images: Scope, image_ids: Sequence[str], found: Copies, *, split: str) -> Related:
     """Groups images by patients and copies, and tells which measured ones the model knows.
 
     Args:
@@ -241,6 +248,7 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
         image_ids: The ids of the images that were compared. They are the first ones in `found`; training pictures of
             the bundle, which have no ids, come after them.
         found: The copies among them.
+        split: Name of the measured split, or `all`.
     """
     num_images = len(image_ids)
     first_of = [image_ids[first] for first in found.group_of[:num_images].tolist()]
@@ -255,19 +263,20 @@ def relate(images: Scope, image_ids: Sequence[str], found: Copies) -> Related:
     in_series = pa.array([series_of.get(image_id) for image_id in ids], pa.string())
     table = table.append_column(splits.SERIES, in_series)
     independent, in_folds = splits.independent_groups(table), splits.dividing_groups(table)
-    known = {group for group, picture in zip(groups, shown, strict=True) if picture in in_bundle}
-    is_known = splits.in_learned_group(groups, given)
-    is_known |= np.array([group in known for group in groups], dtype=bool)
-    is_known |= np.array([each == "train" for each in given], dtype=bool)
+    is_learned = [each in LEARNED_FROM[split] for each in given]
+    known = {
+        group
+        for group, picture, learned in zip(groups, shown, is_learned, strict=True)
+        if learned or picture in in_bundle
+    }
+    is_known = np.array([group in known for group in groups], dtype=bool)
     leaked = frozenset(np.array(ids, dtype=object)[is_known & images.is_measured].tolist())
     measured = set(np.array(ids, dtype=object)[images.is_measured].tolist())
-    unnamed = splits.unnamed_series(table)
-    is_near = splits.in_learned_group(unnamed, given)
-    kept_series = {image_ids[first] for first in found.series_of[num_images:].tolist() if first < num_images}
     # A bundle does not name its patients, so named patients of other data may be among them.
-    series = unnamed if images.knows_splits else in_series.to_pylist()
-    is_near |= np.array([each in kept_series for each in series], dtype=bool)
-    near = {image_id for image_id, each in zip(ids, is_near.tolist(), strict=True) if each}
+    series = splits.unnamed_series(table) if images.knows_splits else in_series.to_pylist()
+    near_series = {image_ids[first] for first in found.series_of[num_images:].tolist() if first < num_images}
+    near_series |= {each for each, learned in zip(series, is_learned, strict=True) if learned and each is not None}
+    near = {image_id for image_id, each in zip(ids, series, strict=True) if each in near_series}
     return Related(
         group_of=dict(zip(ids, independent, strict=True)),
         fold_group_of=dict(zip(ids, in_folds, strict=True)),

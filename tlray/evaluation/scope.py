@@ -1,16 +1,17 @@
 """Chooses the images that an evaluation looks at: those that are measured, and those that their model learned from.
 
-The latter are there only if the data set is the one that the model was trained on, with the same splits.
+The latter are there only if the data set is the one that the model was trained on, with the same splits. Ids tell
+whether it is, and fingerprints of the files whether these are still the same: someone may have cropped them since.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlray.bundle.spec import BundleSpec
-from tlray.data import manifest, splits
+from tlray.data import fingerprints, manifest, splits
 from tlray.data.manifest import SCHEMA, with_column
 
 MAX_LEARNED = 4000
@@ -34,6 +35,10 @@ class Scope:
         is_own: The data set is the one that the model was trained on, to judge by the ids of its images.
         knows_splits: It is known which of the images the model learned from, as `split` tells.
         has_learned: All images that the model learned from are looked at.
+        whole_splits: The splits that have the same images as in the training. If it has cut others from train, train is
+            not among them.
+        has_own_files: The files of the model's own data set are those that its training read. None: it is not known,
+            as before they are read (see `with_files`), or it is another data set.
     """
 
     table: pa.Table
@@ -42,6 +47,8 @@ class Scope:
     is_own: bool
     knows_splits: bool = False
     has_learned: bool = False
+    whole_splits: frozenset[str] = frozenset()
+    has_own_files: bool | None = None
 
 
 def is_own(spec: BundleSpec, listed: pa.Table) -> bool:
@@ -67,7 +74,7 @@ def choose(spec: BundleSpec, listed: pa.Table, chosen: pa.Table, split: str) -> 
     """
     measured = chosen.select(SCHEMA.names).filter(pc.field("label").is_valid())
     own = is_own(spec, listed)
-    split_of = _own_splits(spec, listed) if own else {}
+    split_of, whole_splits = _own_splits(spec, listed) if own else _UNKNOWN
     if not split_of:
         table = with_column(measured, "split", [None] * measured.num_rows)
         everything = np.ones(measured.num_rows, dtype=bool)
@@ -86,21 +93,57 @@ def choose(spec: BundleSpec, listed: pa.Table, chosen: pa.Table, split: str) -> 
         is_own=True,
         knows_splits=True,
         has_learned=has_learned,
+        whole_splits=whole_splits,
     )
 
 
-def _own_splits(spec: BundleSpec, listed: pa.Table) -> dict[str, str]:
-    """Returns the split of each labelled image of a model's own data set, by its id; empty if the splits are not known.
+def with_files(images: Scope, spec: BundleSpec, seen: pa.Table, split: str) -> Scope:
+    """Returns a scope that tells whether its files are those that the model's training read, see `has_own_files`.
 
-    The training gives no split to an image that it cannot read and that has none. Such an image is left out.
+    Args:
+        images: The scope.
+        spec: The bundle's description. Bundles of earlier versions have no fingerprints of the files.
+        seen: What was read, with `image_id` and `sha256`: the images of the scope that are looked at, and perhaps
+            others.
+        split: Name of the measured split, or `all`.
+    """
+    if not images.is_own:
+        return images
+    ids, of_split = images.table["image_id"], np.array(images.table["split"].to_pylist(), dtype=object)
+    is_in = {name: of_split == name for name in images.whole_splits}
+    if split == fingerprints.ALL:
+        is_in = {split: images.is_measured}
+    known = spec.file_fingerprints
+    is_in = {name: rows for name, rows in is_in.items() if name in known and images.is_read[rows].all()}
+    if split not in is_in:
+        return images
+    files = seen.select(["image_id", "sha256"])
+    found = {
+        name: manifest.file_fingerprint(files.filter(pc.field("image_id").isin(ids.filter(rows).combine_chunks())))
+        for name, rows in is_in.items()
+    }
+    return replace(images, has_own_files=all(each == known[name] for name, each in found.items()))
+
+
+_UNKNOWN: tuple[dict[str, str], frozenset[str]] = ({}, frozenset())
+"""What `_own_splits` returns where the splits are not those of the training."""
+
+
+def _own_splits(spec: BundleSpec, listed: pa.Table) -> tuple[dict[str, str], frozenset[str]]:
+    """Returns the split of each labelled image of a model's own data set, by its id, and `Scope.whole_splits`.
+
+    Both are empty if the splits are not known to be those of the training, as it ended with them or as they were before
+    it cut the missing ones. The training gives no split to an image that it cannot read and that has none. Such an
+    image is left out.
     """
     image_ids, labels, given = manifest.column_lists(listed, "image_id", "label", "split")
     if not any(each for each, label in zip(given, labels, strict=True) if label):
-        return {}  # all splits were cut by the training
+        return _UNKNOWN  # all splits were cut by the training
+    is_cut_again = False
     if manifest.split_fingerprint(listed) != spec.split_fingerprint:  # otherwise it is the manifest of the training
         given = [each or ("train" if label else None) for each, label in zip(given, labels, strict=True)]
         is_cut_again = manifest.split_fingerprint(with_column(listed, "split", given)) != spec.split_fingerprint
-        # Where a split is missing, the training has cut it from train. Otherwise its splits must be these.
-        if is_cut_again and not splits.missing(listed):
-            return {}
-    return {name: each for name, each, label in zip(image_ids, given, labels, strict=True) if label and each}
+        if is_cut_again and fingerprints.of_given_splits(listed) != spec.given_split_fingerprint:
+            return _UNKNOWN
+    split_of = {name: each for name, each, label in zip(image_ids, given, labels, strict=True) if label and each}
+    return split_of, frozenset(split_of.values()) - ({"train"} if is_cut_again else set())

@@ -14,7 +14,7 @@ from tlray.bundle import spec as bundle_files
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import locations
 from tlray.config.commands import VerifyConfig
-from tlray.data import dataset
+from tlray.data import dataset, fingerprints
 from tlray.data.dataset import Dataset
 from tlray.evaluation import checks, evaluate, out_of_fold, run_files
 from tlray.evaluation.checks import Check
@@ -131,6 +131,9 @@ def verify(config: VerifyConfig) -> VerifyResult:
     computed = [each for each in (of_splits, of_unseen) if each is not None]
     of_images = [check for each in computed for check in each.of_images]
     of_origin = _check_origin(images, bundle, evidence.origin)
+    if images is not None and bundle is not None:
+        check_again = partial(_check_known_again, images.dataset.table, bundle.spec)
+        of_origin += run.use(check_again, dataset.MANIFEST, DESCRIPTION) or []
     wrong = [check for check in (*of_files, *of_origin, *of_images, *compared) if not check.is_right]
     tells_unseen = out_of_fold.told(metrics or {}, {}) or (bundle is not None and bundle.of_unseen)
     return VerifyResult(
@@ -250,3 +253,20 @@ def _check_origin(
     if came_from is not None:
         found += checks.check_values({**of_bundle, **of_manifest}, came_from, EVIDENCE)
     return found
+
+
+def _check_known_again(table: pa.Table, spec: BundleSpec) -> list[Check]:
+    """Compares the fingerprints by which an evaluation knows given splits and files again with those of a manifest.
+
+    Args:
+        table: The manifest.
+        spec: Description of the run's bundle. Nothing is compared that an earlier version did not write.
+    """
+    found: dict[str, Any] = {}
+    if spec.given_split_fingerprint is not None:
+        cut = spec.trust.get("data", {}).get("cut_splits", ())
+        found["given_split_fingerprint"] = fingerprints.of_given_splits(table, cut)
+    if spec.file_fingerprints:
+        found["file_fingerprints"] = fingerprints.of_files(table)
+    told = {name: getattr(spec, name) for name in found}
+    return list(checks.check_values(found, told, bundle_files.BUNDLE_JSON))

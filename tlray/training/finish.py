@@ -16,7 +16,7 @@ from tlray.bundle import spec as bundle
 from tlray.bundle.spec import BundleSpec
 from tlray.cluster import connection, plans
 from tlray.config.training import TrainConfig
-from tlray.data import audit, manifest, stream
+from tlray.data import audit, fingerprints, manifest, stream
 from tlray.data.dataset import Dataset
 from tlray.data.drift import ValidationPredictions
 from tlray.data.prior import logit_shift, shifted
@@ -40,6 +40,7 @@ from tlray.trust import finding_warnings
 
 def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> BundleSpec:
     """Returns the content of `bundle.json` that is known before the model is measured."""
+    cut = verdicts.about_data(images.findings).get("cut_splits")  # a run of an earlier version may not know it
     return BundleSpec(
         classes=images.classes,
         image_size_px=config.image_size_px,
@@ -50,6 +51,8 @@ def make_spec(config: TrainConfig, images: Dataset, preprocessing: str) -> Bundl
         data_fingerprint=manifest.fingerprint(images.table),
         split_fingerprint=manifest.split_fingerprint(images.table),
         id_fingerprint=manifest.id_fingerprint(images.table),
+        given_split_fingerprint=None if cut is None else fingerprints.of_given_splits(images.table, cut),
+        file_fingerprints=fingerprints.of_files(images.table),
         leaks=(*audit.leak_warnings(images.findings), *finding_warnings.leak_warnings(images.findings)),
         shortcuts=tuple(finding_warnings.shortcut_warnings(images.findings)),
         prior=tuple(images.wanted_shares(config.prior).tolist()),
@@ -288,11 +291,10 @@ def _export(run: Run, learned: Learned) -> Exported:
 
 def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitEvaluation]:
     """Measures the exported model on each split, from stored features where possible, otherwise by scoring images."""
-    images = run.images
-    group_of = images.group_of
+    images, group_of = run.images, run.images.group_of
     if not exported.probs:
         sha256 = store.seal(run.paths.partial_bundle, spec)
-        return _evaluate(run, exported.kind, spec, sha256, group_of)
+        return _evaluate(run, exported.kind, spec, sha256)
     return {
         split: measurement.measure_probabilities(
             table["class_index"].to_numpy(),
@@ -307,15 +309,13 @@ def _measure(run: Run, exported: Exported, spec: BundleSpec) -> dict[str, SplitE
     }
 
 
-def _evaluate(
-    run: Run, kind: EngineKind, spec: BundleSpec, sha256: str, group_of: Mapping[str, str]
-) -> dict[str, SplitEvaluation]:
+def _evaluate(run: Run, kind: EngineKind, spec: BundleSpec, sha256: str) -> dict[str, SplitEvaluation]:
     """Scores the validation and test images in one pass, and measures each split.
 
     Raises:
         DataError: An image has changed since it was first read, or none of a split can be read.
     """
-    config, images = run.config, run.images
+    config, images, group_of = run.config, run.images, run.images.group_of
     table = pa.concat_tables([images.split("valid"), images.split("test")])
     plan = plans.plan_scoring(run.available, use_gpu=config.use_gpu)
     parts: list[pa.Table] = []

@@ -34,6 +34,8 @@ SPEC = BundleSpec(
     data_fingerprint="d" * 64,
     split_fingerprint="e" * 64,
     id_fingerprint="f" * 64,
+    given_split_fingerprint="a" * 64,
+    file_fingerprints={"all": "b" * 64},
     training_images=TrainingImages(
         grey_mean=Distribution(edges=(80.5, 90.25), counts=(3, 4, 3)),
         grey_deviation=Distribution(edges=(40.0,), counts=(5, 5)),
@@ -154,7 +156,9 @@ def test_a_bundle_that_knows_nothing_of_its_training_images(location):
     """As earlier versions made them, and `tlray export` does."""
     store.seal(location, SPEC)
     edit(location, training_images=None, validation_predictions=None, prior=None, leaks=None, id_fingerprint=None)
+    edit(location, given_split_fingerprint=None, file_fingerprints=None)
     spec = store.load(location).spec
+    assert (spec.given_split_fingerprint, spec.file_fingerprints) == (None, {})
     assert (spec.training_images, spec.validation_predictions, spec.prior) == (None, None, None)
     assert spec.id_fingerprint is None
     assert spec.leaks == ()
@@ -228,6 +232,7 @@ def test_damaged_description_is_refused(location, content):
         {"prior": [0.5, 0.5]},
         {"prior": "train"},
         {"decoding": "new"},
+        {"file_fingerprints": ["f"]},
     ],
 )
 def test_description_with_other_entries_is_refused(location, changes):

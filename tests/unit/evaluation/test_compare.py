@@ -21,7 +21,7 @@ from tlray.data import manifest
 from tlray.errors import ConfigError, DataError
 from tlray.evaluation.compare import check_bundles
 from tlray.evaluation.paired import NONE_IS_NEW, SIDES, Paired, conclude, csv_table, measure, pair
-from tlray.evaluation.paired_doubts import TRAINED_ON_SHORTCUT, failure_warnings, find, is_leak_free
+from tlray.evaluation.paired_doubts import OTHER_FILES, TRAINED_ON_SHORTCUT, failure_warnings, find, is_leak_free
 from tlray.evaluation.relations import Relations
 from tlray.inference import predictions
 
@@ -239,60 +239,84 @@ def related(leaked: frozenset[str] | None, *, near: str = "", **search: Any) -> 
 
 
 NONE = frozenset[str]()
-OTHERS = make_table(("a", None, "1"))
 PLAIN = {side: make_spec("a", "b") for side in SIDES}
+OWN = {"is_own": True, "knows_splits": True, "has_own_files": True}
+"""What is known of images that a bundle was trained on."""
 
 
 def test_a_shortcut_in_other_data_is_a_doubt_about_the_bundle():
     """The reference was trained on the compared images, the bundle on others."""
-    listed = make_table(("a", None, "1"), ("b", None, "2"))
     other = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.", "Formats."))
-    own = dataclasses.replace(other, id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Formats.",))
-    both = {"bundle": related(NONE), "reference": related(NONE)}
-    assert find(pair_known("", ""), both, {"bundle": other, "reference": own}, listed) == [
+    own = dataclasses.replace(other, shortcuts=("Formats.",))
+    both = {"bundle": related(NONE), "reference": related(NONE, **OWN)}
+    assert find(pair_known("", ""), both, {"bundle": other, "reference": own}) == [
         "The reference was trained on this data, and the training found: Formats.",
         TRAINED_ON_SHORTCUT.format("the bundle", "Sizes."),
         TRAINED_ON_SHORTCUT.format("the bundle", "Formats."),
     ]
-    assert find(pair_known("", ""), both, {"bundle": other, "reference": other}, OTHERS) == [
+    both = {"bundle": related(NONE), "reference": related(NONE)}
+    assert find(pair_known("", ""), both, {"bundle": other, "reference": other}) == [
         TRAINED_ON_SHORTCUT.format("both bundles", "Sizes."),
         TRAINED_ON_SHORTCUT.format("both bundles", "Formats."),
     ]
 
 
 def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
-    listed = make_table(("a", None, "1"), ("b", None, "2"))
-    known = dataclasses.replace(
-        make_spec("a", "b"), id_fingerprint=manifest.id_fingerprint(listed), shortcuts=("Sizes.",), leaks=("Copies.",)
-    )
+    known = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
     more = dataclasses.replace(known, leaks=("Copies.", "Patients."))
-    both = {"bundle": related(NONE), "reference": related(NONE)}
+    both = {"bundle": related(NONE, **OWN), "reference": related(NONE, **OWN)}
     paired, specs = pair_known("9", ""), {"bundle": known, "reference": more}
-    assert find(paired, both, specs, listed) == [
+    assert find(paired, both, specs) == [
         "Both bundles were trained on this data, and the training found: Sizes.",
         "Both bundles were trained on this data, and the training found: Copies.",
         "The reference was trained on this data, and the training found: Patients.",
     ]
-    assert find(paired, both, {"bundle": known, "reference": make_spec("a", "b")}, listed) == [
+    assert find(paired, both, {"bundle": known, "reference": make_spec("a", "b")}) == [
         "The bundle was trained on this data, and the training found: Sizes.",
         "The bundle was trained on this data, and the training found: Copies.",
     ]
-    assert find(paired, both, specs, OTHERS) == [TRAINED_ON_SHORTCUT.format("both bundles", "Sizes.")]
+    elsewhere = {"bundle": related(NONE), "reference": related(NONE)}
+    assert find(paired, elsewhere, specs) == [TRAINED_ON_SHORTCUT.format("both bundles", "Sizes.")]
     # What cannot be told is graver.
-    blind = {"bundle": related(NONE, num_compared=8, is_own=True), "reference": related(NONE)}
-    doubt, *others = find(paired, blind, specs, listed)
+    blind = {**both, "bundle": related(NONE, **OWN | {"knows_splits": False})}
+    doubt, *others = find(paired, blind, specs)
     assert doubt.startswith("Has the bundle seen these images before?")
-    assert others == find(paired, both, specs, listed)
+    assert others == find(paired, both, specs)
+
+
+@pytest.mark.parametrize("sides", [("bundle",), SIDES])
+def test_what_the_trainings_found_in_other_files_with_these_ids_is_not_said_of_these(sides):
+    spec = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
+    changed = related(NONE, **OWN | {"has_own_files": False})
+    both = {side: changed if side in sides else related(NONE, **OWN) for side in SIDES}
+    of_same = "The reference was trained on this data, and the training found: {}"
+    is_one = len(sides) == 1
+    assert find(pair_known("", ""), both, dict.fromkeys(SIDES, spec)) == [
+        *([of_same.format("Sizes.")] if is_one else []),
+        TRAINED_ON_SHORTCUT.format("the bundle" if is_one else "both bundles", "Sizes."),
+        OTHER_FILES.format("the bundle was" if is_one else "both bundles were"),
+        *([of_same.format("Copies.")] if is_one else []),
+    ]
+
+
+def test_of_files_that_may_have_changed_shortcuts_are_not_told():
+    """Bundles of earlier versions have no fingerprints of the files."""
+    spec = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
+    both = dict.fromkeys(SIDES, related(NONE, **OWN | {"has_own_files": None}))
+    assert find(pair_known("", ""), both, dict.fromkeys(SIDES, spec)) == [
+        TRAINED_ON_SHORTCUT.format("both bundles", "Sizes."),
+        "Both bundles were trained on this data, and the training found: Copies.",
+    ]
 
 
 def test_without_a_new_image_nothing_else_is_graver():
     both = {"bundle": related(NONE), "reference": related(NONE)}
-    assert find(pair_known("", ""), both, PLAIN, OTHERS) == []
+    assert find(pair_known("", ""), both, PLAIN) == []
     assert is_leak_free(pair_known("", ""), both) is True
-    assert find(pair_known("09", "05"), both, PLAIN, OTHERS) == [
+    assert find(pair_known("09", "05"), both, PLAIN) == [
         "Left out, because a bundle knows them from its training: 2 of 6 images (bundle: 1, reference: 2)."
     ]
-    assert find(pair_known("012", "345"), both, PLAIN, OTHERS) == [
+    assert find(pair_known("012", "345"), both, PLAIN) == [
         "None of the images is new to both bundles, so the figures do not show which one is better. Known from "
         "training, of 6 images: bundle: 3, reference: 3."
     ]
@@ -303,7 +327,7 @@ def test_what_a_bundle_may_know_is_told():
     unknown = {"bundle": related(NONE, near="1345"), "reference": related(None, among=NOTHING)}
     paired = pair_known("1", None)
     assert is_leak_free(paired, unknown) is None
-    doubt, left_out = find(paired, unknown, PLAIN, OTHERS)
+    doubt, left_out = find(paired, unknown, PLAIN)
     assert left_out.endswith(": 1 of 6 images (bundle: 1, reference: not known).")
     assert doubt.startswith("Has the bundle seen these images before? 1 of the 6 images: each has a copy among the ")
     # Image 1 is left out, so it does not count.
@@ -311,7 +335,7 @@ def test_what_a_bundle_may_know_is_told():
     own = {"bundle": related(NONE), "reference": related(NONE, num_compared=8, is_own=True)}
     paired = pair_known("", "")
     assert is_leak_free(paired, own) is None
-    (doubt,) = find(paired, own, PLAIN, OTHERS)
+    (doubt,) = find(paired, own, PLAIN)
     assert doubt.startswith("Has the reference seen these images before? None of the images is known to have a copy")
     assert doubt.endswith("it is not known on which: give the manifest.parquet of its run as --data.")
 

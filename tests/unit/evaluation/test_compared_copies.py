@@ -20,13 +20,14 @@ from tlray.bundle.spec import BundleSpec
 from tlray.cluster import capacity, connection
 from tlray.cluster.capacity import Capacity, Node
 from tlray.config.prediction import CompareConfig
-from tlray.data import manifest, phantom_drawing, phantoms, thumbnail
+from tlray.data import fingerprints, manifest, phantom_drawing, phantoms, thumbnail
 from tlray.data.looks import THUMBNAIL_PX
 from tlray.engines import choice
 from tlray.engines.kinds import EngineKind
 from tlray.evaluation import relations
 from tlray.evaluation.compare import CompareResult, compare
 from tlray.evaluation.paired import IF_NEW, NONE_IS_NEW, SIDES
+from tlray.evaluation.paired_doubts import OTHER_FILES, TRAINED_ON_SHORTCUT
 from tlray.evaluation.scope import Scope
 from tlray.inference import score
 from tlray.trust import pictures, pixel_match
@@ -193,6 +194,33 @@ def test_of_the_data_that_a_bundle_was_trained_on_copies_and_patients_are_known(
     assert (found["num_images"], found["num_left_out"], found[f"{side}_num_known"]) == (2, left_out, left_out)
     assert found[f"{side}_leak_search"] == {
         "among": "images", "num_compared": 2, "num_pictures": None, "is_own": True, "knows_splits": True,
+        "has_own_files": None,
     }  # fmt: skip
     (other,) = set(SIDES) - {side}
     assert (found[f"{other}_num_known"], found[f"{other}_leak_search"]["among"]) == (None, "nothing")
+
+
+@pytest.mark.parametrize(("split", "left_out"), [("test", 0), ("all", 3)])
+def test_validation_images_are_left_out_of_a_comparison_on_all_images(run, slices, split, left_out):
+    """Both bundles were trained on these images, the first one on other files with their ids."""
+    rows = [("a", "train", "p0"), ("b", "train", "p1"), ("a", "valid", "p2"), ("b", "test", "p3"), ("a", "test", "p4")]
+    listed, shown = make_table(*rows), by_id(make_table(*rows), slices[:5])
+    read = seen_of(listed, slices[:5])
+    specs = {"bundle": own_spec(manifest.with_column(read, "sha256", ["other"] * 5)), "reference": own_spec(read)}
+    result = run(listed, shown, dict.fromkeys(SIDES, labels_of(listed)), specs=specs, split=split)
+    found = result.comparison
+    assert (found["num_images"], found["num_left_out"], found["is_leak_free"]) == (2, left_out, True)
+    assert (found["bundle_num_known"], found["reference_num_known"]) == (left_out, left_out)
+    assert found["bundle_leak_search"]["has_own_files"] is False
+    assert OTHER_FILES.format("the bundle was") in result.warnings
+    assert "The reference was trained on this data, and the training found: Sizes." in result.warnings
+    assert TRAINED_ON_SHORTCUT.format("the bundle", "Sizes.") in result.warnings
+
+
+def own_spec(read: pa.Table) -> BundleSpec:
+    """A bundle whose model was trained on images that have been read, and found a shortcut in them."""
+    of_files = fingerprints.of_files(read)
+    ids, splits = manifest.id_fingerprint(read), manifest.split_fingerprint(read)
+    return dataclasses.replace(
+        SPEC, id_fingerprint=ids, split_fingerprint=splits, file_fingerprints=of_files, shortcuts=("Sizes.",)
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.bundle.test_spec import SPEC
-from tests.unit.evaluation.test_scope import LISTED, chosen, trained_on
+from tests.unit.evaluation.test_scope import LISTED, chosen, earlier, trained_on, with_own_files
 from tlray.bundle.leaks import NOTHING, LeakSearch
 from tlray.bundle.spec import BundleSpec
 from tlray.data import manifest
@@ -53,10 +53,11 @@ def evaluation(*, accuracy: float = 0.75) -> SplitEvaluation:
 
 def evaluated(spec: BundleSpec, images: Scope, split: str = "test") -> tuple[Doubts, dict[str, Any]]:
     """Returns the doubts of an evaluation, and its findings, as `evaluate` puts them together."""
-    search = LeakSearch(among=NOTHING, is_own=images.is_own, knows_splits=images.knows_splits)
+    known = {name: getattr(images, name) for name in ("is_own", "knows_splits", "has_own_files")}
+    search = LeakSearch(among=NOTHING, **known)
     findings = {"errors": {}, "leak_search": dataclasses.asdict(search)}
-    findings |= doubts.findings_of_training(spec, images, split)
-    return doubts.find(spec, split, evaluation(), findings, is_own=images.is_own), findings
+    findings |= doubts.findings_of_training(spec, images)
+    return doubts.find(spec, split, evaluation(), findings, images=images), findings
 
 
 @functools.cache
@@ -80,7 +81,7 @@ def shown(told: Doubts, findings: dict[str, Any], split: str = "test") -> str:
 
 
 def test_a_shortcut_of_the_models_own_data_is_the_first_warning_and_stands_above_the_figures():
-    told, findings = evaluated(OWN, chosen(OWN, LISTED, "test"))
+    told, findings = evaluated(OWN, with_own_files(OWN, LISTED, "test"))
     assert told.shortcuts == (SHORTCUT,)
     assert told.warnings[:2] == (SHORTCUT, LEAK)
     assert told.warnings[2].startswith("These images do not show that the model needs the anatomy. It is right in 75.0")
@@ -95,35 +96,60 @@ def test_a_shortcut_of_the_models_own_data_is_the_first_warning_and_stands_above
 
 def test_where_the_model_knows_all_images_that_comes_before_the_shortcuts():
     known = dataclasses.replace(evaluation(), metrics={**evaluation().metrics, "num_leaked": 40})
-    told = doubts.find(OWN, "test", known, {"errors": {}, "leak_search": SEARCH}, is_own=True)
+    images = with_own_files(OWN, LISTED, "test")
+    told = doubts.find(OWN, "test", known, {"errors": {}, "leak_search": SEARCH}, images=images)
     assert told.warnings[0].startswith("The model knows all 40 images from its training")
     assert told.warnings.index(SHORTCUT) == len(told.leaks)
 
 
 def test_controls_are_those_of_the_trainings_splits():
-    assert doubts.findings_of_training(OWN, chosen(OWN, LISTED, "test"), "test") == {
+    assert doubts.findings_of_training(OWN, with_own_files(OWN, LISTED, "test")) == {
         "traits_control": CONTROL,
         "neighbour_control": None,
         "permuted_control": None,
     }
     # On other images of the same data they are told with the name of their split, and are no warning.
-    told, findings = evaluated(OWN, chosen(OWN, LISTED, "all"), "all")
+    told, findings = evaluated(OWN, with_own_files(OWN, LISTED, "all"), "all")
     assert told.warnings == (SHORTCUT, LEAK)
     assert "is right in 90.0 % of the new test images" in shown(told, findings, "all")
     # The same images with other splits: their test images are not those of the training.
     swapped = [{"train": "test", "valid": "valid", "test": "train"}[each] for each in LISTED["split"].to_pylist()]
-    others = chosen(OWN, manifest.with_column(LISTED, "split", swapped), "test")
+    others = with_own_files(OWN, manifest.with_column(LISTED, "split", swapped), "test")
     assert others.is_own
-    assert doubts.findings_of_training(OWN, others, "test") == {}
+    assert doubts.findings_of_training(OWN, others) == {"training_shortcuts": [SHORTCUT]}
     told, _ = evaluated(OWN, others)
-    assert told.warnings[:2] == (SHORTCUT, LEAK)
+    assert (told.shortcuts, told.leaks) == ((), (LEAK,))
+
+
+def test_files_that_have_changed_since_the_training_are_told_and_judged_as_those_of_other_data():
+    """The shortcut and the control of the training are of the old files."""
+    others = dataclasses.replace(with_own_files(OWN, LISTED, "test"), has_own_files=False)
+    told, findings = evaluated(OWN, others)
+    assert (told.shortcuts, told.leaks) == ((), ())
+    files, of_model, of_leak = told.warnings
+    assert files == doubts.OTHER_FILES
+    assert "it is not known whether these images have it, too." in of_model
+    assert of_model.endswith(f"Found in training: {SHORTCUT}")
+    assert of_leak == f"Among the images that the model was trained and measured on: {LEAK}"
+    text = shown(told, findings)
+    assert "Do not believe these numbers yet" not in text
+    assert "is right in 90.0 %" not in text
+
+
+def test_a_bundle_of_an_earlier_version_does_not_know_whether_these_are_the_files_of_its_shortcut():
+    spec = earlier(OWN)
+    told, _ = evaluated(spec, with_own_files(spec, LISTED, "test"))
+    assert (told.shortcuts, told.leaks) == ((), (LEAK,))
+    assert told.warnings[0] == LEAK
+    assert SHORTCUT in told.warnings[1]
+    assert doubts.OTHER_FILES not in told.warnings
 
 
 @pytest.mark.parametrize("split", ["valid", "all"])
 def test_a_control_on_other_images_does_not_tell_whether_the_model_needs_the_anatomy(split):
     """It was measured on the test images of the training, so the model is not compared with it."""
     spec = dataclasses.replace(OWN, shortcuts=(), leaks=())
-    told, findings = evaluated(spec, chosen(spec, LISTED, split), split)
+    told, findings = evaluated(spec, with_own_files(spec, LISTED, split), split)
     assert told.warnings == ()
     text = shown(told, findings, split)
     assert "is right in 90.0 % of the new test images" in text
@@ -151,7 +177,7 @@ def test_a_shortcut_of_the_training_images_is_a_doubt_about_the_model_on_other_i
 
 def test_a_bundle_without_findings_adds_none():
     for spec in (trained_on(LISTED), SPEC):
-        assert doubts.findings_of_training(spec, chosen(spec, LISTED, "test"), "test") == {}
+        assert doubts.findings_of_training(spec, with_own_files(spec, LISTED, "test")) == {}
     told, findings = evaluated(dataclasses.replace(SPEC, leaks=()), chosen(SPEC, LISTED, "test"))
     assert told == Doubts(shortcuts=(), leaks=(), warnings=())
     assert NONE_TELLS in shown(told, findings)
@@ -159,7 +185,7 @@ def test_a_bundle_without_findings_adds_none():
 
 def test_files_that_cannot_be_used_are_told_before_what_other_images_had():
     findings = {"errors": {"empty": {"num_images": 2}}}
-    told = doubts.find(OTHER, "test", evaluation(), findings, is_own=False)
+    told = doubts.find(OTHER, "test", evaluation(), findings, images=chosen(OTHER, LISTED, "test"))
     assert told.warnings[0] == "2 images could not be used: empty."
     assert told.warnings[1].endswith(LEAK)
 
@@ -185,7 +211,7 @@ def test_images_that_the_model_knows_are_warned_of():
 def test_a_doubt_about_leaks_comes_with_its_question(is_known):
     blind = {"errors": {}, "leak_search": dataclasses.asdict(LeakSearch(among=NOTHING, is_own=True))}
     measured = measurement.with_leak_free(evaluation(), set(map(str, range(40)))) if is_known else evaluation()
-    told = doubts.find(SPEC, "all", measured, blind, is_own=False).warnings
+    told = doubts.find(SPEC, "all", measured, blind, images=chosen(SPEC, LISTED, "all")).warnings
     question = "Has the model seen these images before? Not known. The bundle keeps no pictures"
     assert told[0].startswith("The model knows all 40 images" if is_known else question)
     assert any("seen these images" in each for each in told) != is_known

@@ -36,6 +36,7 @@ from tlray.trust import pictures, pixel_match
 # Six patients of each class: a validation and a test split are cut.
 CLASSES = [(label, f"{label}{number}") for label in "ab" for number in range(6)]
 NOTHING_FOUND = {"across_splits": {"num_groups": 0}}
+GIVEN = {"given": ["train", "test"]}
 FINDINGS = {"intensity_range": None, "duplicates": NOTHING_FOUND, "groups": NOTHING_FOUND}
 
 
@@ -52,6 +53,29 @@ def test_data_is_known_again_where_splits_were_cut(given):
     assert scope.is_own(spec, listed)
     assert scope.is_own(spec, cut)
     assert not scope.is_own(spec, listed.slice(1))
+
+
+def test_a_training_that_cuts_valid_knows_the_splits_and_files_again_that_it_was_given():
+    """Two images cannot be read: one of test, and one that has no split."""
+    rows = [(label, "test" if patient[1] in "45" else "train", patient) for label, patient in CLASSES]
+    listed = make_table(*rows, ("a", "test", "x"), ("b", None, "y"))
+    read = manifest.with_column(listed, "sha256", [f"s{number}" for number in range(14)])
+    read = read.append_column("error_code", pa.array([None] * 12 + ["empty"] * 2, pa.string()))
+    images = Dataset(table=dataset.with_splits(read, seed=0), findings=FINDINGS | {"split_shortcuts": GIVEN})
+    assert "valid" in images.table["split"].to_pylist()
+    spec = finish.make_spec(TrainConfig(data="d", out="o").resolved(), images, "symmetric")
+    for table in (listed, images.table):
+        found = scope.choose(spec, table, evaluate.select_split(table, "test"), "test")
+        assert (found.knows_splits, found.has_learned) == (True, True)
+        assert scope.with_files(found, spec, read, "test").has_own_files is True
+    fold = [{"train": "test", "test": "train"}.get(each, each) for each in listed["split"].to_pylist()]
+    other = manifest.with_column(listed, "split", fold)
+    assert not scope.choose(spec, other, evaluate.select_split(other, "test"), "test").knows_splits
+    # A run that an earlier version has begun does not know which splits the data gave.
+    begun = dataclasses.replace(images, findings=FINDINGS)
+    spec = finish.make_spec(TrainConfig(data="d", out="o").resolved(), begun, "symmetric")
+    assert spec.given_split_fingerprint is None
+    assert not scope.choose(spec, listed, evaluate.select_split(listed, "test"), "test").knows_splits
 
 
 def test_a_bundle_of_an_earlier_version_knows_the_splits():

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tlray.bundle import store
 from tlray.bundle.judgement import Limits
 from tlray.bundle.spec import BundleSpec
 from tlray.config.commands import VerifyConfig
-from tlray.data import dataset, inspection, manifest, splits
+from tlray.data import dataset, fingerprints, inspection, manifest, splits
 from tlray.data.dataset import Dataset
 from tlray.errors import DataError
 from tlray.evaluation import checks, evidence, out_of_fold, verification
@@ -72,6 +72,7 @@ def make_run(
     stored: Dataset | None = None,
     num_failed: int = 0,
     unseen: Mapping[str, Predicted] | None = None,
+    cut: Sequence[str] | None = None,
 ) -> Path:
     """Makes the directory of a finished run, without what is of no matter here.
 
@@ -84,6 +85,8 @@ def make_run(
         stored: The images of `manifest.parquet`; None: those that the run was trained on.
         num_failed: Number of test images that the run says it could not score.
         unseen: Predictions of cross-validation and calibration; None: the run has none.
+        cut: The splits that tlray has cut; None: the bundle has no fingerprints of given splits and of files, as those
+            of earlier versions.
     """
     images = make_images()
     measured, stored = measured or images, stored or images
@@ -134,6 +137,13 @@ def make_run(
         id_fingerprint=manifest.id_fingerprint(images.table),
         trust={**errors, "calibration": {"temperature": 1.5, **errors}} if errors else {},
     )
+    if cut is not None:
+        spec = dataclasses.replace(
+            spec,
+            given_split_fingerprint=fingerprints.of_given_splits(images.table, cut),
+            file_fingerprints=fingerprints.of_files(images.table),
+            trust={**spec.trust, "data": {"cut_splits": list(cut)}},
+        )
     store.seal(str(bundle), spec)
     out = tmp_path / "run"
     dataset.write_dataset(stored, str(out))
@@ -410,6 +420,22 @@ def test_a_split_of_the_manifest_alone_is_told_for_the_predictions_too(tmp_path)
         *fingerprint_details("split_fingerprint", run),
         ("images of test", "1 measured image that the manifest does not have in this split: '38.png'."),
     ]
+
+
+@pytest.mark.parametrize("cut", [(), ("valid",)])
+def test_fingerprints_by_which_an_evaluation_knows_the_images_again_are_checked(tmp_path, cut):
+    """A validation image has become one of training. Where tlray cut valid from train, it was given as one of train."""
+    assert verify(make_run(tmp_path / "right", cut=cut)).is_right
+    forged = edited("split", {"18.png": "train"})
+    wrong = verify(make_run(tmp_path / "split", measured=forged, stored=forged, cut=cut)).wrong()
+    assert wrong == [
+        *["split_fingerprint"] * 2,
+        *([] if cut else ["given_split_fingerprint"]),
+        "file_fingerprints.train",
+        "file_fingerprints.valid",
+    ]
+    run = make_run(tmp_path / "file", stored=edited("sha256", {"00.png": "f" * 64}), cut=cut)
+    assert verify(run).wrong() == [*["data_fingerprint"] * 2, "file_fingerprints.train", "file_fingerprints.all"]
 
 
 def test_an_image_that_was_left_out_is_told(tmp_path):

@@ -13,7 +13,7 @@ from tests.unit.bundle.test_spec import SPEC
 from tests.unit.data.test_manifest import make_table
 from tests.unit.evaluation.test_doubts import SEARCH, evaluation, knowing, shown
 from tests.unit.evaluation.test_relations import kept_of, predicted_of
-from tests.unit.evaluation.test_scope import chosen, trained_on
+from tests.unit.evaluation.test_scope import chosen, earlier, trained_on, with_own_files
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
 from tlray.bundle.spec import BundleSpec
@@ -21,6 +21,7 @@ from tlray.data import looks, manifest, traits
 from tlray.evaluation import doubts, image_controls
 from tlray.evaluation.doubts import Doubts
 from tlray.evaluation.relations import Relations
+from tlray.evaluation.scope import Scope
 from tlray.trust import controls, shortcuts
 
 CLASSES = ("a", "b")
@@ -70,12 +71,12 @@ def found(
     *,
     leaked: frozenset[str] | None = None,
     kept: KeptImages | None = None,
-    is_own: bool = False,
+    images: Scope | None = None,
     group_of: Mapping[str, str] = ALONE,
     call: Callable[[Sequence[Callable[[], Any]]], list[Any]] = call,
 ) -> dict[str, Any]:
     return image_controls.find(
-        chosen(trained_on(LISTED) if is_own else SPEC, LISTED, "test"),
+        images or chosen(SPEC, LISTED, "test"),
         seen,
         predicted_of(LISTED, PLACES_BC),
         Relations(group_of=group_of, fold_group_of=ALONE, leaked=leaked, findings={}),
@@ -90,8 +91,8 @@ def told(controls_here: dict[str, Any], spec: BundleSpec = WITHOUT_LEAKS) -> tup
     """Returns the doubts of an evaluation on other data, and the text of its report."""
     images = chosen(spec, LISTED, "test")
     findings = {"errors": {}, "leak_search": SEARCH} | controls_here
-    findings |= doubts.findings_of_training(spec, images, "test")
-    about = doubts.find(spec, "test", evaluation(), findings, is_own=images.is_own)
+    findings |= doubts.findings_of_training(spec, images)
+    about = doubts.find(spec, "test", evaluation(), findings, images=images)
     return about, shown(about, findings)
 
 
@@ -202,8 +203,22 @@ def test_thumbnails_are_not_copied_for_the_search():
     assert max(taken_bytes) < seen["thumbnail"].nbytes / 2
 
 
-def test_in_the_models_own_data_its_training_has_looked():
-    assert found(seen_of(brighter=8), is_own=True) == {}
+def test_in_the_files_that_the_training_read_it_has_looked():
+    assert found(seen_of(brighter=8), images=with_own_files(trained_on(LISTED), LISTED, "test")) == {}
+
+
+def test_other_files_with_the_ids_of_the_models_own_data_are_searched():
+    """The corners of its files tell the classes; in some of the others they were cropped off."""
+    spec = trained_on(LISTED)
+    cropped = manifest.with_column(LISTED, "sha256", ["cropped"] + [None] * (NUM_IMAGES - 1))
+    others = with_own_files(spec, cropped, "test")
+    assert (others.is_own, others.knows_splits, others.has_own_files) == (True, True, False)
+    assert found(seen_of(brighter=8), images=others)["shortcuts"]["found"]
+    here = found(seen_of(), images=others)
+    assert here["shortcuts"]["found"] == []
+    assert here["traits_control"]["num_images"] == NUM_IMAGES
+    # Where nothing tells whether the files are the same, they are searched, too.
+    assert found(seen_of(brighter=8), images=with_own_files(earlier(spec), LISTED, "test"))["shortcuts"]["found"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.bundle.test_spec import SPEC
 from tests.unit.data.test_manifest import make_table
 from tests.unit.evaluation.test_scope import trained_on
+from tlray.bundle.leaks import LeakSearch
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
 from tlray.data import inspection, looks, phantom_drawing, phantoms, splits, thumbnail
@@ -40,14 +41,14 @@ def compared(monkeypatch) -> None:
 
 
 def seen_of(table: pa.Table, shown: Sequence[np.ndarray], unreadable: Sequence[int] = ()) -> pa.Table:
-    """Returns what `look` returns: each image has these pixels."""
+    """Returns what `look` returns: each image has these pixels, and its id as the sha256 of its file."""
     table = table.drop_columns(["sha256"])
     rows: list[dict[str, Any]] = []
-    for row, pixels in enumerate(shown):
+    for row, (image_id, pixels) in enumerate(zip(table["image_id"].to_pylist(), shown, strict=True)):
         if row in unreadable:
             rows.append({"error_code": "empty", "error": "The file is empty."})
             continue
-        look = {"sha256": str(row), "width_px": 96, "height_px": 96, "is_16_bit": False, "trait_format": "PNG"}
+        look = {"sha256": image_id, "width_px": 96, "height_px": 96, "is_16_bit": False, "trait_format": "PNG"}
         rows.append(look | {"pixels_sha256": str(hash(pixels.tobytes())), "thumbnail": pixels.tobytes()})
     found = pa.Table.from_pylist(rows, schema=inspection.INSPECTED_SCHEMA)
     for name in (*inspection.INSPECTION_COLUMNS, *looks.SCHEMA.names):
@@ -77,13 +78,18 @@ def related(
     *,
     split: str = "test",
     is_own: bool = False,
+    has_own_files: bool | None = None,
     kept: KeptImages | None = None,
     places_BC: np.ndarray | None = None,
     with_pictures: bool = False,
 ) -> Relations:
-    """Returns what is found out about the images of a split, given the pixels of each image by its id."""
+    """Returns what is found out about the images of a split, given the pixels of each image by its id.
+
+    `is_own` tells whether they are those of the model's training, and `has_own_files` whether its files are.
+    """
     chosen = evaluate.select_split(listed, split)
     looked_at = scope.choose(trained_on(listed) if is_own else SPEC, listed, chosen, split)
+    looked_at = dataclasses.replace(looked_at, has_own_files=has_own_files)
     read = looked_at.table.filter(pa.array(looked_at.is_read))
     seen = seen_of(read, [shown[image_id] for image_id in read["image_id"].to_pylist()])
     return relations.find(
@@ -127,6 +133,7 @@ def test_images_that_the_bundle_keeps_a_picture_of_are_known_with_their_patients
         assert found.leaked == {"00000", "00001"}
         assert found.findings["leak_search"] == {
             "among": "pictures", "num_compared": 3, "num_pictures": 9, "is_own": False, "knows_splits": False,
+            "has_own_files": None,
         }  # fmt: skip
         assert found.findings["copies"]["copies"]["across_splits"]["num_images"] == 2
         (group,) = found.gallery
@@ -175,6 +182,10 @@ def own(slices) -> tuple[pa.Table, list[np.ndarray]]:
     return make_table(*(row[:3] for row in rows)), shown
 
 
+ALL_VALID = ("all", "valid")
+"""Of all images together, those of validation count as learned from."""
+
+
 @pytest.mark.parametrize("split", ["valid", "test", "all"])
 def test_of_a_models_own_data_groups_and_known_images_are_those_of_its_training(own, split):
     listed, shown = own
@@ -185,11 +196,11 @@ def test_of_a_models_own_data_groups_and_known_images_are_those_of_its_training(
     wanted = {
         image_id
         for image_id, given in zip(listed["image_id"].to_pylist(), listed["split"].to_pylist(), strict=True)
-        if split in (given, "all") and (image_id in images.leaked or given == "train")
+        if split in (given, "all") and (image_id in images.leaked or given == "train" or (split, given) == ALL_VALID)
     }
     again = related(listed, by_id(listed, shown), split=split, is_own=True, kept=kept_of(shown[9:10]))
     assert again.leaked == wanted
-    assert len(wanted) == {"valid": 1, "test": 3, "all": 7}[split]
+    assert len(wanted) == {"valid": 1, "test": 3, "all": 8}[split]
     measured = evaluate.select_split(listed, split)["image_id"].to_pylist()
     pairs = [(a, b) for a in measured for b in measured]
     assert [again.group_of[a] == again.group_of[b] for a, b in pairs] == [
@@ -197,6 +208,61 @@ def test_of_a_models_own_data_groups_and_known_images_are_those_of_its_training(
     ]
     search = again.findings["leak_search"]
     assert (search["among"], search["num_compared"]) == ("images", {"valid": 3, "test": 5, "all": 5}[split])
+
+
+def test_among_all_images_those_of_validation_and_of_their_patients_are_known(slices):
+    """The epoch, the calibration and the thresholds were chosen on them. Image 4 could not be read by the training."""
+    listed = make_table(
+        ("a", "train", "p0"), ("b", "valid", "p1"), ("a", "test", "p2"), ("b", "test", "p1"), ("a", None, "p1")
+    )
+    found = related(listed, by_id(listed, slices[:5]), split="all", is_own=True)
+    assert found.leaked == {"00000", "00001", "00003", "00004"}
+    assert found.findings["leak_search"]["num_compared"] == 2
+    assert related(listed, by_id(listed, slices[:5]), split="valid", is_own=True).leaked == frozenset()
+
+
+def test_other_files_with_the_ids_of_images_that_the_model_learned_from_do_not_make_them_new(slices):
+    """All files are others now. Image 3 shows what the training saw in image 0, and is found by its picture."""
+    listed = make_table(("a", "train", "p0"), ("b", "valid", "p1"), ("a", "test", "p2"), ("b", "test", "p3"))
+    shown = by_id(listed, [slices[4], slices[5], slices[6], slices[0][:, ::-1]])
+    kept = kept_of(slices[:1], num_pictures=1)
+    same = related(listed, shown, is_own=True, has_own_files=True, kept=kept)
+    assert (same.leaked, same.findings["leak_search"]["among"]) == (frozenset(), "images")
+    found = related(listed, shown, is_own=True, has_own_files=False, kept=kept)
+    assert found.leaked == {"00003"}
+    assert found.findings["leak_search"] == {
+        "among": "pictures", "num_compared": 1, "num_pictures": 1, "is_own": True, "knows_splits": True,
+        "has_own_files": False,
+    }  # fmt: skip
+    found = related(listed, shown, split="all", is_own=True, has_own_files=False, kept=kept)
+    assert found.leaked == {"00000", "00001", "00003"}
+    found = related(listed, shown, split="train", is_own=True, has_own_files=False)
+    assert (found.leaked, found.findings["leak_search"]["among"]) == ({"00000"}, "nothing")
+
+
+def test_a_picture_of_a_training_file_that_has_not_changed_is_no_copy_in_another_split(slices):
+    listed = make_table(("a", "train", "p0"), ("b", "test", "p1"))
+    found = related(
+        listed, by_id(listed, slices[:2]), is_own=True, has_own_files=False, kept=kept_of(slices[:1], num_pictures=1)
+    )
+    assert found.leaked == frozenset()
+    assert found.findings["copies"]["copies"]["num_images"] == 2
+    assert found.findings["copies"]["copies"]["across_splits"]["num_images"] == 0
+
+
+def test_in_another_fold_of_its_own_data_a_model_knows_the_images_that_its_bundle_keeps(slices):
+    """Its training cut valid from train. Image 0, a training image, is one of test in the other fold."""
+    ended = make_table(("a", "train", "p0"), ("b", "train", "p1"), ("a", "valid", "p2"), ("b", "test", "p3"))
+    fold = make_table(("a", "test", "p0"), ("b", "train", "p1"), ("a", "train", "p2"), ("b", "train", "p3"))
+    looked_at = scope.choose(trained_on(ended, ["valid"]), fold, evaluate.select_split(fold, "test"), "test")
+    found = relations.find(
+        looked_at, seen_of(looked_at.table, slices[:1]), predicted_of(looked_at.table),
+        kept_of(slices[:2], num_pictures=2), CLASSES,
+        split="test", with_pictures=False, task_cpus=1.0, quiet=True,
+    )  # fmt: skip
+    assert found.leaked == {"00000"}
+    search = LeakSearch(**found.findings["leak_search"])
+    assert (search.among, search.is_blind) == ("pictures", True)
 
 
 def test_of_own_data_that_is_not_read_patients_and_kept_pictures_are_known(own, monkeypatch):
