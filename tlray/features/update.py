@@ -116,8 +116,8 @@ def extract_features(config: FeaturesConfig) -> FeaturesResult:
         keep_most=not config.overwrite,
     )  # fmt: skip
     inspected.forget(training.out)
-    about = {"intensity_range": pixels.intensity_range}
-    about["untrained_16_bit"] = intensity.count_untrained(training, table)
+    untrained = intensity.count_untrained(training, table)
+    about = {"intensity_range": pixels.intensity_range, "untrained_16_bit": untrained}
     notes = [*result.notes, *finding_warnings.intensity_warnings(about)]
     if POOLED in network.names and result.num_rows > 1:
         notes += regression.variation_warning(_variation(result.out))

@@ -143,12 +143,12 @@ def test_images_that_have_changed_are_not_measured(monkeypatch):
     rows = pa.table(
         dict(zip(names, (["a", "b", "c"], ["valid", "test", "test"], [None, "changed", "empty"]), strict=True))
     )
-    images = SimpleNamespace(split=lambda name: rows.filter(pc.field("split") == name))
+    images = SimpleNamespace(split=lambda name: rows.filter(pc.field("split") == name), group_of={})
     config = SimpleNamespace(use_gpu=False, quiet=True, batch_size=2)
     run: Any = SimpleNamespace(config=config, images=images, available=None, paths=SimpleNamespace(partial_bundle="b"))
     monkeypatch.setattr(finish.plans, "plan_scoring", lambda *_, **__: None)
-    monkeypatch.setattr(finish.score, "predict", lambda _, table, **__: iter([table]))
+    monkeypatch.setattr(finish.score, "predict", lambda *given, **_: iter([given[3]]))
     with pytest.raises(
         DataError, match=r"Images have changed .* \(1 so far, for example 'b'\)\..* --resume, or begin anew"
     ):
-        finish._evaluate(run, REFERENCE, cast("Any", None), {})
+        finish._evaluate(run, REFERENCE, cast("Any", None), "0")
