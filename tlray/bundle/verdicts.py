@@ -82,9 +82,9 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
         are neighbouring slices of images that the model learned from; `has_patients`: see `audit.has_patients`;
         `num_unnamed` of `num_images` images have no named patient, only if it is known; `cut_splits`: which of valid
         and test the data did not have, so that tlray cut them, only if it is known; `conflicting_labels`: see
-        `label_conflicts.by_split`, only if there are such images. `leak_search` and
-        `training_shortcuts` only if they are there; with the latter `has_shortcut`: one was found in these images, too;
-        null if they were not tested.
+        `label_conflicts.by_split`, only if there are such images, and `has_more_conflicts` only if it is true: some are
+        not counted there. `leak_search` and `training_shortcuts` only if they are there; with the latter
+        `has_shortcut`: one was found in these images, too; null if they were not tested.
     """
     num_unnamed, num_images = findings.get("groups", {}).get("num_unnamed"), findings.get("num_readable")
     about: dict[str, Any] = {
@@ -97,9 +97,11 @@ def about_data(findings: Mapping[str, Any]) -> dict[str, Any]:
     given = findings.get("split_shortcuts", {}).get("given")
     if given is not None:
         about["cut_splits"] = [split for split in ("valid", "test") if split not in given]
-    conflicting = label_conflicts.by_split(label_conflicts.conflicts(findings))
-    if conflicting:
+    conflicts = label_conflicts.conflicts(findings)
+    if conflicting := label_conflicts.by_split(conflicts):
         about["conflicting_labels"] = conflicting
+        if label_conflicts.is_partial(conflicts):
+            about["has_more_conflicts"] = True
     unmeasured = [name for name in CONTROLS if name in findings and findings[name] is None]
     if unmeasured:
         about["unmeasured"] = unmeasured
@@ -217,12 +219,13 @@ def _labels(measured: Measured) -> Verdict | None:
     num_images = sum(found.get(split, 0) for split in of_images if split != "training")
     if not num_images:
         return None
+    least = "at least " if measured.data.get("has_more_conflicts") else ""
     return Verdict(
         question="Does each picture have one label?",
         answer=(
-            f"No: {num_images} of the {measured.images} {'has' if num_images == 1 else 'have'} a copy with another "
-            "label. One of the two labels is wrong, and a model that is right about the picture counts as wrong where "
-            "it has that label. Correct the labels."
+            f"No: {least}{num_images} of the {measured.images} {'has' if num_images == 1 else 'have'} a copy with "
+            "another label. One of the two labels is wrong, and a model that is right about the picture counts as "
+            "wrong where it has that label. Correct the labels."
         ),
         is_warning=True,
     )

@@ -27,6 +27,11 @@ def by_split(found: Mapping[str, Any]) -> dict[str, int]:
     return dict(Counter(image["split"] for image in images if image.get("split") and image["label"] is not None))
 
 
+def is_partial(found: Mapping[str, Any]) -> bool:
+    """Tells whether `by_split` counts fewer images than there are, because the examples have not all of them."""
+    return sum(len(example["images"]) for example in found.get("examples", ())) < found.get("num_images", 0)
+
+
 def place(found: Mapping[str, Any]) -> str:
     """Returns where such copies are, for a sentence, such as ` in train and test`; empty if no split is known."""
     known = sorted(by_split(found), key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))

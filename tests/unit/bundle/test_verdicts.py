@@ -401,5 +401,13 @@ def test_measured_images_with_a_copy_of_another_label_are_a_reason_for_doubt(spl
     assert verdicts.warnings(evaluated) == (found.answer,)
 
 
+def test_where_the_audit_names_some_copies_only_there_may_be_more():
+    images = [{"image_id": name, "split": "test", "label": name} for name in "ab"]
+    conflict = {"num_groups": 21, "num_images": 42, "examples": [{"images": images}]}
+    data = verdicts.about_data({"copies": {"copies": {"conflicting_labels": conflict}}})
+    about = Measured(split="test", metrics={"num_images": 100, "accuracy": 0.8}, trust={}, data=data)
+    assert "No: at least 2 of the" in verdicts.verdicts(about)["labels"].answer
+
+
 def test_copies_with_one_label_are_not_told():
     assert "conflicting_labels" not in verdicts.about_data({"duplicates": {"conflicting_labels": {"num_groups": 0}}})
