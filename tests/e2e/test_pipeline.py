@@ -210,7 +210,8 @@ def test_an_actor_that_scores_loads_no_tensorflow(trained, phantom_set):
     plan = ScorePlan(max_actors=1, cpus_per_actor=0.5, gpus_per_actor=0)
     images = pa.concat_tables([listing.list_images(str(phantom_set)).table] * 50)  # so that it still scores when seen
     kind = EngineKind("openvino", "float32")
-    tables: Any = score.predict(str(trained / "bundle"), images, plan=plan, kind=kind, batch_size=4)
+    bundle = str(trained / "bundle")
+    tables: Any = score.predict(bundle, *read_spec(bundle), images, plan=plan, kind=kind, batch_size=4)
     maps = []
     with contextlib.closing(tables):
         next(tables)

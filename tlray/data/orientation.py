@@ -3,6 +3,8 @@
 `ImageOps.exif_transpose` is not used, because it also writes the EXIF data anew, which fails for odd ones.
 """
 
+from typing import Any
+
 from PIL import ExifTags, Image
 
 _TURNS = {
@@ -53,7 +55,8 @@ def upright(image: Image.Image) -> Image.Image:
         to turn.
     """
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(value)
     except Exception:  # damaged metadata raise many kinds of errors, and the pixels are good without them
         return image
     if turn is None:

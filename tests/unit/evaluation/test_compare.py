@@ -240,7 +240,7 @@ def related(leaked: frozenset[str] | None, *, near: str = "", **search: Any) -> 
 
 NONE = frozenset[str]()
 PLAIN = {side: make_spec("a", "b") for side in SIDES}
-OWN = {"is_own": True, "knows_splits": True, "has_own_files": True}
+OWN: dict[str, Any] = {"is_own": True, "knows_splits": True, "has_own_files": True}
 """What is known of images that a bundle was trained on."""
 
 
@@ -288,7 +288,7 @@ def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
 def test_what_the_trainings_found_in_other_files_with_these_ids_is_not_said_of_these(sides):
     spec = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
     changed = related(NONE, **OWN | {"has_own_files": False})
-    both = {side: changed if side in sides else related(NONE, **OWN) for side in SIDES}
+    both: dict[str, Relations] = {side: changed if side in sides else related(NONE, **OWN) for side in SIDES}
     of_same = "The reference was trained on this data, and the training found: {}"
     is_one = len(sides) == 1
     assert find(pair_known("", ""), both, dict.fromkeys(SIDES, spec)) == [
