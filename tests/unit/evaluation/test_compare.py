@@ -244,6 +244,11 @@ OWN: dict[str, Any] = {"is_own": True, "knows_splits": True, "has_own_files": Tr
 """What is known of images that a bundle was trained on."""
 
 
+def but(**changes: Any) -> dict[str, Any]:
+    """Returns `OWN` with changes."""
+    return OWN | changes
+
+
 def test_a_shortcut_in_other_data_is_a_doubt_about_the_bundle():
     """The reference was trained on the compared images, the bundle on others."""
     other = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.", "Formats."))
@@ -278,7 +283,7 @@ def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
     elsewhere = {"bundle": related(NONE), "reference": related(NONE)}
     assert find(paired, elsewhere, specs) == [TRAINED_ON_SHORTCUT.format("both bundles", "Sizes.")]
     # What cannot be told is graver.
-    blind = {**both, "bundle": related(NONE, **OWN | {"knows_splits": False})}
+    blind = {**both, "bundle": related(NONE, **but(knows_splits=False))}
     doubt, *others = find(paired, blind, specs)
     assert doubt.startswith("Has the bundle seen these images before?")
     assert others == find(paired, both, specs)
@@ -287,7 +292,7 @@ def test_what_the_trainings_found_in_the_data_is_told_after_shortcuts():
 @pytest.mark.parametrize("sides", [("bundle",), SIDES])
 def test_what_the_trainings_found_in_other_files_with_these_ids_is_not_said_of_these(sides):
     spec = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
-    changed = related(NONE, **OWN | {"has_own_files": False})
+    changed = related(NONE, **but(has_own_files=False))
     both: dict[str, Relations] = {side: changed if side in sides else related(NONE, **OWN) for side in SIDES}
     of_same = "The reference was trained on this data, and the training found: {}"
     is_one = len(sides) == 1
@@ -302,7 +307,7 @@ def test_what_the_trainings_found_in_other_files_with_these_ids_is_not_said_of_t
 def test_of_files_that_may_have_changed_shortcuts_are_not_told():
     """Bundles of earlier versions have no fingerprints of the files."""
     spec = dataclasses.replace(make_spec("a", "b"), shortcuts=("Sizes.",), leaks=("Copies.",))
-    both = dict.fromkeys(SIDES, related(NONE, **OWN | {"has_own_files": None}))
+    both: dict[str, Relations] = dict.fromkeys(SIDES, related(NONE, **but(has_own_files=None)))
     assert find(pair_known("", ""), both, dict.fromkeys(SIDES, spec)) == [
         TRAINED_ON_SHORTCUT.format("both bundles", "Sizes."),
         "Both bundles were trained on this data, and the training found: Copies.",
