@@ -372,7 +372,7 @@ def test_images_without_labels_have_features_too(data, backbone, tmp_path):
 def test_a_full_disk_ends_with_a_message(data, backbone, monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     # A place where nothing can be written, whoever runs the tests.
-    written = write_two_rows(tmp_path / "file/below", "s", "s")
+    written = write_two_rows(tmp_path / "file/below", "", "")
     assert "Not a directory" in written["write_error"][0]
     assert written["image_id"].tolist() == ["x", "y"]
     monkeypatch.setattr("tlray.data.stream.iterate", lambda _dataset: iter([written]))

@@ -111,7 +111,7 @@ def covid(monkeypatch) -> None:
     def load(_location: str) -> SimpleNamespace:
         return SimpleNamespace(spec=spec, sha256="5" * 64, lookalikes=lambda: None)
 
-    def score_images(_location: str, table: pa.Table, **_: Any) -> Iterator[pa.Table]:
+    def score_images(_location: str, _spec: Any, _sha256: str, table: pa.Table, **_: Any) -> Iterator[pa.Table]:
         yield predict(table, spec, ["covid"] * table.num_rows)
 
     def look(images: Scope, **_: Any) -> pa.Table:

@@ -65,7 +65,7 @@ def test_overlays_of_another_bundle_are_not_checked(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(connection, "start_here", lambda function, *arguments: (function, arguments))
     monkeypatch.setattr(connection, "get", lambda started: started[0](*started[1]))
     monkeypatch.setattr(overlay_check, "read_some", lambda *_, **__: {})
-    table = pa.table({"uri": ["/1.png"], "group_id": ["p"], "confidence": [0.5]})
+    table = pa.table({"uri": ["/1.png"], "sha256": ["1"], "group_id": ["p"], "confidence": [0.5]})
     location = str(tmp_path / "bundle")
     found = overlay_check.check_overlays(location, sha256, table, REFERENCE, num_images=1)
     assert found == (None, (
@@ -73,4 +73,4 @@ def test_overlays_of_another_bundle_are_not_checked(tmp_path: Path, monkeypatch)
         f"{sha256[:12]}…. Score with the present bundle, or give the location of the other one.",
     ))  # fmt: skip
     found = overlay_check.check_overlays(location, other, table, REFERENCE, num_images=1)
-    assert found[1] == ("Overlays were not checked: none of the images can be read any more. Check the storage.",)
+    assert found[1] == ("Overlays were not checked: all images have changed, or cannot be read. Check the storage.",)
