@@ -1,10 +1,13 @@
 """Copies of an image that have different labels, in the findings of an audit: which splits they are in."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tlray.data.manifest import SPLITS
+
+IN_BUNDLE = "in the bundle"
+"""Id, in findings, of the pictures of training images that a bundle keeps."""
 
 
 def conflicts(findings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -22,13 +25,28 @@ def conflicts(findings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def by_split(found: Mapping[str, Any]) -> dict[str, int]:
-    """Returns split to its number of labelled images in the examples of `conflicts`; null splits are left out."""
-    images = (image for example in found.get("examples", ()) for image in example["images"])
+    """Returns split to its number of labelled images in `conflicts`; images without a split are left out.
+
+    All are counted, or where the audit has not counted them those in its examples.
+    """
+    if "num_by_split" in found:
+        return dict(found["num_by_split"])
+    return count_by_split([example["images"] for example in found.get("examples", ())])
+
+
+def count_by_split(groups: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """Returns split to its number of labelled images in groups of images; those without a split are left out.
+
+    Pictures of training images that a bundle keeps are no images of the data, so they do not count.
+    """
+    images = (image for group in groups for image in group if image["image_id"] != IN_BUNDLE)
     return dict(Counter(image["split"] for image in images if image.get("split") and image["label"] is not None))
 
 
 def is_partial(found: Mapping[str, Any]) -> bool:
     """Tells whether `by_split` counts fewer images than there are, because the examples have not all of them."""
+    if "num_by_split" in found:
+        return False
     return sum(len(example["images"]) for example in found.get("examples", ())) < found.get("num_images", 0)
 
 

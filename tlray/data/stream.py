@@ -224,10 +224,9 @@ def _decode_rows(
             digests.append("" if isinstance(content, ImageError) else hashlib.sha256(content).hexdigest())
             if not isinstance(content, ImageError):
                 try:
-                    image = _pixels_of(content, image_id, int(rows.epoch[place]), pixels)
-                    if before not in (None, digests[-1]):
+                    if before not in (None, digests[-1]):  # also of a file that cannot be decoded any more
                         raise ImageError(ImageErrorCode.CHANGED, CHANGED)
-                    decoded[place] = image
+                    decoded[place] = _pixels_of(content, image_id, int(rows.epoch[place]), pixels)
                 except ImageError as caught:
                     error = caught
             errors.append(error)

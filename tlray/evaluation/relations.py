@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tlray.bundle.leaks import IMAGES, NOTHING, PICTURES, LeakSearch
 from tlray.bundle.lookalikes import KeptImages
 from tlray.bundle.novelty import directions
-from tlray.data import dataset, inspection, looks, manifest, splits
+from tlray.data import dataset, inspection, label_conflicts, looks, manifest, splits
 from tlray.data.manifest import FURTHER, with_column
 from tlray.evaluation.scope import LEARNED_FROM, Scope
 from tlray.files import file_stamps
@@ -146,7 +146,7 @@ def find(
         named = with_column(named, "split", [MEASURED] * named.num_rows)
     # Beside files of the training split their pictures are no copies in another split.
     kept_in = "train" if images.has_learned else IN_BUNDLE
-    extra = {"image_id": ["in the bundle"] * num_kept, "split": [kept_in] * num_kept, "label": labels}
+    extra = {"image_id": [label_conflicts.IN_BUNDLE] * num_kept, "split": [kept_in] * num_kept, "label": labels}
     named = pa.concat_tables([named, pa.table(extra, schema=named.schema)])
     related = relate(images, rows["image_id"].to_pylist(), found, split=split)
     num_learned = sum(each in LEARNED_FROM[split] for each in rows["split"].to_pylist())

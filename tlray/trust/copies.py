@@ -13,6 +13,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from tlray.data import label_conflicts
 from tlray.data.audit import MAX_EXAMPLES
 from tlray.errors import DataError
 from tlray.trust import pixel_match
@@ -194,12 +195,13 @@ def _describe_groups(group_of: np.ndarray, rows: list[dict[str, Any]]) -> dict[s
     for group, row in zip(group_of.tolist(), rows, strict=True):
         members.setdefault(group, []).append(row)
     groups = [images for images in members.values() if len(images) > 1]
+    conflicting = [images for images in groups if _given(images, "label")[0] > 1]
     return {
         "num_groups": len(groups),
         "num_images": sum(map(len, groups)),
         "within_split": _finding([images for images in groups if _given(images, "split")[1]]),
         "across_splits": _finding([images for images in groups if _given(images, "split")[0] > 1]),
-        "conflicting_labels": _finding([images for images in groups if _given(images, "label")[0] > 1]),
+        "conflicting_labels": _finding(conflicting) | {"num_by_split": label_conflicts.count_by_split(conflicting)},
     }
 
 

@@ -18,6 +18,15 @@ def test_copies_count_where_the_pictures_were_looked_at_and_files_otherwise():
     assert label_conflicts.conflicts({}) == {}
 
 
+def test_all_groups_count_where_the_audit_has_counted_them():
+    """The examples are of the first groups only; pictures that a bundle keeps are no images of the data."""
+    counted = finding(("train", "a"), ("train", "b")) | {"num_images": 42, "num_by_split": {"train": 40, "test": 2}}
+    assert label_conflicts.by_split(counted) == {"train": 40, "test": 2}
+    assert not label_conflicts.is_partial(counted)
+    kept = {"image_id": label_conflicts.IN_BUNDLE, "split": "train", "label": "a"}
+    assert label_conflicts.count_by_split([[kept, {"image_id": "i", "split": "test", "label": "b"}]]) == {"test": 1}
+
+
 @pytest.mark.parametrize(
     ("rows", "by_split", "place"),
     [
