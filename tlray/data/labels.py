@@ -12,8 +12,8 @@ from tlray.data.tables import read_csv
 from tlray.errors import DataError, some
 from tlray.files import spreadsheet, storage
 
-_NEGATIONS = frozenset({"no", "non", "none", "not", "neg", "negative", "without", "free", "absent"})
-"""Words that turn the meaning of a name around."""
+_NEGATION = re.compile(r"no|not|without|free|absent|(non|neg).*")
+"""Words that turn the meaning of a name around, also as in `nonmalignant` or `neg1`."""
 
 _BEFORE = frozenset({"no", "non", "not", "without"})
 """Those that stand before what they negate, so that alone they name no class."""
@@ -179,7 +179,7 @@ def _prefix(label: str) -> str:
 def _negates(label: str) -> bool:
     """Tells whether a label means something else than its part before the first `_`, because its words negate."""
     first, _, further = label.casefold().partition("_")
-    return bool(further) and (first in _BEFORE or not _NEGATIONS.isdisjoint(re.split(r"[\W_]+", further)))
+    return bool(further) and (first in _BEFORE or any(map(_NEGATION.fullmatch, re.split(r"[\W_]+", further))))
 
 
 def _keep_negations(mapping: Mapping[str, str]) -> dict[str, str]:

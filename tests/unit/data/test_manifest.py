@@ -963,6 +963,7 @@ def test_match_classes_errors(names, classes, message):
 
 NEGATED = [
     "covid_negative", "covid_Neg", "covid_not.found", "covid_not-found", "covid_x_no_finding", "covid_non covid",
+    "covid_nonsevere", "covid_neg1",
     "covid_without.signs", "covid_symptom-free", "covid_absent", "covid_(none)",
 ]  # fmt: skip
 
