@@ -8,7 +8,7 @@ from tlray.data import decoding
 CHANGES: Mapping[int, str] = {
     2: "16-bit TIFFs with WhiteIsZero came out inverted, and 16-bit PNGs with alpha lost the low byte of each pixel",
 }
-"""What was otherwise before each version of `decoding.DECODING` from 2 on."""
+"""Version of `decoding.DECODING` to a description of how versions before it decoded some images."""
 
 
 def describe_difference(spec: BundleSpec, sha256: str) -> str:

@@ -16,9 +16,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How an image is turned that has a value of the EXIF tag Orientation (https://exiftool.org/TagNames/EXIF.html).
+"""Value of the EXIF tag Orientation to the way an image is turned (https://exiftool.org/TagNames/EXIF.html).
 
-The value 1 stands for an image that is shown as it is stored."""
+The value 1 is left out: such an image is shown as it is stored."""
 
 _DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 

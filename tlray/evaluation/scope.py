@@ -126,7 +126,7 @@ def with_files(images: Scope, spec: BundleSpec, seen: pa.Table, split: str) -> S
 
 
 _UNKNOWN: tuple[dict[str, str], frozenset[str]] = ({}, frozenset())
-"""What `_own_splits` returns where the splits are not those of the training."""
+"""Splits by image id, and the whole splits, of data whose splits are not known to be those of the training: none."""
 
 
 def _own_splits(spec: BundleSpec, listed: pa.Table) -> tuple[dict[str, str], frozenset[str]]:

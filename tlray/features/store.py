@@ -71,7 +71,7 @@ def read_part(out: str, name: str, *, columns: list[str] | None = None) -> pa.Ta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What the Parquet parts of a directory hold of the rows that are wanted.
+    """Which rows of features are stored in a directory of Parquet parts, compared with those that are wanted.
 
     Attributes:
         kept: Keys of the wanted rows that are there.
